@@ -1,0 +1,39 @@
+# Two commands: `make demo` and `make test`. Each makes .venv when it is missing or out of date.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+
+.PHONY: demo test check format lock clean
+demo: $(STAMP)
+	$(BIN)/kdnas demo --out runs/demo
+
+test: check
+	$(BIN)/python -m pytest tests
+
+check: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyrefly check
+	$(BIN)/lint-imports
+
+format: $(STAMP)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("kdnas needs Python 3.11 or newer; this is " + sys.version.split()[0] + ". Use: make demo PYTHON=python3.12")'
+	@echo "Setting up $(VENV): about half a minute with a warm cache, some minutes with a slow network"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "venv is missing: on Debian or Ubuntu run: sudo apt-get install -y python3-venv"; exit 1; }
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv 2>/dev/null || true
+	@if [ -x $(BIN)/uv ] && $(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[dev]'; then :; \
+	 else echo "uv did not finish; pip takes over"; $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'; fi
+	@touch $@
+
+# For maintainers: a lock file of uv holds the registry's URLs, this file does not.
+lock:
+	$(BIN)/uv pip compile --quiet --universal --no-header --no-annotate --no-emit-index-url --extra dev pyproject.toml -o constraints.txt
+	@! grep -n '://' constraints.txt
+
+clean:
+	rm -rf $(VENV)

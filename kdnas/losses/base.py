@@ -1,0 +1,148 @@
+"""What every loss is: student first, teacher second, labels third; a scalar; float32 or better."""
+
+import abc
+from dataclasses import dataclass
+from typing import ClassVar, Literal, final
+
+import torch
+from torch import Tensor, nn
+
+from kdnas.numerics import widen
+from kdnas.outputs import Outputs
+from kdnas.taps import Alignment, Taps
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of a method's schedule.
+
+    Attributes:
+        name: as the paper calls it.
+        share: its share of the training steps; the shares of a loss's stages sum to 1.
+        trains: whose parameters move: the student's, the loss's own parts, or both.
+        uses: what is minimised: `loss` (this loss alone), `task` (the other terms alone),
+            `both` (their sum), or `preparation` (`Loss.preparation`, which sees the teacher only).
+    """
+
+    name: str
+    share: float
+    trains: Literal["student", "parts", "both"] = "both"
+    uses: Literal["loss", "task", "both", "preparation"] = "both"
+
+
+class Loss(nn.Module, abc.ABC):
+    """A distillation loss.
+
+    Subclasses are `@final`, take keyword-only arguments, and write `compute`. Every call runs in
+    float32 (float64 stays float64) with autocast off, and the teacher is detached before.
+
+    Class attributes:
+        needs: what it reads: `logits`, `labels`, `features`, `attentions`, `images`.
+        weight: the default weight in a sum, with its origin in the docstring.
+        golden: the value on `kdnas.losses.example.example()` in float64, for `kdnas losses --check`.
+    """
+
+    needs: ClassVar[tuple[str, ...]] = ("logits",)
+    weight: ClassVar[float] = 1.0
+    golden: ClassVar[float | None] = None
+
+    def prepare(self, student: Outputs, teacher: Outputs, *, elastic: bool = False) -> None:
+        """Build the learnable parts, if any, from one batch of the largest student's and the teacher's outputs.
+
+        Called once, before the optimiser is made. The base class checks that what the loss needs is there.
+
+        Args:
+            student: outputs of the largest student on at least two images.
+            teacher: the teacher's outputs on the same images.
+            elastic: the student's widths will change from subnet to subnet.
+
+        Raises:
+            ValueError: the two cannot be matched; the message names both shapes.
+        """
+        for kind in ("features", "attentions"):
+            if kind in self.needs and not (getattr(student, kind) and getattr(teacher, kind)):
+                who = "student" if not getattr(student, kind) else "teacher"
+                raise ValueError(f"{type(self).__name__} needs {kind}, and the {who} shows none.")
+        if "logits" in self.needs and student.logits.shape[1:] != teacher.logits.shape[1:]:
+            raise ValueError(
+                f"{type(self).__name__} compares logits class by class: the student's have shape "
+                f"{tuple(student.logits.shape)}, the teacher's {tuple(teacher.logits.shape)}."
+            )
+
+    @final
+    def forward(self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor:
+        """The loss, a scalar."""
+        with torch.autocast(student.logits.device.type, enabled=False):
+            return self.compute(student.map(widen), teacher.detach().map(widen), labels)
+
+    @abc.abstractmethod
+    def compute(self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor:
+        """The loss; the teacher is detached and everything is float32 or float64."""
+
+    def stages(self) -> tuple[Stage, ...]:
+        """The schedule this instance asks for; one joint stage unless its constructor was told otherwise."""
+        return (Stage("joint", 1.0),)
+
+    def preparation(self, teacher: Outputs) -> Tensor:
+        """What a stage with `uses="preparation"` minimises over the loss's own parts."""
+        raise NotImplementedError(f"{type(self).__name__} has no preparation stage")
+
+    def adversary(self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor | None:
+        """What a discriminator of this loss minimises, or None where there is no discriminator.
+
+        It sees detached students, so its backward pass reaches the discriminator only; `compute` in turn
+        runs the discriminator with detached weights, so that the student's pass leaves it alone.
+        """
+        return None
+
+
+class FeatureLoss(Loss):
+    """A loss between paired feature maps: the weighted sum of `between` over the pairs.
+
+    Args:
+        taps: how stages are paired: `resolution` (default), `rdm`, `order`, or explicit pairs
+            `((student stage, teacher stage), ...)`.
+        weights: one weight per pair; default 1 each.
+
+    Class attributes:
+        alignment: what the formula needs of a pair: `nothing`, `positions` (equal height and width)
+            or `channels` (equal channels too, by a learnable adapter on the student where they differ).
+    """
+
+    needs: ClassVar[tuple[str, ...]] = ("features",)
+    alignment: ClassVar[Alignment] = "nothing"
+
+    def __init__(
+        self,
+        *,
+        taps: str | tuple[tuple[int, int], ...] = "resolution",
+        weights: tuple[float, ...] | None = None,
+    ) -> None:
+        super().__init__()
+        self.taps = Taps(pairs=taps, alignment=self.alignment)
+        self.pair_weights = weights
+
+    def prepare(self, student: Outputs, teacher: Outputs, *, elastic: bool = False) -> None:
+        """Pair the stages and build the adapters."""
+        super().prepare(student, teacher, elastic=elastic)
+        self.taps.prepare(student, teacher, elastic)
+        if self.pair_weights is not None and len(self.pair_weights) != len(self.taps.pairs):
+            raise ValueError(
+                f"weights needs one number per pair: {len(self.taps.pairs)} pairs, got {len(self.pair_weights)}."
+            )
+
+    def compute(self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor:
+        """The weighted sum of `between` over the paired maps."""
+        pairs = self.taps(student, teacher)
+        weights = self.pair_weights or (1.0,) * len(pairs)
+        values = [w * self.between(s, t, i) for i, (w, (s, t)) in enumerate(zip(weights, pairs, strict=True))]
+        return torch.stack(values).sum()
+
+    @abc.abstractmethod
+    def between(self, student: Tensor, teacher: Tensor, pair: int) -> Tensor:
+        """The loss of one pair of aligned features, a scalar; `pair` is its index."""
+
+
+def connected_zero(*tensors: Tensor) -> Tensor:
+    """Zero with a graph to every tensor: what a loss without anything to compare returns."""
+    return torch.stack([t.sum() * 0 for t in tensors if t.numel()]).nan_to_num(0.0, 0.0, 0.0).sum()

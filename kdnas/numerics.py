@@ -1,0 +1,112 @@
+"""Normalisation, norms and distances that are finite, with finite gradients, on every input."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def widen(x: Tensor) -> Tensor:
+    """Half precision to float32; float32 and float64 stay as they are."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def rescale(x: Tensor, dim: int | tuple[int, ...] = -1) -> Tensor:
+    """Each vector along `dim` divided by its largest absolute entry, which is held constant.
+
+    Squares of the result neither overflow nor underflow; a zero vector stays zero.
+    """
+    largest = x.detach().abs().amax(dim, keepdim=True)
+    return x / torch.where(largest > 0, largest, 1.0)
+
+
+def safe_normalize(x: Tensor, dim: int = -1) -> Tensor:
+    """Each vector along `dim` divided by its Euclidean norm; a zero vector gives value 0 and gradient 0.
+
+    `F.normalize` divides by max(norm, 1e-12): its slope at a dead row is 1e12.
+    """
+    x = rescale(x, dim)
+    squares = x.square().sum(dim, keepdim=True)
+    alive = squares > 0
+    # The inner where keeps the dead branch's infinite slope out of the gradient, the outer its value.
+    return torch.where(alive, x * torch.where(alive, squares, 1.0).rsqrt(), 0.0)
+
+
+def safe_sqrt(x: Tensor) -> Tensor:
+    """Square root with gradient 0, not infinity, where `x` is 0."""
+    positive = x > 0
+    return torch.where(positive, torch.where(positive, x, 1.0).sqrt(), 0.0)
+
+
+def safe_norm(x: Tensor, dim: int | tuple[int, ...] = -1) -> Tensor:
+    """Euclidean norm along `dim` with gradient 0 at the zero vector; squares do not overflow."""
+    largest = x.detach().abs().amax(dim, keepdim=True)
+    scale = torch.where(largest > 0, largest, 1.0)
+    norm = safe_sqrt((x / scale).square().sum(dim))
+    return norm * scale.reshape(norm.shape)
+
+
+def pairwise_distances(x: Tensor, y: Tensor | None = None) -> Tensor:
+    """Euclidean distances between rows, `[batch, dims]` to `[batch, batch]`.
+
+    From explicit differences: |a|^2 + |b|^2 - 2ab loses half the digits. Peak memory is
+    batch^2 * dims numbers; gradient 0 between equal rows.
+    """
+    other = x if y is None else y
+    return safe_norm(x[:, None] - other[None, :], -1)
+
+
+def squared_distances(x: Tensor, y: Tensor | None = None) -> Tensor:
+    """Squared Euclidean distances between rows, `[..., n, dims]` to `[..., n, m]`, by matrix products.
+
+    Never negative; memory n * m. Use `pairwise_distances` where the square root is taken.
+    """
+    other = x if y is None else y
+    centre = x.detach().mean(-2, keepdim=True)  # closer to the origin: less cancellation
+    x, other = x - centre, other - centre
+    squares = x.square().sum(-1)[..., :, None] + other.square().sum(-1)[..., None, :]
+    return (squares - 2 * x @ other.transpose(-1, -2)).clamp_min(0)
+
+
+def flat(x: Tensor) -> Tensor:
+    """`[batch, ...]` to `[batch, dims]`."""
+    return x.flatten(1)
+
+
+def same_positions(student: Tensor, teacher: Tensor, mode: str = "average") -> tuple[Tensor, Tensor]:
+    """Two maps `[batch, channels, height, width]` brought to the smaller height and the smaller width.
+
+    Args:
+        student: the student's map.
+        teacher: the teacher's map.
+        mode: `average` or `max` pooling.
+    """
+    size = (min(student.shape[2], teacher.shape[2]), min(student.shape[3], teacher.shape[3]))
+    pool = {"average": F.adaptive_avg_pool2d, "max": F.adaptive_max_pool2d}[mode]
+    return (
+        student if student.shape[2:] == size else pool(student, size),
+        teacher if teacher.shape[2:] == size else pool(teacher, size),
+    )
+
+
+def as_map(feature: Tensor) -> Tensor:
+    """Tokens `[batch, tokens, channels]` as a map `[batch, channels, height, width]`; a map stays as it is.
+
+    Tokens are laid out on the most nearly square grid; one leading class token is dropped when
+    only the rest fills a square.
+
+    Raises:
+        ValueError: for another number of dimensions.
+    """
+    if feature.dim() == 4:
+        return feature
+    if feature.dim() == 2:
+        return feature[:, :, None, None]
+    if feature.dim() != 3:
+        raise ValueError(f"a feature has 2, 3 or 4 dimensions, got shape {tuple(feature.shape)}.")
+    tokens = feature.shape[1]
+    side = round(tokens**0.5)
+    if side * side != tokens and round((tokens - 1) ** 0.5) ** 2 == tokens - 1 and tokens > 1:
+        feature, tokens = feature[:, 1:], tokens - 1
+        side = round(tokens**0.5)
+    height = next(h for h in range(side, 0, -1) if tokens % h == 0)
+    return feature.transpose(1, 2).unflatten(2, (height, tokens // height))

@@ -1,0 +1,49 @@
+"""What a network shows a loss."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class Outputs(NamedTuple):
+    """What a network shows a loss.
+
+    Attributes:
+        logits: `[batch, classes]`, or `[batch, classes, height, width]` for dense prediction.
+        features: one map per stage, shallow to deep: `[batch, channels, height, width]` from a
+            convolutional stage, `[batch, tokens, channels]` from a transformer's.
+        attentions: one map per transformer layer, `[batch, heads, tokens, tokens]`, rows sum to 1;
+            empty for a network without attention.
+        images: what the network saw, `[batch, channels, height, width]`, for losses that are conditioned on it.
+    """
+
+    logits: Tensor
+    features: tuple[Tensor, ...] = ()
+    attentions: tuple[Tensor, ...] = ()
+    images: Tensor | None = None
+
+    def detach(self) -> "Outputs":
+        """The same values without a graph."""
+        return self.map(Tensor.detach)
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> "Outputs":
+        """The outputs with `change` applied to every tensor."""
+        return Outputs(
+            change(self.logits),
+            tuple(change(f) for f in self.features),
+            tuple(change(a) for a in self.attentions),
+            None if self.images is None else change(self.images),
+        )
+
+
+def embedding(outputs: Outputs) -> Tensor:
+    """The deepest stage's map averaged over positions, `[batch, channels]`.
+
+    Raises:
+        ValueError: the network shows no features.
+    """
+    if not outputs.features:
+        raise ValueError("an embedding is the pooled last feature map, and these outputs have no features.")
+    deepest = outputs.features[-1]
+    return deepest.mean((2, 3)) if deepest.dim() == 4 else deepest.mean(1) if deepest.dim() == 3 else deepest

@@ -1,0 +1,180 @@
+"""Which student stage is compared with which teacher stage, and the adapter between them."""
+
+import math
+from typing import Literal, NamedTuple, final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kdnas.numerics import as_map, same_positions
+from kdnas.outputs import Outputs
+from kdnas.similarity import dissimilarity, rdm_similarity
+
+Alignment = Literal["nothing", "positions", "channels"]
+Pairs = tuple[tuple[int, int], ...]
+
+
+@final
+class Adapter(nn.Module):
+    """A 1x1 convolution from a student's channels to a teacher's, right for every narrower student.
+
+    A student with fewer channels than the widest uses the leading columns of the weight, as the
+    supernet's own layers do. Starts as the identity where the widths allow.
+    """
+
+    def __init__(self, student_channels: int, teacher_channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(teacher_channels, student_channels))
+        if student_channels == teacher_channels:
+            nn.init.eye_(self.weight)
+        else:
+            nn.init.orthogonal_(self.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[batch, student channels, h, w]` to `[batch, teacher channels, h, w]`."""
+        if x.shape[1] > self.weight.shape[1]:
+            raise ValueError(
+                f"this adapter was prepared for at most {self.weight.shape[1]} student channels, got {x.shape[1]}. "
+                "Prepare the loss with the outputs of the largest subnet."
+            )
+        return F.conv2d(x, self.weight[:, : x.shape[1], None, None])
+
+
+class Row(NamedTuple):
+    """One line of the table that `kdnas taps` prints."""
+
+    student: int
+    teacher: int
+    student_shape: tuple[int, ...]
+    teacher_shape: tuple[int, ...]
+    adapter: str
+    parameters: int
+
+
+@final
+class Taps(nn.Module):
+    """Pairs the stages of two networks and aligns each pair.
+
+    Args:
+        pairs: `resolution` (each student stage with the deepest teacher stage of the nearest
+            resolution; stages of one resolution are spread evenly, last with last), `rdm` (with the teacher
+            stage of the most similar dissimilarity matrix), `order` (first with first; equal
+            counts), or explicit pairs `((student, teacher), ...)`; negative indices count from the end.
+        alignment: `nothing`; `positions`: both become maps of the smaller height and width by average
+            pooling; `channels`: that, and an `Adapter` brings the student to the teacher's channels.
+    """
+
+    def __init__(self, *, pairs: str | Pairs = "resolution", alignment: Alignment = "nothing") -> None:
+        super().__init__()
+        if isinstance(pairs, str) and pairs not in ("resolution", "rdm", "order"):
+            raise ValueError(f"taps must be resolution, rdm, order or explicit pairs, got {pairs!r}.")
+        self.by, self.alignment = pairs, alignment
+        self.pairs: Pairs = ()
+        self.adapters = nn.ModuleDict()
+
+    def prepare(self, student: Outputs, teacher: Outputs, elastic: bool = False) -> tuple[Row, ...]:
+        """Choose the pairs and build their adapters; returns the table.
+
+        Args:
+            student: outputs of the largest student.
+            teacher: outputs of the teacher on the same images.
+            elastic: the student's widths change from subnet to subnet, so that equal widths now are no promise.
+
+        Raises:
+            ValueError: a stage does not exist, or a pair cannot be matched; both shapes are named.
+        """
+        self.pairs = self._choose(student.features, teacher.features)
+        self.adapters.clear()
+        rows = []
+        for index, (i, j) in enumerate(self.pairs):
+            s, t = student.features[i], teacher.features[j]
+            adapter = "none"
+            if self.alignment != "nothing":
+                try:
+                    s_map, t_map = as_map(s), as_map(t)
+                except ValueError as error:
+                    raise ValueError(
+                        f"student stage {i} {tuple(s.shape)} and teacher stage {j} {tuple(t.shape)} "
+                        f"cannot be matched: {error}"
+                    ) from error
+                if s.dim() != t.dim():
+                    adapter = "tokens to map"
+                if s_map.shape[2:] != t_map.shape[2:]:
+                    adapter = "pool"
+                if self.alignment == "channels" and (elastic or s_map.shape[1] != t_map.shape[1]):
+                    made = Adapter(s_map.shape[1], t_map.shape[1]).to(s.device)
+                    self.adapters[str(index)] = made
+                    adapter = "conv1x1" if adapter == "none" else f"{adapter} + conv1x1"
+            count = sum(p.numel() for p in self.adapters[str(index)].parameters()) if str(index) in self.adapters else 0
+            rows.append(Row(i, j, tuple(s.shape[1:]), tuple(t.shape[1:]), adapter, count))
+        return tuple(rows)
+
+    def forward(self, student: Outputs, teacher: Outputs) -> list[tuple[Tensor, Tensor]]:
+        """The aligned pairs, student first."""
+        if not self.pairs:
+            # Losses without learnable parts may be called unprepared.
+            if self.alignment == "channels" and any(
+                s.shape[1] != t.shape[1] for s, t in zip(student.features, teacher.features, strict=False)
+            ):
+                raise ValueError(
+                    "channels differ and no adapter was built. Call loss.prepare(student, teacher) with the outputs "
+                    "of the largest student before the optimiser is made."
+                )
+            pairs = self._choose(student.features, teacher.features)
+        else:
+            pairs = self.pairs
+        aligned = []
+        for index, (i, j) in enumerate(pairs):
+            s, t = student.features[i], teacher.features[j]
+            if self.alignment != "nothing":
+                s, t = same_positions(as_map(s), as_map(t))
+                if str(index) in self.adapters:
+                    s = self.adapters[str(index)](s)
+                elif self.alignment == "channels" and s.shape[1] != t.shape[1]:
+                    raise ValueError(
+                        f"student stage {i} has {s.shape[1]} channels, teacher stage {j} {t.shape[1]}, and no adapter "
+                        "was built. Prepare the loss with elastic=True for a supernet."
+                    )
+            aligned.append((s, t))
+        return aligned
+
+    def _choose(self, student: tuple[Tensor, ...], teacher: tuple[Tensor, ...]) -> Pairs:
+        if not student or not teacher:
+            raise ValueError(f"stages to pair are missing: student {len(student)}, teacher {len(teacher)}.")
+        if not isinstance(self.by, str):
+            return tuple((_index(i, student, "student"), _index(j, teacher, "teacher")) for i, j in self.by)
+        if self.by == "order":
+            if len(student) != len(teacher):
+                shapes = [[tuple(f.shape[1:]) for f in side] for side in (student, teacher)]
+                raise ValueError(f"pairing in order needs equal counts, student {shapes[0]}, teacher {shapes[1]}.")
+            return tuple((i, i) for i in range(len(student)))
+        if self.by == "rdm":
+            matrices = [dissimilarity(t.detach()) for t in teacher]
+            return tuple(
+                (i, max(range(len(teacher)), key=lambda j: float(rdm_similarity(mine, matrices[j]))))
+                for i, mine in enumerate(dissimilarity(s.detach()) for s in student)
+            )
+        return _by_resolution([_positions(s) for s in student], [_positions(t) for t in teacher])
+
+
+def _by_resolution(student: list[int], teacher: list[int]) -> Pairs:
+    chosen = []
+    for i, size in enumerate(student):
+        best = min(abs(math.log(size / t)) for t in teacher)
+        group = [j for j, t in enumerate(teacher) if math.isclose(abs(math.log(size / t)), best, abs_tol=1e-9)]
+        peers = [k for k, s in enumerate(student) if s == size]
+        # The j-th of n student stages takes the teacher stage as deep in its own group; last with last.
+        place = (peers.index(i) + 1) * len(group) / len(peers)
+        chosen.append((i, group[max(0, math.ceil(place) - 1)]))
+    return tuple(chosen)
+
+
+def _positions(feature: Tensor) -> int:
+    return max(1, feature[0].numel() // (feature.shape[2] if feature.dim() == 3 else feature.shape[1]))
+
+
+def _index(index: int, features: tuple[Tensor, ...], who: str) -> int:
+    if not -len(features) <= index < len(features):
+        raise ValueError(f"the {who} has stages 0 to {len(features) - 1}, got {index}.")
+    return index % len(features)
