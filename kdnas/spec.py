@@ -43,7 +43,9 @@ class Spec:
         _check_names(self.make, target, arguments)
         made = target(**arguments)
         if expect is not None and not isinstance(made, expect):
-            raise ValueError(f"{self.make} must return a {expect.__name__}, it returned {type(made).__name__}.")
+            raise ValueError(
+                f"{self.make} must return a {expect.__name__}, it returned {type(made).__name__}."
+            )
         return made
 
     def replace(self, **arguments: Any) -> "Spec":
@@ -78,7 +80,9 @@ def spec(make: Callable[..., Any] | str, **arguments: Any) -> Spec:
     if not isinstance(make, str):
         path = f"{make.__module__}:{make.__qualname__}"
         if "<" in path:
-            raise ValueError(f"{path} has no importable name. Move it to the top of a module and pass it again.")
+            raise ValueError(
+                f"{path} has no importable name. Move it to the top of a module and pass it again."
+            )
         make = path
     return Spec(make, tuple(sorted((name, _frozen(value)) for name, value in arguments.items())))
 
@@ -95,7 +99,9 @@ def resolve(path: str) -> Callable[..., Any]:
     try:
         found: Any = importlib.import_module(module)
     except ImportError as error:
-        raise ValueError(f"cannot import {module!r} ({error}). Install it, or run from the folder it is in.") from error
+        raise ValueError(
+            f"cannot import {module!r} ({error}). Install it, or run from the folder it is in."
+        ) from error
     for part in name.split("."):
         if not hasattr(found, part):
             raise ValueError(f"{module} has no {name!r}.{nearest(part, dir(found))}")
@@ -117,13 +123,16 @@ def nearest(name: str, known: Iterator[str] | list[str] | tuple[str, ...] | Mapp
 def algorithms(package: str) -> dict[str, str]:
     """The algorithms in a folder, by walking it: file name to import path `module:Class`.
 
-    Each file defines one public class, named after the file; nothing is imported here.
+    Each file defines one public class, named after the file; nothing but packages is imported here.
+    Where a folder has sub-folders, those hold the algorithms, and its own files are what they share.
     """
     found: dict[str, str] = {}
     root = importlib.import_module(package)
+    has_folders = any(module.ispkg for module in pkgutil.iter_modules(root.__path__))
     for module in pkgutil.walk_packages(root.__path__, package + "."):
-        name = module.name.rpartition(".")[2]
-        if not module.ispkg and name != "base" and not name.startswith("_"):
+        folder, _, name = module.name.rpartition(".")
+        shared = (has_folders and folder == package) or name == "base" or name.startswith("_")
+        if not module.ispkg and not shared:
             found[name] = f"{module.name}:{_class_name(name)}"
     return found
 
@@ -154,8 +163,10 @@ def _check_names(path: str, target: Callable[..., Any], arguments: Mapping[str, 
         if name not in parameters:
             raise ValueError(f"{path} takes no {name!r}.{nearest(name, list(parameters))}")
     for name, parameter in parameters.items():
-        if parameter.default is parameter.empty and name not in arguments and parameter.kind not in (
-            parameter.VAR_POSITIONAL,
+        if (
+            parameter.default is parameter.empty
+            and name not in arguments
+            and parameter.kind not in (parameter.VAR_POSITIONAL,)
         ):
             raise ValueError(f"{path} needs {name!r}, and it was not given.")
 

@@ -106,7 +106,11 @@ class Taps(nn.Module):
                     made = Adapter(s_map.shape[1], t_map.shape[1]).to(s.device)
                     self.adapters[str(index)] = made
                     adapter = "conv1x1" if adapter == "none" else f"{adapter} + conv1x1"
-            count = sum(p.numel() for p in self.adapters[str(index)].parameters()) if str(index) in self.adapters else 0
+            count = (
+                sum(p.numel() for p in self.adapters[str(index)].parameters())
+                if str(index) in self.adapters
+                else 0
+            )
             rows.append(Row(i, j, tuple(s.shape[1:]), tuple(t.shape[1:]), adapter, count))
         return tuple(rows)
 
@@ -147,7 +151,9 @@ class Taps(nn.Module):
         if self.by == "order":
             if len(student) != len(teacher):
                 shapes = [[tuple(f.shape[1:]) for f in side] for side in (student, teacher)]
-                raise ValueError(f"pairing in order needs equal counts, student {shapes[0]}, teacher {shapes[1]}.")
+                raise ValueError(
+                    f"pairing in order needs equal counts, student {shapes[0]}, teacher {shapes[1]}."
+                )
             return tuple((i, i) for i in range(len(student)))
         if self.by == "rdm":
             matrices = [dissimilarity(t.detach()) for t in teacher]
@@ -162,7 +168,9 @@ def _by_resolution(student: list[int], teacher: list[int]) -> Pairs:
     chosen = []
     for i, size in enumerate(student):
         best = min(abs(math.log(size / t)) for t in teacher)
-        group = [j for j, t in enumerate(teacher) if math.isclose(abs(math.log(size / t)), best, abs_tol=1e-9)]
+        group = [
+            j for j, t in enumerate(teacher) if math.isclose(abs(math.log(size / t)), best, abs_tol=1e-9)
+        ]
         peers = [k for k, s in enumerate(student) if s == size]
         # The j-th of n student stages takes the teacher stage as deep in its own group; last with last.
         place = (peers.index(i) + 1) * len(group) / len(peers)

@@ -1,0 +1,79 @@
+"""Stems, heads and the plain convolution. A block imports torch only: its source goes into the exported student."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class ConvNormAct(nn.Sequential):
+    """Convolution, batch norm, activation; the activation may be left out.
+
+    Args:
+        inputs: channels in.
+        outputs: channels out.
+        kernel: odd kernel size; padded to keep the resolution.
+        stride: stride.
+        groups: groups of the convolution.
+        activation: `relu`, `swish`, `hswish` or `none`.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        kernel: int = 3,
+        stride: int = 1,
+        groups: int = 1,
+        activation: str = "relu",
+    ) -> None:
+        layers = [
+            nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False),
+            nn.BatchNorm2d(outputs),
+        ]
+        super().__init__(*layers, *([] if activation == "none" else [activation_named(activation)]))
+
+
+class PoolLinear(nn.Module):
+    """Global average pooling, dropout, linear classifier: the usual head."""
+
+    def __init__(self, inputs: int, classes: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(dropout)
+        self.linear = nn.Linear(inputs, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[batch, channels, height, width]` to `[batch, classes]`."""
+        return self.linear(self.dropout(x.mean((2, 3))))
+
+
+class DropPath(nn.Module):
+    """Drops a residual branch per sample, in training only.
+
+    Reference: Huang et al., Deep Networks with Stochastic Depth, ECCV 2016.
+    """
+
+    def __init__(self, rate: float = 0.0) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Zero for a dropped sample, scaled by 1/(1 - rate) otherwise."""
+        if not self.training or self.rate == 0:
+            return x
+        keep = torch.rand(x.shape[0], *(1,) * (x.dim() - 1), device=x.device, dtype=x.dtype) >= self.rate
+        return x * keep / (1 - self.rate)
+
+
+def activation_named(name: str) -> nn.Module:
+    """The activation layer of that name."""
+    made = {"relu": nn.ReLU, "swish": nn.SiLU, "hswish": nn.Hardswish, "gelu": nn.GELU}
+    if name not in made:
+        raise ValueError(f"activation must be one of {sorted(made)} or none, got {name!r}.")
+    return made[name]()
+
+
+def resize(images: Tensor, height: int, width: int) -> Tensor:
+    """Images `[batch, channels, h, w]` at another size; unchanged where it is theirs already."""
+    if images.shape[2] == height and images.shape[3] == width:
+        return images
+    return F.interpolate(images, (height, width), mode="bicubic", align_corners=False, antialias=True)

@@ -1,0 +1,160 @@
+"""All the weights of a space, and one pure way to run any of its architectures with them."""
+
+from collections.abc import Callable
+from typing import NamedTuple, final
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from kdnas.architecture import Architecture
+from kdnas.blocks.basic import DropPath, resize
+from kdnas.network import Network, build
+from kdnas.outputs import Outputs
+from kdnas.space import Layer, SearchSpace
+
+Share = Callable[[str, Tensor, torch.Size], Tensor]
+"""A sharing rule: (weight's name, the bank's tensor, the wanted shape) to the subnet's tensor."""
+
+
+def corner(name: str, weight: Tensor, shape: torch.Size) -> Tensor:
+    """Leading channels, centred window: the sharing rule of OFA, BigNAS, AlphaNet and AutoFormer.
+
+    Raises:
+        ValueError: the subnet's tensor is larger than the bank's.
+    """
+    for dim, (have, want) in enumerate(zip(weight.shape, shape, strict=True)):
+        if have != want:
+            if want > have:
+                raise ValueError(
+                    f"{name} has shape {tuple(weight.shape)} in the supernet, and a subnet wants {tuple(shape)}. "
+                    "Let the space's covering() name an architecture that uses the larger one."
+                )
+            weight = weight.narrow(dim, (have - want) // 2 if dim >= 2 else 0, want)
+    return weight
+
+
+class _Plan(NamedTuple):
+    """How to run one layer: its module without storage, and where each of its tensors comes from."""
+
+    module: nn.Module
+    regularisers: tuple[nn.Module, ...]
+    sources: tuple[tuple[str, nn.Module, str, torch.Size], ...]
+
+
+@final
+class Supernet(nn.Module):
+    """A bank of weights and one sharing rule.
+
+    Nothing is ever set active: the architecture is an argument, so that recomputation, a second backward pass
+    and look-ahead weights all see the subnet they belong to. One thread at a time: `functional_call`
+    swaps a layer's tensors during the call.
+
+    Args:
+        space: the search space.
+        share: the sharing rule. A module may have weights of its own (OFA's kernel transform); when it has a method
+            `prepare(bank)`, that is called once with the bank.
+
+    Shapes: `supernet(images, architecture)` takes `[batch, channels, height, width]`.
+
+    Differs: weights outside a step's subnets receive gradient zero inside a shared tensor and no gradient at all
+    in a bank no subnet used. Optimisers skip the latter; weight decay and momentum still move the former.
+    """
+
+    def __init__(self, space: SearchSpace, share: Share = corner) -> None:
+        super().__init__()
+        self.space, self.share = space, share
+        widest: dict[str, tuple[int, Layer]] = {}
+        for architecture in space.covering():
+            for name, layer in space.blueprint(architecture).named():
+                size = sum(p.numel() for p in _skeleton(layer).parameters())
+                key = _key(name, layer)
+                if size >= widest.get(key, (0, layer))[0]:
+                    widest[key] = size, layer
+        self.bank = nn.ModuleDict({key: build(layer) for key, (_, layer) in widest.items()})
+        if hasattr(share, "prepare"):
+            share.prepare(self.bank)
+        self._plans: dict[tuple[str, Layer], _Plan] = {}
+
+    def forward(self, images: Tensor, architecture: Architecture, *, regularise: bool = True) -> Outputs:
+        """Logits and one feature map per stage of one subnet.
+
+        Args:
+            images: `[batch, channels, height, width]`; resized when the subnet's resolution is another.
+            architecture: the subnet.
+            regularise: whether dropout and drop-path act in training mode.
+        """
+        blueprint = self.space.blueprint(architecture)
+        x = self.run("stem", blueprint.stem, resize(images, *blueprint.image[1:]), regularise=regularise)
+        features = []
+        for i, stage in enumerate(blueprint.stages):
+            for j, layer in enumerate(stage):
+                x = self.run(f"stages.{i}.{j}", layer, x, regularise=regularise)
+            features.append(x)
+        logits = self.run("head", blueprint.head, x, regularise=regularise)
+        return Outputs(logits, tuple(features), images=images)
+
+    def run(self, name: str, layer: Layer, x: Tensor, *, regularise: bool = True) -> Tensor:
+        """One layer of a subnet at position `name`, with the bank's weights."""
+        plan = self._plan(name, layer)
+        if plan.module.training != self.training:
+            plan.module.train(self.training)
+        for module in plan.regularisers:
+            module.training = self.training and regularise
+        try:
+            return functional_call(plan.module, self._weights(name, plan), (x,))
+        except RuntimeError as error:
+            error.add_note(f"in layer {name}: {layer}, given {tuple(x.shape)}")
+            raise
+
+    def extract(self, architecture: Architecture) -> Network:
+        """A student of its own: an ordinary network with a copy of its weights, in this supernet's mode."""
+        blueprint = self.space.blueprint(architecture)
+        with torch.device("meta"):
+            network = Network(blueprint)
+        state = {
+            f"{name}.{key}": tensor.detach().clone(memory_format=torch.contiguous_format)
+            for name, layer in blueprint.named()
+            for key, tensor in self._weights(name, self._plan(name, layer)).items()
+        }
+        network.load_state_dict(state, assign=True)
+        return network.requires_grad_(True).train(self.training)
+
+    def _plan(self, name: str, layer: Layer) -> _Plan:
+        if (name, layer) not in self._plans:
+            key = _key(name, layer)
+            if key not in self.bank:
+                raise ValueError(
+                    f"the supernet has no weights for {layer} at {name}, bank {layer.bank!r}. "
+                    "Let the space's covering() name an architecture that uses it."
+                )
+            module, bank = _skeleton(layer), self.bank[key]
+            sources = []
+            for path, tensor in _tensors(module):
+                owner, _, attribute = path.rpartition(".")
+                sources.append((path, bank.get_submodule(owner), attribute, tensor.shape))
+            regularisers = tuple(
+                m for m in module.modules() if isinstance(m, nn.Dropout | nn.Dropout2d | DropPath)
+            )
+            self._plans[name, layer] = _Plan(module, regularisers, tuple(sources))
+        return self._plans[name, layer]
+
+    def _weights(self, name: str, plan: _Plan) -> dict[str, Tensor]:
+        # getattr at every call: a look-ahead step may have swapped the bank's tensors by functional_call.
+        return {
+            path: self.share(f"{name}.{path}", getattr(owner, attribute), shape)
+            for path, owner, attribute, shape in plan.sources
+        }
+
+
+def _skeleton(layer: Layer) -> nn.Module:
+    with torch.device("meta"):
+        return build(layer)
+
+
+def _tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
+    return [*module.named_parameters(), *module.named_buffers()]
+
+
+def _key(name: str, layer: Layer) -> str:
+    return f"{name}:{layer.bank}".replace(".", "_")

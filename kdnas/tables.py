@@ -1,0 +1,173 @@
+"""TOML and JSON tables to frozen values and back, with errors a person can act on."""
+
+import functools
+import importlib
+import inspect
+import json
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import cattrs
+from cattrs.gen import make_dict_structure_fn
+
+from kdnas.space import SearchSpace
+from kdnas.spec import Spec, nearest
+
+
+def shared_folder(name: str) -> Path:
+    """`search_spaces` or `experiments`, in a checkout or inside an installed package."""
+    package = Path(__file__).parent
+    installed = package / "_shared" / name
+    return installed if installed.is_dir() else package.parent / name
+
+
+def load_space(table: str | Path) -> SearchSpace:
+    """A search space from a TOML file, or by its name in `search_spaces/`.
+
+    The key `family` names a module of `kdnas.spaces`, or `package.module:Class`; every other
+    key is a field of that family's dataclass.
+
+    Raises:
+        ValueError: no such table, not TOML, an unknown family or key (the nearest is offered), a wrong type, or a
+            space with fewer than two architectures.
+    """
+    path = Path(table)
+    if path.suffix != ".toml":
+        known = {p.stem: p for p in sorted(shared_folder("search_spaces").glob("*.toml"))}
+        if str(table) not in known:
+            raise ValueError(f"no search space is named {str(table)!r}.{nearest(str(table), known)}")
+        path = known[str(table)]
+    if not path.is_file():
+        raise ValueError(
+            f"there is no file {path}. Give the path of a TOML table or a name from `kdnas list spaces`."
+        )
+    try:
+        content = tomllib.loads(path.read_text())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not valid TOML: {error}.") from error
+    content.setdefault("name", path.stem)
+    try:
+        space = space_from_table(content)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    if space.count() < 2:
+        raise ValueError(
+            f"{path}: a search space needs at least two architectures, this one has {space.count()}. "
+            "Give some choice a second option."
+        )
+    return space
+
+
+def space_from_table(content: Mapping[str, Any]) -> SearchSpace:
+    """A search space from the mapping a table holds; see `load_space`."""
+    content = dict(content)
+    family = content.pop("family", None)
+    if not isinstance(family, str):
+        raise ValueError('a search space needs the key family, such as family = "mbconv".')
+    space = structure(content, _family(family))
+    if not isinstance(space, SearchSpace):
+        raise ValueError(f"family {family} is a {type(space).__name__}, it must be a SearchSpace.")
+    return space
+
+
+def table_of(space: SearchSpace) -> dict[str, Any]:
+    """The mapping from which `space_from_table` makes an equal space."""
+    kind = type(space)
+    module = kind.__module__
+    family = (
+        module.removeprefix("kdnas.spaces.")
+        if module.startswith("kdnas.spaces.")
+        else f"{module}:{kind.__qualname__}"
+    )
+    return {"family": family, **unstructure(space)}
+
+
+def structure(content: Any, kind: Any) -> Any:
+    """Plain content to a value of `kind`; unknown keys and wrong types are refused.
+
+    Raises:
+        ValueError: with the path of the offending key and the nearest known name.
+    """
+    try:
+        return _converter().structure(content, kind)
+    except cattrs.BaseValidationError as error:
+        raise ValueError("; ".join(_explain(error))) from error
+
+
+def unstructure(value: Any) -> Any:
+    """A value to plain content that JSON can hold."""
+    return json.loads(json.dumps(_converter().unstructure(value)))
+
+
+def _family(name: str) -> type:
+    module_name, _, class_name = name.partition(":")
+    if not class_name:
+        folder = Path(__file__).parent / "spaces"
+        known = sorted(p.stem for p in folder.glob("*.py") if not p.stem.startswith("_"))
+        if name not in known:
+            raise ValueError(f"there is no family {name!r}.{nearest(name, known)}")
+        module_name = f"kdnas.spaces.{name}"
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise ValueError(f"family {name}: cannot import {module_name} ({error}).") from error
+    classes = {
+        n: c
+        for n, c in inspect.getmembers(module, inspect.isclass)
+        if issubclass(c, SearchSpace) and c.__module__ == module_name
+    }
+    if not class_name:
+        return next(iter(classes.values()))
+    if class_name not in classes:
+        raise ValueError(f"{module_name} has no search space {class_name!r}.{nearest(class_name, classes)}")
+    return classes[class_name]
+
+
+@functools.cache
+def _converter() -> cattrs.Converter:
+    converter = cattrs.Converter(forbid_extra_keys=True, detailed_validation=True)
+
+    def strict(kind: type) -> Any:
+        def check(value: Any, _: Any) -> Any:
+            if kind is float and type(value) is int:
+                return float(value)
+            if type(value) is not kind:
+                raise ValueError(f"must be {'an' if kind is int else 'a'} {kind.__name__}, got {value!r}")
+            return value
+
+        return check
+
+    for kind in (int, float, bool, str):
+        converter.register_structure_hook(kind, strict(kind))
+    for union in (int | float | str, int | float, str | int):
+        converter.register_structure_hook(union, lambda value, _: value)
+    converter.register_structure_hook(Spec, lambda value, _: Spec.from_json(value))
+    converter.register_unstructure_hook(Spec, lambda value: value.to_json())
+    converter.register_structure_hook_factory(
+        lambda kind: hasattr(kind, "__dataclass_fields__"),
+        lambda kind: make_dict_structure_fn(kind, converter, _cattrs_forbid_extra_keys=True),
+    )
+    return converter
+
+
+def _explain(error: BaseException, where: str = "") -> list[str]:
+    """One sentence per leaf of cattrs' tree of errors."""
+    if isinstance(error, cattrs.ForbiddenExtraKeysError):
+        known = list(getattr(error.cl, "__dataclass_fields__", {}))
+        prefix = f"{where}: " if where else ""
+        return [f"{prefix}unknown key {key!r}.{nearest(key, known)}" for key in sorted(error.extra_fields)]
+    if isinstance(error, ExceptionGroup):
+        sentences = []
+        for inner in error.exceptions:
+            note = next(
+                (n for n in getattr(inner, "__notes__", []) if hasattr(n, "name") or hasattr(n, "index")),
+                None,
+            )
+            step = f".{note.name}" if hasattr(note, "name") else f"[{note.index}]" if note is not None else ""
+            sentences += _explain(inner, (where + step).lstrip("."))
+        return sentences
+    if isinstance(error, KeyError):
+        return [f"{where or 'table'} is missing"]
+    return [f"{where} {error}".strip()]
