@@ -40,14 +40,22 @@ class Loss(nn.Module, abc.ABC):
         needs: what it reads: `logits`, `labels`, `features`, `attentions`, `images`.
         weight: the default weight in a sum, with its origin in the docstring.
         golden: the value on `kdnas.losses.example.example()` in float64, for `kdnas losses --check`.
+        dense: it needs logits that are maps, `[batch, classes, height, width]`; its example is dense.
+        pairwise: a value over pairs of samples, which changes when the batch is repeated; the docstring says
+            why.
+        own_gradient: the gradient is on purpose not that of the value (a surrogate, a detached target of the
+            student's own); the docstring says why, and the loss's own test checks the gradient.
     """
 
     needs: ClassVar[tuple[str, ...]] = ("logits",)
     weight: ClassVar[float] = 1.0
     golden: ClassVar[float | None] = None
+    dense: ClassVar[bool] = False
+    pairwise: ClassVar[bool] = False
+    own_gradient: ClassVar[bool] = False
 
     def prepare(self, student: Outputs, teacher: Outputs, *, elastic: bool = False) -> None:
-        """Build the learnable parts, if any, from one batch of the largest student's and the teacher's outputs.
+        """Build the learnable parts, if any, from one batch of outputs.
 
         Called once, before the optimiser is made. The base class checks that what the loss needs is there.
 
@@ -128,7 +136,8 @@ class FeatureLoss(Loss):
         self.taps.prepare(student, teacher, elastic)
         if self.pair_weights is not None and len(self.pair_weights) != len(self.taps.pairs):
             raise ValueError(
-                f"weights needs one number per pair: {len(self.taps.pairs)} pairs, got {len(self.pair_weights)}."
+                f"weights needs one number per pair: {len(self.taps.pairs)} pairs, "
+                f"got {len(self.pair_weights)}."
             )
 
     def compute(self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor:

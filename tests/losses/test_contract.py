@@ -1,0 +1,38 @@
+"""Every loss in the folder keeps the contract of kdnas.testing, found by walking: -k NAME runs one loss's."""
+
+import importlib
+import inspect
+
+import pytest
+
+from kdnas.losses.base import Loss
+from kdnas.spec import algorithms, resolve
+from kdnas.testing import LossContract
+
+
+def is_loss(path):
+    try:
+        made = resolve(path)
+    except Exception:
+        return True  # a file that cannot be imported fails in its own tests, not in the collection of all
+    return not (isinstance(made, type) and not issubclass(made, Loss))
+
+
+FOUND = {name: path for name, path in algorithms("kdnas.losses").items() if is_loss(path)}
+
+
+class TestEveryLoss(LossContract):
+    @pytest.fixture(autouse=True, params=FOUND)
+    def named(self, request):
+        self.make = resolve(FOUND[request.param])
+        self.path = FOUND[request.param]
+
+    def test_its_file_defines_one_public_class_named_after_it(self):
+        module = importlib.import_module(self.path.partition(":")[0])
+        own = [c for c in vars(module).values() if inspect.isclass(c) and c.__module__ == module.__name__]
+        assert [c.__name__ for c in own if not c.__name__.startswith("_")] == [self.make.__name__]
+
+
+def test_the_walk_finds_losses_and_not_what_they_share():
+    assert FOUND
+    assert not {"base", "example", "check"} & set(FOUND)
