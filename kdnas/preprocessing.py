@@ -1,0 +1,28 @@
+"""How images become a network's input: part of every teacher and every student."""
+
+from dataclasses import dataclass
+from typing import final
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Preprocessing:
+    """Images with values in [0, 1] are resized to `height` x `width`, then `(image - mean) / std` per channel.
+
+    Attributes:
+        height: pixels.
+        width: pixels.
+        mean: one number per channel, on the scale [0, 1].
+        std: one positive number per channel.
+    """
+
+    height: int
+    width: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.mean) != len(self.std) or not self.mean:
+            raise ValueError(f"mean and std need one number per channel each, got {self.mean} and {self.std}.")
+        if min(self.std) <= 0:
+            raise ValueError(f"std must be positive, got {self.std}. A constant channel has nothing to normalise by.")
