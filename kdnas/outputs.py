@@ -16,12 +16,15 @@ class Outputs(NamedTuple):
         attentions: one map per transformer layer, `[batch, heads, tokens, tokens]`, rows sum to 1;
             empty for a network without attention.
         images: what the network saw, `[batch, channels, height, width]`, for losses that are conditioned on it.
+        members: what each network of an ensemble of teachers shows, for losses over several teachers; empty for
+            one network. The ensemble's own logits and features stand in the fields above.
     """
 
     logits: Tensor
     features: tuple[Tensor, ...] = ()
     attentions: tuple[Tensor, ...] = ()
     images: Tensor | None = None
+    members: tuple["Outputs", ...] = ()
 
     def detach(self) -> "Outputs":
         """The same values without a graph."""
@@ -34,6 +37,7 @@ class Outputs(NamedTuple):
             tuple(change(f) for f in self.features),
             tuple(change(a) for a in self.attentions),
             None if self.images is None else change(self.images),
+            tuple(member.map(change) for member in self.members),
         )
 
 

@@ -45,8 +45,14 @@ class Loss(nn.Module, abc.ABC):
             why.
         own_gradient: the gradient is on purpose not that of the value (a surrogate, a detached target of the
             student's own); the docstring says why, and the loss's own test checks the gradient.
+
+    Attributes:
+        progress: how much of the run lies behind, 0 to 1, for losses whose formula changes during training (a
+            decaying weight, a late start). Whoever owns the loop assigns it before each step; it follows from
+            the step, so no checkpoint holds it.
     """
 
+    progress: float = 0.0
     needs: ClassVar[tuple[str, ...]] = ("logits",)
     weight: ClassVar[float] = 1.0
     golden: ClassVar[float | None] = None
@@ -136,8 +142,7 @@ class FeatureLoss(Loss):
         self.taps.prepare(student, teacher, elastic)
         if self.pair_weights is not None and len(self.pair_weights) != len(self.taps.pairs):
             raise ValueError(
-                f"weights needs one number per pair: {len(self.taps.pairs)} pairs, "
-                f"got {len(self.pair_weights)}."
+                f"weights needs one number per pair: {len(self.taps.pairs)} pairs, got {len(self.pair_weights)}."
             )
 
     def compute(self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor:
