@@ -1,0 +1,50 @@
+"""Cross-entropy with the hard labels: the task itself."""
+
+from typing import ClassVar, final
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from kdnas.losses.base import Loss, connected_zero
+from kdnas.outputs import Outputs
+
+
+@final
+class CrossEntropy(Loss):
+    r"""Cross-entropy between the student and the labels; the teacher is not read.
+
+    $L = -\frac{1}{B} \sum_b \sum_c y_{bc} \log p_{bc}$ with $p = \mathrm{softmax}(z_s)$ and
+    $y = (1 - \epsilon) \cdot \mathrm{onehot} + \epsilon / C$.
+
+    Shapes: logits `[batch, classes]` with labels `[batch]`, or `[batch, classes, height, width]` with
+    `[batch, height, width]`; a label of -100 is left out. Divisor: the number of labels that are not left
+    out (0 if there are none).
+
+    Args:
+        label_smoothing: the share $\epsilon$ of the target that is spread evenly over all classes.
+
+    Raises:
+        ValueError: `label_smoothing` is outside [0, 1).
+
+    Reference: Szegedy et al., Rethinking the Inception Architecture for Computer Vision, CVPR 2016, section 7
+        (label smoothing).
+    Differs: no difference.
+    """
+
+    needs: ClassVar[tuple[str, ...]] = ("logits", "labels")
+    golden: ClassVar[float] = 3.2529208139396064
+
+    def __init__(self, *, label_smoothing: float = 0.0) -> None:
+        super().__init__()
+        if not 0 <= label_smoothing < 1:
+            raise ValueError(f"label_smoothing is a share in [0, 1), got {label_smoothing}. 0 turns it off.")
+        self.label_smoothing = label_smoothing
+
+    def prepare(self, student: Outputs, teacher: Outputs, *, elastic: bool = False) -> None:
+        """Nothing to build, and nothing to match: the teacher may know other classes."""
+
+    def compute(self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor:
+        """The cross-entropy, averaged over the labels."""
+        counted = (labels != -100).sum()
+        total = F.cross_entropy(student.logits, labels, reduction="sum", label_smoothing=self.label_smoothing)
+        return total / counted.clamp_min(1) if labels.numel() else connected_zero(student.logits)
