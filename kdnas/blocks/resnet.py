@@ -1,0 +1,114 @@
+"""Blocks of residual networks."""
+
+from torch import Tensor, nn
+
+from kdnas.blocks.basic import ConvNormAct, activation_named
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut: the block of ResNet-18, ResNet-34 and the CIFAR ResNets.
+
+    Args:
+        inputs: channels in.
+        outputs: channels out.
+        stride: of the first convolution.
+        hidden: channels between the convolutions; 0 for as many as `outputs`.
+        shortcut: `identity`, `projection` (a 1x1 convolution with batch norm), `none`, or `fitting`: identity where
+            the shapes agree, else projection. An elastic space fixes it by position, so that it does not
+            come and go with the widths.
+        activation: `relu` in the paper.
+        zero_last: starts the last batch norm at zero, so that the block starts as its shortcut.
+
+    Reference: He et al., Deep Residual Learning for Image Recognition, CVPR 2016, figure 2 and section 3.3 (B).
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        stride: int = 1,
+        hidden: int = 0,
+        shortcut: str = "fitting",
+        activation: str = "relu",
+        zero_last: bool = False,
+    ) -> None:
+        super().__init__()
+        hidden = hidden or outputs
+        self.branch = nn.Sequential(
+            ConvNormAct(inputs, hidden, 3, stride, activation=activation),
+            ConvNormAct(hidden, outputs, 3, activation="none"),
+        )
+        self.shortcut = _shortcut(inputs, outputs, stride, shortcut)
+        self.activation = activation_named(activation)
+        if zero_last:
+            nn.init.zeros_(self.branch[-1][1].weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[batch, inputs, height, width]` to `[batch, outputs, height / stride, width / stride]`."""
+        return self.activation(self.branch(x) + self.shortcut(x))
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3 and 1x1 convolutions and a shortcut: the block of ResNet-50.
+
+    Args:
+        inputs: channels in.
+        outputs: channels out.
+        hidden: channels of the 3x3 convolution.
+        stride: of the 3x3 convolution.
+        shortcut: as in `BasicBlock`.
+        activation: `relu` in the paper.
+        zero_last: as in `BasicBlock`.
+
+    Reference: He et al., Deep Residual Learning for Image Recognition, CVPR 2016, figure 5.
+    Differs: the stride is on the 3x3 convolution (ResNet-D's version 1.5), as in today's implementations.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        hidden: int,
+        stride: int = 1,
+        shortcut: str = "fitting",
+        activation: str = "relu",
+        zero_last: bool = False,
+    ) -> None:
+        super().__init__()
+        self.branch = nn.Sequential(
+            ConvNormAct(inputs, hidden, 1, activation=activation),
+            ConvNormAct(hidden, hidden, 3, stride, activation=activation),
+            ConvNormAct(hidden, outputs, 1, activation="none"),
+        )
+        self.shortcut = _shortcut(inputs, outputs, stride, shortcut)
+        self.activation = activation_named(activation)
+        if zero_last:
+            nn.init.zeros_(self.branch[-1][1].weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[batch, inputs, height, width]` to `[batch, outputs, height / stride, width / stride]`."""
+        return self.activation(self.branch(x) + self.shortcut(x))
+
+
+class Zero(nn.Module):
+    """No shortcut: zero, so that the branch is all of the block."""
+
+    def forward(self, x: Tensor) -> float:
+        """Zero."""
+        return 0.0
+
+
+def _shortcut(inputs: int, outputs: int, stride: int, shortcut: str) -> nn.Module:
+    fits = stride == 1 and inputs == outputs
+    if shortcut == "none":
+        return Zero()
+    if shortcut == "projection" or (shortcut == "fitting" and not fits):
+        return ConvNormAct(inputs, outputs, 1, stride, activation="none")
+    if shortcut not in ("identity", "fitting"):
+        raise ValueError(f"shortcut must be identity, projection, none or fitting, got {shortcut!r}.")
+    if not fits:
+        raise ValueError(
+            f"an identity shortcut needs stride 1 and equal widths, got stride {stride}, {inputs} channels in and "
+            f"{outputs} out. Use fitting or projection."
+        )
+    return nn.Identity()
