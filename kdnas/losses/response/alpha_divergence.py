@@ -54,6 +54,7 @@ class AlphaDivergence(Loss):
         which is NaN for logits of 80; this works with logarithms. The gradients agree where theirs is finite.
     """
 
+    own_gradient: ClassVar[bool] = True
     golden: ClassVar[float] = 5.326902515711342
 
     def __init__(self, *, alpha_min: float = -1.0, alpha_max: float = 1.0, clip: float = 5.0) -> None:
