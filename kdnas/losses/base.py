@@ -101,12 +101,18 @@ class Loss(nn.Module, abc.ABC):
         """What a stage with `uses="preparation"` minimises over the loss's own parts."""
         raise NotImplementedError(f"{type(self).__name__} has no preparation stage")
 
+    @final
     def adversary(self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor | None:
         """What a discriminator of this loss minimises, or None where there is no discriminator.
 
         It sees detached students, so its backward pass reaches the discriminator only; `compute` in turn
-        runs the discriminator with detached weights, so that the student's pass leaves it alone.
+        runs the discriminator with detached weights (`frozen`), so that the student's pass leaves it alone.
         """
+        with torch.autocast(student.logits.device.type, enabled=False):
+            return self.discriminate(student.detach().map(widen), teacher.detach().map(widen), labels)
+
+    def discriminate(self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor | None:
+        """The discriminator's loss; both sides are detached and everything is float32 or float64."""
         return None
 
 
@@ -160,3 +166,9 @@ class FeatureLoss(Loss):
 def connected_zero(*tensors: Tensor) -> Tensor:
     """Zero with a graph to every tensor: what a loss without anything to compare returns."""
     return torch.stack([t.sum() * 0 for t in tensors if t.numel()]).nan_to_num(0.0, 0.0, 0.0).sum()
+
+
+def frozen(part: nn.Module, *inputs: Tensor) -> Tensor:
+    """The part's output with a graph to the inputs, not to its weights."""
+    weights = {name: parameter.detach() for name, parameter in part.named_parameters()}
+    return torch.func.functional_call(part, weights, inputs)
