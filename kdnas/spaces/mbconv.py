@@ -1,0 +1,301 @@
+"""Inverted residual spaces: MobileNetV3-like, EfficientNet-like, elastic or with a choice of operations."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, final
+
+from kdnas.architecture import Architecture, Choice, Value
+from kdnas.space import Layer, SearchSpace, layer, make_divisible
+from kdnas.spec import nearest
+
+_ACTIVATIONS = ("relu", "swish", "hswish", "gelu")
+
+
+def _check_options(name: str, options: tuple[int, ...]) -> None:
+    if not options or list(options) != sorted(set(options)) or options[0] < 1:
+        raise ValueError(f"{name} must be ascending positive numbers, such as [16, 24], got {list(options)}.")
+
+
+def _check_kernels(name: str, kernels: tuple[int, ...]) -> None:
+    if any(kernel % 2 == 0 for kernel in kernels):
+        raise ValueError(f"{name} must be odd, such as [3, 5], got {list(kernels)}.")
+
+
+def _check_one_of(name: str, value: str | None, known: tuple[str, ...]) -> None:
+    if value is not None and value not in known:
+        raise ValueError(f"{name} must be one of {known}, got {value!r}.{nearest(value, known)}")
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Stem:
+    """The first convolution.
+
+    Attributes:
+        width: options for its channels, ascending.
+        kernel: its odd kernel size.
+        stride: its stride; 1 for small images.
+        activation: its activation; the space's unless given.
+    """
+
+    width: tuple[int, ...]
+    kernel: int = 3
+    stride: int = 2
+    activation: str | None = None
+
+    def __post_init__(self) -> None:
+        _check_options("stem.width", self.width)
+        _check_kernels("stem.kernel", (self.kernel,))
+        _check_one_of("stem.activation", self.activation, _ACTIVATIONS)
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """A row of the table: blocks of one width.
+
+    Attributes:
+        width: options for the channels its blocks give, ascending.
+        depth: options for the number of blocks, ascending; a smaller depth keeps the first ones.
+        kernel: options for the depthwise kernel.
+        expansion: options for the channels inside a block, as a multiple of the channels it is given.
+        stride: of its first block; the others have stride 1.
+        se: whether its blocks squeeze and excite.
+        activation: its activation; the space's unless given.
+        drop_path: rate of stochastic depth in its blocks whose shortcut is the plain identity.
+        joins_next: whether its blocks belong to the next row's stage, so that no loss sees this row's output;
+            only a row without options may.
+    """
+
+    width: tuple[int, ...]
+    depth: tuple[int, ...] = (1,)
+    kernel: tuple[int, ...] = (3,)
+    expansion: tuple[int, ...] = (6,)
+    stride: int = 1
+    se: bool = False
+    activation: str | None = None
+    drop_path: float = 0.0
+    joins_next: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("width", "depth", "kernel", "expansion"):
+            _check_options(name, getattr(self, name))
+        _check_kernels("kernel", self.kernel)
+        _check_one_of("activation", self.activation, _ACTIVATIONS)
+        if not 0 <= self.drop_path < 1:
+            raise ValueError(f"drop_path must be at least 0 and below 1, got {self.drop_path}.")
+        if self.stride < 1:
+            raise ValueError(f"stride must be at least 1, got {self.stride}.")
+        if self.joins_next and any(
+            len(options) > 1 for options in (self.width, self.depth, self.kernel, self.expansion)
+        ):
+            raise ValueError("a row with joins_next must have one option for everything. Give it one of each.")
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Head:
+    """What follows the last stage.
+
+    Attributes:
+        kind: `pool` (pool, linear); `mobilenet_v2` (1x1 convolution, pool, linear); or `mobilenet_v3` (1x1
+            convolution, pool, 1x1 convolution, linear).
+        width: options for the channels the classifier is given, ascending; none for `pool`.
+        expansion: channels of the convolution before pooling in `mobilenet_v3`, as a multiple of its input's.
+        hidden: the same as a number; it replaces `expansion`.
+        activation: its activation; the space's unless given.
+        dropout: rate before the classifier.
+    """
+
+    kind: str = "pool"
+    width: tuple[int, ...] = ()
+    expansion: int = 6
+    hidden: int | None = None
+    activation: str | None = None
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check_one_of("head.kind", self.kind, ("pool", "mobilenet_v2", "mobilenet_v3"))
+        _check_one_of("head.activation", self.activation, _ACTIVATIONS)
+        if self.kind != "pool":
+            _check_options("head.width", self.width)
+        elif self.width:
+            raise ValueError(f"a head of kind pool has no width, got {self.width}. Remove it.")
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class MBConvSpace(SearchSpace):
+    """A chain of inverted residual blocks, described row by row.
+
+    Architectures name only what has more than one option: `stem.width`, `stage1.width`, `stage1.depth`,
+    `stage1.kernel` and `stage1.expansion` (or `stage1.block0.kernel` and so on), `head.width`.
+
+    Attributes:
+        stem: the first convolution.
+        stages: the rows.
+        head: what follows them.
+        per: whether kernel and expansion are chosen per `stage` or per `block`.
+        shared: whether the kernels and expansions of a block share weights (OFA, BigNAS); otherwise each pair is
+            an operation such as `k5e6`, one choice, with weights of its own (DNA, Cream).
+        shortcut: `matching`, only where stride is 1 and the widths are equal; or `always`, averaged by the stride and
+            through a 1x1 convolution where the widths differ (AttentiveNAS).
+        activation: the activation of whatever names none.
+        se_kind: `mobilenet_v3` (a quarter of the expanded channels, rounded to 8, ReLU, hard sigmoid) or
+            `efficientnet` (a quarter of the block's input channels, the stage's activation, sigmoid).
+        zero_gamma: whether the last batch norm of every block with a shortcut starts at scale zero (BigNAS).
+
+    Reference: Cai et al., Once-for-All, ICLR 2020; Yu et al., BigNAS, ECCV 2020; Wang et al., AttentiveNAS, CVPR
+        2021; Li et al., DNA, CVPR 2020; Peng et al., Cream, NeurIPS 2020. The tables name the numbers' sources.
+    """
+
+    stem: Stem
+    stages: tuple[Stage, ...]
+    head: Head = Head()
+    per: str = "stage"
+    shared: bool = True
+    shortcut: str = "matching"
+    activation: str = "relu"
+    se_kind: str = "mobilenet_v3"
+    zero_gamma: bool = False
+
+    def __post_init__(self) -> None:
+        _check_one_of("per", self.per, ("stage", "block"))
+        _check_one_of("shortcut", self.shortcut, ("matching", "always"))
+        _check_one_of("activation", self.activation, _ACTIVATIONS)
+        _check_one_of("se_kind", self.se_kind, ("mobilenet_v3", "efficientnet"))
+        if not self.stages or self.stages[-1].joins_next:
+            raise ValueError("stages must end with a row that has no joins_next. Add one.")
+
+    @property
+    def structure(self) -> tuple[Choice, ...]:
+        """Stem width, then width, depth, kernel and expansion row by row, then the head's width."""
+        made: list[Choice] = []
+
+        def choose(name: str, options: tuple[Value, ...], needs: str | None = None, at_least: int = 0) -> None:
+            if len(options) > 1:
+                made.append(Choice(name, options, needs, at_least))
+
+        choose("stem.width", self.stem.width)
+        for name, row in self._rows():
+            choose(f"{name}.width", row.width)
+            choose(f"{name}.depth", row.depth)
+            for place in range(max(row.depth) if self.per == "block" else 1):
+                at = f"{name}.block{place}" if self.per == "block" else name
+                needs = f"{name}.depth" if place >= min(row.depth) else None
+                for kind, options in self._inside(row).items():
+                    choose(f"{at}.{kind}", options, needs, place + 1 if needs else 0)
+        choose("head.width", self.head.width)
+        return tuple(made)
+
+    def layers(self, architecture: Architecture) -> tuple[Layer, tuple[tuple[Layer, ...], ...], Layer]:
+        """Stem, stages and head."""
+
+        def chosen(name: str, options: tuple[Value, ...]) -> Any:
+            return architecture[name] if len(options) > 1 else options[0]
+
+        width = chosen("stem.width", self.stem.width)
+        stem = layer(
+            "kdnas.blocks.basic:ConvNormAct",
+            inputs=self.image_channels,
+            outputs=width,
+            kernel=self.stem.kernel,
+            stride=self.stem.stride,
+            activation=self.stem.activation or self.activation,
+        )
+        stages: list[tuple[Layer, ...]] = []
+        blocks: list[Layer] = []
+        for name, row in self._rows():
+            outputs = chosen(f"{name}.width", row.width)
+            for place in range(chosen(f"{name}.depth", row.depth)):
+                at = f"{name}.block{place}" if self.per == "block" else name
+                inside = {kind: chosen(f"{at}.{kind}", options) for kind, options in self._inside(row).items()}
+                blocks.append(self._block(row, width, outputs, row.stride if place == 0 else 1, inside))
+                width = outputs
+            if not row.joins_next:
+                stages.append(tuple(blocks))
+                blocks = []
+        return stem, tuple(stages), self._head(width, chosen("head.width", self.head.width or (0,)))
+
+    def covering(self) -> tuple[Architecture, ...]:
+        """The largest; with operations of their own, one architecture per operation, otherwise the largest."""
+        if self.shared:
+            return (self.largest,)
+        return tuple(
+            self.decide(
+                lambda choice, i=i: (
+                    choice.options[min(i, len(choice.options) - 1)]
+                    if choice.name.endswith(".operation")
+                    else choice.options[-1]
+                )
+            )
+            for i in range(max(len(self._operations(row)) for row in self.stages))
+        )
+
+    def _rows(self) -> Iterator[tuple[str, Stage]]:
+        """Every row and the name of the stage it belongs to."""
+        index = 0
+        for row in self.stages:
+            yield f"stage{index}", row
+            index += not row.joins_next
+
+    def _operations(self, row: Stage) -> tuple[str, ...]:
+        return tuple(f"k{kernel}e{expansion}" for kernel in row.kernel for expansion in row.expansion)
+
+    def _inside(self, row: Stage) -> dict[str, tuple[Value, ...]]:
+        """What is chosen inside a block, and among what."""
+        if self.shared:
+            return {"kernel": row.kernel, "expansion": row.expansion}
+        return {"operation": self._operations(row)}
+
+    def _block(self, row: Stage, inputs: int, outputs: int, stride: int, inside: dict[str, Any]) -> Layer:
+        bank = "shared"
+        if self.shared:
+            kernel, expansion = inside["kernel"], inside["expansion"]
+        else:
+            bank = inside["operation"]
+            kernel, expansion = map(int, bank[1:].split("e"))
+        expanded = inputs * expansion
+        activation = row.activation or self.activation
+        squeeze: dict[str, Any] = {}
+        if row.se and self.se_kind == "mobilenet_v3":
+            squeeze = {
+                "squeezed": make_divisible(expanded // 4),
+                "squeeze_activation": "relu",
+                "gate": "hardsigmoid",
+            }
+        elif row.se:
+            squeeze = {
+                "squeezed": max(1, inputs // 4),
+                "squeeze_activation": activation,
+                "gate": "sigmoid",
+            }
+        matches = stride == 1 and inputs == outputs
+        shortcut = "identity" if matches else "none"
+        if self.shortcut == "always":
+            shortcut = "identity" if inputs == outputs else "project"
+        return layer(
+            "kdnas.blocks.mbconv:MBConv",
+            bank=bank,
+            inputs=inputs,
+            outputs=outputs,
+            expanded=expanded,
+            kernel=kernel,
+            stride=stride,
+            activation=activation,
+            shortcut=shortcut,
+            **squeeze,
+            **({"drop_path": row.drop_path} if row.drop_path and matches else {}),
+            **({"zero_gamma": True} if self.zero_gamma and shortcut != "none" else {}),
+        )
+
+    def _head(self, inputs: int, width: int) -> Layer:
+        head = self.head
+        common: dict[str, Any] = {"inputs": inputs, "classes": self.classes, "dropout": head.dropout}
+        if head.kind == "pool":
+            return layer("kdnas.blocks.basic:PoolLinear", **common)
+        common |= {"width": width, "activation": head.activation or self.activation}
+        if head.kind == "mobilenet_v2":
+            return layer("kdnas.blocks.mbconv:ConvPoolLinear", **common)
+        hidden = head.hidden or head.expansion * inputs
+        return layer("kdnas.blocks.mbconv:ConvPoolConvLinear", hidden=hidden, **common)
