@@ -6,7 +6,7 @@ from kdnas.blocks.basic import ConvNormAct, PoolLinear
 
 
 class InvertedResidual(nn.Module):
-    """Expand, depthwise convolution, project; the input is added when the shapes agree.
+    """Expand, depthwise convolution, project; the input is added.
 
     Args:
         inputs: channels in.
@@ -15,6 +15,7 @@ class InvertedResidual(nn.Module):
         kernel: of the depthwise convolution.
         stride: of the depthwise convolution.
         activation: `relu` in NAS-Bench-Macro.
+        shortcut: `fitting` adds the input where the shapes agree, `none` never, `identity` insists.
 
     Reference: Sandler et al., MobileNetV2: Inverted Residuals and Linear Bottlenecks, CVPR 2018, figure 4.
     """
@@ -27,14 +28,21 @@ class InvertedResidual(nn.Module):
         kernel: int = 3,
         stride: int = 1,
         activation: str = "relu",
+        shortcut: str = "fitting",
     ) -> None:
         super().__init__()
+        fits = stride == 1 and inputs == outputs
+        if shortcut not in ("fitting", "none", "identity") or (shortcut == "identity" and not fits):
+            raise ValueError(
+                "shortcut must be fitting, none, or, with stride 1 and equal widths, identity, got "
+                f"{shortcut!r} with stride {stride}, {inputs} channels in and {outputs} out."
+            )
         self.branch = nn.Sequential(
             ConvNormAct(inputs, hidden, 1, activation=activation),
             ConvNormAct(hidden, hidden, kernel, stride, hidden, activation),
             ConvNormAct(hidden, outputs, 1, activation="none"),
         )
-        self.adds = stride == 1 and inputs == outputs
+        self.adds = fits and shortcut != "none"
 
     def forward(self, x: Tensor) -> Tensor:
         """`[batch, inputs, height, width]` to `[batch, outputs, height / stride, width / stride]`."""

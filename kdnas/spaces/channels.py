@@ -1,0 +1,152 @@
+"""Channel-Bench-Macro: the width of every layer of a fixed network."""
+
+from dataclasses import dataclass
+from typing import final
+
+from kdnas.architecture import Architecture, Choice
+from kdnas.space import Layer, SearchSpace, layer
+
+_BLOCKS = ("basic", "inverted")
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class ChannelStage:
+    """Blocks that share one skip path.
+
+    Attributes:
+        hidden: the full width inside each block.
+        width: the full width of the skip path, or 0 to stay on the one before; a new path begins
+            with a block without shortcut.
+        stride: of the first block.
+    """
+
+    hidden: tuple[int, ...]
+    width: int = 0
+    stride: int = 1
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Channels(SearchSpace):
+    """Residual or inverted residual blocks, each width chosen on its own.
+
+    A block's inner width is its own choice; the width of a skip path is one choice of all blocks on
+    it, made where the path begins. So shortcuts are identities whatever the widths are. Weights are shared by
+    leading channels. A code has digit i for the i-th of `ratios`, counted from 1, in the order of execution.
+
+    Attributes:
+        block: `basic` (two 3x3 convolutions) or `inverted` (depthwise between two 1x1 convolutions).
+        stem_width: full width of the stem.
+        stem_stride: stride of the stem.
+        stages: the blocks.
+        head_width: full width of a last 1x1 convolution, or 0 for none.
+        ratios: what a full width may be multiplied by, ascending.
+
+    Reference: Su et al., BCNet: Searching for Network Width with Bilaterally Coupled Network, CVPR 2021;
+    released model and tables.
+    Differs: the released README's table prints 16x16 maps behind the stride of the third block; its
+    costs, which these are, have 8x8.
+    """
+
+    block: str = "basic"
+    stem_width: int = 256
+    stem_stride: int = 2
+    stages: tuple[ChannelStage, ...] = (
+        ChannelStage(hidden=(256, 256)),
+        ChannelStage(hidden=(512, 512, 512), width=512, stride=2),
+    )
+    head_width: int = 0
+    ratios: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
+
+    def __post_init__(self) -> None:
+        if self.block not in _BLOCKS:
+            raise ValueError(f"block must be one of {_BLOCKS}, got {self.block!r}.")
+        if not 0 < len(self.ratios) < 10 or list(self.ratios) != sorted(self.ratios) or self.ratios[0] <= 0:
+            raise ValueError(f"ratios must be one to nine positive numbers, ascending, got {self.ratios}.")
+        for index, stage in enumerate(self.stages):
+            if not stage.hidden:
+                raise ValueError(f"stages[{index}].hidden is empty. Give one width per block.")
+            if stage.stride != 1 and not stage.width:
+                raise ValueError(
+                    f"stages[{index}] has stride {stage.stride}, so its skip path is a new one. Give it a width."
+                )
+
+    @property
+    def structure(self) -> tuple[Choice, ...]:
+        """Widths in the order of execution."""
+        made = [Choice("stem.width", self._widths(self.stem_width))]
+        for index, stage in enumerate(self.stages):
+            for place, full in enumerate(stage.hidden):
+                made.append(Choice(f"stage{index}.block{place}.hidden", self._widths(full)))
+                if place == 0 and stage.width:
+                    made.append(Choice(f"stage{index}.width", self._widths(stage.width)))
+        if self.head_width:
+            made.append(Choice("head.width", self._widths(self.head_width)))
+        return tuple(made)
+
+    def layers(self, architecture: Architecture) -> tuple[Layer, tuple[tuple[Layer, ...], ...], Layer]:
+        """Stem, stages and head."""
+        width = architecture.whole("stem.width")
+        stem = layer(
+            "kdnas.blocks.basic:ConvNormAct",
+            inputs=self.image_channels,
+            outputs=width,
+            kernel=3,
+            stride=self.stem_stride,
+        )
+        stages = []
+        for index, stage in enumerate(self.stages):
+            made = []
+            for place in range(len(stage.hidden)):
+                hidden = architecture.whole(f"stage{index}.block{place}.hidden")
+                begins = place == 0 and stage.width > 0
+                outputs = architecture.whole(f"stage{index}.width") if begins else width
+                shapes = {
+                    "inputs": width,
+                    "outputs": outputs,
+                    "hidden": hidden,
+                    "stride": stage.stride if place == 0 else 1,
+                    "shortcut": "none" if begins else "identity",
+                }
+                make = "macro:InvertedResidual" if self.block == "inverted" else "resnet:BasicBlock"
+                made.append(layer(f"kdnas.blocks.{make}", **shapes))
+                width = outputs
+            stages.append(tuple(made))
+        if self.head_width:
+            head = layer(
+                "kdnas.blocks.macro:ConvPoolLinear",
+                inputs=width,
+                hidden=architecture.whole("head.width"),
+                classes=self.classes,
+            )
+        else:
+            head = layer("kdnas.blocks.basic:PoolLinear", inputs=width, classes=self.classes)
+        return stem, tuple(stages), head
+
+    def code(self, architecture: Architecture) -> str:
+        """One digit per width from 1, as the benchmark writes it; a resolution comes first."""
+        return "".join(str(c.options.index(architecture[c.name]) + 1) for c in self.choices)
+
+    def parse(self, code: str) -> Architecture:
+        """The architecture of a code.
+
+        Raises:
+            ValueError: the code has another length, or a digit without an option.
+        """
+        if len(code) != len(self.choices) or not code.isdecimal():
+            raise ValueError(
+                f"a code of {self.name or 'this space'} has {len(self.choices)} digits from 1, got {code!r}."
+            )
+        for choice, digit in zip(self.choices, code, strict=True):
+            if not 1 <= int(digit) <= len(choice.options):
+                raise ValueError(
+                    f"{choice.name} has {len(choice.options)} options, so its digit is 1 to {len(choice.options)}, "
+                    f"got {digit!r} in {code!r}."
+                )
+        return self.architecture(
+            {c.name: c.options[int(digit) - 1] for c, digit in zip(self.choices, code, strict=True)}
+        )
+
+    def _widths(self, full: int) -> tuple[int, ...]:
+        return tuple(max(1, round(ratio * full)) for ratio in self.ratios)
