@@ -1,7 +1,10 @@
 """A blueprint as an ordinary PyTorch network."""
 
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import final
 
+import torch
 from torch import Tensor, nn
 
 from kdnas.blocks.basic import resize
@@ -16,6 +19,9 @@ def build(layer: Layer) -> nn.Module:
         ValueError: the layer's class cannot be imported or called so.
     """
     return layer.make.build(nn.Module)
+
+
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 @final
@@ -43,3 +49,48 @@ class Network(nn.Module):
     def plain(self) -> nn.Sequential:
         """The same modules as a Sequential from images to logits, for every tool outside."""
         return nn.Sequential(self.stem, *self.stages, self.head)
+
+
+def calibrate(network: nn.Module, batches: Iterable[Tensor]) -> None:
+    """Re-estimate batch-norm statistics: reset, then the mean over batches of batch mean and unbiased batch variance.
+
+    Each batch is normalised by its own statistics meanwhile. Only buffers change; the network keeps its mode.
+    """
+    norms = [m for m in network.modules() if isinstance(m, BATCH_NORMS) and m.track_running_stats]
+    modes = {m: m.training for m in network.modules()}
+    momenta = {m: m.momentum for m in norms}
+    network.eval()
+    try:
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # a cumulative average
+            norm.train()
+        with torch.no_grad():
+            for images in batches:
+                network(images)
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+        for norm, momentum in momenta.items():
+            norm.momentum = momentum
+
+
+@contextmanager
+def batch_statistics(network: nn.Module) -> Iterator[None]:
+    """Inside, the network is in evaluation mode but its batch norms use the statistics of their very input.
+
+    Running statistics are neither used nor changed.
+    """
+    modes = {m: m.training for m in network.modules()}
+    norms = [m for m in network.modules() if isinstance(m, BATCH_NORMS)]
+    tracking = {m: m.track_running_stats for m in norms}
+    network.eval()
+    try:
+        for norm in norms:
+            norm.training, norm.track_running_stats = True, False
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+        for norm, tracked in tracking.items():
+            norm.track_running_stats = tracked

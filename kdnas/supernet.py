@@ -9,7 +9,7 @@ from torch.func import functional_call
 
 from kdnas.architecture import Architecture
 from kdnas.blocks.basic import DropPath, resize
-from kdnas.network import Network, build
+from kdnas.network import BATCH_NORMS, Network, build
 from kdnas.outputs import Outputs
 from kdnas.space import Layer, SearchSpace
 
@@ -39,6 +39,7 @@ class _Plan(NamedTuple):
 
     module: nn.Module
     regularisers: tuple[nn.Module, ...]
+    norms: tuple[nn.Module, ...]
     sources: tuple[tuple[str, nn.Module, str, torch.Size], ...]
 
 
@@ -76,31 +77,49 @@ class Supernet(nn.Module):
             share.prepare(self.bank)
         self._plans: dict[tuple[str, Layer], _Plan] = {}
 
-    def forward(self, images: Tensor, architecture: Architecture, *, regularise: bool = True) -> Outputs:
+    def forward(
+        self, images: Tensor, architecture: Architecture, *, regularise: bool = True, batch_statistics: bool = False
+    ) -> Outputs:
         """Logits and one feature map per stage of one subnet.
 
         Args:
             images: `[batch, channels, height, width]`; resized when the subnet's resolution is another.
             architecture: the subnet.
             regularise: whether dropout and drop-path act in training mode.
+            batch_statistics: see `run`.
         """
         blueprint = self.space.blueprint(architecture)
-        x = self.run("stem", blueprint.stem, resize(images, *blueprint.image[1:]), regularise=regularise)
+        modes = {"regularise": regularise, "batch_statistics": batch_statistics}
+        x = self.run("stem", blueprint.stem, resize(images, *blueprint.image[1:]), **modes)
         features = []
         for i, stage in enumerate(blueprint.stages):
             for j, layer in enumerate(stage):
-                x = self.run(f"stages.{i}.{j}", layer, x, regularise=regularise)
+                x = self.run(f"stages.{i}.{j}", layer, x, **modes)
             features.append(x)
-        logits = self.run("head", blueprint.head, x, regularise=regularise)
+        logits = self.run("head", blueprint.head, x, **modes)
         return Outputs(logits, tuple(features), images=images)
 
-    def run(self, name: str, layer: Layer, x: Tensor, *, regularise: bool = True) -> Tensor:
-        """One layer of a subnet at position `name`, with the bank's weights."""
+    def run(
+        self, name: str, layer: Layer, x: Tensor, *, regularise: bool = True, batch_statistics: bool = False
+    ) -> Tensor:
+        """One layer of a subnet at position `name`, with the bank's weights.
+
+        Args:
+            name: the position, as in `Blueprint.named`.
+            layer: the layer.
+            x: its input.
+            regularise: whether dropout and drop-path act in training mode.
+            batch_statistics: batch norm uses the statistics of this very input and leaves the running ones alone, in
+                either mode. A subnet's outputs then depend on its own layers only, not on what ran before.
+        """
         plan = self._plan(name, layer)
         if plan.module.training != self.training:
             plan.module.train(self.training)
         for module in plan.regularisers:
             module.training = self.training and regularise
+        for norm in plan.norms:
+            norm.training = self.training or batch_statistics
+            norm.track_running_stats = not batch_statistics
         try:
             return functional_call(plan.module, self._weights(name, plan), (x,))
         except RuntimeError as error:
@@ -133,10 +152,9 @@ class Supernet(nn.Module):
             for path, tensor in _tensors(module):
                 owner, _, attribute = path.rpartition(".")
                 sources.append((path, bank.get_submodule(owner), attribute, tensor.shape))
-            regularisers = tuple(
-                m for m in module.modules() if isinstance(m, nn.Dropout | nn.Dropout2d | DropPath)
-            )
-            self._plans[name, layer] = _Plan(module, regularisers, tuple(sources))
+            regularisers = tuple(m for m in module.modules() if isinstance(m, nn.Dropout | nn.Dropout2d | DropPath))
+            norms = tuple(m for m in module.modules() if isinstance(m, BATCH_NORMS))
+            self._plans[name, layer] = _Plan(module, regularisers, norms, tuple(sources))
         return self._plans[name, layer]
 
     def _weights(self, name: str, plan: _Plan) -> dict[str, Tensor]:

@@ -1,0 +1,31 @@
+"""Training without a teacher: the control of every distillation."""
+
+from collections.abc import Iterator
+from typing import final
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from kdnas.network import Network
+from kdnas.training import Batch, Distiller, Model, Step
+
+
+@final
+class FromLabels(Distiller):
+    """Cross-entropy with the labels, a mean over the batch.
+
+    Args:
+        label_smoothing: share of the target spread evenly over the classes.
+
+    Reference: Szegedy et al., Rethinking the Inception Architecture, CVPR 2016, section 7 (label smoothing).
+    """
+
+    def __init__(self, *, label_smoothing: float = 0.0) -> None:
+        super().__init__()
+        self.label_smoothing = label_smoothing
+
+    def losses(self, model: Model, batch: Batch, step: Step) -> Iterator[tuple[str, Tensor]]:
+        """One loss."""
+        assert isinstance(model, Network)
+        logits = model(batch.images).logits.float()
+        yield "student", F.cross_entropy(logits, batch.labels, label_smoothing=self.label_smoothing)

@@ -1,0 +1,49 @@
+"""Offline distillation: a fixed teacher teaches one network."""
+
+from collections.abc import Iterator
+from typing import final
+
+from torch import Tensor
+
+from kdnas.network import Network
+from kdnas.objective import Objective
+from kdnas.spec import Spec, spec
+from kdnas.training import Batch, Distiller, Model, Step
+
+HINTON = (
+    (0.1, spec("kdnas.losses.response.cross_entropy:CrossEntropy")),
+    (0.9, spec("kdnas.losses.response.soft_targets:SoftTargets")),
+)
+
+
+@final
+class FromTeacher(Distiller):
+    """A weighted sum of losses between student, teacher and labels, with the stages its losses ask for.
+
+    Args:
+        terms: pairs of weight and loss; by default 0.1 cross-entropy and 0.9 soft targets at temperature 4.
+
+    Reference: Hinton, Vinyals, Dean, Distilling the Knowledge in a Neural Network, 2015, section 2; the weights are those
+        of RepDistiller and mdistiller.
+    """
+
+    def __init__(self, *, terms: tuple[tuple[float, Spec], ...] = HINTON) -> None:
+        super().__init__()
+        self.objective = Objective(terms)
+
+    def prepare(self, model: Model, batch: Batch) -> None:
+        """Build the adapters."""
+        assert isinstance(model, Network)
+        self.objective.prepare(model(batch.images), batch.teacher)
+
+    def losses(self, model: Model, batch: Batch, step: Step) -> Iterator[tuple[str, Tensor]]:
+        """The sum, and the discriminators' own losses."""
+        assert isinstance(model, Network)
+        student = model(batch.images)
+        total, _ = self.objective(student, batch.teacher, batch.labels, self.objective.stages_at(step.progress))
+        yield "student", total
+        yield from self.objective.adversaries(student.detach(), batch.teacher, batch.labels)
+
+    def restarts(self, total: int) -> frozenset[int]:
+        """Where a stage of one of the losses ends."""
+        return self.objective.restarts(total)

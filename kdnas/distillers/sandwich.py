@@ -1,0 +1,75 @@
+"""The sandwich rule with in-place distillation, under an outside teacher."""
+
+from collections.abc import Iterator
+from typing import final
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from kdnas.losses.base import Loss
+from kdnas.objective import Objective
+from kdnas.outputs import Outputs
+from kdnas.spec import Spec, spec
+from kdnas.supernet import Supernet
+from kdnas.training import Batch, Distiller, Model, Step
+
+ALPHA = spec("kdnas.losses.response.alpha_divergence:AlphaDivergence")
+SOFT = ((1.0, spec("kdnas.losses.response.soft_targets:SoftTargets", temperature=1.0)),)
+
+
+@final
+class Sandwich(Distiller):
+    """Each step trains the largest subnet, the smallest, and a few random ones.
+
+    The largest learns from the labels and from the teacher, the others from the largest's detached logits alone:
+    `L = CE(largest, labels) + sum_k weight_k loss_k(largest, teacher) + sum_children soft(child, largest)`. The gradients are
+    summed, not averaged, and there is one optimiser step. Dropout and drop-path act on the largest only.
+
+    Args:
+        soft: the loss between a child and the largest; by default the adaptive alpha-divergence.
+        terms: pairs of weight and loss between the largest and the teacher; empty for none.
+        num_random: random children per step.
+        label_smoothing: of the largest subnet's cross-entropy.
+
+    Reference: Yu et al., BigNAS, ECCV 2020, section 3.1 (rules 1, 2 and 5); Wang et al., AlphaNet, ICML 2021, section 4.
+    Differs: the papers have no outside teacher; with `terms=()` this is theirs. Weight decay acts on the shared weights of
+        all children (as in AttentiveNAS and AlphaNet; BigNAS writes: of the largest only).
+    """
+
+    def __init__(
+        self,
+        *,
+        soft: Spec = ALPHA,
+        terms: tuple[tuple[float, Spec], ...] = SOFT,
+        num_random: int = 2,
+        label_smoothing: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if num_random < 0:
+            raise ValueError(f"num_random must not be negative, got {num_random}.")
+        self.soft = soft.build(Loss)
+        self.objective = Objective(terms) if terms else None
+        self.num_random, self.label_smoothing = num_random, label_smoothing
+
+    def prepare(self, model: Model, batch: Batch) -> None:
+        """Build the adapters between the largest subnet and the teacher."""
+        assert isinstance(model, Supernet)
+        largest = model(batch.images, model.space.largest)
+        self.soft.prepare(largest, largest, elastic=True)
+        if self.objective is not None:
+            self.objective.prepare(largest, batch.teacher)
+
+    def losses(self, model: Model, batch: Batch, step: Step) -> Iterator[tuple[str, Tensor]]:
+        """The largest's loss, then one per child."""
+        assert isinstance(model, Supernet)
+        space, rng = model.space, step.rng("architectures")
+        largest = model(batch.images, space.largest)
+        loss = F.cross_entropy(largest.logits.float(), batch.labels, label_smoothing=self.label_smoothing)
+        if self.objective is not None:
+            loss = loss + self.objective(largest, batch.teacher, batch.labels)[0]
+        target: Outputs = largest.detach()
+        yield "largest", loss
+        del largest, loss  # the graph: one subnet's activations alive at a time
+        for name in ("smallest", *("random",) * self.num_random):
+            child = space.smallest if name == "smallest" else space.sample(rng)
+            yield name, self.soft(model(batch.images, child, regularise=False), target, batch.labels)

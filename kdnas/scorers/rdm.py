@@ -1,0 +1,55 @@
+"""Teacher similarity by representational dissimilarity: TGSA."""
+
+from collections.abc import Sequence
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from kdnas.search import Evidence, OutputScorer, Score
+from kdnas.similarity import dissimilarity, pearson, ranks, upper
+
+
+@final
+class Rdm(OutputScorer):
+    """How alike teacher and student find the images: `TG = mean_t max_l r(RDM_t, RDM_l)`, plus `premature * accuracy`.
+
+    For every teacher stage `t` the best-correlated student stage `l`; `RDM_ij = 1 - Pearson` of the activations of two images,
+    `r` the correlation of the strict upper triangles. The logits count as one more stage of both. TG is in [-1, 1], 1 for the
+    teacher itself.
+
+    Args:
+        compare: `pearson` or `spearman` correlation of the triangles.
+        premature: weight of the accuracy on the same images (P + TG when 1, TG when 0).
+
+    Reference: Bashivan, Tensen, DiCarlo, Teacher Guided Architecture Search, ICCV 2019, section 3.
+    Differs: the paper takes every layer; here the layers are the stages' outputs and the logits.
+    """
+
+    def __init__(self, *, compare: str = "pearson", premature: float = 0.0) -> None:
+        if compare not in ("pearson", "spearman"):
+            raise ValueError(f"compare must be pearson or spearman, got {compare!r}.")
+        self.compare, self.premature = compare, premature
+
+    def digest(self, stage: int, feature: Tensor, evidence: Evidence) -> Any:
+        """Correlation of this stage with every teacher stage, `[teacher stages]`."""
+        del stage
+        return pearson(self._triangle(feature)[None], self._teacher(evidence))
+
+    def judge(self, logits: Tensor, digests: Sequence[Any], evidence: Evidence) -> Score:
+        """The mean over teacher stages of the best correlation."""
+        table = torch.stack([*digests, self.digest(len(digests), logits, evidence)])
+        best = table.amax(0)
+        similarity = float(best.mean())
+        accuracy = float((logits.argmax(1) == evidence.labels).float().mean())
+        parts = {f"teacher_stage_{i}": round(v, 6) for i, v in enumerate(best.tolist())}
+        value = similarity + self.premature * accuracy
+        return Score(value, {"similarity": similarity, "accuracy": accuracy, **parts})
+
+    def _triangle(self, feature: Tensor) -> Tensor:
+        triangle = upper(dissimilarity(feature))
+        return ranks(triangle) if self.compare == "spearman" else triangle
+
+    def _teacher(self, evidence: Evidence) -> Tensor:
+        stages = (*evidence.teacher.features, evidence.teacher.logits)
+        return evidence.once(("rdm", self.compare), lambda: torch.stack([self._triangle(f) for f in stages]))

@@ -1,0 +1,385 @@
+"""One loop for every search: a searcher asks, a scorer scores, the ranking remembers."""
+
+import abc
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, final
+
+import torch
+from torch import Tensor, nn
+
+from kdnas.architecture import Architecture
+from kdnas.blocks.basic import resize
+from kdnas.cost import Budget, Cost, cost
+from kdnas.network import batch_statistics
+from kdnas.outputs import Outputs
+from kdnas.similarity import kendall
+from kdnas.space import Blueprint, SearchSpace
+from kdnas.supernet import Supernet
+from kdnas.teachers import Teacher
+
+
+@final
+@dataclass(frozen=True)
+class Evidence:
+    """What a student is judged on: the same fixed images for every candidate.
+
+    Attributes:
+        pixels: `[batch, channels, height, width]` in [0, 1], from the search part.
+        images: the same, normalised for students.
+        labels: `[batch]`.
+        teacher: the teacher's outputs on these pixels, computed once.
+        teacher_module: the teacher, for scorers that train.
+        data: the data set, for scorers that train.
+        seed: for scorers that draw.
+    """
+
+    pixels: Tensor
+    images: Tensor
+    labels: Tensor
+    teacher: Outputs
+    teacher_module: Teacher | None = None
+    data: Any = None
+    seed: int = 0
+    memory: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    def once(self, key: Any, make: Callable[[], Any]) -> Any:
+        """What `make()` returns, computed once per evidence: the teacher's side of a comparison."""
+        if key not in self.memory:
+            self.memory[key] = make()
+        return self.memory[key]
+
+
+@final
+class Score(NamedTuple):
+    """A score, higher is better, and the numbers it is made of."""
+
+    value: float
+    parts: dict[str, float]
+
+
+class Scorer(abc.ABC):
+    """Maps a student to a number, higher is better.
+
+    Subclasses are `@final` and take plain keyword arguments. A scorer sees an ordinary network: a subnet taken out
+    of a supernet, a fresh one, or any module that gives Outputs or logits.
+    """
+
+    @abc.abstractmethod
+    def score(self, student: nn.Module, evidence: Evidence) -> Score:
+        """The student's score. It neither changes the student nor depends on what was scored before."""
+
+
+class OutputScorer(Scorer):
+    """A scorer that needs no more than a student's outputs on the evidence.
+
+    Batch norm uses the statistics of the evidence itself, re-estimated at every call, so that a layer's output depends
+    on the layers before it alone; the search loop then computes every shared prefix once.
+    """
+
+    def digest(self, stage: int, feature: Tensor, evidence: Evidence) -> Any:
+        """What to remember of a stage's map, computed once per prefix; the map itself unless overridden."""
+        del stage, evidence
+        return feature
+
+    @abc.abstractmethod
+    def judge(self, logits: Tensor, digests: Sequence[Any], evidence: Evidence) -> Score:
+        """The score from the logits and every stage's digest."""
+
+    @final
+    def score(self, student: nn.Module, evidence: Evidence) -> Score:
+        """Runs the student on the evidence, without a graph."""
+        with torch.no_grad(), batch_statistics(student):
+            found = student(evidence.images)
+            outputs = found if isinstance(found, Outputs) else Outputs(found)
+            digests = [self.digest(i, f, evidence) for i, f in enumerate(outputs.features)]
+            return self.judge(outputs.logits, digests, evidence)
+
+
+@final
+@dataclass
+class Saved:
+    """How many layers were evaluated, and how many one-by-one evaluation would have."""
+
+    evaluated: int = 0
+    one_by_one: int = 0
+
+    def __str__(self) -> str:
+        share = self.one_by_one / max(1, self.evaluated)
+        return f"{self.evaluated:,} layer evaluations instead of {self.one_by_one:,} ({share:.1f} times fewer)"
+
+
+def score_all(
+    supernet: Supernet,
+    architectures: Sequence[Architecture],
+    scorer: Scorer,
+    evidence: Evidence,
+    saved: Saved | None = None,
+) -> list[Score]:
+    """The scores of subnets, in the order given.
+
+    For an `OutputScorer`, subnets are visited depth first over their common prefixes and each prefix is run once; memory is
+    one path of activations, the deepest network's. The numbers are those of one-by-one evaluation.
+
+    Args:
+        supernet: where the weights are.
+        architectures: whom to score.
+        scorer: how.
+        evidence: on what.
+        saved: counts layer evaluations, when given.
+    """
+    saved = saved if saved is not None else Saved()
+    if not isinstance(scorer, OutputScorer):
+        found = []
+        for architecture in architectures:
+            found.append(scorer.score(supernet.extract(architecture), evidence))
+            layers = len(list(supernet.space.blueprint(architecture).named()))
+            saved.evaluated += layers
+            saved.one_by_one += layers
+        return found
+    blueprints = [supernet.space.blueprint(a) for a in architectures]
+    paths = [_path(b) for b in blueprints]
+    order = sorted(range(len(paths)), key=lambda i: [str(step) for step in paths[i]])
+    scores: list[Score | None] = [None] * len(paths)
+    walk: list[tuple[Any, Tensor, Any]] = []  # one path: step, activation, digest of the stage it closes
+    was_training = supernet.training
+    supernet.eval()
+    try:
+        with torch.no_grad():
+            for index in order:
+                path, blueprint = paths[index], blueprints[index]
+                shared = 0
+                while shared < min(len(walk), len(path)) and walk[shared][0] == path[shared]:
+                    shared += 1
+                del walk[shared:]
+                for step in path[shared:]:
+                    name, layer, closes = step
+                    if layer is None:
+                        x = resize(evidence.images, *blueprint.image[1:])
+                    else:
+                        x = supernet.run(name, layer, walk[-1][1], batch_statistics=True)
+                        saved.evaluated += 1
+                    digest = None if closes is None else scorer.digest(closes, x, evidence)
+                    walk.append((step, x, digest))
+                saved.one_by_one += len(path) - 1
+                digests = [digest for step, _, digest in walk if step[2] is not None]
+                scores[index] = scorer.judge(walk[-1][1], digests, evidence)
+    finally:
+        supernet.train(was_training)
+    return [score for score in scores if score is not None]
+
+
+def _path(blueprint: Blueprint) -> list[tuple[str, Any, int | None]]:
+    """Position, layer, and the stage that the layer closes; first of all the input size."""
+    steps: list[tuple[str, Any, int | None]] = [
+        (f"image {blueprint.image}", None, None),
+        ("stem", blueprint.stem, None),
+    ]
+    for i, stage in enumerate(blueprint.stages):
+        steps += [(f"stages.{i}.{j}", layer, i if j == len(stage) - 1 else None) for j, layer in enumerate(stage)]
+    return [*steps, ("head", blueprint.head, None)]
+
+
+@final
+@dataclass(frozen=True)
+class Entry:
+    """One scored architecture."""
+
+    architecture: Architecture
+    code: str
+    score: float
+    parts: dict[str, float]
+    params: int
+    macs: int
+    layers: int
+    seconds: float
+    scorer: str = ""
+    searcher: str = ""
+    search: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        """One line of `ranking.jsonl`."""
+        return {**self.__dict__, "architecture": dict(self.architecture)}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> "Entry":
+        """The entry of a line of `ranking.jsonl`."""
+        return cls(**{**value, "architecture": Architecture(value["architecture"])})
+
+
+class Searcher(abc.ABC):
+    """Proposes architectures and learns from their scores.
+
+    Built at run time with `space`, `admits` (a test for the budget) and `rng`; everything random is drawn from `rng`, so that
+    told the same scores it asks the same questions: that is how a search is resumed.
+
+    Class attributes:
+        additive: it needs the scores of blocks, not of architectures.
+    """
+
+    def __init__(self, *, space: SearchSpace, admits: Callable[[Architecture], bool], rng: random.Random) -> None:
+        self.space, self.admits, self.rng = space, admits, rng
+
+    @abc.abstractmethod
+    def ask(self, limit: int) -> Sequence[Architecture]:
+        """At most `limit` admitted architectures to score next; none when it is done, and `stopped` says why."""
+
+    @abc.abstractmethod
+    def tell(self, scored: Sequence[Entry]) -> None:
+        """The scores of what was asked, in that order."""
+
+    stopped: str = "it is done"
+
+    @final
+    def sample(self, attempts: int = 1000) -> Architecture | None:
+        """A random admitted architecture, or None when `attempts` draws found none."""
+        for _ in range(attempts):
+            candidate = self.space.sample(self.rng)
+            if self.admits(candidate):
+                return candidate
+        return None
+
+
+class Infeasible(ValueError):
+    """No network of the space is within the budget, or none was found; the message names the nearest."""
+
+
+def check_feasible(space: SearchSpace, budget: Budget, rng: random.Random, attempts: int = 1000) -> None:
+    """Raise `Infeasible` when neither the smallest network nor any of many draws is within the budget."""
+    nearest, excess = space.smallest, budget.excess(cost(space.blueprint(space.smallest)))
+    if excess <= 0:
+        return
+    current = nearest
+    for _ in range(attempts):
+        candidate = space.mutate(current, rng) if rng.random() < 0.8 else space.sample(rng)
+        found = budget.excess(cost(space.blueprint(candidate)))
+        if found <= 0:
+            return
+        if found < excess:
+            nearest = current = candidate
+            excess = found
+    c = cost(space.blueprint(nearest))
+    raise Infeasible(
+        f"infeasible: no network found with {budget}; the nearest is {space.code(nearest)} with {c.params:,} params and "
+        f"{c.macs:,} macs. Raise the budget, or use a space with smaller networks."
+    )
+
+
+@final
+@dataclass(frozen=True)
+class Limits:
+    """When a search ends, whatever comes first.
+
+    Attributes:
+        evaluations: unique canonical architectures.
+        seconds: wall time, obeyed within one evaluation.
+    """
+
+    evaluations: int = 200
+    seconds: float = float("inf")
+
+
+class Uninformative(ValueError):
+    """The score does not tell candidates apart."""
+
+
+def search(
+    supernet: Supernet,
+    scorer: Scorer,
+    searcher: Searcher,
+    evidence: Evidence,
+    limits: Limits,
+    *,
+    known: dict[Architecture, Score] | None = None,
+    labels: tuple[str, str, int] = ("", "", 0),
+    saved: Saved | None = None,
+) -> Iterator[Entry | str]:
+    """Yields every newly scored architecture, and at last why the search stopped.
+
+    Args:
+        supernet: where the weights are.
+        scorer: higher is better.
+        searcher: who asks.
+        evidence: what students are judged on.
+        limits: when to end.
+        known: scores that need no computing again: an interrupted search's, replayed to the searcher.
+        labels: names of scorer and searcher and the search's number, for the ranking.
+        saved: counts layer evaluations.
+
+    Raises:
+        Uninformative: the first 20 candidates have fewer than 3 distinct scores.
+    """
+    space, began = supernet.space, time.perf_counter()
+    scores: dict[Architecture, Entry] = {}
+    replayed = known or {}
+    chunk = 1
+    while True:
+        room = limits.evaluations - len(scores)
+        if room <= 0:
+            yield f"{limits.evaluations} unique architectures were evaluated"
+            return
+        if time.perf_counter() - began >= limits.seconds:
+            yield f"the time of {limits.seconds:g} s is over after {len(scores)} unique architectures"
+            return
+        asked = [space.canonical(a) for a in searcher.ask(room)]
+        if not asked:
+            yield f"{searcher.stopped} after {len(scores)} unique architectures"
+            return
+        fresh = list(dict.fromkeys(a for a in asked if a not in scores))
+        place = 0
+        while place < len(fresh):
+            if place and time.perf_counter() - began >= limits.seconds:
+                yield f"the time of {limits.seconds:g} s is over after {len(scores)} unique architectures"
+                return
+            # Chunks grow with measured speed, so that the time limit is met within about a second.
+            some = fresh[place : place + chunk]
+            place += len(some)
+            started = time.perf_counter()
+            new = [a for a in some if a not in replayed]
+            values = dict(zip(new, score_all(supernet, new, scorer, evidence, saved), strict=True)) if new else {}
+            each = (time.perf_counter() - started) / max(1, len(new))
+            if new:
+                chunk = max(1, min(512, int(1.0 / max(each, 1e-4)))) if limits.seconds < float("inf") else 512
+            for architecture in some:
+                value = values.get(architecture) or replayed[architecture]
+                entry = entry_of(space, architecture, value, each if architecture in values else 0.0, labels)
+                scores[architecture] = entry
+                yield entry
+        if len(scores) >= 20 and len({e.score for e in list(scores.values())[:20]}) < 3:
+            raise Uninformative(
+                f"the score {labels[0]} has fewer than 3 distinct values among the first 20 candidates, so it cannot rank "
+                "them. Train the supernet longer, use more search images, or choose another scorer."
+            )
+        searcher.tell([scores[a] for a in asked])
+
+
+def entry_of(
+    space: SearchSpace, architecture: Architecture, score: Score, seconds: float, labels: tuple[str, str, int]
+) -> Entry:
+    """The ranking's entry of a score."""
+    blueprint = space.blueprint(architecture)
+    c: Cost = cost(blueprint)
+    return Entry(
+        architecture,
+        space.code(architecture),
+        score.value,
+        score.parts,
+        c.params,
+        c.macs,
+        sum(map(len, blueprint.stages)),
+        round(seconds, 6),
+        *labels,
+    )
+
+
+def ranked(entries: Sequence[Entry]) -> list[Entry]:
+    """Best first; ties go to the network that uses more of the budget (more MACs), then by code."""
+    return sorted(entries, key=lambda e: (-e.score, -e.macs, e.code))
+
+
+def size_controls(entries: Sequence[Entry]) -> dict[str, float]:
+    """Kendall's tau-b between the score and what size alone says: params, MACs, number of layers."""
+    scores = [e.score for e in entries]
+    return {name: kendall(scores, [getattr(e, name) for e in entries]) for name in ("params", "macs", "layers")}

@@ -1,0 +1,43 @@
+"""Uniform random search: the control of every other searcher."""
+
+import random
+from collections.abc import Callable, Sequence
+from typing import final
+
+from kdnas.architecture import Architecture
+from kdnas.search import Entry, Searcher
+from kdnas.space import SearchSpace
+
+
+@final
+class RandomSearch(Searcher):
+    """Distinct admitted architectures, each choice uniform.
+
+    Reference: Li and Talwalkar, Random Search and Reproducibility for Neural Architecture Search, UAI 2019.
+    """
+
+    def __init__(self, *, space: SearchSpace, admits: Callable[[Architecture], bool], rng: random.Random) -> None:
+        super().__init__(space=space, admits=admits, rng=rng)
+        self._seen: set[Architecture] = set()
+
+    def ask(self, limit: int) -> Sequence[Architecture]:
+        """Architectures not asked before."""
+        asked: list[Architecture] = []
+        while len(asked) < min(limit, 64):
+            candidate = self._fresh()
+            if candidate is None:
+                self.stopped = "no admitted architecture was found that was not drawn before"
+                break
+            asked.append(candidate)
+        return asked
+
+    def tell(self, scored: Sequence[Entry]) -> None:
+        """Scores change nothing here."""
+
+    def _fresh(self, attempts: int = 200) -> Architecture | None:
+        for _ in range(attempts):
+            candidate = self.sample()
+            if candidate is not None and candidate not in self._seen:
+                self._seen.add(candidate)
+                return candidate
+        return None

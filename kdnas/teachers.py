@@ -1,0 +1,292 @@
+"""Networks that teach: frozen, always in evaluation mode, and owners of their own preprocessing."""
+
+import abc
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Self, final
+
+import torch
+from torch import Tensor, nn
+
+from kdnas.blocks.basic import resize
+from kdnas.data import normalise
+from kdnas.network import Network
+from kdnas.outputs import Outputs
+from kdnas.preprocessing import Preprocessing
+from kdnas.space import Blueprint, layer
+from kdnas.spec import Spec, nearest, resolve, spec
+
+
+class Teacher(nn.Module, abc.ABC):
+    """Takes pixels in [0, 1] and gives Outputs, without a graph.
+
+    Its parameters are frozen, `train()` leaves it in evaluation mode, and its weights are no part of a checkpoint.
+    """
+
+    @final
+    def train(self, mode: bool = True) -> Self:
+        """Stays in evaluation mode."""
+        del mode
+        return super().train(False)
+
+    @final
+    def freeze(self) -> Self:
+        """Evaluation mode, no gradients; called once a teacher is built."""
+        return self.requires_grad_(False).train(False)
+
+    @final
+    def forward(self, pixels: Tensor, labels: Tensor | None = None) -> Outputs:
+        """Logits `[batch, classes]` and one feature map per stage."""
+        with torch.no_grad():
+            return self.teach(pixels, labels)
+
+    @abc.abstractmethod
+    def teach(self, pixels: Tensor, labels: Tensor | None) -> Outputs:
+        """What the teacher shows; labels are for teachers that pick who is right."""
+
+
+@final
+class Frozen(Teacher):
+    """Any network as a teacher.
+
+    Args:
+        module: gives logits, or Outputs.
+        preprocessing: the network's own; pixels are resized and normalised here, so that teacher and student see the
+            same augmented pixels, each in its own way.
+        stages: names of submodules whose outputs are the features. By default the last map at each resolution,
+            or four transformer blocks evenly spread, found by one pass.
+
+    Raises:
+        ValueError: a stage that does not exist; the nearest name is offered.
+    """
+
+    def __init__(self, module: nn.Module, *, preprocessing: Preprocessing, stages: Sequence[str] | None = None) -> None:
+        super().__init__()
+        self.module, self.preprocessing = module, preprocessing
+        self.freeze()
+        if stages is None:
+            stages = () if isinstance(module, Network) else find_stages(module, self._probe())
+        known = dict(module.named_modules())
+        for name in stages:
+            if name not in known:
+                raise ValueError(f"the teacher has no submodule {name!r}.{nearest(name, known)}")
+        self.stages = tuple(stages)
+
+    def teach(self, pixels: Tensor, labels: Tensor | None) -> Outputs:
+        """Logits and the named stages' maps."""
+        images = normalise(resize(pixels, self.preprocessing.height, self.preprocessing.width), self.preprocessing)
+        if isinstance(self.module, Network):
+            return self.module(images)
+        with _recorded(self.module, self.stages) as seen:
+            found = self.module(images)
+        if isinstance(found, Outputs):
+            return found
+        return Outputs(found, tuple(seen[name] for name in self.stages), images=images)
+
+    def _probe(self) -> Tensor:
+        p = self.preprocessing
+        return torch.zeros(2, len(p.mean), p.height, p.width)
+
+
+@contextmanager
+def _recorded(module: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
+    """Outputs of submodules during one call: registered, filled and removed here."""
+    seen: dict[str, Tensor] = {}
+    handles = []
+    known = dict(module.named_modules())
+    for name in names:
+
+        def keep(_: nn.Module, __: Any, output: Any, name: str = name) -> None:
+            if isinstance(output, Tensor):
+                seen[name] = output
+
+        handles.append(known[name].register_forward_hook(keep))
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def find_stages(module: nn.Module, images: Tensor, most: int = 6) -> tuple[str, ...]:
+    """The submodules whose outputs are the last at their resolution; for a transformer four blocks, evenly spread.
+
+    Raises:
+        ValueError: no submodule gives maps or tokens.
+    """
+    names = [name for name, _ in module.named_modules() if name]
+    order: list[str] = []
+    with _recorded(module, names) as seen, torch.no_grad():
+        module(images)
+        order = list(seen)
+    maps = [n for n in order if seen[n].dim() == 4 and seen[n].shape[2] * seen[n].shape[3] > 1]
+    by_size: dict[tuple[int, ...], str] = {}
+    for name in maps:
+        by_size[tuple(seen[name].shape[2:])] = name
+    if len(by_size) >= 2:
+        return tuple(by_size.values())[-most:]
+    tokens = [n for n in order if seen[n].dim() == 3]
+    depths = {n.count(".") for n in tokens}
+    for depth in sorted(depths):
+        level = [n for n in tokens if n.count(".") == depth]
+        if len(level) >= 4:
+            return tuple(level[(i + 1) * len(level) // 4 - 1] for i in range(4))
+    if maps or tokens:
+        return tuple((maps or tokens)[-1:])
+    raise ValueError(
+        "no submodule of the teacher gives a map or tokens. Name its stages, or use losses on logits only."
+    )
+
+
+def fitted_teacher(image: tuple[int, int, int], classes: int) -> Blueprint:
+    """The network that `--teacher fit` trains: a ResNet of three stages for small images, four for larger ones.
+
+    Args:
+        image: channels, height and width.
+        classes: number of classes.
+    """
+    channels, height, _ = image
+    widths = (32, 64, 128) if height <= 16 else (64, 128, 256) if height <= 64 else (64, 128, 256, 512)
+    stem = layer("kdnas.blocks.basic:ConvNormAct", inputs=channels, outputs=widths[0], stride=1 if height <= 64 else 4)
+    inputs, stages = widths[0], []
+    for index, width in enumerate(widths):
+        stage = []
+        for place in range(2):
+            stride = 2 if index > 0 and place == 0 else 1
+            stage.append(layer("kdnas.blocks.resnet:BasicBlock", inputs=inputs, outputs=width, stride=stride))
+            inputs = width
+        stages.append(tuple(stage))
+    head = layer("kdnas.blocks.basic:PoolLinear", inputs=inputs, classes=classes)
+    return Blueprint(stem, tuple(stages), head, image)
+
+
+FIT = "fit"
+
+
+def load_teacher(text: str) -> Spec | None:
+    """The Spec of a teacher from what a person types; None for `fit`, which trains one in the run.
+
+    Args:
+        text: `fit`, `torchvision:NAME`, `timm:NAME` (either may end in `@weights.safetensors`), `checkpoint:FOLDER`
+            (a student folder), or `package.module:function` that returns a Teacher or a module.
+
+    Raises:
+        ValueError: another form.
+    """
+    if text == FIT:
+        return None
+    kind, _, rest = text.partition(":")
+    if kind in ("torchvision", "timm") and rest:
+        name, _, weights = rest.partition("@")
+        return spec(zoo_teacher, zoo=kind, name=name, weights=str(Path(weights).resolve()) if weights else "")
+    if kind == "checkpoint" and rest:
+        return spec(student_teacher, path=str(Path(rest).resolve()))
+    if rest.isidentifier():
+        resolve(text)
+        return spec(own_teacher, function=text)
+    raise ValueError(
+        f"a teacher is fit, torchvision:NAME, timm:NAME, checkpoint:FOLDER or package.module:function, got {text!r}."
+    )
+
+
+def student_teacher(path: str, classes: int, preprocessing: Preprocessing) -> Teacher:
+    """A student folder, or the teacher that a run trained, as a teacher."""
+    from kdnas.student import read_student  # student knows teachers' floor, not the other way round
+
+    del preprocessing
+    network, card = read_student(Path(path))
+    return _checked(Frozen(network, preprocessing=card.preprocessing), classes, path)
+
+
+def zoo_teacher(zoo: str, name: str, weights: str, classes: int, preprocessing: Preprocessing) -> Teacher:
+    """A network of torchvision or timm.
+
+    With a weights file it is built for the data's classes and filled from it; without, the zoo's own pretrained
+    weights are used (downloaded by the zoo when they are not in its cache) with their own preprocessing.
+
+    Raises:
+        ValueError: no such network, weights that cannot be had or do not fit, other classes.
+    """
+    if zoo == "torchvision":
+        from torchvision import models
+
+        if name not in models.list_models():
+            raise ValueError(f"torchvision has no {name!r}.{nearest(name, models.list_models())}")
+        if weights:
+            module = models.get_model(name, weights=None, num_classes=classes)
+        else:
+            chosen = models.get_model_weights(name).DEFAULT
+            module = _downloaded(lambda: models.get_model(name, weights=chosen), f"torchvision:{name}")
+            ready = chosen.transforms()
+            side = ready.crop_size[0]
+            preprocessing = Preprocessing(height=side, width=side, mean=tuple(ready.mean), std=tuple(ready.std))
+    else:
+        try:
+            import timm
+        except ImportError:
+            raise ValueError("timm is not installed. Run: pip install 'kdnas[timm]'") from None
+        if name not in timm.list_models():
+            raise ValueError(f"timm has no {name!r}.{nearest(name, timm.list_models())}")
+        if weights:
+            module = timm.create_model(name, pretrained=False, num_classes=classes)
+        else:
+            module = _downloaded(lambda: timm.create_model(name, pretrained=True), f"timm:{name}")
+            own = module.pretrained_cfg
+            _, height, width = own["input_size"]
+            preprocessing = Preprocessing(height=height, width=width, mean=own["mean"], std=own["std"])
+    if weights:
+        load_weights(module, Path(weights))
+    return _checked(Frozen(module, preprocessing=preprocessing), classes, f"{zoo}:{name}")
+
+
+def own_teacher(function: str, classes: int, preprocessing: Preprocessing) -> Teacher:
+    """What a user's function without arguments returns: a Teacher, or a module that takes the student's images."""
+    made = resolve(function)()
+    if not isinstance(made, Teacher):
+        if not isinstance(made, nn.Module):
+            raise ValueError(f"{function} must return a torch module, it returned a {type(made).__name__}.")
+        made = Frozen(made, preprocessing=preprocessing)
+    return _checked(made.freeze(), classes, function)
+
+
+def load_weights(module: nn.Module, path: Path) -> None:
+    """Fill a module from a safetensors file, strictly.
+
+    Raises:
+        ValueError: no such file, another format, or weights of another network.
+    """
+    import safetensors
+    from safetensors.torch import load_file
+
+    if path.suffix != ".safetensors":
+        raise ValueError(f"weights are read from safetensors files only, which hold no code, got {path.name}.")
+    if not path.is_file():
+        raise ValueError(f"there is no weights file {path}.")
+    try:
+        module.load_state_dict(load_file(path), strict=True)
+    except (safetensors.SafetensorError, RuntimeError) as error:
+        raise ValueError(f"{path} does not fit the network: {str(error).splitlines()[0]}") from error
+
+
+def _downloaded(make: Any, what: str) -> nn.Module:
+    try:
+        return make()
+    except (OSError, RuntimeError) as error:
+        raise ValueError(
+            f"the pretrained weights of {what} are not in the local cache and cannot be downloaded ({error}). "
+            f"Give a weights file: {what}@weights.safetensors."
+        ) from error
+
+
+def _checked(teacher: Teacher, classes: int, what: str) -> Teacher:
+    preprocessing = getattr(teacher, "preprocessing", None)
+    if preprocessing is not None:
+        probe = torch.zeros(2, len(preprocessing.mean), preprocessing.height, preprocessing.width)
+        found = teacher(probe).logits.shape[1]
+        if found != classes:
+            raise ValueError(
+                f"the teacher {what} knows {found} classes, the data has {classes}. Fine-tune it on this data first, "
+                "or use --teacher fit."
+            )
+    return teacher

@@ -1,0 +1,288 @@
+"""One loop for every kind of training: a distiller yields losses, the loop takes one optimiser step."""
+
+import abc
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal, final
+
+import torch
+from torch import Tensor, nn
+
+from kdnas.data import Data
+from kdnas.network import Network
+from kdnas.outputs import Outputs
+from kdnas.randomness import python_rng, seed_of
+from kdnas.supernet import Supernet
+from kdnas.teachers import Teacher
+
+Model = Supernet | Network
+
+
+@final
+class Batch:
+    """What one step is given.
+
+    Attributes:
+        pixels: augmented images in [0, 1]; what the teacher sees.
+        images: the same pixels, normalised; what the student sees.
+        labels: `[batch]`.
+        ids: `[batch]`, the images' places in the train part.
+    """
+
+    def __init__(self, pixels: Tensor, labels: Tensor, ids: Tensor, data: Data, teacher: Teacher | None) -> None:
+        self.pixels, self.labels, self.ids = pixels, labels, ids
+        self.images = data.normalise(pixels)
+        self._teacher = teacher
+
+    @cached_property
+    def teacher(self) -> Outputs:
+        """The teacher's outputs on these very pixels, computed once and only when a loss asks."""
+        if self._teacher is None:
+            raise ValueError("this training needs a teacher, and none was given. Name one, or distil from labels only.")
+        return self._teacher(self.pixels, self.labels)
+
+
+@final
+@dataclass(frozen=True)
+class Step:
+    """Where training is.
+
+    Attributes:
+        index: steps taken before this one.
+        total: steps in all.
+        seed: of the whole training.
+    """
+
+    index: int
+    total: int
+    seed: int
+
+    @property
+    def progress(self) -> float:
+        """The share of the training that is done."""
+        return self.index / self.total
+
+    def rng(self, purpose: str) -> Any:
+        """A `random.Random` drawn from (seed, purpose, index)."""
+        return python_rng(self.seed, purpose, self.index)
+
+
+class Distiller(nn.Module, abc.ABC):
+    """A way of teaching: yields the losses of a batch, one subnet's at a time.
+
+    Learnable parts are submodules: they are optimised and checkpointed with the model, and absent from the student.
+    """
+
+    def prepare(self, model: Model, batch: Batch) -> None:
+        """Build learnable parts from one batch; called once, before the optimiser is made."""
+
+    @abc.abstractmethod
+    def losses(self, model: Model, batch: Batch, step: Step) -> Iterator[tuple[str, Tensor]]:
+        """Name and scalar of each loss; the loop runs backward on each as it comes, then takes one optimiser step.
+
+        One subnet's activations are alive at a time. Code after the last yield runs before the optimiser's step.
+        """
+
+    def after(self, model: Model, batch: Batch, step: Step) -> None:
+        """Runs after the optimiser's step."""
+
+    def restarts(self, total: int) -> frozenset[int]:
+        """Steps at which the optimiser forgets its momentum, because a new stage begins."""
+        return frozenset()
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How long and how fast.
+
+    Attributes:
+        steps: optimiser steps.
+        batch_size: images per step.
+        optimizer: `sgd` (Nesterov momentum 0.9) or `adamw`.
+        learning_rate: the peak.
+        weight_decay: on weights of two and more dimensions; none on biases and normalisation.
+        warmup: share of the steps in which the rate rises linearly.
+        floor: share of the peak at which the cosine ends (BigNAS's constant ending is 0.05).
+        clip: largest Euclidean norm of the whole gradient; 0 for none.
+        precision: `float32`, or `bfloat16` for autocast.
+        seed: of weights, order, augmentation and sampling.
+    """
+
+    steps: int = 1000
+    batch_size: int = 128
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    learning_rate: float = 0.1
+    weight_decay: float = 5e-4
+    warmup: float = 0.05
+    floor: float = 0.0
+    clip: float = 5.0
+    precision: Literal["float32", "bfloat16"] = "float32"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        if self.learning_rate <= 0:
+            raise ValueError(f"learning_rate must be positive, got {self.learning_rate}.")
+        if self.optimizer not in ("sgd", "adamw"):
+            raise ValueError(f"optimizer must be sgd or adamw, got {self.optimizer!r}.")
+        if self.precision not in ("float32", "bfloat16"):
+            raise ValueError(f"precision must be float32 or bfloat16, got {self.precision!r}.")
+
+    def rate(self, step: int) -> float:
+        """The learning rate of a step: linear warm-up, then a cosine down to the floor. A function of the step alone."""
+        rising = round(self.warmup * self.steps)
+        if step < rising:
+            return self.learning_rate * (step + 1) / rising
+        turned = (step - rising) / max(1, self.steps - rising)
+        return self.learning_rate * (self.floor + (1 - self.floor) * (1 + math.cos(math.pi * turned)) / 2)
+
+
+@final
+class Training:
+    """A model being taught. `step()` takes one step; `state()` is everything a resumed training needs.
+
+    Args:
+        model: a supernet or a network.
+        distiller: the way of teaching.
+        data: where batches come from.
+        teacher: None where the distiller asks for none.
+        recipe: how long and how fast.
+        device: where to compute.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        distiller: Distiller,
+        data: Data,
+        teacher: Teacher | None,
+        recipe: Recipe,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.device = torch.device(device)
+        self.model, self.distiller = model.to(self.device), distiller.to(self.device)
+        self.teacher = None if teacher is None else teacher.to(self.device)
+        self.data, self.recipe, self.index = data, recipe, 0
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed_of(recipe.seed, "parts"))
+            with torch.no_grad():
+                distiller.prepare(model, self._batch(0))
+        self.distiller.to(self.device)
+        self.optimizer = _optimizer([self.model, self.distiller], recipe)
+        self._restarts = distiller.restarts(recipe.steps)
+
+    @property
+    def done(self) -> bool:
+        """Whether every step is taken."""
+        return self.index >= self.recipe.steps
+
+    @property
+    def epoch_steps(self) -> int:
+        """Steps in one pass over the training images."""
+        return max(1, len(self.data.train) // min(self.recipe.batch_size, len(self.data.train)))
+
+    def step(self) -> dict[str, float]:
+        """One step: every loss's backward, one optimiser step. Returns the losses' values by name.
+
+        Raises:
+            FloatingPointError: a loss is not finite; the weights are as they were before the step.
+        """
+        recipe, step = self.recipe, Step(self.index, self.recipe.steps, self.recipe.seed)
+        if self.index in self._restarts and self.index > 0:
+            self.optimizer = _optimizer([self.model, self.distiller], recipe)
+        for group in self.optimizer.param_groups:
+            group["lr"] = recipe.rate(self.index)
+        self.model.train()
+        self.distiller.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        yielded_losses: list[tuple[str, Tensor]] = []
+        # Dropout draws from the global generator: seeded per step, and given back as it was.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed_of(recipe.seed, "step", self.index))
+            batch = self._batch(self.index)
+            losses = self.distiller.losses(self.model, batch, step)
+            autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16")
+            while True:
+                with autocast:
+                    yielded = next(losses, None)
+                if yielded is None:
+                    break
+                yielded_losses.append((yielded[0], yielded[1].detach()))
+                yielded[1].backward()
+            values = self._values(yielded_losses)
+            if recipe.clip:
+                held = [p for g in self.optimizer.param_groups for p in g["params"] if p.grad is not None]
+                torch.nn.utils.clip_grad_norm_(held, recipe.clip)
+            self.optimizer.step()
+            self.distiller.after(self.model, batch, step)
+        self.index += 1
+        return values
+
+    def _values(self, losses: list[tuple[str, Tensor]]) -> dict[str, float]:
+        # One transfer from the device for all losses, before the weights are touched.
+        values: dict[str, float] = {}
+        for (name, _), value in zip(losses, torch.stack([loss for _, loss in losses]).tolist(), strict=True):
+            values[name] = values.get(name, 0.0) + value
+            if not math.isfinite(value):
+                raise FloatingPointError(
+                    f"the loss {name!r} became {value} at step {self.index}. Lower the learning rate "
+                    f"({self.recipe.rate(self.index):.3g} here), or clip gradients; training can go on from the last "
+                    "checkpoint."
+                )
+        return values
+
+    def state(self) -> dict[str, Any]:
+        """Weights, learnable parts, optimiser and step."""
+        return {
+            "model": dict(self.model.state_dict()),
+            "distiller": dict(self.distiller.state_dict()),
+            "optimizer": self.optimizer.state_dict(),
+            "index": self.index,
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from what `state` returned.
+
+        Raises:
+            ValueError: it belongs to another space, distiller or recipe.
+        """
+        try:
+            self.model.load_state_dict(state["model"])
+            self.distiller.load_state_dict(state["distiller"])
+            self.optimizer.load_state_dict(state["optimizer"])
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise ValueError(
+                "the checkpoint belongs to another search space or distiller: "
+                f"{str(error).splitlines()[0]} Use another output folder, or the settings it was made with."
+            ) from error
+        self.index = state["index"]
+
+    def _batch(self, index: int) -> Batch:
+        ids = self.data.indices(self.recipe.seed, index, self.recipe.batch_size)
+        pixels = self.data.pixels(ids, self.recipe.seed, index).to(self.device, non_blocking=True)
+        if not torch.isfinite(pixels).all():
+            raise ValueError(f"training images {ids[~pixels.isfinite().flatten(1).all(1).cpu()].tolist()} hold NaN.")
+        return Batch(pixels, self.data.train.labels[ids].to(self.device), ids, self.data, self.teacher)
+
+
+def _optimizer(modules: list[nn.Module], recipe: Recipe) -> torch.optim.Optimizer:
+    parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.dim() > 1], "weight_decay": recipe.weight_decay},
+        {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
+    ]
+    if recipe.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=recipe.learning_rate)
+    return torch.optim.SGD(groups, lr=recipe.learning_rate, momentum=0.9, nesterov=True)
+
+
+def initialised(make: Any, seed: int) -> Any:
+    """`make()` with torch's global generator seeded from `seed`, and given back as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_of(seed, "weights"))
+        return make()
