@@ -1,0 +1,84 @@
+"""The learnable pieces between a student's map and a teacher's that are more than a 1x1 convolution."""
+
+from typing import final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kdnas.numerics import as_map
+from kdnas.outputs import Outputs
+from kdnas.taps import Adapter, Taps
+
+
+@final
+class LeadingConvolution(nn.Conv2d):
+    """A convolution that also takes inputs with fewer channels: they meet the leading columns of its weight."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """`[batch, up to in_channels, height, width]` to `[batch, out_channels, ...]`."""
+        if input.shape[1] > self.in_channels:
+            raise ValueError(
+                f"this convolution was prepared for at most {self.in_channels} student channels, got "
+                f"{input.shape[1]}. Prepare the loss with the outputs of the largest subnet."
+            )
+        return self._conv_forward(input, self.weight[:, : input.shape[1]], self.bias)
+
+
+@final
+class BatchNorm(nn.Module):
+    """Normalisation of each channel by the batch's own mean and variance, with gain and bias.
+
+    Keeps no running statistics: subnets of a supernet would mix theirs, and a loss is only used in training.
+    A channel with a single value becomes its bias.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[batch, channels, height, width]` to the same shape."""
+        if x.numel() == x.shape[1]:
+            return (x - x) * self.weight[None, :, None, None] + self.bias[None, :, None, None]
+        return F.batch_norm(x, None, None, self.weight, self.bias, training=True)
+
+
+class Projection(nn.Sequential):
+    """A 1x1 convolution for every narrower student, then `BatchNorm`."""
+
+    def __init__(self, student_channels: int, teacher_channels: int) -> None:
+        super().__init__(Adapter(student_channels, teacher_channels), BatchNorm(teacher_channels))
+
+
+def paired_maps(taps: Taps, student: Outputs, teacher: Outputs) -> list[tuple[Tensor, Tensor]]:
+    """The prepared pairs as maps, at their own sizes: what learnable parts are built from.
+
+    Raises:
+        ValueError: one of a pair is no map and no tokens; both shapes are named.
+    """
+    maps = []
+    for i, j in taps.pairs:
+        s, t = student.features[i], teacher.features[j]
+        try:
+            maps.append((as_map(s), as_map(t)))
+        except ValueError as error:
+            raise ValueError(
+                f"student stage {i} {tuple(s.shape)} and teacher stage {j} {tuple(t.shape)} cannot be matched: {error}"
+            ) from error
+    return maps
+
+
+def part(parts: nn.ModuleList, index: int) -> nn.Module:
+    """The learnable part of a pair.
+
+    Raises:
+        ValueError: the loss was not prepared.
+    """
+    if index >= len(parts):
+        raise ValueError(
+            "this loss has learnable parts, and they were not built. Call loss.prepare(student, teacher) with the "
+            "outputs of the largest student before the optimiser is made."
+        )
+    return parts[index]

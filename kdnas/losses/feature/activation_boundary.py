@@ -1,0 +1,109 @@
+"""Activation boundaries: the student's units are on where the teacher's are."""
+
+from typing import ClassVar, Literal, final
+
+import torch
+from torch import Tensor, nn
+
+from kdnas.losses.base import FeatureLoss, Stage
+from kdnas.losses.feature._connectors import Projection, paired_maps, part
+from kdnas.numerics import as_map, same_positions
+from kdnas.outputs import Outputs
+from kdnas.taps import Pairs
+
+
+@final
+class ActivationBoundary(FeatureLoss):
+    r"""The student's pre-activations lie on the teacher's side of zero, by a margin.
+
+    With $u = r(s)$ the student's map through a connector and $y = 1$ where the teacher's unit is on ($t > 0$), else 0,
+    $L = \sum_l w_l \frac1B \sum_{b,c,h,w} y \max(0, m - u)^2 + (1 - y) \max(0, m + u)^2$. Of $n$ pairs the last
+    weighs 1, the one before 1/2, then 1/4, ... Equal maps do not give 0: the margin remains.
+
+    Stages: `boundaries` (this loss alone, as an initialisation), then `student` (the other terms alone).
+    `staged=False` adds the loss to the other terms throughout.
+
+    Shapes: student `[batch, student channels, h, w]`, teacher `[batch, teacher channels, h', w']`. Where the teacher's
+    map is the larger, $y$ is the share of units that are on, which is the mean of the loss over them. Divisor: `sum`
+    divides by the batch only, so the value grows with the map; `mean` divides by every element.
+
+    Default weight 0.003, for `sum`: the authors' code.
+
+    Args:
+        taps: how stages are paired.
+        weights: one weight per pair, instead of 1 for the last and half of it for each one before.
+        connector: `conv1x1_norm`, a 1x1 convolution and batch normalisation; `none`, for a student whose stages end
+            before the activation and have the teacher's channels.
+        margin: $m$.
+        reduction: `sum` or `mean`.
+        staged: two stages.
+
+    Raises:
+        ValueError: an unknown name, a margin that is not positive; channels that differ without a connector.
+
+    Reference: Heo, Lee, Yun, Choi, Knowledge Transfer via Distillation of Activation Boundaries Formed by Hidden
+        Neurons, AAAI 2019, equations 4 and 7; bhheo/AB_distillation.
+    Differs: the authors tap both networks before the ReLU; we see stage outputs. For the teacher that is the same:
+        ReLU, leaky ReLU, swish, hard swish and GELU keep the sign that the formula reads. For the student it is not: a
+        ReLU's output is never negative and blocks the gradient where it is off. So the connector is there even for
+        equal channels (the authors' only for unequal ones), and its signed output is the pre-activation. The
+        normalisation is by the batch's own statistics.
+    """
+
+    weight: ClassVar[float] = 0.003
+    golden: ClassVar[float] = 243.81411212682684
+
+    def __init__(
+        self,
+        *,
+        taps: str | Pairs = "resolution",
+        weights: tuple[float, ...] | None = None,
+        connector: Literal["conv1x1_norm", "none"] = "conv1x1_norm",
+        margin: float = 1.0,
+        reduction: Literal["sum", "mean"] = "sum",
+        staged: bool = True,
+    ) -> None:
+        super().__init__(taps=taps, weights=weights)
+        if connector not in ("conv1x1_norm", "none"):
+            raise ValueError(f"connector must be conv1x1_norm or none, got {connector!r}.")
+        if not margin > 0:
+            raise ValueError(f"margin must be above 0, got {margin}: without it all-zero maps are a solution.")
+        if reduction not in ("sum", "mean"):
+            raise ValueError(f"reduction must be sum or mean, got {reduction!r}.")
+        self.connector, self.margin, self.reduction, self.staged = connector, margin, reduction, staged
+        self.connectors = nn.ModuleList()
+
+    def prepare(self, student: Outputs, teacher: Outputs, *, elastic: bool = False) -> None:
+        """Build a connector for each pair."""
+        super().prepare(student, teacher, elastic=elastic)
+        self.connectors = nn.ModuleList()
+        for s, t in paired_maps(self.taps, student, teacher):
+            if self.connector != "none":
+                self.connectors.append(Projection(s.shape[1], t.shape[1]).to(s.device))
+            elif elastic or s.shape[1] != t.shape[1]:
+                raise ValueError(
+                    f"the connector none needs equal channels, got student {tuple(s.shape[1:])} and teacher "
+                    f"{tuple(t.shape[1:])}{', of a width that changes' if elastic else ''}. Use conv1x1_norm."
+                )
+
+    def compute(self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor:
+        """The weighted sum over the pairs."""
+        pairs = self.taps(student, teacher)
+        weights = self.pair_weights or tuple(0.5**k for k in reversed(range(len(pairs))))
+        values = [w * self.between(s, t, i) for i, (w, (s, t)) in enumerate(zip(weights, pairs, strict=True))]
+        return torch.stack(values).sum()
+
+    def between(self, student: Tensor, teacher: Tensor, pair: int) -> Tensor:
+        """The boundary loss of one pair."""
+        u = as_map(student)
+        u, y = same_positions(u, (as_map(teacher) > 0).to(u.dtype))
+        if self.connector != "none":
+            u = part(self.connectors, pair)(u)
+        missed = y * (self.margin - u).relu().square() + (1 - y) * (self.margin + u).relu().square()
+        return missed.mean() if self.reduction == "mean" else missed.sum() / len(missed)
+
+    def stages(self) -> tuple[Stage, ...]:
+        """`boundaries` for a fifth of the steps, then `student`."""
+        if not self.staged:
+            return super().stages()
+        return (Stage("boundaries", 0.2, uses="loss"), Stage("student", 0.8, trains="student", uses="task"))

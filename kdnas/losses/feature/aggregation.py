@@ -1,0 +1,163 @@
+"""DFA: a hint made of all of a stage's teacher layers, in learnt proportions."""
+
+from collections.abc import Callable
+from typing import ClassVar, final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kdnas.losses.base import Loss, Stage
+from kdnas.numerics import as_map
+from kdnas.outputs import Outputs
+from kdnas.taps import Adapter
+
+Groups = tuple[tuple[int, tuple[int, ...]], ...]
+
+
+@final
+class Aggregation(Loss):
+    r"""The student's stage equals a weighted sum of the teacher's layers of that stage (DFA).
+
+    Student stage $i$ has a group of teacher maps $T_{i1}, ..., T_{in}$; $A_i = \sum_j \alpha_{ij} T_{ij}$ with
+    $\alpha_i = \mathrm{softmax}(\beta_i)$, uniform at first, and connectors, 1x1 convolutions, $F_s$ to the teacher's
+    channels and $F_t$ to the student's.
+
+    - While `rest` is None, the distillation of the second stage: $L = \sum_i \frac{1}{B C H W} |F_s(S_i) - A_i|^2$,
+      $\beta$ fixed.
+    - While `rest` is set, the bridge loss of the search: $L = \sum_i \gamma_{ST} \frac{1}{B C H W} |F_s(S_i) - A_i|^2 +
+      \gamma_{TS}\,\mathrm{CE}(\mathrm{rest}(i, F_t(A_i)), y)$, with a gradient to $\beta$. The first path alone moves
+      $\beta$ to the shallow layers that the student matches already; the second asks for what classifies.
+
+    `rest(i, map)` gives the logits of the student's layers after stage $i$, fed with `map`
+    `[batch, student channels, h, w]` in place of stage $i$'s output. The distiller knows the student and sets it: a
+    function or bound method (a module would become a part of this loss), and None again when the search ends. The
+    bi-level search is the distiller's too: `betas` on validation batches, all else on training batches; weight decay
+    on `betas` keeps the softmax from collapsing.
+
+    Stages: `search`, then `distil`. `staged=False` is the second alone, with the $\beta$ there is.
+
+    Shapes: the teacher maps of a group have equal channels and are average-pooled to the smallest size of group and
+    student. Divisor: every element of a map, summed over groups; cross-entropy by the batch (and positions).
+
+    Default weight 1: the paper's is not known to us.
+
+    Args:
+        groups: `((student stage, (teacher stage, ...)), ...)`; negative indices count from the end. `resolution`: each
+            teacher stage goes to the deepest student stage of the nearest resolution, and of those that come together
+            the ones stay that have the deepest's channels.
+        student_to_teacher: $\gamma_{ST}$.
+        teacher_to_student: $\gamma_{TS}$.
+        staged: search first.
+
+    Raises:
+        ValueError: groups of another form, stages that do not exist, unequal channels in a group; a loss that was not
+            prepared.
+
+    Reference: Guan et al., Differentiable Feature Aggregation Search for Knowledge Distillation, ECCV 2020, section 3.
+    Differs: squared differences are means. No code by the authors was found; constants are ours.
+    """
+
+    needs: ClassVar[tuple[str, ...]] = ("features", "labels")
+    golden: ClassVar[float] = 1.5146041251303313
+
+    rest: Callable[[int, Tensor], Tensor] | None
+
+    def __init__(
+        self,
+        *,
+        groups: str | Groups = "resolution",
+        student_to_teacher: float = 1.0,
+        teacher_to_student: float = 1.0,
+        staged: bool = True,
+    ) -> None:
+        super().__init__()
+        if (isinstance(groups, str) and groups != "resolution") or not groups:
+            raise ValueError(f"groups must be resolution or ((student stage, (teacher stages)), ...), got {groups!r}.")
+        self.rule, self.staged, self.rest = groups, staged, None
+        self.student_to_teacher, self.teacher_to_student = student_to_teacher, teacher_to_student
+        self.groups: Groups = ()
+        self.betas = nn.ParameterList()
+        self.to_teacher, self.to_student = nn.ModuleList(), nn.ModuleList()
+
+    def prepare(self, student: Outputs, teacher: Outputs, *, elastic: bool = False) -> None:
+        """Group the teacher's stages and build proportions and connectors."""
+        super().prepare(student, teacher, elastic=elastic)
+        self.groups = self._grouped(student.features, teacher.features)
+        self.betas = nn.ParameterList()
+        self.to_teacher, self.to_student = nn.ModuleList(), nn.ModuleList()
+        for i, members in self.groups:
+            own, wide = as_map(student.features[i]).shape[1], as_map(teacher.features[members[0]]).shape[1]
+            self.betas.append(nn.Parameter(torch.zeros(len(members))))
+            self.to_teacher.append(Adapter(own, wide))
+            self.to_student.append(Adapter(wide, own))
+        self.to(student.logits.device)
+
+    def alpha(self) -> tuple[Tensor, ...]:
+        """The proportions of each group; each sums to 1."""
+        return tuple(beta.softmax(0) for beta in self.betas)
+
+    def compute(self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor:
+        """The bridge loss where `rest` is set, otherwise the hint with fixed proportions."""
+        if not self.groups:
+            raise ValueError("aggregation has learnable parts. Call loss.prepare(student, teacher) first.")
+        values = []
+        for index, ((i, members), alpha) in enumerate(zip(self.groups, self.alpha(), strict=True)):
+            s = as_map(student.features[i])
+            if self.rest is None:
+                alpha = alpha.detach()
+            maps = [as_map(teacher.features[j]) for j in members]
+            size = tuple(min(f.shape[d] for f in (s, *maps)) for d in (2, 3))
+            mixed = torch.stack([a * _resized(t, size) for a, t in zip(alpha, maps, strict=True)]).sum(0)
+            hint = (self.to_teacher[index](_resized(s, size)) - mixed).square().mean()
+            if self.rest is None:
+                values.append(hint)
+                continue
+            # A narrower subnet takes the leading channels, as its own layers would give.
+            fed = self.to_student[index](_resized(mixed, tuple(s.shape[2:])))[:, : s.shape[1]]
+            bridge = F.cross_entropy(self.rest(i, fed).to(fed.dtype), labels)
+            values.append(self.student_to_teacher * hint + self.teacher_to_student * bridge)
+        return torch.stack(values).sum()
+
+    def stages(self) -> tuple[Stage, ...]:
+        """`search` for a third of the steps, then `distil`."""
+        if not self.staged:
+            return super().stages()
+        return (Stage("search", 1 / 3), Stage("distil", 2 / 3))
+
+    def _grouped(self, student: tuple[Tensor, ...], teacher: tuple[Tensor, ...]) -> Groups:
+        if isinstance(self.rule, str):
+            return _by_resolution([as_map(s) for s in student], [as_map(t) for t in teacher])
+        groups = []
+        for i, members in self.rule:
+            for index, stages, who in ((i, student, "student"), *((j, teacher, "teacher") for j in members)):
+                if not -len(stages) <= index < len(stages):
+                    raise ValueError(f"the {who} has stages 0 to {len(stages) - 1}, got {index}.")
+            shapes = [tuple(as_map(teacher[j]).shape[1:]) for j in members]
+            if len({shape[0] for shape in shapes}) != 1:
+                raise ValueError(
+                    f"the teacher maps of a group are added up and need equal channels, got {shapes} for student stage "
+                    f"{i} {tuple(student[i].shape[1:])}. Put them into groups of their own."
+                )
+            groups.append((i % len(student), tuple(j % len(teacher) for j in members)))
+        return tuple(groups)
+
+
+def _by_resolution(student: list[Tensor], teacher: list[Tensor]) -> Groups:
+    found: dict[int, list[int]] = {}
+    for j, t in enumerate(teacher):
+        # Of equally near student stages the deepest.
+        nearest = min(reversed(range(len(student))), key=lambda i: abs(_log_size(student[i]) - _log_size(t)))
+        found.setdefault(nearest, []).append(j)
+    return tuple(
+        (i, tuple(j for j in members if teacher[j].shape[1] == teacher[members[-1]].shape[1]))
+        for i, members in sorted(found.items())
+    )
+
+
+def _log_size(feature: Tensor) -> float:
+    return torch.tensor(feature.shape[2:]).double().prod().log().item()
+
+
+def _resized(feature: Tensor, size: tuple[int, ...]) -> Tensor:
+    return feature if tuple(feature.shape[2:]) == size else F.adaptive_avg_pool2d(feature, size)

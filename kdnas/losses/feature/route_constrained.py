@@ -1,0 +1,133 @@
+"""Route-constrained optimisation: the student follows the teacher's training, not only its end."""
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from typing import ClassVar, final
+
+from torch import Tensor
+
+from kdnas.losses.base import Loss, Stage
+from kdnas.losses.response.soft_targets import SoftTargets
+from kdnas.outputs import Outputs
+from kdnas.spec import Spec, spec
+
+
+@final
+class RouteConstrained(Loss):
+    r"""Any loss, against the teacher's checkpoints $A_1, ..., A_n$ one after the other (RCO).
+
+    $L(\theta) = D(\theta, A_k)$ in the $k$-th of $n$ equal parts of the training; the student keeps its weights from
+    part to part. The value of a batch is the inner loss's: in stage `anchor k` the run hands in the outputs of the
+    teacher's $k$-th anchor. Which checkpoints those are, `equal_intervals` or `greedy` say; which one a step has,
+    `anchor_at`.
+
+    Shapes, units, parts and discriminators are those of the inner loss. `needs` too.
+
+    Default weight 1; give it the inner loss's.
+
+    Args:
+        loss: the inner loss, or its Spec; default the paper's, soft targets.
+        num_anchors: $n$; 4, as the paper on CIFAR.
+
+    Raises:
+        ValueError: no anchors; an inner loss that is no Loss, or that has stages of its own.
+
+    Reference: Jin et al., Knowledge Distillation via Route Constrained Optimization, ICCV 2019, section 3.
+    Differs: the learning rate is the run's; the authors start it again at each anchor.
+    """
+
+    golden: ClassVar[float | None] = SoftTargets.golden
+
+    def __init__(self, *, loss: Loss | Spec = spec(SoftTargets), num_anchors: int = 4) -> None:  # noqa: B008
+        super().__init__()
+        inner = loss.build() if isinstance(loss, Spec) else loss
+        if not isinstance(inner, Loss):
+            raise ValueError(f"loss must be a Loss or the Spec of one, got {type(inner).__name__}.")
+        if num_anchors < 1:
+            raise ValueError(f"num_anchors must be at least 1, got {num_anchors}.")
+        if len(inner.stages()) > 1:
+            raise ValueError(
+                f"{type(inner).__name__} has {len(inner.stages())} stages of its own, and the anchors are stages too. "
+                "Build it with staged=False."
+            )
+        self.loss, self.num_anchors = inner, num_anchors
+        self.needs = inner.needs  # type: ignore[misc]
+
+    def prepare(self, student: Outputs, teacher: Outputs, *, elastic: bool = False) -> None:
+        """Prepare the inner loss."""
+        super().prepare(student, teacher, elastic=elastic)
+        self.loss.prepare(student, teacher, elastic=elastic)
+
+    def compute(self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor:
+        """The inner loss, against the anchor that was handed in."""
+        return self.loss(student, teacher, labels)
+
+    def adversary(self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor | None:
+        """The inner loss's."""
+        return self.loss.adversary(student, teacher, labels)
+
+    def stages(self) -> tuple[Stage, ...]:
+        """One stage per anchor, of equal length."""
+        return tuple(Stage(f"anchor {k + 1}", 1 / self.num_anchors) for k in range(self.num_anchors))
+
+
+def equal_intervals(num_checkpoints: int, num_anchors: int) -> tuple[int, ...]:
+    """Anchors at equal intervals of the route, the last checkpoint among them (the paper's EEI).
+
+    Args:
+        num_checkpoints: the teacher's checkpoints, in the order of its training.
+        num_anchors: how many of them to choose.
+
+    Returns:
+        Ascending indices of checkpoints.
+
+    Raises:
+        ValueError: more anchors than checkpoints, or none.
+    """
+    if not 1 <= num_anchors <= num_checkpoints:
+        raise ValueError(
+            f"num_anchors must lie between 1 and the {num_checkpoints} checkpoints, got {num_anchors}. "
+            "Save the teacher more often, or take fewer anchors."
+        )
+    return tuple(-(-k * num_checkpoints // num_anchors) - 1 for k in range(1, num_anchors + 1))
+
+
+def greedy(divergences: Sequence[Sequence[float]], threshold: float) -> tuple[int, ...]:
+    """Anchors as far apart as a step of bounded difficulty allows (the paper's greedy strategy).
+
+    From the current anchor (at first checkpoint 0) the next is the last checkpoint before the divergence from the
+    current anchor, as a share of the divergence of the last checkpoint from checkpoint 0, goes above `threshold`; the
+    very next one where even that is too far. Ends with the last checkpoint. The paper compares a ratio of
+    divergences with a threshold; that its denominator is the whole route is our reading.
+
+    Args:
+        divergences: `divergences[i][j]`, how far checkpoint j is from checkpoint i, such as the mean divergence of
+            their class distributions on validation images.
+        threshold: above 0; 1 or more allows the whole route at once.
+
+    Returns:
+        Ascending indices of checkpoints.
+
+    Raises:
+        ValueError: a matrix that is empty or not square, or a threshold that is not positive.
+    """
+    num_checkpoints = len(divergences)
+    if not num_checkpoints or any(len(row) != num_checkpoints for row in divergences):
+        raise ValueError(f"divergences must be a square matrix, got rows of {[len(row) for row in divergences]}.")
+    if not threshold > 0:
+        raise ValueError(f"threshold must be above 0, got {threshold}.")
+    last = num_checkpoints - 1
+    bound = threshold * divergences[0][last]
+    anchors, current = [], 0
+    while current < last:
+        following = current + 1
+        while following < last and divergences[current][following + 1] <= bound:
+            following += 1
+        anchors.append(following)
+        current = following
+    return tuple(anchors) or (0,)
+
+
+def anchor_at(step: int, boundaries: Sequence[int]) -> int:
+    """The index of the anchor at a step; `boundaries` are the ascending steps at which the next anchor begins."""
+    return bisect_right(boundaries, step)

@@ -1,0 +1,73 @@
+"""Variational information distillation: the student predicts the teacher, channel by channel as well as it can."""
+
+import math
+from typing import ClassVar, final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kdnas.losses.base import FeatureLoss
+from kdnas.losses.feature._connectors import paired_maps, part
+from kdnas.outputs import Outputs
+from kdnas.taps import Adapter, Alignment
+
+LEAST_VARIANCE = 1e-5
+FIRST_VARIANCE = 5.0
+
+
+@final
+class Variational(FeatureLoss):
+    r"""A bound on the mutual information of student and teacher maps (VID).
+
+    The student predicts a Gaussian for every element of the teacher's map: mean $\mu(s)$ from three 1x1 convolutions
+    with ReLU between, and one learnt variance per channel, $v_c = \log(1 + e^{a_c}) + 10^{-5}$, at first 5. Summed over
+    the pairs, $L = \frac{1}{B C H W} \sum \frac12 [(\mu(s) - t)^2 / v_c + \log v_c]$. It may be negative, and has no
+    lowest value but that of the least variance.
+
+    Shapes: student `[batch, student channels, h, w]`, teacher `[batch, teacher channels, h', w']`, pooled to the
+    smaller height and width. Divisor: every element.
+
+    Default weight 1: the paper, RepDistiller, mdistiller.
+
+    Raises:
+        ValueError: a loss that was not prepared; a pair that cannot be matched.
+
+    Reference: Ahn, Hu, Damianou, Lawrence, Dai, Variational Information Distillation for Knowledge Transfer, CVPR 2019,
+        equations 5 and 6.
+    Differs: drops the constant $\frac12 \log 2 \pi$, as everyone. The softplus does not overflow. mdistiller keeps the
+        variance out of its optimiser; here it is a parameter.
+    """
+
+    golden: ClassVar[float] = 0.4345537423187815
+    alignment: ClassVar[Alignment] = "positions"
+
+    def prepare(self, student: Outputs, teacher: Outputs, *, elastic: bool = False) -> None:
+        """Build a prediction for each pair."""
+        super().prepare(student, teacher, elastic=elastic)
+        self.predictions = nn.ModuleList()
+        for s, t in paired_maps(self.taps, student, teacher):
+            self.predictions.append(_Prediction(s.shape[1], t.shape[1]).to(s.device))
+
+    def between(self, student: Tensor, teacher: Tensor, pair: int) -> Tensor:
+        """The negative log-likelihood of one pair, without its constant."""
+        mean, variance = part(self.predictions, pair)(student)
+        return ((mean - teacher).square() / variance + variance.log()).mean() / 2
+
+
+class _Prediction(nn.Module):
+    def __init__(self, student_channels: int, teacher_channels: int) -> None:
+        super().__init__()
+        self.mean = nn.Sequential(
+            Adapter(student_channels, teacher_channels),
+            nn.ReLU(),
+            nn.Conv2d(teacher_channels, teacher_channels, 1, bias=False),
+            nn.ReLU(),
+            nn.Conv2d(teacher_channels, teacher_channels, 1, bias=False),
+        )
+        first = math.log(math.expm1(FIRST_VARIANCE - LEAST_VARIANCE))
+        self.variance = nn.Parameter(torch.full((teacher_channels,), first))
+
+    def forward(self, student: Tensor) -> tuple[Tensor, Tensor]:
+        variance = F.softplus(self.variance) + LEAST_VARIANCE
+        return self.mean(student), variance[:, None, None]
