@@ -1,0 +1,57 @@
+"""Distillation of standardised logits."""
+
+from typing import ClassVar, final
+
+from torch import Tensor
+
+from kdnas.losses.base import Loss
+from kdnas.losses.response.soft_targets import SoftTargets
+from kdnas.numerics import centre, safe_normalize
+from kdnas.outputs import Outputs
+
+
+@final
+class LogitStandardization(Loss):
+    r"""Any loss between logits, on logits of mean 0 and variance 1 over the classes of each sample.
+
+    $\hat z_{bc} = (z_{bc} - \mu_b) / \sigma_b$ with $\mu_b$ the mean and $\sigma_b^2 = \frac{1}{C} \sum_c
+    (z_{bc} - \mu_b)^2$; the student need not reach the size of the teacher's logits, only their order and shape.
+
+    Shapes: logits `[batch, classes]`, or `[batch, classes, height, width]`. Divisor: that of the loss inside.
+    Equal logits of one sample become 0, with gradient 0.
+
+    Default weight 9, with temperature 2 inside: the authors' settings for KD on CIFAR-100.
+
+    Args:
+        of: the loss between logits; by default `SoftTargets(temperature=2)`.
+
+    Raises:
+        ValueError: `of` is not a loss.
+
+    Reference: Sun, Ren, Li, Wang, Cao, Logit Standardization in Knowledge Distillation, CVPR 2024, algorithm 1.
+    Differs: the authors' code divides the variance by C - 1 and adds 1e-7 to the deviation.
+    """
+
+    needs: ClassVar[tuple[str, ...]] = ("logits", "labels")
+    weight: ClassVar[float] = 9.0
+    golden: ClassVar[float] = 0.8479486604395698
+
+    def __init__(self, *, of: Loss | None = None) -> None:
+        super().__init__()
+        if of is not None and not isinstance(of, Loss):
+            raise ValueError(f"of must be a loss, got {type(of).__name__}. Pass a loss, or nothing for SoftTargets.")
+        self.of = SoftTargets(temperature=2.0) if of is None else of
+
+    def prepare(self, student: Outputs, teacher: Outputs, *, elastic: bool = False) -> None:
+        """Prepare the loss inside."""
+        super().prepare(student, teacher, elastic=elastic)
+        self.of.prepare(_standardize(student), _standardize(teacher), elastic=elastic)
+
+    def compute(self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor:
+        """The loss inside, on standardised logits."""
+        return self.of.compute(_standardize(student), _standardize(teacher), labels)
+
+
+def _standardize(outputs: Outputs) -> Outputs:
+    logits = outputs.logits
+    return outputs._replace(logits=safe_normalize(centre(logits, 1), 1) * logits.shape[1] ** 0.5)
