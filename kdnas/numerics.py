@@ -45,24 +45,37 @@ def safe_norm(x: Tensor, dim: int | tuple[int, ...] = -1) -> Tensor:
     return norm * scale.reshape(norm.shape)
 
 
+def centre(x: Tensor, dim: int = -1) -> Tensor:
+    """Each vector along `dim` minus its mean; a vector of equal entries becomes exactly 0.
+
+    `x - x.mean()` leaves one rounding error in each entry of a constant vector, which normalising blows up.
+    """
+    x = x - x.narrow(dim, 0, 1).detach()
+    return x - x.mean(dim, keepdim=True)
+
+
 def pairwise_distances(x: Tensor, y: Tensor | None = None) -> Tensor:
     """Euclidean distances between rows, `[batch, dims]` to `[batch, batch]`.
 
-    From explicit differences: |a|^2 + |b|^2 - 2ab loses half the digits. Peak memory is
-    batch^2 * dims numbers; gradient 0 between equal rows.
+    From differences: |a|^2 + |b|^2 - 2ab loses half the digits. Exactly 0, with gradient 0, between equal
+    rows; squares do not overflow; memory batch^2. Differentiable once.
     """
     other = x if y is None else y
-    return safe_norm(x[:, None] - other[None, :], -1)
+    largest = torch.maximum(x.detach().abs().amax(), other.detach().abs().amax())
+    scale = torch.where(largest > 0, largest, 1.0)
+    return torch.cdist(x / scale, other / scale, compute_mode="donot_use_mm_for_euclid_dist") * scale
 
 
 def squared_distances(x: Tensor, y: Tensor | None = None) -> Tensor:
     """Squared Euclidean distances between rows, `[..., n, dims]` to `[..., n, m]`, by matrix products.
 
-    Never negative; memory n * m. Use `pairwise_distances` where the square root is taken.
+    Never negative, exactly 0 where all rows are equal; memory n * m. Use `pairwise_distances` where the
+    square root is taken.
     """
     other = x if y is None else y
-    centre = x.detach().mean(-2, keepdim=True)  # closer to the origin: less cancellation
-    x, other = x - centre, other - centre
+    # Closer to the origin there is less cancellation; one row first, so that equal rows become exact zeros.
+    for origin in (x.detach()[..., :1, :], (x - x[..., :1, :]).detach().mean(-2, keepdim=True)):
+        x, other = x - origin, other - origin
     squares = x.square().sum(-1)[..., :, None] + other.square().sum(-1)[..., None, :]
     return (squares - 2 * x @ other.transpose(-1, -2)).clamp_min(0)
 

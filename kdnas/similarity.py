@@ -8,7 +8,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from kdnas.numerics import safe_normalize, widen
+from kdnas.numerics import centre, safe_normalize, widen
 
 
 def dissimilarity(feature: Tensor) -> Tensor:
@@ -20,7 +20,7 @@ def dissimilarity(feature: Tensor) -> Tensor:
     Reference: Bashivan, Tensen, DiCarlo, Teacher Guided Architecture Search, ICCV 2019, section 3.
     """
     rows = widen(feature).flatten(1)
-    rows = safe_normalize(rows - rows.mean(1, keepdim=True))
+    rows = safe_normalize(centre(rows))
     matrix = 1 - (rows @ rows.T).clamp(-1, 1)
     return matrix * (1 - torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device))
 
@@ -33,8 +33,7 @@ def upper(matrix: Tensor) -> Tensor:
 
 def pearson(x: Tensor, y: Tensor, dim: int = -1) -> Tensor:
     """Pearson correlation along `dim`; 0, with gradient 0, where either side is constant."""
-    x, y = x - x.mean(dim, keepdim=True), y - y.mean(dim, keepdim=True)
-    return (safe_normalize(x, dim) * safe_normalize(y, dim)).sum(dim)
+    return (safe_normalize(centre(x, dim), dim) * safe_normalize(centre(y, dim), dim)).sum(dim)
 
 
 def ranks(x: Tensor) -> Tensor:
@@ -45,7 +44,8 @@ def ranks(x: Tensor) -> Tensor:
 def rdm_similarity(student: Tensor, teacher: Tensor, compare: str = "pearson") -> Tensor:
     """Correlation of the strict upper triangles of two dissimilarity matrices `[batch, batch]`.
 
-    With fewer than 3 samples there is at most one entry to compare, and the result is 0.
+    With fewer than 3 samples there is at most one entry to compare, and the result is 0, as it is where all
+    entries of a side are equal.
 
     Args:
         student: the student's matrix.
@@ -55,6 +55,8 @@ def rdm_similarity(student: Tensor, teacher: Tensor, compare: str = "pearson") -
     a, b = upper(student), upper(teacher)
     if len(a) < 2:
         return a.sum() * 0
+    # Entries are 1 minus a rounded correlation; a spread of that size is none, and would be blown up to r = +-1.
+    a, b = (t * (t.detach().amax() - t.detach().amin() > 64 * torch.finfo(t.dtype).eps) for t in (a, b))
     if compare == "spearman":
         a, b = ranks(a), ranks(b)
     elif compare != "pearson":
@@ -70,7 +72,7 @@ def linear_cka(student: Tensor, teacher: Tensor) -> Tensor:
     grams = []
     for feature in (student, teacher):
         rows = widen(feature).flatten(1)
-        rows = rows - rows.mean(0)
+        rows = centre(rows, 0)
         largest = rows.detach().abs().amax()
         rows = rows / torch.where(largest > 0, largest, 1.0)
         grams.append((rows @ rows.T).flatten())

@@ -94,16 +94,12 @@ class LossContract:
     def test_its_docstring_names_its_reference(self) -> None:
         text = inspect.cleandoc(self.make.__doc__ or "")
         assert text.splitlines()[0].endswith("."), "the first line is one sentence"
-        assert any(line.startswith("Reference:") for line in text.splitlines()), (
-            "no line starts with Reference:"
-        )
+        assert any(line.startswith("Reference:") for line in text.splitlines()), "no line starts with Reference:"
 
     def test_it_has_its_golden_value(self) -> None:
         found = value(self.make)
         assert self.make.golden is not None, f"golden = {found!r}"
-        assert agrees(self.make.golden, found), (
-            f"golden = {self.make.golden!r}, this torch build gives {found!r}"
-        )
+        assert agrees(self.make.golden, found), f"golden = {self.make.golden!r}, this torch build gives {found!r}"
 
     def test_value_and_gradient_are_finite_on_hard_inputs_in_float32(self) -> None:
         self._survives(torch.float32)
@@ -129,9 +125,7 @@ class LossContract:
         student, teacher, labels = self._example()
         bigger = _features(lambda f: torch.nn.functional.interpolate(f, scale_factor=(2, 1)))
         for s, t in ((bigger(student), teacher), (student, bigger(teacher))):
-            self._is_finite(
-                "non-square maps of unequal height", self._prepared(s, t), s, t, labels, bounded=True
-            )
+            self._is_finite("non-square maps of unequal height", self._prepared(s, t), s, t, labels, bounded=True)
 
     def test_a_convolutional_network_and_a_transformer_are_matched(self) -> None:
         student, teacher, labels = self._example()
@@ -141,9 +135,7 @@ class LossContract:
             (tokens(student), teacher),
             (tokens(student), tokens(teacher)),
         ):
-            self._is_finite(
-                "tokens [batch, tokens, channels]", self._prepared(s, t), s, t, labels, bounded=True
-            )
+            self._is_finite("tokens [batch, tokens, channels]", self._prepared(s, t), s, t, labels, bounded=True)
 
     def test_a_narrower_student_is_served_when_prepared_for_a_supernet(self) -> None:
         student, teacher, labels = self._example()
@@ -189,9 +181,7 @@ class LossContract:
         loss = self._prepared(student, teacher, dtype=torch.float64)
         order = torch.tensor([2, 0, 3, 1])
         ordered = float(loss(student, teacher, labels).detach())
-        shuffled = float(
-            loss(student.map(lambda x: x[order]), teacher.map(lambda x: x[order]), labels[order]).detach()
-        )
+        shuffled = float(loss(student.map(lambda x: x[order]), teacher.map(lambda x: x[order]), labels[order]).detach())
         assert math.isclose(ordered, shuffled, rel_tol=1e-9, abs_tol=1e-12), (ordered, shuffled)
 
     def test_repeating_the_batch_keeps_a_mean_over_samples(self) -> None:
@@ -240,13 +230,9 @@ class LossContract:
             return
         assert against.shape == () and torch.isfinite(against)
         against.backward()
-        assert all(x.grad is None for x in _all_tensors(student)), (
-            "the discriminator's loss reached the student"
-        )
+        assert all(x.grad is None for x in _all_tensors(student)), "the discriminator's loss reached the student"
         discriminator = [p for p in loss.parameters() if p.grad is not None]
-        assert discriminator and all(
-            torch.isfinite(p.grad).all() for p in discriminator if p.grad is not None
-        )
+        assert discriminator and all(torch.isfinite(p.grad).all() for p in discriminator if p.grad is not None)
         loss.zero_grad()
         loss(student, teacher, labels).backward()
         assert all(p.grad is None for p in discriminator), "the student's loss reached the discriminator"
@@ -285,7 +271,7 @@ class LossContract:
         found = loss(student, teacher, labels)
         assert found.shape == (), f"{name}: the loss is a scalar, got shape {tuple(found.shape)}"
         assert found.dtype in (torch.float32, torch.float64), f"{name}: the loss is {found.dtype}"
-        assert torch.isfinite(found), f"{name}: the value is {float(found)}"
+        assert torch.isfinite(found), f"{name}: the value is {found.item()}"
         assert found.requires_grad, f"{name}: the value has no graph"
         with torch.autocast("cpu", enabled=False):  # as every training loop runs it
             found.backward()
@@ -296,9 +282,7 @@ class LossContract:
                 self._is_finite(f"{name} as float32", loss, student.map(Tensor.float), teacher, labels, bounded=False)
                 break
             assert math.isfinite(largest), f"{name}: the student's gradient is {largest}"
-            assert not bounded or largest < self.largest_gradient, (
-                f"{name}: the student's gradient is {largest}"
-            )
+            assert not bounded or largest < self.largest_gradient, f"{name}: the student's gradient is {largest}"
         for part, parameter in loss.named_parameters():
             if parameter.grad is not None:
                 assert torch.isfinite(parameter.grad).all(), f"{name}: the gradient of {part} is not finite"

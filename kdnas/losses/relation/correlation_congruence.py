@@ -1,0 +1,69 @@
+"""Correlation congruence (CCKD)."""
+
+import math
+from typing import ClassVar, final
+
+import torch
+from torch import Tensor
+
+from kdnas.losses.base import Loss
+from kdnas.numerics import safe_normalize
+from kdnas.outputs import Outputs, embedding
+
+
+@final
+class CorrelationCongruence(Loss):
+    """The kernel matrix of the batch should be the teacher's.
+
+    With c_ij = <e_i, e_j> / (|e_i| |e_j|) the cosine of two embeddings `[batch, dims]` (the deepest map averaged
+    over positions; dims of student and teacher free) and K_ij the kernel of samples i and j:
+
+        L = 1/batch^2 * sum_ij (K_s,ij - K_t,ij)^2
+        bilinear: K = c;  rbf: K = exp(2 gamma (c - 1)), which is exp(-gamma |x_i - x_j|^2) for unit vectors x;
+        rbf_taylor: K = exp(-2 gamma) * sum over p from 0 to order of (2 gamma c)^p / p!
+
+    Divisor: batch^2, the diagonal (1 in both networks) included. Invariant to each embedding's scale. An all-zero
+    embedding has cosine 0 with every sample. A batch of one: 0. Memory batch^2.
+
+    `weight` 1: published weights belong to other formulas (0.02 to RepDistiller's, 0.003 to torchdistill's).
+
+    Args:
+        kernel: `rbf_taylor`, `rbf` or `bilinear`.
+        gamma: the kernels' width, 0.4 in the paper.
+        order: the last power of the Taylor series, 2 in the paper.
+
+    Reference: Peng et al., Correlation Congruence for Knowledge Distillation, ICCV 2019, section 3.
+    Differs: no learnable embedding layers, which on the teacher's side can make the target trivial; as in
+        Knowledge-Distillation-Zoo. RepDistiller's loss of this name compares consecutive samples and has no kernel.
+        The paper's instance terms and its sampler are separate things.
+    """
+
+    needs: ClassVar[tuple[str, ...]] = ("features",)
+    golden: ClassVar[float | None] = 0.03703937630437521
+
+    def __init__(self, *, kernel: str = "rbf_taylor", gamma: float = 0.4, order: int = 2) -> None:
+        super().__init__()
+        if kernel not in ("rbf_taylor", "rbf", "bilinear"):
+            raise ValueError(f"kernel must be rbf_taylor, rbf or bilinear, got {kernel!r}.")
+        if not gamma > 0:
+            raise ValueError(f"gamma must be positive, got {gamma}.")
+        if order < 1:
+            raise ValueError(f"order must be at least 1, or the kernel is constant; got {order}.")
+        self.kernel, self.gamma, self.order = kernel, gamma, order
+
+    def compute(self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor:
+        """Mean squared difference of the kernel matrices."""
+        return (self._matrix(embedding(student)) - self._matrix(embedding(teacher))).square().mean()
+
+    def _matrix(self, rows: Tensor) -> Tensor:
+        rows = safe_normalize(rows)
+        cosines = rows @ rows.T
+        if self.kernel == "bilinear":
+            return cosines
+        if self.kernel == "rbf":
+            return (2 * self.gamma * (cosines - 1)).exp()
+        term = series = torch.ones_like(cosines)
+        for power in range(1, self.order + 1):
+            term = term * cosines * (2 * self.gamma / power)
+            series = series + term
+        return math.exp(-2 * self.gamma) * series
