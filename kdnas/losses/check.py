@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from kdnas.losses.base import Loss
-from kdnas.losses.example import example, fill
+from kdnas.losses.example import example, fill, gates
+from kdnas.losses.regulariser.scale_factors import ScaleFactors
 from kdnas.spec import algorithms, resolve
 
 
@@ -31,18 +32,20 @@ class Described(NamedTuple):
     source: str
 
 
-def losses() -> dict[str, type[Loss]]:
-    """Every loss by its file's name, sorted by folder and name."""
+def losses() -> dict[str, type[Loss | ScaleFactors]]:
+    """Every loss, and the regulariser, by its file's name, sorted by folder and name."""
     found = {}
     for name, path in sorted(algorithms("kdnas.losses").items(), key=lambda item: item[1]):
         made = resolve(path)
-        if isinstance(made, type) and issubclass(made, Loss):
+        if isinstance(made, type) and issubclass(made, Loss | ScaleFactors):
             found[name] = made
     return found
 
 
-def value(make: type[Loss]) -> float:
+def value(make: type[Loss | ScaleFactors]) -> float:
     """A loss's value on the example batch, its parts filled from a formula: what `golden` records."""
+    if issubclass(make, ScaleFactors):
+        return float(make().penalty(gates()))
     student, teacher, labels = example(dense=make.dense)
     loss = make()
     loss.prepare(student, teacher)
@@ -75,9 +78,7 @@ def describe() -> list[Described]:
         text = inspect.cleandoc(make.__doc__ or "")
         summary = text.splitlines()[0] if text else ""
         kind = make.__module__.split(".")[-2]
-        rows.append(
-            Described(name, kind, ", ".join(make.needs), make.weight, summary, _paragraph(text, "Reference:"))
-        )
+        rows.append(Described(name, kind, ", ".join(make.needs), make.weight, summary, _paragraph(text, "Reference:")))
     return rows
 
 

@@ -40,6 +40,11 @@ def example(batch: int = 4, classes: int = 5, *, dense: bool = False) -> tuple[O
     return student, teacher, labels
 
 
+def gates() -> tuple[Tensor, ...]:
+    """Channel scale factors of two layers, of 3 and 5 channels."""
+    return wave(3), wave(5, phase=1)
+
+
 def fill(module: nn.Module) -> nn.Module:
     """Give every parameter of a loss's learnable parts a value from `wave`, scaled by 1/sqrt(fan in).
 

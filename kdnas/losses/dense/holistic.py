@@ -1,0 +1,138 @@
+"""A discriminator of whole segmentation maps."""
+
+from typing import ClassVar, final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kdnas.losses.base import Loss, frozen
+from kdnas.numerics import safe_norm, same_positions
+from kdnas.outputs import Outputs
+
+
+@final
+class Holistic(Loss):
+    r"""The student's segmentation, seen as a whole beside its image, passes for the teacher's (Wasserstein GAN).
+
+    With $p$, $q$ the student's and the teacher's class probabilities at every position, $I$ the image averaged
+    to their size, and $D$ one score per sample:
+
+    - student: $L = -\frac{1}{B} \sum_b D(p, I)$;
+    - discriminator, by `adversary`: $\frac{1}{B} \sum_b [D(p, I) - D(q, I)
+      + \mu (|\nabla_x D(x, I)| - 1)^2]$ at $x = \epsilon q + (1 - \epsilon) p$, one $\epsilon$ per sample.
+
+    Shapes: logits `[batch, classes, height, width]`; of two sizes the larger is averaged to the smaller. Where
+    both networks' outputs hold `images`, the discriminator sees them too. Divisor: batch. The value has no zero:
+    only differences mean something. Undefined for logits without positions.
+
+    Learnable part: $D$, three convolutions of stride 2, one self-attention, and a 1x1 convolution averaged over
+    positions, for which the authors use an optimiser of its own with a learning rate of 4e-4. Default weight 0.1:
+    the authors' code.
+
+    Args:
+        penalty: $\mu$, the weight of the gradient penalty.
+        width: channels of the first convolution; the next two double them.
+        seed: of the draws of $\epsilon$, which depend on it and on `progress`.
+
+    Raises:
+        ValueError: logits are not maps, the classes differ, the loss was not prepared, or images it was prepared
+            with are missing.
+
+    Reference: Liu, Chen, Liu, Qin, Luo, Wang, Structured Knowledge Distillation for Semantic Segmentation, CVPR
+        2019 (arXiv 1903.04197), equation 5; Gulrajani et al., Improved Training of Wasserstein GANs, NIPS 2017,
+        equation 3.
+    Differs: as in the paper the discriminator sees the image; the released one does not, sees scores instead of
+        probabilities, and has spectral normalisation and a second self-attention beside the penalty.
+    """
+
+    weight: ClassVar[float] = 0.1
+    golden: ClassVar[float] = 0.2240961839213031
+    dense: ClassVar[bool] = True
+
+    def __init__(self, *, penalty: float = 10.0, width: int = 64, seed: int = 0) -> None:
+        super().__init__()
+        if width < 1:
+            raise ValueError(f"width must be at least 1 channel, got {width}. The authors use 64.")
+        self.penalty, self.width, self.seed = penalty, width, seed
+        self.sees_images = False
+        self.discriminator = nn.Sequential()
+
+    def prepare(self, student: Outputs, teacher: Outputs, *, elastic: bool = False) -> None:
+        """Build the discriminator."""
+        _check(student, teacher)
+        self.sees_images = student.images is not None and teacher.images is not None
+        extra = student.images.shape[1] if student.images is not None and self.sees_images else 0
+        self.discriminator = _discriminator(student.logits.shape[1] + extra, self.width).to(student.logits.device)
+
+    def compute(self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor:
+        """The student's loss."""
+        p, _, image = self._seen(student, teacher)
+        return -frozen(self.discriminator, torch.cat([p, image], 1)).mean()
+
+    def discriminate(self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor:
+        """The discriminator's loss."""
+        p, q, image = self._seen(student, teacher)
+        scores = self.discriminator(torch.cat([p, image], 1)) - self.discriminator(torch.cat([q, image], 1))
+        generator = torch.Generator().manual_seed(self.seed + round(self.progress * 2**40))
+        share = torch.rand(len(p), 1, 1, 1, generator=generator, dtype=torch.float64).to(p)
+        with torch.enable_grad():
+            between = (share * q + (1 - share) * p).requires_grad_()
+            score = self.discriminator(torch.cat([between, image], 1)).sum()
+            (slope,) = torch.autograd.grad(score, between, create_graph=True)
+        return scores.mean() + self.penalty * (safe_norm(slope.flatten(1)) - 1).square().mean()
+
+    def _seen(self, student: Outputs, teacher: Outputs) -> tuple[Tensor, Tensor, Tensor]:
+        _check(student, teacher)
+        if not len(self.discriminator):
+            raise ValueError("Holistic has no discriminator yet. Call prepare(student, teacher) first.")
+        z_s, z_t = same_positions(student.logits, teacher.logits)
+        image = z_t[:, :0]
+        if self.sees_images:
+            if teacher.images is None:
+                raise ValueError(
+                    "Holistic was prepared with images, and these outputs hold none. Give every batch its images, "
+                    "or prepare without."
+                )
+            image = F.adaptive_avg_pool2d(teacher.images, z_s.shape[2:])
+        return z_s.softmax(1), z_t.softmax(1), image
+
+
+class _SelfAttention(nn.Module):
+    """Every position plus what it finds at the others; starts as the identity."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.query = nn.Conv2d(channels, max(1, channels // 8), 1)
+        self.key = nn.Conv2d(channels, max(1, channels // 8), 1)
+        self.value = nn.Conv2d(channels, channels, 1)
+        self.scale = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        query, key, value = (part(x).flatten(2) for part in (self.query, self.key, self.value))
+        attention = (query.transpose(1, 2) @ key).softmax(-1)
+        return x + self.scale * (value @ attention.transpose(1, 2)).unflatten(2, x.shape[2:])
+
+
+def _discriminator(channels: int, width: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(channels, width, 3, 2, 1),
+        nn.LeakyReLU(0.1),
+        nn.Conv2d(width, 2 * width, 3, 2, 1),
+        nn.LeakyReLU(0.1),
+        nn.Conv2d(2 * width, 4 * width, 3, 2, 1),
+        nn.LeakyReLU(0.1),
+        _SelfAttention(4 * width),
+        nn.Conv2d(4 * width, 1, 1),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(0),
+    )
+
+
+def _check(student: Outputs, teacher: Outputs) -> None:
+    shapes = tuple(student.logits.shape), tuple(teacher.logits.shape)
+    if len(shapes[0]) != 4 or len(shapes[1]) != 4 or shapes[0][1] != shapes[1][1]:
+        raise ValueError(
+            f"Holistic needs logits [batch, classes, height, width] of the same classes, student {shapes[0]}, "
+            f"teacher {shapes[1]}. Use ConditionalAdversarial for logits without positions."
+        )

@@ -1,0 +1,71 @@
+"""Distillation of every pixel's class distribution."""
+
+from typing import ClassVar, final
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from kdnas.losses.base import Loss, connected_zero
+from kdnas.numerics import same_positions
+from kdnas.outputs import Outputs
+
+
+@final
+class PixelWise(Loss):
+    r"""Each position's class distribution follows the teacher's.
+
+    $L = T^2 \cdot \frac{1}{B H W} \sum_{b,h,w} \sum_c q_c (\log q_c - \log p_c)$ with
+    $p = \mathrm{softmax}(z_s / T)$ and $q = \mathrm{softmax}(z_t / T)$ at each position.
+
+    Shapes: logits `[batch, classes, height, width]`; of two sizes the larger is averaged to the smaller. Labels
+    `[batch, height, width]`, brought to that size by their nearest neighbour, leave a position out where they are
+    -100. Divisor: the positions of all samples that are not left out (0 if there are none); classes are summed.
+    Undefined for logits without positions.
+
+    Default weight 10: the authors' code.
+
+    Args:
+        temperature: $T$.
+
+    Raises:
+        ValueError: logits are not maps, the classes differ, or a temperature that is not positive.
+
+    Reference: Liu, Chen, Liu, Qin, Luo, Wang, Structured Knowledge Distillation for Semantic Segmentation, CVPR
+        2019 (arXiv 1903.04197), equation 2.
+    Differs: the paper writes KL(student || teacher); the authors' code takes the soft cross-entropy with the
+        teacher as the target, as this does, sums it over the batch and divides by the positions of one image.
+    """
+
+    weight: ClassVar[float] = 10.0
+    golden: ClassVar[float] = 1.01160131011418
+    dense: ClassVar[bool] = True
+
+    def __init__(self, *, temperature: float = 1.0) -> None:
+        super().__init__()
+        if not temperature > 0:
+            raise ValueError(f"temperature must be above 0, got {temperature}. The paper uses 1.")
+        self.temperature = temperature
+
+    def prepare(self, student: Outputs, teacher: Outputs, *, elastic: bool = False) -> None:
+        """Check that both show maps of the same classes."""
+        _check(student, teacher)
+
+    def compute(self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor:
+        """The divergence, averaged over positions."""
+        _check(student, teacher)
+        z_s, z_t = same_positions(student.logits, teacher.logits)
+        log_p, log_q = (z_s / self.temperature).log_softmax(1), (z_t / self.temperature).log_softmax(1)
+        values = (log_q.exp() * (log_q - log_p)).sum(1)
+        if labels.dim() == 3:
+            left_out = F.interpolate((labels == -100)[:, None].float(), values.shape[1:])[:, 0]
+            values = values[left_out == 0]
+        return values.mean() * self.temperature**2 if values.numel() else connected_zero(z_s)
+
+
+def _check(student: Outputs, teacher: Outputs) -> None:
+    shapes = tuple(student.logits.shape), tuple(teacher.logits.shape)
+    if len(shapes[0]) != 4 or len(shapes[1]) != 4 or shapes[0][1] != shapes[1][1]:
+        raise ValueError(
+            f"PixelWise needs logits [batch, classes, height, width] of the same classes, student {shapes[0]}, "
+            f"teacher {shapes[1]}. Use SoftTargets for logits without positions."
+        )
