@@ -1,0 +1,152 @@
+"""Residual networks: width, depth and inner width of each stage."""
+
+from dataclasses import dataclass
+from typing import TypeVar, final
+
+from kdnas.architecture import Architecture, Choice
+from kdnas.space import Layer, SearchSpace, layer
+
+_BLOCKS = {"basic": "BasicBlock", "bottleneck": "Bottleneck"}
+_Option = TypeVar("_Option", int, float)
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class ResNetStage:
+    """Options of one stage.
+
+    Attributes:
+        widths: channels of the stage's output.
+        depths: number of blocks.
+        ratios: channels inside a block per channel of the stage's output, chosen block by block.
+        stride: of the first block.
+    """
+
+    widths: tuple[int, ...]
+    depths: tuple[int, ...]
+    ratios: tuple[float, ...] = (1.0,)
+    stride: int = 1
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class ResNet(SearchSpace):
+    """Stages of residual blocks, sharing weights by leading channels and leading blocks.
+
+    What has one option is no choice. The first block of a stage has a projecting shortcut, except where stride 1 and
+    one and the same width make it an identity for every architecture: it never depends on the chosen widths. A code
+    has a choice's option itself for its digit where all options of the space are whole numbers
+    below ten (DisWOT's `557`), otherwise the place of the option.
+
+    Attributes:
+        block: `basic` (two 3x3 convolutions) or `bottleneck` (1x1, 3x3, 1x1).
+        stem_widths: options for the channels of the stem.
+        stem_kernel: kernel of the stem.
+        stem_stride: stride of the stem.
+        stages: options per stage.
+        zero_last: starts every block as its shortcut, by zeros in its last batch norm's scale.
+
+    Reference: He et al., Deep Residual Learning for Image Recognition, CVPR 2016, section 4.2.
+    Differs: shortcuts between different widths project (option B); the paper's CIFAR networks pad with zeros (A).
+    """
+
+    block: str = "basic"
+    stem_widths: tuple[int, ...] = (16,)
+    stem_kernel: int = 3
+    stem_stride: int = 1
+    stages: tuple[ResNetStage, ...] = (
+        ResNetStage(widths=(16,), depths=(1, 3, 5, 7)),
+        ResNetStage(widths=(32,), depths=(1, 3, 5, 7), stride=2),
+        ResNetStage(widths=(64,), depths=(1, 3, 5, 7), stride=2),
+    )
+    zero_last: bool = False
+
+    def __post_init__(self) -> None:
+        if self.block not in _BLOCKS:
+            raise ValueError(f"block must be one of {sorted(_BLOCKS)}, got {self.block!r}.")
+        if not self.stages:
+            raise ValueError("a residual network needs a stage.")
+        for where, options in [("stem_widths", self.stem_widths)] + [
+            (f"stages[{index}].{name}", getattr(stage, name))
+            for index, stage in enumerate(self.stages)
+            for name in ("widths", "depths", "ratios")
+        ]:
+            if not options or list(options) != sorted(set(options)) or options[0] <= 0:
+                raise ValueError(f"{where} must be positive options, ascending, got {options}.")
+
+    @property
+    def structure(self) -> tuple[Choice, ...]:
+        """Widths, depths and inner widths, stage by stage."""
+        made = [Choice("stem.width", self.stem_widths)]
+        for index, stage in enumerate(self.stages):
+            depth = f"stage{index}.depth"
+            made += [Choice(f"stage{index}.width", stage.widths), Choice(depth, stage.depths)]
+            needs = depth if len(stage.depths) > 1 else None
+            made += [
+                Choice(f"stage{index}.block{place}.ratio", stage.ratios, needs, place + 1 if needs else 0)
+                for place in range(stage.depths[-1])
+            ]
+        return tuple(choice for choice in made if len(choice.options) > 1)
+
+    def layers(self, architecture: Architecture) -> tuple[Layer, tuple[tuple[Layer, ...], ...], Layer]:
+        """Stem, stages and head."""
+        width = _chosen(architecture, "stem.width", self.stem_widths)
+        stem = layer(
+            "kdnas.blocks.basic:ConvNormAct",
+            inputs=self.image_channels,
+            outputs=width,
+            kernel=self.stem_kernel,
+            stride=self.stem_stride,
+        )
+        stages, before = [], self.stem_widths
+        for index, stage in enumerate(self.stages):
+            outputs = _chosen(architecture, f"stage{index}.width", stage.widths)
+            same = stage.stride == 1 and before == stage.widths and len(before) == 1
+            made = []
+            for place in range(_chosen(architecture, f"stage{index}.depth", stage.depths)):
+                ratio = _chosen(architecture, f"stage{index}.block{place}.ratio", stage.ratios)
+                made.append(
+                    layer(
+                        f"kdnas.blocks.resnet:{_BLOCKS[self.block]}",
+                        inputs=width,
+                        outputs=outputs,
+                        hidden=max(1, round(outputs * ratio)),
+                        stride=stage.stride if place == 0 else 1,
+                        shortcut="projection" if place == 0 and not same else "identity",
+                        zero_last=self.zero_last,
+                    )
+                )
+                width = outputs
+            stages.append(tuple(made))
+            before = stage.widths
+        head = layer("kdnas.blocks.basic:PoolLinear", inputs=width, classes=self.classes)
+        return stem, tuple(stages), head
+
+    def code(self, architecture: Architecture) -> str:
+        """A compact name; the options themselves where they are digits."""
+        if self._digits:
+            return "".join(str(architecture[choice.name]) for choice in self.choices)
+        return super().code(architecture)
+
+    def parse(self, code: str) -> Architecture:
+        """The architecture of a code.
+
+        Raises:
+            ValueError: the code has another length, or a digit without an option.
+        """
+        if not self._digits:
+            return super().parse(code)
+        if len(code) != len(self.choices) or not code.isdecimal():
+            raise ValueError(f"a code of {self.name or 'this space'} has {len(self.choices)} digits, got {code!r}.")
+        return self.architecture({choice.name: int(digit) for choice, digit in zip(self.choices, code, strict=True)})
+
+    @property
+    def _digits(self) -> bool:
+        return all(
+            choice.needs is None and all(isinstance(o, int) and 0 <= o <= 9 for o in choice.options)
+            for choice in self.choices
+        )
+
+
+def _chosen(architecture: Architecture, name: str, options: tuple[_Option, ...]) -> _Option:
+    return architecture[name] if name in architecture else options[-1]  # type: ignore[return-value]
