@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from kdnas.losses.base import FeatureLoss
 from kdnas.losses.feature._connectors import paired_maps, part
 from kdnas.outputs import Outputs
-from kdnas.taps import Adapter, Alignment
+from kdnas.taps import Adapter, Alignment, Pairs
 
 LEAST_VARIANCE = 1e-5
 FIRST_VARIANCE = 5.0
@@ -41,6 +41,10 @@ class Variational(FeatureLoss):
 
     golden: ClassVar[float] = 0.4345537423187815
     alignment: ClassVar[Alignment] = "positions"
+
+    def __init__(self, *, taps: str | Pairs = "resolution", weights: tuple[float, ...] | None = None) -> None:
+        super().__init__(taps=taps, weights=weights)
+        self.predictions = nn.ModuleList()
 
     def prepare(self, student: Outputs, teacher: Outputs, *, elastic: bool = False) -> None:
         """Build a prediction for each pair."""

@@ -1,0 +1,116 @@
+import json
+
+import pytest
+import torch
+
+from kdnas.losses.example import example, wave
+from kdnas.losses.feature.feature_mse import FeatureMse
+from kdnas.losses.feature.hint import Hint
+from kdnas.losses.feature.route_constrained import RouteConstrained, anchor_at, equal_intervals, greedy
+from kdnas.losses.response.soft_targets import SoftTargets
+from kdnas.outputs import Outputs
+from kdnas.spec import Spec, spec
+
+
+def test_the_value_is_the_inner_losss_whichever_way_it_is_given():
+    student, teacher, labels = example()
+    expected = SoftTargets(temperature=2)(student, teacher, labels).item()
+    inner = spec(SoftTargets, temperature=2)
+    outer = spec(RouteConstrained, loss=inner)
+    for loss in (
+        RouteConstrained(loss=inner),
+        RouteConstrained(loss=SoftTargets(temperature=2)),
+        Spec.from_json(json.loads(json.dumps(outer.to_json()))).build(),
+    ):
+        assert loss(student, teacher, labels).item() == expected
+
+
+def test_an_inner_feature_loss_is_prepared_and_named_in_its_needs():
+    student, teacher, labels = example()
+    loss = RouteConstrained(loss=spec(FeatureMse))
+    assert loss.needs == ("features",) and RouteConstrained.needs == ("logits",)
+    loss.prepare(student, teacher, elastic=True)
+    assert sum(p.numel() for p in loss.parameters()) == 3 * 4 + 6 * 8
+    assert loss.double()(student, teacher, labels) == loss.loss(student, teacher, labels)
+
+
+def test_one_stage_per_anchor():
+    stages = RouteConstrained(num_anchors=4).stages()
+    assert [s.name for s in stages] == ["anchor 1", "anchor 2", "anchor 3", "anchor 4"]
+    assert all((s.share, s.trains, s.uses) == (0.25, "both", "both") for s in stages)
+
+
+def test_an_inner_loss_with_stages_of_its_own_is_refused():
+    with pytest.raises(ValueError, match="staged=False"):
+        RouteConstrained(loss=Hint())
+    RouteConstrained(loss=Hint(staged=False))
+    with pytest.raises(ValueError, match="got int"):
+        RouteConstrained(loss=3)
+    with pytest.raises(ValueError, match="at least 1"):
+        RouteConstrained(num_anchors=0)
+
+
+def test_anchors_at_equal_intervals_end_with_the_last_checkpoint():
+    assert equal_intervals(12, 4) == (2, 5, 8, 11)
+    assert equal_intervals(10, 3) == (3, 6, 9)
+    assert equal_intervals(5, 5) == (0, 1, 2, 3, 4)
+    assert equal_intervals(7, 1) == (6,)
+    for checkpoints in range(1, 12):
+        for anchors in range(1, checkpoints + 1):
+            chosen = equal_intervals(checkpoints, anchors)
+            gaps = [b - a for a, b in zip((-1, *chosen), chosen, strict=False)]
+            assert len(chosen) == anchors and chosen[-1] == checkpoints - 1
+            assert min(gaps) > 0 and max(gaps) - min(gaps) <= 1
+
+
+def test_more_anchors_than_checkpoints_are_refused():
+    for anchors in (0, 6):
+        with pytest.raises(ValueError, match="5 checkpoints"):
+            equal_intervals(5, anchors)
+
+
+# Checkpoints on a line, dense at the end: the divergence is the distance.
+PLACES = (0.0, 4.0, 6.0, 7.0, 7.5, 8.0)
+DISTANCES = [[abs(a - b) for b in PLACES] for a in PLACES]
+
+
+def test_greedy_steps_as_far_as_the_threshold_allows():
+    assert greedy(DISTANCES, 0.5) == (1, 5)  # 4 = half of 8; then 4 more
+    assert greedy(DISTANCES, 0.25) == (1, 2, 5)  # 4 is too far, but nothing is nearer; 2; 2
+    assert greedy(DISTANCES, 0.13) == (1, 2, 3, 5)  # steps of at most 1.04
+    assert greedy(DISTANCES, 1.0) == (5,)
+    assert greedy(DISTANCES, 1e-9) == (1, 2, 3, 4, 5)
+
+
+def test_greedy_does_not_depend_on_the_scale_of_the_divergence():
+    assert greedy([[1e-7 * d for d in row] for row in DISTANCES], 0.25) == greedy(DISTANCES, 0.25)
+
+
+def test_greedy_copes_with_short_and_flat_routes_and_refuses_nonsense():
+    assert greedy([[0.0]], 0.5) == (0,)
+    assert greedy([[0.0] * 4] * 4, 0.5) == (3,)
+    for divergences in ([], [[0.0, 1.0]]):
+        with pytest.raises(ValueError, match="square"):
+            greedy(divergences, 0.5)
+    with pytest.raises(ValueError, match="threshold"):
+        greedy(DISTANCES, 0.0)
+
+
+def test_the_next_anchor_begins_at_its_boundary():
+    assert [anchor_at(step, (10, 20, 20)) for step in (0, 9, 10, 19, 20, 1000)] == [0, 0, 1, 1, 3, 3]
+    assert anchor_at(5, ()) == 0
+
+
+def test_a_student_that_follows_the_route_ends_nearer_than_it_began():
+    # Anchors of growing confidence; the student's logits are its parameters.
+    route = [Outputs(scale * wave(4, 5)) for scale in (1.0, 2.0, 3.0, 4.0)]
+    loss, logits = RouteConstrained(loss=SoftTargets(temperature=1)), torch.zeros(4, 5, dtype=torch.float64)
+    labels = torch.zeros(4, dtype=torch.long)
+    logits.requires_grad_()
+    optimizer = torch.optim.SGD([logits], 2.0)
+    first = loss(Outputs(logits), route[-1], labels).item()
+    for step in range(40):
+        optimizer.zero_grad()
+        loss(Outputs(logits), route[anchor_at(step, (10, 20, 30))], labels).backward()
+        optimizer.step()
+    assert loss(Outputs(logits), route[-1], labels).item() < 0.1 * first
