@@ -132,6 +132,15 @@ class SearchSpace(abc.ABC):
         """Architectures that together use every weight; an elastic space needs only its largest."""
         return (self.largest,)
 
+    def held_layers(self) -> Iterator[tuple[str, Layer]]:
+        """Position and layer of all that a supernet holds weights for: those of the covering architectures.
+
+        Where one position has several in one bank, the supernet holds the one with most parameters. A family
+        overrides this when no architecture has a layer with all the weights that others use there.
+        """
+        for architecture in self.covering():
+            yield from self.blueprint(architecture).named()
+
     def canonical(self, architecture: Architecture) -> Architecture:
         """The one value for all architectures that are the same network; the identity unless overridden."""
         return architecture
@@ -139,8 +148,7 @@ class SearchSpace(abc.ABC):
     def code(self, architecture: Architecture) -> str:
         """A compact name: per choice the digit of its option, `.` where the choice does not exist."""
         return "".join(
-            _DIGITS[c.options.index(architecture[c.name])] if c.name in architecture else "."
-            for c in self.choices
+            _DIGITS[c.options.index(architecture[c.name])] if c.name in architecture else "." for c in self.choices
         )
 
     def parse(self, code: str) -> Architecture:
@@ -229,9 +237,7 @@ class SearchSpace(abc.ABC):
                 if kept is None:
                     return rng.choice(choice.options)
                 others = [o for o in choice.options if o != kept]
-                return (
-                    rng.choice(others) if others and (choice.name == forced or rng.random() < rate) else kept
-                )
+                return rng.choice(others) if others and (choice.name == forced or rng.random() < rate) else kept
 
             mutant = self.decide(pick)
             if mutant != architecture:  # two spellings of one network are no change
@@ -274,9 +280,7 @@ class SearchSpace(abc.ABC):
                     f"{values.get(choice.needs or '')}. Remove {choice.name}."
                 )
             if exists and values[choice.name] not in choice.options:
-                raise ValueError(
-                    f"{choice.name} must be one of {choice.options}, got {values[choice.name]!r}."
-                )
+                raise ValueError(f"{choice.name} must be one of {choice.options}, got {values[choice.name]!r}.")
 
     @final
     def count(self) -> int:

@@ -66,12 +66,11 @@ class Supernet(nn.Module):
         super().__init__()
         self.space, self.share = space, share
         widest: dict[str, tuple[int, Layer]] = {}
-        for architecture in space.covering():
-            for name, layer in space.blueprint(architecture).named():
-                size = sum(p.numel() for p in _skeleton(layer).parameters())
-                key = _key(name, layer)
-                if size >= widest.get(key, (0, layer))[0]:
-                    widest[key] = size, layer
+        for name, layer in space.held_layers():
+            size = sum(p.numel() for p in _skeleton(layer).parameters())
+            key = _key(name, layer)
+            if size >= widest.get(key, (0, layer))[0]:
+                widest[key] = size, layer
         self.bank = nn.ModuleDict({key: build(layer) for key, (_, layer) in widest.items()})
         if hasattr(share, "prepare"):
             share.prepare(self.bank)

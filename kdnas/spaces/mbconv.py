@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, final
 
 from kdnas.architecture import Architecture, Choice, Value
-from kdnas.space import Layer, SearchSpace, layer, make_divisible
+from kdnas.space import Blueprint, Layer, SearchSpace, layer, make_divisible
 from kdnas.spec import nearest
 
 _ACTIVATIONS = ("relu", "swish", "hswish", "gelu")
@@ -190,7 +190,20 @@ class MBConvSpace(SearchSpace):
 
     def layers(self, architecture: Architecture) -> tuple[Layer, tuple[tuple[Layer, ...], ...], Layer]:
         """Stem, stages and head."""
+        return self._chain(architecture)
 
+    def held_layers(self) -> Iterator[tuple[str, Layer]]:
+        """Position and layer of all that a supernet holds weights for.
+
+        Where the widths before and in a stage are equal in the largest network and not in others, the
+        shortcut's 1x1 convolution is held at full size although the largest network has none.
+        """
+        for architecture in self.covering():
+            yield from Blueprint(*self._chain(architecture, held=True), (0, 0, 0)).named()
+
+    def _chain(
+        self, architecture: Architecture, *, held: bool = False
+    ) -> tuple[Layer, tuple[tuple[Layer, ...], ...], Layer]:
         def chosen(name: str, options: tuple[Value, ...]) -> Any:
             return architecture[name] if len(options) > 1 else options[0]
 
@@ -203,6 +216,7 @@ class MBConvSpace(SearchSpace):
             stride=self.stem.stride,
             activation=self.stem.activation or self.activation,
         )
+        before: tuple[int, ...] = self.stem.width
         stages: list[tuple[Layer, ...]] = []
         blocks: list[Layer] = []
         for name, row in self._rows():
@@ -210,8 +224,13 @@ class MBConvSpace(SearchSpace):
             for place in range(chosen(f"{name}.depth", row.depth)):
                 at = f"{name}.block{place}" if self.per == "block" else name
                 inside = {kind: chosen(f"{at}.{kind}", options) for kind, options in self._inside(row).items()}
-                blocks.append(self._block(row, width, outputs, row.stride if place == 0 else 1, inside))
+                projects = self.shortcut == "always" and (
+                    width != outputs or (held and place == 0 and len(before + row.width) > 2)
+                )
+                stride = row.stride if place == 0 else 1
+                blocks.append(self._block(row, width, outputs, stride, inside, projects))
                 width = outputs
+            before = row.width
             if not row.joins_next:
                 stages.append(tuple(blocks))
                 blocks = []
@@ -248,7 +267,9 @@ class MBConvSpace(SearchSpace):
             return {"kernel": row.kernel, "expansion": row.expansion}
         return {"operation": self._operations(row)}
 
-    def _block(self, row: Stage, inputs: int, outputs: int, stride: int, inside: dict[str, Any]) -> Layer:
+    def _block(
+        self, row: Stage, inputs: int, outputs: int, stride: int, inside: dict[str, Any], projects: bool
+    ) -> Layer:
         bank = "shared"
         if self.shared:
             kernel, expansion = inside["kernel"], inside["expansion"]
@@ -271,9 +292,9 @@ class MBConvSpace(SearchSpace):
                 "gate": "sigmoid",
             }
         matches = stride == 1 and inputs == outputs
-        shortcut = "identity" if matches else "none"
-        if self.shortcut == "always":
-            shortcut = "identity" if inputs == outputs else "project"
+        shortcut = "identity" if matches or self.shortcut == "always" else "none"
+        if projects:
+            shortcut = "project"
         return layer(
             "kdnas.blocks.mbconv:MBConv",
             bank=bank,
