@@ -1,5 +1,7 @@
 """Normalisation, norms and distances that are finite, with finite gradients, on every input."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -101,11 +103,15 @@ def same_positions(student: Tensor, teacher: Tensor, mode: str = "average") -> t
     )
 
 
-def as_map(feature: Tensor) -> Tensor:
+def as_map(feature: Tensor, aspect: float = 1.0) -> Tensor:
     """Tokens `[batch, tokens, channels]` as a map `[batch, channels, height, width]`; a map stays as it is.
 
-    Tokens are laid out on the most nearly square grid; one leading class token is dropped when
-    only the rest fills a square.
+    Tokens are laid out row by row on the grid whose height / width is nearest to `aspect`, the wider of two; one
+    leading class token is dropped when only the rest fills such a grid exactly.
+
+    Args:
+        feature: a map, tokens, or a vector per sample, which becomes a map of one position.
+        aspect: height / width of the images, 1 for square ones.
 
     Raises:
         ValueError: for another number of dimensions.
@@ -117,9 +123,17 @@ def as_map(feature: Tensor) -> Tensor:
     if feature.dim() != 3:
         raise ValueError(f"a feature has 2, 3 or 4 dimensions, got shape {tuple(feature.shape)}.")
     tokens = feature.shape[1]
-    side = round(tokens**0.5)
-    if side * side != tokens and round((tokens - 1) ** 0.5) ** 2 == tokens - 1 and tokens > 1:
+    height, misfit = _grid(tokens, aspect)
+    if misfit > 1e-9 and tokens > 1 and _grid(tokens - 1, aspect)[1] <= 1e-9:
         feature, tokens = feature[:, 1:], tokens - 1
-        side = round(tokens**0.5)
-    height = next(h for h in range(side, 0, -1) if tokens % h == 0)
+        height, _ = _grid(tokens, aspect)
     return feature.transpose(1, 2).unflatten(2, (height, tokens // height))
+
+
+def _grid(tokens: int, aspect: float) -> tuple[int, float]:
+    """The height of the best grid, and by how much its aspect is off."""
+    heights = [h for h in range(1, tokens + 1) if tokens % h == 0]
+    misfits = [abs(math.log(h * h / tokens / aspect)) for h in heights]
+    # Rounded, so that of two equally good grids the first, the wider, wins.
+    best = min(range(len(heights)), key=lambda i: round(misfits[i], 9))
+    return heights[best], misfits[best]

@@ -22,6 +22,7 @@ def dissimilarity(feature: Tensor) -> Tensor:
     rows = widen(feature).flatten(1)
     rows = safe_normalize(centre(rows))
     matrix = 1 - (rows @ rows.T).clamp(-1, 1)
+    matrix = (matrix + matrix.T) / 2  # a matrix product is symmetric only up to rounding
     return matrix * (1 - torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device))
 
 

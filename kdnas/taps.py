@@ -58,7 +58,8 @@ class Taps(nn.Module):
 
     Args:
         pairs: `resolution` (each student stage with the deepest teacher stage of the nearest
-            resolution; stages of one resolution are spread evenly, last with last), `rdm` (with the teacher
+            resolution; student stages with the same nearest teacher stages are spread over them evenly, last with
+            last), `rdm` (with the teacher
             stage of the most similar dissimilarity matrix), `order` (first with first; equal
             counts), or explicit pairs `((student, teacher), ...)`; negative indices count from the end.
         alignment: `nothing`; `positions`: both become maps of the smaller height and width by average
@@ -92,7 +93,7 @@ class Taps(nn.Module):
             adapter = "none"
             if self.alignment != "nothing":
                 try:
-                    s_map, t_map = as_map(s), as_map(t)
+                    s_map, t_map = _maps(s, t)
                 except ValueError as error:
                     raise ValueError(
                         f"student stage {i} {tuple(s.shape)} and teacher stage {j} {tuple(t.shape)} "
@@ -106,39 +107,27 @@ class Taps(nn.Module):
                     made = Adapter(s_map.shape[1], t_map.shape[1]).to(s.device)
                     self.adapters[str(index)] = made
                     adapter = "conv1x1" if adapter == "none" else f"{adapter} + conv1x1"
-            count = (
-                sum(p.numel() for p in self.adapters[str(index)].parameters())
-                if str(index) in self.adapters
-                else 0
-            )
+            count = sum(p.numel() for p in self.adapters[str(index)].parameters()) if str(index) in self.adapters else 0
             rows.append(Row(i, j, tuple(s.shape[1:]), tuple(t.shape[1:]), adapter, count))
         return tuple(rows)
 
     def forward(self, student: Outputs, teacher: Outputs) -> list[tuple[Tensor, Tensor]]:
         """The aligned pairs, student first."""
-        if not self.pairs:
-            # Losses without learnable parts may be called unprepared.
-            if self.alignment == "channels" and any(
-                s.shape[1] != t.shape[1] for s, t in zip(student.features, teacher.features, strict=False)
-            ):
-                raise ValueError(
-                    "channels differ and no adapter was built. Call loss.prepare(student, teacher) with the outputs "
-                    "of the largest student before the optimiser is made."
-                )
-            pairs = self._choose(student.features, teacher.features)
-        else:
-            pairs = self.pairs
+        # Losses without learnable parts may be called unprepared.
+        pairs = self.pairs or self._choose(student.features, teacher.features)
         aligned = []
         for index, (i, j) in enumerate(pairs):
             s, t = student.features[i], teacher.features[j]
             if self.alignment != "nothing":
-                s, t = same_positions(as_map(s), as_map(t))
+                s, t = same_positions(*_maps(s, t))
                 if str(index) in self.adapters:
                     s = self.adapters[str(index)](s)
                 elif self.alignment == "channels" and s.shape[1] != t.shape[1]:
                     raise ValueError(
-                        f"student stage {i} has {s.shape[1]} channels, teacher stage {j} {t.shape[1]}, and no adapter "
-                        "was built. Prepare the loss with elastic=True for a supernet."
+                        f"student stage {i} {tuple(student.features[i].shape)} and teacher stage {j} "
+                        f"{tuple(teacher.features[j].shape)} differ in channels, and no adapter was built. Call "
+                        "loss.prepare(student, teacher) with the outputs of the largest student before the optimiser "
+                        "is made, with elastic=True for a supernet."
                     )
             aligned.append((s, t))
         return aligned
@@ -151,9 +140,7 @@ class Taps(nn.Module):
         if self.by == "order":
             if len(student) != len(teacher):
                 shapes = [[tuple(f.shape[1:]) for f in side] for side in (student, teacher)]
-                raise ValueError(
-                    f"pairing in order needs equal counts, student {shapes[0]}, teacher {shapes[1]}."
-                )
+                raise ValueError(f"pairing in order needs equal counts, student {shapes[0]}, teacher {shapes[1]}.")
             return tuple((i, i) for i in range(len(student)))
         if self.by == "rdm":
             matrices = [dissimilarity(t.detach()) for t in teacher]
@@ -165,17 +152,24 @@ class Taps(nn.Module):
 
 
 def _by_resolution(student: list[int], teacher: list[int]) -> Pairs:
+    nearest = []
+    for size in student:
+        distances = [abs(math.log(size / t)) for t in teacher]
+        nearest.append([j for j, d in enumerate(distances) if math.isclose(d, min(distances), abs_tol=1e-9)])
     chosen = []
-    for i, size in enumerate(student):
-        best = min(abs(math.log(size / t)) for t in teacher)
-        group = [
-            j for j, t in enumerate(teacher) if math.isclose(abs(math.log(size / t)), best, abs_tol=1e-9)
-        ]
-        peers = [k for k, s in enumerate(student) if s == size]
+    for i, group in enumerate(nearest):
+        peers = [k for k, other in enumerate(nearest) if other == group]
         # The j-th of n student stages takes the teacher stage as deep in its own group; last with last.
         place = (peers.index(i) + 1) * len(group) / len(peers)
-        chosen.append((i, group[max(0, math.ceil(place) - 1)]))
+        chosen.append((i, group[math.ceil(place) - 1]))
     return tuple(chosen)
+
+
+def _maps(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    """Both as maps; tokens take the aspect of the map they are compared with."""
+    map_like = next((f for f in (student, teacher) if f.dim() == 4), None)
+    aspect = 1.0 if map_like is None else map_like.shape[2] / map_like.shape[3]
+    return as_map(student, aspect), as_map(teacher, aspect)
 
 
 def _positions(feature: Tensor) -> int:

@@ -6,7 +6,6 @@
 Needs no test framework; pytest collects the methods.
 """
 
-# ruff: noqa: D102 - a demand's name is a sentence
 import copy
 import inspect
 import math
