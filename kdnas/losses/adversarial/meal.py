@@ -46,7 +46,7 @@ class Meal(Loss):
         ValueError: an unknown similarity, the wrong number of gammas, or the loss was not prepared.
 
     Reference: Shen, He, Xue, MEAL: Multi-Model Ensemble via Adversarial Learning, AAAI 2019 (arXiv 1812.02425),
-        sections 3.2 to 3.4.
+        section 3.
     Differs: a minimax game. The authors' code gives student and discriminator one optimiser and one sign, so
         that the student learns to be told apart, and ends each discriminator in a ReLU; there is one score here
         instead of two. Losses are sums over the pooled entries, not means.

@@ -40,8 +40,8 @@ class Holistic(Loss):
             with are missing.
 
     Reference: Liu, Chen, Liu, Qin, Luo, Wang, Structured Knowledge Distillation for Semantic Segmentation, CVPR
-        2019 (arXiv 1903.04197), equation 5; Gulrajani et al., Improved Training of Wasserstein GANs, NIPS 2017,
-        equation 3.
+        2019 (arXiv 1903.04197), section 3, holistic distillation; Gulrajani et al., Improved Training of Wasserstein
+        GANs, NIPS 2017, equation 3.
     Differs: as in the paper the discriminator sees the image; the released one does not, sees scores instead of
         probabilities, and has spectral normalisation and a second self-attention beside the penalty.
     """
@@ -74,7 +74,8 @@ class Holistic(Loss):
         """The discriminator's loss."""
         p, q, image = self._seen(student, teacher)
         scores = self.discriminator(torch.cat([p, image], 1)) - self.discriminator(torch.cat([q, image], 1))
-        generator = torch.Generator().manual_seed(self.seed + round(self.progress * 2**40))
+        # The generator reads the low 32 bits of its seed.
+        generator = torch.Generator().manual_seed(self.seed + round(self.progress * 2**31))
         share = torch.rand(len(p), 1, 1, 1, generator=generator, dtype=torch.float64).to(p)
         with torch.enable_grad():
             between = (share * q + (1 - share) * p).requires_grad_()

@@ -35,7 +35,7 @@ class PairWise(FeatureLoss):
         ValueError: `grid` below 1, or an unknown `pool`.
 
     Reference: Liu, Chen, Liu, Qin, Luo, Wang, Structured Knowledge Distillation for Semantic Segmentation, CVPR
-        2019 (arXiv 1903.04197), equations 3 and 4.
+        2019 (arXiv 1903.04197), section 3, pair-wise distillation.
     Differs: the authors' code holds the norm in the denominator constant, which gives the same value and another
         gradient, and adds 1e-8 outside the root.
     """

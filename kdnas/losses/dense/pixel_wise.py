@@ -31,7 +31,7 @@ class PixelWise(Loss):
         ValueError: logits are not maps, the classes differ, or a temperature that is not positive.
 
     Reference: Liu, Chen, Liu, Qin, Luo, Wang, Structured Knowledge Distillation for Semantic Segmentation, CVPR
-        2019 (arXiv 1903.04197), equation 2.
+        2019 (arXiv 1903.04197), section 3, pixel-wise distillation.
     Differs: the paper writes KL(student || teacher); the authors' code takes the soft cross-entropy with the
         teacher as the target, as this does, sums it over the batch and divides by the positions of one image.
     """

@@ -48,7 +48,7 @@ class AlphaDivergence(Loss):
         ValueError: `alpha_min` above `alpha_max`, or `clip` below 1.
 
     Reference: Wang, Gong, Li, Liu, Chandra, AlphaNet: Improved Training of Supernets with Alpha-Divergence,
-        ICML 2021, section 4 (arXiv 2102.07954).
+        ICML 2021 (arXiv 2102.07954), the adaptive divergence and its clipped gradient.
     Differs: the authors' `loss_ops.py` returns a surrogate with this gradient, whose value is -0.74 at
         alpha = -1 for equal distributions; this returns the divergence. Theirs divides probabilities,
         which is NaN for logits of 80; this works with logarithms. The gradients agree where theirs is finite.

@@ -35,7 +35,7 @@ class Dist(Loss):
         ValueError: a temperature that is not positive.
 
     Reference: Huang, You, Wang, Qian, Xu, Knowledge Distillation from A Stronger Teacher, NeurIPS 2022,
-        equations 7 to 10.
+        section 3.
     Differs: the authors add 1e-8 to the norms; here each row and column is scaled by its largest entry, in
         logarithms, so that a class of probability 1e-40 still correlates.
     """

@@ -1,0 +1,88 @@
+import numpy as np
+import pytest
+import torch
+
+from kdnas.losses.dense.pair_wise import PairWise
+from kdnas.losses.example import example
+from kdnas.outputs import Outputs
+
+
+def nodes(x, rows, columns, pool):
+    """Every node's patch, where the grid divides the map: `[batch, nodes, channels]`."""
+    height, width = x.shape[2] // rows, x.shape[3] // columns
+    found = [
+        [
+            pool(sample[:, i * height : (i + 1) * height, j * width : (j + 1) * width], axis=(1, 2))
+            for i in range(rows)
+            for j in range(columns)
+        ]
+        for sample in x.numpy()
+    ]
+    return np.array(found)
+
+
+def reference(student, teacher, rows, columns, pool):
+    total, batch, count = 0.0, len(student), rows * columns
+    grids = [nodes(x, rows, columns, pool) for x in (student, teacher)]
+    for b in range(batch):
+        for i in range(count):
+            for j in range(count):
+                s, t = (
+                    grid[b, i] @ grid[b, j] / np.linalg.norm(grid[b, i]) / np.linalg.norm(grid[b, j]) for grid in grids
+                )
+                total += (s - t) ** 2
+    return total / (batch * count**2)
+
+
+def outputs(*features):
+    return Outputs(torch.zeros(len(features[0]), 2), tuple(features))
+
+
+def test_two_nodes_by_hand():
+    # Student nodes (1, 0) and (0, 1): cosine 0. Teacher nodes (1, 1) twice: cosine 1. Two of four pairs differ by 1.
+    student = torch.tensor([[[[1.0, 0.0]], [[0.0, 1.0]]]])
+    teacher = torch.ones(1, 2, 1, 2)
+    assert PairWise()(outputs(student), outputs(teacher), torch.zeros(1)).item() == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("pool", ["max", "average"])
+def test_agrees_with_a_loop(pool):
+    student, teacher, labels = example()
+    value = PairWise(pool=pool, taps=((0, 0),))(student, teacher, labels).item()
+    expected = reference(student.features[0], teacher.features[0], 2, 2, {"max": np.max, "average": np.mean}[pool])
+    assert value == pytest.approx(expected, rel=1e-12)
+
+
+def test_a_finer_grid_agrees_with_a_loop():
+    student, teacher, labels = example()
+    value = PairWise(grid=10, taps=((1, 1),))(student, teacher, labels).item()
+    assert value == pytest.approx(reference(student.features[1], teacher.features[1], 4, 3, np.max), rel=1e-12)
+
+
+def test_golden_compares_the_deepest_stages():
+    student, teacher, labels = example()
+    # On maps of 4x3 the two columns of nodes overlap in the middle column.
+    wide = [torch.cat([f[..., :2], f[..., 1:]], -1) for f in (student.features[1], teacher.features[1])]
+    expected = reference(*wide, 2, 2, np.max)
+    assert PairWise()(student, teacher, labels).item() == pytest.approx(expected, rel=1e-12)
+    assert PairWise.golden == pytest.approx(expected, rel=1e-12)
+
+
+def test_the_size_of_a_map_does_not_matter():
+    student, teacher, labels = example()
+    larger = student._replace(features=tuple(7 * f for f in student.features))
+    expected = PairWise()(student, teacher, labels).item()
+    assert PairWise()(larger, teacher, labels).item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_equal_maps_and_single_nodes_give_zero():
+    student, teacher, labels = example()
+    assert PairWise()(teacher, teacher, labels).item() == pytest.approx(0, abs=1e-15)
+    assert PairWise(grid=1)(student, teacher, labels).item() == pytest.approx(0, abs=1e-15)
+
+
+def test_wrong_settings_are_refused():
+    with pytest.raises(ValueError, match="grid must be at least 1"):
+        PairWise(grid=0)
+    with pytest.raises(ValueError, match="pool must be one of max, average"):
+        PairWise(pool="mean")
