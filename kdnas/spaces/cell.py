@@ -2,7 +2,7 @@
 
 import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -74,8 +74,15 @@ class Cell(SearchSpace):
         return _unique(tuple(str(architecture[name]) for name in _NAMES))
 
     def covering(self) -> tuple[Architecture, ...]:
-        """One network with the sum of all operations on every edge; itself not of this space."""
-        return (Architecture({**self.largest, **dict.fromkeys(_NAMES, "+".join(self.operations))}),)
+        """One uniform network per operation."""
+        return tuple(
+            self.decide(lambda c, one=one: one if one in c.options else c.options[-1]) for one in self.operations
+        )
+
+    def held_layers(self) -> Iterator[tuple[str, Layer]]:
+        """The layers of a network with the sum of all operations on every edge; no architecture has them all."""
+        mixture = dict.fromkeys(_NAMES, "+".join(self.operations))
+        yield from self.blueprint(Architecture({**self.largest, **mixture})).named()
 
     def layers(self, architecture: Architecture) -> tuple[Layer, tuple[tuple[Layer, ...], ...], Layer]:
         """Stem, stages and head."""
