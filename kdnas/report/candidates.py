@@ -1,0 +1,152 @@
+"""What was searched: scores against costs, the ranked table, the chosen student."""
+
+import shlex
+from collections.abc import Iterator, Sequence
+
+from kdnas.report.charts import Point, scatter
+from kdnas.report.drawing import drawing
+from kdnas.report.folder import Found, Record, Search, mapping
+from kdnas.report.markup import Column, Markup, decimal, finite, join, scaled, table, tag, text, whole
+from kdnas.report.todo import commands, missing
+from kdnas.space import Blueprint
+
+_MOST_PLACES = 50
+
+
+def front(found: Found) -> Iterator[Markup]:
+    """Score against MACs and against params, for the last search."""
+    if not found.searches:
+        yield missing(*commands(found)["search"])
+        return
+    search = found.searches[-1]
+    scorer = search.said("scorer")
+    unit, label = ("%", "accuracy") if scorer == "accuracy" else ("", f"score ({scorer})")
+    charts = []
+    for cost, name in (("macs", "MACs"), ("params", "params")):
+        places = [
+            i
+            for i, row in enumerate(search.rows)
+            if finite(row.get("score")) is not None and (finite(row.get(cost)) or 0) > 0
+        ]
+        points = [Point(search.rows[i][cost], search.rows[i]["score"], _said(search.rows[i], i)) for i in places]
+        bounds = {f"budget {scaled(b)}": b for n, b in found.budget().items() if n == cost}
+        stars = {names: places.index(i) for names, i in _starred(found, search).items() if i in places}
+        if points:
+            charts.append(scatter(points, x_label=name, y_label=label, y_unit=unit, bounds=bounds, stars=stars))
+    if not charts:
+        yield tag("p", "No scored architecture has both a score and a cost.", class_="missing")
+        return
+    yield tag("p", f"{_summary(search)} Higher is better, further left is cheaper.", class_="soft")
+    yield tag("div", *charts, class_="pair")
+    if found.students and not _starred(found, search):
+        yield tag("p", "The exported students are not among the architectures of this search.", class_="soft")
+
+
+def _starred(found: Found, search: Search) -> dict[str, int]:
+    """Names of the students to their index in the search; students of one architecture share a mark."""
+    held: dict[int, list[str]] = {}
+    for name, student in found.students.items():
+        place = search.place_of(student.get("architecture"))
+        if place is not None and "architecture" in student:
+            held.setdefault(place, []).append(name)
+    return {", ".join(names): place for place, names in held.items()}
+
+
+def _said(row: Record, index: int) -> str:
+    lines = [f"place {index + 1:,}: {row.get('code', '')}", f"score {decimal(row.get('score'))}"]
+    return "\n".join(
+        [
+            *lines,
+            f"{whole(row.get('macs'))} MACs",
+            f"{whole(row.get('params'))} params",
+            f"{text(row.get('layers'))} layers",
+        ]
+    )
+
+
+def _summary(search: Search) -> str:
+    again = search.num_evaluations - len(search.rows)
+    repeated = f" ({again:,} scored again)" if again else ""
+    return (
+        f"Search {search.number}: {len(search.rows):,} architectures{repeated}, "
+        f"scorer {search.said('scorer')}, searcher {search.said('searcher')}."
+    )
+
+
+def ranking(found: Found) -> Iterator[Markup]:
+    """The best of the last search as a table; earlier searches unfold."""
+    if not found.searches:
+        yield missing(*commands(found)["search"])
+        return
+    *earlier, last = found.searches
+    yield tag("p", f"{_summary(last)} The best {min(_MOST_PLACES, len(last.rows))}:", class_="soft")
+    yield _ranked(found, last)
+    for search in reversed(earlier):
+        yield tag("details", tag("summary", _summary(search)), _ranked(found, search))
+
+
+def _ranked(found: Found, search: Search) -> Markup:
+    rows = search.rows[:_MOST_PLACES]
+    parts = list(dict.fromkeys(str(name) for row in rows for name in mapping(row.get("parts"))))
+    columns = [
+        Column("Place", whole),
+        Column("Code", text, numeric=False, code=True),
+        Column("Score", decimal),
+        *(Column(name, decimal) for name in parts),
+        Column("Params", whole),
+        Column("MACs", whole),
+        Column("Layers", whole),
+    ]
+    listed = [
+        (
+            place,
+            row.get("code"),
+            row.get("score"),
+            *(mapping(row.get("parts")).get(name) for name in parts),
+            row.get("params"),
+            row.get("macs"),
+            row.get("layers"),
+        )
+        for place, row in enumerate(rows, 1)
+    ]
+    return table(columns, listed, shown=12, marked=set(_starred(found, search).values()), what="places")
+
+
+def students(found: Found) -> Iterator[Markup]:
+    """A drawing per distinct student."""
+    if not found.students:
+        yield missing(*commands(found)["export"])
+        return
+    same: dict[str, list[str]] = {}
+    for name, student in found.students.items():
+        same.setdefault(str(student.get("architecture", name)), []).append(name)
+    for place, names in enumerate(same.values()):
+        content = _student(found, names)
+        title = ", ".join(names)
+        if place == 0:
+            yield tag("h3", title)
+            yield content
+        else:
+            yield tag("details", tag("summary", title), content)
+
+
+def _student(found: Found, names: Sequence[str]) -> Markup:
+    student = found.students[names[0]]
+    said: list[Markup] = []
+    if found.searches:
+        place = found.searches[-1].place_of(student.get("architecture"))
+        if place is not None:
+            row = found.searches[-1].rows[place]
+            words = f"Place {place + 1:,} of {len(found.searches[-1].rows):,}, score {decimal(row.get('score'))}, code "
+            said.append(tag("p", words, tag("code", row.get("code", "–")), "."))
+    held = mapping(student.get("cost"))
+    if held:
+        said.append(tag("p", f"{whole(held.get('params'))} params, {whole(held.get('macs'))} MACs."))
+    try:
+        blueprint = Blueprint.from_json(student["blueprint"])
+    except (KeyError, TypeError, ValueError, AttributeError):
+        path = shlex.quote(f"{found.name}/students/{names[0]}")
+        folder = shlex.quote(found.name)
+        said.append(missing("student.json holds no blueprint that can be read.", f"kdnas export {folder} --out {path}"))
+        return join(said)
+    return join([*said, drawing(blueprint)])

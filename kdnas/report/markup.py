@@ -1,0 +1,165 @@
+"""Text that is safe to put into a page, numbers as people read them, tables."""
+
+import html
+import math
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import Any, final
+
+_NOTHING = "–"
+
+
+@final
+class Markup(str):
+    """HTML that is already safe; `escape` leaves it alone, every other value is text and is escaped."""
+
+    __slots__ = ()
+
+
+def escape(value: Any) -> Markup:
+    """Text as HTML, also inside quoted attributes."""
+    return value if isinstance(value, Markup) else Markup(html.escape(str(value), quote=True))
+
+
+def join(parts: Sequence[Any]) -> Markup:
+    """The parts one after another, each escaped unless it is markup."""
+    return Markup("".join(escape(part) for part in parts))
+
+
+def tag(name: str, *content: Any, **attributes: Any) -> Markup:
+    """One element with both its tags. In attribute names `_` stands for `-`, and a final `_` is dropped."""
+    written = "".join(
+        f' {key.rstrip("_").replace("_", "-")}="{escape(_short(value))}"'
+        for key, value in attributes.items()
+        if value is not None
+    )
+    return Markup(f"<{name}{written}>{join(content)}</{name}>")
+
+
+def _short(value: Any) -> Any:
+    """A coordinate to a tenth of a pixel."""
+    return f"{value:.1f}".removesuffix(".0") if isinstance(value, float) else value
+
+
+def finite(value: Any) -> float | int | None:
+    """The number, or None where there is none that can be drawn: missing, text, not finite."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e100:
+        return None
+    return value
+
+
+def text(value: Any) -> str:
+    """A value as it is, markup too; a dash for None."""
+    return _NOTHING if value is None else value if isinstance(value, str) else str(value)
+
+
+def whole(value: Any) -> str:
+    """`1,234,567`."""
+    number = finite(value)
+    return _NOTHING if number is None else f"{number:,.0f}"
+
+
+def decimal(value: Any) -> str:
+    """Four decimals where they tell something, else four significant digits."""
+    number = finite(value)
+    if number is None:
+        return _NOTHING
+    if number == 0 or 1e-3 <= abs(number) < 1e4:
+        return f"{number:,.4f}"
+    return f"{number:,.0f}" if 1e4 <= abs(number) < 1e9 else f"{number:.3e}"
+
+
+def percent(value: Any) -> str:
+    """`97.3 %` of 0.973."""
+    number = finite(value)
+    return _NOTHING if number is None else f"{100 * number:.1f} %"
+
+
+def accuracy(value: Any) -> str:
+    """`97.31 %` of 0.9731."""
+    number = finite(value)
+    return _NOTHING if number is None else f"{100 * number:.2f} %"
+
+
+def scaled(value: Any) -> str:
+    """Three digits and a prefix: `1.23 M`."""
+    number = finite(value)
+    if number is None:
+        return _NOTHING
+    size, prefix = prefix_of(abs(number) * 1.0005)  # 999.95 k is 1.00 M
+    shown = number / size
+    digits = 0 if number == int(number) and size == 1 else max(0, 2 - int(math.log10(max(abs(shown), 1))))
+    return f"{shown:.{digits}f}{prefix}"
+
+
+def prefix_of(magnitude: float) -> tuple[float, str]:
+    """The factor and the prefix, with its space, for numbers of this magnitude."""
+    for size, prefix in ((1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if magnitude >= size:
+            return size, prefix
+    return 1.0, ""
+
+
+def duration(value: Any) -> str:
+    """Seconds as `4.2 s`, `3 min 05 s` or `2 h 07 min`."""
+    seconds = finite(value)
+    if seconds is None:
+        return _NOTHING
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+@final
+@dataclass(frozen=True)
+class Column:
+    """A column of a table.
+
+    Attributes:
+        name: its heading.
+        write: a value to text, or to Markup where a cell holds more than text.
+        numeric: aligned to the right with digits of equal width.
+        code: set in a fixed-width face.
+    """
+
+    name: str
+    write: Callable[[Any], str] = text
+    numeric: bool = True
+    code: bool = False
+
+
+def table(
+    columns: Sequence[Column],
+    rows: Sequence[Sequence[Any]],
+    *,
+    shown: int | None = None,
+    marked: Collection[int] = (),
+    what: str = "rows",
+) -> Markup:
+    """A table.
+
+    Args:
+        columns: headings and how values are written.
+        rows: one value per column.
+        shown: rows that are visible at once; the others unfold (all, if None).
+        marked: indices of rows that stand out.
+        what: what the rows are, for the line that unfolds the others.
+    """
+    kinds = [" ".join(k for k, on in (("number", c.numeric), ("code", c.code)) if on) or None for c in columns]
+    head = tag("tr", *(tag("th", c.name, class_=k, scope="col") for c, k in zip(columns, kinds, strict=True)))
+    body = [
+        tag(
+            "tr",
+            *(tag("td", c.write(v), class_=k) for c, k, v in zip(columns, kinds, row, strict=True)),
+            class_="marked" if place in marked else None,
+        )
+        for place, row in enumerate(rows)
+    ]
+    cut = len(body) if shown is None or len(body) <= shown + 2 else shown
+    parts = [tag("thead", head), tag("tbody", *body[:cut])]
+    more = Markup("")
+    if body[cut:]:
+        parts.append(tag("tbody", *body[cut:], class_="more"))
+        more = tag("details", tag("summary", f"{len(body) - cut} more {what}"))
+    return tag("div", tag("div", tag("table", *parts), class_="wide"), more, class_="rows")

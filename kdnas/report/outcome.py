@@ -1,0 +1,117 @@
+"""What came out: the closing table, in words and numbers, and the controls."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from kdnas.report.folder import Found, Record, mapping
+from kdnas.report.markup import Column, Markup, accuracy, duration, finite, percent, scaled, table, tag, text, whole
+from kdnas.report.todo import commands, missing
+
+_NAMES = {"teacher": "Teacher", "student": "Student, distilled", "control": "Control: student without a teacher"}
+
+
+def result(found: Found) -> Iterator[Markup]:
+    """The closing table, its main numbers and a sentence."""
+    rows = dict(found.closing)
+    if not rows and found.phase("teacher"):
+        rows = {"teacher": found.phase("teacher")}
+    if not found.closing:
+        yield missing("The closing table needs a retrained student.", commands(found)["retrain"][1])
+    sentence = _sentence(rows)
+    if sentence:
+        yield tag("p", sentence, class_="lead")
+    tiles = list(_tiles(rows, sum(taken for taken, _ in found.seconds().values())))
+    if tiles:
+        yield tag(
+            "div",
+            *(tag("div", tag("b", big), tag("span", small), class_="tile") for big, small in tiles),
+            class_="tiles",
+        )
+    if rows:
+        most = finite(mapping(rows.get("teacher")).get("macs"))
+        columns = [
+            Column("Network", text, numeric=False),
+            Column("Test accuracy", accuracy),
+            Column("Params", whole),
+            Column("MACs", whole),
+            Column("MACs of the teacher's", percent),
+            Column("Time", duration),
+        ]
+        listed = []
+        for name, row in rows.items():
+            macs = finite(row.get("macs"))
+            share = macs / most if macs is not None and most else None
+            listed.append(
+                (_NAMES.get(name, name), row.get("accuracy"), row.get("params"), macs, share, row.get("seconds"))
+            )
+        marked = [i for i, name in enumerate(rows) if name == "student"]
+        yield table(columns, listed, marked=marked)
+
+
+def _accuracies(rows: Mapping[str, Record]) -> list[float | None]:
+    return [finite(mapping(rows.get(name)).get("accuracy")) for name in ("teacher", "student", "control")]
+
+
+def _sentence(rows: Mapping[str, Record]) -> str:
+    """The result in words, from the closing table alone."""
+    teacher, student, control = _accuracies(rows)
+    if student is None:
+        return ""
+    parts = [f"The distilled student reaches {accuracy(student)} test accuracy"]
+    if teacher is not None:
+        parts.append(f", {_points(student - teacher)} {'above' if student > teacher else 'below'} its teacher")
+    if control is not None and student > control:
+        parts.append(f"; the same student without a teacher reaches {accuracy(control)}")
+    elif control is not None:
+        parts.append(f"; without a teacher it does no worse ({accuracy(control)}), so distillation did not help here")
+    return "".join(parts) + "."
+
+
+def _points(difference: float) -> str:
+    return f"{abs(100 * difference):.2f} points"
+
+
+def _tiles(rows: Mapping[str, Record], seconds: float) -> Iterator[tuple[str, str]]:
+    teacher, student, control = _accuracies(rows)
+    large, small = (finite(mapping(rows.get(name)).get("macs")) for name in ("teacher", "student"))
+    if student is not None:
+        yield (
+            accuracy(student),
+            "student's test accuracy" + (f"; teacher {accuracy(teacher)}" if teacher is not None else ""),
+        )
+    if large and small:
+        yield f"1/{large / small:.1f}", f"of the teacher's MACs: {scaled(small)} against {scaled(large)}"
+    if student is not None and control is not None:
+        sign = "+" if student >= control else "−"
+        yield f"{sign}{_points(student - control)}", f"from distillation; control {accuracy(control)}"
+    if seconds:
+        yield duration(seconds), "in all phases"
+
+
+def controls(found: Found) -> Iterator[Markup]:
+    """What size alone, luck, and training without a teacher would give, as `results.json` has it."""
+    if not found.controls:
+        yield missing(
+            "The controls (rank agreement with size alone, random search with equal budget, the student without a "
+            "teacher) come with the closing table.",
+            commands(found)["retrain"][1],
+        )
+        return
+    sentences = [str(c["sentence"]) for c in found.controls.values() if c.get("sentence")]
+    yield tag("div", *(tag("p", sentence) for sentence in sentences), class_="honest")
+    columns = [
+        Column("Control", text, numeric=False),
+        Column("Value", _three),
+        Column("95 % interval", _interval),
+    ]
+    yield table(columns, [(name, c.get("value"), c.get("interval")) for name, c in found.controls.items()])
+
+
+def _three(value: Any) -> str:
+    number = finite(value)
+    return "–" if number is None else f"{number:,.3f}".replace("-", "−")
+
+
+def _interval(value: Any) -> str:
+    ends = [finite(v) for v in value] if isinstance(value, list) else []
+    return f"{_three(ends[0])} to {_three(ends[1])}" if len(ends) == 2 and None not in ends else "–"

@@ -1,0 +1,172 @@
+"""The report of a run as one HTML file."""
+
+import shlex
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from kdnas.report.candidates import front, ranking, students
+from kdnas.report.charts import bars, curves
+from kdnas.report.folder import Found, Record, mapping
+from kdnas.report.markup import Column, Markup, accuracy, duration, finite, percent, table, tag, text, whole
+from kdnas.report.outcome import controls, result
+from kdnas.report.style import STYLE
+from kdnas.report.todo import commands, missing, next_command
+
+_PHASES = {
+    "teacher": "Teacher",
+    "train": "Supernet",
+    "search": "Search",
+    "export": "Export",
+    "retrain": "Student, distilled",
+    "control": "Control, no teacher",
+}
+
+
+def write_report(run_folder: Path) -> Path:
+    """Write `report.html` into a run folder, from the folder's own files, and return its path.
+
+    The page needs no network, no script and no other file. Whatever the run does not hold yet is named there,
+    with the command that makes it. Equal folders give equal pages.
+
+    Raises:
+        ValueError: there is no such folder.
+    """
+    if not run_folder.is_dir():
+        raise ValueError(
+            f"a report is written into an existing run folder, and {str(run_folder)!r} is none. "
+            f"Make one: kdnas train EXPERIMENT --out {shlex.quote(str(run_folder))}"
+        )
+    page = _page(Found.read(run_folder))
+    path = run_folder / "report.html"
+    unfinished = path.with_name(".report.html.unfinished")
+    # A lone surrogate, which JSON can spell, has no UTF-8 form.
+    unfinished.write_bytes(page.encode("utf-8", "replace"))
+    return unfinished.replace(path)
+
+
+def _page(found: Found) -> str:
+    sections = [
+        ("result", "Result", result(found)),
+        ("controls", "Is it better than chance, and than size?", controls(found)),
+        ("front", "Score against cost", front(found)),
+        ("training", "Training", _training(found)),
+        ("ranking", "Ranking", ranking(found)),
+        ("student", "The student", students(found)),
+        ("time", "Cost and time per phase", _time(found)),
+        ("settings", "Settings", _settings(found)),
+    ]
+    name = Path(found.name).name or found.name
+    head = tag(
+        "head",
+        Markup('<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'),
+        tag("title", f"kdnas report: {name}"),
+        tag("style", Markup(STYLE)),
+    )
+    intro = [tag("h1", name), tag("p", _origin(found), class_="soft")]
+    nav = tag("nav", *(tag("a", title, href=f"#{key}") for key, title, _ in sections))
+    todo = next_command(found)
+    notes = [missing(*todo, "Next")] if todo else []
+    notes += [tag("p", problem, class_="missing") for problem in found.problems]
+    body = [tag("section", tag("h2", title), *content, id=key) for key, title, content in sections]
+    return f"<!DOCTYPE html>\n{tag('html', head, tag('body', tag('main', *intro, nav, *notes, *body)), lang='en')}\n"
+
+
+def _origin(found: Found) -> str:
+    run = found.run
+    if not run:
+        return "No run is recorded in this folder."
+    parts = [str(run["created"])] if "created" in run else []
+    parts += [f"seed {run['seed']}"] if "seed" in run else []
+    parts += [f"{name} {run[name]}" for name in ("kdnas", "torch") if name in run]
+    parts += [f"Python {run['python']}"] if "python" in run else []
+    parts += [f"commit {str(run['commit'])[:12]}"] if run.get("commit") else []
+    return " · ".join(parts)
+
+
+def _training(found: Found) -> Iterator[Markup]:
+    if not found.metrics:
+        yield missing(*commands(found)["train"])
+    for phase, lines in found.metrics.items():
+        yield tag("h3", _PHASES.get(phase, phase))
+        last = lines[-1]
+        total = finite(last.get("total"))
+        end = total or lines[-1]["step"]
+        rates = [r for r in (finite(line.get("lr")) for line in lines) if r is not None]
+        words = f"Step {whole(last.get('step'))}" + (f" of {whole(total)}" if total else "")
+        words += f" after {duration(last.get('seconds'))}" if finite(last.get("seconds")) is not None else ""
+        words += f"; learning rate {max(rates):.3g} at most, {rates[-1]:.3g} at the end" if rates else ""
+        yield tag("p", words + ".", class_="soft")
+        losses = _series(lines, lambda line: mapping(line.get("losses")))
+        accuracies = _series(lines, lambda line: {**mapping(line.get("health")), "accuracy": line.get("accuracy")})
+        charts = [curves(losses, x_label="step", y_label="loss", x_end=end)] if losses else []
+        charts += [curves(accuracies, x_label="step", y_label="accuracy", y_unit="%", x_end=end)] if accuracies else []
+        yield tag("div", *charts, class_="pair")
+        lost = sum(1 for line in lines for v in mapping(line.get("losses")).values() if finite(v) is None)
+        if lost:
+            yield tag("p", f"{lost:,} logged losses are not finite and are left out of the curve.", class_="missing")
+
+
+def _series(lines: Sequence[Record], pick: Callable[[Record], Record]) -> dict[str, list[tuple[float, float]]]:
+    series: dict[str, list[tuple[float, float]]] = {}
+    for line in lines:
+        for name, value in pick(line).items():
+            if finite(value) is not None:
+                series.setdefault(str(name), []).append((line["step"], value))
+    return series
+
+
+def _time(found: Found) -> Iterator[Markup]:
+    taken = found.seconds()
+    if not taken:
+        yield missing("No phase has ended yet.", commands(found)["train"][1])
+        return
+    names = {p: _PHASES.get(p, p) + ("" if ended else " (so far)") for p, (_, ended) in taken.items()}
+    chart = bars({names[p]: seconds for p, (seconds, _) in taken.items()}, write=duration)
+    total = sum(seconds for seconds, _ in taken.values())
+    columns = [
+        Column("Phase", text, numeric=False),
+        Column("Time", duration),
+        Column("of the whole", percent),
+        Column("Steps", whole),
+        Column("Accuracy", accuracy),
+        Column("Params", whole),
+        Column("MACs", whole),
+    ]
+    rows = []
+    for phase, (seconds, _) in taken.items():
+        held = found.phase(phase)
+        steps = held.get("steps") or found.metrics.get(phase, [{}])[-1].get("step")
+        share = seconds / total if total else None
+        rows.append((names[phase], seconds, share, steps, *(held.get(k) for k in ("accuracy", "params", "macs"))))
+    rows.append(("All", total, 1.0, None, None, None, None))
+    yield chart
+    yield table(columns, rows)
+
+
+def _settings(found: Found) -> Iterator[Markup]:
+    job = mapping(found.run.get("job"))
+    if not job:
+        yield missing("run.json, which holds the settings, is not there yet.", commands(found)["train"][1])
+        return
+    columns = [Column("Setting", text, numeric=False, code=True), Column("Value", text, numeric=False, code=True)]
+    listed = table(columns, list(_flat(job)))
+    yield tag("details", tag("summary", f"All settings of the run ({len(job)} fields)"), listed)
+
+
+def _flat(value: Record, before: str = "") -> Iterator[tuple[str, str]]:
+    for name, held in value.items():
+        if isinstance(held, dict) and held and "make" not in held:
+            yield from _flat(held, f"{before}{name}.")
+        else:
+            yield f"{before}{name}", _call(held)
+
+
+def _call(value: Any) -> str:
+    """A JSON value as text; a spec as the call it stands for."""
+    if isinstance(value, dict) and "make" in value:
+        inner = ", ".join(f"{n}={_call(v)}" for n, v in mapping(value.get("arguments")).items())
+        return f"{str(value['make']).rpartition(':')[2]}({inner})"
+    if isinstance(value, list):
+        return "(" + ", ".join(_call(v) for v in value) + ")"
+    return str(value)
