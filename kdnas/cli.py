@@ -1,2 +1,339 @@
-def main():
-    pass
+"""The command line. Only the standard library is imported here, so that help and errors come at once."""
+
+import argparse
+import difflib
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+# Recipe's fields, mirrored by a test: reading them from the dataclass would import torch.
+RECIPE: dict[str, tuple[type, str]] = {
+    "steps": (int, "optimiser steps"),
+    "batch_size": (int, "images per step"),
+    "optimizer": (str, "sgd or adamw"),
+    "learning_rate": (float, "the peak learning rate"),
+    "weight_decay": (float, "weight decay on weights of two and more dimensions"),
+    "warmup": (float, "share of the steps in which the rate rises"),
+    "floor": (float, "share of the peak at which the cosine ends"),
+    "clip": (float, "largest norm of the gradient, 0 for none"),
+    "precision": (str, "float32 or bfloat16"),
+    "seed": (int, "of weights, order, augmentation and sampling"),
+}
+LISTED = ("spaces", "losses", "distillers", "scorers", "searchers", "data", "experiments")
+
+
+class _Parser(argparse.ArgumentParser):
+    """Offers the nearest name for a misspelt option or command; errors end with exit code 2."""
+
+    def error(self, message: str) -> NoReturn:
+        known = [option for action in self._actions for option in action.option_strings]
+        hint = ""
+        for word in message.replace(",", " ").split():
+            close = difflib.get_close_matches(word, known, n=1) if word.startswith("--") else []
+            if close and close[0] != word:
+                hint = f" Did you mean {close[0]}?"
+        if "invalid choice" in message:
+            asked = message.partition("invalid choice: '")[2].partition("'")[0]
+            choices = message.partition("choose from ")[2].rstrip(")").replace("'", "").split(", ")
+            close = difflib.get_close_matches(asked, choices, n=1)
+            hint = f" Did you mean {close[0]}?" if close else ""
+        print(f"kdnas: {message}.{hint} See `{self.prog} --help`.", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    made = _Parser(prog="kdnas", description="Find the student architecture that learns best from your teacher.")
+    made.add_argument("--version", action="store_true", help="print the version")
+    commands = made.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser)
+
+    def command(name: str, run: Callable[[argparse.Namespace], None], text: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+        added.set_defaults(run=run)
+        return added
+
+    demo = command("demo", _demo, "the whole chain on scikit-learn's digits, in about two minutes on two CPU cores")
+    demo.add_argument("--out", type=Path, default=Path("runs/demo"), help="the run folder")
+
+    whole = command("run", _run, "the whole chain on your own data, teacher, space and budget")
+    whole.add_argument(
+        "--data", required=True, help="digits, folder:PATH, cifar10:PATH, cifar100:PATH, module:function"
+    )
+    whole.add_argument(
+        "--teacher",
+        default="fit",
+        help="fit, torchvision:NAME, timm:NAME (either @weights.safetensors), checkpoint:FOLDER, module:function",
+    )
+    whole.add_argument("--space", required=True, help="a TOML table, or a name from `kdnas list spaces`")
+    whole.add_argument("--out", type=Path, required=True, help="the run folder")
+    whole.add_argument("--distiller", default="sandwich", help="how the supernet learns; see `kdnas list distillers`")
+    _search_options(whole)
+    _recipe_options(whole)
+
+    train = command("train", _train, "train a supernet; on an existing run of the same experiment, resume")
+    train.add_argument("experiment", help="a Python file that defines experiment(), or a name from experiments/")
+    train.add_argument("--out", type=Path, required=True, help="the run folder")
+    _recipe_options(train)
+
+    search = command("search", _search, "rank subnets of a run by teacher similarity; appends to its ranking")
+    search.add_argument("folder", type=Path, metavar="RUN", help="the run folder")
+    _search_options(search)
+    search.add_argument("--top", type=int, default=10, help="places to print")
+    search.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+
+    export = command("export", _export, "write the student of a place of the ranking")
+    export.add_argument("folder", type=Path, metavar="RUN", help="the run folder")
+    export.add_argument("--place", type=int, default=1, help="1 is the best")
+    export.add_argument("--out", type=Path, help="the student folder (default: RUN/students/place-N)")
+    export.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+
+    retrain = command("retrain", _retrain, "train an exported student, with or without a teacher")
+    retrain.add_argument("student", type=Path, metavar="STUDENT", help="a student folder")
+    retrain.add_argument("--out", type=Path, help="the new student folder (default: beside it, -retrained)")
+    retrain.add_argument("--weights", choices=("fresh", "inherited"), help="where to start")
+    retrain.add_argument("--teacher", help="another teacher, or none for the labels alone")
+    retrain.add_argument("--data", help="other data")
+    retrain.add_argument("--loss", action="append", default=[], metavar="NAME[=WEIGHT]", help="add a distillation loss")
+    retrain.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    _recipe_options(retrain)
+
+    report = command("report", _report, "write the run's report, one self-contained HTML file")
+    report.add_argument("folder", type=Path, metavar="RUN", help="the run folder")
+
+    listed = command("list", _list, "what there is, one line each")
+    listed.add_argument("what", choices=LISTED)
+
+    losses = command("losses", _losses, "check every loss's known value on this torch build")
+    losses.add_argument("--check", action="store_true", required=True, help="compute and compare")
+
+    taps = command("taps", _taps, "which student stage is compared with which teacher stage, and by what adapter")
+    taps.add_argument("teacher", help="torchvision:NAME, timm:NAME, checkpoint:FOLDER or module:function")
+    taps.add_argument("space", help="a TOML table, or a name from `kdnas list spaces`")
+    taps.add_argument("--data", default="digits", help="what the images are like; see `kdnas run --help`")
+    taps.add_argument("--by", default="resolution", choices=("resolution", "rdm", "order"), help="how to pair")
+    return made
+
+
+def _recipe_options(to: argparse.ArgumentParser) -> None:
+    group = to.add_argument_group("training")
+    for name, (kind, text) in RECIPE.items():
+        group.add_argument(f"--{name.replace('_', '-')}", type=kind, help=text)
+
+
+def _search_options(to: argparse.ArgumentParser) -> None:
+    group = to.add_argument_group("search")
+    group.add_argument("--scorer", help="see `kdnas list scorers`")
+    group.add_argument("--searcher", help="see `kdnas list searchers`")
+    group.add_argument(
+        "--budget", action="append", default=[], metavar="NAME=BOUND", help="params=…, macs=…; repeatable"
+    )
+    group.add_argument("--num-evaluations", type=int, help="unique architectures to score")
+    group.add_argument("--max-time", type=_seconds, help="such as 300s or 20m")
+
+
+def _seconds(text: str) -> float:
+    units = {"s": 1, "m": 60, "h": 3600}
+    number, unit = (text[:-1], units[text[-1]]) if text[-1:] in units else (text, 1)
+    try:
+        return float(number) * unit
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"a time is a number and s, m or h, such as 300s, got {text!r}") from None
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one command; a mistake of the user ends with a message and exit code 2, never with a traceback."""
+    made = parser()
+    given = made.parse_args(arguments)
+    if given.version:
+        from importlib.metadata import version
+
+        print(version("kdnas"))
+        return
+    if given.command is None:
+        made.print_help()
+        return
+    try:
+        given.run(given)
+    except (ValueError, FloatingPointError) as error:
+        print(f"kdnas {given.command}: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print(f"kdnas {given.command}: stopped; the same command goes on from the last checkpoint.", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _demo(given: argparse.Namespace) -> None:
+    print(
+        "kdnas demo: teacher, supernet, ranking, export, retraining on scikit-learn's digits (two minutes)", flush=True
+    )
+    from kdnas.jobs.settings import load_experiment
+
+    _chain(load_experiment("demo"), given.out)
+
+
+def _chain(experiment: Any, out: Path) -> None:
+    from kdnas.jobs.chain import chain, closing_table
+
+    opened = chain(experiment, out)
+    print(closing_table(opened.run))
+
+
+def _run(given: argparse.Namespace) -> None:
+    _say(f"kdnas run: {given.data} into {given.out}")
+    from kdnas.data import Data, load_data
+    from kdnas.jobs.settings import Experiment, Retrain, Search, Train, with_overrides
+    from kdnas.spec import named
+    from kdnas.tables import load_space
+    from kdnas.teachers import load_teacher
+    from kdnas.training import Recipe
+
+    space = load_space(given.space)
+    data = load_data(given.data)
+    teacher = load_teacher(given.teacher)
+    distiller = named("kdnas.distillers", given.distiller)
+    search = _search_settings(given, Search())
+    _say(f"search space {space.name}: {space.count():,} architectures, {len(space.choices)} choices")
+    loaded = data.build(Data)
+    # Long enough to learn something, short enough to try: thirty epochs, between 300 and 20,000 steps.
+    batch = given.batch_size or min(128, len(loaded.train))
+    steps = min(20_000, max(300, 30 * len(loaded.train) // batch))
+    recipe = with_overrides(Recipe(steps=steps, batch_size=batch), _overrides(given))
+    experiment = Experiment(
+        train=Train(space=space, data=data, teacher=teacher, distiller=distiller, recipe=recipe, teacher_recipe=recipe),
+        search=search,
+        retrain=Retrain(recipe=recipe),
+    )
+    _chain(experiment, given.out)
+
+
+def _overrides(given: argparse.Namespace) -> dict[str, Any]:
+    return {name: getattr(given, name) for name in RECIPE}
+
+
+def _search_settings(given: argparse.Namespace, default: Any) -> Any:
+    import dataclasses
+
+    from kdnas.cost import Budget
+    from kdnas.spec import named
+
+    changed: dict[str, Any] = {}
+    if given.scorer:
+        changed["scorer"] = named("kdnas.scorers", given.scorer)
+    if given.searcher:
+        changed["searcher"] = named("kdnas.searchers", given.searcher)
+    if given.budget:
+        changed["budget"] = Budget.parse(given.budget)
+    changed |= {n: getattr(given, n) for n in ("num_evaluations", "max_time") if getattr(given, n) is not None}
+    return dataclasses.replace(default, **changed)
+
+
+def _train(given: argparse.Namespace) -> None:
+    _say(f"kdnas train: {given.experiment} into {given.out}")
+    import dataclasses
+
+    from kdnas.jobs.settings import load_experiment, with_overrides
+    from kdnas.jobs.train import train
+
+    experiment = load_experiment(given.experiment)
+    recipe = with_overrides(experiment.train.recipe, _overrides(given))
+    experiment = dataclasses.replace(experiment, train=dataclasses.replace(experiment.train, recipe=recipe))
+    space = experiment.train.space
+    _say(f"search space {space.name}: {space.count():,} architectures, {len(space.choices)} choices")
+    opened = train(experiment, given.out)
+    print(json.dumps(opened.run.phase("train")))
+    _say(f"next: kdnas search {given.out}")
+
+
+def _search(given: argparse.Namespace) -> None:
+    _say(f"kdnas search: {given.folder}")
+    from kdnas.jobs.opened import Opened
+    from kdnas.jobs.search import ranking_json, ranking_table, search
+
+    opened = Opened(given.folder)
+    entries = search(opened, _search_settings(given, opened.experiment.search))
+    print(ranking_json(opened.run, entries, given.top) if given.json else ranking_table(opened.run, entries, given.top))
+    _say(f"next: kdnas export {given.folder} --place 1")
+
+
+def _export(given: argparse.Namespace) -> None:
+    from kdnas.jobs.export import export
+    from kdnas.jobs.opened import Opened
+
+    found = export(Opened(given.folder), given.place, given.out)
+    print(json.dumps(found) if given.json else _lines(found))
+    _say(f"next: kdnas retrain {found['student']}")
+
+
+def _retrain(given: argparse.Namespace) -> None:
+    import dataclasses
+
+    from kdnas.data import load_data
+    from kdnas.distillers.from_labels import FromLabels
+    from kdnas.jobs.retrain import retrain, run_around
+    from kdnas.jobs.settings import Experiment, Retrain, terms_of, with_overrides
+    from kdnas.spec import spec
+    from kdnas.teachers import load_teacher
+
+    run = run_around(given.student)
+    settings = Experiment.from_json(run.manifest["job"]).retrain if run is not None else Retrain()
+    settings = dataclasses.replace(settings, recipe=with_overrides(settings.recipe, _overrides(given)))
+    if given.weights:
+        settings = dataclasses.replace(settings, weights=given.weights)
+    if given.loss:
+        settings = dataclasses.replace(settings, distiller=terms_of(given.loss))
+    if given.teacher == "none":
+        settings = dataclasses.replace(settings, distiller=spec(FromLabels))
+    teacher = load_teacher(given.teacher) if given.teacher not in (None, "none") else None
+    out = given.out or given.student.with_name(given.student.name + "-retrained")
+    found = retrain(
+        given.student, settings, out, data=None if given.data is None else load_data(given.data), teacher=teacher
+    )
+    print(json.dumps(found) if given.json else _lines(found))
+    if run is not None:
+        _say(f"next: kdnas report {run.folder}")
+
+
+def _lines(found: dict[str, Any]) -> str:
+    def shown(value: Any) -> str:
+        return f"{value:,}" if isinstance(value, int) else f"{value:.4f}" if isinstance(value, float) else str(value)
+
+    return "\n".join(f"{name:<16} {shown(value)}" for name, value in found.items())
+
+
+def _report(given: argparse.Namespace) -> None:
+    from kdnas.report import write_report
+    from kdnas.run import Run
+
+    print(write_report(Run(given.folder).folder))
+
+
+def _list(given: argparse.Namespace) -> None:
+    from kdnas.listing import listing
+
+    print(listing(given.what))
+
+
+def _losses(given: argparse.Namespace) -> None:
+    from kdnas.losses.check import check, check_table
+
+    del given
+    rows = check()
+    print(check_table(rows))
+    if not all(row.matches for row in rows):
+        raise SystemExit(1)
+
+
+def _taps(given: argparse.Namespace) -> None:
+    from kdnas.jobs.taps import taps_table
+
+    print(taps_table(given.teacher, given.space, given.data, given.by))
+
+
+if __name__ == "__main__":
+    main()

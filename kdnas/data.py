@@ -90,7 +90,9 @@ class FileImages(Images):
             opened = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
             picture = opened.convert(self.mode)
         except OSError as error:
-            raise ValueError(f"{source if isinstance(source, Path) else 'an image'} cannot be read: {error}.") from error
+            raise ValueError(
+                f"{source if isinstance(source, Path) else 'an image'} cannot be read: {error}."
+            ) from error
         scale = self.size / min(picture.size)
         if scale != 1:
             wide = [max(self.size, round(side * scale)) for side in picture.size]
@@ -209,8 +211,10 @@ def load_data(text: str, **options: object) -> Spec:
     if path and "." in kind or path.isidentifier():
         resolve(text)
         return spec(text, **options)
-    raise ValueError(f"data is digits, folder:PATH, cifar10:PATH, cifar100:PATH or package.module:function, got {text!r}."
-                     + (nearest(kind, loaders) if kind else ""))
+    raise ValueError(
+        f"data is digits, folder:PATH, cifar10:PATH, cifar100:PATH or package.module:function, got {text!r}."
+        + (nearest(kind, loaders) if kind else "")
+    )
 
 
 def digits() -> Data:
@@ -278,8 +282,10 @@ def folder(path: str, size: int = 0, seed: int = 0) -> Data:
     if size == 0:
         with Image.open(train[0][0]) as first:
             size = min(224, *first.size)
-    parts = [_in_memory(FileImages([f for f, _ in part], torch.tensor([i for _, i in part]), size)) for part in
-             (train, search, test)]
+    parts = [
+        _in_memory(FileImages([f for f, _ in part], torch.tensor([i for _, i in part]), size))
+        for part in (train, search, test)
+    ]
     return Data(*parts, class_names=tuple(names), augmentation="crop_flip")
 
 
@@ -378,8 +384,9 @@ def _in_memory(files: FileImages, limit: int = 2**30) -> Images:
     """Files decoded once into memory where they fit in a gibibyte as uint8."""
     if len(files) * 3 * files.size**2 > limit:
         return files
-    pixels = torch.cat([(files.take(chunk) * 255).round().to(torch.uint8) for chunk in
-                        torch.arange(len(files)).split(256)])
+    pixels = torch.cat(
+        [(files.take(chunk) * 255).round().to(torch.uint8) for chunk in torch.arange(len(files)).split(256)]
+    )
     return TensorImages(pixels, files.labels)
 
 

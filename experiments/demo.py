@@ -1,0 +1,25 @@
+"""The chain on scikit-learn's digits: a small elastic supernet under a ResNet teacher.
+
+kdnas demo --out runs/demo                 # the whole chain, under two minutes on two CPU cores
+kdnas train demo --out runs/mine           # or phase by phase
+"""
+
+from kdnas.cost import Budget
+from kdnas.data import digits
+from kdnas.jobs.settings import Experiment, Retrain, Search, Train
+from kdnas.spec import spec
+from kdnas.tables import load_space
+from kdnas.training import Recipe
+
+
+def experiment() -> Experiment:
+    return Experiment(
+        train=Train(
+            space=load_space("digits"),
+            data=spec(digits),
+            recipe=Recipe(steps=300, learning_rate=0.1),
+            teacher_recipe=Recipe(steps=200, learning_rate=0.1),
+        ),
+        search=Search(budget=Budget(macs=5e5), num_evaluations=200, num_images=220),
+        retrain=Retrain(recipe=Recipe(steps=300, learning_rate=0.1)),
+    )

@@ -1,0 +1,120 @@
+"""The whole chain, and what it may claim: the closing table with its controls."""
+
+import dataclasses
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kdnas.distillers.from_labels import FromLabels
+from kdnas.jobs.export import card_of, export, inherited, place_of
+from kdnas.jobs.opened import Opened
+from kdnas.jobs.retrain import retrain
+from kdnas.jobs.search import search
+from kdnas.jobs.settings import Experiment, Retrain
+from kdnas.jobs.train import correct, train
+from kdnas.report import write_report
+from kdnas.run import REPORT, STUDENTS, Run
+from kdnas.spec import spec
+from kdnas.student import read_student, write_student
+
+
+def chain(experiment: Experiment, folder: Path) -> Opened:
+    """Teacher, supernet, ranking, export, retraining with and without a teacher, closing table, report.
+
+    Every phase that is finished in the folder is left as it is, so that the same call resumes. After each phase the command
+    that does the next one alone is printed.
+    """
+    opened = train(experiment, folder)
+    say(f"next: kdnas search {folder}")
+    if opened.run.phase("search") is None:
+        search(opened, experiment.search)
+    say(f"next: kdnas export {folder} --place 1 --out {folder}/students/place-1")
+    if opened.run.phase("export") is None:
+        opened.run.finish("export", **export(opened))
+    say(f"next: kdnas retrain {folder}/students/place-1")
+    for name, source, settings in _trainings(opened, experiment.retrain):
+        if opened.run.phase(name) is None:
+            out = opened.run.path(STUDENTS, name)
+            # Only what may be deployed is checked; the controls are for the table.
+            found = retrain(source, settings, out, phase=name, check=name == "student")
+            keep = {key: found[key] for key in ("accuracy", "params", "macs", "seconds")}
+            opened.run = Run(opened.run.folder)
+            opened.run.record_result({"name": name, **keep})
+            opened.run.finish(name, **keep)
+    opened.run.record_controls(dict(_claims(opened)))
+    say(f"next: kdnas report {folder}")
+    write_report(opened.run.folder)
+    return opened
+
+
+def say(text: str) -> None:
+    """A line for the person, on stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def _trainings(opened: Opened, settings: Retrain) -> Iterator[tuple[str, Path, Retrain]]:
+    """The student, the same student without a teacher, and random subnets within the budget with one."""
+    best = opened.run.path(STUDENTS, "place-1")
+    yield "student", best, settings
+    yield "control", best, dataclasses.replace(settings, distiller=spec(FromLabels))
+    number = opened.run.require("search", "kdnas search")["search"]
+    chosen = place_of(opened, 1).architecture
+    drawn = [e for e in opened.run.ranking(number) if e.searcher == "random control" and e.architecture != chosen]
+    for index, entry in enumerate(drawn[: settings.num_random], 1):
+        folder = opened.run.path(STUDENTS, f"drawn-{index}")
+        if not folder.exists():
+            origin = {"drawn": index, "score": entry.score}
+            network = inherited(opened, entry.architecture)
+            write_student(folder, network, card_of(opened, entry.architecture, origin), check=False)
+        yield f"random {index}", folder, settings
+
+
+def _claims(opened: Opened) -> Iterator[tuple[str, dict[str, Any]]]:
+    """What the test images say about distillation, and about the choice, with 95 % bootstrap intervals over images."""
+    names = [row["name"] for row in opened.run.results()["rows"]]
+    hits = {}
+    for name in names:
+        if name != "teacher":
+            network, _ = read_student(opened.run.path(STUDENTS, name))
+            hits[name] = correct(network, opened.data.test, opened.data).double().numpy()
+    drawn = [hits[name] for name in hits if name.startswith("random")]
+    pairs = {
+        "distillation": (hits["control"], "the same student trained without a teacher", "distillation did not help"),
+    }
+    if drawn:
+        other = f"{len(drawn)} random subnet{'s' if len(drawn) > 1 else ''} within the budget, trained alike"
+        pairs["choice"] = (np.mean(drawn, 0), other, "the ranking chose no better than chance")
+    for name, (other, words, otherwise) in pairs.items():
+        gain, low, high = gain_interval(hits["student"], other)
+        sentence = f"The student's test accuracy less that of {words}: {100 * gain:+.2f} points "
+        sentence += f"[{100 * low:+.2f}, {100 * high:+.2f}]."
+        if low <= 0 <= high:
+            sentence += f" On {len(other)} test images and one seed the two are not distinguishable."
+        elif high < 0:
+            sentence += f" Here {otherwise}."
+        yield name, {"value": gain, "interval": [low, high], "sentence": sentence}
+
+
+def gain_interval(hits: np.ndarray, other: np.ndarray, resamples: int = 2000) -> tuple[float, float, float]:
+    """Mean difference of two paired hit vectors, with its 95 % bootstrap interval over images."""
+    difference = hits - other
+    rng = np.random.default_rng(0)
+    means = difference[rng.integers(len(difference), size=(resamples, len(difference)))].mean(1)
+    low, high = np.percentile(means, [2.5, 97.5])
+    return float(difference.mean()), float(low), float(high)
+
+
+def closing_table(run: Run) -> str:
+    """Teacher, student, controls: accuracy, params, MACs, seconds; and the sentences of the controls."""
+    results = run.results()
+    lines = [f"{'':<12}{'accuracy':>10}{'params':>12}{'MACs':>14}{'seconds':>10}"]
+    for row in results["rows"]:
+        lines.append(
+            f"{row['name']:<12}{row['accuracy']:>10.2%}{row['params']:>12,}{row['macs']:>14,}{row['seconds']:>10.1f}"
+        )
+    lines += ["", *(control["sentence"] for control in results["controls"].values())]
+    lines.append(f"report: {run.path(REPORT)}")
+    return "\n".join(lines)

@@ -1,0 +1,92 @@
+"""Taking a student out of a run: a folder that needs no kdnas."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kdnas.architecture import Architecture
+from kdnas.cost import cost
+from kdnas.data import Data
+from kdnas.jobs.opened import Opened
+from kdnas.jobs.train import accuracy
+from kdnas.network import Network, calibrate
+from kdnas.randomness import torch_rng
+from kdnas.run import STUDENTS
+from kdnas.search import Entry, ranked
+from kdnas.student import Card, write_student
+from kdnas.tables import table_of
+
+
+def export(opened: Opened, place: int = 1, out: Path | None = None) -> dict[str, Any]:
+    """Write the student of a place of the run's last search, with inherited, re-calibrated weights.
+
+    Args:
+        opened: the run.
+        place: 1 is the best.
+        out: where to; `students/place-N` of the run by default.
+
+    Returns:
+        The folder, the architecture's code, cost, accuracy on the search part, and what the self-check measured.
+
+    Raises:
+        ValueError: no search yet, no such place, or the self-check refuses.
+    """
+    entry = place_of(opened, place)
+    folder = Path(out) if out is not None else opened.run.path(STUDENTS, f"place-{place}")
+    network = inherited(opened, entry.architecture)
+    found = accuracy(network, opened.data.search, opened.data)
+    origin = {"place": place, "score": entry.score, "scorer": entry.scorer, "search_accuracy": found}
+    checked = write_student(folder, network, card_of(opened, entry.architecture, origin))
+    return {
+        "student": str(folder),
+        "place": place,
+        "code": entry.code,
+        "params": entry.params,
+        "macs": entry.macs,
+        "search_accuracy": found,
+        "checks": checked,
+    }
+
+
+def place_of(opened: Opened, place: int) -> Entry:
+    """The entry of a place of the last finished search.
+
+    Raises:
+        ValueError: no search yet, or no such place.
+    """
+    record = opened.run.require("search", f"kdnas search {opened.run.folder}")
+    entries = ranked([e for e in opened.run.ranking(record["search"]) if e.searcher != "random control"])
+    if not 1 <= place <= len(entries):
+        raise ValueError(f"the ranking has places 1 to {len(entries)}, got {place}.")
+    return entries[place - 1]
+
+
+def inherited(opened: Opened, architecture: Architecture) -> Network:
+    """A subnet with the supernet's weights and batch-norm statistics re-estimated on training images."""
+    network = opened.supernet.extract(architecture)
+    calibrate(network, calibration_batches(opened.data, opened.device))
+    return network.cpu().eval()
+
+
+def calibration_batches(data: Data, device: torch.device, most: int = 2048, size: int = 256) -> list[torch.Tensor]:
+    """Training images without augmentation, normalised, in equal batches."""
+    count = min(most, len(data.train))
+    size = min(size, count)
+    chosen = torch.randperm(len(data.train), generator=torch_rng("calibration"))[: count // size * size]
+    return [data.normalise(data.train.take(chunk).to(device)) for chunk in chosen.split(size)]
+
+
+def card_of(opened: Opened, architecture: Architecture, origin: dict[str, Any]) -> Card:
+    """The card of a subnet of this run; its origin also says what to retrain it on."""
+    blueprint = opened.space.blueprint(architecture)
+    sources = {"data": opened.experiment.train.data.to_json(), "teacher": opened.teacher_spec.to_json()}
+    return Card(
+        architecture=architecture,
+        space=table_of(opened.space),
+        blueprint=blueprint,
+        cost=cost(blueprint),
+        preprocessing=opened.data.preprocessing,
+        class_names=opened.data.class_names,
+        origin={**origin, **sources},
+    )

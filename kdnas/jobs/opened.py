@@ -1,0 +1,108 @@
+"""A run's parts, built from its manifest when first asked for."""
+
+from functools import cached_property
+from pathlib import Path
+from typing import final
+
+import torch
+
+from kdnas.checkpoint import load_state
+from kdnas.data import Data
+from kdnas.jobs.settings import Experiment
+from kdnas.randomness import torch_rng
+from kdnas.run import CHECKPOINT, TEACHER, Run
+from kdnas.search import Evidence
+from kdnas.space import SearchSpace
+from kdnas.spec import Spec, spec
+from kdnas.supernet import Supernet
+from kdnas.teachers import Teacher, student_teacher
+from kdnas.training import initialised
+
+
+@final
+class Opened:
+    """A run folder, opened.
+
+    Raises:
+        ValueError: the folder is no run.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.run = Run(folder)
+
+    @cached_property
+    def experiment(self) -> Experiment:
+        """What was asked for."""
+        return Experiment.from_json(self.run.manifest["job"])
+
+    @cached_property
+    def data(self) -> Data:
+        """The data set."""
+        return self.experiment.train.data.build(Data)
+
+    @cached_property
+    def space(self) -> SearchSpace:
+        """The search space, fitted to the data."""
+        return self.experiment.train.space.fitted(classes=self.data.classes, image_channels=self.data.channels)
+
+    @property
+    def teacher_spec(self) -> Spec:
+        """What makes the teacher: the one given, or the one trained in the run."""
+        given = self.experiment.train.teacher
+        return spec(student_teacher, path=str(self.run.path(TEACHER).resolve())) if given is None else given
+
+    @cached_property
+    def teacher(self) -> Teacher:
+        """The teacher."""
+        return build_teacher(self.teacher_spec, self.data)
+
+    @cached_property
+    def device(self) -> torch.device:
+        """Where to compute."""
+        return default_device()
+
+    def fresh_supernet(self) -> Supernet:
+        """The supernet before training."""
+        return initialised(lambda: Supernet(self.space), self.experiment.train.recipe.seed)
+
+    @cached_property
+    def supernet(self) -> Supernet:
+        """The trained supernet, in evaluation mode.
+
+        Raises:
+            ValueError: it is not trained yet, or its checkpoint is damaged or from another space.
+        """
+        self.run.require("train", f"kdnas train EXPERIMENT --out {self.run.folder}")
+        supernet = self.fresh_supernet()
+        try:
+            supernet.load_state_dict(load_state(self.run.path(CHECKPOINT))["model"])
+        except RuntimeError as error:
+            raise ValueError(
+                f"{self.run.path(CHECKPOINT)} is from another search space: {str(error).splitlines()[-1].strip()}"
+            ) from error
+        return supernet.to(self.device).eval()
+
+    def evidence(self, num_images: int, seed: int) -> Evidence:
+        """Fixed images of the search part, and what the teacher says of them."""
+        part = self.data.search
+        chosen = torch.randperm(len(part), generator=torch_rng("evidence", seed))[:num_images]
+        pixels = part.take(chosen).to(self.device)
+        return Evidence(
+            pixels,
+            self.data.normalise(pixels),
+            part.labels[chosen].to(self.device),
+            self.teacher.to(self.device)(pixels),
+            self.teacher,
+            self.data,
+            seed,
+        )
+
+
+def build_teacher(made: Spec, data: Data) -> Teacher:
+    """A teacher for this data."""
+    return made.build(Teacher, classes=data.classes, preprocessing=data.preprocessing)
+
+
+def default_device() -> torch.device:
+    """A GPU where there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,0 +1,93 @@
+"""Training an exported student, with or without a teacher."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from kdnas.data import Data
+from kdnas.distillers.from_labels import FromLabels
+from kdnas.jobs.opened import build_teacher, default_device
+from kdnas.jobs.settings import Retrain
+from kdnas.jobs.train import accuracy, drive
+from kdnas.network import Network
+from kdnas.run import MANIFEST, STUDENTS, Run
+from kdnas.spec import Spec
+from kdnas.student import Card, read_student, write_student
+from kdnas.tables import unstructure
+from kdnas.training import Distiller, Training, initialised
+
+
+def retrain(
+    student: Path,
+    settings: Retrain,
+    out: Path,
+    *,
+    phase: str = "retrain",
+    data: Spec | None = None,
+    teacher: Spec | None = None,
+    check: bool = True,
+) -> dict[str, Any]:
+    """Train a student folder's network and write the result to another folder; goes on where it was interrupted.
+
+    Args:
+        student: a student folder.
+        settings: how.
+        out: the new student folder.
+        phase: the name under which a run records its metrics.
+        data: other data than the student was found on.
+        teacher: another teacher.
+        check: whether the new folder's forms are compared.
+
+    Returns:
+        Accuracy on the test part, params, MACs, seconds, and the folder.
+
+    Raises:
+        ValueError: no student there, no data known, other classes, or the result's self-check refuses.
+    """
+    network, card = read_student(student)
+    made_data, made_teacher = (given or _source(card, name) for name, given in (("data", data), ("teacher", teacher)))
+    if made_data is None:
+        raise ValueError(f"{student} does not say which data it was found on. Give --data.")
+    loaded: Data = made_data.build(Data)
+    if loaded.class_names != card.class_names:
+        raise ValueError(
+            f"the student knows the classes {', '.join(card.class_names[:5])} ..., the data has "
+            f"{', '.join(loaded.class_names[:5])} .... Give the data it was found on."
+        )
+    distiller = settings.distiller.build(Distiller)
+    if settings.weights == "fresh":
+        network = initialised(lambda: Network(card.blueprint), settings.recipe.seed)
+    needs_none = isinstance(distiller, FromLabels) or made_teacher is None
+    taught = None if needs_none or made_teacher is None else build_teacher(made_teacher, loaded)
+    training = Training(network, distiller, loaded, taught, settings.recipe, default_device())
+    out.parent.mkdir(parents=True, exist_ok=True)
+    draft = out.parent / f".{out.name}.draft.safetensors"
+    seconds = drive(
+        training, phase, draft, run_around(out), lambda: {"accuracy": accuracy(network, loaded.search, loaded)}
+    )
+    found = accuracy(network, loaded.test, loaded)
+    origin = {**card.origin, "retrained": unstructure(settings), "test_accuracy": found, "seconds": seconds}
+    new_card = dataclasses.replace(card, preprocessing=loaded.preprocessing, origin=origin)
+    checks = write_student(out, network.cpu().eval(), new_card, check=check)
+    draft.unlink(missing_ok=True)
+    return {
+        "student": str(out),
+        "accuracy": found,
+        "params": card.cost.params,
+        "macs": card.cost.macs,
+        "seconds": seconds,
+        "checks": checks,
+    }
+
+
+def run_around(folder: Path) -> Run | None:
+    """The run a student folder lies in, if it lies in one."""
+    above = folder.resolve().parent
+    if above.name == STUDENTS and (above.parent / MANIFEST).is_file():
+        return Run(above.parent)
+    return None
+
+
+def _source(card: Card, name: str) -> Spec | None:
+    held = card.origin.get(name)
+    return None if held is None else Spec.from_json(held)

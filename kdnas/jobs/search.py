@@ -1,0 +1,150 @@
+"""Ranking: search within a budget, and the random search that costs as much."""
+
+import json
+import time
+from typing import Any
+
+import numpy as np
+
+from kdnas.architecture import Architecture
+from kdnas.cost import cost
+from kdnas.jobs.opened import Opened
+from kdnas.jobs.settings import Search
+from kdnas.progress import progress
+from kdnas.randomness import python_rng
+from kdnas.run import Run
+from kdnas.search import Entry, Limits, Saved, Score, Scorer, Searcher, check_feasible, ranked, size_controls
+from kdnas.search import search as run_search
+from kdnas.searchers.random_search import RandomSearch
+from kdnas.similarity import bootstrap_interval, kendall
+from kdnas.spec import Spec, spec
+from kdnas.tables import unstructure
+
+
+def search(opened: Opened, settings: Search) -> list[Entry]:
+    """Rank subnets of a trained run; appends to its ranking and returns this search's entries, best first.
+
+    An interrupted search with the same settings goes on: its scores are replayed to the searcher. Beside it a random search
+    with as many evaluations and as much time is run, unless `settings.control` is off.
+
+    Raises:
+        Infeasible: no network is within the budget; the nearest is named.
+        Uninformative: the score does not tell candidates apart.
+        ValueError: the run has no trained supernet.
+    """
+    run, space = opened.run, opened.space
+    supernet = opened.supernet
+    check_feasible(space, settings.budget, python_rng(settings.seed, "feasible"))
+    evidence = opened.evidence(settings.num_images, settings.seed)
+    scorer = settings.scorer.build(Scorer)
+    plain = unstructure(settings)
+    searches: list[dict[str, Any]] = run.manifest["searches"]
+    if not (searches and searches[-1]["settings"] == plain and searches[-1]["state"] == "running"):
+        searches.append({"settings": plain, "state": "running"})
+        run.save()
+    number = len(searches)
+    began = time.perf_counter()
+    saved = Saved()
+
+    def admits(architecture: Architecture) -> bool:
+        return settings.budget.admits(cost(space.blueprint(architecture)))
+
+    def one(made: Spec, purpose: str, seconds: float) -> tuple[list[Entry], str]:
+        searcher = made.build(Searcher, space=space, admits=admits, rng=python_rng(settings.seed, purpose))
+        labels = (_name(settings.scorer), _name(made) if purpose == "search" else "random control", number)
+        written = [e for e in run.ranking(number) if e.searcher == labels[1]]
+        known = {e.architecture: Score(e.score, e.parts) for e in run.ranking(number)}
+        have = {e.architecture: e for e in written}
+        entries: list[Entry] = []
+        waiting: list[Entry] = []
+        why = ""
+        flushed = time.perf_counter()
+        limits = Limits(settings.num_evaluations, seconds)
+        title = "search" if purpose == "search" else "random control"
+        with progress(title, settings.num_evaluations) as bar:
+            for found in run_search(
+                supernet, scorer, searcher, evidence, limits, known=known, labels=labels, saved=saved
+            ):
+                if isinstance(found, str):
+                    why = found
+                    continue
+                entries.append(have.get(found.architecture, found))
+                if found.architecture not in have:
+                    waiting.append(found)
+                if time.perf_counter() - flushed > 1 or len(waiting) >= 100:
+                    run.append(waiting)
+                    waiting, flushed = [], time.perf_counter()
+                bar.update(len(entries), f"best {max(e.score for e in entries):.4f}")
+        run.append(waiting)
+        return entries, why
+
+    entries, stopped = one(settings.searcher, "search", settings.max_time)
+    spent = time.perf_counter() - began
+    left = settings.max_time - spent
+    controls = _controls(entries)
+    if settings.control and left > 0:
+        random_entries, _ = one(spec(RandomSearch), "control", min(left, max(spent, 1.0)))
+        controls["random search"] = _random_control(entries, random_entries)
+    run.record_controls(controls)
+    searches[-1]["state"] = "done"
+    run.finish(
+        "search",
+        seconds=round((run.phase("search") or {}).get("seconds", 0.0) + time.perf_counter() - began, 3),
+        evaluations=len(entries),
+        stopped=stopped,
+        saved=str(saved),
+        budget=settings.budget.bounds(),
+        search=number,
+    )
+    return ranked(entries)
+
+
+def _name(made: Spec) -> str:
+    return made.make.partition(":")[0].rpartition(".")[2]
+
+
+def _controls(entries: list[Entry]) -> dict[str, dict[str, Any]]:
+    scores = [e.score for e in entries]
+    controls = {}
+    for name, value in size_controls(entries).items():
+        sizes = [float(getattr(e, name)) for e in entries]
+        low, high = bootstrap_interval(scores, sizes, kendall, resamples=200)
+        words = {"params": "parameters", "macs": "multiply-accumulates", "layers": "the number of layers"}[name]
+        sentence = f"Kendall's tau between the score and {words}: {value:.2f} [{low:.2f}, {high:.2f}]."
+        if value > 0.8:
+            sentence += " The score says little more than size does."
+        controls[f"tau {name}"] = {"value": value, "interval": [low, high], "sentence": sentence}
+    return controls
+
+
+def _random_control(entries: list[Entry], drawn: list[Entry]) -> dict[str, Any]:
+    """The best of random draws, as many as the search evaluated, against the search's best."""
+    best = max(e.score for e in entries)
+    scores = np.array([e.score for e in drawn])
+    rng = np.random.default_rng(0)
+    tops = scores[rng.integers(len(scores), size=(1000, len(scores)))].max(1)
+    low, high = (float(v) for v in np.percentile(tops, [2.5, 97.5]))
+    sentence = f"The search's best score is {best:.4f}, that of {len(drawn)} random subnets {scores.max():.4f}."
+    if best <= scores.max():
+        sentence += " The search is not distinguishable from random search at this cost."
+    return {"value": float(scores.max()), "interval": [low, high], "sentence": sentence}
+
+
+def ranking_json(run: Run, entries: list[Entry], top: int) -> str:
+    """The first places and the controls as one JSON object."""
+    places = [{"place": i, **e.to_json()} for i, e in enumerate(entries[:top], 1)]
+    return json.dumps({"places": places, "controls": run.results()["controls"], "search": run.phase("search")})
+
+
+def ranking_table(run: Run, entries: list[Entry], top: int) -> str:
+    """The first places, and under them the controls."""
+    width = max(len(e.code) for e in entries[:top])
+    lines = [f"{'place':>5}  {'code':<{width}}  {'score':>9}  {'params':>11}  {'MACs':>13}  {'layers':>6}"]
+    for place, e in enumerate(entries[:top], 1):
+        lines.append(f"{place:>5}  {e.code:<{width}}  {e.score:>9.4f}  {e.params:>11,}  {e.macs:>13,}  {e.layers:>6}")
+    record = run.require("search", "kdnas search")
+    lines += ["", f"stopped because {record['stopped']}; {record['saved']}"]
+    names = ("tau params", "tau macs", "tau layers", "random search")
+    controls = run.results()["controls"]
+    lines += [controls[name]["sentence"] for name in names if name in controls]
+    return "\n".join(lines)

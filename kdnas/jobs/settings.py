@@ -1,0 +1,185 @@
+"""What a person decides, as frozen values that `run.json` shows and any later command builds again."""
+
+import dataclasses
+import importlib.util
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, final
+
+from kdnas.cost import Budget
+from kdnas.distillers.from_teacher import FromTeacher
+from kdnas.distillers.sandwich import Sandwich
+from kdnas.scorers.rdm import Rdm
+from kdnas.searchers.evolution import Evolution
+from kdnas.space import SearchSpace
+from kdnas.spec import Spec, named, nearest, resolve, spec
+from kdnas.tables import shared_folder, space_from_table, structure, table_of, unstructure
+from kdnas.training import Recipe
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Train:
+    """Supernet training under a teacher.
+
+    Attributes:
+        space: the search space; its classes and channels are taken from the data.
+        data: makes the Data.
+        teacher: makes the teacher, given `classes` and `preprocessing`; None trains one in the run.
+        distiller: the supernet's way of learning.
+        recipe: of the supernet.
+        teacher_recipe: of a teacher trained in the run.
+    """
+
+    space: SearchSpace
+    data: Spec
+    teacher: Spec | None = None
+    distiller: Spec = spec(Sandwich)
+    recipe: Recipe = Recipe()
+    teacher_recipe: Recipe = Recipe()
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Search:
+    """Ranking of subnets.
+
+    Attributes:
+        scorer: higher is better.
+        searcher: who proposes; built with `space`, `admits` and `rng`.
+        budget: hard bounds.
+        num_evaluations: unique architectures.
+        max_time: seconds.
+        num_images: of the search part, the evidence.
+        control: also run random search at equal cost.
+        seed: of the searcher.
+    """
+
+    scorer: Spec = spec(Rdm)
+    searcher: Spec = spec(Evolution)
+    budget: Budget = Budget()
+    num_evaluations: int = 200
+    max_time: float = 1e9
+    num_images: int = 256
+    control: bool = True
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (("num_evaluations", 1), ("num_images", 3)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}.")
+        if self.max_time <= 0:
+            raise ValueError(f"max_time must be positive, got {self.max_time}.")
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Retrain:
+    """Training of an exported student.
+
+    Attributes:
+        distiller: with a teacher, or `FromLabels` without.
+        recipe: how long and how fast.
+        weights: `fresh`, or `inherited` from the supernet.
+        num_random: how many random subnets within the budget a whole chain retrains beside it, as a control.
+    """
+
+    distiller: Spec = spec(FromTeacher)
+    recipe: Recipe = Recipe()
+    weights: Literal["fresh", "inherited"] = "fresh"
+    num_random: int = 1
+
+    def __post_init__(self) -> None:
+        if self.weights not in ("fresh", "inherited"):
+            raise ValueError(f"weights must be fresh or inherited, got {self.weights!r}.")
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """The whole chain: train, search, export, retrain."""
+
+    train: Train
+    search: Search = field(default_factory=Search)
+    retrain: Retrain = field(default_factory=Retrain)
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object that `from_json` turns back into an equal Experiment."""
+        train = {f.name: getattr(self.train, f.name) for f in dataclasses.fields(self.train)}
+        train["space"] = table_of(self.train.space)
+        return unstructure({"train": train, "search": self.search, "retrain": self.retrain})
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "Experiment":
+        """The Experiment that `to_json` wrote.
+
+        Raises:
+            ValueError: an unknown key or a wrong type.
+        """
+        held = dict(value["train"])
+        teacher = held.pop("teacher")
+        train = Train(
+            space=space_from_table(held.pop("space")),
+            teacher=None if teacher is None else Spec.from_json(teacher),
+            data=Spec.from_json(held.pop("data")),
+            distiller=Spec.from_json(held.pop("distiller")),
+            **{name: structure(recipe, Recipe) for name, recipe in held.items()},
+        )
+        return cls(train=train, search=structure(value["search"], Search), retrain=structure(value["retrain"], Retrain))
+
+
+def load_experiment(text: str) -> Experiment:
+    """An experiment from a Python file, or from a file in `experiments/` by its name.
+
+    The file defines `experiment()`, or any function named after a colon: `file.py:small`.
+
+    Raises:
+        ValueError: no such file or function, or it returns something else.
+    """
+    place, _, function = text.partition(":")
+    path = Path(place)
+    if path.suffix != ".py":
+        known = {p.stem: p for p in sorted(shared_folder("experiments").glob("*.py"))}
+        if place not in known:
+            raise ValueError(f"no experiment is named {place!r}.{nearest(place, known)}")
+        path = known[place]
+    if not path.is_file():
+        raise ValueError(f"there is no file {path}. Give a Python file that defines experiment().")
+    name = f"kdnas_experiment_{path.stem}"
+    loader = importlib.util.spec_from_file_location(name, path)
+    assert loader is not None
+    assert loader.loader is not None
+    module = importlib.util.module_from_spec(loader)
+    sys.modules[name] = module
+    loader.loader.exec_module(module)
+    function = function or "experiment"
+    if not hasattr(module, function):
+        raise ValueError(f"{path} defines no {function}().{nearest(function, dir(module))}")
+    made = getattr(module, function)()
+    if not isinstance(made, Experiment):
+        raise ValueError(f"{function}() of {path} must return an Experiment, it returned a {type(made).__name__}.")
+    return made
+
+
+def with_overrides(recipe: Recipe, overrides: Mapping[str, Any]) -> Recipe:
+    """The recipe with some fields changed; those that are None stay."""
+    return dataclasses.replace(recipe, **{name: value for name, value in overrides.items() if value is not None})
+
+
+def terms_of(texts: Sequence[str]) -> Spec:
+    """FromTeacher with cross-entropy and the losses named `NAME` or `NAME=WEIGHT`, each at its default weight.
+
+    Raises:
+        ValueError: an unknown loss (the nearest is offered) or a weight that is no number.
+    """
+    terms = [(1.0, named("kdnas.losses", "cross_entropy"))]
+    for text in texts:
+        name, _, number = text.partition("=")
+        made = named("kdnas.losses", name)
+        try:
+            terms.append((float(number) if number else resolve(made.make).weight, made))
+        except ValueError:
+            raise ValueError(f"the weight of {name} must be a number, got {number!r}.") from None
+    return spec(FromTeacher, terms=tuple(terms))

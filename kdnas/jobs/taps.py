@@ -1,0 +1,47 @@
+"""The table of `kdnas taps`: which stages are compared, and by what adapter."""
+
+import torch
+
+from kdnas.data import Data, load_data, normalise
+from kdnas.jobs.opened import build_teacher
+from kdnas.supernet import Supernet
+from kdnas.tables import load_space
+from kdnas.taps import Taps
+from kdnas.teachers import load_teacher
+from kdnas.training import initialised
+
+
+def taps_table(teacher: str, space: str, data: str, by: str) -> str:
+    """From, to, shapes, adapter and its parameters, one line per pair.
+
+    Args:
+        teacher: what a person types for a teacher, not `fit`.
+        space: a table or its name.
+        data: what the images are like.
+        by: `resolution`, `rdm` or `order`.
+
+    Raises:
+        ValueError: the teacher is not at hand, or a pair cannot be matched.
+    """
+    loaded: Data = load_data(data).build(Data)
+    made = load_teacher(teacher)
+    if made is None:
+        raise ValueError("the teacher fit exists in a run only. Give checkpoint:RUN/teacher.")
+    taught = build_teacher(made, loaded)
+    fitted = load_space(space).fitted(classes=loaded.classes, image_channels=loaded.channels)
+    supernet = initialised(lambda: Supernet(fitted), 0).eval()
+    pixels = loaded.search.take(torch.arange(min(8, len(loaded.search))))
+    with torch.no_grad():
+        student = supernet(normalise(pixels, loaded.preprocessing), fitted.largest)
+        rows = Taps(pairs=by, alignment="channels").prepare(student, taught(pixels), elastic=True)
+    lines = [f"{'student':<8}{'shape':<18}{'teacher':<8}{'shape':<18}{'adapter':<18}{'params':>10}"]
+    for row in rows:
+        lines.append(
+            f"{row.student:<8}{_shape(row.student_shape):<18}{row.teacher:<8}{_shape(row.teacher_shape):<18}"
+            f"{row.adapter:<18}{row.parameters:>10,}"
+        )
+    return "\n".join(lines)
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape))

@@ -1,0 +1,154 @@
+"""Training phases: the teacher, where one is trained here, and the supernet."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kdnas.checkpoint import load_state, save_state
+from kdnas.cost import cost
+from kdnas.data import Data, Images
+from kdnas.distillers.from_labels import FromLabels
+from kdnas.jobs.opened import Opened, default_device
+from kdnas.jobs.settings import Experiment
+from kdnas.network import Network
+from kdnas.outputs import Outputs
+from kdnas.progress import progress
+from kdnas.run import CHECKPOINT, TEACHER, Metrics, Run
+from kdnas.student import Card, write_student
+from kdnas.supernet import Supernet
+from kdnas.teachers import fitted_teacher
+from kdnas.training import Distiller, Training, initialised
+
+CHECKPOINT_SECONDS = 10.0
+Health = Callable[[], dict[str, float]]
+
+
+def train(experiment: Experiment, folder: Path) -> Opened:
+    """Train the teacher, if it is trained here, and the supernet; goes on where an interrupted run stopped.
+
+    Raises:
+        ValueError: the folder holds something else, the data or the teacher do not fit.
+    """
+    run = Run.create(folder, experiment.to_json(), experiment.train.recipe.seed)
+    opened = Opened(run.folder)
+    if experiment.train.teacher is None and run.phase("teacher") is None:
+        _train_teacher(opened)
+        opened = Opened(run.folder)
+    if opened.run.phase("train") is None:
+        _train_supernet(opened)
+    return opened
+
+
+def _train_teacher(opened: Opened) -> None:
+    settings, data, run = opened.experiment.train, opened.data, opened.run
+    image = (data.channels, data.preprocessing.height, data.preprocessing.width)
+    blueprint = fitted_teacher(image, data.classes)
+    network = initialised(lambda: Network(blueprint), settings.teacher_recipe.seed)
+    training = Training(network, FromLabels(label_smoothing=0.1), data, None, settings.teacher_recipe, default_device())
+    draft = run.path("teacher.draft.safetensors")
+    seconds = drive(training, "teacher", draft, run, lambda: {"accuracy": accuracy(network, data.search, data)})
+    found = accuracy(network, data.test, data)
+    card = Card(
+        architecture=None,
+        space=None,
+        blueprint=blueprint,
+        cost=cost(blueprint),
+        preprocessing=data.preprocessing,
+        class_names=data.class_names,
+        origin={"role": "teacher", "seed": settings.teacher_recipe.seed},
+    )
+    # The check costs seconds and is for students: what is deployed.
+    write_student(run.path(TEACHER), network.cpu(), card, check=False)
+    c = card.cost
+    run.record_result({"name": "teacher", "accuracy": found, "params": c.params, "macs": c.macs, "seconds": seconds})
+    run.finish("teacher", seconds=seconds, accuracy=found, params=c.params, macs=c.macs)
+    draft.unlink(missing_ok=True)
+
+
+def _train_supernet(opened: Opened) -> None:
+    settings, run = opened.experiment.train, opened.run
+    supernet = opened.fresh_supernet()
+    distiller = settings.distiller.build(Distiller)
+    training = Training(supernet, distiller, opened.data, opened.teacher, settings.recipe, opened.device)
+    seconds = drive(training, "train", run.path(CHECKPOINT), run, lambda: health(supernet, opened.data))
+    run.finish("train", seconds=seconds, steps=settings.recipe.steps, **health(supernet, opened.data))
+
+
+def drive(
+    training: Training,
+    phase: str,
+    checkpoint: Path,
+    run: Run | None,
+    watch: Callable[[], dict[str, float]] | None = None,
+) -> float:
+    """Take every step that is left, with progress, metrics and checkpoints; returns the seconds of the whole phase."""
+    spent = 0.0
+    if checkpoint.exists():
+        state = load_state(checkpoint)
+        training.load(state["training"])
+        spent = state["seconds"]
+    metrics: Metrics | None = None if run is None else run.metrics(phase, before=training.index)
+    total = training.recipe.steps
+    each = max(1, total // 200)
+    watched = max(training.epoch_steps, total // 8)
+    began = saved = time.perf_counter()
+    with progress(phase, total, training.index) as bar:
+        while not training.done:
+            losses = training.step()
+            index = training.index
+            bar.update(index, ", ".join(f"{name} {value:.3f}" for name, value in losses.items()))
+            if metrics is not None and (index % each == 0 or training.done):
+                record: dict[str, Any] = {"step": index - 1, "total": total, "losses": losses}
+                record |= {"seconds": round(spent + time.perf_counter() - began, 3)}
+                record |= {"lr": training.recipe.rate(index - 1)}
+                if watch is not None and (index // watched > (index - each) // watched or training.done):
+                    seen = watch()
+                    record |= {"accuracy": seen["accuracy"]} if "accuracy" in seen else {"health": seen}
+                metrics.write(**record)
+            if time.perf_counter() - saved >= CHECKPOINT_SECONDS or training.done:
+                elapsed = spent + time.perf_counter() - began
+                save_state(checkpoint, {"training": training.state(), "seconds": elapsed})
+                saved = time.perf_counter()
+    return round(spent + time.perf_counter() - began, 3)
+
+
+def health(supernet: Supernet, data: Data, most: int = 1000) -> dict[str, float]:
+    """Accuracy on search images of the smallest, a middle and the largest subnet, by batch statistics."""
+    part, space = data.search, supernet.space
+    device = next(supernet.parameters()).device
+    chosen = torch.arange(min(most, len(part)))
+    images, labels = data.normalise(part.take(chosen).to(device)), part.labels[chosen].to(device)
+    middle = space.decide(lambda choice: choice.options[len(choice.options) // 2])
+    was_training = supernet.training
+    supernet.eval()
+    found = {}
+    with torch.no_grad():
+        for name, one in (("smallest", space.smallest), ("middle", middle), ("largest", space.largest)):
+            logits = supernet(images, one, batch_statistics=True).logits
+            found[name] = float((logits.argmax(1) == labels).float().mean())
+    supernet.train(was_training)
+    return found
+
+
+def accuracy(network: nn.Module, part: Images, data: Data) -> float:
+    """Share of a part's images that the network, in evaluation mode, classifies right."""
+    return float(correct(network, part, data).float().mean())
+
+
+def correct(network: nn.Module, part: Images, data: Data) -> Tensor:
+    """Which of a part's images are classified right, `[count]`; the network keeps its mode."""
+    device = next(network.parameters()).device
+    was_training = network.training
+    network.eval()
+    found = []
+    with torch.no_grad():
+        for chunk in torch.arange(len(part)).split(500):
+            outputs = network(data.normalise(part.take(chunk).to(device)))
+            logits = outputs.logits if isinstance(outputs, Outputs) else outputs
+            found.append(logits.argmax(1).cpu() == part.labels[chunk])
+    network.train(was_training)
+    return torch.cat(found)
