@@ -198,7 +198,7 @@ class LossContract:
     def test_learnable_parts_are_checkpointed(self) -> None:
         student, teacher, labels = self._example()
         trained = fill(self._prepared(student, teacher))
-        restored = self._prepared(student, teacher)
+        restored = self._prepared(student, teacher, seed=1)
         restored.load_state_dict(trained.state_dict())
         assert torch.equal(trained(student, teacher, labels), restored(student, teacher, labels))
 
@@ -241,10 +241,16 @@ class LossContract:
         return student.map(lambda x: x.to(dtype)), teacher.map(lambda x: x.to(dtype)), labels
 
     def _prepared(
-        self, student: Outputs, teacher: Outputs, *, elastic: bool = False, dtype: torch.dtype = torch.float32
+        self,
+        student: Outputs,
+        teacher: Outputs,
+        *,
+        elastic: bool = False,
+        dtype: torch.dtype = torch.float32,
+        seed: int = 0,
     ) -> Loss:
         with torch.random.fork_rng():
-            torch.manual_seed(0)
+            torch.manual_seed(seed)
             loss = self.make()
             loss.prepare(student, teacher, elastic=elastic)
         return loss.to(dtype)

@@ -60,6 +60,10 @@ class Loss(nn.Module, abc.ABC):
     pairwise: ClassVar[bool] = False
     own_gradient: ClassVar[bool] = False
 
+    def __init__(self) -> None:
+        # Not Module's, which takes anything: a Spec with an argument that a loss has not is then refused by name.
+        super().__init__()
+
     def prepare(self, student: Outputs, teacher: Outputs, *, elastic: bool = False) -> None:
         """Build the learnable parts, if any, from one batch of outputs.
 
