@@ -1,0 +1,90 @@
+"""Vision transformers: width, depth, heads and inner width."""
+
+import itertools
+from dataclasses import dataclass
+from typing import final
+
+from kdnas.architecture import Architecture, Choice
+from kdnas.space import Layer, SearchSpace, layer
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class ViT(SearchSpace):
+    """One token width and depth per network, heads and inner width per layer.
+
+    Weights are shared by leading channels, leading heads and leading layers (AutoFormer's entanglement). A stage's
+    feature is its tokens, `[batch, 1 + patches, width]`, the class token first.
+
+    Attributes:
+        patch: height and width of a patch; every resolution is a multiple.
+        widths: options for the channels of a token.
+        depths: options for the number of layers.
+        heads: options for the heads of a layer.
+        ratios: options for the inner width of a layer, per token width.
+        head_width: channels of a head, whatever the token width.
+        reach: largest distance of the relative positions, in patches; 0 for none.
+        cuts: layers after which a stage ends; the last stage holds the rest.
+        drop_path: how often training drops the last possible layer's branches; less for earlier ones, linearly.
+
+    Reference: Chen et al., AutoFormer: Searching Transformers for Visual Recognition, ICCV 2021, table 1.
+    Differs: the bank is as wide as the widest option (the released T supernet has 256 channels, 16 of them never
+    used), and leading rows are whole heads of the queries, of the keys and of the values, which the authors
+    interleave in one matrix. The class token has one vector, not a token and a position that are only ever added.
+    """
+
+    patch: int = 16
+    widths: tuple[int, ...] = (192, 216, 240)
+    depths: tuple[int, ...] = (12, 13, 14)
+    heads: tuple[int, ...] = (3, 4)
+    ratios: tuple[float, ...] = (3.5, 4.0)
+    head_width: int = 64
+    reach: int = 14
+    cuts: tuple[int, ...] = (4, 8)
+    drop_path: float = 0.1
+    resolutions: tuple[int, ...] = (224,)
+
+    def __post_init__(self) -> None:
+        for side in self.resolutions:
+            if side % self.patch:
+                raise ValueError(f"resolutions must be multiples of the patch, {self.patch}, got {side}.")
+        if list(self.cuts) != sorted(set(self.cuts)) or not all(0 < cut < self.depths[0] for cut in self.cuts):
+            raise ValueError(
+                f"cuts must ascend and lie inside the shallowest network, of {self.depths[0]} layers, got {self.cuts}."
+            )
+
+    @property
+    def structure(self) -> tuple[Choice, ...]:
+        """Width, depth, and per layer heads and ratio."""
+        made = [Choice("width", self.widths), Choice("depth", self.depths)]
+        for place in range(self.depths[-1]):
+            made.append(Choice(f"layer{place}.heads", self.heads, "depth", place + 1))
+            made.append(Choice(f"layer{place}.ratio", self.ratios, "depth", place + 1))
+        return tuple(made)
+
+    def layers(self, architecture: Architecture) -> tuple[Layer, tuple[tuple[Layer, ...], ...], Layer]:
+        """Stem, stages and head."""
+        width, depth = architecture.whole("width"), architecture.whole("depth")
+        resolution = architecture.whole("resolution") if "resolution" in architecture else self.resolutions[0]
+        stem = layer(
+            "kdnas.blocks.vit:PatchTokens",
+            inputs=self.image_channels,
+            width=width,
+            patch=self.patch,
+            side=resolution // self.patch,
+        )
+        blocks = tuple(
+            layer(
+                "kdnas.blocks.vit:EncoderBlock",
+                width=width,
+                heads=architecture.whole(f"layer{place}.heads"),
+                hidden=int(width * float(architecture[f"layer{place}.ratio"])),
+                head_width=self.head_width,
+                reach=self.reach,
+                drop_path=self.drop_path * place / max(1, self.depths[-1] - 1),
+            )
+            for place in range(depth)
+        )
+        ends = (0, *self.cuts, depth)
+        stages = tuple(blocks[start:end] for start, end in itertools.pairwise(ends))
+        return stem, stages, layer("kdnas.blocks.vit:TokensLinear", width=width, classes=self.classes)
