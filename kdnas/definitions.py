@@ -198,7 +198,7 @@ class Definitions:
         for statement in module.statements[definition.name]:
             if statement.lineno not in texts:
                 texts[statement.lineno] = ""
-                copied = _Copied(self, definition.module, statement, module.text(statement))
+                copied = _Copied(self, module, statement)
                 texts[statement.lineno] = copied.text()
         return chosen
 
@@ -238,9 +238,10 @@ class _Module:
 class _Copied(ast.NodeTransformer):
     """One top-level statement, with the names of the file it goes to."""
 
-    def __init__(self, definitions: Definitions, module: str, statement: ast.stmt, original: str) -> None:
-        self._definitions, self._module, self._original = definitions, module, original
-        self._free, self._local = _names(original)
+    def __init__(self, definitions: Definitions, module: _Module, statement: ast.stmt) -> None:
+        self._definitions, self._module = definitions, module.live.__name__
+        self._original = module.text(statement)
+        self._free, self._local = _names(self._original, set(module.statements))
         self._free |= _bound(statement)
         self._is_changed = False
 
@@ -362,16 +363,19 @@ def _bound(node: ast.AST) -> set[str]:
     return set().union(*map(_bound, inner))
 
 
-def _names(text: str) -> tuple[set[str], set[str]]:
-    """The names a text takes from its module, and those local to some definition in it."""
+def _names(text: str, known: set[str]) -> tuple[set[str], set[str]]:
+    """The names a text takes from its module, which knows these, and those local to some definition in it."""
     top = symtable.symtable(text, "text", "exec")
     free, local, tables = set(), set(), [top]
     while tables:
         table = tables.pop()
         tables += table.get_children()
         for symbol in table.get_symbols():
-            if symbol.is_global() if table is not top else symbol.is_referenced():
-                free.add(symbol.get_name())
-            elif table is not top:
-                local.add(symbol.get_name())
+            name, is_used = symbol.get_name(), symbol.is_referenced()
+            if table is top:
+                free |= {name} if is_used else set()
+                continue
+            (free if symbol.is_global() else local).add(name)
+            # The body of a class reads a name from the module until it binds it itself.
+            free |= {name} if table.get_type() == "class" and is_used and name in known else set()
     return free, local

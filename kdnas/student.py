@@ -159,17 +159,20 @@ def write_student(folder: str | Path, network: Network, card: Card, *, check: bo
     if network.blueprint != card.blueprint:
         raise ValueError("the network was built from another blueprint than the card's. Pass card.blueprint's network.")
     network = copy.deepcopy(network).to("cpu", torch.float32).eval().requires_grad_(False)
-    if check:
-        _check_cost(network, card)
-    text = json.dumps(_json(card), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    text = json.dumps(_json(card), indent=2, ensure_ascii=False) + "\n"
     source = student_source(card.blueprint, card.preprocessing, card.class_names)
+    parity = _Parity(network, card) if check else None
     with new_folder(folder) as draft:
         (draft / CARD).write_text(text, encoding="utf-8")
         (draft / SOURCE).write_text(source, encoding="utf-8")
         (draft / WEIGHTS).write_bytes(save({name: t.contiguous().clone() for name, t in network.state_dict().items()}))
         student = load_source(draft)
+        if parity:
+            parity.compare(SOURCE, student)
         (draft / GRAPH).write_bytes(_graph(student, card))
-        return _compare(network, student, draft / GRAPH, card) if check else {}
+        if parity:
+            parity.compare(GRAPH, _runtime(draft / GRAPH))
+    return parity.found if parity else {}
 
 
 def read_student(folder: str | Path) -> tuple[Network, Card]:
@@ -248,25 +251,6 @@ def _json(card: Card) -> dict[str, Any]:
     return content
 
 
-def _check_cost(network: Network, card: Card) -> None:
-    measured = Cost(sum(p.numel() for p in network.parameters()), _macs(network))
-    if measured != card.cost:
-        raise ValueError(
-            f"the student has {measured.params:,} params and {measured.macs:,} macs, and its card promises "
-            f"{card.cost.params:,} and {card.cost.macs:,}. Take the cost from kdnas.cost.cost(blueprint)."
-        )
-
-
-def _macs(network: Network) -> int:
-    # On tensors without storage, as costs are measured everywhere: the kernels, and so the counted operations, of a
-    # device differ.
-    bare = copy.deepcopy(network).to("meta")
-    counter = FlopCounterMode(display=False)
-    with counter, torch.no_grad():
-        bare(torch.empty(1, *network.blueprint.image, device="meta"))
-    return counter.get_total_flops() // 2
-
-
 def _graph(student: nn.Module, card: Card) -> bytes:
     import onnx  # slow to import, and reading a student does without
 
@@ -306,56 +290,81 @@ def _strip(message: Any) -> None:
                 _strip(part)
 
 
-def _compare(network: Network, student: nn.Module, graph: Path, card: Card) -> dict[str, float]:
+def _runtime(graph: Path) -> Callable[[Tensor], Tensor]:
     import onnxruntime
 
-    p = card.preprocessing
-    rng = torch_rng("parity")
-    # Brightness and contrast of their own, or pooling would make all images one.
-    low, high = torch.rand(2, _NUM_INPUTS, 1, 1, 1, generator=rng)
-    pixels = low + (high - low) * torch.rand(_NUM_INPUTS, len(p.mean), p.height, p.width, generator=rng)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     try:
         session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     except Exception as error:
         raise ValueError(f"onnxruntime cannot run {GRAPH} ({_shortened(str(error))}).") from error
+    return lambda images: torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
 
-    def run_graph(batch: Tensor) -> Tensor:
-        return torch.from_numpy(session.run(["logits"], {"images": batch.numpy()})[0])
 
-    with torch.inference_mode():
-        expected = network(normalise(pixels, p)).logits
-        if expected.shape[1] != len(card.class_names):
-            raise ValueError(
-                f"the network has {expected.shape[1]} logits, and its card names {len(card.class_names)} classes."
-            )
-        if not expected.isfinite().all():
+@final
+class _Parity:
+    """What the network computes, against which its other forms are held.
+
+    Raises:
+        ValueError: the network is not what its card promises, or computes nothing that could be compared.
+    """
+
+    def __init__(self, network: Network, card: Card) -> None:
+        p = card.preprocessing
+        _check_promises(network, card)
+        rng = torch_rng("parity")
+        # Brightness and contrast of their own, or pooling would make all images one.
+        low, high = torch.rand(2, _NUM_INPUTS, 1, 1, 1, generator=rng)
+        self._images = low + (high - low) * torch.rand(_NUM_INPUTS, len(p.mean), p.height, p.width, generator=rng)
+        with torch.inference_mode():
+            self._logits = network(normalise(self._images, p)).logits
+        if not self._logits.isfinite().all():
             raise ValueError("the student gives logits that are not finite. Train it again with a lower learning rate.")
-        # A logit is a sum: it is rounded like its largest terms, which the largest logit of the image stands for.
-        largest = expected.abs().amax()
-        scale = expected.abs().flatten(1).amax(1).clamp(min=1) if largest >= 0.1 else largest.expand(len(expected))
+        sizes = self._logits.abs().flatten(1).amax(1)
+        largest = float(sizes.amax())
         if largest == 0:
             raise ValueError("every logit of the student is zero, so that nothing can be compared. Train it first.")
-        forms: dict[str, Callable[[Tensor], Tensor]] = {SOURCE: student, GRAPH: run_graph}
-        differences = {
-            name: max(_difference(form, pixels, size, expected, scale) for size in _BATCH_SIZES)
-            for name, form in forms.items()
-        }
-    for name, difference in differences.items():
-        if not difference <= TOLERANCE:
+        # A logit is a sum: it is rounded like its largest terms, which the largest logit of the image stands for.
+        self._scale = sizes.clamp(min=1) if largest >= 0.1 else torch.full_like(sizes, largest)
+        self.found = {"largest_logit": largest}
+
+    def compare(self, name: str, form: Callable[[Tensor], Tensor]) -> None:
+        """Refuse a form that gives other logits at some batch size."""
+        difference = 0.0
+        for size in _BATCH_SIZES:
+            with torch.inference_mode():
+                logits = torch.cat([form(batch) for batch in self._images.split(size)])
+            if logits.shape != self._logits.shape:
+                raise ValueError(
+                    f"{name} gives logits of shape {tuple(logits.shape)}, not {tuple(self._logits.shape)}."
+                )
+            apart = (logits - self._logits).abs().flatten(1).amax(1) / self._scale
+            difference = max(difference, float(apart.nan_to_num(math.inf).amax()))
+        if difference > TOLERANCE:
             raise ValueError(
-                f"{name} gives other logits than the network: the relative difference is {difference:.2g}, at most "
-                f"{TOLERANCE:g} is allowed. Look for a layer that depends on the batch, on the mode or on the device."
+                f"{name} gives other logits than the network: {difference:.2g} apart, {TOLERANCE:g} is allowed. "
+                "Look for a layer that depends on the batch, on the mode or on the device."
             )
-    return {**differences, "largest_logit": float(largest)}
+        self.found[name] = difference
 
 
-def _difference(form: Callable[[Tensor], Tensor], pixels: Tensor, size: int, expected: Tensor, scale: Tensor) -> float:
-    found = torch.cat([form(batch) for batch in pixels.split(size)])
-    if found.shape != expected.shape:
-        return math.inf
-    return float(((found - expected).abs().flatten(1).amax(1) / scale).amax())
+def _check_promises(network: Network, card: Card) -> None:
+    # On tensors without storage, as costs are measured everywhere: devices differ in the operations they count.
+    bare = copy.deepcopy(network).to("meta")
+    counter = FlopCounterMode(display=False)
+    with counter, torch.no_grad():
+        logits = bare(torch.empty(1, *network.blueprint.image, device="meta")).logits
+    measured = Cost(sum(p.numel() for p in network.parameters()), counter.get_total_flops() // 2)
+    if measured != card.cost:
+        raise ValueError(
+            f"the student has {measured.params:,} params and {measured.macs:,} macs, and its card promises "
+            f"{card.cost.params:,} and {card.cost.macs:,}. Take the cost from kdnas.cost.cost(blueprint)."
+        )
+    if logits.shape[1] != len(card.class_names):
+        raise ValueError(
+            f"the network has {logits.shape[1]} logits, and its card names {len(card.class_names)} classes."
+        )
 
 
 def _shortened(message: str) -> str:
