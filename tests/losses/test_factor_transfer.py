@@ -149,3 +149,5 @@ def test_arguments_are_checked():
             FactorTransfer(**arguments)
     with pytest.raises(ValueError, match="prepare"):
         FactorTransfer()(*example())
+    with pytest.raises(ValueError, match="prepare"):
+        FactorTransfer().preparation(example()[1])

@@ -98,6 +98,7 @@ class FactorTransfer(FeatureLoss):
 
     def preparation(self, teacher: Outputs) -> Tensor:
         """The paraphrasers' reconstruction error, a mean over elements, summed over the pairs."""
+        part(self.encoders, 0)  # raises unless prepared
         errors = []
         with torch.autocast(teacher.logits.device.type, enabled=False):
             for index, (_, j) in enumerate(self.taps.pairs):
