@@ -320,11 +320,11 @@ def _list(given: argparse.Namespace) -> None:
 
 
 def _losses(given: argparse.Namespace) -> None:
-    from kdnas.losses.check import check, check_table
+    from kdnas.losses.check import check, table
 
     del given
     rows = check()
-    print(check_table(rows))
+    print(table(rows))
     if not all(row.matches for row in rows):
         raise SystemExit(1)
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, final
+from typing import Any, Literal, final
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor
 from kdnas.preprocessing import Preprocessing
 from kdnas.randomness import torch_rng
 from kdnas.spec import Spec, nearest, resolve, spec
+import itertools
 
 Augmentation = Literal["none", "shift", "crop_flip"]
 
@@ -208,7 +209,7 @@ def load_data(text: str, **options: object) -> Spec:
         if not path:
             raise ValueError(f"{kind} needs a path, {kind}:PATH.")
         return spec(loaders[kind], path=str(Path(path).resolve()), **options)
-    if path and "." in kind or path.isidentifier():
+    if path.isidentifier():
         resolve(text)
         return spec(text, **options)
     raise ValueError(
@@ -226,7 +227,7 @@ def digits() -> Data:
     """
     from sklearn.datasets import load_digits  # slow to import
 
-    loaded = load_digits()
+    loaded: Any = load_digits()
     images = torch.from_numpy(loaded.images).float()[:, None] / 16
     labels = torch.from_numpy(loaded.target)
     cuts = {"train": slice(0, 880), "search": slice(880, 1100), "test": slice(1100, None)}
@@ -258,7 +259,8 @@ def folder(path: str, size: int = 0, seed: int = 0) -> Data:
     few = next((n for n, files in zip(names, listed, strict=True) if len(files) < 4), None)
     if few is not None:
         raise ValueError(
-            f"class {few!r} has {len(listed[names.index(few)])} images, at least 4 are needed to train, search and test. "
+            f"class {few!r} has {len(listed[names.index(few)])} images, at least 4 are needed to train, search "
+            f"and test. "
             "Add images or remove the folder."
         )
     test_root = next((root / n for n in ("test", "val") if train_root != root and (root / n).is_dir()), None)
@@ -365,8 +367,7 @@ def _packed(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
             for part in ("train", "test"):
                 data, offsets = held[f"{part}_jpeg"].tobytes(), held[f"{part}_offsets"].astype(int)
                 pictures = [
-                    np.asarray(Image.open(io.BytesIO(data[a:b])).convert("RGB"))
-                    for a, b in zip(offsets[:-1], offsets[1:], strict=True)
+                    np.asarray(Image.open(io.BytesIO(data[a:b])).convert("RGB")) for a, b in itertools.pairwise(offsets)
                 ]
                 images[part] = torch.from_numpy(np.stack(pictures).transpose(0, 3, 1, 2).copy())
                 labels[part] = torch.from_numpy(held[f"{part}_labels"].astype(np.int64))

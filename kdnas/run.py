@@ -53,7 +53,8 @@ class Run:
                 old, new = run.manifest["job"].get(key), job.get(key)
                 if old != new:
                     raise ValueError(
-                        f"{folder} holds a run with another {key}: {_short(old)} there, {_short(new)} asked. Use another "
+                        f"{folder} holds a run with another {key}: {_short(old)} there, {_short(new)} asked. "
+                        f"Use another "
                         "--out, or the settings it was begun with to resume it."
                     )
             return run

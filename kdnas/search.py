@@ -120,8 +120,8 @@ def score_all(
 ) -> list[Score]:
     """The scores of subnets, in the order given.
 
-    For an `OutputScorer`, subnets are visited depth first over their common prefixes and each prefix is run once; memory is
-    one path of activations, the deepest network's. The numbers are those of one-by-one evaluation.
+    For an `OutputScorer`, subnets are visited depth first over their common prefixes and each prefix is run once;
+    memory is one path of activations, the deepest network's. The numbers are those of one-by-one evaluation.
 
     Args:
         supernet: where the weights are.
@@ -206,17 +206,18 @@ class Entry:
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "Entry":
         """The entry of a line of `ranking.jsonl`."""
-        return cls(**{**value, "architecture": Architecture(value["architecture"])})
+        held: dict[str, Any] = {**value, "architecture": Architecture(value["architecture"])}
+        return cls(**held)
 
 
 class Searcher(abc.ABC):
     """Proposes architectures and learns from their scores.
 
-    Built at run time with `space`, `admits` (a test for the budget) and `rng`; everything random is drawn from `rng`, so that
-    told the same scores it asks the same questions: that is how a search is resumed.
+    Built at run time with `space`, `admits` (a test for the budget) and `rng`; everything random is drawn from `rng`,
+    so that told the same scores it asks the same questions: that is how a search is resumed.
 
     Class attributes:
-        additive: it needs the scores of blocks, not of architectures.
+        stopped: why the last `ask` returned nothing.
     """
 
     def __init__(self, *, space: SearchSpace, admits: Callable[[Architecture], bool], rng: random.Random) -> None:
@@ -262,7 +263,8 @@ def check_feasible(space: SearchSpace, budget: Budget, rng: random.Random, attem
             excess = found
     c = cost(space.blueprint(nearest))
     raise Infeasible(
-        f"infeasible: no network found with {budget}; the nearest is {space.code(nearest)} with {c.params:,} params and "
+        f"infeasible: no network found with {budget}; the nearest is {space.code(nearest)} with {c.params:,} "
+        f"params and "
         f"{c.macs:,} macs. Raise the budget, or use a space with smaller networks."
     )
 
@@ -349,7 +351,8 @@ def search(
                 yield entry
         if len(scores) >= 20 and len({e.score for e in list(scores.values())[:20]}) < 3:
             raise Uninformative(
-                f"the score {labels[0]} has fewer than 3 distinct values among the first 20 candidates, so it cannot rank "
+                f"the score {labels[0]} has fewer than 3 distinct values among the first 20 candidates, so it "
+                f"cannot rank "
                 "them. Train the supernet longer, use more search images, or choose another scorer."
             )
         searcher.tell([scores[a] for a in asked])

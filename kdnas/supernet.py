@@ -39,7 +39,7 @@ class _Plan(NamedTuple):
 
     module: nn.Module
     regularisers: tuple[nn.Module, ...]
-    norms: tuple[nn.Module, ...]
+    norms: tuple[nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d, ...]
     sources: tuple[tuple[str, nn.Module, str, torch.Size], ...]
 
 

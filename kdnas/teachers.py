@@ -1,6 +1,7 @@
 """Networks that teach: frozen, always in evaluation mode, and owners of their own preprocessing."""
 
 import abc
+import importlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -216,14 +217,15 @@ def zoo_teacher(zoo: str, name: str, weights: str, classes: int, preprocessing: 
         if weights:
             module = models.get_model(name, weights=None, num_classes=classes)
         else:
-            chosen = models.get_model_weights(name).DEFAULT
+            chosen: Any = next(iter(models.get_model_weights(name)))
+            chosen = type(chosen).DEFAULT
             module = _downloaded(lambda: models.get_model(name, weights=chosen), f"torchvision:{name}")
             ready = chosen.transforms()
             side = ready.crop_size[0]
             preprocessing = Preprocessing(height=side, width=side, mean=tuple(ready.mean), std=tuple(ready.std))
     else:
         try:
-            import timm
+            timm: Any = importlib.import_module("timm")
         except ImportError:
             raise ValueError("timm is not installed. Run: pip install 'kdnas[timm]'") from None
         if name not in timm.list_models():
@@ -232,7 +234,7 @@ def zoo_teacher(zoo: str, name: str, weights: str, classes: int, preprocessing: 
             module = timm.create_model(name, pretrained=False, num_classes=classes)
         else:
             module = _downloaded(lambda: timm.create_model(name, pretrained=True), f"timm:{name}")
-            own = module.pretrained_cfg
+            own: Any = module.pretrained_cfg
             _, height, width = own["input_size"]
             preprocessing = Preprocessing(height=height, width=width, mean=own["mean"], std=own["std"])
     if weights:

@@ -134,7 +134,7 @@ class Recipe:
             raise ValueError(f"precision must be float32 or bfloat16, got {self.precision!r}.")
 
     def rate(self, step: int) -> float:
-        """The learning rate of a step: linear warm-up, then a cosine down to the floor. A function of the step alone."""
+        """Linear warm-up, then a cosine down to the floor; a function of the step alone."""
         rising = round(self.warmup * self.steps)
         if step < rising:
             return self.learning_rate * (step + 1) / rising

@@ -23,8 +23,8 @@ class FromTeacher(Distiller):
     Args:
         terms: pairs of weight and loss; by default 0.1 cross-entropy and 0.9 soft targets at temperature 4.
 
-    Reference: Hinton, Vinyals, Dean, Distilling the Knowledge in a Neural Network, 2015, section 2; the weights are those
-        of RepDistiller and mdistiller.
+    Reference: Hinton, Vinyals, Dean, Distilling the Knowledge in a Neural Network, 2015, section 2; the weights are
+        those of RepDistiller and mdistiller.
     """
 
     def __init__(self, *, terms: tuple[tuple[float, Spec], ...] = HINTON) -> None:

@@ -22,7 +22,8 @@ class Sandwich(Distiller):
     """Each step trains the largest subnet, the smallest, and a few random ones.
 
     The largest learns from the labels and from the teacher, the others from the largest's detached logits alone:
-    `L = CE(largest, labels) + sum_k weight_k loss_k(largest, teacher) + sum_children soft(child, largest)`. The gradients are
+    `L = CE(largest, labels) + sum_k weight_k loss_k(largest, teacher) + sum_children soft(child, largest)`. The
+    gradients are
     summed, not averaged, and there is one optimiser step. Dropout and drop-path act on the largest only.
 
     Args:
@@ -31,9 +32,10 @@ class Sandwich(Distiller):
         num_random: random children per step.
         label_smoothing: of the largest subnet's cross-entropy.
 
-    Reference: Yu et al., BigNAS, ECCV 2020, section 3.1 (rules 1, 2 and 5); Wang et al., AlphaNet, ICML 2021, section 4.
-    Differs: the papers have no outside teacher; with `terms=()` this is theirs. Weight decay acts on the shared weights of
-        all children (as in AttentiveNAS and AlphaNet; BigNAS writes: of the largest only).
+    Reference: Yu et al., BigNAS, ECCV 2020, section 3.1 (rules 1, 2 and 5); Wang et al., AlphaNet, ICML 2021, section
+    4.
+    Differs: the papers have no outside teacher; with `terms=()` this is theirs. Weight decay acts on the shared
+        weights of all children (as in AttentiveNAS and AlphaNet; BigNAS writes: of the largest only).
     """
 
     def __init__(

@@ -24,8 +24,8 @@ from kdnas.student import read_student, write_student
 def chain(experiment: Experiment, folder: Path) -> Opened:
     """Teacher, supernet, ranking, export, retraining with and without a teacher, closing table, report.
 
-    Every phase that is finished in the folder is left as it is, so that the same call resumes. After each phase the command
-    that does the next one alone is printed.
+    Every phase that is finished in the folder is left as it is, so that the same call resumes. After each phase the
+    command that does the next one alone is printed.
     """
     opened = train(experiment, folder)
     say(f"next: kdnas search {folder}")

@@ -24,8 +24,8 @@ from kdnas.tables import unstructure
 def search(opened: Opened, settings: Search) -> list[Entry]:
     """Rank subnets of a trained run; appends to its ranking and returns this search's entries, best first.
 
-    An interrupted search with the same settings goes on: its scores are replayed to the searcher. Beside it a random search
-    with as many evaluations and as much time is run, unless `settings.control` is off.
+    An interrupted search with the same settings goes on: its scores are replayed to the searcher. Beside it a random
+    search with as many evaluations and as much time is run, unless `settings.control` is off.
 
     Raises:
         Infeasible: no network is within the budget; the nearest is named.

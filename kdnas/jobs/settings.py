@@ -179,7 +179,7 @@ def terms_of(texts: Sequence[str]) -> Spec:
         name, _, number = text.partition("=")
         made = named("kdnas.losses", name)
         try:
-            terms.append((float(number) if number else resolve(made.make).weight, made))
+            terms.append((float(number) if number else getattr(resolve(made.make), "weight", 1.0), made))
         except ValueError:
             raise ValueError(f"the weight of {name} must be a number, got {number!r}.") from None
     return spec(FromTeacher, terms=tuple(terms))

@@ -14,9 +14,10 @@ from kdnas.similarity import dissimilarity, pearson, ranks, upper
 class Rdm(OutputScorer):
     """How alike teacher and student find the images: `TG = mean_t max_l r(RDM_t, RDM_l)`, plus `premature * accuracy`.
 
-    For every teacher stage `t` the best-correlated student stage `l`; `RDM_ij = 1 - Pearson` of the activations of two images,
-    `r` the correlation of the strict upper triangles. The logits count as one more stage of both. TG is in [-1, 1], 1 for the
-    teacher itself.
+    For every teacher stage `t` the best-correlated student stage `l`; `RDM_ij = 1 - Pearson` of the activations of
+    two images,
+    `r` the correlation of the strict upper triangles. The logits count as one more stage of both. TG is in [-1, 1], 1
+    for the teacher itself.
 
     Args:
         compare: `pearson` or `spearman` correlation of the triangles.

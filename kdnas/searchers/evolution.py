@@ -14,8 +14,8 @@ from kdnas.space import SearchSpace
 class Evolution(Searcher):
     """A queue of the youngest `population` networks; the best of a random `tournament` of them is mutated or crossed.
 
-    Each generation of `batch` children is asked at once, so that the scorer can share their prefixes. The child takes the
-    place of the oldest, however good that is. Only architectures within the budget are ever asked.
+    Each generation of `batch` children is asked at once, so that the scorer can share their prefixes. The child takes
+    the place of the oldest, however good that is. Only architectures within the budget are ever asked.
 
     Args:
         space: the search space.
