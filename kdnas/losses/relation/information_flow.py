@@ -1,0 +1,163 @@
+"""Information flow: the similarities between samples, layer by layer, deep layers last."""
+
+from typing import ClassVar, Literal, final, get_args
+
+import torch
+from torch import Tensor, nn
+
+from kdnas.losses.base import Loss, Stage, connected_zero
+from kdnas.numerics import safe_normalize, safe_sqrt, squared_distances, widen
+from kdnas.outputs import Outputs
+from kdnas.taps import Pairs, Taps
+
+Embedding = Literal["flat", "pooled"]
+
+# Added to a cosine kernel's probabilities under the logarithm: opposite samples have probability 0.
+EPSILON = 1e-7
+
+
+@final
+class InformationFlow(Loss):
+    r"""In every layer each sample is as near to the others as in the teacher; intermediate layers count early only.
+
+    For embeddings $e$ of one layer, kernels $K^{cos}_{ij} = (\cos(e_i, e_j) + 1) / 2$ and
+    $K^{t}_{ij} = 1 / (1 + |e_i - e_j|)$ (Student t), rows divided by their sums: $P_{ij}$ of the teacher, $Q_{ij}$ of
+    the student. One layer pair costs Jeffreys' divergence under both kernels,
+    $D = \sum_{K} \frac1B \sum_{ij} (P_{ij} - Q_{ij}) (\log P_{ij} - \log Q_{ij})$, and
+
+    $L = D_{last} + w(e) \sum_{intermediate} D_l$, $w(e) = w_0 \gamma^e$, epoch
+    $e = \mathrm{epochs} \cdot \mathrm{progress}$: what flows through a network is settled in the critical first epochs.
+
+    Shapes: maps `[batch, channels, h, w]` or tokens of any sizes; kernels are `[batch, batch]` by matrix products.
+    Divisor: batch (a mean over rows); layers are summed. One sample: 0.
+
+    `progress` is assigned by the training loop; `intermediate_weight` is the schedule, a function of it.
+
+    Stages: a student of another family learns better from an auxiliary teacher of its own. Pass one as `auxiliary` and
+    it belongs to this loss: trained first, on the teacher's deepest layer (40 epochs), then frozen and in the
+    teacher's place (50 epochs). Without it the teacher is used as it is.
+
+    Default weight 1 and $w_0 = 100$, $\gamma = 0.7$, 50 epochs: the authors'.
+
+    Args:
+        taps: how stages are paired; with an auxiliary teacher, the student's with its.
+        embedding: `flat` (whole maps, as the authors do) or `pooled` (channel means).
+        first_weight: $w_0$.
+        decay: $\gamma$ per epoch.
+        epochs: how many epochs the schedule takes the run to have.
+        auxiliary: an untrained network of the student's family, images to `Outputs`; in a job, the spec of one.
+
+    Raises:
+        ValueError: an unknown embedding, a decay outside (0, 1], or an auxiliary teacher without images to see.
+
+    Reference: Passalis, Tzelepi, Tefas, Heterogeneous Knowledge Distillation using Information Flow Modeling,
+        CVPR 2020, arXiv 2005.00727, sections 3.2 and 3.3; passalis/pkth nn/pkt_transfer.py, kernels "combined".
+    Differs: a mean over rows, the authors' value times the batch, so that the strength does not fall with the batch;
+        safe normalisation and an epsilon of 1e-7 under the cosine kernel's logarithm, which is NaN for opposite
+        samples in the authors' code; logarithms of the t kernel are formed directly.
+    """
+
+    needs: ClassVar[tuple[str, ...]] = ("features",)
+    golden: ClassVar[float | None] = 0.45378469481799216
+
+    def __init__(
+        self,
+        *,
+        taps: str | Pairs = "resolution",
+        embedding: Embedding = "flat",
+        first_weight: float = 100.0,
+        decay: float = 0.7,
+        epochs: int = 50,
+        auxiliary: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        if embedding not in get_args(Embedding):
+            raise ValueError(f"embedding must be one of {', '.join(get_args(Embedding))}, got {embedding!r}.")
+        if not 0 < decay <= 1:
+            raise ValueError(f"decay must be above 0 and at most 1 (no decay), got {decay}.")
+        self.taps = Taps(pairs=taps)
+        self.embedding, self.first_weight, self.decay, self.epochs = embedding, first_weight, decay, epochs
+        self.auxiliary = auxiliary
+
+    def prepare(self, student: Outputs, teacher: Outputs, *, elastic: bool = False) -> None:
+        """Pair the student's stages with the teacher's, or the auxiliary teacher's."""
+        super().prepare(student, teacher, elastic=elastic)
+        if self.auxiliary is not None:
+            self.auxiliary.to(student.logits.device)
+            teacher = self._auxiliary(student)
+        self.taps.prepare(student, teacher, elastic)
+
+    def compute(self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor:
+        """The deepest pair's divergence plus the weighted ones of the others."""
+        if self.auxiliary is not None:
+            teacher = self._auxiliary(student)
+        pairs = self.taps(student, teacher)
+        values = [_divergence(self._embedded(s), self._embedded(t)) for s, t in pairs]
+        weight = self.intermediate_weight(self.progress)
+        return values[-1] + sum((weight * value for value in values[:-1]), start=connected_zero(values[-1]))
+
+    def intermediate_weight(self, progress: float) -> float:
+        """The weight of all layers but the deepest when this share of the run lies behind."""
+        return self.first_weight * self.decay ** (self.epochs * progress)
+
+    def preparation(self, teacher: Outputs) -> Tensor:
+        """How far the auxiliary teacher's deepest layer is from the teacher's."""
+        if self.auxiliary is None:
+            return super().preparation(teacher)
+        self.auxiliary.train()
+        mine = self.auxiliary(_images(teacher))
+        with torch.autocast(teacher.logits.device.type, enabled=False):
+            last = self._embedded(widen(teacher.features[-1].detach()))
+            return _divergence(self._embedded(widen(mine.features[-1])), last)
+
+    def stages(self) -> tuple[Stage, ...]:
+        """The auxiliary teacher, if there is one, then the transfer."""
+        if self.auxiliary is None:
+            return super().stages()
+        return (
+            Stage("auxiliary teacher", 4 / 9, trains="parts", uses="preparation"),
+            Stage("transfer", 5 / 9, trains="student"),
+        )
+
+    def _auxiliary(self, outputs: Outputs) -> Outputs:
+        assert self.auxiliary is not None
+        self.auxiliary.eval()
+        with torch.no_grad():
+            found: Outputs = self.auxiliary(_images(outputs))
+        return found.map(widen)
+
+    def _embedded(self, feature: Tensor) -> Tensor:
+        if self.embedding == "flat" or feature.dim() == 2:
+            return feature.flatten(1)
+        return feature.mean((2, 3)) if feature.dim() == 4 else feature.mean(1)
+
+
+def _divergence(student: Tensor, teacher: Tensor) -> Tensor:
+    if len(student) < 2:
+        return connected_zero(student)
+    cosine = _jeffreys(*(_log_cosine(e) for e in (student, teacher)))
+    return cosine + _jeffreys(*(_log_student_t(e) for e in (student, teacher)))
+
+
+def _jeffreys(log_q: Tensor, log_p: Tensor) -> Tensor:
+    return ((log_p.exp() - log_q.exp()) * (log_p - log_q)).sum(1).mean()
+
+
+def _log_cosine(rows: Tensor) -> Tensor:
+    rows = safe_normalize(rows)
+    kernel = ((rows @ rows.T).clamp(-1, 1) + 1) / 2
+    return (kernel / kernel.sum(1, keepdim=True) + EPSILON).log()
+
+
+def _log_student_t(rows: Tensor) -> Tensor:
+    other = 1 - torch.eye(len(rows), dtype=rows.dtype, device=rows.device)  # the diagonal is 0, not a rounding error
+    return (-safe_sqrt(squared_distances(rows) * other).log1p()).log_softmax(1)
+
+
+def _images(outputs: Outputs) -> Tensor:
+    if outputs.images is None:
+        raise ValueError(
+            "InformationFlow's auxiliary teacher sees images, and these outputs have none. Use a network that passes "
+            "them on in Outputs.images, or auxiliary=None."
+        )
+    return outputs.images

@@ -1,0 +1,182 @@
+"""Attention heads, trained on the teacher alone, that relate the samples' singular vectors of two stages."""
+
+from itertools import pairwise
+from typing import ClassVar, final
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kdnas.losses.base import Stage, connected_zero
+from kdnas.losses.relation.base import LayerRelation
+from kdnas.losses.relation.singular_value import leading_vectors, match
+from kdnas.numerics import as_map, safe_normalize, same_positions, widen
+from kdnas.outputs import Outputs
+from kdnas.taps import Pairs, Row
+
+
+@final
+class MultiHeadGraph(LayerRelation):
+    r"""The student's graphs between the samples of two stages, seen by the teacher's own attention heads (MHGD).
+
+    $V_l \in R^{B \times C_l}$ holds the first right singular vector of every sample's map, as in `SingularValue`
+    (canonical signs; the student's is the best match among its first four). Between consecutive stages, head $h$ of
+    width $D = \lfloor (C_l + C_{l+1}) / 2 \rfloor$ gives the graph
+    $G_h = \mathrm{BN}(V_{l+1} W^k_h) \, \mathrm{BN}(V_l W^q_h)^\top \in R^{B \times B}$.
+
+    Preparation (`heads`, the teacher only): with $P_h = \mathrm{softmax}_{rows}(G_h)$ and heads dropped at random per
+    row (kept where Gaussian noise exceeds its mean over the heads), an estimator predicts the next stage's vector,
+    $\hat V = \mathrm{normalise}(W \, \mathrm{concat}_h P_h \mathrm{relu}(\mathrm{BN}(V_l W^v)) + b)$, minimising
+    $\operatorname{mean}_b (1 - \langle \hat V_b, V_{l+1,b} \rangle)$, summed over relations.
+
+    Transfer: the same frozen heads, with their running statistics, on both networks, and
+    $L = \sum_{\text{relations}} w \operatorname{mean}_{h,i} \sum_j q_{hij} \log (q_{hij} / p_{hij})$ with
+    $q = \mathrm{softmax}_{rows}(\tanh G^t)$ and $p = \mathrm{softmax}_{rows}(\tanh G^s)$.
+
+    Shapes: maps `[batch, channels, h, w]` or tokens; graphs `[heads, batch, batch]`.
+    Divisor: heads times batch. Rows run over the batch: keep its size steady. With one sample there is nothing to
+    relate, and the value is 0. The heads never learn from the transfer; the adapter does.
+
+    Stages: 40 epochs of heads, 100 of transfer beside the other terms. `staged=False` skips the first, and the heads
+    stay as they were drawn. The noise of step $n$ of the preparation comes from `(seed, n)`.
+
+    Default weight 1024: the authors sum over 8 heads and the rows of a batch of 128, with weight 1.
+
+    Args:
+        taps: how stages are paired.
+        weights: one weight per relation; default 1 each.
+        num_heads: attention heads per relation.
+        staged: whether `stages` asks for the two stages.
+        seed: of the noise that drops heads.
+
+    Raises:
+        ValueError: fewer than two pairs of stages, or fewer than one head.
+
+    Reference: Lee, Song, Graph-based Knowledge Distillation by Multi-head Attention Network, BMVC 2019,
+        arXiv 1907.02226, section 3.
+    Differs: teacher first in the divergence (the authors' code has the student first), a mean instead of a sum,
+        canonical signs. The weight decay of 5e-4 on the heads and the clipping of the distillation gradient belong
+        to the training loop.
+    """
+
+    weight: ClassVar[float] = 1024.0
+    golden: ClassVar[float | None] = 0.0003805991701537745
+
+    def __init__(
+        self,
+        *,
+        taps: str | Pairs = "resolution",
+        weights: tuple[float, ...] | None = None,
+        num_heads: int = 8,
+        staged: bool = True,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(taps=taps, weights=weights)
+        if num_heads < 1:
+            raise ValueError(f"num_heads must be at least 1, got {num_heads}. The paper uses 8.")
+        self.num_heads, self.staged, self.seed = num_heads, staged, seed
+        self.heads = nn.ModuleList()
+        self.register_buffer("num_prepared", torch.zeros((), dtype=torch.int64))
+
+    def build(self, rows: tuple[Row, ...]) -> None:
+        """Heads and estimators for every two neighbouring stages of the teacher."""
+        widths = [_width(row.teacher_shape) for row in rows]
+        self.heads = nn.ModuleList(_Heads(a, b, self.num_heads) for a, b in pairwise(widths))
+
+    def prepare(self, student: Outputs, teacher: Outputs, *, elastic: bool = False) -> None:
+        """Pair the stages, build the adapters and the heads."""
+        super().prepare(student, teacher, elastic=elastic)
+        self.heads.to(student.logits.device)
+        self.num_prepared = self.num_prepared.to(student.logits.device)
+        maps = ((as_map(student.features[i]), as_map(teacher.features[j])) for i, j in self.taps.pairs)
+        self._sizes = [same_positions(*pair)[1].shape[2:] for pair in maps]
+
+    def describe(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+        """The first singular vector of each sample, `[batch, channels]` each."""
+        target = leading_vectors(teacher, 1)[1]
+        spare = min(4, *student.flatten(2).shape[1:])
+        return match(leading_vectors(student, spare)[1], target)[..., 0], target[..., 0]
+
+    def relate(self, first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor], index: int) -> Tensor:
+        """The divergence of the student's graph from the teacher's, both by the frozen heads."""
+        self._built()
+        heads = self.heads[index]
+        log_p, log_q = (heads(f, s, frozen=True).tanh().log_softmax(2) for f, s in zip(first, second, strict=True))
+        return (log_q.exp() * (log_q - log_p)).sum(2).mean()
+
+    def preparation(self, teacher: Outputs) -> Tensor:
+        """How badly the heads let the estimators predict each stage's vectors from the stage before."""
+        self._built()
+        with torch.autocast(teacher.logits.device.type, enabled=False):
+            maps = [widen(as_map(teacher.features[j].detach())) for _, j in self.taps.pairs]
+            if len(maps[0]) < 2:  # one sample has no batch statistics
+                return connected_zero(*self.heads.parameters())
+            pooled = [F.adaptive_avg_pool2d(m, size) for m, size in zip(maps, self._sizes, strict=True)]
+            vectors = [leading_vectors(m, 1)[1][..., 0] for m in pooled]
+            generator = np.random.default_rng((self.seed, int(self.num_prepared)))
+            self.num_prepared += 1
+            values = []
+            for heads, (first, second) in zip(self.heads, pairwise(vectors), strict=True):
+                noise = generator.standard_normal((self.num_heads, len(first), 1))
+                kept = noise > noise.mean(0) if self.num_heads > 1 else np.ones_like(noise)
+                estimate = heads.estimate(first, second, torch.from_numpy(kept).to(first))
+                values.append(1 - (estimate * second).sum(1).mean())
+            return torch.stack(values).sum()
+
+    def stages(self) -> tuple[Stage, ...]:
+        """The heads on the teacher alone, then the transfer; or the transfer by heads as drawn."""
+        if not self.staged:
+            return super().stages()
+        return (Stage("heads", 2 / 7, trains="parts", uses="preparation"), Stage("transfer", 5 / 7))
+
+    def _built(self) -> None:
+        if not len(self.heads):
+            raise ValueError(
+                "MultiHeadGraph has no heads yet. Call loss.prepare(student, teacher) with the outputs of the largest "
+                "student before the optimiser is made."
+            )
+
+
+class _Heads(nn.Module):
+    def __init__(self, first: int, second: int, num_heads: int) -> None:
+        super().__init__()
+        width = (first + second) // 2
+        self.num_heads = num_heads
+        self.key, self.key_norm = nn.Linear(second, num_heads * width, bias=False), nn.BatchNorm1d(num_heads * width)
+        self.query, self.query_norm = nn.Linear(first, num_heads * width, bias=False), nn.BatchNorm1d(num_heads * width)
+        self.value, self.value_norm = nn.Linear(first, width, bias=False), nn.BatchNorm1d(width)
+        self.out = nn.Linear(num_heads * width, second)
+
+    def forward(self, first: Tensor, second: Tensor, *, frozen: bool) -> Tensor:
+        """The graphs, `[heads, batch, batch]`; `frozen`: running statistics and no gradient to the heads."""
+        keys, queries = (
+            _projected(x, linear, norm, frozen).unflatten(1, (self.num_heads, -1)).transpose(0, 1)
+            for x, linear, norm in ((second, self.key, self.key_norm), (first, self.query, self.query_norm))
+        )
+        return keys @ queries.transpose(1, 2)
+
+    def estimate(self, first: Tensor, second: Tensor, kept: Tensor) -> Tensor:
+        """The second stage's vectors as predicted from the first's."""
+        attention = self(first, second, frozen=False).softmax(2) * kept
+        mixed = attention @ _projected(first, self.value, self.value_norm, False).relu()
+        return safe_normalize(self.out(mixed.transpose(0, 1).flatten(1)))
+
+
+def _projected(x: Tensor, linear: nn.Linear, norm: nn.BatchNorm1d, frozen: bool) -> Tensor:
+    if not frozen:
+        return F.batch_norm(linear(x), norm.running_mean, norm.running_var, norm.weight, norm.bias, True, 0.1, norm.eps)
+    return F.batch_norm(
+        F.linear(x, linear.weight.detach()),
+        norm.running_mean,
+        norm.running_var,
+        norm.weight.detach(),
+        norm.bias.detach(),
+        False,
+        0.0,
+        norm.eps,
+    )
+
+
+def _width(shape: tuple[int, ...]) -> int:
+    return shape[-1] if len(shape) == 2 else shape[0]
