@@ -461,6 +461,29 @@ def test_ticks_of_fractions_are_per_cent():
     ]
 
 
+def numbers(picture: str, element: str, look: str, *names: str) -> list[tuple[float, ...]]:
+    """Attributes of the elements of a class, as numbers."""
+    found = []
+    for piece in picture.split(f"<{element} ")[1:]:
+        given = dict(part.split("=") for part in piece[: piece.index(">")].replace('"', "").split(" ") if "=" in part)
+        if f'class="{look}"' in piece[: piece.index(">")]:
+            found.append(tuple(float(given[name]) for name in names))
+    return found
+
+
+def test_points_and_bounds_lie_where_the_axes_say():
+    points = [Point(100.0, 0.2, "worse"), Point(50.0, 0.4, "better"), Point(200.0, 0.3, "dear")]
+    picture = scatter(points, x_label="MACs", y_label="score", bounds={"budget": 150.0}, stars={"chosen": 1})
+    x = Axis.around([50.0, 200.0], 64, 540 - 16)
+    y = Axis.around([0.2, 0.4], 330 - 46, 16)
+    (worse,), (dear,) = (numbers(picture, "circle", look, "cx", "cy") for look in ("point", "point over"))
+    assert worse == pytest.approx((x.place(100), y.place(0.2)), abs=0.06)
+    assert dear == pytest.approx((x.place(200), y.place(0.3)), abs=0.06)
+    assert numbers(picture, "circle", "front", "cx", "cy") == [pytest.approx((x.place(50), y.place(0.4)), abs=0.06)]
+    (line,) = numbers(picture, "line", "bound", "x1", "x2", "y1", "y2")
+    assert line == pytest.approx((x.place(150), x.place(150), 16, 330 - 46), abs=0.06)
+
+
 def test_a_scatter_draws_at_most_two_thousand_points_but_the_whole_front():
     rng = random.Random(1)
     points = [Point(float(i + 1), i + rng.random() / 2, f"p{i}") for i in range(3000)]
@@ -507,6 +530,8 @@ def test_a_drawing_shares_the_macs_among_all_layers():
     shares = [float(value[6:-1]) for name, value in page.attributes if name == "style" and value]
     assert sum(shares) == pytest.approx(100, abs=0.3)
     assert picture.count("<li") == 2 + 4
+    listed = [float(cell[:-2].split("· ")[-1]) for cell in page.text if cell.endswith(" %")]
+    assert sum(listed) == pytest.approx(200, abs=0.6)  # per layer, below its box and in the table
 
 
 def test_a_table_escapes_text_and_keeps_markup():
