@@ -73,6 +73,9 @@ def test_golden():
 
 def test_the_discriminator_minimises_the_difference_and_the_penalty():
     loss, student, teacher, labels = prepared(width=3, penalty=3.0, seed=7)
+    with torch.no_grad():
+        for parameter in loss.parameters():
+            parameter *= 3  # far from linear, so that it matters where the slope is taken
     p, q = seen(student.logits, student.images), seen(teacher.logits, teacher.images)
     difference = judge(loss, p).mean() - judge(loss, q).mean()
     generator = torch.Generator().manual_seed(7)
@@ -89,7 +92,7 @@ def test_the_discriminator_minimises_the_difference_and_the_penalty():
             squares += ((up - down) / 2e-5) ** 2
         penalty += (squares**0.5 - 1) ** 2 / 4
     expected = difference + 3.0 * penalty
-    assert loss.adversary(student, teacher, labels).item() == pytest.approx(expected, rel=1e-8)
+    assert loss.adversary(student, teacher, labels).item() == pytest.approx(expected, rel=1e-7)
 
 
 def test_a_discriminator_of_zeros_by_hand():
