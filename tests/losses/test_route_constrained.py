@@ -3,6 +3,7 @@ import json
 import pytest
 import torch
 
+from kdnas.losses.adversarial.conditional_adversarial import ConditionalAdversarial
 from kdnas.losses.example import example, wave
 from kdnas.losses.feature.feature_mse import FeatureMse
 from kdnas.losses.feature.hint import Hint
@@ -32,6 +33,16 @@ def test_an_inner_feature_loss_is_prepared_and_named_in_its_needs():
     loss.prepare(student, teacher, elastic=True)
     assert sum(p.numel() for p in loss.parameters()) == 3 * 4 + 6 * 8
     assert loss.double()(student, teacher, labels) == loss.loss(student, teacher, labels)
+
+
+def test_an_inner_discriminator_and_the_progress_of_the_run_are_passed_on():
+    student, teacher, labels = example()
+    loss = RouteConstrained(loss=spec(ConditionalAdversarial))
+    loss.prepare(student, teacher)
+    loss.double().progress = 0.5
+    expected = loss.loss.adversary(student, teacher, labels)
+    assert loss.adversary(student, teacher, labels) == expected and loss.loss.progress == 0.5
+    assert RouteConstrained().adversary(student, teacher, labels) is None
 
 
 def test_one_stage_per_anchor():

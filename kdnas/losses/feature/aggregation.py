@@ -107,14 +107,14 @@ class Aggregation(Loss):
             if self.rest is None:
                 alpha = alpha.detach()
             maps = [as_map(teacher.features[j]) for j in members]
-            size = tuple(min(f.shape[d] for f in (s, *maps)) for d in (2, 3))
+            size = (min(f.shape[2] for f in (s, *maps)), min(f.shape[3] for f in (s, *maps)))
             mixed = torch.stack([a * _resized(t, size) for a, t in zip(alpha, maps, strict=True)]).sum(0)
             hint = (self.to_teacher[index](_resized(s, size)) - mixed).square().mean()
             if self.rest is None:
                 values.append(hint)
                 continue
             # A narrower subnet takes the leading channels, as its own layers would give.
-            fed = self.to_student[index](_resized(mixed, tuple(s.shape[2:])))[:, : s.shape[1]]
+            fed = self.to_student[index](_resized(mixed, (s.shape[2], s.shape[3])))[:, : s.shape[1]]
             bridge = F.cross_entropy(self.rest(i, fed).to(fed.dtype), labels)
             values.append(self.student_to_teacher * hint + self.teacher_to_student * bridge)
         return torch.stack(values).sum()
@@ -159,5 +159,5 @@ def _log_size(feature: Tensor) -> float:
     return torch.tensor(feature.shape[2:]).double().prod().log().item()
 
 
-def _resized(feature: Tensor, size: tuple[int, ...]) -> Tensor:
+def _resized(feature: Tensor, size: tuple[int, int]) -> Tensor:
     return feature if tuple(feature.shape[2:]) == size else F.adaptive_avg_pool2d(feature, size)

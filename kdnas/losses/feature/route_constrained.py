@@ -21,7 +21,7 @@ class RouteConstrained(Loss):
     teacher's $k$-th anchor. Which checkpoints those are, `equal_intervals` or `greedy` say; which one a step has,
     `anchor_at`.
 
-    Shapes, units, parts and discriminators are those of the inner loss. `needs` too.
+    Shapes, units, parts, discriminators and `needs` are those of the inner loss; it sees the whole run's `progress`.
 
     Default weight 1; give it the inner loss's.
 
@@ -38,7 +38,7 @@ class RouteConstrained(Loss):
 
     golden: ClassVar[float | None] = SoftTargets.golden
 
-    def __init__(self, *, loss: Loss | Spec = spec(SoftTargets), num_anchors: int = 4) -> None:  # noqa: B008
+    def __init__(self, *, loss: Loss | Spec = spec(SoftTargets), num_anchors: int = 4) -> None:
         super().__init__()
         inner = loss.build() if isinstance(loss, Spec) else loss
         if not isinstance(inner, Loss):
@@ -60,11 +60,13 @@ class RouteConstrained(Loss):
 
     def compute(self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor:
         """The inner loss, against the anchor that was handed in."""
+        self.loss.progress = self.progress
         return self.loss(student, teacher, labels)
 
-    def adversary(self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor | None:
+    def discriminate(self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor | None:
         """The inner loss's."""
-        return self.loss.adversary(student, teacher, labels)
+        self.loss.progress = self.progress
+        return self.loss.discriminate(student, teacher, labels)
 
     def stages(self) -> tuple[Stage, ...]:
         """One stage per anchor, of equal length."""
