@@ -115,7 +115,7 @@ def test_distances_of_a_stack_are_those_of_each():
 
 @pytest.mark.parametrize("function", [pairwise_distances, squared_distances])
 def test_equal_rows_have_distance_and_gradient_zero(function):
-    x = normal(1, 401).float().repeat(11, 1)
+    x = normal(1, 7370, seed=195).float().repeat(22, 1)
     assert function(x).abs().max() == 0
     assert gradient(function, x).abs().max() == 0
 
