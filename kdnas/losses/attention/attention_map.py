@@ -50,7 +50,7 @@ class AttentionMap(Loss):
 
     Reference: the attention distillation $\sum_l \sum_{pq} \langle A^t_{pq}, A^s_{pq} \rangle$ with kernel pooling is
         `inner`; layers paired uniformly and `mse`: Jiao et al., TinyBERT, Findings of EMNLP 2020, arXiv 1909.10351,
-        equation 7; `kl`: Wang et al., MiniLM, NeurIPS 2020, arXiv 2002.10957, equation 2.
+        equation 7; `kl`: Wang et al., MiniLM, NeurIPS 2020, arXiv 2002.10957, section 3.
     Differs: `inner` is negated, since minimising the product as written would push the maps apart (a negative
         weight gives it back). A resized map treats tokens as a sequence, not as a grid, class token included.
     """

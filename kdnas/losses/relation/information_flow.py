@@ -51,7 +51,7 @@ class InformationFlow(Loss):
         ValueError: an unknown embedding, a decay outside (0, 1], or an auxiliary teacher without images to see.
 
     Reference: Passalis, Tzelepi, Tefas, Heterogeneous Knowledge Distillation using Information Flow Modeling,
-        CVPR 2020, arXiv 2005.00727, sections 3.2 and 3.3; passalis/pkth nn/pkt_transfer.py, kernels "combined".
+        CVPR 2020, arXiv 2005.00727, section 3; passalis/pkth nn/pkt_transfer.py, kernels "combined".
     Differs: a mean over rows, the authors' value times the batch, so that the strength does not fall with the batch;
         safe normalisation and an epsilon of 1e-7 under the cosine kernel's logarithm, which is NaN for opposite
         samples in the authors' code; logarithms of the t kernel are formed directly.
