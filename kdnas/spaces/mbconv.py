@@ -44,9 +44,9 @@ class Stem:
     activation: str | None = None
 
     def __post_init__(self) -> None:
-        _check_options("stem.width", self.width)
-        _check_kernels("stem.kernel", (self.kernel,))
-        _check_one_of("stem.activation", self.activation, _ACTIVATIONS)
+        _check_options("width", self.width)
+        _check_kernels("kernel", (self.kernel,))
+        _check_one_of("activation", self.activation, _ACTIVATIONS)
 
 
 @final
@@ -115,10 +115,10 @@ class Head:
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        _check_one_of("head.kind", self.kind, ("pool", "mobilenet_v2", "mobilenet_v3"))
-        _check_one_of("head.activation", self.activation, _ACTIVATIONS)
+        _check_one_of("kind", self.kind, ("pool", "mobilenet_v2", "mobilenet_v3"))
+        _check_one_of("activation", self.activation, _ACTIVATIONS)
         if self.kind != "pool":
-            _check_options("head.width", self.width)
+            _check_options("width", self.width)
         elif self.width:
             raise ValueError(f"a head of kind pool has no width, got {self.width}. Remove it.")
 
