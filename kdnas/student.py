@@ -216,8 +216,13 @@ def load_source(folder: str | Path) -> nn.Module:
             raise ImportError(f"{SOURCE} imports {name!r}, which whoever uses the student may not have.")
         return builtins.__import__(name, *rest, **more)
 
+    def length(held: Any) -> Any:
+        return held.shape[0] if isinstance(held, Tensor) else len(held)
+
+    # len is the batch size made a number, which the exporter would take for a constant of the graph.
+    known = {**vars(builtins), "__import__": only_torch, "len": length}
     code = compile(Path(folder, SOURCE).read_text(encoding="utf-8"), SOURCE, "exec")
-    names: dict[str, Any] = {"__name__": "student", "__builtins__": {**vars(builtins), "__import__": only_torch}}
+    names: dict[str, Any] = {"__name__": "student", "__builtins__": known}
     try:
         with torch.random.fork_rng(devices=[]):
             exec(code, names)
@@ -275,6 +280,11 @@ def _graph(student: nn.Module, card: Card) -> bytes:
         raise ValueError(
             f"the network cannot be written as an ONNX graph: {_shortened(str(error))} Use operations that ONNX has."
         ) from error
+    if model.graph.input[0].type.tensor_type.shape.dim[0].HasField("dim_value"):
+        raise ValueError(
+            f"{GRAPH} would take one batch size only: some layer makes a number of it. Write x.shape[0] or -1 there, "
+            "not int(x.shape[0])."
+        )
     _strip(model)
     onnx.checker.check_model(model)
     return model.SerializeToString(deterministic=True)
@@ -333,8 +343,11 @@ class _Parity:
         """Refuse a form that gives other logits at some batch size."""
         difference = 0.0
         for size in _BATCH_SIZES:
-            with torch.inference_mode():
-                logits = torch.cat([form(batch) for batch in self._images.split(size)])
+            try:
+                with torch.inference_mode():
+                    logits = torch.cat([form(batch) for batch in self._images.split(size)])
+            except Exception as error:
+                raise ValueError(f"{name} cannot be run on {size} images ({_shortened(str(error))}).") from error
             if logits.shape != self._logits.shape:
                 raise ValueError(
                     f"{name} gives logits of shape {tuple(logits.shape)}, not {tuple(self._logits.shape)}."
