@@ -323,10 +323,10 @@ class SearchSpace(abc.ABC):
         return dataclasses.replace(self, classes=classes, image_channels=image_channels)
 
 
-def make_divisible(value: float, divisor: int = 8, least: int | None = None) -> int:
-    """The nearest multiple of `divisor`, never more than 10 % below `value`.
+def make_divisible(value: float, divisor: int = 8) -> int:
+    """The nearest multiple of `divisor`, at least one, never more than 10 % below `value`.
 
     Reference: the rounding rule of Sandler et al., MobileNetV2, CVPR 2018, as used by all MobileNet-like spaces.
     """
-    rounded = max(least or divisor, int(value + divisor / 2) // divisor * divisor)
+    rounded = max(divisor, int(value + divisor / 2) // divisor * divisor)
     return rounded + divisor if rounded < 0.9 * value else rounded

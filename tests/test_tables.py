@@ -1,0 +1,92 @@
+"""Tables to values and back, and errors a person can act on."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from kdnas.spaces.toy import Toy
+from kdnas.tables import load_space, shared_folder, space_from_table, table_of
+
+
+def write(folder, text):
+    path = folder / "mine.toml"
+    path.write_text(text)
+    return path
+
+
+def test_a_space_is_loaded_by_name_or_path(tmp_path):
+    assert load_space("toy") == load_space(shared_folder("search_spaces") / "toy.toml")
+    space = load_space(write(tmp_path, 'family = "toy"\nwidths = [2, 4, 6]'))
+    assert space == Toy(name="mine", widths=(2, 4, 6))
+
+
+def test_a_table_may_name_its_space_itself(tmp_path):
+    assert load_space(write(tmp_path, 'family = "toy"\nname = "other"')).name == "other"
+
+
+def test_a_table_survives_the_round_trip_through_json():
+    space = load_space("digits")
+    table = json.loads(json.dumps(table_of(space)))
+    assert table["family"] == "mbconv" and table["stages"][0]["width"] == [8, 16]
+    assert space_from_table(table) == space
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("widths = [4, 8]", 'a search space needs the key family, such as family = "mbconv"'),
+        ('family = "tyo"', "there is no family 'tyo'. Did you mean 'toy'?"),
+        ('family = "toy"\nwidth = [4]', "unknown key 'width'. Did you mean 'widths'?"),
+        ('family = "toy"\nwidths = [4, "8"]', "widths[1] must be an int, got '8'"),
+        ('family = "toy"\nwidths = [4, 8.0]', "widths[1] must be an int, got 8.0"),
+        ('family = "toy"\nnum_stages = true', "num_stages must be an int, got True"),
+        ('family = "mbconv"\nstem = {width = [8]}\nstages = [{width = [8], kernal = [3]}]', "stages[0]: unknown key"),
+        ('family = "mbconv"\nstages = [{width = [8]}]', "stem is missing"),
+        ('family = "toy"\nwidths = [4]\ndepths = [1]', "needs at least two architectures, this one has 1"),
+        ("family = ", "is not valid TOML"),
+        ('family = "no.such.module:Space"', "cannot import no.such.module"),
+        ('family = "kdnas.spaces.toy:Toi"', "has no search space 'Toi'. Did you mean 'Toy'?"),
+    ],
+)
+def test_a_wrong_table_is_refused_with_its_path_and_the_place(tmp_path, text, message):
+    path = write(tmp_path, text)
+    with pytest.raises(ValueError, match=re.escape(message)) as caught:
+        load_space(path)
+    assert str(caught.value).startswith(str(path))
+
+
+def test_two_mistakes_are_reported_at_once(tmp_path):
+    path = write(tmp_path, 'family = "toy"\nwidth = [4]\nnum_stages = "2"')
+    with pytest.raises(ValueError) as caught:
+        load_space(path)
+    assert "num_stages must be an int, got '2'" in str(caught.value)
+    assert "unknown key 'width'" in str(caught.value)
+
+
+def test_an_unknown_name_offers_the_nearest_and_a_missing_file_says_so(tmp_path):
+    with pytest.raises(ValueError, match="no search space is named 'alphanett'"):
+        load_space("alphanett")
+    with pytest.raises(ValueError, match="Did you mean 'alphanet'"):
+        load_space("alphanett")
+    with pytest.raises(ValueError, match="there is no file"):
+        load_space(tmp_path / "none.toml")
+
+
+def test_binary_content_is_no_table(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ValueError, match="is not valid TOML"):
+        load_space(path)
+
+
+def test_a_family_may_be_a_class_of_ones_own_and_keeps_its_path():
+    space = space_from_table({"family": "kdnas.spaces.toy:Toy", "name": "x"})
+    assert space == Toy(name="x")
+    assert table_of(space)["family"] == "toy"
+
+
+def test_shared_folders_are_found_in_a_checkout():
+    assert (shared_folder("search_spaces") / "toy.toml").is_file()
+    assert shared_folder("search_spaces") == Path(__file__).parents[1] / "search_spaces"
