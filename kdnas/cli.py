@@ -116,6 +116,10 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
+def _commands(of: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    return next(a.choices for a in of._actions if isinstance(a, argparse._SubParsersAction))
+
+
 def _recipe_options(to: argparse.ArgumentParser) -> None:
     group = to.add_argument_group("training")
     for name, (kind, text) in RECIPE.items():
@@ -145,7 +149,12 @@ def _seconds(text: str) -> float:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command; a mistake of the user ends with a message and exit code 2, never with a traceback."""
     made = parser()
-    given = made.parse_args(arguments)
+    given, unknown = made.parse_known_args(arguments)
+    if unknown:
+        # The command's own parser knows the options that the misspelt one may be near.
+        asked = made if given.command is None else _commands(made)[given.command]
+        asked.error(f"unrecognized arguments: {' '.join(unknown)}")
+    sys.path.insert(0, str(Path.cwd()))  # package.module:function is looked for where the user stands
     if given.version:
         from importlib.metadata import version
 

@@ -3,6 +3,7 @@
 import abc
 import gzip
 import io
+import itertools
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -18,7 +19,6 @@ from torch import Tensor
 from kdnas.preprocessing import Preprocessing
 from kdnas.randomness import torch_rng
 from kdnas.spec import Spec, nearest, resolve, spec
-import itertools
 
 Augmentation = Literal["none", "shift", "crop_flip"]
 

@@ -112,7 +112,7 @@ class Definitions:
         if len(imports) < len(statements):
             raise ValueError(f"{module} imports {name!r} and changes it. Give the changed value another name.")
         statement = imports[-1]
-        alias = next(a for a in statement.names if name in (a.asname, a.name, a.name.partition(".")[0]))
+        alias = next(a for a in statement.names if name == (a.asname or a.name.partition(".")[0]))
         if isinstance(statement, ast.ImportFrom):
             target = importlib.util.resolve_name("." * statement.level + (statement.module or ""), held.package)
             if importable(target):
@@ -127,11 +127,12 @@ class Definitions:
         """What an attribute of a copied module stands for, such as `blocks.basic.resize`; None for other attributes."""
         *attributes, root = _leftwards(node)
         live: Found = self.find(module, root.id) if isinstance(root, ast.Name) else None
+        owner = None
         for attribute in reversed(attributes):
             if not isinstance(live, ModuleType) or not isinstance(attribute, ast.Attribute):
                 return None
             owner, live = live, getattr(live, attribute.attr, None)
-        return None if isinstance(live, ModuleType) or not attributes else Definition(owner.__name__, node.attr)
+        return None if owner is None or isinstance(live, ModuleType) else Definition(owner.__name__, node.attr)
 
     def use(self, module: str, owner: str, name: str) -> str:
         """The name, in the file, of what `name` is in `owner`, for code of `module`, which is to come after it."""
@@ -259,13 +260,12 @@ class _Copied(ast.NodeTransformer):
     def visit_Attribute(self, node: ast.Attribute) -> ast.AST:
         """An attribute of a copied module becomes a plain name."""
         *_, root = _leftwards(node)
-        found = None
         if isinstance(root, ast.Name) and root.id in self._free:
             found = self._definitions.find_attribute(self._module, node)
-        if found is None:
-            return self.generic_visit(node)
-        self._is_changed = True
-        return ast.copy_location(ast.Name(self._renamed(root.id, *found), node.ctx), node)
+            if found is not None:
+                self._is_changed = True
+                return ast.copy_location(ast.Name(self._renamed(root.id, *found), node.ctx), node)
+        return self.generic_visit(node)
 
     def visit_ClassDef(self, node: ast.ClassDef) -> ast.AST:
         """The class's own name."""

@@ -5,7 +5,7 @@ from typing import NamedTuple, final
 import torch
 from torch import Tensor, nn
 
-from kdnas.losses.base import Loss, Stage
+from kdnas.losses.base import Loss, Stage, frozen
 from kdnas.outputs import Outputs
 from kdnas.spec import Spec
 
@@ -15,6 +15,9 @@ class Term(NamedTuple):
 
     weight: float
     loss: Spec
+
+
+JOINT = Stage("joint", 1.0)
 
 
 @final
@@ -44,32 +47,34 @@ class Objective(nn.Module):
             loss.prepare(student, teacher, elastic=elastic)
 
     def forward(
-        self, student: Outputs, teacher: Outputs, labels: Tensor, stages: dict[str, Stage] | None = None
+        self, student: Outputs, teacher: Outputs, labels: Tensor, progress: float = 0.0
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The sum, and each term unweighted and detached.
+
+        While a staged loss uses itself alone, the others are left out; while it uses the task alone, it is; while it
+        prepares its parts, the student learns nothing.
 
         Args:
             student: the student's outputs.
             teacher: the teacher's outputs.
             labels: `[batch]`.
-            stages: the current stage of every staged loss, by name; while one of them uses itself alone, the others
-                are left out, and while one uses the task alone, it is.
+            progress: the share of the training that is done; decides every staged loss's stage.
         """
         total, parts = torch.zeros((), device=student.logits.device), {}
-        running = stages or {}
-        alone = [name for name, stage in running.items() if stage.uses == "loss"]
-        preparing = [name for name, stage in running.items() if stage.uses == "preparation"]
+        running = self.stages_at(progress)
+        alone = [name for name, stage in running.items() if stage.uses in ("loss", "preparation")]
         for (name, loss), weight in zip(self.losses.items(), self.weights, strict=True):
-            stage = running.get(name)
-            if preparing:
-                if name not in preparing:
-                    continue
-                assert isinstance(loss, Loss)
-                value = loss.preparation(teacher)
-            elif (alone and name not in alone) or (stage is not None and stage.uses == "task"):
+            assert isinstance(loss, Loss)
+            loss.progress = progress
+            stage = running.get(name, JOINT)
+            if (alone and name not in alone) or stage.uses == "task":
                 continue
+            if stage.uses == "preparation":
+                value = loss.preparation(teacher)
+            elif stage.trains == "student":
+                value = frozen(loss, student, teacher, labels)
             else:
-                value = loss(student, teacher, labels)
+                value = loss(student.detach() if stage.trains == "parts" else student, teacher, labels)
             total = total + weight * value
             parts[name] = value.detach()
         return total, parts
@@ -80,7 +85,7 @@ class Objective(nn.Module):
         for name, loss in self.losses.items():
             assert isinstance(loss, Loss)
             stages = loss.stages()
-            if len(stages) > 1 or stages[0].uses != "both":
+            if stages != (JOINT,):
                 found[name] = stages[-1]
                 passed = 0.0
                 for stage in stages:

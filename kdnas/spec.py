@@ -27,7 +27,7 @@ class Spec:
     arguments: tuple[tuple[str, Any], ...] = ()
 
     def build(self, expect: type | None = None, **more: Any) -> Any:
-        """Import the callable and call it; nested specs are built first.
+        """Import the callable and call it; nested specs are handed on for the callee to build.
 
         Args:
             expect: a class the callable must be, or derive from, or (for a function) return.
@@ -39,13 +39,11 @@ class Spec:
         target = resolve(self.make)
         if expect is not None and isinstance(target, type) and not issubclass(target, expect):
             raise ValueError(f"{self.make} must be a {expect.__name__}, but it derives from none.")
-        arguments = {name: _built(value) for name, value in self.arguments} | more
+        arguments = dict(self.arguments) | more
         _check_names(self.make, target, arguments)
         made = target(**arguments)
         if expect is not None and not isinstance(made, expect):
-            raise ValueError(
-                f"{self.make} must return a {expect.__name__}, it returned {type(made).__name__}."
-            )
+            raise ValueError(f"{self.make} must return a {expect.__name__}, it returned {type(made).__name__}.")
         return made
 
     def replace(self, **arguments: Any) -> "Spec":
@@ -80,9 +78,7 @@ def spec(make: Callable[..., Any] | str, **arguments: Any) -> Spec:
     if not isinstance(make, str):
         path = f"{make.__module__}:{make.__qualname__}"
         if "<" in path:
-            raise ValueError(
-                f"{path} has no importable name. Move it to the top of a module and pass it again."
-            )
+            raise ValueError(f"{path} has no importable name. Move it to the top of a module and pass it again.")
         make = path
     return Spec(make, tuple(sorted((name, _frozen(value)) for name, value in arguments.items())))
 
@@ -99,9 +95,7 @@ def resolve(path: str) -> Callable[..., Any]:
     try:
         found: Any = importlib.import_module(module)
     except ImportError as error:
-        raise ValueError(
-            f"cannot import {module!r} ({error}). Install it, or run from the folder it is in."
-        ) from error
+        raise ValueError(f"cannot import {module!r} ({error}). Install it, or run from the folder it is in.") from error
     for part in name.split("."):
         if not hasattr(found, part):
             raise ValueError(f"{module} has no {name!r}.{nearest(part, dir(found))}")
@@ -169,14 +163,6 @@ def _check_names(path: str, target: Callable[..., Any], arguments: Mapping[str, 
             and parameter.kind not in (parameter.VAR_POSITIONAL,)
         ):
             raise ValueError(f"{path} needs {name!r}, and it was not given.")
-
-
-def _built(value: Any) -> Any:
-    if isinstance(value, Spec):
-        return value.build()
-    if isinstance(value, tuple):
-        return tuple(_built(v) for v in value)
-    return value
 
 
 def _frozen(value: Any) -> Any:

@@ -40,9 +40,7 @@ def load_space(table: str | Path) -> SearchSpace:
             raise ValueError(f"no search space is named {str(table)!r}.{nearest(str(table), known)}")
         path = known[str(table)]
     if not path.is_file():
-        raise ValueError(
-            f"there is no file {path}. Give the path of a TOML table or a name from `kdnas list spaces`."
-        )
+        raise ValueError(f"there is no file {path}. Give the path of a TOML table or a name from `kdnas list spaces`.")
     try:
         content = tomllib.loads(path.read_text())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -77,9 +75,7 @@ def table_of(space: SearchSpace) -> dict[str, Any]:
     kind = type(space)
     module = kind.__module__
     family = (
-        module.removeprefix("kdnas.spaces.")
-        if module.startswith("kdnas.spaces.")
-        else f"{module}:{kind.__qualname__}"
+        module.removeprefix("kdnas.spaces.") if module.startswith("kdnas.spaces.") else f"{module}:{kind.__qualname__}"
     )
     return {"family": family, **unstructure(space)}
 

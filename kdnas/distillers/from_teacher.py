@@ -40,7 +40,7 @@ class FromTeacher(Distiller):
         """The sum, and the discriminators' own losses."""
         assert isinstance(model, Network)
         student = model(batch.images)
-        total, _ = self.objective(student, batch.teacher, batch.labels, self.objective.stages_at(step.progress))
+        total, _ = self.objective(student, batch.teacher, batch.labels, step.progress)
         yield "student", total
         yield from self.objective.adversaries(student.detach(), batch.teacher, batch.labels)
 

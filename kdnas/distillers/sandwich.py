@@ -61,6 +61,10 @@ class Sandwich(Distiller):
         if self.objective is not None:
             self.objective.prepare(largest, batch.teacher)
 
+    def restarts(self, total: int) -> frozenset[int]:
+        """Where a stage of one of the losses ends."""
+        return frozenset() if self.objective is None else self.objective.restarts(total)
+
     def losses(self, model: Model, batch: Batch, step: Step) -> Iterator[tuple[str, Tensor]]:
         """The largest's loss, then one per child."""
         assert isinstance(model, Supernet)
@@ -68,7 +72,7 @@ class Sandwich(Distiller):
         largest = model(batch.images, space.largest)
         loss = F.cross_entropy(largest.logits.float(), batch.labels, label_smoothing=self.label_smoothing)
         if self.objective is not None:
-            loss = loss + self.objective(largest, batch.teacher, batch.labels)[0]
+            loss = loss + self.objective(largest, batch.teacher, batch.labels, step.progress)[0]
         target: Outputs = largest.detach()
         yield "largest", loss
         del largest, loss  # the graph: one subnet's activations alive at a time

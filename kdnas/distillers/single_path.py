@@ -35,11 +35,15 @@ class SinglePath(Distiller):
         if self.objective is not None:
             self.objective.prepare(model(batch.images, model.space.largest), batch.teacher, elastic=True)
 
+    def restarts(self, total: int) -> frozenset[int]:
+        """Where a stage of one of the losses ends."""
+        return frozenset() if self.objective is None else self.objective.restarts(total)
+
     def losses(self, model: Model, batch: Batch, step: Step) -> Iterator[tuple[str, Tensor]]:
         """One loss."""
         assert isinstance(model, Supernet)
         student = model(batch.images, model.space.sample(step.rng("architectures")))
         loss = F.cross_entropy(student.logits.float(), batch.labels, label_smoothing=self.label_smoothing)
         if self.objective is not None:
-            loss = loss + self.objective(student, batch.teacher, batch.labels)[0]
+            loss = loss + self.objective(student, batch.teacher, batch.labels, step.progress)[0]
         yield "path", loss

@@ -75,7 +75,7 @@ class Opened:
         self.run.require("train", f"kdnas train EXPERIMENT --out {self.run.folder}")
         supernet = self.fresh_supernet()
         try:
-            supernet.load_state_dict(load_state(self.run.path(CHECKPOINT))["model"])
+            supernet.load_state_dict(load_state(self.run.path(CHECKPOINT))["training"]["model"])
         except RuntimeError as error:
             raise ValueError(
                 f"{self.run.path(CHECKPOINT)} is from another search space: {str(error).splitlines()[-1].strip()}"

@@ -2,7 +2,7 @@
 
 import abc
 from dataclasses import dataclass
-from typing import ClassVar, Literal, final
+from typing import Any, ClassVar, Literal, final
 
 import torch
 from torch import Tensor, nn
@@ -172,7 +172,7 @@ def connected_zero(*tensors: Tensor) -> Tensor:
     return torch.stack([t.sum() * 0 for t in tensors if t.numel()]).nan_to_num(0.0, 0.0, 0.0).sum()
 
 
-def frozen(part: nn.Module, *inputs: Tensor) -> Tensor:
+def frozen(part: nn.Module, *inputs: Any) -> Tensor:
     """The part's output with a graph to the inputs, not to its weights."""
     weights = {name: parameter.detach() for name, parameter in part.named_parameters()}
     return torch.func.functional_call(part, weights, inputs)

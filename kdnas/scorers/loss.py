@@ -6,6 +6,7 @@ from typing import Any, final
 from torch import Tensor
 
 from kdnas.losses.base import Loss as DistillationLoss
+from kdnas.losses.example import example
 from kdnas.outputs import Outputs
 from kdnas.search import Evidence, OutputScorer, Score
 from kdnas.spec import Spec, named
@@ -26,11 +27,13 @@ class Loss(OutputScorer):
     """
 
     def __init__(self, *, loss: Spec | str = "soft_targets") -> None:
-        made = (named("kdnas.losses", loss) if isinstance(loss, str) else loss).build(DistillationLoss)
-        self.loss: DistillationLoss = made
-        if getattr(made, "alignment", "nothing") == "channels" or any(True for _ in made.parameters()):
+        made = named("kdnas.losses", loss) if isinstance(loss, str) else loss
+        self.loss: DistillationLoss = made.build(DistillationLoss)
+        tried: DistillationLoss = made.build(DistillationLoss)
+        tried.prepare(*example(dense=tried.dense)[:2])
+        if any(True for _ in tried.parameters()):
             raise ValueError(
-                f"{type(made).__name__} has learnable parts, and an untrained part scores nothing. "
+                f"{type(tried).__name__} has learnable parts, and an untrained part scores nothing. "
                 "Use a loss without them, such as soft_targets, dist or representational."
             )
 

@@ -1,0 +1,243 @@
+"""The chain on the toy space: phase by phase, interrupted, and as a new user would type it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from kdnas.checkpoint import load_state
+from kdnas.cli import main
+from kdnas.run import Run
+from kdnas.student import load_source
+
+ROOT = Path(__file__).parent.parent
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "trained"
+    main(["train", "tests/toy.py", "--out", str(folder)])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def searched(trained):
+    main(["search", str(trained)])
+    return trained
+
+
+def test_training_leaves_what_later_commands_need(trained):
+    run = Run(trained)
+    assert set(run.manifest["phases"]) == {"teacher", "train"}
+    assert run.phase("train")["steps"] == 12
+    assert {m["phase"] for m in run.lines("metrics.jsonl")} == {"teacher", "train"}
+    assert {"largest", "smallest", "random"} == set(run.lines("metrics.jsonl")[-1]["losses"])
+    assert (trained / "teacher" / "weights.safetensors").exists()
+
+
+def test_the_same_command_on_a_finished_run_changes_nothing(trained):
+    before = (trained / "checkpoint.safetensors").read_bytes()
+    main(["train", "tests/toy.py", "--out", str(trained)])
+    assert (trained / "checkpoint.safetensors").read_bytes() == before
+
+
+def test_other_settings_on_an_existing_run_are_refused(trained, capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "tests/toy.py", "--out", str(trained), "--steps", "13"])
+    assert "another train" in capsys.readouterr().err
+
+
+def test_a_search_prints_the_ranking_with_its_controls(searched, capsys):
+    main(["search", str(searched), "--scorer", "accuracy", "--num-evaluations", "6"])
+    shown = capsys.readouterr().out
+    for text in (
+        "place",
+        "MACs",
+        "stopped because",
+        "tau between the score and parameters",
+        "number of layers",
+        "random",
+    ):
+        assert text in shown, text
+
+
+def test_json_is_one_object_and_nothing_else(searched, capsys):
+    main(["search", str(searched), "--num-evaluations", "6", "--budget", "macs=60000", "--json"])
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["places"][0]["place"] == 1
+    assert all(p["macs"] <= 60000 for p in shown["places"])
+    assert {"tau params", "tau macs", "tau layers", "random search"} <= set(shown["controls"])
+
+
+def test_a_search_appends_to_the_ranking(searched):
+    run = Run(searched)
+    before = run.ranking()
+    main(["search", str(searched), "--num-evaluations", "5"])
+    after = run.ranking()
+    assert after[: len(before)] == before
+    assert len({e.architecture for e in after[len(before) :] if e.searcher == "evolution"}) == 5
+
+
+def test_an_interrupted_search_goes_on_and_ends_like_an_uninterrupted_one(searched):
+    arguments = ["search", str(searched), "--num-evaluations", "9", "--max-time", "1000s"]
+    main(arguments)
+    run = Run(searched)
+    number = len(run.manifest["searches"])
+    whole = run.ranking(number)
+    # As after a kill: the search is still marked as running, and part of its lines were never written.
+    run.manifest["searches"][-1]["state"] = "running"
+    run.save()
+    lines = run.path("ranking.jsonl").read_text().splitlines()
+    run.path("ranking.jsonl").write_text("\n".join(lines[:-14]) + "\n" + lines[-14][:30])
+    main(arguments)
+    again = Run(searched)
+    assert len(again.manifest["searches"]) == number
+    assert [(e.code, e.score, e.searcher) for e in again.ranking(number)] == [
+        (e.code, e.score, e.searcher) for e in whole
+    ]
+
+
+def test_an_infeasible_budget_names_the_nearest(searched, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["search", str(searched), "--budget", "macs=100"])
+    assert stopped.value.code == 2
+    assert "infeasible" in capsys.readouterr().err
+
+
+def test_export_and_retrain_write_students_that_need_no_kdnas(searched, capsys):
+    main(["search", str(searched), "--num-evaluations", "6"])
+    capsys.readouterr()
+    main(["export", str(searched), "--place", "2", "--json"])
+    exported = json.loads(capsys.readouterr().out)
+    assert {"student", "code", "params", "macs", "checks"} <= set(exported)
+    folder = Path(exported["student"])
+    assert sorted(p.name for p in folder.iterdir() if p.is_file()) == [
+        "student.json",
+        "student.onnx",
+        "student.py",
+        "weights.safetensors",
+    ]
+    assert load_source(folder)(torch.rand(2, 3, 8, 8)).shape == (2, 3)
+    main(["retrain", str(folder), "--json", "--weights", "inherited", "--loss", "attention_transfer"])
+    retrained = json.loads(capsys.readouterr().out)
+    assert 0 <= retrained["accuracy"] <= 1
+    assert Path(retrained["student"]).name == "place-2-retrained"
+    card = json.loads((Path(retrained["student"]) / "student.json").read_text())
+    assert card["origin"]["retrained"]["weights"] == "inherited"
+    main(["retrain", str(folder), "--json", "--teacher", "none", "--steps", "2", "--out", str(searched / "alone")])
+    assert (searched / "alone" / "student.onnx").exists()
+
+
+def test_a_place_that_is_not_there_is_refused(searched, capsys):
+    with pytest.raises(SystemExit):
+        main(["export", str(searched), "--place", "99"])
+    assert "places 1 to" in capsys.readouterr().err
+
+
+def test_a_checkpoint_cut_short_or_of_another_space_is_refused(tmp_path, trained, capsys):
+    import shutil
+
+    broken = tmp_path / "broken"
+    shutil.copytree(trained, broken)
+    path = broken / "checkpoint.safetensors"
+    path.write_bytes(path.read_bytes()[:500])
+    with pytest.raises(SystemExit):
+        main(["search", str(broken)])
+    assert "damaged" in capsys.readouterr().err
+    shutil.copy(trained / "checkpoint.safetensors", path)
+    manifest = json.loads((broken / "run.json").read_text())
+    manifest["job"]["train"]["space"]["widths"] = [4, 16]
+    (broken / "run.json").write_text(json.dumps(manifest))
+    with pytest.raises(SystemExit):
+        main(["search", str(broken)])
+    assert "another search space" in capsys.readouterr().err
+
+
+def test_training_killed_at_any_time_ends_with_the_same_weights(tmp_path, trained):
+    """SIGKILL after the first checkpoint, then the same command: weights equal those of the uninterrupted run."""
+    folder = tmp_path / "killed"
+    code = "import kdnas.jobs.train as t; t.CHECKPOINT_SECONDS = 0.0; import sys; from kdnas.cli import main; main(sys.argv[1:])"
+    arguments = ["train", "tests/toy.py", "--out", str(folder)]
+    started = subprocess.Popen(
+        [sys.executable, "-c", code, *arguments], cwd=ROOT, env=ENVIRONMENT, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 120
+    while not (folder / "checkpoint.safetensors").exists():
+        assert started.poll() is None, "training ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    os.kill(started.pid, signal.SIGKILL)
+    started.wait()
+    main(arguments)
+    whole = load_state(trained / "checkpoint.safetensors")["training"]
+    resumed = load_state(folder / "checkpoint.safetensors")["training"]
+    assert whole["index"] == resumed["index"] == 12
+    for name, tensor in whole["model"].items():
+        assert torch.equal(tensor, resumed["model"][name]), name
+
+
+@pytest.mark.slow
+def test_the_whole_chain_from_one_command_line(tmp_path, capsys):
+    out = tmp_path / "run"
+    main(
+        [
+            "run",
+            "--data",
+            "tests.toy:data",
+            "--teacher",
+            "fit",
+            "--space",
+            "toy",
+            "--budget",
+            "macs=70000",
+            "--out",
+            str(out),
+            "--steps",
+            "4",
+            "--batch-size",
+            "16",
+            "--num-evaluations",
+            "8",
+        ]
+    )
+    shown = capsys.readouterr()
+    rows = [line.split()[0] for line in shown.out.splitlines() if line and not line[0].isspace()]
+    assert rows[:3] == ["teacher", "student", "control"]
+    for command in ("search", "export", "retrain", "report"):
+        assert f"next: kdnas {command}" in shown.err
+    assert "without a teacher" in shown.out
+    assert "within the budget" in shown.out
+    page = (out / "report.html").read_text()
+    assert "http://" not in page.replace("http://www.w3.org", "")
+    students = {p.name for p in (out / "students").iterdir()}
+    assert {"place-1", "student", "control", "random 1"} <= students
+    before = (out / "results.json").read_bytes()
+    main(
+        [
+            "run",
+            "--data",
+            "tests.toy:data",
+            "--teacher",
+            "fit",
+            "--space",
+            "toy",
+            "--budget",
+            "macs=70000",
+            "--out",
+            str(out),
+            "--steps",
+            "4",
+            "--batch-size",
+            "16",
+            "--num-evaluations",
+            "8",
+        ]
+    )
+    assert (out / "results.json").read_bytes() == before

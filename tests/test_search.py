@@ -1,0 +1,185 @@
+import random
+import time
+
+import pytest
+import torch
+
+from kdnas.cost import Budget, cost
+from kdnas.network import Network
+from kdnas.scorers.accuracy import Accuracy
+from kdnas.scorers.loss import Loss
+from kdnas.scorers.rdm import Rdm
+from kdnas.search import (
+    Entry,
+    Evidence,
+    Infeasible,
+    Limits,
+    OutputScorer,
+    Saved,
+    Score,
+    Scorer,
+    Uninformative,
+    check_feasible,
+    ranked,
+    score_all,
+    search,
+)
+from kdnas.searchers.evolution import Evolution
+from kdnas.searchers.exhaustive import Exhaustive
+from kdnas.searchers.random_search import RandomSearch
+from kdnas.supernet import Supernet
+from kdnas.tables import load_space
+from kdnas.teachers import Frozen
+from kdnas.training import initialised
+from tests.toy import data
+
+SPACE = load_space("toy").fitted(classes=3, image_channels=3)
+DATA = data()
+SEARCHERS = [Evolution, Exhaustive, RandomSearch]
+
+
+@pytest.fixture(scope="module")
+def supernet():
+    return initialised(lambda: Supernet(SPACE), 0).eval()
+
+
+@pytest.fixture(scope="module")
+def evidence():
+    network = initialised(lambda: Network(SPACE.blueprint(SPACE.largest)), 5)
+    pixels = DATA.search.take(torch.arange(20))
+    taught = Frozen(network, preprocessing=DATA.preprocessing)
+    return Evidence(pixels, DATA.normalise(pixels), DATA.search.labels[:20], taught(pixels))
+
+
+@pytest.mark.parametrize("scorer", [Rdm(), Rdm(compare="spearman", premature=1.0), Accuracy(), Loss()])
+def test_shared_prefixes_give_the_numbers_of_one_by_one_scoring(supernet, evidence, scorer):
+    architectures = list(SPACE.all())
+    saved = Saved()
+    together = score_all(supernet, architectures, scorer, evidence, saved)
+    for architecture, found in zip(architectures, together, strict=True):
+        alone = scorer.score(supernet.extract(architecture), evidence)
+        assert found.value == pytest.approx(alone.value, abs=1e-6)
+        assert found.parts == pytest.approx(alone.parts, abs=1e-5)
+    assert saved.one_by_one == sum(2 + sum(map(len, SPACE.blueprint(a).stages)) for a in architectures)
+    assert saved.evaluated < saved.one_by_one / 2
+
+
+def test_a_score_does_not_depend_on_what_was_scored_before(supernet, evidence):
+    rng = random.Random(0)
+    candidates = [SPACE.sample(rng) for _ in range(50)]
+    first = dict(zip(candidates, score_all(supernet, candidates, Rdm(), evidence), strict=True))
+    rng.shuffle(candidates)
+    assert dict(zip(candidates, score_all(supernet, candidates, Rdm(), evidence), strict=True)) == first
+
+
+def test_scoring_changes_neither_weights_nor_statistics(supernet, evidence):
+    before = {name: tensor.clone() for name, tensor in supernet.state_dict().items()}
+    score_all(supernet, list(SPACE.all()), Rdm(), evidence)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in supernet.state_dict().items())
+
+
+def test_batch_statistics_are_re_estimated_inside_a_score(supernet, evidence):
+    plain = Accuracy().score(supernet.extract(SPACE.largest), evidence)
+    spoiled = supernet.extract(SPACE.largest)
+    for module in spoiled.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.fill_(7.0)
+    assert Accuracy().score(spoiled, evidence) == plain
+
+
+def run(supernet, evidence, searcher, limits, budget=None, scorer=None, seed=0, known=None):
+    budget = budget or Budget()
+    made = searcher(space=SPACE, admits=lambda a: budget.admits(cost(SPACE.blueprint(a))), rng=random.Random(seed))
+    found = list(search(supernet, scorer or Rdm(), made, evidence, limits, known=known))
+    return found[:-1], found[-1]
+
+
+@pytest.mark.parametrize("searcher", SEARCHERS)
+@pytest.mark.parametrize("macs", [30_000, 50_000, 1e9])
+def test_no_network_over_budget_is_ever_scored(supernet, evidence, searcher, macs):
+    entries, _ = run(supernet, evidence, searcher, Limits(15), Budget(macs=macs, params=1500))
+    assert entries
+    assert all(e.macs <= macs and e.params <= 1500 for e in entries)
+
+
+@pytest.mark.parametrize("searcher", SEARCHERS)
+def test_unique_architectures_are_counted_and_the_end_is_explained(supernet, evidence, searcher):
+    entries, why = run(supernet, evidence, searcher, Limits(20))
+    assert len({e.architecture for e in entries}) == len(entries) == 20
+    assert "20 unique" in why
+    entries, why = run(supernet, evidence, searcher, Limits(1000))
+    assert len(entries) == 36
+    assert "36 unique" in why
+
+
+@pytest.mark.parametrize("searcher", SEARCHERS)
+def test_the_same_seed_asks_the_same_and_replayed_scores_resume_a_search(supernet, evidence, searcher):
+    whole, _ = run(supernet, evidence, searcher, Limits(24))
+    half, _ = run(supernet, evidence, searcher, Limits(11))
+    known = {e.architecture: Score(e.score, e.parts) for e in half}
+    resumed, _ = run(supernet, evidence, searcher, Limits(24), known=known)
+    assert [(e.code, e.score) for e in resumed] == [(e.code, e.score) for e in whole]
+
+
+class Slow(Scorer):
+    def score(self, student, evidence):
+        time.sleep(0.05)
+        return Score(random.random(), {})
+
+
+def test_the_time_limit_is_met_within_one_evaluation(supernet, evidence):
+    began = time.perf_counter()
+    entries, why = run(supernet, evidence, Exhaustive, Limits(1000, 0.3), scorer=Slow())
+    assert time.perf_counter() - began < 1.5
+    assert 1 <= len(entries) < 36
+    assert "time" in why
+
+
+class Constant(OutputScorer):
+    def judge(self, logits, digests, evidence):
+        return Score(1.0, {})
+
+
+def test_a_score_that_tells_nothing_apart_stops_the_search(supernet, evidence):
+    with pytest.raises(Uninformative, match="fewer than 3 distinct"):
+        run(supernet, evidence, RandomSearch, Limits(36), scorer=Constant())
+
+
+def test_evolution_finds_the_optimum_of_the_toy_space(supernet, evidence):
+    best = ranked(run(supernet, evidence, Exhaustive, Limits(36))[0])[0]
+    found = ranked(run(supernet, evidence, Evolution, Limits(36))[0])[0]
+    assert found.score == best.score
+
+
+def test_a_budget_below_the_smallest_network_names_the_nearest():
+    with pytest.raises(Infeasible, match=rf"infeasible.*{SPACE.code(SPACE.smallest)}"):
+        check_feasible(SPACE, Budget(macs=10), random.Random(0), attempts=20)
+    check_feasible(SPACE, Budget(macs=1e9), random.Random(0))
+
+
+def test_ties_go_to_the_network_that_uses_more_of_the_budget():
+    def entry(code, score, macs):
+        return Entry(SPACE.smallest, code, score, {}, 1, macs, 1, 0.0)
+
+    order = ranked([entry("a", 0.5, 10), entry("b", 0.5, 20), entry("c", 0.6, 5)])
+    assert [e.code for e in order] == ["c", "b", "a"]
+
+
+def test_an_entry_survives_json(supernet, evidence):
+    entry = run(supernet, evidence, RandomSearch, Limits(1))[0][0]
+    assert Entry.from_json(entry.to_json()) == entry
+
+
+def test_a_loss_with_untrained_parts_is_no_scorer():
+    with pytest.raises(ValueError, match="learnable parts"):
+        Loss(loss="hint")
+
+
+def test_a_network_scored_against_itself_has_similarity_one(supernet, evidence):
+    network = initialised(lambda: Network(SPACE.blueprint(SPACE.largest)), 5)
+    taught = Frozen(network, preprocessing=DATA.preprocessing)
+    from kdnas.network import batch_statistics
+
+    with batch_statistics(taught.module):
+        own = Evidence(evidence.pixels, evidence.images, evidence.labels, taught.teach(evidence.pixels, None))
+    assert Rdm().score(network, own).value == pytest.approx(1.0, abs=1e-5)

@@ -1,0 +1,132 @@
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from kdnas.blocks.basic import resize
+from kdnas.network import Network
+from kdnas.preprocessing import Preprocessing
+from kdnas.teachers import Frozen, Teacher, find_stages, fitted_teacher, load_teacher, load_weights
+
+GREY = Preprocessing(height=16, width=16, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
+
+
+class Small(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.one = nn.Conv2d(3, 4, 3, padding=1)
+        self.two = nn.Sequential(nn.Conv2d(4, 6, 3, stride=2, padding=1), nn.ReLU())
+        self.norm = nn.BatchNorm2d(6)
+        self.drop = nn.Dropout(0.5)
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.head(self.drop(self.norm(self.two(self.one(x)))).mean((2, 3)))
+
+
+def small():
+    return Small()
+
+
+def tokens():
+    class Block(nn.Module):
+        def forward(self, x):
+            return x + 1
+
+    return nn.Sequential(nn.Flatten(2), *(Block() for _ in range(8)), nn.Flatten(), nn.Linear(3 * 256, 3))
+
+
+def test_a_teacher_stays_in_evaluation_mode_without_gradients_whatever_is_asked():
+    taught = Frozen(small(), preprocessing=GREY)
+    taught.train()
+    taught.train(True)
+    assert not any(m.training for m in taught.modules())
+    pixels = torch.rand(4, 3, 16, 16)
+    before = taught.module.norm.running_mean.clone()
+    assert torch.equal(taught(pixels).logits, taught(pixels).logits)
+    assert torch.equal(taught.module.norm.running_mean, before)
+    assert not taught(pixels).logits.requires_grad
+    assert not any(p.requires_grad for p in taught.parameters())
+
+
+def test_a_teacher_resizes_and_normalises_for_itself():
+    module = small()
+    taught = Frozen(module, preprocessing=GREY)
+    pixels = torch.rand(2, 3, 8, 8)
+    expected = module((resize(pixels, 16, 16) - 0.5) / 0.25)
+    torch.testing.assert_close(taught(pixels).logits, expected.detach())
+
+
+def test_the_last_map_of_every_resolution_is_a_stage():
+    assert find_stages(small(), torch.rand(2, 3, 16, 16)) == ("one", "drop")
+    taught = Frozen(small(), preprocessing=GREY)
+    assert [tuple(f.shape) for f in taught(torch.rand(2, 3, 16, 16)).features] == [(2, 4, 16, 16), (2, 6, 8, 8)]
+
+
+def test_a_transformer_shows_four_blocks_evenly_spread():
+    assert find_stages(tokens(), torch.rand(2, 3, 16, 16)) == ("1", "3", "5", "8")
+
+
+def test_named_stages_are_taken_and_misspelt_ones_refused():
+    assert Frozen(small(), preprocessing=GREY, stages=("two.0",)).stages == ("two.0",)
+    with pytest.raises(ValueError, match="Did you mean 'two'"):
+        Frozen(small(), preprocessing=GREY, stages=("twoo",))
+
+
+def test_no_hook_is_left_behind():
+    taught = Frozen(small(), preprocessing=GREY)
+    taught(torch.rand(2, 3, 16, 16))
+    assert not any(m._forward_hooks for m in taught.modules())
+
+
+def test_the_fitted_teacher_has_a_stage_per_resolution():
+    network = Network(fitted_teacher((1, 8, 8), 10)).eval()
+    outputs = network(torch.rand(2, 1, 8, 8))
+    assert [f.shape[2] for f in outputs.features] == [8, 4, 2]
+    assert outputs.logits.shape == (2, 10)
+
+
+def test_a_users_own_function_is_a_teacher_and_other_classes_are_refused():
+    made = load_teacher("tests.test_teachers:small")
+    taught = made.build(Teacher, classes=3, preprocessing=GREY)
+    assert taught(torch.rand(2, 3, 16, 16)).logits.shape == (2, 3)
+    with pytest.raises(ValueError, match="knows 3 classes, the data has 10"):
+        made.build(Teacher, classes=10, preprocessing=GREY)
+
+
+def test_torchvision_networks_are_filled_from_a_weights_file(tmp_path):
+    from torchvision import models
+
+    module = models.get_model("resnet18", num_classes=3)
+    save_file(module.state_dict(), tmp_path / "w.safetensors")
+    made = load_teacher(f"torchvision:resnet18@{tmp_path / 'w.safetensors'}")
+    taught = made.build(
+        Teacher, classes=3, preprocessing=Preprocessing(height=64, width=64, mean=(0.5,) * 3, std=(1,) * 3)
+    )
+    pixels = torch.rand(2, 3, 64, 64)
+    torch.testing.assert_close(taught(pixels).logits, module.eval()(pixels - 0.5).detach())
+    assert len(taught(pixels).features) >= 4
+
+
+def test_weights_of_another_network_or_another_format_are_refused(tmp_path):
+    save_file({"x": torch.ones(1)}, tmp_path / "w.safetensors")
+    with pytest.raises(ValueError, match="does not fit"):
+        load_weights(small(), tmp_path / "w.safetensors")
+    (tmp_path / "w.pth").write_bytes(b"")
+    with pytest.raises(ValueError, match="safetensors files only"):
+        load_weights(small(), tmp_path / "w.pth")
+    with pytest.raises(ValueError, match="there is no weights file"):
+        load_weights(small(), tmp_path / "none.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("torchvision:resnt18@w.safetensors", "Did you mean"), ("fitt", "a teacher is fit"), ("a.b:c", "cannot import")],
+)
+def test_what_cannot_be_a_teacher_is_refused(text, message):
+    with pytest.raises(ValueError, match=message):
+        load_teacher(text).build(Teacher, classes=3, preprocessing=GREY)
+
+
+def test_fit_means_a_teacher_trained_in_the_run():
+    assert load_teacher("fit") is None

@@ -1,0 +1,56 @@
+"""Small data and an experiment on the toy space, importable by name from a command line."""
+
+import torch
+from torch import nn
+
+from kdnas.cost import Budget
+from kdnas.data import Data, TensorImages
+from kdnas.jobs.settings import Experiment, Retrain, Search, Train
+from kdnas.randomness import torch_rng
+from kdnas.spec import spec
+from kdnas.tables import load_space
+from kdnas.training import Recipe
+
+
+def part(count: int, name: str, classes: int = 3) -> TensorImages:
+    labels = torch.arange(count) % classes
+    noise = torch.rand(count, 3, 8, 8, generator=torch_rng(name)) * 0.6
+    for label in range(classes):
+        noise[labels == label, label % 3, label : label + 3] += 0.4
+    return TensorImages(noise, labels)
+
+
+def data() -> Data:
+    return Data(part(48, "train"), part(30, "search"), part(30, "test"), class_names=("a", "b", "c"))
+
+
+def experiment() -> Experiment:
+    return Experiment(
+        train=Train(
+            space=load_space("toy"),
+            data=spec("tests.toy:data"),
+            recipe=Recipe(steps=12, batch_size=16, learning_rate=0.05),
+            teacher_recipe=Recipe(steps=3, batch_size=16, learning_rate=0.05),
+        ),
+        search=Search(budget=Budget(macs=70_000), num_evaluations=12, num_images=30),
+        retrain=Retrain(recipe=Recipe(steps=3, batch_size=16, learning_rate=0.05)),
+    )
+
+
+class Cnn(nn.Module):
+    def __init__(self, classes: int = 3) -> None:
+        super().__init__()
+        self.one = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU())
+        self.two = nn.Sequential(nn.Conv2d(6, 12, 3, stride=2, padding=1), nn.BatchNorm2d(12), nn.ReLU())
+        self.head = nn.Linear(12, classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.two(self.one(x)).mean((2, 3)))
+
+
+def cnn() -> nn.Module:
+    return Cnn()
+
+
+def other_classes() -> nn.Module:
+    return Cnn(7)
