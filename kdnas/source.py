@@ -88,7 +88,7 @@ def student_source(blueprint: Blueprint, preprocessing: Preprocessing, class_nam
             other than torch.
     """
     check_modules(blueprint)
-    own = {one.make.partition(":")[0].partition(".")[0] for one in _specs(blueprint)}
+    own = {layer.make.make.partition(":")[0].partition(".")[0] for _, layer in blueprint.named()}
     definitions = Definitions({"kdnas", *own}, reserved=("CLASS_NAMES", "Student", "load", "main"))
     for one in _IMPORTS:
         definitions.name_import(one)
@@ -115,33 +115,34 @@ def student_source(blueprint: Blueprint, preprocessing: Preprocessing, class_nam
 
 
 def check_modules(blueprint: Blueprint) -> None:
-    """Raise a ValueError unless every spec of the blueprint names a class derived from nn.Module.
+    """Raise a ValueError unless every layer is a class derived from nn.Module with plain values as arguments.
 
     A blueprint may come from a file. Held to this, building its network calls nothing else.
     """
-    for one in _specs(blueprint):
-        found = resolve(one.make)
+    for position, layer in blueprint.named():
+        found = resolve(layer.make.make)
         if not (inspect.isclass(found) and issubclass(found, nn.Module)):
-            raise ValueError(f"a layer is made by a class derived from torch.nn.Module, and {one.make} is none.")
+            raise ValueError(
+                f"a layer is made by a class derived from torch.nn.Module, and {layer.make.make} at {position} is none."
+            )
+        if any(isinstance(value, Spec) for value in _flat(value for _, value in layer.make.arguments)):
+            raise ValueError(
+                f"a layer takes numbers, strings and tuples of them, and {layer} at {position} takes a spec. "
+                "Let the layer choose its parts by name."
+            )
 
 
-def _specs(blueprint: Blueprint) -> Iterator[Spec]:
-    """The spec of every layer, and those among their arguments."""
-
-    def inside(values: Iterable[Any]) -> Iterator[Spec]:
-        for value in values:
-            if isinstance(value, Spec):
-                yield value
-                yield from inside(argument for _, argument in value.arguments)
-            elif isinstance(value, tuple):
-                yield from inside(value)
-
-    return inside(layer.make for _, layer in blueprint.named())
+def _flat(values: Iterable[Any]) -> Iterator[Any]:
+    for value in values:
+        if isinstance(value, tuple):
+            yield from _flat(value)
+        else:
+            yield value
 
 
 def _layer_lines(blueprint: Blueprint, preprocessing: Preprocessing, definitions: Definitions) -> list[str]:
     def call(before: str, make: Spec, after: str, indent: int) -> list[str]:
-        return bracketed(f"{before}{_class(make, definitions)}(", _arguments(make, definitions), f"){after}", indent)
+        return bracketed(f"{before}{_class(make, definitions)}(", _arguments(make), f"){after}", indent)
 
     lines = []
     for name in ("mean", "std"):
@@ -159,17 +160,10 @@ def _layer_lines(blueprint: Blueprint, preprocessing: Preprocessing, definitions
     return lines + call("self.head = ", blueprint.head.make, "", 8)
 
 
-def _arguments(make: Spec, definitions: Definitions) -> list[str]:
-    def written(value: Any) -> str:
-        if isinstance(value, Spec):
-            return f"{_class(value, definitions)}({', '.join(_arguments(value, definitions))})"
-        if isinstance(value, tuple):
-            return f"({', '.join(map(written, value))}{',' if len(value) == 1 else ''})"
-        return _literal(value)
-
+def _arguments(make: Spec) -> list[str]:
     order = list(inspect.signature(resolve(make.make)).parameters)
     given = sorted(make.arguments, key=lambda pair: order.index(pair[0]) if pair[0] in order else len(order))
-    return [f"{name}={written(value)}" for name, value in given]
+    return [f"{name}={_literal(value)}" for name, value in given]
 
 
 def _class(make: Spec, definitions: Definitions) -> str:
@@ -183,6 +177,8 @@ def _class(make: Spec, definitions: Definitions) -> str:
 
 
 def _literal(value: Any) -> str:
+    if isinstance(value, tuple):
+        return f"({', '.join(map(_literal, value))}{',' if len(value) == 1 else ''})"
     if isinstance(value, float) and not math.isfinite(value):
         return f'float("{value}")'
     if isinstance(value, str) and '"' not in value:

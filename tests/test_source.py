@@ -245,28 +245,32 @@ def test_packages_relative_imports_and_names_for_type_checking_are_followed(modu
     assert "from __future__ import annotations" in source
 
 
-def test_layers_among_the_arguments_and_every_kind_of_value_are_written(module):
+def test_every_kind_of_argument_is_written_in_the_order_of_the_signature(module):
     module(
         "own",
         """
         from torch import nn
 
-        class Both(nn.Module):
-            def __init__(self, parts, text=None, limit=1.0, flags=()):
+        class Block(nn.Module):
+            def __init__(self, sizes=(), text=None, limit=1.0, flags=(), count=0):
                 super().__init__()
-                self.parts = nn.ModuleList(parts)
-                assert text == 'say "hi"' and limit == float("inf") and flags == (True, (1, None))
+                assert (sizes, text, limit) == ((3,), 'say "hi"', float("inf")) and flags == (True, (1, None))
+                self.limit = count
 
             def forward(self, x):
-                return sum(part(x) for part in self.parts)
+                return x * self.limit
         """,
     )
-    parts = (spec(torch.nn.ReLU), spec("kdnas.blocks.basic:ConvNormAct", outputs=4, inputs=4))
-    both = layer("own:Both", parts=parts, text='say "hi"', limit=float("inf"), flags=(True, (1, None)))
-    blueprint = blueprint_with(both)
-    source = written(blueprint)
-    assert_same(blueprint, source)
-    assert "parts=(nn.ReLU(), ConvNormAct(inputs=4, outputs=4))" in source
+    flags = (True, (1, None))
+    block = layer("own:Block", count=2, sizes=(3,), text='say "hi"', limit=float("inf"), flags=flags)
+    source = written(blueprint_with(block))
+    assert_same(blueprint_with(block), source)
+    assert """Block(sizes=(3,), text='say "hi"', limit=float("inf"), flags=(True, (1, None)), count=2)""" in source
+
+
+def test_a_layer_that_takes_a_spec_is_refused():
+    with pytest.raises(ValueError, match=r"stages.0.0 takes a spec"):
+        written(blueprint_with(layer(torch.nn.Sequential, parts=(spec(torch.nn.ReLU),))))
 
 
 @pytest.mark.parametrize(
