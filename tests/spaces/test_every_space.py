@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import json
 import random
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from own_space import Own
 
 import kdnas.blocks
 from kdnas.architecture import Architecture
@@ -177,3 +179,30 @@ def test_blocks_import_torch_the_standard_library_and_blocks_only():
             for module in modules:
                 assert module.split(".")[0] in allowed, (path.name, module)
                 assert not module.startswith("kdnas") or module.startswith("kdnas.blocks."), (path.name, module)
+
+
+PAGE = (Path(__file__).parents[2] / "docs" / "spaces.md").read_text()
+
+
+def test_the_documentation_lists_every_table_with_its_count():
+    rows = dict(re.findall(r"^\| `(\w+)` \|[^|]*\| ([^|*\\]*)", PAGE, re.MULTILINE))
+    assert sorted(name for name in rows if name in TABLES) == TABLES
+    for name in TABLES:
+        count = space_of(name).count()
+        assert rows[name].strip() in (f"{count:,}", f"{count:.2e}"), name
+
+
+def test_the_documented_space_of_ones_own_is_the_one_tested_here():
+    own = Path(__file__).with_name("own_space.py").read_text()
+    assert own in PAGE
+    assert len(own.splitlines()) <= 60
+
+
+def test_a_space_of_ones_own_keeps_the_laws():
+    space = space_from_table({"family": "own_space:Own", "widths": [4, 8], "resolutions": [8]})
+    assert isinstance(space, Own) and space.count() == (2 * (2 + 4)) ** 3
+    assert table_of(space)["family"] == "own_space:Own"
+    supernet, rng = Supernet(space).eval(), random.Random(0)
+    for architecture in (space.smallest, space.largest, *(space.sample(rng) for _ in range(5))):
+        _is_its_student(supernet, architecture)
+        assert cost(space.blueprint(space.smallest)).macs <= cost(space.blueprint(architecture)).macs

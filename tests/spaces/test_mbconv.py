@@ -275,6 +275,16 @@ def test_the_squeezed_channels_follow_the_kind():
     assert squeezed("efficientnet") == 4  # a quarter of 16
 
 
+def test_drop_path_leaves_the_shortcut_alone():
+    block = MBConv(2, 2, 4, shortcut="identity", drop_path=0.5)
+    x = torch.randn(16, 2, 4, 4)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        same = (block(x) == x).flatten(1).all(1)
+    assert 0 < same.sum() < 16
+    assert not (block.eval()(x) == x).flatten(1).all(1).any()
+
+
 def test_drop_path_acts_only_where_the_shortcut_is_the_plain_identity():
     rows = [row | {"drop_path": 0.3} for row in SMALL["stages"]]
     space = small(stages=rows, shortcut="always")
