@@ -11,17 +11,38 @@ from torch import Tensor
 from kdnas.numerics import centre, safe_normalize, widen
 
 
-def dissimilarity(feature: Tensor) -> Tensor:
+def dissimilarity(feature: Tensor | Sequence[Tensor]) -> Tensor:
     """Representational dissimilarity matrix: `RDM_ij = 1 - Pearson(feature_i, feature_j)`.
 
     Shapes: `[batch, ...]` to `[batch, batch]`, symmetric, zero diagonal, entries in [0, 2]. A sample whose
     activations are constant correlates 0 with every other.
 
+    Args:
+        feature: one row per sample; or the rows in batches of any sizes, of which two at a time are widened and
+            normalised, so that a probe of many images needs no second copy of its activations.
+
     Reference: Bashivan, Tensen, DiCarlo, Teacher Guided Architecture Search, ICCV 2019, section 3.
     """
-    rows = widen(feature).flatten(1)
-    rows = safe_normalize(centre(rows))
-    matrix = 1 - (rows @ rows.T).clamp(-1, 1)
+    if isinstance(feature, Tensor):
+        rows = _directions(feature)
+        return _as_dissimilarity(rows @ rows.T)
+    blocks: list[list[Tensor]] = [[] for _ in feature]
+    for i, first in enumerate(feature):
+        rows = _directions(first)
+        for j, second in enumerate(feature[: i + 1]):
+            block = rows @ (rows if i == j else _directions(second)).T
+            blocks[i].append(block)
+            if i != j:
+                blocks[j].append(block.T)
+    return _as_dissimilarity(torch.cat([torch.cat(row, 1) for row in blocks]))
+
+
+def _directions(feature: Tensor) -> Tensor:
+    return safe_normalize(centre(widen(feature).flatten(1)))
+
+
+def _as_dissimilarity(correlations: Tensor) -> Tensor:
+    matrix = 1 - correlations.clamp(-1, 1)
     matrix = (matrix + matrix.T) / 2  # a matrix product is symmetric only up to rounding
     return matrix * (1 - torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device))
 
@@ -53,16 +74,28 @@ def rdm_similarity(student: Tensor, teacher: Tensor, compare: str = "pearson") -
         teacher: the teacher's matrix.
         compare: `pearson` or `spearman` (no gradient).
     """
-    a, b = upper(student), upper(teacher)
-    if len(a) < 2:
-        return a.sum() * 0
-    # Entries are 1 minus a rounded correlation; a spread of that size is none, and would be blown up to r = +-1.
-    a, b = (t * (t.detach().amax() - t.detach().amin() > 64 * torch.finfo(t.dtype).eps) for t in (a, b))
-    if compare == "spearman":
-        a, b = ranks(a), ranks(b)
-    elif compare != "pearson":
+    a, b = triangle(student, compare), triangle(teacher, compare)
+    return a.sum() * 0 if len(a) < 2 else pearson(a, b)
+
+
+def triangle(matrix: Tensor, compare: str = "pearson") -> Tensor:
+    """What a dissimilarity matrix is compared by: its strict upper triangle, or for `spearman` the ranks in it.
+
+    Zero where all entries are equal: they are 1 minus a rounded correlation, and a spread of that size is none, but
+    would be blown up to r = +-1.
+
+    Args:
+        matrix: `[batch, batch]`.
+        compare: `pearson` or `spearman` (no gradient).
+    """
+    if compare not in ("pearson", "spearman"):
         raise ValueError(f"compare must be pearson or spearman, got {compare!r}.")
-    return pearson(a, b)
+    entries = upper(matrix)
+    if len(entries) == 0:
+        return entries
+    spread = entries.detach().amax() - entries.detach().amin()
+    entries = entries * (spread > 64 * torch.finfo(entries.dtype).eps)
+    return ranks(entries) if compare == "spearman" else entries
 
 
 def linear_cka(student: Tensor, teacher: Tensor) -> Tensor:
@@ -70,14 +103,43 @@ def linear_cka(student: Tensor, teacher: Tensor) -> Tensor:
 
     Reference: Kornblith et al., Similarity of Neural Network Representations Revisited, ICML 2019, section 3.
     """
-    grams = []
-    for feature in (student, teacher):
-        rows = widen(feature).flatten(1)
-        rows = centre(rows, 0)
-        largest = rows.detach().abs().amax()
-        rows = rows / torch.where(largest > 0, largest, 1.0)
-        grams.append((rows @ rows.T).flatten())
-    return (safe_normalize(grams[0]) * safe_normalize(grams[1])).sum()
+    return (unit_gram(student) * unit_gram(teacher)).sum()
+
+
+def unit_gram(feature: Tensor) -> Tensor:
+    """The Gram matrix of a feature centred over the batch, as a vector of norm 1: `[batch, ...]` to `[batch^2]`.
+
+    Zero for a feature that is the same for all samples.
+    """
+    rows = centre(widen(feature).flatten(1), 0)
+    largest = rows.detach().abs().amax()
+    rows = rows / torch.where(largest > 0, largest, 1.0)
+    return safe_normalize((rows @ rows.T).flatten())
+
+
+def relative_l1(student: Tensor, teacher: Tensor) -> Tensor:
+    r"""DNA's rating of a block: $\|Y - \hat Y\|_1 / (K \sigma(Y))$, teacher $Y$, student $\hat Y$, both of $K$ entries.
+
+    $\sigma$ is the standard deviation of all the teacher's entries, divided by $K$. 0 where the two are equal; the
+    scale of the teacher's feature cancels when the student's follows it. A constant teacher has no deviation: its
+    absolute value stands in, and 1 for a teacher of zeros.
+
+    Reference: Li et al., Blockwisely Supervised NAS with Knowledge Distillation, CVPR 2020, equation 7 (the rating).
+
+    Raises:
+        ValueError: other shapes.
+    """
+    if student.shape != teacher.shape:
+        raise ValueError(
+            f"relative_l1 compares equal shapes, got {tuple(student.shape)} and {tuple(teacher.shape)}. Fit an adapter."
+        )
+    y = widen(teacher).flatten()
+    largest = y.detach().abs().amax()
+    scale = torch.where(largest > 0, largest, 1.0)
+    # Divided before it is squared: the squares of large maps overflow, those of small ones vanish.
+    deviation = centre(y / scale).square().mean().sqrt()
+    unit = scale * torch.where(deviation > 0, deviation, 1.0)
+    return ((widen(student).flatten() - y) / unit).abs().mean()
 
 
 def kendall(x: ArrayLike, y: ArrayLike) -> float:
