@@ -12,6 +12,7 @@ from typing import Any, Self, final
 from kdnas.architecture import Architecture, Choice, Value
 from kdnas.spec import Spec, nearest, spec
 
+_REMEMBERED = 10_000  # blueprints; each is a few kilobytes
 _DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 
 
@@ -184,11 +185,21 @@ class SearchSpace(abc.ABC):
 
     @final
     def blueprint(self, architecture: Architecture) -> Blueprint:
-        """The network of an architecture, as a value."""
-        architecture = self.canonical(architecture)
-        stem, stages, head = self.layers(architecture)
-        side = architecture.whole("resolution") if "resolution" in architecture else self.resolutions[0]
-        return Blueprint(stem, stages, head, (self.image_channels, side, side))
+        """The network of an architecture, as a value; the latest ones are remembered."""
+        found = self._blueprints.get(architecture)
+        if found is None:
+            canonical = self.canonical(architecture)
+            stem, stages, head = self.layers(canonical)
+            side = canonical.whole("resolution") if "resolution" in canonical else self.resolutions[0]
+            found = Blueprint(stem, stages, head, (self.image_channels, side, side))
+            if len(self._blueprints) >= _REMEMBERED:
+                self._blueprints.clear()
+            self._blueprints[architecture] = found
+        return found
+
+    @functools.cached_property
+    def _blueprints(self) -> dict[Architecture, Blueprint]:
+        return {}
 
     @final
     def decide(self, pick: Callable[[Choice], Value]) -> Architecture:
