@@ -64,17 +64,20 @@ def parser() -> argparse.ArgumentParser:
     whole.add_argument(
         "--teacher",
         default="fit",
-        help="fit, torchvision:NAME, timm:NAME (either @weights.safetensors), checkpoint:FOLDER, module:function",
+        help="fit, torchvision:NAME, timm:NAME (either @weights.safetensors), checkpoint:FOLDER, module:function, "
+        "ensemble:SPEC,SPEC, route:SPEC,SPEC",
     )
     whole.add_argument("--space", required=True, help="a TOML table, or a name from `kdnas list spaces`")
     whole.add_argument("--out", type=Path, required=True, help="the run folder")
     whole.add_argument("--distiller", default="sandwich", help="how the supernet learns; see `kdnas list distillers`")
+    _loss_option(whole)
     _search_options(whole)
     _recipe_options(whole)
 
     train = command("train", _train, "train a supernet; on an existing run of the same experiment, resume")
     train.add_argument("experiment", help="a Python file that defines experiment(), or a name from experiments/")
     train.add_argument("--out", type=Path, required=True, help="the run folder")
+    _loss_option(train)
     _recipe_options(train)
 
     search = command("search", _search, "rank subnets of a run by teacher similarity; appends to its ranking")
@@ -95,7 +98,7 @@ def parser() -> argparse.ArgumentParser:
     retrain.add_argument("--weights", choices=("fresh", "inherited"), help="where to start")
     retrain.add_argument("--teacher", help="another teacher, or none for the labels alone")
     retrain.add_argument("--data", help="other data")
-    retrain.add_argument("--loss", action="append", default=[], metavar="NAME[=WEIGHT]", help="add a distillation loss")
+    _loss_option(retrain)
     retrain.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     _recipe_options(retrain)
 
@@ -118,6 +121,11 @@ def parser() -> argparse.ArgumentParser:
 
 def _commands(of: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
     return next(a.choices for a in of._actions if isinstance(a, argparse._SubParsersAction))
+
+
+def _loss_option(to: argparse.ArgumentParser) -> None:
+    text = "a distillation loss beside the labels; may be repeated; see `kdnas list losses`"
+    to.add_argument("--loss", action="append", default=[], metavar="NAME[=WEIGHT]", help=text)
 
 
 def _recipe_options(to: argparse.ArgumentParser) -> None:
@@ -196,7 +204,7 @@ def _chain(experiment: Any, out: Path) -> None:
 def _run(given: argparse.Namespace) -> None:
     _say(f"kdnas run: {given.data} into {given.out}")
     from kdnas.data import Data, load_data
-    from kdnas.jobs.settings import Experiment, Retrain, Search, Train, with_overrides
+    from kdnas.jobs.settings import Experiment, Retrain, Search, Train, with_losses, with_overrides
     from kdnas.spec import named
     from kdnas.tables import load_space
     from kdnas.teachers import load_teacher
@@ -205,7 +213,7 @@ def _run(given: argparse.Namespace) -> None:
     space = load_space(given.space)
     data = load_data(given.data)
     teacher = load_teacher(given.teacher)
-    distiller = named("kdnas.distillers", given.distiller)
+    distiller = with_losses(named("kdnas.distillers", given.distiller), given.loss)
     search = _search_settings(given, Search())
     _say(f"search space {space.name}: {space.count():,} architectures, {len(space.choices)} choices")
     loaded = data.build(Data)
@@ -246,12 +254,14 @@ def _train(given: argparse.Namespace) -> None:
     _say(f"kdnas train: {given.experiment} into {given.out}")
     import dataclasses
 
-    from kdnas.jobs.settings import load_experiment, with_overrides
+    from kdnas.jobs.settings import load_experiment, with_losses, with_overrides
     from kdnas.jobs.train import train
 
     experiment = load_experiment(given.experiment)
     recipe = with_overrides(experiment.train.recipe, _overrides(given))
-    experiment = dataclasses.replace(experiment, train=dataclasses.replace(experiment.train, recipe=recipe))
+    distiller = with_losses(experiment.train.distiller, given.loss)
+    settings = dataclasses.replace(experiment.train, recipe=recipe, distiller=distiller)
+    experiment = dataclasses.replace(experiment, train=settings)
     space = experiment.train.space
     _say(f"search space {space.name}: {space.count():,} architectures, {len(space.choices)} choices")
     opened = train(experiment, given.out)

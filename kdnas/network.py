@@ -46,6 +46,23 @@ class Network(nn.Module):
             features.append(x)
         return Outputs(self.head(x), tuple(features), images=images)
 
+    def rest(self, stage: int, feature: Tensor) -> Tensor:
+        """The logits that the layers after a stage give for this map in place of the stage's own output.
+
+        In training mode their batch norms use this map's statistics and leave the running ones alone.
+        """
+        later = (*self.stages[stage + 1 :], self.head)
+        norms = [m for part in later for m in part.modules() if isinstance(m, BATCH_NORMS) and m.track_running_stats]
+        for norm in norms:
+            norm.track_running_stats = False
+        try:
+            for part in later:
+                feature = part(feature)
+        finally:
+            for norm in norms:
+                norm.track_running_stats = True
+        return feature
+
     def plain(self) -> nn.Sequential:
         """The same modules as a Sequential from images to logits, for every tool outside."""
         return nn.Sequential(self.stem, *self.stages, self.head)

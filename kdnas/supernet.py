@@ -98,6 +98,14 @@ class Supernet(nn.Module):
         logits = self.run("head", blueprint.head, x, **modes)
         return Outputs(logits, tuple(features), images=images)
 
+    def rest(self, stage: int, feature: Tensor, architecture: Architecture) -> Tensor:
+        """The logits that a subnet's layers after a stage give for this map in place of the stage's own output."""
+        blueprint = self.space.blueprint(architecture)
+        for i in range(stage + 1, len(blueprint.stages)):
+            for j, layer in enumerate(blueprint.stages[i]):
+                feature = self.run(f"stages.{i}.{j}", layer, feature, batch_statistics=True)
+        return self.run("head", blueprint.head, feature, batch_statistics=True)
+
     def run(
         self, name: str, layer: Layer, x: Tensor, *, regularise: bool = True, batch_statistics: bool = False
     ) -> Tensor:

@@ -2,10 +2,11 @@
 
 import abc
 import importlib
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self, final
+from typing import Any, Literal, Self, final
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +24,13 @@ class Teacher(nn.Module, abc.ABC):
     """Takes pixels in [0, 1] and gives Outputs, without a graph.
 
     Its parameters are frozen, `train()` leaves it in evaluation mode, and its weights are no part of a checkpoint.
+
+    Attributes:
+        progress: the share of the student's training that is done, for teachers that change with it; the training
+            loop assigns it before each step. 1 outside of training.
     """
+
+    progress: float = 1.0
 
     @final
     def train(self, mode: bool = True) -> Self:
@@ -79,7 +86,7 @@ class Frozen(Teacher):
         images = normalise(resize(pixels, self.preprocessing.height, self.preprocessing.width), self.preprocessing)
         if isinstance(self.module, Network):
             return self.module(images)
-        with _recorded(self.module, self.stages) as seen:
+        with recorded(self.module, self.stages) as seen:
             found = self.module(images)
         if isinstance(found, Outputs):
             return found
@@ -90,8 +97,79 @@ class Frozen(Teacher):
         return torch.zeros(2, len(p.mean), p.height, p.width)
 
 
+@final
+class Ensemble(Teacher):
+    """Several teachers as one: `log mean_m softmax(z_m)` or `mean_m z_m` as logits, each teacher in `members`.
+
+    The features are those of the first teacher; losses over several teachers read `members`.
+
+    Args:
+        teachers: at least two, of the same classes.
+        mean: of `probabilities` or of `logits`.
+
+    Raises:
+        ValueError: fewer than two teachers, another mean, or teachers of different classes.
+
+    Reference: Hinton, Vinyals, Dean, Distilling the Knowledge in a Neural Network, 2015, section 2 (arithmetic or
+        geometric mean of the teachers' distributions).
+    """
+
+    def __init__(self, teachers: Sequence[Teacher], *, mean: Literal["probabilities", "logits"] = "probabilities"):
+        super().__init__()
+        if len(teachers) < 2:
+            raise ValueError(f"an ensemble has at least two teachers, got {len(teachers)}.")
+        if mean not in ("probabilities", "logits"):
+            raise ValueError(f"mean must be probabilities or logits, got {mean!r}.")
+        self.teachers, self.mean = nn.ModuleList(teachers), mean
+        self.freeze()
+
+    def teach(self, pixels: Tensor, labels: Tensor | None) -> Outputs:
+        """The joint logits, the first teacher's features, and every teacher's own outputs."""
+        members = tuple(teacher(pixels, labels) for teacher in self.teachers)
+        shapes = [tuple(member.logits.shape[1:]) for member in members]
+        if len(set(shapes)) > 1:
+            raise ValueError(f"teachers of an ensemble know the same classes, got logits of shapes {shapes}.")
+        logits = torch.stack([member.logits.float() for member in members])
+        if self.mean == "logits":
+            return members[0]._replace(logits=logits.mean(0), members=members)
+        # In logarithms: a mean of probabilities that underflowed would be 0.
+        joint = logits.log_softmax(2).logsumexp(0) - math.log(len(members))
+        return members[0]._replace(logits=joint, members=members)
+
+
+@final
+class Route(Teacher):
+    """One teacher at several times of its own training: the student's progress picks the snapshot.
+
+    Snapshot `k` of `n` teaches in the `k`-th of `n` equal parts of the student's training, the last one also outside
+    of training. With the loss `route_constrained`, whose `num_anchors` is then `n`, this is route-constrained
+    optimisation; any other loss follows the route too.
+
+    Args:
+        snapshots: the teacher's snapshots, in the order of its training.
+
+    Raises:
+        ValueError: no snapshots.
+
+    Reference: Jin et al., Knowledge Distillation via Route Constrained Optimization, ICCV 2019, section 3.
+    """
+
+    def __init__(self, snapshots: Sequence[Teacher]) -> None:
+        super().__init__()
+        if not snapshots:
+            raise ValueError("a route has at least one snapshot, got none.")
+        self.snapshots = nn.ModuleList(snapshots)
+        self.freeze()
+
+    def teach(self, pixels: Tensor, labels: Tensor | None) -> Outputs:
+        """What the snapshot of now shows."""
+        count = len(self.snapshots)
+        # The step at which a part begins belongs to it, whatever the product of the shares is rounded to.
+        return self.snapshots[min(int(self.progress * count + 1e-9), count - 1)](pixels, labels)
+
+
 @contextmanager
-def _recorded(module: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
+def recorded(module: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
     """Outputs of submodules during one call: registered, filled and removed here."""
     seen: dict[str, Tensor] = {}
     handles = []
@@ -118,7 +196,7 @@ def find_stages(module: nn.Module, images: Tensor, most: int = 6) -> tuple[str, 
     """
     names = [name for name, _ in module.named_modules() if name]
     order: list[str] = []
-    with _recorded(module, names) as seen, torch.no_grad():
+    with recorded(module, names) as seen, torch.no_grad():
         module(images)
         order = list(seen)
     maps = [n for n in order if seen[n].dim() == 4 and seen[n].shape[2] * seen[n].shape[3] > 1]
@@ -170,7 +248,8 @@ def load_teacher(text: str) -> Spec | None:
 
     Args:
         text: `fit`, `torchvision:NAME`, `timm:NAME` (either may end in `@weights.safetensors`), `checkpoint:FOLDER`
-            (a student folder), or `package.module:function` that returns a Teacher or a module.
+            (a student folder), or `package.module:function` that returns a Teacher or a module; and of several such,
+            `ensemble:SPEC,SPEC` and `route:SPEC,SPEC` (snapshots of one teacher, in the order of its training).
 
     Raises:
         ValueError: another form.
@@ -181,14 +260,28 @@ def load_teacher(text: str) -> Spec | None:
     if kind in ("torchvision", "timm") and rest:
         name, _, weights = rest.partition("@")
         return spec(zoo_teacher, zoo=kind, name=name, weights=str(Path(weights).resolve()) if weights else "")
+    if kind in ("ensemble", "route") and rest:
+        members = [load_teacher(part) for part in rest.split(",")]
+        if None in members:
+            raise ValueError(f"fit trains one teacher, and {text!r} names several. Give finished ones.")
+        return spec(several_teachers, kind=kind, members=tuple(m for m in members if m is not None))
     if kind == "checkpoint" and rest:
         return spec(student_teacher, path=str(Path(rest).resolve()))
     if rest.isidentifier():
         resolve(text)
         return spec(own_teacher, function=text)
     raise ValueError(
-        f"a teacher is fit, torchvision:NAME, timm:NAME, checkpoint:FOLDER or package.module:function, got {text!r}."
+        f"a teacher is fit, torchvision:NAME, timm:NAME, checkpoint:FOLDER, package.module:function, "
+        f"ensemble:SPEC,SPEC or route:SPEC,SPEC, got {text!r}."
     )
+
+
+def several_teachers(
+    kind: Literal["ensemble", "route"], members: tuple[Spec, ...], classes: int, preprocessing: Preprocessing
+) -> Teacher:
+    """Several teachers as an `Ensemble`, or one teacher's snapshots as a `Route`."""
+    made: list[Teacher] = [m.build(Teacher, classes=classes, preprocessing=preprocessing) for m in members]
+    return Ensemble(made) if kind == "ensemble" else Route(made)
 
 
 def student_teacher(path: str, classes: int, preprocessing: Preprocessing) -> Teacher:

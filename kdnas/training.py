@@ -267,6 +267,8 @@ class Training:
         pixels = self.data.pixels(ids, self.recipe.seed, index).to(self.device, non_blocking=True)
         if not torch.isfinite(pixels).all():
             raise ValueError(f"training images {ids[~pixels.isfinite().flatten(1).all(1).cpu()].tolist()} hold NaN.")
+        if self.teacher is not None:
+            self.teacher.progress = index / self.recipe.steps
         return Batch(pixels, self.data.train.labels[ids].to(self.device), ids, self.data, self.teacher)
 
 

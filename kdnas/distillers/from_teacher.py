@@ -37,12 +37,12 @@ class FromTeacher(Distiller):
         self.objective.prepare(model(batch.images), batch.teacher)
 
     def losses(self, model: Model, batch: Batch, step: Step) -> Iterator[tuple[str, Tensor]]:
-        """The sum, and the discriminators' own losses."""
+        """What the objective yields."""
         assert isinstance(model, Network)
         student = model(batch.images)
-        total, _ = self.objective(student, batch.teacher, batch.labels, step.progress)
-        yield "student", total
-        yield from self.objective.adversaries(student.detach(), batch.teacher, batch.labels)
+        yield from self.objective.teach(
+            "student", student, batch.teacher, batch.labels, step.progress, learner=model, rest=model.rest
+        )
 
     def restarts(self, total: int) -> frozenset[int]:
         """Where a stage of one of the losses ends."""

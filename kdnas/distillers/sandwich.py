@@ -1,9 +1,9 @@
 """The sandwich rule with in-place distillation, under an outside teacher."""
 
 from collections.abc import Iterator
+from functools import partial
 from typing import final
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from kdnas.losses.base import Loss
@@ -50,32 +50,41 @@ class Sandwich(Distiller):
         if num_random < 0:
             raise ValueError(f"num_random must not be negative, got {num_random}.")
         self.soft = soft.build(Loss)
-        self.objective = Objective(terms) if terms else None
-        self.num_random, self.label_smoothing = num_random, label_smoothing
+        task = spec("kdnas.losses.response.cross_entropy:CrossEntropy", label_smoothing=label_smoothing)
+        self.objective = Objective(((1.0, task), *terms))
+        self.has_teacher = bool(terms)
+        self.num_random = num_random
 
     def prepare(self, model: Model, batch: Batch) -> None:
         """Build the adapters between the largest subnet and the teacher."""
         assert isinstance(model, Supernet)
         largest = model(batch.images, model.space.largest)
         self.soft.prepare(largest, largest, elastic=True)
-        if self.objective is not None:
+        if self.has_teacher:
             self.objective.prepare(largest, batch.teacher)
 
     def restarts(self, total: int) -> frozenset[int]:
         """Where a stage of one of the losses ends."""
-        return frozenset() if self.objective is None else self.objective.restarts(total)
+        return self.objective.restarts(total)
 
     def losses(self, model: Model, batch: Batch, step: Step) -> Iterator[tuple[str, Tensor]]:
-        """The largest's loss, then one per child."""
+        """The largest's losses, then one per child; children follow the largest in every stage of its schedule."""
         assert isinstance(model, Supernet)
         space, rng = model.space, step.rng("architectures")
         largest = model(batch.images, space.largest)
-        loss = F.cross_entropy(largest.logits.float(), batch.labels, label_smoothing=self.label_smoothing)
-        if self.objective is not None:
-            loss = loss + self.objective(largest, batch.teacher, batch.labels, step.progress)[0]
         target: Outputs = largest.detach()
-        yield "largest", loss
-        del largest, loss  # the graph: one subnet's activations alive at a time
+        # Without terms there are the labels alone, which ask no teacher.
+        teacher = batch.teacher if self.has_teacher else target
+        yield from self.objective.teach(
+            "largest",
+            largest,
+            teacher,
+            batch.labels,
+            step.progress,
+            learner=model,
+            rest=partial(model.rest, architecture=space.largest),
+        )
+        del largest  # the graph: one subnet's activations alive at a time
         for name in ("smallest", *("random",) * self.num_random):
             child = space.smallest if name == "smallest" else space.sample(rng)
             yield name, self.soft(model(batch.images, child, regularise=False), target, batch.labels)

@@ -1,13 +1,13 @@
 """Single-path one-shot training: one uniformly sampled subnet per step."""
 
 from collections.abc import Iterator
+from functools import partial
 from typing import final
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from kdnas.objective import Objective
-from kdnas.spec import Spec
+from kdnas.spec import Spec, spec
 from kdnas.supernet import Supernet
 from kdnas.training import Batch, Distiller, Model, Step
 
@@ -26,24 +26,33 @@ class SinglePath(Distiller):
 
     def __init__(self, *, terms: tuple[tuple[float, Spec], ...] = (), label_smoothing: float = 0.0) -> None:
         super().__init__()
-        self.objective = Objective(terms) if terms else None
-        self.label_smoothing = label_smoothing
+        task = spec("kdnas.losses.response.cross_entropy:CrossEntropy", label_smoothing=label_smoothing)
+        self.objective = Objective(((1.0, task), *terms))
+        self.has_teacher = bool(terms)
 
     def prepare(self, model: Model, batch: Batch) -> None:
         """Build the adapters from the largest subnet."""
         assert isinstance(model, Supernet)
-        if self.objective is not None:
+        if self.has_teacher:
             self.objective.prepare(model(batch.images, model.space.largest), batch.teacher, elastic=True)
 
     def restarts(self, total: int) -> frozenset[int]:
         """Where a stage of one of the losses ends."""
-        return frozenset() if self.objective is None else self.objective.restarts(total)
+        return self.objective.restarts(total)
 
     def losses(self, model: Model, batch: Batch, step: Step) -> Iterator[tuple[str, Tensor]]:
-        """One loss."""
+        """What the objective yields for the path."""
         assert isinstance(model, Supernet)
-        student = model(batch.images, model.space.sample(step.rng("architectures")))
-        loss = F.cross_entropy(student.logits.float(), batch.labels, label_smoothing=self.label_smoothing)
-        if self.objective is not None:
-            loss = loss + self.objective(student, batch.teacher, batch.labels, step.progress)[0]
-        yield "path", loss
+        chosen = model.space.sample(step.rng("architectures"))
+        student = model(batch.images, chosen)
+        # Without terms there are the labels alone, which ask no teacher.
+        teacher = batch.teacher if self.has_teacher else student.detach()
+        yield from self.objective.teach(
+            "path",
+            student,
+            teacher,
+            batch.labels,
+            step.progress,
+            learner=model,
+            rest=partial(model.rest, architecture=chosen),
+        )

@@ -10,12 +10,12 @@ from kdnas.checkpoint import load_state
 from kdnas.data import Data
 from kdnas.jobs.settings import Experiment
 from kdnas.randomness import torch_rng
-from kdnas.run import CHECKPOINT, TEACHER, Run
+from kdnas.run import CHECKPOINT, SNAPSHOTS, TEACHER, Run
 from kdnas.search import Evidence
 from kdnas.space import SearchSpace
 from kdnas.spec import Spec, spec
 from kdnas.supernet import Supernet
-from kdnas.teachers import Teacher, student_teacher
+from kdnas.teachers import Teacher, several_teachers, student_teacher
 from kdnas.training import initialised
 
 
@@ -47,9 +47,13 @@ class Opened:
 
     @property
     def teacher_spec(self) -> Spec:
-        """What makes the teacher: the one given, or the one trained in the run."""
-        given = self.experiment.train.teacher
-        return spec(student_teacher, path=str(self.run.path(TEACHER).resolve())) if given is None else given
+        """What makes the teacher: the one given, or the one trained in the run, or the route of its snapshots."""
+        train = self.experiment.train
+        if train.teacher is not None:
+            return train.teacher
+        folders = [self.run.path(SNAPSHOTS, str(k)) for k in range(1, train.teacher_snapshots)]
+        made = tuple(spec(student_teacher, path=str(f.resolve())) for f in (*folders, self.run.path(TEACHER)))
+        return made[0] if len(made) == 1 else spec(several_teachers, kind="route", members=made)
 
     @cached_property
     def teacher(self) -> Teacher:

@@ -16,7 +16,7 @@ from kdnas.searchers.evolution import Evolution
 from kdnas.space import SearchSpace
 from kdnas.spec import Spec, named, nearest, resolve, spec
 from kdnas.tables import shared_folder, space_from_table, structure, table_of, unstructure
-from kdnas.training import Recipe
+from kdnas.training import Distiller, Recipe
 
 
 @final
@@ -31,6 +31,8 @@ class Train:
         distiller: the supernet's way of learning.
         recipe: of the supernet.
         teacher_recipe: of a teacher trained in the run.
+        teacher_snapshots: at how many equal intervals of its training such a teacher is kept; with more than one, the
+            run's teacher is their `Route`.
     """
 
     space: SearchSpace
@@ -39,6 +41,14 @@ class Train:
     distiller: Spec = spec(Sandwich)
     recipe: Recipe = Recipe()
     teacher_recipe: Recipe = Recipe()
+    teacher_snapshots: int = 1
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.teacher_snapshots <= self.teacher_recipe.steps:
+            raise ValueError(
+                f"teacher_snapshots must lie between 1 and the teacher's {self.teacher_recipe.steps} steps, got "
+                f"{self.teacher_snapshots}."
+            )
 
 
 @final
@@ -125,6 +135,7 @@ class Experiment:
             teacher=None if teacher is None else Spec.from_json(teacher),
             data=Spec.from_json(held.pop("data")),
             distiller=Spec.from_json(held.pop("distiller")),
+            teacher_snapshots=held.pop("teacher_snapshots", 1),
             **{name: structure(recipe, Recipe) for name, recipe in held.items()},
         )
         return cls(train=train, search=structure(value["search"], Search), retrain=structure(value["retrain"], Retrain))
@@ -169,12 +180,30 @@ def with_overrides(recipe: Recipe, overrides: Mapping[str, Any]) -> Recipe:
 
 
 def terms_of(texts: Sequence[str]) -> Spec:
-    """FromTeacher with cross-entropy and the losses named `NAME` or `NAME=WEIGHT`, each at its default weight.
+    """FromTeacher with cross-entropy and the losses named `NAME` or `NAME=WEIGHT`, as `losses_of` reads them."""
+    return spec(FromTeacher, terms=((1.0, named("kdnas.losses", "cross_entropy")), *losses_of(texts)))
+
+
+def with_losses(distiller: Spec, texts: Sequence[str]) -> Spec:
+    """The distiller with these losses as its terms, as `losses_of` reads them; unchanged where there are none.
+
+    Raises:
+        ValueError: as `losses_of`, or the distiller has no terms to change.
+    """
+    if not texts:
+        return distiller
+    changed = distiller.replace(terms=losses_of(texts))
+    changed.build(Distiller)
+    return changed
+
+
+def losses_of(texts: Sequence[str]) -> tuple[tuple[float, Spec], ...]:
+    """The losses named `NAME` or `NAME=WEIGHT`, each at its default weight, as an objective's terms.
 
     Raises:
         ValueError: an unknown loss (the nearest is offered) or a weight that is no number.
     """
-    terms = [(1.0, named("kdnas.losses", "cross_entropy"))]
+    terms: list[tuple[float, Spec]] = []
     for text in texts:
         name, _, number = text.partition("=")
         made = named("kdnas.losses", name)
@@ -182,4 +211,4 @@ def terms_of(texts: Sequence[str]) -> Spec:
             terms.append((float(number) if number else getattr(resolve(made.make), "weight", 1.0), made))
         except ValueError:
             raise ValueError(f"the weight of {name} must be a number, got {number!r}.") from None
-    return spec(FromTeacher, terms=tuple(terms))
+    return tuple(terms)

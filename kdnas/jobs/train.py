@@ -17,7 +17,7 @@ from kdnas.jobs.settings import Experiment
 from kdnas.network import Network
 from kdnas.outputs import Outputs
 from kdnas.progress import progress
-from kdnas.run import CHECKPOINT, TEACHER, Metrics, Run
+from kdnas.run import CHECKPOINT, SNAPSHOTS, TEACHER, Metrics, Run
 from kdnas.student import Card, write_student
 from kdnas.supernet import Supernet
 from kdnas.teachers import fitted_teacher
@@ -50,8 +50,6 @@ def _train_teacher(opened: Opened) -> None:
     network = initialised(lambda: Network(blueprint), settings.teacher_recipe.seed)
     training = Training(network, FromLabels(label_smoothing=0.1), data, None, settings.teacher_recipe, default_device())
     draft = run.path("teacher.draft.safetensors")
-    seconds = drive(training, "teacher", draft, run, lambda: {"accuracy": accuracy(network, data.search, data)})
-    found = accuracy(network, data.test, data)
     card = Card(
         architecture=None,
         space=None,
@@ -61,6 +59,15 @@ def _train_teacher(opened: Opened) -> None:
         class_names=data.class_names,
         origin={"role": "teacher", "seed": settings.teacher_recipe.seed},
     )
+    count = settings.teacher_snapshots
+    due = {settings.teacher_recipe.steps * k // count: k for k in range(1, count)}
+
+    def keep(step: int) -> None:
+        if step in due:
+            write_student(run.path(SNAPSHOTS, str(due[step])), network, card, check=False)
+
+    seconds = drive(training, "teacher", draft, run, lambda: {"accuracy": accuracy(network, data.search, data)}, keep)
+    found = accuracy(network, data.test, data)
     # The check costs seconds and is for students: what is deployed.
     write_student(run.path(TEACHER), network.cpu(), card, check=False)
     c = card.cost
@@ -84,8 +91,18 @@ def drive(
     checkpoint: Path,
     run: Run | None,
     watch: Callable[[], dict[str, float]] | None = None,
+    after: Callable[[int], None] | None = None,
 ) -> float:
-    """Take every step that is left, with progress, metrics and checkpoints; returns the seconds of the whole phase."""
+    """Take every step that is left, with progress, metrics and checkpoints; returns the seconds of the whole phase.
+
+    Args:
+        training: what is left to do.
+        phase: its name, in metrics and on the progress line.
+        checkpoint: the file to go on from, and to write.
+        run: where metrics go; None for nowhere.
+        watch: what to measure now and then.
+        after: called with the number of steps taken, after each and before the checkpoint that holds it.
+    """
     spent = 0.0
     if checkpoint.exists():
         state = load_state(checkpoint)
@@ -100,6 +117,8 @@ def drive(
         while not training.done:
             losses = training.step()
             index = training.index
+            if after is not None:
+                after(index)
             bar.update(index, ", ".join(f"{name} {value:.3f}" for name, value in losses.items()))
             if metrics is not None and (index % each == 0 or training.done):
                 record: dict[str, Any] = {"step": index - 1, "total": total, "losses": losses}

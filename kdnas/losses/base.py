@@ -1,6 +1,7 @@
 """What every loss is: student first, teacher second, labels third; a scalar; float32 or better."""
 
 import abc
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, final
 
@@ -22,12 +23,14 @@ class Stage:
         trains: whose parameters move: the student's, the loss's own parts, or both.
         uses: what is minimised: `loss` (this loss alone), `task` (the other terms alone),
             `both` (their sum), or `preparation` (`Loss.preparation`, which sees the teacher only).
+        through: whether the loss looks through the student's remaining layers in this stage: it is handed `rest`.
     """
 
     name: str
     share: float
     trains: Literal["student", "parts", "both"] = "both"
     uses: Literal["loss", "task", "both", "preparation"] = "both"
+    through: bool = False
 
 
 class Loss(nn.Module, abc.ABC):
@@ -45,20 +48,26 @@ class Loss(nn.Module, abc.ABC):
             why.
         own_gradient: the gradient is on purpose not that of the value (a surrogate, a detached target of the
             student's own); the docstring says why, and the loss's own test checks the gradient.
+        clipped: each parameter's gradient from this loss is at most as long as its gradient from the other terms;
+            `Objective.teach` sees to it.
 
     Attributes:
         progress: how much of the run lies behind, 0 to 1, for losses whose formula changes during training (a
             decaying weight, a late start). Whoever owns the loop assigns it before each step; it follows from
             the step, so no checkpoint holds it.
+        rest: in stages that ask for it (`Stage.through`), the student's layers after a stage:
+            `rest(stage, map)` gives logits. A function or bound method, since a module would become a part.
     """
 
     progress: float = 0.0
+    rest: Callable[[int, Tensor], Tensor] | None = None
     needs: ClassVar[tuple[str, ...]] = ("logits",)
     weight: ClassVar[float] = 1.0
     golden: ClassVar[float | None] = None
     dense: ClassVar[bool] = False
     pairwise: ClassVar[bool] = False
     own_gradient: ClassVar[bool] = False
+    clipped: ClassVar[bool] = False
 
     def __init__(self) -> None:
         # Not Module's, which takes anything: a Spec with an argument that a loss has not is then refused by name.

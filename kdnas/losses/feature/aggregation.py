@@ -1,6 +1,5 @@
 """DFA: a hint made of all of a stage's teacher layers, in learnt proportions."""
 
-from collections.abc import Callable
 from typing import ClassVar, final
 
 import torch
@@ -30,10 +29,8 @@ class Aggregation(Loss):
       $\beta$ to the shallow layers that the student matches already; the second asks for what classifies.
 
     `rest(i, map)` gives the logits of the student's layers after stage $i$, fed with `map`
-    `[batch, student channels, h, w]` in place of stage $i$'s output. The distiller knows the student and sets it: a
-    function or bound method (a module would become a part of this loss), and None again when the search ends. The
-    bi-level search is the distiller's too: `betas` on validation batches, all else on training batches; weight decay
-    on `betas` keeps the softmax from collapsing.
+    `[batch, student channels, h, w]` in place of stage $i$'s output. The distiller knows the student and hands it in
+    during the stage `search`.
 
     Stages: `search`, then `distil`. `staged=False` is the second alone, with the $\beta$ there is.
 
@@ -55,13 +52,12 @@ class Aggregation(Loss):
             prepared.
 
     Reference: Guan et al., Differentiable Feature Aggregation Search for Knowledge Distillation, ECCV 2020, section 3.
-    Differs: squared differences are means. No code by the authors was found; constants are ours.
+    Differs: squared differences are means. The proportions are learnt on the training batches beside all else; the
+        paper's bi-level search takes them on validation batches. No code by the authors was found; constants are ours.
     """
 
     needs: ClassVar[tuple[str, ...]] = ("features", "labels")
     golden: ClassVar[float] = 1.5146041251303313
-
-    rest: Callable[[int, Tensor], Tensor] | None
 
     def __init__(
         self,
@@ -74,7 +70,7 @@ class Aggregation(Loss):
         super().__init__()
         if (isinstance(groups, str) and groups != "resolution") or not groups:
             raise ValueError(f"groups must be resolution or ((student stage, (teacher stages)), ...), got {groups!r}.")
-        self.rule, self.staged, self.rest = groups, staged, None
+        self.rule, self.staged = groups, staged
         self.student_to_teacher, self.teacher_to_student = student_to_teacher, teacher_to_student
         self.groups: Groups = ()
         self.betas = nn.ParameterList()
@@ -123,7 +119,7 @@ class Aggregation(Loss):
         """`search` for a third of the steps, then `distil`."""
         if not self.staged:
             return super().stages()
-        return (Stage("search", 1 / 3), Stage("distil", 2 / 3))
+        return (Stage("search", 1 / 3, through=True), Stage("distil", 2 / 3))
 
     def _grouped(self, student: tuple[Tensor, ...], teacher: tuple[Tensor, ...]) -> Groups:
         if isinstance(self.rule, str):

@@ -56,12 +56,13 @@ class MultiHeadGraph(LayerRelation):
     Reference: Lee, Song, Graph-based Knowledge Distillation by Multi-head Attention Network, BMVC 2019,
         arXiv 1907.02226, section 3.
     Differs: teacher first in the divergence (the authors' code has the student first), a mean instead of a sum,
-        canonical signs. The weight decay of 5e-4 on the heads and the clipping of the distillation gradient belong
-        to the training loop.
+        canonical signs. Weight decay on the heads is the run's. The clipping of the distillation gradient to the
+        norm of the task's is the Objective's.
     """
 
     weight: ClassVar[float] = 1024.0
     golden: ClassVar[float | None] = 0.0003805991701537745
+    clipped: ClassVar[bool] = True
 
     def __init__(
         self,

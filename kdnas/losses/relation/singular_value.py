@@ -50,11 +50,13 @@ class SingularValue(LayerRelation):
     Reference: Lee, Kim, Song, Self-supervised Knowledge Distillation Using Singular Value Decomposition, ECCV 2018,
         section 3.
     Differs: canonical signs; the author's value depends on those of the library (the same inputs gave 0.264 and 0.027).
-        Divided by the batch. Where channels differ, a 1x1 convolution on the student. The author clips each
-        parameter's distillation gradient to the norm of its task gradient; that belongs to the training loop.
+        Divided by the batch. Where channels differ, a 1x1 convolution on the student. As with the
+        author, each parameter's gradient is clipped to the norm of its task gradient, by the Objective; the author's
+        factor sigmoid(epoch) is left out.
     """
 
     golden: ClassVar[float | None] = 0.09796979987625365
+    clipped: ClassVar[bool] = True
 
     def __init__(
         self,
