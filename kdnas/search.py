@@ -18,7 +18,7 @@ from kdnas.outputs import Outputs
 from kdnas.similarity import kendall
 from kdnas.space import Blueprint, SearchSpace
 from kdnas.supernet import Supernet
-from kdnas.teachers import Teacher
+from kdnas.teachers import Teacher, find_stages, recorded
 
 
 @final
@@ -92,10 +92,27 @@ class OutputScorer(Scorer):
     def score(self, student: nn.Module, evidence: Evidence) -> Score:
         """Runs the student on the evidence, without a graph."""
         with torch.no_grad(), batch_statistics(student):
-            found = student(evidence.images)
-            outputs = found if isinstance(found, Outputs) else Outputs(found)
+            outputs = outputs_of(student, evidence.images)
             digests = [self.digest(i, f, evidence) for i, f in enumerate(outputs.features)]
             return self.judge(outputs.logits, digests, evidence)
+
+
+def outputs_of(student: nn.Module, images: Tensor) -> Outputs:
+    """What a student shows: its own Outputs, or its logits and the stages found in it.
+
+    The stages of a module that returns logits only are the last map at each resolution, or four transformer blocks
+    (`kdnas.teachers.find_stages`); none where nothing in it gives maps or tokens.
+    """
+    found = student(images)
+    if isinstance(found, Outputs):
+        return found
+    try:
+        names = find_stages(student, images)
+    except ValueError:
+        return Outputs(found, images=images)
+    with recorded(student, names) as seen:
+        logits = student(images)
+    return Outputs(logits, tuple(seen[name] for name in names), images=images)
 
 
 @final
