@@ -1,0 +1,63 @@
+"""NAS-Bench-Macro on CIFAR-10: a single-path supernet under a teacher, for measuring how well scores rank.
+
+Su et al., Prioritized Architecture Sampling with Monto-Carlo Tree Search, CVPR 2021 (the benchmark).
+
+KDNAS_CIFAR10=PATH kdnas train nas_bench_macro --out runs/macro          # 32x32, full width: hours on one GPU
+KDNAS_CIFAR10=PATH kdnas train nas_bench_macro:small --out runs/macro    # 16x16, half width: about half an hour, 2 cores
+kdnas rank-check runs/macro TABLE.csv                                    # TABLE.csv: columns arch, mean_acc
+
+PATH is the folder of the binary files, or an .npz of JPEG bytes (see `kdnas.data.cifar10`). The codes are the
+benchmark's own at either size. `early` is `small` after one epoch.
+"""
+
+import dataclasses
+import os
+
+from kdnas.data import cifar10
+from kdnas.distillers.single_path import SinglePath
+from kdnas.jobs.settings import Experiment, Retrain, Search, Train
+from kdnas.spec import spec
+from kdnas.tables import load_space
+from kdnas.training import Recipe
+
+TERMS = ((1.0, spec("kdnas.losses.response.soft_targets:SoftTargets", temperature=1.0)),)
+
+
+def experiment() -> Experiment:
+    recipe = Recipe(steps=42_000, batch_size=128, learning_rate=0.1)
+    return Experiment(
+        train=Train(
+            space=load_space("nas_bench_macro"),
+            data=spec(cifar10, path=_path()),
+            distiller=spec(SinglePath, terms=TERMS),
+            recipe=recipe,
+            teacher_recipe=Recipe(steps=35_000, batch_size=128, learning_rate=0.1),
+        ),
+        search=Search(num_evaluations=1000, num_images=512),
+        retrain=Retrain(recipe=recipe),
+    )
+
+
+def small() -> Experiment:
+    full = experiment()
+    space = dataclasses.replace(full.train.space, width_multiplier=0.5, resolutions=(16,))
+    train = dataclasses.replace(
+        full.train,
+        space=space,
+        data=spec(cifar10, path=_path(), size=16),
+        recipe=Recipe(steps=5270, batch_size=128, learning_rate=0.1),
+        teacher_recipe=Recipe(steps=2800, batch_size=128, learning_rate=0.1),
+    )
+    return dataclasses.replace(full, train=train)
+
+
+def early() -> Experiment:
+    made = small()
+    return dataclasses.replace(made, train=dataclasses.replace(made.train, recipe=Recipe(steps=351, learning_rate=0.1)))
+
+
+def _path() -> str:
+    path = os.environ.get("KDNAS_CIFAR10")
+    if path is None:
+        raise ValueError("this experiment reads CIFAR-10. Set KDNAS_CIFAR10 to its folder or .npz.")
+    return path
