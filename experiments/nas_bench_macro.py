@@ -3,7 +3,7 @@
 Su et al., Prioritized Architecture Sampling with Monto-Carlo Tree Search, CVPR 2021 (the benchmark).
 
 KDNAS_CIFAR10=PATH kdnas train nas_bench_macro --out runs/macro          # 32x32, full width: hours on one GPU
-KDNAS_CIFAR10=PATH kdnas train nas_bench_macro:small --out runs/macro    # 16x16, half width: about half an hour, 2 cores
+KDNAS_CIFAR10=PATH kdnas train nas_bench_macro:small --out runs/macro    # 16x16, half width: about half an hour
 kdnas rank-check runs/macro TABLE.csv                                    # TABLE.csv: columns arch, mean_acc
 
 PATH is the folder of the binary files, or an .npz of JPEG bytes (see `kdnas.data.cifar10`). The codes are the
