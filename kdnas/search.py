@@ -15,7 +15,6 @@ from kdnas.blocks.basic import resize
 from kdnas.cost import Budget, Cost, cost
 from kdnas.network import batch_statistics
 from kdnas.outputs import Outputs
-from kdnas.similarity import kendall
 from kdnas.space import Blueprint, SearchSpace
 from kdnas.supernet import Supernet
 from kdnas.teachers import Teacher, find_stages, recorded
@@ -34,6 +33,7 @@ class Evidence:
         teacher_module: the teacher, for scorers that train.
         data: the data set, for scorers that train.
         seed: for scorers that draw.
+        distiller: gives the distiller that trained the supernet, with its learnable parts; made when first asked for.
     """
 
     pixels: Tensor
@@ -43,6 +43,7 @@ class Evidence:
     teacher_module: Teacher | None = None
     data: Any = None
     seed: int = 0
+    distiller: Callable[[], nn.Module] | None = None
     memory: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def once(self, key: Any, make: Callable[[], Any]) -> Any:
@@ -397,9 +398,3 @@ def entry_of(
 def ranked(entries: Sequence[Entry]) -> list[Entry]:
     """Best first; ties go to the network that uses more of the budget (more MACs), then by code."""
     return sorted(entries, key=lambda e: (-e.score, -e.macs, e.code))
-
-
-def size_controls(entries: Sequence[Entry]) -> dict[str, float]:
-    """Kendall's tau-b between the score and what size alone says: params, MACs, number of layers."""
-    scores = [e.score for e in entries]
-    return {name: kendall(scores, [getattr(e, name) for e in entries]) for name in ("params", "macs", "layers")}

@@ -2,7 +2,7 @@
 
 import abc
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, final
@@ -18,6 +18,8 @@ from kdnas.supernet import Supernet
 from kdnas.teachers import Teacher
 
 Model = Supernet | Network
+Teaches = Callable[[Tensor, Tensor], Outputs]
+"""Pixels and labels to what a teacher shows: a teacher, or a memory of one."""
 
 
 @final
@@ -31,7 +33,7 @@ class Batch:
         ids: `[batch]`, the images' places in the train part.
     """
 
-    def __init__(self, pixels: Tensor, labels: Tensor, ids: Tensor, data: Data, teacher: Teacher | None) -> None:
+    def __init__(self, pixels: Tensor, labels: Tensor, ids: Tensor, data: Data, teacher: Teaches | None) -> None:
         self.pixels, self.labels, self.ids = pixels, labels, ids
         self.images = data.normalise(pixels)
         self._teacher = teacher

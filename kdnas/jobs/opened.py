@@ -16,7 +16,7 @@ from kdnas.space import SearchSpace
 from kdnas.spec import Spec, spec
 from kdnas.supernet import Supernet
 from kdnas.teachers import Teacher, several_teachers, student_teacher
-from kdnas.training import initialised
+from kdnas.training import Distiller, Training, initialised
 
 
 @final
@@ -86,6 +86,21 @@ class Opened:
             ) from error
         return supernet.to(self.device).eval()
 
+    @cached_property
+    def distiller(self) -> Distiller:
+        """The distiller that trained the supernet, with its learnable parts, in evaluation mode.
+
+        Raises:
+            ValueError: the supernet is not trained yet.
+        """
+        self.run.require("train", f"kdnas train EXPERIMENT --out {self.run.folder}")
+        settings = self.experiment.train
+        distiller = settings.distiller.build(Distiller)
+        # A training of its own makes the parts, in the shapes that the first batch gives them.
+        Training(self.fresh_supernet(), distiller, self.data, self.teacher, settings.recipe, self.device)
+        distiller.load_state_dict(load_state(self.run.path(CHECKPOINT))["training"]["distiller"])
+        return distiller.to(self.device).eval()
+
     def evidence(self, num_images: int, seed: int) -> Evidence:
         """Fixed images of the search part, and what the teacher says of them."""
         part = self.data.search
@@ -99,6 +114,7 @@ class Opened:
             self.teacher,
             self.data,
             seed,
+            lambda: self.distiller,
         )
 
 

@@ -1,0 +1,247 @@
+"""Block-wise supervision: every stage of the supernet imitates the teacher's stage at its place. DNA."""
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any, final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kdnas.architecture import Architecture, Choice, Value
+from kdnas.blocks.basic import resize
+from kdnas.cost import feature_shapes
+from kdnas.network import Network
+from kdnas.numerics import as_map, same_positions
+from kdnas.outputs import Outputs
+from kdnas.randomness import python_rng
+from kdnas.similarity import relative_l1
+from kdnas.space import Blueprint, SearchSpace
+from kdnas.supernet import Supernet
+from kdnas.taps import Adapter
+from kdnas.training import Batch, Distiller, Model, Step
+
+
+@final
+class _Entry(nn.Module):
+    """A 1x1 convolution from a teacher's channels to a student's; a narrower student takes its leading channels."""
+
+    def __init__(self, teacher_channels: int, student_channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(student_channels, teacher_channels))
+        if student_channels == teacher_channels:
+            nn.init.eye_(self.weight)
+        else:
+            nn.init.orthogonal_(self.weight)
+
+    def forward(self, x: Tensor, channels: int) -> Tensor:
+        """`[batch, teacher channels, h, w]` to `[batch, channels, h, w]`."""
+        return F.conv2d(x, self.weight[:channels, :, None, None].to(x.dtype))
+
+
+@final
+class BlockWise(Distiller):
+    """Each stage of the supernet, a block, learns the teacher's next feature from the teacher's previous one.
+
+    Block `i` of the supernet is paired with a stage of the teacher, whose feature is `Y_i`. For a path `a` through
+    the block, drawn uniformly and independently for every block,
+    `L_i = mean((exit_i(S_i(entry_i(Y_{i-1}); a)) - Y_i)^2)`, a mean over samples, channels and positions. Block 0
+    takes the student's images through the student's stem. `entry_i` and `exit_i` are 1x1 convolutions without bias,
+    from the teacher's channels to the student's and back; they start as the identity where the widths agree. No
+    gradient leaves a block, so the blocks are independent of each other and may be trained in any order.
+    Where the maps differ in size, `Y_{i-1}` is brought to the size the block is given in the student (pooled by
+    averaging, or interpolated), and the larger of the two that are compared is pooled to the smaller.
+
+    The head is no block: it is not trained, and neither is its running mean; a student is retrained.
+
+    Args:
+        schedule: `together`: every step trains all blocks, each on a path of its own; `one_by_one`: block after
+            block, an equal share of the steps for each, and the optimiser forgets its momentum in between. A block
+            that a step does not train keeps its weights, decay and momentum included.
+        pairs: `(student stage, teacher stage)` for each stage of the student, ascending. By default the ascending
+            pairs of least `sum |log2(student's side / teacher's side)|`, deeper teacher stages where that is equal.
+
+    Raises:
+        ValueError: fewer teacher stages than student stages, pairs that do not ascend, a student of tokens.
+
+    A recipe with `clip` above 0 clips the gradient of all blocks as one, which couples their step sizes: set it to 0
+    to have them independent in training too.
+
+    Reference: Li et al., Block-wisely Supervised Neural Architecture Search with Knowledge Distillation, CVPR 2020,
+        section 3.2, equation 6, and section 3.3 for the rating.
+    Differs: blocks have the student's own widths, in and out, with adapters between; the released supernet ends
+        every block in the teacher's width, twice the student's, so that it trains and rates layers of shapes that
+        no student has. The teacher is in evaluation mode; the released training leaves it in training mode,
+        with batch statistics and drop-connect. One learning rate serves all blocks; the release has one per block,
+        20 epochs each.
+    """
+
+    def __init__(self, *, schedule: str = "together", pairs: tuple[tuple[int, int], ...] = ()) -> None:
+        super().__init__()
+        if schedule not in ("together", "one_by_one"):
+            raise ValueError(f"schedule must be together or one_by_one, got {schedule!r}.")
+        if any(i >= k or j >= m for (i, j), (k, m) in itertools.pairwise(pairs)):
+            raise ValueError(f"pairs must ascend in both stages, got {pairs}.")
+        self.schedule, self.given = schedule, pairs
+        self.stages: tuple[int, ...] = ()
+        self.entries, self.exits = nn.ModuleList(), nn.ModuleList()
+        self.touched: dict[str, frozenset[int]] = {}
+
+    @property
+    def num_blocks(self) -> int:
+        """How many blocks there are, once prepared."""
+        return len(self.stages)
+
+    def prepare(self, model: Model, batch: Batch) -> None:
+        """Pair the stages and build the adapters, as wide as the largest subnet."""
+        assert isinstance(model, Supernet)
+        student, teacher = model(batch.images, model.space.largest, batch_statistics=True), batch.teacher
+        if any(feature.dim() != 4 for feature in student.features):
+            raise ValueError(
+                "block-wise supervision needs a student of maps, [batch, channels, height, width]; this space's "
+                f"stages give {tuple(student.features[0].shape)}. Use another distiller for transformers."
+            )
+        maps = [as_map(feature) for feature in teacher.features]
+        self.stages = self._paired(student.features, maps)
+        self.touched = stages_of(model.space)
+        device = batch.images.device
+        widths = [feature.shape[1] for feature in student.features]
+        taught = [maps[stage].shape[1] for stage in self.stages]
+        self.entries.extend(_Entry(t, s).to(device) for t, s in zip(taught[:-1], widths[:-1], strict=True))
+        self.exits.extend(Adapter(s, t).to(device) for s, t in zip(widths, taught, strict=True))
+
+    def restarts(self, total: int) -> frozenset[int]:
+        """Where the next block begins; known once prepared."""
+        if self.schedule == "together":
+            return frozenset()
+        return frozenset(math.ceil(block * total / self.num_blocks) for block in range(1, self.num_blocks))
+
+    def trained(self, step: Step) -> Sequence[int]:
+        """The blocks that a step trains."""
+        if self.schedule == "together":
+            return range(self.num_blocks)
+        return (step.index * self.num_blocks // step.total,)
+
+    def losses(self, model: Model, batch: Batch, step: Step) -> Iterator[tuple[str, Tensor]]:
+        """One loss per block that is trained in this step."""
+        assert isinstance(model, Supernet)
+        for block in self.trained(step):
+            architecture = model.space.sample(step.rng(f"block {block}"))
+            # Run layer by layer, a block is not counted by the supernet.
+            model.uses.update((n, v) for n, v in architecture.items() if block in self.touched[n])
+            yield f"block{block}", self.loss(model, block, architecture, batch.images, batch.teacher)
+
+    def loss(self, model: Supernet, block: int, architecture: Architecture, images: Tensor, teacher: Outputs) -> Tensor:
+        """The mean squared error of one block on one path.
+
+        Args:
+            model: the supernet.
+            block: which.
+            architecture: of which only the choices of this block matter.
+            images: normalised for the student; block 0 sees them, and no other.
+            teacher: its outputs on the same images.
+        """
+        predicted = self._through(model, block, architecture, images, teacher)
+        student, wanted = self._compared(block, predicted, teacher)
+        return (student.float() - wanted.float()).square().mean()
+
+    def rate(self, student: Network, images: Tensor, teacher: Outputs) -> tuple[float, ...]:
+        """The relative L1 of every block of a network with these adapters; see `similarity.relative_l1`.
+
+        The network runs in the mode it is in.
+        """
+        ratings = []
+        for block, stage in enumerate(student.stages):
+            if block == 0:
+                x = student.stem(resize(images, *student.blueprint.image[1:]))
+            else:
+                x = self.entry(block, teacher, student.blueprint)
+            ratings.append(self.rating(block, stage(x), teacher))
+        return tuple(ratings)
+
+    def rating(self, block: int, predicted: Tensor, teacher: Outputs) -> float:
+        """The relative L1 of a block's output, `[batch, student channels, height, width]`."""
+        return float(relative_l1(*self._compared(block, predicted, teacher)).detach())
+
+    def entry(self, block: int, teacher: Outputs, blueprint: Blueprint) -> Tensor:
+        """What a block behind the first is given: the teacher's previous feature at the student's width and size."""
+        last = len(blueprint.stages[block - 1]) - 1
+        _, channels, height, width = feature_shapes(blueprint)[f"stages.{block - 1}.{last}"]
+        previous = as_map(teacher.features[self.stages[block - 1]])
+        if previous.shape[2] >= height and previous.shape[3] >= width:
+            previous = F.adaptive_avg_pool2d(previous, (height, width))
+        else:
+            previous = F.interpolate(previous, (height, width), mode="bilinear", align_corners=False)
+        return self.entries[block - 1](previous, channels)
+
+    def _through(
+        self, model: Supernet, block: int, architecture: Architecture, images: Tensor, teacher: Outputs
+    ) -> Tensor:
+        blueprint = model.space.blueprint(architecture)
+        if block == 0:
+            x = model.run("stem", blueprint.stem, resize(images, *blueprint.image[1:]))
+        else:
+            x = self.entry(block, teacher, blueprint)
+        for place, layer in enumerate(blueprint.stages[block]):
+            x = model.run(f"stages.{block}.{place}", layer, x)
+        return x
+
+    def _compared(self, block: int, predicted: Tensor, teacher: Outputs) -> tuple[Tensor, Tensor]:
+        wanted = as_map(teacher.features[self.stages[block]])
+        student, wanted = same_positions(predicted, wanted)
+        return self.exits[block](student), wanted
+
+    def _paired(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> tuple[int, ...]:
+        if self.given:
+            stages = dict(self.given)
+            if sorted(stages) != list(range(len(student))) or not all(0 <= t < len(teacher) for t in stages.values()):
+                raise ValueError(
+                    f"pairs must name each of the student's stages 0 to {len(student) - 1} and teacher stages 0 to "
+                    f"{len(teacher) - 1}, got {self.given}."
+                )
+            return tuple(stages[i] for i in range(len(student)))
+        if len(teacher) < len(student):
+            raise ValueError(
+                f"block-wise supervision needs a teacher stage for each of the student's {len(student)} stages, this "
+                f"teacher shows {len(teacher)}. Name more of the teacher's stages, or take a space with fewer."
+            )
+        misfit = [[abs(math.log2(_side(s) / _side(t))) for t in teacher] for s in student]
+        candidates = itertools.combinations(range(len(teacher)), len(student))
+        # Deeper where equal: what is compared to break ties is the negated stages.
+        return min(
+            candidates,
+            key=lambda js: (round(sum(misfit[i][j] for i, j in enumerate(js)), 9), [-j for j in reversed(js)]),
+        )
+
+
+def stages_of(space: SearchSpace, num_probes: int = 20) -> dict[str, frozenset[int]]:
+    """The stages whose layers each choice changes, the stem counted with stage 0; none for a choice of the head.
+
+    Each choice is varied alone, from the largest network and from random ones.
+    """
+    rng = python_rng("stages", space.name)
+    found: dict[str, set[int]] = {choice.name: set() for choice in space.choices}
+    for base in (space.largest, *(space.sample(rng) for _ in range(num_probes))):
+        before = space.blueprint(base)
+        for choice in space.choices:
+            if not choice.exists(base):
+                continue
+            for option in choice.options:
+                # What the new option lets exist takes its largest.
+                def pick(c: Choice, option: Value = option, name: str = choice.name, kept: Any = base) -> Value:
+                    return option if c.name == name else kept.get(c.name, c.options[-1])
+
+                after = space.blueprint(space.decide(pick))
+                if after.stem != before.stem or after.image != before.image:
+                    found[choice.name].add(0)
+                if after.image != before.image:
+                    found[choice.name].update(range(len(after.stages)))
+                found[choice.name] |= {
+                    i for i, (a, b) in enumerate(zip(after.stages, before.stages, strict=True)) if a != b
+                }
+    return {name: frozenset(stages) for name, stages in found.items()}
+
+
+def _side(feature: Tensor) -> float:
+    return math.sqrt(feature.shape[2] * feature.shape[3])
