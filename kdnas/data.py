@@ -297,7 +297,7 @@ def cifar10(path: str, search: int = 5000, size: int = 32) -> Data:
     Args:
         path: the folder with the binary files, or an `.npz` with `train_jpeg`, `train_offsets`, `train_labels` and the
             same for test (read without pickle).
-        search: how many of the 50,000 training images, the last ones, are for search.
+        search: how many of the 50,000 training images, drawn once and for all, are for search.
         size: pixels; images are averaged down to a smaller size, which divides 32.
 
     Reference: Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009.
@@ -341,10 +341,12 @@ def _cifar(
         raise ValueError(f"search must leave training images of {len(images['train'])}, got {search}.")
     if size < 32:
         images = {n: F.avg_pool2d(x.float(), 32 // size).round().to(torch.uint8) for n, x in images.items()}
-    cut = len(images["train"]) - search
+    # Drawn, not cut off: some copies of the files are sorted by class.
+    order = torch.randperm(len(images["train"]), generator=torch_rng("cifar", "search"))
+    taken, left = order[:search], order[search:].sort().values
     return Data(
-        TensorImages(images["train"][:cut], labels["train"][:cut]),
-        TensorImages(images["train"][cut:], labels["train"][cut:]),
+        TensorImages(images["train"][left], labels["train"][left]),
+        TensorImages(images["train"][taken], labels["train"][taken]),
         TensorImages(images["test"], labels["test"]),
         class_names=names,
         augmentation="crop_flip",
