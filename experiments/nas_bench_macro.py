@@ -46,7 +46,7 @@ def small() -> Experiment:
         space=space,
         data=spec(cifar10, path=_path(), size=16),
         recipe=Recipe(steps=5270, batch_size=128, learning_rate=0.1),
-        teacher_recipe=Recipe(steps=2800, batch_size=128, learning_rate=0.1),
+        teacher_recipe=Recipe(steps=1500, batch_size=128, learning_rate=0.1),
     )
     return dataclasses.replace(full, train=train)
 
