@@ -1,5 +1,6 @@
 """All the weights of a space, and one pure way to run any of its architectures with them."""
 
+from collections import Counter
 from collections.abc import Callable
 from typing import NamedTuple, final
 
@@ -7,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from kdnas.architecture import Architecture
+from kdnas.architecture import Architecture, Value
 from kdnas.blocks.basic import DropPath, resize
 from kdnas.network import BATCH_NORMS, Network, build
 from kdnas.outputs import Outputs
@@ -58,8 +59,12 @@ class Supernet(nn.Module):
 
     Shapes: `supernet(images, architecture)` takes `[batch, channels, height, width]`.
 
+    Attributes:
+        uses: how often each option of each choice was run for training (in training mode, with a graph).
+
     Differs: weights outside a step's subnets receive gradient zero inside a shared tensor and no gradient at all
-    in a bank no subnet used. Optimisers skip the latter; weight decay and momentum still move the former.
+    in a bank no subnet used. Optimisers skip the latter, weights and momentum stay bit for bit; weight decay and
+    momentum still move the former.
     """
 
     def __init__(self, space: SearchSpace, share: Share = corner) -> None:
@@ -74,6 +79,7 @@ class Supernet(nn.Module):
         self.bank = nn.ModuleDict({key: build(layer) for key, (_, layer) in widest.items()})
         if hasattr(share, "prepare"):
             share.prepare(self.bank)
+        self.uses: Counter[tuple[str, Value]] = Counter()
         self._plans: dict[tuple[str, Layer], _Plan] = {}
 
     def forward(
@@ -87,6 +93,8 @@ class Supernet(nn.Module):
             regularise: whether dropout and drop-path act in training mode.
             batch_statistics: see `run`.
         """
+        if self.training and torch.is_grad_enabled():
+            self.uses.update(architecture.items())
         blueprint = self.space.blueprint(architecture)
         modes = {"regularise": regularise, "batch_statistics": batch_statistics}
         x = self.run("stem", blueprint.stem, resize(images, *blueprint.image[1:]), **modes)
@@ -146,15 +154,23 @@ class Supernet(nn.Module):
         network.load_state_dict(state, assign=True)
         return network.requires_grad_(True).train(self.training)
 
+    def held(self, name: str, layer: Layer) -> nn.Module:
+        """The bank's module that a layer at a position draws on.
+
+        Raises:
+            ValueError: there is none.
+        """
+        key = _key(name, layer)
+        if key not in self.bank:
+            raise ValueError(
+                f"the supernet has no weights for {layer} at {name}, bank {layer.bank!r}. "
+                "Let the space's covering() name an architecture that uses it."
+            )
+        return self.bank[key]
+
     def _plan(self, name: str, layer: Layer) -> _Plan:
         if (name, layer) not in self._plans:
-            key = _key(name, layer)
-            if key not in self.bank:
-                raise ValueError(
-                    f"the supernet has no weights for {layer} at {name}, bank {layer.bank!r}. "
-                    "Let the space's covering() name an architecture that uses it."
-                )
-            module, bank = _skeleton(layer), self.bank[key]
+            module, bank = _skeleton(layer), self.held(name, layer)
             sources = []
             for path, tensor in _tensors(module):
                 owner, _, attribute = path.rpartition(".")

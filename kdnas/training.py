@@ -2,6 +2,7 @@
 
 import abc
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,11 +11,13 @@ from typing import Any, Literal, final
 import torch
 from torch import Tensor, nn
 
+from kdnas.architecture import Choice, Value
 from kdnas.data import Data
 from kdnas.network import Network
 from kdnas.outputs import Outputs
 from kdnas.randomness import python_rng, seed_of
 from kdnas.supernet import Supernet
+from kdnas.teacher_cache import TeacherCache
 from kdnas.teachers import Teacher
 
 Model = Supernet | Network
@@ -94,6 +97,11 @@ class Distiller(nn.Module, abc.ABC):
         """Steps at which the optimiser forgets its momentum, because a new stage begins."""
         return frozenset()
 
+    def trains(self, choice: Choice, step: Step) -> tuple[Value, ...]:
+        """The options of a choice that this step may draw: all, unless a schedule holds some back."""
+        del step
+        return choice.options
+
 
 @final
 @dataclass(frozen=True, kw_only=True)
@@ -148,6 +156,11 @@ class Recipe:
 class Training:
     """A model being taught. `step()` takes one step; `state()` is everything a resumed training needs.
 
+    Attributes:
+        gradient_norm: Euclidean norm of the last step's whole gradient, before clipping.
+        conflict: cosine between the last watched step's gradient from its first loss (a sandwich's largest subnet) and
+            from all others; None where there was one loss only, or one of the gradients was zero.
+
     Args:
         model: a supernet or a network.
         distiller: the way of teaching.
@@ -155,6 +168,7 @@ class Training:
         teacher: None where the distiller asks for none.
         recipe: how long and how fast.
         device: where to compute.
+        cache: the teacher's outputs, which is then not run; batches are the cache's views of the images.
     """
 
     def __init__(
@@ -165,11 +179,12 @@ class Training:
         teacher: Teacher | None,
         recipe: Recipe,
         device: torch.device | str = "cpu",
+        cache: TeacherCache | None = None,
     ) -> None:
         self.device = torch.device(device)
         self.model, self.distiller = model.to(self.device), distiller.to(self.device)
         self.teacher = None if teacher is None else teacher.to(self.device)
-        self.data, self.recipe, self.index = data, recipe, 0
+        self.data, self.recipe, self.index, self.cache = data, recipe, 0, cache
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed_of(recipe.seed, "parts"))
             with torch.no_grad():
@@ -177,6 +192,7 @@ class Training:
         self.distiller.to(self.device)
         self.optimizer = _optimizer([self.model, self.distiller], recipe)
         self._restarts = distiller.restarts(recipe.steps)
+        self.gradient_norm, self.conflict = torch.zeros(()), None
 
     @property
     def done(self) -> bool:
@@ -188,8 +204,11 @@ class Training:
         """Steps in one pass over the training images."""
         return max(1, len(self.data.train) // min(self.recipe.batch_size, len(self.data.train)))
 
-    def step(self) -> dict[str, float]:
+    def step(self, *, watch: bool = False) -> dict[str, float]:
         """One step: every loss's backward, one optimiser step. Returns the losses' values by name.
+
+        Args:
+            watch: also measure `conflict`, which costs a copy of the gradient; nothing else changes.
 
         Raises:
             FloatingPointError: a loss is not finite; the weights are as they were before the step.
@@ -203,6 +222,7 @@ class Training:
         self.distiller.train()
         self.optimizer.zero_grad(set_to_none=True)
         yielded_losses: list[tuple[str, Tensor]] = []
+        first: list[tuple[nn.Parameter, Tensor]] = []
         # Dropout draws from the global generator: seeded per step, and given back as it was.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed_of(recipe.seed, "step", self.index))
@@ -216,10 +236,15 @@ class Training:
                     break
                 yielded_losses.append((yielded[0], yielded[1].detach()))
                 yielded[1].backward()
+                if watch and len(yielded_losses) == 1:
+                    first = [(p, p.grad.clone()) for p in self.model.parameters() if p.grad is not None]
             values = self._values(yielded_losses)
+            if watch:
+                self.conflict = _conflict(first) if len(yielded_losses) > 1 else None
+            held = [p for g in self.optimizer.param_groups for p in g["params"] if p.grad is not None]
+            self.gradient_norm = torch.nn.utils.get_total_norm([p.grad for p in held if p.grad is not None])
             if recipe.clip:
-                held = [p for g in self.optimizer.param_groups for p in g["params"] if p.grad is not None]
-                torch.nn.utils.clip_grad_norm_(held, recipe.clip)
+                torch.nn.utils.clip_grads_with_norm_(held, recipe.clip, self.gradient_norm)
             self.optimizer.step()
             self.distiller.after(self.model, batch, step)
         self.index += 1
@@ -245,6 +270,7 @@ class Training:
             "distiller": dict(self.distiller.state_dict()),
             "optimizer": self.optimizer.state_dict(),
             "index": self.index,
+            "uses": dict(self.model.uses) if isinstance(self.model, Supernet) else {},
         }
 
     def load(self, state: dict[str, Any]) -> None:
@@ -263,15 +289,21 @@ class Training:
                 f"{str(error).splitlines()[0]} Use another output folder, or the settings it was made with."
             ) from error
         self.index = state["index"]
+        if isinstance(self.model, Supernet):
+            self.model.uses = Counter(state["uses"])
 
     def _batch(self, index: int) -> Batch:
         ids = self.data.indices(self.recipe.seed, index, self.recipe.batch_size)
-        pixels = self.data.pixels(ids, self.recipe.seed, index).to(self.device, non_blocking=True)
+        cache, seed = self.cache, self.recipe.seed
+        view = 0 if cache is None else index // self.epoch_steps % cache.views
+        pixels = self.data.pixels(ids, seed, index) if cache is None else self.data.view(ids, seed, view)
+        pixels = pixels.to(self.device, non_blocking=True)
         if not torch.isfinite(pixels).all():
             raise ValueError(f"training images {ids[~pixels.isfinite().flatten(1).all(1).cpu()].tolist()} hold NaN.")
         if self.teacher is not None:
             self.teacher.progress = index / self.recipe.steps
-        return Batch(pixels, self.data.train.labels[ids].to(self.device), ids, self.data, self.teacher)
+        taught = self.teacher if cache is None else lambda pixels, _: cache.outputs(ids, view, pixels)
+        return Batch(pixels, self.data.train.labels[ids].to(self.device), ids, self.data, taught)
 
 
 def _optimizer(modules: list[nn.Module], recipe: Recipe) -> torch.optim.Optimizer:
@@ -283,6 +315,17 @@ def _optimizer(modules: list[nn.Module], recipe: Recipe) -> torch.optim.Optimize
     if recipe.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=recipe.learning_rate)
     return torch.optim.SGD(groups, lr=recipe.learning_rate, momentum=0.9, nesterov=True)
+
+
+def _conflict(first: list[tuple[nn.Parameter, Tensor]]) -> float | None:
+    """The cosine between gradients of the first loss and of the rest, which the parameters hold the sum of."""
+    sums = torch.zeros(3, dtype=torch.float64)
+    for parameter, gradient in first:
+        assert parameter.grad is not None
+        one, other = gradient.double(), parameter.grad.double() - gradient.double()
+        sums = sums.to(one.device) + torch.stack([(one * other).sum(), one.square().sum(), other.square().sum()])
+    dot, own, others = sums.tolist()
+    return dot / math.sqrt(own * others) if own > 0 and others > 0 else None
 
 
 def initialised(make: Any, seed: int) -> Any:

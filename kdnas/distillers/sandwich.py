@@ -1,11 +1,12 @@
 """The sandwich rule with in-place distillation, under an outside teacher."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import final
 
 from torch import Tensor
 
+from kdnas.architecture import Architecture
 from kdnas.losses.base import Loss
 from kdnas.objective import Objective
 from kdnas.outputs import Outputs
@@ -70,7 +71,14 @@ class Sandwich(Distiller):
     def losses(self, model: Model, batch: Batch, step: Step) -> Iterator[tuple[str, Tensor]]:
         """The largest's losses, then one per child; children follow the largest in every stage of its schedule."""
         assert isinstance(model, Supernet)
-        space, rng = model.space, step.rng("architectures")
+        rng = step.rng("architectures")
+        yield from self.teach(model, batch, step, lambda: model.space.sample(rng))
+
+    def teach(
+        self, model: Supernet, batch: Batch, step: Step, draw: Callable[[], Architecture]
+    ) -> Iterator[tuple[str, Tensor]]:
+        """The same, with the random children that `draw` gives."""
+        space = model.space
         largest = model(batch.images, space.largest)
         target: Outputs = largest.detach()
         # Without terms there are the labels alone, which ask no teacher.
@@ -86,5 +94,5 @@ class Sandwich(Distiller):
         )
         del largest  # the graph: one subnet's activations alive at a time
         for name in ("smallest", *("random",) * self.num_random):
-            child = space.smallest if name == "smallest" else space.sample(rng)
+            child = space.smallest if name == "smallest" else draw()
             yield name, self.soft(model(batch.images, child, regularise=False), target, batch.labels)
