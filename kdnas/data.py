@@ -167,6 +167,15 @@ class Data:
         """Augmented training images in [0, 1]; the augmentation is drawn from (seed, step)."""
         return augment(self.train.take(indices), self.augmentation, torch_rng(seed, "augmentation", step))
 
+    def view(self, indices: Tensor, seed: int, view: int) -> Tensor:
+        """Augmented training images in [0, 1] that come back: each augmentation is drawn from (seed, view, image)."""
+        taken = self.train.take(indices)
+        if self.augmentation == "none":
+            return taken
+        rngs = [torch_rng(seed, "view", view, index) for index in indices.tolist()]
+        one_by_one = [augment(p[None], self.augmentation, rng) for p, rng in zip(taken, rngs, strict=True)]
+        return torch.cat(one_by_one)
+
 
 def normalise(pixels: Tensor, preprocessing: Preprocessing) -> Tensor:
     """`(pixels - mean) / std` per channel."""

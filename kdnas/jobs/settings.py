@@ -33,6 +33,9 @@ class Train:
         teacher_recipe: of a teacher trained in the run.
         teacher_snapshots: at how many equal intervals of its training such a teacher is kept; with more than one, the
             run's teacher is their `Route`.
+        teacher_views: 0 to run the teacher at every step on fresh augmentations; otherwise the supernet sees so many
+            fixed augmentations of each image, and the teacher's outputs on them are computed once and kept in the run.
+        cache_limit: most gigabytes that those may take.
     """
 
     space: SearchSpace
@@ -42,6 +45,8 @@ class Train:
     recipe: Recipe = Recipe()
     teacher_recipe: Recipe = Recipe()
     teacher_snapshots: int = 1
+    teacher_views: int = 0
+    cache_limit: float = 4.0
 
     def __post_init__(self) -> None:
         if not 1 <= self.teacher_snapshots <= self.teacher_recipe.steps:
@@ -49,6 +54,8 @@ class Train:
                 f"teacher_snapshots must lie between 1 and the teacher's {self.teacher_recipe.steps} steps, got "
                 f"{self.teacher_snapshots}."
             )
+        if self.teacher_views < 0:
+            raise ValueError(f"teacher_views must not be negative, got {self.teacher_views}.")
 
 
 @final
@@ -136,6 +143,8 @@ class Experiment:
             data=Spec.from_json(held.pop("data")),
             distiller=Spec.from_json(held.pop("distiller")),
             teacher_snapshots=held.pop("teacher_snapshots", 1),
+            teacher_views=held.pop("teacher_views", 0),
+            cache_limit=held.pop("cache_limit", 4.0),
             **{name: structure(recipe, Recipe) for name, recipe in held.items()},
         )
         return cls(train=train, search=structure(value["search"], Search), retrain=structure(value["retrain"], Retrain))

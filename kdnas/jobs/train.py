@@ -20,10 +20,12 @@ from kdnas.progress import progress
 from kdnas.run import CHECKPOINT, SNAPSHOTS, TEACHER, Metrics, Run
 from kdnas.student import Card, write_student
 from kdnas.supernet import Supernet
+from kdnas.teacher_cache import cached
 from kdnas.teachers import fitted_teacher
 from kdnas.training import Distiller, Training, initialised
 
 CHECKPOINT_SECONDS = 10.0
+TEACHER_CACHE = "teacher_cache"
 Health = Callable[[], dict[str, float]]
 
 
@@ -80,7 +82,12 @@ def _train_supernet(opened: Opened) -> None:
     settings, run = opened.experiment.train, opened.run
     supernet = opened.fresh_supernet()
     distiller = settings.distiller.build(Distiller)
-    training = Training(supernet, distiller, opened.data, opened.teacher, settings.recipe, opened.device)
+    teacher, data, device = opened.teacher, opened.data, opened.device
+    cache = None
+    if settings.teacher_views:
+        options = {"seed": settings.recipe.seed, "views": settings.teacher_views, "limit": settings.cache_limit}
+        cache = cached(run.path(TEACHER_CACHE), teacher.to(device), data, device=device, **options)
+    training = Training(supernet, distiller, data, teacher, settings.recipe, device, cache)
     seconds = drive(training, "train", run.path(CHECKPOINT), run, lambda: health(supernet, opened.data))
     run.finish("train", seconds=seconds, steps=settings.recipe.steps, **health(supernet, opened.data))
 
