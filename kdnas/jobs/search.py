@@ -5,20 +5,29 @@ import time
 from typing import Any
 
 import numpy as np
+import torch
 
 from kdnas.architecture import Architecture
 from kdnas.cost import cost
 from kdnas.jobs.opened import Opened
 from kdnas.jobs.settings import Search
+from kdnas.network import Network
 from kdnas.progress import progress
 from kdnas.randomness import python_rng
 from kdnas.run import Run
-from kdnas.search import Entry, Limits, Saved, Score, Scorer, Searcher, check_feasible, ranked, size_controls
+from kdnas.scorers.nwot import Nwot
+from kdnas.scorers.synflow import Synflow
+from kdnas.scorers.zen import Zen
+from kdnas.search import Entry, Evidence, Limits, Saved, Score, Scorer, Searcher, check_feasible, ranked
 from kdnas.search import search as run_search
 from kdnas.searchers.random_search import RandomSearch
 from kdnas.similarity import bootstrap_interval, kendall
 from kdnas.spec import Spec, spec
 from kdnas.tables import unstructure
+
+# Enough for an interval of about +-0.2, and little beside the search itself.
+_TRAINING_FREE_ENTRIES = 50
+_TRAINING_FREE_SECONDS = 4.0
 
 
 def search(opened: Opened, settings: Search) -> list[Entry]:
@@ -81,7 +90,7 @@ def search(opened: Opened, settings: Search) -> list[Entry]:
     entries, stopped = one(settings.searcher, "search", settings.max_time)
     spent = time.perf_counter() - began
     left = settings.max_time - spent
-    controls = _controls(entries)
+    controls = _controls(entries) | _training_free(opened, evidence, entries, min(left, _TRAINING_FREE_SECONDS))
     if settings.control and left > 0:
         random_entries, _ = one(spec(RandomSearch), "control", min(left, max(spent, 1.0)))
         controls["random search"] = _random_control(entries, random_entries)
@@ -105,15 +114,52 @@ def _name(made: Spec) -> str:
 
 def _controls(entries: list[Entry]) -> dict[str, dict[str, Any]]:
     scores = [e.score for e in entries]
-    controls = {}
-    for name, value in size_controls(entries).items():
-        sizes = [float(getattr(e, name)) for e in entries]
-        low, high = bootstrap_interval(scores, sizes, kendall, resamples=200)
-        words = {"params": "parameters", "macs": "multiply-accumulates", "layers": "the number of layers"}[name]
-        sentence = f"Kendall's tau between the score and {words}: {value:.2f} [{low:.2f}, {high:.2f}]."
-        if value > 0.8:
-            sentence += " The score says little more than size does."
-        controls[f"tau {name}"] = {"value": value, "interval": [low, high], "sentence": sentence}
+    controls: dict[str, dict[str, Any]] = {}
+    words = {"params": "parameters", "macs": "multiply-accumulates", "layers": "the number of layers"}
+    for name, said in words.items():
+        controls[f"tau {name}"] = _agreement(scores, [float(getattr(e, name)) for e in entries], said)
+        if controls[f"tau {name}"]["value"] > 0.8:
+            controls[f"tau {name}"]["sentence"] += " The score says little more than size does."
+    return controls
+
+
+def _agreement(scores: list[float], others: list[float], said: str) -> dict[str, Any]:
+    value = kendall(scores, others)
+    low, high = bootstrap_interval(scores, others, kendall, resamples=200)
+    sentence = f"Kendall's tau between the score and {said}: {value:.2f} [{low:.2f}, {high:.2f}]."
+    return {"value": value, "interval": [low, high], "sentence": sentence}
+
+
+def _training_free(
+    opened: Opened, evidence: Evidence, entries: list[Entry], seconds: float
+) -> dict[str, dict[str, Any]]:
+    """Rank agreement with scores of untrained networks, on a sample of the entries and within a few seconds."""
+    drawn = python_rng(evidence.seed, "training-free").sample(entries, min(_TRAINING_FREE_ENTRIES, len(entries)))
+    with torch.device("meta"):  # these scorers draw weights of their own
+        networks = [Network(opened.space.blueprint(e.architecture)) for e in drawn]
+    controls: dict[str, dict[str, Any]] = {}
+    for name, scorer in (("nwot", Nwot()), ("synflow", Synflow()), ("zen", Zen())):
+        found: list[float] = []
+        began = time.perf_counter()
+        if seconds <= 0:
+            controls[f"tau {name}"] = {"sentence": f"Agreement with {name} is left out: the time is over."}
+            continue
+        try:
+            for network in networks:
+                found.append(scorer.score(network, evidence).value)
+                if time.perf_counter() - began > seconds / 3:
+                    break
+        except ValueError as error:
+            controls[f"tau {name}"] = {"sentence": f"Agreement with {name} is left out: {error}"}
+            continue
+        if len(found) < min(10, len(drawn)):
+            each = (time.perf_counter() - began) / len(found)
+            sentence = f"Agreement with {name} is left out: it takes {each:.1f} s for each network."
+            controls[f"tau {name}"] = {"sentence": sentence}
+            continue
+        controls[f"tau {name}"] = _agreement(
+            [e.score for e in drawn[: len(found)]], found, f"{name}, of {len(found)} untrained networks"
+        )
     return controls
 
 
@@ -144,7 +190,8 @@ def ranking_table(run: Run, entries: list[Entry], top: int) -> str:
         lines.append(f"{place:>5}  {e.code:<{width}}  {e.score:>9.4f}  {e.params:>11,}  {e.macs:>13,}  {e.layers:>6}")
     record = run.require("search", "kdnas search")
     lines += ["", f"stopped because {record['stopped']}; {record['saved']}"]
-    names = ("tau params", "tau macs", "tau layers", "random search")
+    taus = [f"tau {name}" for name in ("params", "macs", "layers", "nwot", "synflow", "zen")]
+    names = (*taus, "random search")
     controls = run.results()["controls"]
     lines += [controls[name]["sentence"] for name in names if name in controls]
     return "\n".join(lines)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from kdnas.search import Evidence, OutputScorer, Score
-from kdnas.similarity import dissimilarity, pearson, ranks, upper
+from kdnas.similarity import dissimilarity, pearson, triangle
 
 
 @final
@@ -15,13 +15,13 @@ class Rdm(OutputScorer):
     """How alike teacher and student find the images: `TG = mean_t max_l r(RDM_t, RDM_l)`, plus `premature * accuracy`.
 
     For every teacher stage `t` the best-correlated student stage `l`; `RDM_ij = 1 - Pearson` of the activations of
-    two images,
-    `r` the correlation of the strict upper triangles. The logits count as one more stage of both. TG is in [-1, 1], 1
-    for the teacher itself.
+    two images, `r` the correlation of the strict upper triangles. The logits count as one more stage of both. TG is in
+    [-1, 1], 1 for the teacher itself. Any number of images will do; with fewer than 3, and for a stage that tells no
+    images apart, `r` is 0.
 
     Args:
         compare: `pearson` or `spearman` correlation of the triangles.
-        premature: weight of the accuracy on the same images (P + TG when 1, TG when 0).
+        premature: weight of the accuracy on the same images: TG when 0, P + TG when 1. P alone is `accuracy`.
 
     Reference: Bashivan, Tensen, DiCarlo, Teacher Guided Architecture Search, ICCV 2019, section 3.
     Differs: the paper takes every layer; here the layers are the stages' outputs and the logits.
@@ -35,7 +35,10 @@ class Rdm(OutputScorer):
     def digest(self, stage: int, feature: Tensor, evidence: Evidence) -> Any:
         """Correlation of this stage with every teacher stage, `[teacher stages]`."""
         del stage
-        return pearson(self._triangle(feature)[None], self._teacher(evidence))
+        teacher = self._teacher(evidence)
+        if teacher.shape[1] < 2:  # fewer than 3 images leave nothing to correlate
+            return teacher.sum(1) * 0
+        return pearson(self._triangle(feature)[None], teacher)
 
     def judge(self, logits: Tensor, digests: Sequence[Any], evidence: Evidence) -> Score:
         """The mean over teacher stages of the best correlation."""
@@ -48,8 +51,7 @@ class Rdm(OutputScorer):
         return Score(value, {"similarity": similarity, "accuracy": accuracy, **parts})
 
     def _triangle(self, feature: Tensor) -> Tensor:
-        triangle = upper(dissimilarity(feature))
-        return ranks(triangle) if self.compare == "spearman" else triangle
+        return triangle(dissimilarity(feature), self.compare)
 
     def _teacher(self, evidence: Evidence) -> Tensor:
         stages = (*evidence.teacher.features, evidence.teacher.logits)

@@ -1,0 +1,65 @@
+"""What the training-free scores share: a copy with fresh weights, and the activations of one pass."""
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from kdnas.network import BATCH_NORMS, Network
+from kdnas.training import initialised
+
+
+def check_weights(weights: str) -> str:
+    """The argument, if it is one of the two.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if weights not in ("fresh", "inherited"):
+        raise ValueError(f"weights must be fresh or inherited, got {weights!r}.")
+    return weights
+
+
+def probed(network: nn.Module, weights: str, seed: int, device: torch.device) -> nn.Module:
+    """A copy of the network to take apart; with `fresh` weights, its own initialisation drawn from the seed.
+
+    Drawn on the CPU, so that a score is the same on every device. Norms start at scale one even where a search space
+    starts them at zero, which would hide a branch. A module that is no Network is drawn afresh by its submodules'
+    `reset_parameters`; parameters that belong to none of those keep their values.
+    """
+    if weights == "inherited":
+        return copy.deepcopy(network).to(device)
+    if isinstance(network, Network):
+        made = initialised(lambda: Network(network.blueprint), seed)
+        for module in made.modules():
+            if isinstance(module, BATCH_NORMS):
+                module.reset_parameters()
+        return made.to(device)
+    copied = copy.deepcopy(network).cpu()
+
+    def reset() -> nn.Module:
+        for module in copied.modules():
+            if isinstance(reset_parameters := getattr(module, "reset_parameters", None), Callable):
+                reset_parameters()
+        return copied
+
+    return initialised(reset, seed).to(device)
+
+
+@contextmanager
+def watching(
+    network: nn.Module, kinds: tuple[type[nn.Module], ...], see: Callable[[nn.Module, Tensor], None]
+) -> Iterator[None]:
+    """Inside, `see(module, input)` is called before every call of a module of these kinds."""
+
+    def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        see(module, inputs[0].detach())
+
+    handles = [m.register_forward_pre_hook(hook) for m in network.modules() if isinstance(m, kinds)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

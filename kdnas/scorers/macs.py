@@ -1,0 +1,31 @@
+"""Size as a score: multiply-accumulates."""
+
+from typing import final
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from kdnas.cost import cost
+from kdnas.network import Network, batch_statistics
+from kdnas.search import Evidence, Score, Scorer
+
+
+@final
+class Macs(Scorer):
+    """The multiply-accumulates for one image, as in `kdnas.cost`: a control, not a method.
+
+    Reference: none; see Ning et al., Evaluating Efficient Performance Estimators of Neural Architectures, NeurIPS
+        2021, for FLOPs as the baseline of scores.
+    """
+
+    def score(self, student: nn.Module, evidence: Evidence) -> Score:
+        """The score of one student."""
+        if isinstance(student, Network):
+            macs = float(cost(student.blueprint).macs)
+        else:
+            counter = FlopCounterMode(display=False)
+            with counter, torch.no_grad(), batch_statistics(student):
+                student(evidence.images[:1])
+            macs = float(counter.get_total_flops() // 2)  # the counter counts a multiplication and an addition apart
+        return Score(macs, {"macs": macs})

@@ -1,0 +1,63 @@
+"""NAS without training: how differently a network's rectifiers code a few images."""
+
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+from kdnas.network import batch_statistics
+from kdnas.scorers._probing import check_weights, probed, watching
+from kdnas.search import Evidence, Score, Scorer
+
+_ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.SiLU, nn.Hardswish, nn.GELU)
+
+
+@final
+class Nwot(Scorer):
+    r"""`log det K`, with `K_ij` the number of activations that images i and j switch alike.
+
+    An activation's code for an image is whether its input is positive; `K` sums the agreements over all units of all
+    activation layers, so `K_ii` is the number of units. Natural logarithm, no division: the score grows with the
+    network, which is why it is a control. An eigenvalue below rounding (two images with one code) counts as rounding,
+    so the score is finite.
+
+    Args:
+        num_images: how many of the evidence's images make `K`.
+        weights: `fresh` (drawn from the evidence's seed) or `inherited`.
+
+    Raises:
+        ValueError: the network has no activation modules.
+
+    Reference: Mellor, Turner, Storkey, Crowley, Neural Architecture Search without Training, ICML 2021, section 3.
+    Differs: codes of SiLU, Hardswish and GELU too, by the sign of their inputs; 32 images where the authors take 128.
+    """
+
+    def __init__(self, *, num_images: int = 32, weights: str = "fresh") -> None:
+        if num_images < 2:
+            raise ValueError(f"num_images must be at least 2, got {num_images}.")
+        self.num_images, self.weights = num_images, check_weights(weights)
+
+    def score(self, student: nn.Module, evidence: Evidence) -> Score:
+        """The score of one student."""
+        images = evidence.images[: self.num_images]
+        network = probed(student, self.weights, evidence.seed, evidence.images.device)
+        kernel = torch.zeros(len(images), len(images), dtype=torch.float64, device=images.device)
+        units = 0
+
+        def see(_: nn.Module, x: Tensor) -> None:
+            nonlocal units
+            signs = torch.where(x.flatten(1) > 0, 1.0, -1.0)
+            # Sums of +-1 are exact in float32 up to 2^24 units of a layer.
+            kernel.add_((signs @ signs.T + signs.shape[1]) / 2)
+            units += signs.shape[1]
+
+        with torch.no_grad(), batch_statistics(network), watching(network, _ACTIVATIONS, see):
+            network(images)
+        if not units:
+            raise ValueError(
+                "nwot reads the signs before activation modules (ReLU, SiLU, Hardswish, GELU), and this network has "
+                "none. Make its activations modules, or use another scorer."
+            )
+        least = units * len(images) * torch.finfo(kernel.dtype).eps
+        value = float(torch.linalg.eigvalsh(kernel).clamp_min(least).log().sum())
+        return Score(value, {"nwot": value, "units": float(units)})

@@ -1,0 +1,63 @@
+"""Synaptic flow: how much signal a network of absolute weights lets through."""
+
+from typing import final
+
+import torch
+from torch import nn
+
+from kdnas.outputs import Outputs
+from kdnas.scorers._probing import check_weights, probed
+from kdnas.search import Evidence, Score, Scorer
+
+_NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
+
+
+@final
+class Synflow(Scorer):
+    r"""`log sum(theta * d(sum of logits) / d theta)`, every weight replaced by its absolute value, the image by ones.
+
+    The sum is over weights of two and more dimensions (convolutions and linear layers). Normalisation is taken out;
+    float64. Of the first degree in every layer, so for a chain of rectifiers it is the number of such layers times
+    the sum of logits.
+
+    Args:
+        weights: `fresh` (drawn from the evidence's seed) or `inherited`.
+
+    Reference: Tanaka, Kunin, Yamins, Ganguli, Pruning Neural Networks without Any Data by Iteratively Conserving
+        Synaptic Flow, NeurIPS 2020, equation 1; as a score: Abdelfattah et al., Zero-Cost Proxies for Lightweight
+        NAS, ICLR 2021, section 3.
+    Differs: the logarithm, which keeps the ranking and the digits; it is held within float64's range.
+    """
+
+    def __init__(self, *, weights: str = "fresh") -> None:
+        self.weights = check_weights(weights)
+
+    def score(self, student: nn.Module, evidence: Evidence) -> Score:
+        """The score of one student."""
+        network = (
+            _without_norms(probed(student, self.weights, evidence.seed, evidence.images.device))
+            .double()
+            .eval()
+            .requires_grad_(True)
+        )
+        with torch.no_grad():
+            for parameter in network.parameters():
+                parameter.abs_()
+        held = [p for p in network.parameters() if p.dim() > 1]
+        with torch.enable_grad():
+            found = network(torch.ones_like(evidence.images[:1], dtype=torch.float64))
+            logits = found.logits if isinstance(found, Outputs) else found
+            slopes = torch.autograd.grad(logits.sum(), held, allow_unused=True)
+        flow = sum((p.detach() * s).sum() for p, s in zip(held, slopes, strict=True) if s is not None)
+        limits = torch.finfo(torch.float64)
+        value = float(torch.as_tensor(flow, dtype=torch.float64).clamp(limits.tiny, limits.max).log())
+        return Score(value, {"synflow": value})
+
+
+def _without_norms(network: nn.Module) -> nn.Module:
+    for name, child in network.named_children():
+        if isinstance(child, _NORMS):
+            setattr(network, name, nn.Identity())
+        else:
+            _without_norms(child)
+    return network
