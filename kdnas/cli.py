@@ -58,16 +58,15 @@ def parser() -> argparse.ArgumentParser:
     demo.add_argument("--out", type=Path, default=Path("runs/demo"), help="the run folder")
 
     whole = command("run", _run, "the whole chain on your own data, teacher, space and budget")
-    whole.add_argument(
-        "--data", required=True, help="digits, folder:PATH, cifar10:PATH, cifar100:PATH, module:function"
-    )
+    whole.add_argument("--experiment", help="take everything from an experiment instead, see `kdnas list experiments`")
+    whole.add_argument("--data", help="digits, folder:PATH, cifar10:PATH, cifar100:PATH, module:function")
     whole.add_argument(
         "--teacher",
         default="fit",
         help="fit, torchvision:NAME, timm:NAME (either @weights.safetensors), checkpoint:FOLDER, module:function, "
         "ensemble:SPEC,SPEC, route:SPEC,SPEC",
     )
-    whole.add_argument("--space", required=True, help="a TOML table, or a name from `kdnas list spaces`")
+    whole.add_argument("--space", help="a TOML table, or a name from `kdnas list spaces`")
     whole.add_argument("--out", type=Path, required=True, help="the run folder")
     whole.add_argument("--distiller", default="sandwich", help="how the supernet learns; see `kdnas list distillers`")
     _loss_option(whole)
@@ -202,7 +201,15 @@ def _chain(experiment: Any, out: Path) -> None:
 
 
 def _run(given: argparse.Namespace) -> None:
-    _say(f"kdnas run: {given.data} into {given.out}")
+    _say(f"kdnas run: {given.experiment or given.data} into {given.out}")
+    if given.experiment is not None:
+        from kdnas.jobs.settings import load_experiment
+
+        _chain(load_experiment(given.experiment), given.out)
+        return
+    for name in ("data", "space"):
+        if getattr(given, name) is None:
+            raise ValueError(f"--{name} is missing. Give it, or an --experiment that holds everything.")
     from kdnas.data import Data, load_data
     from kdnas.jobs.settings import Experiment, Retrain, Search, Train, with_losses, with_overrides
     from kdnas.spec import named

@@ -98,6 +98,8 @@ RUN = ["run", "--data", "tests.toy:data", "--space", "toy", "--out", "OUT"]
         ([*RUN, "--teacher", "checkpoint:/no/such"], "is no student"),
         ([*RUN, "--teacher", "tests.toy:other_classes"], "knows 7 classes, the data has 3"),
         ([*RUN, "--optimizer", "adm"], "sgd or adamw"),
+        (["run", "--space", "toy", "--out", "OUT"], "--data is missing"),
+        (["run", "--experiment", "dmo", "--out", "OUT"], "Did you mean 'demo'"),
         (["train", "no_such", "--out", "OUT"], "no experiment is named"),
         (["train", "no_such.py", "--out", "OUT"], "there is no file"),
         (["search", "OUT"], "there is no run"),
