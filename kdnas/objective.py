@@ -111,7 +111,7 @@ class Objective(nn.Module):
             for parameter, gradient in zip(held, gradients, strict=True):
                 if gradient is not None:
                     carrier = carrier + (parameter * _clipped(gradient, parameter.grad)).sum()
-            yield n, apart[n].detach() + carrier - carrier.detach()
+            yield n, apart[n].detach() + (carrier - carrier.detach())
         yield from self.adversaries(student.detach(), teacher, labels)
 
     def _terms(

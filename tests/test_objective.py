@@ -71,3 +71,76 @@ def test_every_loss_goes_into_an_objective_beside_the_labels(name):
             total = total + value
         assert torch.isfinite(total)
         total.backward()
+
+
+class Learner(torch.nn.Module):
+    """Logits and maps that are parameters: their gradients are what a loss says of them."""
+
+    def __init__(self):
+        super().__init__()
+        self.logits = torch.nn.Parameter(STUDENT.logits.clone())
+        self.maps = torch.nn.ParameterList(f.clone() for f in STUDENT.features)
+
+    def forward(self):
+        # Every map has a task gradient too.
+        shift = sum(f.mean((1, 2, 3)) for f in self.maps)[:, None]
+        return STUDENT._replace(logits=self.logits * (1 + shift), features=tuple(self.maps))
+
+
+def gradients(weight):
+    learner = Learner()
+    made = objective((1.0, "cross_entropy", {}), (weight, "singular_value", {}))
+    yielded, found = made.teach("student", learner(), TEACHER, LABELS, 0.5, learner=learner), []
+    for name, loss in yielded:
+        loss.backward()
+        found.append(
+            (
+                name,
+                float(loss.detach()),
+                {n: None if p.grad is None else p.grad.clone() for n, p in learner.named_parameters()},
+            )
+        )
+    return found, made
+
+
+def test_a_clipped_loss_gives_no_parameter_more_than_the_task_does():
+    found, made = gradients(1e6)
+    (_, _, task), (name, value, both) = found
+    assert name == "singular_value"
+    _, parts = made(STUDENT, TEACHER, LABELS, 0.5)
+    assert value == pytest.approx(1e6 * float(parts["singular_value"]), rel=1e-5)
+    for parameter, gradient in task.items():
+        distilled = both[parameter] - gradient
+        if distilled.abs().sum() > 0:
+            assert distilled.norm() == pytest.approx(float(gradient.norm()), rel=1e-3), parameter
+    assert any((both[p] - g).abs().sum() > 0 for p, g in task.items())
+
+
+def test_a_gradient_shorter_than_the_tasks_is_left_as_it_is():
+    found, made = gradients(1e-9)
+    (_, _, task), (_, _, both) = found
+    learner = Learner()
+    loss = made.losses["singular_value"](learner(), TEACHER, LABELS)
+    loss.backward()
+    for parameter, expected in learner.named_parameters():
+        if expected.grad is not None:
+            # Added to a gradient of order 1e-2, what is left of 1e-9 times this is compared in that precision.
+            torch.testing.assert_close(both[parameter], task[parameter] + 1e-9 * expected.grad, rtol=1e-5, atol=1e-9)
+
+
+def test_where_nothing_else_is_minimised_nothing_is_clipped():
+    learner, made = Learner(), objective((1.0, "singular_value", {}))
+    assert [name for name, _ in made.teach("student", learner(), TEACHER, LABELS, 0.0, learner=learner)] == ["student"]
+
+
+def test_the_rest_of_the_student_is_handed_in_while_a_stage_asks_for_it():
+    made = objective((1.0, "cross_entropy", {}), (1.0, "aggregation", {}))
+    loss = made.losses["aggregation"]
+
+    def rest(stage, feature):
+        return feature.mean((2, 3)) @ torch.ones(feature.shape[1], STUDENT.logits.shape[1])
+
+    made(STUDENT, TEACHER, LABELS, 0.0, rest)
+    assert loss.rest is rest
+    made(STUDENT, TEACHER, LABELS, 0.9, rest)
+    assert loss.rest is None

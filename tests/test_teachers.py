@@ -5,8 +5,9 @@ from torch import nn
 
 from kdnas.blocks.basic import resize
 from kdnas.network import Network
+from kdnas.outputs import Outputs
 from kdnas.preprocessing import Preprocessing
-from kdnas.teachers import Frozen, Teacher, find_stages, fitted_teacher, load_teacher, load_weights
+from kdnas.teachers import Ensemble, Frozen, Route, Teacher, find_stages, fitted_teacher, load_teacher, load_weights
 
 GREY = Preprocessing(height=16, width=16, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
 
@@ -130,3 +131,61 @@ def test_what_cannot_be_a_teacher_is_refused(text, message):
 
 def test_fit_means_a_teacher_trained_in_the_run():
     assert load_teacher("fit") is None
+
+
+def test_an_ensemble_is_the_mean_of_its_members_and_shows_them_all():
+    one, two = (Frozen(small(), preprocessing=GREY) for _ in range(2))
+    pixels = torch.rand(3, 3, 16, 16)
+    outputs = Ensemble([one, two])(pixels)
+    expected = (one(pixels).logits.softmax(1) + two(pixels).logits.softmax(1)) / 2
+    torch.testing.assert_close(outputs.logits.softmax(1), expected)
+    assert [torch.equal(m.logits, t(pixels).logits) for m, t in zip(outputs.members, (one, two), strict=True)] == [
+        True
+    ] * 2
+    assert torch.equal(outputs.features[-1], one(pixels).features[-1])
+    mean = Ensemble([one, two], mean="logits")(pixels).logits
+    torch.testing.assert_close(mean, (one(pixels).logits + two(pixels).logits) / 2)
+
+
+def test_an_ensemble_of_certain_teachers_stays_finite():
+    class Certain(nn.Module):
+        def __init__(self, label):
+            super().__init__()
+            self.label = label
+
+        def forward(self, x):
+            return Outputs(1e4 * nn.functional.one_hot(torch.full((len(x),), self.label), 3).float())
+
+    made = Ensemble([Frozen(Certain(i), preprocessing=GREY, stages=()) for i in (0, 1)])
+    logits = made(torch.rand(2, 3, 16, 16)).logits
+    assert torch.isfinite(logits).all()
+    torch.testing.assert_close(logits.softmax(1)[0], torch.tensor([0.5, 0.5, 0.0]))
+
+
+def test_a_route_shows_the_snapshot_of_now_and_the_last_outside_of_training():
+    snapshots = [Frozen(small(), preprocessing=GREY) for _ in range(4)]
+    route, pixels = Route(snapshots), torch.rand(2, 3, 16, 16)
+
+    def shown():
+        return [torch.equal(route(pixels).logits, s(pixels).logits) for s in snapshots].index(True)
+
+    assert shown() == 3
+    for progress, expected in ((0.0, 0), (0.2499, 0), (0.25, 1), (0.5, 2), (0.75, 3), (1.0, 3)):
+        route.progress = progress
+        assert shown() == expected
+
+
+def test_several_teachers_are_named_on_one_line():
+    name = "tests.test_teachers:small"
+    for kind, made in (("ensemble", Ensemble), ("route", Route)):
+        taught = load_teacher(f"{kind}:{name},{name}").build(Teacher, classes=3, preprocessing=GREY)
+        assert isinstance(taught, made)
+        assert not any(p.requires_grad for p in taught.parameters())
+    with pytest.raises(ValueError, match="fit trains one teacher"):
+        load_teacher(f"ensemble:{name},fit")
+    with pytest.raises(ValueError, match="at least two"):
+        load_teacher(f"ensemble:{name}").build(Teacher, classes=3, preprocessing=GREY)
+    with pytest.raises(ValueError, match="at least one snapshot"):
+        Route([])
+    with pytest.raises(ValueError, match="mean must be"):
+        Ensemble([Frozen(small(), preprocessing=GREY)] * 2, mean="median")
