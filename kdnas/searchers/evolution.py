@@ -53,13 +53,14 @@ class Evolution(Searcher):
         """The first population at random, then generations of children not seen before."""
         wanted = min(limit, self.batch)
         asked: list[Architecture] = []
-        for _ in range(200 * wanted):
-            if len(asked) == wanted:
-                break
+        failed = 0
+        while len(asked) < wanted and failed < 200:
+            failed += 1
             candidate = self.sample() if len(self._alive) + len(asked) < self.population else self._child()
             if candidate is not None and candidate not in self._seen and self.admits(candidate):
                 self._seen.add(candidate)
                 asked.append(candidate)
+                failed = 0
         if not asked:
             self.stopped = "no admitted architecture was found that was not scored before"
         return asked

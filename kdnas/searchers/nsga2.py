@@ -1,0 +1,139 @@
+"""NSGA-II: several objectives at once, the whole front kept."""
+
+import random
+from collections.abc import Callable, Sequence
+from typing import final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdnas.architecture import Architecture
+from kdnas.search import Entry, Searcher
+from kdnas.space import SearchSpace
+
+
+@final
+class Nsga2(Searcher):
+    """Evolution of a front: high score, few params, few MACs.
+
+    A generation of children comes from parents that win a tournament of two by (rank, crowding distance), crossed, and
+    mutated where that gives nothing new. Parents and children together are sorted into fronts: rank 0 is what no other beats, rank 1 what only
+    rank 0 beats, and so on; `a` beats `b` when it is no worse in every objective and better in one. Whole fronts
+    survive, best rank first, and of the front that does not fit those with the largest crowding distance: the sum over
+    objectives of the gap between both neighbours, divided by the front's range in that objective; infinite at
+    both ends. Only architectures within the budget are ever asked, and none twice.
+
+    Args:
+        space: the search space.
+        admits: the budget's test.
+        rng: draws everything.
+        population: networks that survive a generation, and the size of the first one.
+        rate: probability that a choice mutates; at least one does.
+        crossover: probability that a child has two parents.
+        batch: children per generation.
+        costs: what is minimised beside the score's opposite: `params`, `macs`, `layers`.
+
+    Raises:
+        ValueError: an unknown cost, or a population or batch below 2.
+
+    Reference: Deb et al., A Fast and Elitist Multiobjective Genetic Algorithm: NSGA-II, IEEE TEC 2002, section III.
+    Differs: the first population is asked in batches; a child of two parents is mutated only if it was scored before.
+    """
+
+    def __init__(
+        self,
+        *,
+        space: SearchSpace,
+        admits: Callable[[Architecture], bool],
+        rng: random.Random,
+        population: int = 40,
+        rate: float = 0.1,
+        crossover: float = 0.9,
+        batch: int = 20,
+        costs: tuple[str, ...] = ("params", "macs"),
+    ) -> None:
+        super().__init__(space=space, admits=admits, rng=rng)
+        unknown = [name for name in costs if name not in ("params", "macs", "layers")]
+        if unknown or min(population, batch) < 2:
+            raise ValueError(
+                "costs are some of params, macs and layers, and population and batch at least 2, "
+                f"got {costs=}, {population=}, {batch=}."
+            )
+        self.population, self.rate, self.crossover, self.batch, self.costs = population, rate, crossover, batch, costs
+        self.front: list[Entry] = []
+        self._alive: list[Entry] = []
+        self._fitness: list[tuple[int, float]] = []
+        self._seen: set[Architecture] = set()
+        self._drawn = 0
+
+    def ask(self, limit: int) -> Sequence[Architecture]:
+        """The first population at random, then children not seen before."""
+        wanted = min(limit, self.batch)
+        asked: list[Architecture] = []
+        failed = 0
+        while len(asked) < wanted and failed < 200:
+            failed += 1
+            candidate = self.sample() if self._drawn < self.population else self._child()
+            if candidate is not None and candidate not in self._seen and self.admits(candidate):
+                self._seen.add(candidate)
+                self._drawn += 1
+                asked.append(candidate)
+                failed = 0
+        if not asked:
+            self.stopped = "no admitted architecture was found that was not scored before"
+        return asked
+
+    def tell(self, scored: Sequence[Entry]) -> None:
+        """The front takes in what nothing beats; the best of old and new survive."""
+        self.front = self._best([*self.front, *scored])
+        both = [*self._alive, *scored]
+        values = self._objectives(both)
+        ranks = sorted_fronts(values)
+        fitness: list[tuple[int, float]] = [(0, 0.0)] * len(both)
+        for rank, members in enumerate(ranks):
+            for place, distance in zip(members, crowding(values[members]), strict=True):
+                fitness[place] = rank, -float(distance)
+        order = sorted(range(len(both)), key=lambda i: (fitness[i], both[i].code))[: self.population]
+        self._alive, self._fitness = [both[i] for i in order], [fitness[i] for i in order]
+
+    def _best(self, entries: Sequence[Entry]) -> list[Entry]:
+        kept = [entries[i] for i in sorted_fronts(self._objectives(entries))[0]] if entries else []
+        return sorted(kept, key=lambda e: (-e.score, e.macs, e.code))
+
+    def _objectives(self, entries: Sequence[Entry]) -> NDArray[np.float64]:
+        return np.array([[-e.score, *(getattr(e, name) for name in self.costs)] for e in entries], float)
+
+    def _child(self) -> Architecture:
+        first = self._parent()
+        child = first
+        if self.rng.random() < self.crossover:
+            child = self.space.cross(first, self._parent(), self.rng)
+        return child if child not in self._seen else self.space.mutate(child, self.rng, self.rate)
+
+    def _parent(self) -> Architecture:
+        one, other = self.rng.randrange(len(self._alive)), self.rng.randrange(len(self._alive))
+        return self._alive[min(one, other, key=lambda i: self._fitness[i])].architecture
+
+
+def sorted_fronts(values: NDArray[np.float64]) -> list[list[int]]:
+    """Indices in fronts, best first; `values` is `[points, objectives]`, all minimised."""
+    beats = (values[:, None] <= values[None]).all(2) & (values[:, None] < values[None]).any(2)
+    left = np.ones(len(values), bool)
+    fronts = []
+    while left.any():
+        front = np.flatnonzero(left & ~(beats & left[:, None]).any(0))
+        fronts.append(front.tolist())
+        left[front] = False
+    return fronts
+
+
+def crowding(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The crowding distance of every point of one front, `[points, objectives]`."""
+    total = np.zeros(len(values))
+    for column in values.T:
+        order = np.argsort(column, kind="stable")
+        span = column[order[-1]] - column[order[0]]
+        total[order[[0, -1]]] = np.inf
+        if span > 0:
+            total[order[1:-1]] += (column[order[2:]] - column[order[:-2]]) / span
+    return total

@@ -1,0 +1,53 @@
+"""What holds for every searcher, on a table."""
+
+import statistics
+
+import pytest
+
+from kdnas.cost import Budget
+from kdnas.spec import algorithms
+from tests.searchers.table import MACRO, SMALL, cost_of, searched, value
+
+SEARCHERS = [
+    name
+    for name in sorted(algorithms("kdnas.searchers"))
+    if name in ("evolution", "exhaustive", "nsga2", "optuna_sampler", "random_search")
+]
+TIGHT = Budget(macs=30e6, params=1_000_000)
+
+
+@pytest.fixture(scope="module")
+def within():
+    return {a for a in SMALL.all() if TIGHT.admits(cost_of(a))}
+
+
+@pytest.mark.parametrize("name", SEARCHERS)
+def test_never_over_budget_never_twice_and_says_why_it_stops(name, within):
+    assert 10 < len(within) < 70
+    entries, why = searched(name, 0, 1000, TIGHT, SMALL)
+    codes = [e.code for e in entries]
+    assert len(set(codes)) == len(codes)
+    assert all(e.architecture in within for e in entries)
+    assert "architecture was" in why
+    # A space this small within the budget is nearly seen whole before a searcher gives up.
+    assert len(entries) >= 0.9 * len(within)
+
+
+@pytest.mark.parametrize("name", SEARCHERS)
+def test_the_same_seed_takes_the_same_path_and_another_another(name):
+    first = [e.code for e in searched(name, 3, 40)[0]]
+    assert [e.code for e in searched(name, 3, 40)[0]] == first
+    assert len(first) == 40
+    if name != "exhaustive":
+        assert [e.code for e in searched(name, 4, 40)[0]] != first
+
+
+def ranks(name, evaluations=100, seeds=20):
+    """Per seed, how many of all networks are better than the best found."""
+    every = sorted((value(a) for a in MACRO.all()), reverse=True)
+    return [every.index(max(e.score for e in searched(name, seed, evaluations)[0])) for seed in range(seeds)]
+
+
+def test_a_hundred_evaluations_of_evolution_find_better_networks_than_random_ones():
+    evolved, drawn = ranks("evolution"), ranks("random_search")
+    assert statistics.median(evolved) * 3 <= statistics.median(drawn)
