@@ -162,6 +162,7 @@ def score_all(
     order = sorted(range(len(paths)), key=lambda i: [str(step) for step in paths[i]])
     scores: list[Score | None] = [None] * len(paths)
     walk: list[tuple[Any, Tensor, Any]] = []  # one path: step, activation, digest of the stage it closes
+    latest: Score | None = None
     was_training = supernet.training
     supernet.eval()
     try:
@@ -182,8 +183,11 @@ def score_all(
                     digest = None if closes is None else scorer.digest(closes, x, evidence)
                     walk.append((step, x, digest))
                 saved.one_by_one += len(path) - 1
+                if shared == len(path) and latest is not None:
+                    scores[index] = latest  # another spelling of the network just scored
+                    continue
                 digests = [digest for step, _, digest in walk if step[2] is not None]
-                scores[index] = scorer.judge(walk[-1][1], digests, evidence)
+                scores[index] = latest = scorer.judge(walk[-1][1], digests, evidence)
     finally:
         supernet.train(was_training)
     return [score for score in scores if score is not None]

@@ -1,0 +1,96 @@
+"""What sharing prefixes saves when all of NAS-Bench-Macro is scored: layer evaluations, wall time, memory.
+
+    python benchmarks/prefix_sharing.py            # about three minutes on one CPU thread
+
+Three ways to score the same candidates with the same scorer, on one thread, in one process:
+  shared      depth first over common prefixes, as every search does it;
+  one by one  each subnet through the supernet, evidence and teacher outputs kept (cached batches);
+  naive       per candidate: the network rebuilt, the data opened, the teacher run, batch norm re-estimated.
+The last two are timed on a random part, and given per candidate. Weights are random: times do not depend on them.
+"""
+
+import argparse
+import dataclasses
+import itertools
+import random
+import time
+
+import torch
+
+from kdnas.architecture import Architecture
+from kdnas.data import Data, TensorImages
+from kdnas.network import Network, calibrate
+from kdnas.preprocessing import Preprocessing
+from kdnas.randomness import torch_rng
+from kdnas.scorers.rdm import Rdm
+from kdnas.search import Evidence, Saved, score_all
+from kdnas.supernet import Supernet
+from kdnas.tables import load_space
+from kdnas.teachers import Frozen, fitted_teacher
+
+
+def synthetic(count: int, side: int) -> Data:
+    """Random images: what is timed does not depend on them."""
+    parts = [
+        TensorImages(torch.rand(count, 3, side, side, generator=torch_rng(name)), torch.arange(count) % 10)
+        for name in ("train", "search", "test")
+    ]
+    return Data(*parts, class_names=tuple("0123456789"))
+
+
+def evidence_of(data: Data, teacher: Frozen, count: int) -> Evidence:
+    """The first images of the search part and the teacher's outputs on them."""
+    pixels = data.search.take(torch.arange(count))
+    return Evidence(pixels, data.normalise(pixels), data.search.labels[:count], teacher(pixels))
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=64)
+    parser.add_argument("--side", type=int, default=16)
+    parser.add_argument("--sample", type=int, default=150, help="candidates timed one by one and naively")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    space = dataclasses.replace(load_space("nas_bench_macro"), width_multiplier=0.25, resolutions=(given.side,))
+    supernet = Supernet(space).eval()
+    data = synthetic(max(256, given.images), given.side)
+    preprocessing: Preprocessing = data.preprocessing
+    teacher = Frozen(Network(fitted_teacher((3, given.side, given.side), 10)), preprocessing=preprocessing)
+    evidence = evidence_of(data, teacher, given.images)
+    scorer = Rdm()
+    everything = [
+        Architecture(dict(zip((c.name for c in space.choices), options, strict=True)))
+        for options in itertools.product(*(c.options for c in space.choices))
+    ]
+    chosen = random.Random(0).sample(everything, given.sample)
+
+    score_all(supernet, chosen[:5], scorer, evidence)  # warm
+    saved, began = Saved(), time.perf_counter()
+    shared = dict(zip(everything, score_all(supernet, everything, scorer, evidence, saved), strict=True))
+    shared_each = (time.perf_counter() - began) / len(everything)
+
+    began = time.perf_counter()
+    alone = [score_all(supernet, [one], scorer, evidence)[0] for one in chosen]
+    alone_each = (time.perf_counter() - began) / len(chosen)
+    worst = max(abs(a.value - shared[one].value) for a, one in zip(alone, chosen, strict=True))
+
+    began = time.perf_counter()
+    for one in chosen[: max(1, given.sample // 3)]:
+        opened = synthetic(max(256, given.images), given.side)
+        network = supernet.extract(one)
+        calibrate(network, [opened.normalise(opened.train.take(torch.arange(256)))])
+        scorer.score(network, evidence_of(opened, teacher, given.images))
+    naive_each = (time.perf_counter() - began) / max(1, given.sample // 3)
+
+    print(
+        f"{len(everything):,} codes of {sum(1 for _ in space.all()):,} networks, {given.images} images of {given.side}x{given.side}: {saved}"
+    )
+    print(f"largest difference between shared and one by one: {worst:.1e}")
+    print(f"{'way':<12}{'ms a candidate':>16}{'candidates a minute':>22}{'times shared':>14}")
+    for name, each in (("shared", shared_each), ("one by one", alone_each), ("naive", naive_each)):
+        print(f"{name:<12}{1e3 * each:>16.2f}{60 / each:>22,.0f}{each / shared_each:>14.1f}")
+
+
+if __name__ == "__main__":
+    main()
