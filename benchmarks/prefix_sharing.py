@@ -83,8 +83,10 @@ def main() -> None:
         scorer.score(network, evidence_of(opened, teacher, given.images))
     naive_each = (time.perf_counter() - began) / max(1, given.sample // 3)
 
+    distinct = sum(1 for _ in space.all())
     print(
-        f"{len(everything):,} codes of {sum(1 for _ in space.all()):,} networks, {given.images} images of {given.side}x{given.side}: {saved}"
+        f"{len(everything):,} codes of {distinct:,} networks, "
+        f"{given.images} images of {given.side}x{given.side}: {saved}"
     )
     print(f"largest difference between shared and one by one: {worst:.1e}")
     print(f"{'way':<12}{'ms a candidate':>16}{'candidates a minute':>22}{'times shared':>14}")
