@@ -192,7 +192,8 @@ class Training:
         self.distiller.to(self.device)
         self.optimizer = _optimizer([self.model, self.distiller], recipe)
         self._restarts = distiller.restarts(recipe.steps)
-        self.gradient_norm, self.conflict = torch.zeros(()), None
+        self.gradient_norm = torch.zeros(())
+        self.conflict: float | None = None
 
     @property
     def done(self) -> bool:

@@ -14,7 +14,7 @@ from kdnas.run import CHECKPOINT, SNAPSHOTS, TEACHER, Run
 from kdnas.search import Evidence
 from kdnas.space import SearchSpace
 from kdnas.spec import Spec, spec
-from kdnas.supernet import Supernet
+from kdnas.supernet import Supernet, corner
 from kdnas.teachers import Teacher, several_teachers, student_teacher
 from kdnas.training import Distiller, Training, initialised
 
@@ -67,7 +67,10 @@ class Opened:
 
     def fresh_supernet(self) -> Supernet:
         """The supernet before training."""
-        return initialised(lambda: Supernet(self.space), self.experiment.train.recipe.seed)
+        made = self.experiment.train.share
+        return initialised(
+            lambda: Supernet(self.space, corner if made is None else made.build()), self.experiment.train.recipe.seed
+        )
 
     @cached_property
     def supernet(self) -> Supernet:

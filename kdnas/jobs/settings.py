@@ -36,6 +36,8 @@ class Train:
         teacher_views: 0 to run the teacher at every step on fresh augmentations; otherwise the supernet sees so many
             fixed augmentations of each image, and the teacher's outputs on them are computed once and kept in the run.
         cache_limit: most gigabytes that those may take.
+        share: makes the supernet's sharing rule, such as `KernelTransform`; None is the leading corner.
+        rollback: whether a collapse is taken back, once, to the last healthy weights.
     """
 
     space: SearchSpace
@@ -45,6 +47,8 @@ class Train:
     recipe: Recipe = Recipe()
     teacher_recipe: Recipe = Recipe()
     teacher_snapshots: int = 1
+    share: Spec | None = None
+    rollback: bool = False
     teacher_views: int = 0
     cache_limit: float = 4.0
 
@@ -143,6 +147,8 @@ class Experiment:
             data=Spec.from_json(held.pop("data")),
             distiller=Spec.from_json(held.pop("distiller")),
             teacher_snapshots=held.pop("teacher_snapshots", 1),
+            share=None if (share := held.pop("share", None)) is None else Spec.from_json(share),
+            rollback=held.pop("rollback", False),
             teacher_views=held.pop("teacher_views", 0),
             cache_limit=held.pop("cache_limit", 4.0),
             **{name: structure(recipe, Recipe) for name, recipe in held.items()},

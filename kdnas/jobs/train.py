@@ -12,6 +12,7 @@ from kdnas.checkpoint import load_state, save_state
 from kdnas.cost import cost
 from kdnas.data import Data, Images
 from kdnas.distillers.from_labels import FromLabels
+from kdnas.jobs.guard import Guard
 from kdnas.jobs.opened import Opened, default_device
 from kdnas.jobs.settings import Experiment
 from kdnas.network import Network
@@ -88,7 +89,9 @@ def _train_supernet(opened: Opened) -> None:
         options = {"seed": settings.recipe.seed, "views": settings.teacher_views, "limit": settings.cache_limit}
         cache = cached(run.path(TEACHER_CACHE), teacher.to(device), data, device=device, **options)
     training = Training(supernet, distiller, data, teacher, settings.recipe, device, cache)
-    seconds = drive(training, "train", run.path(CHECKPOINT), run, lambda: health(supernet, opened.data))
+    guard = Guard(training, run.path("healthy.safetensors"), rollback=settings.rollback)
+    seconds = drive(training, "train", run.path(CHECKPOINT), run, lambda: health(supernet, opened.data), guard=guard)
+    guard.place.unlink(missing_ok=True)
     run.finish("train", seconds=seconds, steps=settings.recipe.steps, **health(supernet, opened.data))
 
 
@@ -99,6 +102,7 @@ def drive(
     run: Run | None,
     watch: Callable[[], dict[str, float]] | None = None,
     after: Callable[[int], None] | None = None,
+    guard: Guard | None = None,
 ) -> float:
     """Take every step that is left, with progress, metrics and checkpoints; returns the seconds of the whole phase.
 
@@ -109,35 +113,59 @@ def drive(
         run: where metrics go; None for nowhere.
         watch: what to measure now and then.
         after: called with the number of steps taken, after each and before the checkpoint that holds it.
+        guard: looks after a supernet.
+
+    Raises:
+        FloatingPointError: a loss is not finite, and nobody takes the training back.
     """
     spent = 0.0
     if checkpoint.exists():
         state = load_state(checkpoint)
         training.load(state["training"])
         spent = state["seconds"]
+        if guard is not None:
+            guard.load(state["guard"])
     metrics: Metrics | None = None if run is None else run.metrics(phase, before=training.index)
     total = training.recipe.steps
     each = max(1, total // 200)
     watched = max(training.epoch_steps, total // 8)
+    compared = each * max(1, total // 50 // each)
     began = saved = time.perf_counter()
     with progress(phase, total, training.index) as bar:
         while not training.done:
-            losses = training.step()
+            compares = guard is not None and (training.index + 1) % compared == 0
+            warnings: list[str] = []
+            try:
+                losses = training.step(watch=compares)
+            except FloatingPointError as error:
+                if guard is None:
+                    raise
+                losses, warnings = {}, guard.examine(error=error)
+                training.index += 1  # that step is left out
             index = training.index
             if after is not None:
                 after(index)
             bar.update(index, ", ".join(f"{name} {value:.3f}" for name, value in losses.items()))
-            if metrics is not None and (index % each == 0 or training.done):
+            if metrics is not None and (index % each == 0 or training.done or warnings):
                 record: dict[str, Any] = {"step": index - 1, "total": total, "losses": losses}
                 record |= {"seconds": round(spent + time.perf_counter() - began, 3)}
                 record |= {"lr": training.recipe.rate(index - 1)}
+                seen = None
+                if compares and training.conflict is not None:
+                    record |= {"conflict": training.conflict}
                 if watch is not None and (index // watched > (index - each) // watched or training.done):
                     seen = watch()
                     record |= {"accuracy": seen["accuracy"]} if "accuracy" in seen else {"health": seen}
+                if guard is not None:
+                    record |= {"gradient_norm": float(training.gradient_norm)}
+                    record |= {} if seen is None else {"options": guard.options()}
+                    warnings += guard.examine(seen)
+                    record |= {"warnings": warnings} if warnings else {}
                 metrics.write(**record)
             if time.perf_counter() - saved >= CHECKPOINT_SECONDS or training.done:
                 elapsed = spent + time.perf_counter() - began
-                save_state(checkpoint, {"training": training.state(), "seconds": elapsed})
+                state = {"training": training.state(), "seconds": elapsed}
+                save_state(checkpoint, state if guard is None else state | {"guard": guard.state()})
                 saved = time.perf_counter()
     return round(spent + time.perf_counter() - began, 3)
 
