@@ -7,7 +7,8 @@ KDNAS_CIFAR10=PATH kdnas train nas_bench_macro:small --out runs/macro    # 16x16
 kdnas rank-check runs/macro TABLE.csv                                    # TABLE.csv: columns arch, mean_acc
 
 PATH is the folder of the binary files, or an .npz of JPEG bytes (see `kdnas.data.cifar10`). The codes are the
-benchmark's own at either size. `early` is `small` after one epoch.
+benchmark's own at either size. `early` is `small` stopped after one epoch, `initial` before the first; both want the teacher
+that `small` trained: KDNAS_TEACHER=checkpoint:runs/macro/teacher.
 """
 
 import dataclasses
@@ -18,6 +19,7 @@ from kdnas.distillers.single_path import SinglePath
 from kdnas.jobs.settings import Experiment, Retrain, Search, Train
 from kdnas.spec import spec
 from kdnas.tables import load_space
+from kdnas.teachers import load_teacher
 from kdnas.training import Recipe
 
 TERMS = ((1.0, spec("kdnas.losses.response.soft_targets:SoftTargets", temperature=1.0)),)
@@ -29,6 +31,7 @@ def experiment() -> Experiment:
         train=Train(
             space=load_space("nas_bench_macro"),
             data=spec(cifar10, path=_path()),
+            teacher=load_teacher(os.environ.get("KDNAS_TEACHER", "fit")),
             distiller=spec(SinglePath, terms=TERMS),
             recipe=recipe,
             teacher_recipe=Recipe(steps=35_000, batch_size=128, learning_rate=0.1),
@@ -54,6 +57,12 @@ def small() -> Experiment:
 def early() -> Experiment:
     made = small()
     return dataclasses.replace(made, train=dataclasses.replace(made.train, recipe=Recipe(steps=351, learning_rate=0.1)))
+
+
+def initial() -> Experiment:
+    made = small()
+    # One step at a vanishing rate: a run must be trained to be searched.
+    return dataclasses.replace(made, train=dataclasses.replace(made.train, recipe=Recipe(steps=1, learning_rate=1e-9)))
 
 
 def _path() -> str:
