@@ -1,0 +1,33 @@
+"""What distillers that add to another one share."""
+
+from kdnas.architecture import Choice, Value
+from kdnas.spec import Spec
+from kdnas.training import Batch, Distiller, Model, Step
+
+
+class Wrapping(Distiller):
+    """A distiller that adds to another: everything but the losses is the other's.
+
+    Args:
+        inner: the other distiller.
+    """
+
+    def __init__(self, inner: Spec) -> None:
+        super().__init__()
+        self.inner: Distiller = inner.build(Distiller)
+
+    def prepare(self, model: Model, batch: Batch) -> None:
+        """Build the inner one's learnable parts."""
+        self.inner.prepare(model, batch)
+
+    def after(self, model: Model, batch: Batch, step: Step) -> None:
+        """What the inner one does after the optimiser's step."""
+        self.inner.after(model, batch, step)
+
+    def restarts(self, total: int) -> frozenset[int]:
+        """Where a stage of the inner one begins."""
+        return self.inner.restarts(total)
+
+    def trains(self, choice: Choice, step: Step) -> tuple[Value, ...]:
+        """The options that the inner one may draw."""
+        return self.inner.trains(choice, step)

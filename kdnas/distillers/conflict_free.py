@@ -1,0 +1,72 @@
+"""Gradient-conflict projection between the largest subnet and its children."""
+
+from collections.abc import Iterator
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+from kdnas.distillers._wrapping import Wrapping
+from kdnas.distillers.sandwich import Sandwich
+from kdnas.spec import Spec, spec
+from kdnas.training import Batch, Model, Step
+
+CHILDREN = ("smallest", "random")
+
+
+@final
+class ConflictFree(Wrapping):
+    r"""Where the largest subnet's gradient points against its children's, that component of it is taken out.
+
+    With $g$ the gradient of all losses before the first child's (the largest subnet's) and $c$ the sum of the
+    children's, over all weights of the supernet at once: if $g \cdot c < 0$, then
+    $g \leftarrow g - \frac{g \cdot c}{\lVert c \rVert^2} c$. The step takes $g + c$. Nothing happens where they agree,
+    or where the children's gradient is zero. Costs one more copy of the gradient.
+
+    Args:
+        inner: a distiller whose children's losses are named `smallest` and `random`.
+
+    Raises:
+        ValueError: during training, when the inner distiller yields no child's loss.
+
+    Reference: Gong et al., NASViT: Neural Architecture Search for Efficient Vision Transformers with Gradient
+        Conflict-Aware Supernet Training, ICLR 2022, section 4.1.
+    Differs: the paper's switchable scaling layers and weaker augmentation are left to space and data.
+    """
+
+    def __init__(self, *, inner: Spec = spec(Sandwich)) -> None:
+        super().__init__(inner)
+
+    def losses(self, model: Model, batch: Batch, step: Step) -> Iterator[tuple[str, Tensor]]:
+        """The inner losses; after the last one the gradient is projected."""
+        largest: dict[nn.Parameter, Tensor] | None = None
+        for name, loss in self.inner.losses(model, batch, step):
+            if largest is None and name in CHILDREN:
+                largest = {}
+                for parameter in model.parameters():
+                    if parameter.grad is not None:
+                        largest[parameter], parameter.grad = parameter.grad, None
+            yield name, loss
+        if largest is None:
+            raise ValueError(
+                f"the inner distiller's losses are to include one named {' or '.join(CHILDREN)}, and did not. "
+                "Use a sandwich."
+            )
+        with torch.no_grad():
+            project(largest, model)
+
+
+def project(largest: dict[nn.Parameter, Tensor], model: nn.Module) -> None:
+    """Add the largest subnet's projected gradient to the children's, which the parameters hold."""
+    both = [(g, p.grad) for p, g in largest.items() if p.grad is not None]
+    share = torch.zeros((), dtype=torch.float64)
+    if both:
+        dot = torch.stack([(g.double() * c.double()).sum() for g, c in both]).sum()
+        square = torch.stack([p.grad.double().square().sum() for p in model.parameters() if p.grad is not None]).sum()
+        # A negative product needs a gradient that is not zero: the division is safe where it is used.
+        share = torch.where(dot < 0, dot / torch.where(square > 0, square, 1.0), 0.0)
+    for parameter in model.parameters():
+        if parameter.grad is not None:
+            parameter.grad.sub_((share * parameter.grad).to(parameter.grad.dtype))
+    for parameter, gradient in largest.items():
+        parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)

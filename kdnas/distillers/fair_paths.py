@@ -1,0 +1,128 @@
+"""Strict fairness: every option of every choice is trained equally often in every update."""
+
+import math
+import random
+from collections.abc import Iterator
+from functools import partial
+from typing import final
+
+from torch import Tensor
+
+from kdnas.architecture import Architecture, Choice, Value
+from kdnas.objective import Objective
+from kdnas.space import SearchSpace
+from kdnas.spec import Spec, spec
+from kdnas.supernet import Supernet
+from kdnas.training import Batch, Distiller, Model, Step
+
+
+@final
+class FairPaths(Distiller):
+    r"""One update is m paths, whose gradients are summed: each of a layer's m operations is in exactly one of them.
+
+    $\pi_l$ is a random permutation of layer $l$'s options, and path $i$ takes $\pi_l(i)$ in every layer;
+    $L = \sum_{i=1}^{m} \mathrm{CE}(\mathrm{path}_i, \mathrm{labels})$ plus, if asked, the teacher's terms. Where the
+    choices have different numbers of options, m is their least common multiple, and an option of a choice with n is in
+    exactly m / n paths. The input size is no operation: it is drawn once per update.
+
+    Args:
+        terms: pairs of weight and loss between a path and the teacher; empty for none.
+        label_smoothing: of the cross-entropy.
+        most: paths per update; a space that needs more is refused.
+
+    Raises:
+        ValueError: at `prepare`, when a choice exists only with others, when two spellings are one network (its
+            operations then move between layers), or when more than `most` paths are needed.
+
+    Reference: Chu, Zhang, Xu, FairNAS: Rethinking Evaluation Fairness of Weight Sharing Neural Architecture Search,
+        ICCV 2021, definition 2 and algorithm 1.
+    Differs: the paper has the same number of operations in all layers.
+    """
+
+    def __init__(
+        self, *, terms: tuple[tuple[float, Spec], ...] = (), label_smoothing: float = 0.0, most: int = 12
+    ) -> None:
+        super().__init__()
+        task = spec("kdnas.losses.response.cross_entropy:CrossEntropy", label_smoothing=label_smoothing)
+        self.objective = Objective(((1.0, task), *terms))
+        self.has_teacher, self.most = bool(terms), most
+
+    def prepare(self, model: Model, batch: Batch) -> None:
+        """Check the space, and build the adapters from the largest subnet."""
+        assert isinstance(model, Supernet)
+        num_paths(model.space, self.most)
+        for seed in range(4):
+            paths(model.space, random.Random(seed), self.most)
+        if self.has_teacher:
+            self.objective.prepare(model(batch.images, model.space.largest), batch.teacher, elastic=True)
+
+    def restarts(self, total: int) -> frozenset[int]:
+        """Where a stage of one of the losses ends."""
+        return self.objective.restarts(total)
+
+    def losses(self, model: Model, batch: Batch, step: Step) -> Iterator[tuple[str, Tensor]]:
+        """One loss per path."""
+        assert isinstance(model, Supernet)
+        for path in paths(model.space, step.rng("architectures"), self.most):
+            student = model(batch.images, path)
+            yield from self.objective.teach(
+                "path",
+                student,
+                batch.teacher if self.has_teacher else student.detach(),
+                batch.labels,
+                step.progress,
+                learner=model,
+                rest=partial(model.rest, architecture=path),
+            )
+            del student  # the graph: one path's activations alive at a time
+
+
+def num_paths(space: SearchSpace, most: int) -> int:
+    """How many paths an update needs.
+
+    Raises:
+        ValueError: a choice that does not always exist, or more than `most`.
+    """
+    for choice in space.choices:
+        if choice.needs is not None:
+            raise ValueError(
+                f"strict fairness needs every choice in every network, and {choice.name} exists only with some "
+                f"{choice.needs}. Give {choice.needs} one option, or use single_path."
+            )
+    found = math.lcm(*(len(choice.options) for choice in space.choices if choice.name != "resolution"))
+    if found > most:
+        raise ValueError(
+            f"strict fairness needs {found} paths per update in this space, and at most {most} are allowed. Give all "
+            f"choices equally many options, or raise most to {found}."
+        )
+    return found
+
+
+def paths(space: SearchSpace, rng: random.Random, most: int) -> list[Architecture]:
+    """The paths of one update.
+
+    Raises:
+        ValueError: two spellings are one network, so that a drawn operation is not the one that would be trained.
+    """
+    number = num_paths(space, most)
+    columns: dict[str, list[Value]] = {}
+    for choice in space.choices:
+        if choice.name == "resolution":
+            columns[choice.name] = [rng.choice(choice.options)] * number
+        else:
+            columns[choice.name] = list(choice.options) * (number // len(choice.options))
+            rng.shuffle(columns[choice.name])
+    made = []
+    for index in range(number):
+
+        def pick(choice: Choice, index: int = index) -> Value:
+            return columns[choice.name][index]
+
+        one = space.decide(pick)
+        if any(one[name] != values[index] for name, values in columns.items()):
+            raise ValueError(
+                "strict fairness needs a space in which each spelling is a network of its own; here an operation "
+                "moves to another layer. Use single_path."
+            )
+        made.append(one)
+    return made

@@ -1,0 +1,208 @@
+"""Progressive shrinking: the full network first, then elastic kernels, depths and widths, stage by stage."""
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Literal, NamedTuple, final
+
+import torch
+from torch import Tensor
+
+from kdnas.architecture import Architecture, Choice, Value
+from kdnas.losses.base import Loss
+from kdnas.network import Network
+from kdnas.objective import Objective
+from kdnas.outputs import Outputs
+from kdnas.sharing import sort_channels
+from kdnas.space import SearchSpace
+from kdnas.spec import Spec, spec
+from kdnas.supernet import Supernet
+from kdnas.training import Batch, Distiller, Model, Step
+
+# Epochs of the released code, warm-up included; the full network's are those of the paper.
+STAGES = (
+    ("full", 1, 180.0, 1),
+    ("kernel", 0, 125.0, 1),
+    ("depth", 2, 25.0, 2),
+    ("depth", 0, 125.0, 2),
+    ("width", 2, 25.0, 4),
+    ("width", 0, 125.0, 4),
+)
+SOFT = spec("kdnas.losses.response.soft_targets:SoftTargets", form="soft_cross_entropy", temperature=1.0)
+KINDS = ("kernel", "depth", "width")
+
+
+class Phase(NamedTuple):
+    """One stage of the schedule.
+
+    Attributes:
+        kind: `full`, or what becomes elastic: `kernel`, `depth` or `width`.
+        options: how many of a choice's largest options may now be drawn; 0 for all.
+        share: of the steps, relative to the others'.
+        paths: subnets per step.
+    """
+
+    kind: str
+    options: int
+    share: float
+    paths: int
+
+
+@final
+class Progressive(Distiller):
+    r"""Trains the largest network alone, then smaller and smaller ones beside it, under its soft labels.
+
+    In the first stage $L = \mathrm{CE}(\mathrm{largest}, \mathrm{labels})$ plus the teacher's terms. In every later one
+    a step draws a few subnets uniformly from the options that are elastic by then, and
+    $L = \sum_{paths} \mathrm{CE}(s, \mathrm{labels}) + \lambda \, \mathrm{soft}(s, t)$ with gradients summed; $t$
+    are the logits of the largest network as the first stage left it, in evaluation mode, or the outside teacher's.
+    What is no kernel, no depth and no input size is a width. The input size is drawn per step in all stages.
+    Before each width stage the channels inside every block are sorted by importance
+    (`kdnas.sharing.sort_channels`). The optimiser's momentum starts anew with every stage.
+
+    Args:
+        stages: the schedule, each stage a tuple of kind, options, share and paths (see `Phase`); `full` comes first.
+        source: whose soft labels the subnets learn from, `largest` or `teacher`.
+        soft: the loss between a subnet and that source.
+        weight: $\lambda$.
+        terms: pairs of weight and loss between the largest and the outside teacher in the first stage.
+        label_smoothing: of the cross-entropy.
+
+    Raises:
+        ValueError: an unknown kind or source, a first stage that is not `full`, a share that is not positive; at
+            `prepare`, a space whose choices are operations and not sizes.
+
+    Reference: Cai, Gan, Wang, Zhang, Han, Once-for-All: Train One Network and Specialize it for Efficient Deployment,
+        ICLR 2020, section 3.3 and appendix B.
+    Differs: one learning-rate schedule over all stages, where the paper starts a cosine per stage; the source is in
+        evaluation mode and sees its own input size, where the released code's is in training mode.
+    """
+
+    def __init__(
+        self,
+        *,
+        stages: tuple[tuple[str, int, float, int], ...] = STAGES,
+        source: Literal["largest", "teacher"] = "largest",
+        soft: Spec = SOFT,
+        weight: float = 1.0,
+        terms: tuple[tuple[float, Spec], ...] = (),
+        label_smoothing: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.phases = tuple(Phase(*stage) for stage in stages)
+        if not self.phases or self.phases[0].kind != "full":
+            raise ValueError(f"the first stage must be full, got {stages[:1]}. Put ('full', 1, share, 1) before.")
+        for phase in self.phases[1:]:
+            if phase.kind not in KINDS:
+                raise ValueError(f"a stage after the first is one of {KINDS}, got {phase.kind!r}.")
+        for phase in self.phases:
+            if not phase.share > 0 or phase.paths < 1 or phase.options < 0:
+                raise ValueError(f"a stage has a positive share, paths and options of 0 or more, got {phase}.")
+        if source not in ("largest", "teacher"):
+            raise ValueError(f"source must be largest or teacher, got {source!r}.")
+        task = spec("kdnas.losses.response.cross_entropy:CrossEntropy", label_smoothing=label_smoothing)
+        self.objective, self.task = Objective(((1.0, task), *terms)), task.build(Loss)
+        self.has_teacher = bool(terms)
+        self.soft, self.weight, self.source = soft.build(Loss), weight, source
+        self.largest: Network | None = None
+
+    def prepare(self, model: Model, batch: Batch) -> None:
+        """Check the space, build adapters, and make room for the largest network's copy."""
+        assert isinstance(model, Supernet)
+        for choice in model.space.choices:
+            if any(isinstance(option, str) for option in choice.options):
+                raise ValueError(
+                    f"progressive shrinking needs sizes, and {choice.name} chooses among operations {choice.options}. "
+                    "Use single_path or fair_paths."
+                )
+        largest = model(batch.images, model.space.largest)
+        if self.source == "largest":
+            self.largest = model.extract(model.space.largest).requires_grad_(False)
+        self.soft.prepare(largest, largest if self.source == "largest" else batch.teacher, elastic=True)
+        if self.has_teacher:
+            self.objective.prepare(largest, batch.teacher)
+
+    def restarts(self, total: int) -> frozenset[int]:
+        """Where a stage begins, here or in one of the losses."""
+        return frozenset(self.begins(total)[1:]) | self.objective.restarts(total)
+
+    def begins(self, total: int) -> tuple[int, ...]:
+        """The first step of every stage."""
+        whole, passed, found = sum(phase.share for phase in self.phases), 0.0, []
+        for phase in self.phases:
+            found.append(round(total * passed / whole))
+            passed += phase.share
+        return tuple(found)
+
+    def trains(self, choice: Choice, step: Step) -> tuple[Value, ...]:
+        """The largest options, as many as the stages so far made elastic."""
+        kind = kind_of(choice)
+        if kind == "resolution":
+            return choice.options
+        reached = [p for p, begin in zip(self.phases, self.begins(step.total), strict=True) if begin <= step.index]
+        counts = [phase.options for phase in reached if phase.kind == kind]
+        return choice.options[-1:] if not counts else choice.options[-counts[-1] :]
+
+    def losses(self, model: Model, batch: Batch, step: Step) -> Iterator[tuple[str, Tensor]]:
+        """The largest's losses in the first stage, then one per drawn subnet."""
+        assert isinstance(model, Supernet)
+        begins = self.begins(step.total)
+        place = max(i for i, begin in enumerate(begins) if begin <= step.index)
+        if place > 0 and step.index == begins[place]:
+            self._enter(model, place, step)
+        chosen = self._drawn(model.space, step, self.phases[place].paths)
+        if place == 0:
+            student = model(batch.images, chosen[0])
+            yield from self.objective.teach(
+                "largest",
+                student,
+                batch.teacher if self.has_teacher else student.detach(),
+                batch.labels,
+                step.progress,
+                learner=model,
+                rest=partial(model.rest, architecture=chosen[0]),
+            )
+            return
+        target = self._target(batch)
+        for one in chosen:
+            student = model(batch.images, one)
+            loss = self.task(student, target, batch.labels)
+            yield "path", loss + self.weight * self.soft(student, target, batch.labels)
+            del student, loss  # the graph: one subnet's activations alive at a time
+
+    def _enter(self, model: Supernet, place: int, step: Step) -> None:
+        if place == 1 and self.largest is not None:
+            self.largest.load_state_dict(model.extract(model.space.largest).state_dict())
+        if self.phases[place].kind == "width":
+            before = Step(step.index - 1, step.total, step.seed)
+            options = {c: self.trains(c, before) for c in model.space.choices if kind_of(c) == "width"}
+            most = max((len(found) for found in options.values()), default=1)
+            nested = [
+                model.space.decide(
+                    lambda c, i=i: options[c][-min(i, len(options[c]))] if c in options else c.options[-1]
+                )
+                for i in range(2, most + 1)
+            ]
+            sort_channels(model, nested)
+
+    def _drawn(self, space: SearchSpace, step: Step, number: int) -> list[Architecture]:
+        rng = step.rng("architectures")
+        size: dict[str, Value] = {}
+
+        def pick(choice: Choice) -> Value:
+            if choice.name == "resolution":
+                return size.setdefault(choice.name, rng.choice(choice.options))
+            return rng.choice(self.trains(choice, step))
+
+        return [space.decide(pick) for _ in range(number)]
+
+    def _target(self, batch: Batch) -> Outputs:
+        if self.largest is None:
+            return batch.teacher
+        with torch.no_grad():
+            return self.largest.eval()(batch.images)
+
+
+def kind_of(choice: Choice) -> str:
+    """`kernel`, `depth`, `resolution`, or `width` for every other size."""
+    last = choice.name.rpartition(".")[2]
+    return last if last in ("kernel", "depth", "resolution") else "width"

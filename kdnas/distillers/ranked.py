@@ -1,0 +1,64 @@
+"""A pairwise ranking loss between sampled subnets, ordered by a cheap prior."""
+
+from collections.abc import Iterator
+from typing import final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kdnas.cost import cost
+from kdnas.distillers._wrapping import Wrapping
+from kdnas.distillers.sandwich import Sandwich
+from kdnas.spec import Spec, spec
+from kdnas.supernet import Supernet
+from kdnas.training import Batch, Model, Step
+
+
+@final
+class Ranked(Wrapping):
+    r"""Of two random subnets, the one with more multiply-accumulates is to have the lower loss.
+
+    With subnets $a, b$ drawn uniformly and named so that $\mathrm{macs}(a) < \mathrm{macs}(b)$, and $L$ the
+    cross-entropy with the labels (a mean over the batch), the inner losses are joined by
+    $w \cdot \max(0, L_b - \mathrm{sg}(L_a))$, where $w$ rises linearly from 0 to `weight` over the share `ramp` of the
+    steps. $a$ is run without gradient and leaves the batch-norm buffers alone. Two subnets of equal cost
+    say nothing, and no loss is yielded. Costs two forward passes and one backward.
+
+    Args:
+        inner: the distiller the ranking loss is added to.
+        weight: the final $w$.
+        ramp: share of the steps after which $w$ is reached.
+
+    Raises:
+        ValueError: a negative weight, or a ramp outside (0, 1].
+
+    Reference: Dong et al., RD-NAS: Enhancing One-Shot Supernet Ranking Ability via Ranking Distillation from Zero-Cost
+        Proxies, ICASSP 2023, the margin ranking loss.
+    Differs: the prior is the number of multiply-accumulates; the paper's weight is min(2, epoch / 10), ours rises over
+        a share of the steps, since a step knows no epochs.
+    """
+
+    def __init__(self, *, inner: Spec = spec(Sandwich), weight: float = 2.0, ramp: float = 0.2) -> None:
+        super().__init__(inner)
+        if weight < 0:
+            raise ValueError(f"weight must not be negative, got {weight}.")
+        if not 0 < ramp <= 1:
+            raise ValueError(f"ramp is a share of the steps in (0, 1], got {ramp}.")
+        self.weight, self.ramp = weight, ramp
+
+    def losses(self, model: Model, batch: Batch, step: Step) -> Iterator[tuple[str, Tensor]]:
+        """The inner losses, then the ranking loss."""
+        yield from self.inner.losses(model, batch, step)
+        assert isinstance(model, Supernet)
+        space, rng = model.space, step.rng("ranked")
+        drawn = [space.sample(rng) for _ in range(2)]
+        macs = [cost(space.blueprint(one)).macs for one in drawn]
+        if macs[0] == macs[1]:
+            return
+        cheap, dear = drawn if macs[0] < macs[1] else drawn[::-1]
+        with torch.no_grad():
+            logits = model(batch.images, cheap, regularise=False, batch_statistics=True).logits
+            bound = F.cross_entropy(logits.float(), batch.labels)
+        reached = F.cross_entropy(model(batch.images, dear, regularise=False).logits.float(), batch.labels)
+        yield "rank", self.weight * min(1.0, step.progress / self.ramp) * (reached - bound).clamp_min(0)
