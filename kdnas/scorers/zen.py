@@ -14,6 +14,7 @@ from kdnas.scorers._probing import probed, watching
 from kdnas.search import Evidence, Score, Scorer, outputs_of
 from kdnas.space import Layer
 from kdnas.spec import resolve
+from kdnas.training import initialised
 
 
 @final
@@ -100,7 +101,7 @@ def _draw(network: nn.Module, rng: torch.Generator) -> None:
 def _without_shortcuts(network: Network) -> Network:
     blueprint = network.blueprint
     stages = tuple(tuple(_without_shortcut(one) for one in stage) for stage in blueprint.stages)
-    return Network(dataclasses.replace(blueprint, stages=stages))
+    return initialised(lambda: Network(dataclasses.replace(blueprint, stages=stages)), 0)
 
 
 def _without_shortcut(one: Layer) -> Layer:
