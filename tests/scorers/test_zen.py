@@ -49,7 +49,7 @@ def test_weights_are_unit_gaussian_and_norms_at_their_start():
             torch.nn.init.constant_(norm.weight, 5.0)
             torch.nn.init.constant_(norm.bias, 5.0)
     _draw(student, torch_rng("any"))
-    weights = torch.cat([p.flatten() for p in student.parameters() if p.dim() > 1])
+    weights = torch.cat([p.detach().flatten() for p in student.parameters() if p.dim() > 1])
     assert abs(float(weights.mean())) < 0.1
     assert abs(float(weights.std()) - 1) < 0.1
     norms = [m for m in student.modules() if isinstance(m, BATCH_NORMS)]
