@@ -41,7 +41,7 @@ class Cell(nn.Module):
         nodes, edges = [x], iter(self.edges)
         for _ in range(3):
             arriving = [
-                operation(node) for node, edge in zip(tuple(nodes), edges, strict=False) for operation in edge.values()
+                operation(node) for node, edge in zip(tuple(nodes), edges, strict=False) for operation in edge.children()
             ]
             nodes.append(sum(arriving[1:], arriving[0]) if arriving else torch.zeros_like(x))
         return nodes[-1]

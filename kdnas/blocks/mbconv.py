@@ -77,7 +77,9 @@ class MBConv(nn.Module):
         self.project = nn.Conv2d(inputs, outputs, 1, bias=False) if shortcut == "project" else nn.Identity()
         self.drop_path = DropPath(drop_path)
         if zero_gamma and shortcut != "none":
-            nn.init.zeros_(self.reduce[1].weight)
+            norm = self.reduce[1]
+            assert isinstance(norm, nn.BatchNorm2d)
+            nn.init.zeros_(norm.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         """`[batch, inputs, h, w]` to `[batch, outputs, ceil(h / stride), ceil(w / stride)]`."""

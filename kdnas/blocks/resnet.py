@@ -41,7 +41,8 @@ class BasicBlock(nn.Module):
         self.shortcut = _shortcut(inputs, outputs, stride, shortcut)
         self.activation = activation_named(activation)
         if zero_last:
-            nn.init.zeros_(self.branch[-1][1].weight)
+            last = [module for module in self.branch.modules() if isinstance(module, nn.BatchNorm2d)][-1]
+            nn.init.zeros_(last.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         """`[batch, inputs, height, width]` to `[batch, outputs, height / stride, width / stride]`."""
@@ -83,7 +84,8 @@ class Bottleneck(nn.Module):
         self.shortcut = _shortcut(inputs, outputs, stride, shortcut)
         self.activation = activation_named(activation)
         if zero_last:
-            nn.init.zeros_(self.branch[-1][1].weight)
+            last = [module for module in self.branch.modules() if isinstance(module, nn.BatchNorm2d)][-1]
+            nn.init.zeros_(last.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         """`[batch, inputs, height, width]` to `[batch, outputs, height / stride, width / stride]`."""

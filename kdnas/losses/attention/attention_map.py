@@ -89,6 +89,7 @@ class AttentionMap(Loss):
             return ((num_student - 1, num_teacher - 1),)
         if self.layers == "uniform":
             return tuple((i, math.ceil((i + 1) * num_teacher / num_student) - 1) for i in range(num_student))
+        assert not isinstance(self.layers, str)
         for i, j in self.layers:
             if not (-num_student <= i < num_student and -num_teacher <= j < num_teacher):
                 raise ValueError(

@@ -95,7 +95,7 @@ class Holistic(Loss):
                     "Holistic was prepared with images, and these outputs hold none. Give every batch its images, "
                     "or prepare without."
                 )
-            image = F.adaptive_avg_pool2d(teacher.images, z_s.shape[2:])
+            image = F.adaptive_avg_pool2d(teacher.images, (z_s.shape[2], z_s.shape[3]))
         return z_s.softmax(1), z_t.softmax(1), image
 
 

@@ -61,10 +61,10 @@ class PairWise(FeatureLoss):
     def between(self, student: Tensor, teacher: Tensor, pair: int) -> Tensor:
         """The mean squared difference of the similarities."""
         student, teacher = as_map(student), as_map(teacher)
-        size = [min(self.grid, *sides) for sides in zip(student.shape[2:], teacher.shape[2:], strict=True)]
-        return (self._similarities(student, size) - self._similarities(teacher, size)).square().mean()
+        height, width = (min(self.grid, *sides) for sides in zip(student.shape[2:], teacher.shape[2:], strict=True))
+        return (self._similarities(student, (height, width)) - self._similarities(teacher, (height, width))).square().mean()
 
-    def _similarities(self, x: Tensor, size: list[int]) -> Tensor:
+    def _similarities(self, x: Tensor, size: tuple[int, int]) -> Tensor:
         pool = F.adaptive_max_pool2d if self.pool == "max" else F.adaptive_avg_pool2d
         nodes = safe_normalize(pool(x, size).flatten(2), 1)
         return nodes.transpose(1, 2) @ nodes

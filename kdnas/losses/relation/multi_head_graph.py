@@ -113,12 +113,13 @@ class MultiHeadGraph(LayerRelation):
             maps = [widen(as_map(teacher.features[j].detach())) for _, j in self.taps.pairs]
             if len(maps[0]) < 2:  # one sample has no batch statistics
                 return connected_zero(*self.heads.parameters())
-            pooled = [F.adaptive_avg_pool2d(m, size) for m, size in zip(maps, self._sizes, strict=True)]
+            pooled = [F.adaptive_avg_pool2d(m, (size[0], size[1])) for m, size in zip(maps, self._sizes, strict=True)]
             vectors = [leading_vectors(m, 1)[1][..., 0] for m in pooled]
             generator = np.random.default_rng((self.seed, int(self.num_prepared)))
             self.num_prepared += 1
             values = []
             for heads, (first, second) in zip(self.heads, pairwise(vectors), strict=True):
+                assert isinstance(heads, _Heads)
                 noise = generator.standard_normal((self.num_heads, len(first), 1))
                 kept = noise > noise.mean(0) if self.num_heads > 1 else np.ones_like(noise)
                 estimate = heads.estimate(first, second, torch.from_numpy(kept).to(first))

@@ -88,7 +88,7 @@ class _ClippedGradient(torch.autograd.Function):
         ctx.save_for_backward(z_s, z_t)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # pyrefly: ignore[bad-override]
         z_s, z_t = ctx.saved_tensors
         alpha_min, alpha_max, clip = ctx.settings
         log_p, log_q = z_t.double().log_softmax(-1), z_s.double().log_softmax(-1)
