@@ -24,8 +24,7 @@ class Sandwich(Distiller):
 
     The largest learns from the labels and from the teacher, the others from the largest's detached logits alone:
     `L = CE(largest, labels) + sum_k weight_k loss_k(largest, teacher) + sum_children soft(child, largest)`. The
-    gradients are
-    summed, not averaged, and there is one optimiser step. Dropout and drop-path act on the largest only.
+    gradients are summed, not averaged, and there is one optimiser step. Dropout and drop-path act on the largest only.
 
     Args:
         soft: the loss between a child and the largest; by default the adaptive alpha-divergence.
@@ -33,8 +32,8 @@ class Sandwich(Distiller):
         num_random: random children per step.
         label_smoothing: of the largest subnet's cross-entropy.
 
-    Reference: Yu et al., BigNAS, ECCV 2020, section 3.1 (rules 1, 2 and 5); Wang et al., AlphaNet, ICML 2021, section
-    4.
+    Reference: Yu et al., BigNAS, ECCV 2020, section 3.1 (rules 1, 2 and 5); Wang et al., AlphaNet, ICML 2021,
+        section 4.
     Differs: the papers have no outside teacher; with `terms=()` this is theirs. Weight decay acts on the shared
         weights of all children (as in AttentiveNAS and AlphaNet; BigNAS writes: of the largest only).
     """
