@@ -85,6 +85,23 @@ def parser() -> argparse.ArgumentParser:
     search.add_argument("--top", type=int, default=10, help="places to print")
     search.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
 
+    check = command(
+        "rank-check", _rank_check, "a run's scores against a table of true accuracies, controls beside them"
+    )
+    check.add_argument("folder", type=Path, metavar="RUN", help="the run folder")
+    check.add_argument("table", type=Path, metavar="TABLE.csv", help="codes in the column arch, or in the first one")
+    check.add_argument("--scorer", action="append", default=[], help="see `kdnas list scorers`; repeatable")
+    check.add_argument("--column", default="mean_acc", help="of the true accuracies")
+    check.add_argument("--num-images", type=int, help="of the search part (default: as many as the run's search)")
+    check.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+
+    why = command("why", _why, "explain one subnet: teacher similarity and cost per stage, and what each choice does")
+    why.add_argument("folder", type=Path, metavar="RUN", help="the run folder")
+    why.add_argument("architecture", metavar="ARCHITECTURE", help="its code, as the ranking prints it")
+    why.add_argument("--scorer", help="see `kdnas list scorers` (default: the run's)")
+    why.add_argument("--num-images", type=int, help="of the search part (default: as many as the run's search)")
+    why.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+
     export = command("export", _export, "write the student of a place of the ranking")
     export.add_argument("folder", type=Path, metavar="RUN", help="the run folder")
     export.add_argument("--place", type=int, default=1, help="1 is the best")
@@ -285,6 +302,31 @@ def _search(given: argparse.Namespace) -> None:
     entries = search(opened, _search_settings(given, opened.experiment.search))
     print(ranking_json(opened.run, entries, given.top) if given.json else ranking_table(opened.run, entries, given.top))
     _say(f"next: kdnas export {given.folder} --place 1")
+
+
+def _rank_check(given: argparse.Namespace) -> None:
+    _say(f"kdnas rank-check: {given.folder} against {given.table}")
+    from kdnas.jobs.opened import Opened
+    from kdnas.jobs.rank_check import rank_check, rank_check_table
+    from kdnas.spec import named
+
+    scorers = {name: named("kdnas.scorers", name) for name in given.scorer} or None
+    found = rank_check(
+        Opened(given.folder), given.table, scorers=scorers, column=given.column, num_images=given.num_images
+    )
+    print(json.dumps(found) if given.json else rank_check_table(found))
+
+
+def _why(given: argparse.Namespace) -> None:
+    _say(f"kdnas why: {given.architecture} of {given.folder}")
+    from kdnas.jobs.opened import Opened
+    from kdnas.jobs.why import why, why_table
+    from kdnas.spec import named
+
+    scorer = named("kdnas.scorers", given.scorer) if given.scorer else None
+    found = why(Opened(given.folder), given.architecture, scorer=scorer, num_images=given.num_images)
+    print(json.dumps(found) if given.json else why_table(found))
+    _say(f"next: kdnas report {given.folder}")
 
 
 def _export(given: argparse.Namespace) -> None:

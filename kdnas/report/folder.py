@@ -50,6 +50,7 @@ class Found:
         closing: rows of the closing table, by name.
         controls: by name.
         students: by name, `student.json`; the one of the closing table first.
+        why: the last explained architecture, empty if there is none.
         problems: sentences on what could not be read.
     """
 
@@ -60,6 +61,7 @@ class Found:
     closing: Mapping[str, Record]
     controls: Mapping[str, Record]
     students: Mapping[str, Record]
+    why: Record
     problems: tuple[str, ...]
 
     @classmethod
@@ -81,6 +83,7 @@ class Found:
             {str(row["name"]): row for row in rows if isinstance(row, dict) and "name" in row},
             {n: c for n, c in mapping(results.get("controls")).items() if isinstance(c, dict)},
             students,
+            _object(folder / "why.json", problems),
             tuple(problems),
         )
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from kdnas.report.candidates import front, ranking, students
 from kdnas.report.charts import bars, curves
+from kdnas.report.explained import explanation
 from kdnas.report.folder import Found, Record, mapping
 from kdnas.report.markup import Column, Markup, accuracy, duration, finite, percent, table, tag, text, whole
 from kdnas.report.outcome import controls, result
@@ -57,6 +58,8 @@ def _page(found: Found) -> str:
         ("settings", "Settings", _settings(found)),
     ]
     name = Path(found.name).name or found.name
+    if found.why:
+        sections.insert(6, ("why", "Why this score", explanation(found)))
     head = tag(
         "head",
         Markup('<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'),

@@ -17,11 +17,11 @@ class Nsga2(Searcher):
     """Evolution of a front: high score, few params, few MACs.
 
     A generation of children comes from parents that win a tournament of two by (rank, crowding distance), crossed, and
-    mutated where that gives nothing new. Parents and children together are sorted into fronts: rank 0 is what no other beats, rank 1 what only
-    rank 0 beats, and so on; `a` beats `b` when it is no worse in every objective and better in one. Whole fronts
-    survive, best rank first, and of the front that does not fit those with the largest crowding distance: the sum over
-    objectives of the gap between both neighbours, divided by the front's range in that objective; infinite at
-    both ends. Only architectures within the budget are ever asked, and none twice.
+    mutated where that gives nothing new. Parents and children together are sorted into fronts: rank 0 is what no other
+    beats, rank 1 what only rank 0 beats, and so on; `a` beats `b` when it is no worse in every objective and better in
+    one. Whole fronts survive, best rank first, and of the front that does not fit those with the largest crowding
+    distance: the sum over objectives of the gap between both neighbours, divided by the front's range in that
+    objective; infinite at both ends. Only architectures within the budget are ever asked, and none twice.
 
     Args:
         space: the search space.

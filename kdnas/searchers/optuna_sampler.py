@@ -120,7 +120,9 @@ class OptunaSampler(Searcher):
 
 
 def _suggested(trial: Trial, choice: Choice) -> Value:
-    return trial.suggest_categorical(choice.name, choice.options)
+    found = trial.suggest_categorical(choice.name, choice.options)
+    assert found is not None
+    return found
 
 
 def _made(name: str, seed: int) -> BaseSampler:

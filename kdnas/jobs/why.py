@@ -1,0 +1,151 @@
+"""Why a subnet has its score: stage by stage, and choice by choice."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+
+from kdnas.architecture import Architecture, Choice, Value
+from kdnas.checkpoint import write_json
+from kdnas.cost import cost, layer_costs, sum_costs
+from kdnas.jobs.opened import Opened
+from kdnas.run import WHY
+from kdnas.search import Scorer, score_all
+from kdnas.similarity import dissimilarity, rdm_similarity
+from kdnas.space import SearchSpace
+from kdnas.spec import Spec
+
+
+def why(opened: Opened, code: str, *, scorer: Spec | None = None, num_images: int | None = None) -> dict[str, Any]:
+    """Explain one subnet of a run; writes `why.json` into the run, which the report draws, and returns it.
+
+    - `similarity`: the Pearson correlation of the dissimilarity matrices of every student stage (rows; the logits are
+      the last) and every teacher stage (columns), batch norm with the statistics of the images, as scorers use it.
+    - `stages`: the cost of stem, stages and head, and each stage's share of the whole.
+    - `choices`: for every choice every other option, the others kept; a choice that comes into being by that takes its
+      first option. Score, params and macs of that network, and their differences to this one. Sorted by score.
+
+    Args:
+        opened: a run with a trained supernet.
+        code: of the architecture, in the space's own spelling.
+        scorer: by default the one of the run's search.
+        num_images: of the search part; by default as many as the run's search uses.
+
+    Raises:
+        ValueError: the code is not the space's, or the supernet is not trained.
+    """
+    space, settings = opened.space, opened.experiment.search
+    architecture = space.parse(code)
+    made = scorer or settings.scorer
+    evidence = opened.evidence(num_images or settings.num_images, settings.seed)
+    changed = list(neighbours(space, architecture))
+    networks = [architecture, *dict.fromkeys(other for _, _, other in changed)]
+    scores = dict(zip(networks, score_all(opened.supernet, networks, made.build(Scorer), evidence), strict=True))
+    with torch.no_grad():
+        outputs = opened.supernet(evidence.images, architecture, batch_statistics=True)
+        student = [dissimilarity(f) for f in (*outputs.features, outputs.logits)]
+        teacher = [dissimilarity(f) for f in (*evidence.teacher.features, evidence.teacher.logits)]
+        table = [[round(float(rdm_similarity(s, t)), 6) for t in teacher] for s in student]
+    blueprint = space.blueprint(architecture)
+    whole = cost(blueprint)
+    places: dict[str, list[Any]] = {}
+    for position, layer in layer_costs(blueprint).items():
+        places.setdefault(_stage_of(position), []).append(layer)
+    stages = []
+    for name, layers in places.items():
+        c = sum_costs(layers)
+        shares = {f"share of {n}": round(getattr(c, n) / max(1, getattr(whole, n)), 6) for n in c._fields}
+        stages.append({"stage": name, "layers": len(layers), **c._asdict(), **shares})
+    score = scores[architecture]
+    choices: list[dict[str, Any]] = []
+    for choice, option, other in changed:
+        c, value = cost(space.blueprint(other)), scores[other].value
+        choices.append(
+            {
+                "choice": choice.name,
+                "from": architecture[choice.name],
+                "to": option,
+                "code": space.code(other),
+                "score": value,
+                "score difference": value - score.value,
+                **c._asdict(),
+                "params difference": c.params - whole.params,
+                "macs difference": c.macs - whole.macs,
+            }
+        )
+    found = {
+        "code": space.code(architecture),
+        "architecture": dict(architecture),
+        "scorer": made.make.partition(":")[0].rpartition(".")[2],
+        "score": score.value,
+        "parts": score.parts,
+        **whole._asdict(),
+        "images": len(evidence.labels),
+        "similarity": {
+            "student": [*(f"stage {i}" for i in range(len(student) - 1)), "logits"],
+            "teacher": [*(f"stage {i}" for i in range(len(teacher) - 1)), "logits"],
+            "values": table,
+        },
+        "stages": stages,
+        "choices": sorted(choices, key=lambda c: (-c["score"], c["macs"], c["code"])),
+    }
+    write_json(opened.run.path(WHY), found)
+    return found
+
+
+def neighbours(space: SearchSpace, architecture: Architecture) -> Iterator[tuple[Choice, Value, Architecture]]:
+    """Every network that differs in one choice: the choice, its other option, and the network.
+
+    Options that only spell the same network in another way are left out.
+    """
+    for choice in space.choices:
+        if choice.name in architecture:
+            for option in choice.options:
+                if option != architecture[choice.name]:
+                    kept: Mapping[str, Value] = {**architecture, choice.name: option}
+                    other = space.decide(lambda c, kept=kept: kept.get(c.name, c.options[0]))
+                    if other != architecture:
+                        yield choice, option, other
+
+
+def _stage_of(position: str) -> str:
+    first, _, rest = position.partition(".")
+    return first if first != "stages" else f"stage {rest.partition('.')[0]}"
+
+
+def why_table(found: Mapping[str, Any]) -> str:
+    """What `why` found, as tables."""
+    columns = found["similarity"]["teacher"]
+    lines = [
+        f"{found['code']}: {found['scorer']} {found['score']:.4f}, {found['params']:,} params, {found['macs']:,} MACs",
+        "parts of the score: " + ", ".join(f"{name} {value:.4f}" for name, value in found["parts"].items()),
+        "",
+        "similarity of dissimilarity matrices, student (down) to teacher (across); * the best of a column",
+        f"{'':<10}" + "".join(f"{'teacher ' + c:>18}" for c in columns),
+    ]
+    values = found["similarity"]["values"]
+    tops = [max(column) for column in zip(*values, strict=True)]
+    for name, row in zip(found["similarity"]["student"], values, strict=True):
+        cells = [f"{v:.3f}{'*' if v == top else ' '}" for v, top in zip(row, tops, strict=True)]
+        lines.append(f"{name:<10}" + "".join(f"{cell:>18}" for cell in cells))
+    lines += ["", f"{'cost':<10}{'layers':>8}{'params':>14}{'':>8}{'MACs':>16}"]
+    for s in found["stages"]:
+        lines.append(
+            f"{s['stage']:<10}{s['layers']:>8}{s['params']:>14,}{s['share of params']:>8.1%}{s['macs']:>16,}"
+            f"{s['share of macs']:>8.1%}"
+        )
+    width = max((len(c["choice"]) for c in found["choices"]), default=6)
+    code = max((len(c["code"]) for c in found["choices"]), default=4)
+    lines += [
+        "",
+        "what changing one choice does, best first",
+        f"{'choice':<{width}}  {'from':>9}  {'to':>9}  {'score':>9}{'params':>14}{'MACs':>16}  {'code':<{code}}",
+    ]
+    for c in found["choices"]:
+        lines.append(
+            f"{c['choice']:<{width}}  {c['from']!s:>9}  {c['to']!s:>9}  {c['score difference']:>+9.4f}"
+            f"{c['params difference']:>+14,}{c['macs difference']:>+16,}  {c['code']:<{code}}"
+        )
+    if not found["choices"]:
+        lines.append("the space has one network")
+    return "\n".join(lines)

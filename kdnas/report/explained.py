@@ -1,0 +1,58 @@
+"""What `kdnas why` found of one architecture."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from kdnas.report.charts import heat_map
+from kdnas.report.folder import Found, mapping
+from kdnas.report.markup import Column, Markup, decimal, finite, percent, table, tag, text, whole
+
+
+def explanation(found: Found) -> Iterator[Markup]:
+    """Similarity of every student stage to every teacher stage, cost per stage, and what each choice would do."""
+    why = found.why
+    scorer = f", {text(why.get('scorer'))} {decimal(why.get('score'))}."
+    yield tag("p", "Architecture ", tag("code", text(why.get("code"))), scorer)
+    similarity = mapping(why.get("similarity"))
+    rows, columns = ([str(name) for name in _listed(similarity.get(side))] for side in ("student", "teacher"))
+    values = [[finite(v) for v in _listed(line)] for line in _listed(similarity.get("values"))]
+    if rows and len(values) == len(rows) and all(len(line) == len(columns) for line in values):
+        numbers = [[float("nan") if v is None else v for v in line] for line in values]
+        yield heat_map(rows, columns, numbers, row_label="student", column_label="teacher")
+        yield tag("p", "Correlation of the dissimilarities of the same images: 1 is the teacher itself.", class_="soft")
+    stages = [mapping(s) for s in _listed(why.get("stages"))]
+    if stages:
+        held = [
+            Column("Stage", text, numeric=False),
+            Column("Layers", whole),
+            Column("Params", whole),
+            Column("of the whole", percent),
+            Column("MACs", whole),
+            Column("of the whole", percent),
+        ]
+        keys = ("stage", "layers", "params", "share of params", "macs", "share of macs")
+        yield table(held, [tuple(s.get(key) for key in keys) for s in stages])
+    choices = [mapping(c) for c in _listed(why.get("choices"))]
+    if choices:
+        yield tag("p", "What changing one choice would do, best first:", class_="soft")
+        held = [
+            Column("Choice", text, numeric=False, code=True),
+            Column("From", text),
+            Column("To", text),
+            Column("Score", _signed),
+            Column("Params", _signed),
+            Column("MACs", _signed),
+            Column("Code", text, numeric=False, code=True),
+        ]
+        keys = ("choice", "from", "to", "score difference", "params difference", "macs difference", "code")
+        yield table(held, [tuple(c.get(key) for key in keys) for c in choices], shown=12, what="choices")
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _signed(value: Any) -> str:
+    number = finite(value)
+    said = whole(value) if isinstance(value, int) else decimal(value)
+    return f"+{said}" if number is not None and number > 0 else said
