@@ -3,7 +3,7 @@
 python -m experiments.every_loss                    # the table below, about 20 minutes of one thread
 python -m experiments.every_loss --only hint dist   # some of it; finished runs are kept in runs/every_loss.jsonl
 
-A student of 3,554 parameters learns 400 of scikit-learn's digits, without augmentation, for the same number of steps
+A student of 3,498 parameters learns 400 of scikit-learn's digits, without augmentation, for the same number of steps
 under `1 * cross_entropy + weight * loss` for each loss in turn, and under cross-entropy alone. The teacher, the
 network that `--teacher fit` trains, has seen all 880 training images. A seed fixes initial weights and order of
 batches, so that each loss is compared with the control seed by seed; the interval is Student's, over seeds. Accuracy
@@ -210,7 +210,8 @@ def _gain(records: list[dict[str, Any]], control: dict[int, float]) -> tuple[flo
     mean = statistics.mean(gains)
     half = STUDENT_T[len(gains)] * statistics.stdev(gains) / math.sqrt(len(gains))
     text = f"{mean:+.2f} [{mean - half:+.2f}, {mean + half:+.2f}]"
-    return mean, f"**{text}**" if abs(mean) > half else text
+    text = f"**{text}**" if abs(mean) > half else text
+    return mean, text if len(gains) == SEEDS else f"{text}, {len(gains)} seeds"
 
 
 def main() -> None:

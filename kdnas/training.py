@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from kdnas.architecture import Choice, Value
 from kdnas.data import Data
+from kdnas.losses.base import Loss
 from kdnas.network import Network
 from kdnas.outputs import Outputs
 from kdnas.randomness import python_rng, seed_of
@@ -218,7 +219,7 @@ class Training:
         if self.index in self._restarts and self.index > 0:
             self.optimizer = _optimizer([self.model, self.distiller], recipe)
         for group in self.optimizer.param_groups:
-            group["lr"] = recipe.rate(self.index)
+            group["lr"] = recipe.rate(self.index) * group.get("share", 1.0)
         self.model.train()
         self.distiller.train()
         self.optimizer.zero_grad(set_to_none=True)
@@ -309,10 +310,20 @@ class Training:
 
 def _optimizer(modules: list[nn.Module], recipe: Recipe) -> torch.optim.Optimizer:
     parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.dim() > 1], "weight_decay": recipe.weight_decay},
-        {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
-    ]
+    # A discriminator at the rate of a student trained with momentum wins at once, and teaches nothing then.
+    shares: dict[nn.Parameter, float] = {}
+    for loss in (part for module in modules for part in module.modules() if isinstance(part, Loss)):
+        for name, largest in loss.opponents.items():
+            share = min(1.0, largest / recipe.learning_rate)
+            shares |= dict.fromkeys(loss.get_submodule(name).parameters(), share)
+    groups: list[dict[str, Any]] = []
+    for share in sorted({1.0, *shares.values()}, reverse=True):
+        held = [p for p in parameters if shares.get(p, 1.0) == share]
+        for some, decay in (
+            ([p for p in held if p.dim() > 1], recipe.weight_decay),
+            ([p for p in held if p.dim() <= 1], 0.0),
+        ):
+            groups.append({"params": some, "weight_decay": decay, "share": share})
     if recipe.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=recipe.learning_rate)
     return torch.optim.SGD(groups, lr=recipe.learning_rate, momentum=0.9, nesterov=True)

@@ -1,7 +1,7 @@
 """What every loss is: student first, teacher second, labels third; a scalar; float32 or better."""
 
 import abc
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, final
 
@@ -50,6 +50,8 @@ class Loss(nn.Module, abc.ABC):
             student's own); the docstring says why, and the loss's own test checks the gradient.
         clipped: each parameter's gradient from this loss is at most as long as its gradient from the other terms;
             `Objective.teach` sees to it.
+        opponents: names of the submodules that play against the student, discriminators, and the learning rate that
+            theirs must not exceed; it follows the run's schedule.
 
     Attributes:
         progress: how much of the run lies behind, 0 to 1, for losses whose formula changes during training (a
@@ -68,6 +70,7 @@ class Loss(nn.Module, abc.ABC):
     pairwise: ClassVar[bool] = False
     own_gradient: ClassVar[bool] = False
     clipped: ClassVar[bool] = False
+    opponents: ClassVar[Mapping[str, float]] = {}
 
     def __init__(self) -> None:
         # Not Module's, which takes anything: a Spec with an argument that a loss has not is then refused by name.

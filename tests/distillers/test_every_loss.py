@@ -143,3 +143,21 @@ def test_the_dense_ones_refuse_a_classifier_by_name():
         with pytest.raises(ValueError, match=r"height|dense|map"):
             made = training(distiller_of(FromTeacher, name))
             made.step()
+
+
+@pytest.mark.parametrize(("name", "largest"), [("conditional_adversarial", 1e-3), ("meal", 1e-3)])
+def test_a_discriminator_follows_the_schedule_at_its_own_small_rate(name, largest):
+    recipe = Recipe(steps=4, batch_size=16, learning_rate=0.05, warmup=0.5)
+    made = training(distiller_of(FromTeacher, name), recipe)
+    theirs = {id(p) for n, p in made.distiller.named_parameters() if "discriminator" in n}
+    assert theirs
+    rates = []
+    while not made.done:
+        made.step()
+        by = {id(p): group["lr"] for group in made.optimizer.param_groups for p in group["params"]}
+        assert {rate for p, rate in by.items() if p not in theirs} == {recipe.rate(made.index - 1)}
+        (rate,) = {rate for p, rate in by.items() if p in theirs}
+        rates.append(rate)
+    assert rates[1] == pytest.approx(largest)
+    assert rates[0] == pytest.approx(largest / 2)
+    assert max(rates) <= largest * (1 + 1e-9)

@@ -1,5 +1,6 @@
 """Similar outputs at several depths, and a discriminator at each."""
 
+from collections.abc import Mapping
 from typing import ClassVar, Literal, final, get_args
 
 import torch
@@ -54,6 +55,7 @@ class Meal(Loss):
 
     needs: ClassVar[tuple[str, ...]] = ("logits", "features")
     golden: ClassVar[float] = 6.040192068329766
+    opponents: ClassVar[Mapping[str, float]] = {"discriminators": 1e-3}
 
     def __init__(
         self,
