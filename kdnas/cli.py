@@ -69,6 +69,7 @@ def parser() -> argparse.ArgumentParser:
     whole.add_argument("--space", help="a TOML table, or a name from `kdnas list spaces`")
     whole.add_argument("--out", type=Path, required=True, help="the run folder")
     whole.add_argument("--distiller", default="sandwich", help="how the supernet learns; see `kdnas list distillers`")
+    whole.add_argument("--weights", type=Path, help="a safetensors file the supernet starts from; see `kdnas convert`")
     _loss_option(whole)
     _search_options(whole)
     _recipe_options(whole)
@@ -101,6 +102,13 @@ def parser() -> argparse.ArgumentParser:
     why.add_argument("--scorer", help="see `kdnas list scorers` (default: the run's)")
     why.add_argument("--num-images", type=int, help="of the search part (default: as many as the run's search)")
     why.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+
+    convert = command("convert", _convert, "turn a trained network into an elastic supernet to start from")
+    convert.add_argument("source", help="torchvision:NAME, timm:NAME (either @weights.safetensors), module:function")
+    convert.add_argument("--out", type=Path, required=True, help="the folder for the space, the weights, the report")
+    convert.add_argument("--size", type=int, default=224, help="height and width of the images")
+    convert.add_argument("--classes", type=int, default=1000, help="how many a zoo's network knows")
+    convert.add_argument("--channels", type=int, default=3, help="channels of the images")
 
     export = command("export", _export, "write the student of a place of the ranking")
     export.add_argument("folder", type=Path, metavar="RUN", help="the run folder")
@@ -246,7 +254,15 @@ def _run(given: argparse.Namespace) -> None:
     steps = min(20_000, max(300, 30 * len(loaded.train) // batch))
     recipe = with_overrides(Recipe(steps=steps, batch_size=batch), _overrides(given))
     experiment = Experiment(
-        train=Train(space=space, data=data, teacher=teacher, distiller=distiller, recipe=recipe, teacher_recipe=recipe),
+        train=Train(
+            space=space,
+            data=data,
+            teacher=teacher,
+            distiller=distiller,
+            recipe=recipe,
+            teacher_recipe=recipe,
+            weights="" if given.weights is None else str(given.weights.resolve()),
+        ),
         search=search,
         retrain=Retrain(recipe=recipe),
     )
@@ -327,6 +343,15 @@ def _why(given: argparse.Namespace) -> None:
     found = why(Opened(given.folder), given.architecture, scorer=scorer, num_images=given.num_images)
     print(json.dumps(found) if given.json else why_table(found))
     _say(f"next: kdnas report {given.folder}")
+
+
+def _convert(given: argparse.Namespace) -> None:
+    _say(f"kdnas convert: {given.source} into {given.out}")
+    from kdnas.jobs.convert import SPACE, WEIGHTS, convert_source
+
+    options = {"size": given.size, "classes": given.classes, "channels": given.channels}
+    print(convert_source(given.source, given.out, **options))
+    _say(f"next: kdnas run --space {given.out / SPACE} --weights {given.out / WEIGHTS} --data DATA --out RUN")
 
 
 def _export(given: argparse.Namespace) -> None:

@@ -15,7 +15,7 @@ from kdnas.search import Evidence
 from kdnas.space import SearchSpace
 from kdnas.spec import Spec, spec
 from kdnas.supernet import Supernet, corner
-from kdnas.teachers import Teacher, several_teachers, student_teacher
+from kdnas.teachers import Teacher, load_weights, several_teachers, student_teacher
 from kdnas.training import Distiller, Training, initialised
 
 
@@ -68,9 +68,12 @@ class Opened:
     def fresh_supernet(self) -> Supernet:
         """The supernet before training."""
         made = self.experiment.train.share
-        return initialised(
+        supernet = initialised(
             lambda: Supernet(self.space, corner if made is None else made.build()), self.experiment.train.recipe.seed
         )
+        if self.experiment.train.weights:
+            load_weights(supernet, Path(self.experiment.train.weights))
+        return supernet
 
     @cached_property
     def supernet(self) -> Supernet:

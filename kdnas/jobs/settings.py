@@ -36,6 +36,7 @@ class Train:
         teacher_views: 0 to run the teacher at every step on fresh augmentations; otherwise the supernet sees so many
             fixed augmentations of each image, and the teacher's outputs on them are computed once and kept in the run.
         cache_limit: most gigabytes that those may take.
+        weights: a safetensors file that the supernet starts from, such as `kdnas convert` writes; none if empty.
         share: makes the supernet's sharing rule, such as `KernelTransform`; None is the leading corner.
         rollback: whether a collapse is taken back, once, to the last healthy weights.
     """
@@ -51,6 +52,7 @@ class Train:
     rollback: bool = False
     teacher_views: int = 0
     cache_limit: float = 4.0
+    weights: str = ""
 
     def __post_init__(self) -> None:
         if not 1 <= self.teacher_snapshots <= self.teacher_recipe.steps:
@@ -151,6 +153,7 @@ class Experiment:
             rollback=held.pop("rollback", False),
             teacher_views=held.pop("teacher_views", 0),
             cache_limit=held.pop("cache_limit", 4.0),
+            weights=held.pop("weights", ""),
             **{name: structure(recipe, Recipe) for name, recipe in held.items()},
         )
         return cls(train=train, search=structure(value["search"], Search), retrain=structure(value["retrain"], Retrain))
