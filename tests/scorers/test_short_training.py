@@ -47,6 +47,8 @@ def test_the_seed_of_the_evidence_decides_everything(held):
     assert short().score(network(1, SPACE.smallest), held) != first
     assert short().score(student, held) == first
     assert short().score(student, dataclasses.replace(held, seed=1)) != first
+    kept = short(weights="inherited")  # the seed orders the images too
+    assert kept.score(student, dataclasses.replace(held, seed=1)) != kept.score(student, held)
 
 
 def test_with_and_without_distillation_are_two_scores(held):
