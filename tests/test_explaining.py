@@ -77,6 +77,7 @@ def test_rank_check_scores_each_row_as_the_scorer_alone_does(run, table):
     [
         (["--column", "accuracy"], "no column 'accuracy'"),
         (["--scorer", "rdmm"], "Did you mean 'rdm'"),
+        (["--scorer", "macs"], "macs is a control"),
     ],
 )
 def test_rank_check_refuses_what_is_not_there(run, table, capsys, arguments, message):

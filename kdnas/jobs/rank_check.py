@@ -39,12 +39,16 @@ def rank_check(
         `scoring` per scorer its `seconds` and the evaluations `saved`.
 
     Raises:
-        ValueError: as in `read_table`; the supernet is not trained; a score is not finite.
+        ValueError: as in `read_table`; a scorer has a control's name; the supernet is not trained; a score is not
+            finite.
     """
     rows = read_table(table, opened.space, column)
     settings = opened.experiment.search
     if scorers is None:
         scorers = {settings.scorer.make.partition(":")[0].rpartition(".")[2]: settings.scorer}
+    for name in scorers:
+        if name in CONTROLS:
+            raise ValueError(f"{name} is a control and is measured in any case. Leave it out of the scorers.")
     built = {name: made.build(Scorer) for name, made in scorers.items()}
     evidence = opened.evidence(num_images or settings.num_images, seed)
     networks = list(dict.fromkeys(row.architecture for row in rows))
