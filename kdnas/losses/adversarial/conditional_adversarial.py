@@ -27,8 +27,8 @@ class ConditionalAdversarial(Loss):
     Never 0: a student equal to its teacher costs softplus(-D_r), log 2 for an undecided discriminator, and the class
     term. Undefined for logits that are maps.
 
-    Learnable part: $D$, three fully connected layers, for which an optimiser of its own with a learning rate of
-    1e-3 is usual. Default weight 1: the paper's is not known to us.
+    Learnable part: $D$, three fully connected layers, at a learning rate of at most
+    1e-3, as is usual. Default weight 1: the paper's is not known to us.
 
     Args:
         conditional: include the class scores.
