@@ -83,6 +83,9 @@ def parser() -> argparse.ArgumentParser:
     search = command("search", _search, "rank subnets of a run by teacher similarity; appends to its ranking")
     search.add_argument("folder", type=Path, metavar="RUN", help="the run folder")
     _search_options(search)
+    search.add_argument(
+        "--exact", action="store_true", help="rate every path of every block once, of a run trained block_wise"
+    )
     search.add_argument("--top", type=int, default=10, help="places to print")
     search.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
 
@@ -311,11 +314,13 @@ def _train(given: argparse.Namespace) -> None:
 
 def _search(given: argparse.Namespace) -> None:
     _say(f"kdnas search: {given.folder}")
+    from kdnas.jobs.block_rating import search_blocks
     from kdnas.jobs.opened import Opened
     from kdnas.jobs.search import ranking_json, ranking_table, search
 
     opened = Opened(given.folder)
-    entries = search(opened, _search_settings(given, opened.experiment.search))
+    settings = _search_settings(given, opened.experiment.search)
+    entries = search_blocks(opened, settings) if given.exact else search(opened, settings)
     print(ranking_json(opened.run, entries, given.top) if given.json else ranking_table(opened.run, entries, given.top))
     _say(f"next: kdnas export {given.folder} --place 1")
 

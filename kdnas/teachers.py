@@ -293,8 +293,10 @@ def student_teacher(path: str, classes: int, preprocessing: Preprocessing) -> Te
     return _checked(Frozen(network, preprocessing=card.preprocessing), classes, path)
 
 
-def zoo_teacher(zoo: str, name: str, weights: str, classes: int, preprocessing: Preprocessing) -> Teacher:
-    """A network of torchvision or timm.
+def zoo_teacher(
+    zoo: str, name: str, weights: str, classes: int, preprocessing: Preprocessing, stages: tuple[str, ...] = ()
+) -> Teacher:
+    """A network of torchvision or timm, showing the submodules named, or those that `Frozen` finds.
 
     With a weights file it is built for the data's classes and filled from it; without, the zoo's own pretrained
     weights are used (downloaded by the zoo when they are not in its cache) with their own preprocessing.
@@ -332,7 +334,7 @@ def zoo_teacher(zoo: str, name: str, weights: str, classes: int, preprocessing: 
             preprocessing = Preprocessing(height=height, width=width, mean=own["mean"], std=own["std"])
     if weights:
         load_weights(module, Path(weights))
-    return _checked(Frozen(module, preprocessing=preprocessing), classes, f"{zoo}:{name}")
+    return _checked(Frozen(module, preprocessing=preprocessing, stages=stages or None), classes, f"{zoo}:{name}")
 
 
 def own_teacher(function: str, classes: int, preprocessing: Preprocessing) -> Teacher:
