@@ -13,6 +13,9 @@ import torch
 
 from kdnas.checkpoint import load_state
 from kdnas.cli import main
+from kdnas.jobs.opened import Opened
+from kdnas.jobs.search import search, training_free
+from kdnas.jobs.settings import Search
 from kdnas.run import Run
 from kdnas.student import load_source
 
@@ -63,6 +66,10 @@ def test_a_search_prints_the_ranking_with_its_controls(searched, capsys):
         "stopped because",
         "tau between the score and parameters",
         "number of layers",
+        "score and depth",
+        "score and nwot",
+        "score and synflow",
+        "score and zen",
         "random",
     ):
         assert text in shown, text
@@ -73,7 +80,19 @@ def test_json_is_one_object_and_nothing_else(searched, capsys):
     shown = json.loads(capsys.readouterr().out)
     assert shown["places"][0]["place"] == 1
     assert all(p["macs"] <= 60000 for p in shown["places"])
-    assert {"tau params", "tau macs", "tau layers", "random search"} <= set(shown["controls"])
+    taus = {f"tau {name}" for name in ("params", "macs", "layers", "depth", "nwot", "synflow", "zen")}
+    assert taus | {"random search"} <= set(shown["controls"])
+    assert all(-1 <= shown["controls"][name]["value"] <= 1 for name in taus)
+
+
+def test_training_free_controls_are_left_out_with_the_reason_when_there_is_no_time(searched):
+    opened = Opened(searched)
+    entries = search(opened, Search(num_evaluations=12, num_images=30, control=False))
+    evidence = opened.evidence(30, 0)
+    for seconds, reason in ((0.0, "the time is over"), (1e-9, "s for each network")):
+        found = training_free(opened, evidence, entries, seconds)
+        assert set(found) == {"tau depth", "tau nwot", "tau synflow", "tau zen"}
+        assert all(reason in control["sentence"] and "value" not in control for control in found.values())
 
 
 def test_a_search_appends_to_the_ranking(searched):

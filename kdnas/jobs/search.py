@@ -15,6 +15,7 @@ from kdnas.network import Network
 from kdnas.progress import progress
 from kdnas.randomness import python_rng
 from kdnas.run import Run
+from kdnas.scorers.depth import Depth
 from kdnas.scorers.nwot import Nwot
 from kdnas.scorers.synflow import Synflow
 from kdnas.scorers.zen import Zen
@@ -90,7 +91,7 @@ def search(opened: Opened, settings: Search) -> list[Entry]:
     entries, stopped = one(settings.searcher, "search", settings.max_time)
     spent = time.perf_counter() - began
     left = settings.max_time - spent
-    controls = _controls(entries) | _training_free(opened, evidence, entries, min(left, _TRAINING_FREE_SECONDS))
+    controls = _controls(entries) | training_free(opened, evidence, entries, min(left, _TRAINING_FREE_SECONDS))
     if settings.control and left > 0:
         random_entries, _ = one(spec(RandomSearch), "control", min(left, max(spent, 1.0)))
         controls["random search"] = _random_control(entries, random_entries)
@@ -130,15 +131,19 @@ def _agreement(scores: list[float], others: list[float], said: str) -> dict[str,
     return {"value": value, "interval": [low, high], "sentence": sentence}
 
 
-def _training_free(
+def training_free(
     opened: Opened, evidence: Evidence, entries: list[Entry], seconds: float
 ) -> dict[str, dict[str, Any]]:
-    """Rank agreement with scores of untrained networks, on a sample of the entries and within a few seconds."""
+    """Kendall's tau with scores of untrained networks, depth, nwot, synflow and zen, on at most 50 of the entries.
+
+    The seconds are shared by the last three; what has fewer than 10 networks by then is left out, and the sentence
+    says why.
+    """
     drawn = python_rng(evidence.seed, "training-free").sample(entries, min(_TRAINING_FREE_ENTRIES, len(entries)))
     with torch.device("meta"):  # these scorers draw weights of their own
         networks = [Network(opened.space.blueprint(e.architecture)) for e in drawn]
     controls: dict[str, dict[str, Any]] = {}
-    for name, scorer in (("nwot", Nwot()), ("synflow", Synflow()), ("zen", Zen())):
+    for name, scorer in (("depth", Depth()), ("nwot", Nwot()), ("synflow", Synflow()), ("zen", Zen())):
         found: list[float] = []
         began = time.perf_counter()
         if seconds <= 0:
@@ -190,7 +195,7 @@ def ranking_table(run: Run, entries: list[Entry], top: int) -> str:
         lines.append(f"{place:>5}  {e.code:<{width}}  {e.score:>9.4f}  {e.params:>11,}  {e.macs:>13,}  {e.layers:>6}")
     record = run.require("search", "kdnas search")
     lines += ["", f"stopped because {record['stopped']}; {record['saved']}"]
-    taus = [f"tau {name}" for name in ("params", "macs", "layers", "nwot", "synflow", "zen")]
+    taus = [f"tau {name}" for name in ("params", "macs", "layers", "depth", "nwot", "synflow", "zen")]
     names = (*taus, "random search")
     controls = run.results()["controls"]
     lines += [controls[name]["sentence"] for name in names if name in controls]

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from kdnas.network import BATCH_NORMS, Network
 from kdnas.training import initialised
 
+ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.SiLU, nn.Hardswish, nn.GELU)
+
 
 def check_weights(weights: str) -> str:
     """The argument, if it is one of the two.

@@ -6,10 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from kdnas.network import batch_statistics
-from kdnas.scorers._probing import check_weights, probed, watching
+from kdnas.scorers._probing import ACTIVATIONS, check_weights, probed, watching
 from kdnas.search import Evidence, Score, Scorer
-
-_ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.SiLU, nn.Hardswish, nn.GELU)
 
 
 @final
@@ -51,7 +49,7 @@ class Nwot(Scorer):
             kernel.add_((signs @ signs.T + signs.shape[1]) / 2)
             units += signs.shape[1]
 
-        with torch.no_grad(), batch_statistics(network), watching(network, _ACTIVATIONS, see):
+        with torch.no_grad(), batch_statistics(network), watching(network, ACTIVATIONS, see):
             network(images)
         if not units:
             raise ValueError(
