@@ -7,8 +7,8 @@ KDNAS_CIFAR10=PATH kdnas train nas_bench_macro:small --out runs/macro    # 16x16
 kdnas rank-check runs/macro TABLE.csv                                    # TABLE.csv: columns arch, mean_acc
 
 PATH is the folder of the binary files, or an .npz of JPEG bytes (see `kdnas.data.cifar10`). The codes are the
-benchmark's own at either size. `early` is `small` stopped after one epoch, `initial` before the first; both want the teacher
-that `small` trained: KDNAS_TEACHER=checkpoint:runs/macro/teacher.
+benchmark's own at either size. `early` is `small` stopped after one epoch, `initial` before the first; both want
+the teacher that `small` trained: KDNAS_TEACHER=checkpoint:runs/macro/teacher.
 """
 
 import dataclasses

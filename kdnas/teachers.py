@@ -231,7 +231,7 @@ def fitted_teacher(image: tuple[int, int, int], classes: int) -> Blueprint:
     inputs, stages = widths[0], []
     for index, width in enumerate(widths):
         stage = []
-        for place in range(2):
+        for place in range(1 if height <= 16 else 2):
             stride = 2 if index > 0 and place == 0 else 1
             stage.append(layer("kdnas.blocks.resnet:BasicBlock", inputs=inputs, outputs=width, stride=stride))
             inputs = width
