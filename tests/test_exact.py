@@ -212,3 +212,18 @@ def test_a_space_whose_blocks_depend_on_each_other_is_refused_until_they_are_mer
     assert len(merged[1].options) == 36
     with pytest.raises(ValueError, match="every choice"):
         blocks_of(toy, lambda block, part: 0.0, {"all": ["stage0.depth"]})
+
+
+def test_fronts_of_hundreds_of_tied_options_equal_the_definition():
+    rng = random.Random(0)
+    rows = [(float(rng.randint(0, 30)), rng.randint(0, 30), rng.randint(0, 30)) for _ in range(400)]
+    block = Block(
+        "one",
+        tuple(range(400)),
+        tuple(r[0] for r in rows),
+        {n: tuple(r[i] for r in rows) for i, n in ((1, "params"), (2, "macs"))},
+    )
+    expected = {r for r in rows if not any(o != r and o[0] >= r[0] and o[1] <= r[1] and o[2] <= r[2] for o in rows)}
+    found = front([block], costs=("params", "macs"))
+    assert len(found) == len(expected)
+    assert {(f.score, f.costs["params"], f.costs["macs"]) for f in found} == expected
