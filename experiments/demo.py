@@ -17,9 +17,9 @@ def experiment() -> Experiment:
         train=Train(
             space=load_space("digits"),
             data=spec(digits),
-            recipe=Recipe(steps=200, learning_rate=0.1),
-            teacher_recipe=Recipe(steps=250, learning_rate=0.1),
+            recipe=Recipe(steps=150, learning_rate=0.1),
+            teacher_recipe=Recipe(steps=200, learning_rate=0.1),
         ),
         search=Search(budget=Budget(macs=6e5), num_evaluations=200, num_images=220),
-        retrain=Retrain(recipe=Recipe(steps=250, learning_rate=0.1)),
+        retrain=Retrain(recipe=Recipe(steps=220, learning_rate=0.1)),
     )

@@ -133,7 +133,7 @@ class Card:
             raise ValueError(f"a value has the wrong form ({type(error).__name__}: {error}).") from error
 
 
-def write_student(folder: str | Path, network: Network, card: Card, *, check: bool = True) -> dict[str, float]:
+def write_student(folder: str | Path, network: Network, card: Card, *, deploy: bool = True) -> dict[str, float]:
     """Write a student folder: student.json, weights.safetensors, student.py, student.onnx.
 
     The folder appears whole or not at all, and replaces only a student. The files are read back and compared before:
@@ -145,10 +145,11 @@ def write_student(folder: str | Path, network: Network, card: Card, *, check: bo
         folder: where to write.
         network: the student; written in float32, unchanged itself.
         card: what it is.
-        check: whether to compare.
+        deploy: write and compare every form; False writes student.json and weights.safetensors alone, which is all that
+            kdnas reads: for teachers, snapshots and controls.
 
     Returns:
-        Largest difference of the logits by file, in the units above, and the largest logit; empty without check.
+        Largest difference of the logits by file, in the units above, and the largest logit; empty without `deploy`.
 
     Raises:
         ValueError: a comparison fails, the network cannot be expressed in one of the forms, or the folder holds
@@ -160,19 +161,19 @@ def write_student(folder: str | Path, network: Network, card: Card, *, check: bo
         raise ValueError("the network was built from another blueprint than the card's. Pass card.blueprint's network.")
     network = copy.deepcopy(network).to("cpu", torch.float32).eval().requires_grad_(False)
     text = json.dumps(_json(card), indent=2, ensure_ascii=False) + "\n"
-    source = student_source(card.blueprint, card.preprocessing, card.class_names)
-    parity = _Parity(network, card) if check else None
+    parity = _Parity(network, card) if deploy else None
     with new_folder(folder) as draft:
         (draft / CARD).write_text(text, encoding="utf-8")
-        (draft / SOURCE).write_text(source, encoding="utf-8")
         (draft / WEIGHTS).write_bytes(save({name: t.contiguous().clone() for name, t in network.state_dict().items()}))
+        if parity is None:
+            return {}
+        source = student_source(card.blueprint, card.preprocessing, card.class_names)
+        (draft / SOURCE).write_text(source, encoding="utf-8")
         student = load_source(draft)
-        if parity:
-            parity.compare(SOURCE, student)
+        parity.compare(SOURCE, student)
         (draft / GRAPH).write_bytes(_graph(student, card))
-        if parity:
-            parity.compare(GRAPH, _runtime(draft / GRAPH))
-    return parity.found if parity else {}
+        parity.compare(GRAPH, _runtime(draft / GRAPH))
+    return parity.found
 
 
 def read_student(folder: str | Path) -> tuple[Network, Card]:

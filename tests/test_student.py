@@ -165,7 +165,7 @@ def test_the_card_tells_how_to_feed_the_files(student):
 def test_an_extracted_subnet_and_a_network_of_no_space_are_students_too(tmp_path, without_exporter):
     network = Supernet(SPACE).extract(SPACE.smallest)
     card = card_of(network.blueprint, architecture=None, space=None)
-    write_student(tmp_path / "a", network, card, check=False)
+    write_student(tmp_path / "a", network, card, deploy=False)
     found, found_card = read_student(tmp_path / "a")
     assert found_card == card and found_card.architecture is None
     assert torch.equal(found.head.linear.weight, network.head.linear.weight)
@@ -175,7 +175,7 @@ def test_an_extracted_subnet_and_a_network_of_no_space_are_students_too(tmp_path
 def test_writing_again_replaces_a_student_by_the_same_bytes(student):
     folder, network, card, _ = student
     before = {name: (folder / name).read_bytes() for name in FILES}
-    write_student(folder, network, card, check=False)
+    write_student(folder, network, card)
     assert {name: (folder / name).read_bytes() for name in FILES} == before
     assert [path.name for path in folder.parent.iterdir()] == ["best"]
 
@@ -300,8 +300,8 @@ def test_an_empty_folder_and_one_whose_code_was_run_are_written_to(tmp_path, cop
     (tmp_path / "empty").mkdir()
     (copied / "__pycache__").mkdir()
     for folder in (tmp_path / "empty", copied):
-        write_student(folder, *student[1:3], check=False)
-        assert sorted(path.name for path in folder.iterdir()) == FILES
+        write_student(folder, *student[1:3], deploy=False)
+        assert sorted(path.name for path in folder.iterdir()) == ["student.json", "weights.safetensors"]
 
 
 def test_what_is_missing_is_named(tmp_path, copied):

@@ -39,7 +39,7 @@ def chain(experiment: Experiment, folder: Path) -> Opened:
         if opened.run.phase(name) is None:
             out = opened.run.path(STUDENTS, name)
             # Only what may be deployed is checked; the controls are for the table.
-            found = retrain(source, settings, out, phase=name, check=name == "student")
+            found = retrain(source, settings, out, phase=name, deploy=name == "student")
             keep = {key: found[key] for key in ("accuracy", "params", "macs", "seconds")}
             opened.run = Run(opened.run.folder)
             opened.run.record_result({"name": name, **keep})
@@ -68,7 +68,7 @@ def _trainings(opened: Opened, settings: Retrain) -> Iterator[tuple[str, Path, R
         if not folder.exists():
             origin = {"drawn": index, "score": entry.score}
             network = inherited(opened, entry.architecture)
-            write_student(folder, network, card_of(opened, entry.architecture, origin), check=False)
+            write_student(folder, network, card_of(opened, entry.architecture, origin), deploy=False)
         yield f"random {index}", folder, settings
 
 

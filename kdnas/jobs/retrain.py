@@ -25,7 +25,7 @@ def retrain(
     phase: str = "retrain",
     data: Spec | None = None,
     teacher: Spec | None = None,
-    check: bool = True,
+    deploy: bool = True,
 ) -> dict[str, Any]:
     """Train a student folder's network and write the result to another folder; goes on where it was interrupted.
 
@@ -36,7 +36,7 @@ def retrain(
         phase: the name under which a run records its metrics.
         data: other data than the student was found on.
         teacher: another teacher.
-        check: whether the new folder's forms are compared.
+        deploy: write and compare every form of the new student, or what kdnas reads alone.
 
     Returns:
         Accuracy on the test part, params, MACs, seconds, and the folder.
@@ -68,7 +68,7 @@ def retrain(
     found = accuracy(network, loaded.test, loaded)
     origin = {**card.origin, "retrained": unstructure(settings), "test_accuracy": found, "seconds": seconds}
     new_card = dataclasses.replace(card, preprocessing=loaded.preprocessing, origin=origin)
-    checks = write_student(out, network.cpu().eval(), new_card, check=check)
+    checks = write_student(out, network.cpu().eval(), new_card, deploy=deploy)
     draft.unlink(missing_ok=True)
     return {
         "student": str(out),

@@ -67,12 +67,11 @@ def _train_teacher(opened: Opened) -> None:
 
     def keep(step: int) -> None:
         if step in due:
-            write_student(run.path(SNAPSHOTS, str(due[step])), network, card, check=False)
+            write_student(run.path(SNAPSHOTS, str(due[step])), network, card, deploy=False)
 
     seconds = drive(training, "teacher", draft, run, lambda: {"accuracy": accuracy(network, data.search, data)}, keep)
     found = accuracy(network, data.test, data)
-    # The check costs seconds and is for students: what is deployed.
-    write_student(run.path(TEACHER), network.cpu(), card, check=False)
+    write_student(run.path(TEACHER), network.cpu(), card, deploy=False)
     c = card.cost
     run.record_result({"name": "teacher", "accuracy": found, "params": c.params, "macs": c.macs, "seconds": seconds})
     run.finish("teacher", seconds=seconds, accuracy=found, params=c.params, macs=c.macs)
