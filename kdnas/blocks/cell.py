@@ -40,9 +40,9 @@ class Cell(nn.Module):
         """`[batch, width, height, width]` to the same."""
         nodes, edges = [x], iter(self.edges)
         for _ in range(3):
-            arriving = [
-                operation(node) for node, edge in zip(tuple(nodes), edges, strict=False) for operation in edge.children()
-            ]
+            arriving = []
+            for node, edge in zip(tuple(nodes), edges, strict=False):
+                arriving += [operation(node) for operation in edge.children()]
             nodes.append(sum(arriving[1:], arriving[0]) if arriving else torch.zeros_like(x))
         return nodes[-1]
 

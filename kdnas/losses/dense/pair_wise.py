@@ -62,7 +62,11 @@ class PairWise(FeatureLoss):
         """The mean squared difference of the similarities."""
         student, teacher = as_map(student), as_map(teacher)
         height, width = (min(self.grid, *sides) for sides in zip(student.shape[2:], teacher.shape[2:], strict=True))
-        return (self._similarities(student, (height, width)) - self._similarities(teacher, (height, width))).square().mean()
+        return (
+            (self._similarities(student, (height, width)) - self._similarities(teacher, (height, width)))
+            .square()
+            .mean()
+        )
 
     def _similarities(self, x: Tensor, size: tuple[int, int]) -> Tensor:
         pool = F.adaptive_max_pool2d if self.pool == "max" else F.adaptive_avg_pool2d

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from kdnas.losses.base import Loss, Stage, connected_zero
 from kdnas.numerics import safe_normalize, safe_sqrt, squared_distances, widen
 from kdnas.outputs import Outputs
+from kdnas.spec import Spec
 from kdnas.taps import Pairs, Taps
 
 Embedding = Literal["flat", "pooled"]
@@ -68,7 +69,7 @@ class InformationFlow(Loss):
         first_weight: float = 100.0,
         decay: float = 0.7,
         epochs: int = 50,
-        auxiliary: nn.Module | None = None,
+        auxiliary: nn.Module | Spec | None = None,
     ) -> None:
         super().__init__()
         if embedding not in get_args(Embedding):
@@ -77,7 +78,7 @@ class InformationFlow(Loss):
             raise ValueError(f"decay must be above 0 and at most 1 (no decay), got {decay}.")
         self.taps = Taps(pairs=taps)
         self.embedding, self.first_weight, self.decay, self.epochs = embedding, first_weight, decay, epochs
-        self.auxiliary = auxiliary
+        self.auxiliary: nn.Module | None = auxiliary.build(nn.Module) if isinstance(auxiliary, Spec) else auxiliary
 
     def prepare(self, student: Outputs, teacher: Outputs, *, elastic: bool = False) -> None:
         """Pair the student's stages with the teacher's, or the auxiliary teacher's."""

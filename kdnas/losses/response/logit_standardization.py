@@ -8,6 +8,7 @@ from kdnas.losses.base import Loss
 from kdnas.losses.response.soft_targets import SoftTargets
 from kdnas.numerics import centre, safe_normalize
 from kdnas.outputs import Outputs
+from kdnas.spec import Spec
 
 
 @final
@@ -36,8 +37,9 @@ class LogitStandardization(Loss):
     weight: ClassVar[float] = 9.0
     golden: ClassVar[float] = 0.8479486604395698
 
-    def __init__(self, *, of: Loss | None = None) -> None:
+    def __init__(self, *, of: Loss | Spec | None = None) -> None:
         super().__init__()
+        of = of.build(Loss) if isinstance(of, Spec) else of
         if of is not None and not isinstance(of, Loss):
             raise ValueError(f"of must be a loss, got {type(of).__name__}. Pass a loss, or nothing for SoftTargets.")
         self.of = SoftTargets(temperature=2.0) if of is None else of
