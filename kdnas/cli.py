@@ -203,6 +203,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (ValueError, FloatingPointError) as error:
         print(f"kdnas {given.command}: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        print(f"kdnas {given.command}: {place}{error.strerror or error}. Check the path and the disk.", file=sys.stderr)
+        raise SystemExit(2) from None
     except KeyboardInterrupt:
         print(f"kdnas {given.command}: stopped; the same command goes on from the last checkpoint.", file=sys.stderr)
         raise SystemExit(130) from None
@@ -233,6 +237,9 @@ def _run(given: argparse.Namespace) -> None:
     if given.experiment is not None:
         from kdnas.jobs.settings import load_experiment
 
+        asked = [name for name in ("data", "space", *RECIPE) if getattr(given, name) is not None]
+        if asked:
+            raise ValueError(f"an experiment holds everything. Drop --{asked[0].replace('_', '-')}, or --experiment.")
         _chain(load_experiment(given.experiment), given.out)
         return
     for name in ("data", "space"):
@@ -386,6 +393,8 @@ def _retrain(given: argparse.Namespace) -> None:
     if given.loss:
         settings = dataclasses.replace(settings, distiller=terms_of(given.loss))
     if given.teacher == "none":
+        if given.loss:
+            raise ValueError("without a teacher there is nothing to distil. Drop --loss, or --teacher none.")
         settings = dataclasses.replace(settings, distiller=spec(FromLabels))
     teacher = load_teacher(given.teacher) if given.teacher not in (None, "none") else None
     out = given.out or given.student.with_name(given.student.name + "-retrained")

@@ -1,9 +1,10 @@
 """Labelled images in three parts: train for weights, search for choosing, test for the closing table only."""
 
 import abc
-import gzip
 import io
 import itertools
+import zipfile
+import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -382,7 +383,7 @@ def _packed(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
                 ]
                 images[part] = torch.from_numpy(np.stack(pictures).transpose(0, 3, 1, 2).copy())
                 labels[part] = torch.from_numpy(held[f"{part}_labels"].astype(np.int64))
-    except (KeyError, ValueError, OSError, gzip.BadGzipFile) as error:
+    except (KeyError, ValueError, OSError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{path} is not a packed CIFAR file: {error}.") from error
     return images, labels
 

@@ -4,7 +4,7 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -59,12 +59,16 @@ class Run:
                         "--out, or the settings it was begun with to resume it."
                     )
             return run
-        foreign = [p.name for p in folder.iterdir()] if folder.is_dir() else []
+        # A kill before the first manifest leaves its draft; that is ours.
+        drafts = list(folder.glob(f".{MANIFEST}.*.draft")) if folder.is_dir() else []
+        foreign = [p.name for p in folder.iterdir() if p not in drafts] if folder.is_dir() else []
         if foreign:
             raise ValueError(
                 f"{folder} holds something else ({sorted(foreign)[0]}). Give --out a new or an empty folder."
             )
         folder.mkdir(parents=True, exist_ok=True)
+        for draft in drafts:
+            draft.unlink()
         manifest = {
             "kdnas": version("kdnas"),
             "torch": version("torch"),
@@ -150,12 +154,24 @@ class Run:
     def results(self) -> dict[str, Any]:
         """The closing table and the controls so far."""
         path = self.path(RESULTS)
-        return json.loads(path.read_text()) if path.exists() else {"rows": [], "controls": {}}
+        if not path.exists():
+            return {"rows": [], "controls": {}}
+        try:
+            held = json.loads(path.read_text())
+            return {"rows": list(held["rows"]), "controls": dict(held["controls"])}
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} is damaged ({error!r}). Remove it; the next phase writes it anew.") from error
 
     def record_result(self, row: Mapping[str, Any]) -> None:
         """Add a row of the closing table, or replace the one of that name."""
         results = self.results()
         results["rows"] = [r for r in results["rows"] if r["name"] != row["name"]] + [dict(row)]
+        write_json(self.path(RESULTS), results)
+
+    def forget_controls(self, which: Callable[[str], bool]) -> None:
+        """Take out the controls whose names `which` accepts: those of an earlier search."""
+        results = self.results()
+        results["controls"] = {name: c for name, c in results["controls"].items() if not which(name)}
         write_json(self.path(RESULTS), results)
 
     def record_controls(self, controls: Mapping[str, Mapping[str, Any]]) -> None:

@@ -254,15 +254,27 @@ class Searcher(abc.ABC):
         """The scores of what was asked, in that order."""
 
     stopped: str = "it is done"
+    _tight: bool = False
 
     @final
-    def sample(self, attempts: int = 1000) -> Architecture | None:
-        """A random admitted architecture, or None when `attempts` draws found none."""
-        for _ in range(attempts):
+    def sample(self, attempts: int = 200) -> Architecture | None:
+        """A random admitted architecture, or None.
+
+        When `attempts` uniform draws found none, the budget is tight: from then on a random walk of mutations from the
+        smallest network, within the budget, takes their place.
+        """
+        for _ in range(0 if self._tight else attempts):
             candidate = self.space.sample(self.rng)
             if self.admits(candidate):
                 return candidate
-        return None
+        self._tight = True
+        walked = self.space.smallest
+        if not self.admits(walked):
+            return None
+        for _ in range(self.rng.randrange(12)):
+            mutant = self.space.mutate(walked, self.rng)
+            walked = mutant if self.admits(mutant) else walked
+        return walked
 
 
 class Infeasible(ValueError):

@@ -156,7 +156,7 @@ def write_student(folder: str | Path, network: Network, card: Card, *, deploy: b
             something else. Then nothing is written.
     """
     folder = Path(folder)
-    _check_place(folder)
+    check_place(folder)
     if network.blueprint != card.blueprint:
         raise ValueError("the network was built from another blueprint than the card's. Pass card.blueprint's network.")
     network = copy.deepcopy(network).to("cpu", torch.float32).eval().requires_grad_(False)
@@ -232,7 +232,8 @@ def load_source(folder: str | Path) -> nn.Module:
         raise ValueError(f"{SOURCE} does not run alone ({type(error).__name__}: {_shortened(str(error))}).") from error
 
 
-def _check_place(folder: Path) -> None:
+def check_place(folder: Path) -> None:
+    """Raise a ValueError when the folder holds something that is no student."""
     for parent in folder.absolute().parents:
         if parent.exists() and not parent.is_dir():
             raise ValueError(f"{folder} cannot be made: {parent} is a file. Write elsewhere.")

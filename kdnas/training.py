@@ -137,8 +137,14 @@ class Recipe:
         for name in ("steps", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
-        if self.learning_rate <= 0:
-            raise ValueError(f"learning_rate must be positive, got {self.learning_rate}.")
+        if not 0 < self.learning_rate < math.inf:
+            raise ValueError(f"learning_rate must be positive and finite, got {self.learning_rate}.")
+        for name in ("weight_decay", "clip"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be at least 0 and finite, got {getattr(self, name)}.")
+        for name in ("warmup", "floor"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is a share and must be in [0, 1], got {getattr(self, name)}.")
         if self.optimizer not in ("sgd", "adamw"):
             raise ValueError(f"optimizer must be sgd or adamw, got {self.optimizer!r}.")
         if self.precision not in ("float32", "bfloat16"):
@@ -245,6 +251,11 @@ class Training:
                 self.conflict = _conflict(first) if len(yielded_losses) > 1 else None
             held = [p for g in self.optimizer.param_groups for p in g["params"] if p.grad is not None]
             self.gradient_norm = torch.nn.utils.get_total_norm([p.grad for p in held if p.grad is not None])
+            if not torch.isfinite(self.gradient_norm):
+                raise FloatingPointError(
+                    f"the gradient is not finite at step {self.index}, though the losses are. Start again in another "
+                    f"--out with a lower learning rate ({recipe.rate(self.index):.3g} here) or in float32."
+                )
             if recipe.clip:
                 torch.nn.utils.clip_grads_with_norm_(held, recipe.clip, self.gradient_norm)
             self.optimizer.step()

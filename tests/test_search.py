@@ -183,3 +183,13 @@ def test_a_network_scored_against_itself_has_similarity_one(supernet, evidence):
     with batch_statistics(taught.module):
         own = Evidence(evidence.pixels, evidence.images, evidence.labels, taught.teach(evidence.pixels, None))
     assert Rdm().score(network, own).value == pytest.approx(1.0, abs=1e-5)
+
+
+@pytest.mark.parametrize("searcher", [Evolution, RandomSearch])
+def test_a_budget_that_only_the_smallest_networks_meet_is_searched_at_once(supernet, evidence, searcher):
+    macs = cost(SPACE.blueprint(SPACE.smallest)).macs
+    began = time.perf_counter()
+    entries, why = run(supernet, evidence, searcher, Limits(20), Budget(macs=macs * 1.001))
+    assert [e.macs for e in entries] == [macs]
+    assert "not" in why
+    assert time.perf_counter() - began < 20

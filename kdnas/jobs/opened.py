@@ -10,7 +10,7 @@ from kdnas.checkpoint import load_state
 from kdnas.data import Data
 from kdnas.jobs.settings import Experiment
 from kdnas.randomness import torch_rng
-from kdnas.run import CHECKPOINT, SNAPSHOTS, TEACHER, Run
+from kdnas.run import CHECKPOINT, MANIFEST, SNAPSHOTS, TEACHER, Run
 from kdnas.search import Evidence
 from kdnas.space import SearchSpace
 from kdnas.spec import Spec, spec
@@ -33,7 +33,12 @@ class Opened:
     @cached_property
     def experiment(self) -> Experiment:
         """What was asked for."""
-        return Experiment.from_json(self.run.manifest["job"])
+        try:
+            return Experiment.from_json(self.run.manifest["job"])
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"{self.run.path(MANIFEST)} does not describe a job ({error!r}). Start again in another folder."
+            ) from error
 
     @cached_property
     def data(self) -> Data:

@@ -1,6 +1,8 @@
 """Training an exported student, with or without a teacher."""
 
 import dataclasses
+import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from kdnas.jobs.train import accuracy, drive
 from kdnas.network import Network
 from kdnas.run import MANIFEST, STUDENTS, Run
 from kdnas.spec import Spec
-from kdnas.student import Card, read_student, write_student
+from kdnas.student import Card, check_place, read_student, write_student
 from kdnas.tables import unstructure
 from kdnas.training import Distiller, Training, initialised
 
@@ -44,8 +46,11 @@ def retrain(
     Raises:
         ValueError: no student there, no data known, other classes, or the result's self-check refuses.
     """
+    check_place(Path(out))
     network, card = read_student(student)
-    made_data, made_teacher = (given or _source(card, name) for name, given in (("data", data), ("teacher", teacher)))
+    made_data, made_teacher = (
+        given or _source(student, card, name) for name, given in (("data", data), ("teacher", teacher))
+    )
     if made_data is None:
         raise ValueError(f"{student} does not say which data it was found on. Give --data.")
     loaded: Data = made_data.build(Data)
@@ -61,7 +66,11 @@ def retrain(
     taught = None if needs_none or made_teacher is None else build_teacher(made_teacher, loaded)
     training = Training(network, distiller, loaded, taught, settings.recipe, default_device())
     out.parent.mkdir(parents=True, exist_ok=True)
-    draft = out.parent / f".{out.name}.draft.safetensors"
+    # Named for what is trained: other settings begin anew instead of going on from a training of their own.
+    asked = [unstructure(settings), *(None if s is None else s.to_json() for s in (made_data, made_teacher))]
+    asked += [card.blueprint.to_json()]
+    digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:12]
+    draft = out.parent / f".{out.name}.{digest}.draft.safetensors"
     seconds = drive(
         training, phase, draft, run_around(out), lambda: {"accuracy": accuracy(network, loaded.search, loaded)}
     )
@@ -69,7 +78,8 @@ def retrain(
     origin = {**card.origin, "retrained": unstructure(settings), "test_accuracy": found, "seconds": seconds}
     new_card = dataclasses.replace(card, preprocessing=loaded.preprocessing, origin=origin)
     checks = write_student(out, network.cpu().eval(), new_card, deploy=deploy)
-    draft.unlink(missing_ok=True)
+    for left in out.parent.glob(f".{out.name}.*.draft.safetensors"):
+        left.unlink()
     return {
         "student": str(out),
         "accuracy": found,
@@ -88,6 +98,22 @@ def run_around(folder: Path) -> Run | None:
     return None
 
 
-def _source(card: Card, name: str) -> Spec | None:
+_OURS = {
+    "data": ("digits", "folder", "cifar10", "cifar100"),
+    "teacher": ("student_teacher", "zoo_teacher"),
+}
+
+
+def _source(student: Path, card: Card, name: str) -> Spec | None:
+    """What the card says of its data or teacher; a student from elsewhere may name kdnas's own loaders only."""
     held = card.origin.get(name)
-    return None if held is None else Spec.from_json(held)
+    if held is None:
+        return None
+    found = Spec.from_json(held)
+    ours = [f"kdnas.{name if name == 'data' else 'teachers'}:{loader}" for loader in _OURS[name]]
+    if found.make not in ours and run_around(student) is None:
+        raise ValueError(
+            f"{student} names {found.make} as its {name}, and a student outside its run is not trusted to run code. "
+            f"Give --{name}."
+        )
+    return found

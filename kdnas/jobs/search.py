@@ -53,6 +53,7 @@ def search(opened: Opened, settings: Search) -> list[Entry]:
         searches.append({"settings": plain, "state": "running"})
         run.save()
     number = len(searches)
+    run.forget_controls(lambda name: name.startswith("tau ") or name == "random search")
     began = time.perf_counter()
     saved = Saved()
 
@@ -89,12 +90,19 @@ def search(opened: Opened, settings: Search) -> list[Entry]:
         return entries, why
 
     entries, stopped = one(settings.searcher, "search", settings.max_time)
+    if not entries:
+        raise ValueError(
+            f"the search found no network with {settings.budget} ({stopped}). Raise the budget or --max-time, or use "
+            "another searcher."
+        )
     spent = time.perf_counter() - began
     left = settings.max_time - spent
     controls = _controls(entries) | training_free(opened, evidence, entries, min(left, _TRAINING_FREE_SECONDS))
     if settings.control and left > 0:
         random_entries, _ = one(spec(RandomSearch), "control", min(left, max(spent, 1.0)))
         controls["random search"] = _random_control(entries, random_entries)
+    elif settings.control:
+        controls["random search"] = {"sentence": "Random search at equal cost is left out: the time is over."}
     run.record_controls(controls)
     searches[-1]["state"] = "done"
     run.finish(
@@ -170,6 +178,8 @@ def training_free(
 
 def _random_control(entries: list[Entry], drawn: list[Entry]) -> dict[str, Any]:
     """The best of random draws, as many as the search evaluated, against the search's best."""
+    if not drawn:
+        return {"sentence": "Random search at equal cost is left out: it drew no network within the budget."}
     best = max(e.score for e in entries)
     scores = np.array([e.score for e in drawn])
     rng = np.random.default_rng(0)

@@ -182,7 +182,10 @@ def load_experiment(text: str) -> Experiment:
     assert loader.loader is not None
     module = importlib.util.module_from_spec(loader)
     sys.modules[name] = module
-    loader.loader.exec_module(module)
+    try:
+        loader.loader.exec_module(module)
+    except (SyntaxError, ImportError, NameError, AttributeError, TypeError) as error:
+        raise ValueError(f"{path} cannot be run: {type(error).__name__}: {error}. Mend the file.") from error
     function = function or "experiment"
     if not hasattr(module, function):
         raise ValueError(f"{path} defines no {function}().{nearest(function, dir(module))}")
