@@ -1,6 +1,9 @@
 """Exact costs, by hand; budgets and their errors."""
 
 import dataclasses
+import random
+import statistics
+import time
 
 import pytest
 import torch
@@ -10,6 +13,7 @@ from kdnas.cost import Budget, Cost, cost, feature_shapes, layer_costs, sum_cost
 from kdnas.network import Network
 from kdnas.space import Blueprint, layer
 from kdnas.spaces.toy import Toy
+from kdnas.tables import load_space
 
 SPACE = Toy()
 SMALLEST = SPACE.blueprint(SPACE.smallest)
@@ -91,3 +95,16 @@ def test_a_budget_prints_and_survives_its_mapping():
 def test_a_wrong_budget_is_refused(texts, message):
     with pytest.raises(ValueError, match=message):
         Budget.parse(texts)
+
+
+def test_a_warm_cost_takes_less_than_fifty_milliseconds():
+    space, rng = load_space("nas_bench_macro"), random.Random(0)
+    for _ in range(30):
+        cost(space.blueprint(space.sample(rng)))
+    used = []
+    for _ in range(20):
+        architecture = space.sample(rng)
+        before = time.process_time()
+        cost(space.blueprint(architecture))
+        used.append(time.process_time() - before)
+    assert statistics.median(used) < 0.05

@@ -195,6 +195,7 @@ def test_training_killed_at_any_time_ends_with_the_same_weights(tmp_path, traine
         time.sleep(0.002)
     os.kill(started.pid, signal.SIGKILL)
     started.wait()
+    assert load_state(folder / "checkpoint.safetensors")["training"]["index"] < 12, "it was killed too late"
     main(arguments)
     whole = load_state(trained / "checkpoint.safetensors")["training"]
     resumed = load_state(folder / "checkpoint.safetensors")["training"]
