@@ -7,7 +7,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from kdnas.blocks.basic import resize
+from kdnas.blocks.basic import AttentionMap, resize
 from kdnas.outputs import Outputs
 from kdnas.space import Blueprint, Layer
 
@@ -39,12 +39,13 @@ class Network(nn.Module):
         self.head = build(blueprint.head)
 
     def forward(self, images: Tensor) -> Outputs:
-        """Logits `[batch, classes]` and one feature map per stage."""
-        x, features = self.stem(resize(images, *self.blueprint.image[1:])), []
-        for stage in self.stages:
-            x = stage(x)
-            features.append(x)
-        return Outputs(self.head(x), tuple(features), images=images)
+        """Logits `[batch, classes]`, one feature map per stage, and every attention layer's map."""
+        with shown_attentions(self.modules()) as attentions:
+            x, features = self.stem(resize(images, *self.blueprint.image[1:])), []
+            for stage in self.stages:
+                x = stage(x)
+                features.append(x)
+            return Outputs(self.head(x), tuple(features), tuple(attentions), images=images)
 
     def rest(self, stage: int, feature: Tensor) -> Tensor:
         """The logits that the layers after a stage give for this map in place of the stage's own output.
@@ -66,6 +67,22 @@ class Network(nn.Module):
     def plain(self) -> nn.Sequential:
         """The same modules as a Sequential from images to logits, for every tool outside."""
         return nn.Sequential(self.stem, *self.stages, self.head)
+
+
+@contextmanager
+def shown_attentions(modules: Iterable[nn.Module]) -> Iterator[list[Tensor]]:
+    """The maps that attention layers among these modules put out inside, in order of execution; no hook stays."""
+    seen: list[Tensor] = []
+    handles = [
+        module.register_forward_hook(lambda _, __, output: seen.append(output))
+        for module in modules
+        if isinstance(module, AttentionMap)
+    ]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def calibrate(network: nn.Module, batches: Iterable[Tensor]) -> None:

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from kdnas.architecture import Architecture, Value
-from kdnas.blocks.basic import DropPath, resize
-from kdnas.network import BATCH_NORMS, Network, build
+from kdnas.blocks.basic import AttentionMap, DropPath, resize
+from kdnas.network import BATCH_NORMS, Network, build, shown_attentions
 from kdnas.outputs import Outputs
 from kdnas.space import Layer, SearchSpace
 
@@ -41,6 +41,7 @@ class _Plan(NamedTuple):
     module: nn.Module
     regularisers: tuple[nn.Module, ...]
     norms: tuple[nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d, ...]
+    maps: tuple[nn.Module, ...]
     sources: tuple[tuple[str, nn.Module, str, torch.Size], ...]
 
 
@@ -98,13 +99,17 @@ class Supernet(nn.Module):
         blueprint = self.space.blueprint(architecture)
         modes = {"regularise": regularise, "batch_statistics": batch_statistics}
         x = self.run("stem", blueprint.stem, resize(images, *blueprint.image[1:]), **modes)
-        features = []
+        features: list[Tensor] = []
+        attentions: list[Tensor] = []
         for i, stage in enumerate(blueprint.stages):
             for j, layer in enumerate(stage):
-                x = self.run(f"stages.{i}.{j}", layer, x, **modes)
+                name = f"stages.{i}.{j}"
+                with shown_attentions(self._plan(name, layer).maps) as seen:
+                    x = self.run(name, layer, x, **modes)
+                attentions += seen
             features.append(x)
         logits = self.run("head", blueprint.head, x, **modes)
-        return Outputs(logits, tuple(features), images=images)
+        return Outputs(logits, tuple(features), tuple(attentions), images=images)
 
     def rest(self, stage: int, feature: Tensor, architecture: Architecture) -> Tensor:
         """The logits that a subnet's layers after a stage give for this map in place of the stage's own output."""
@@ -177,7 +182,8 @@ class Supernet(nn.Module):
                 sources.append((path, bank.get_submodule(owner), attribute, tensor.shape))
             regularisers = tuple(m for m in module.modules() if isinstance(m, nn.Dropout | nn.Dropout2d | DropPath))
             norms = tuple(m for m in module.modules() if isinstance(m, BATCH_NORMS))
-            self._plans[name, layer] = _Plan(module, regularisers, norms, tuple(sources))
+            maps = tuple(m for m in module.modules() if isinstance(m, AttentionMap))
+            self._plans[name, layer] = _Plan(module, regularisers, norms, maps, tuple(sources))
         return self._plans[name, layer]
 
     def _weights(self, name: str, plan: _Plan) -> dict[str, Tensor]:

@@ -64,6 +64,10 @@ class DropPath(nn.Module):
         return x * keep / (1 - self.rate)
 
 
+class AttentionMap(nn.Softmax):
+    """The softmax of an attention layer; its output, `[batch, heads, tokens, tokens]`, is shown to losses."""
+
+
 def activation_named(name: str) -> nn.Module:
     """The activation layer of that name."""
     made = {"relu": nn.ReLU, "swish": nn.SiLU, "hswish": nn.Hardswish, "gelu": nn.GELU}

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from kdnas.blocks.basic import DropPath
+from kdnas.blocks.basic import AttentionMap, DropPath
 
 
 class PatchTokens(nn.Module):
@@ -82,7 +82,7 @@ class Attention(nn.Module):
         self.queries = nn.Linear(width, heads * head_width)
         self.keys = nn.Linear(width, heads * head_width)
         self.values = nn.Linear(width, heads * head_width)
-        self.softmax = nn.Softmax(-1)
+        self.softmax = AttentionMap(-1)
         self.out = nn.Linear(heads * head_width, width)
         if reach:
             self.key_positions = RelativePosition(head_width, reach)

@@ -8,6 +8,7 @@ import torch
 
 from kdnas.blocks.vit import Attention, EncoderBlock, PatchTokens, RelativePosition
 from kdnas.cost import cost
+from kdnas.losses.attention.attention_map import AttentionMap
 from kdnas.spaces.vit import ViT
 from kdnas.supernet import Supernet
 from kdnas.tables import load_space
@@ -151,3 +152,31 @@ def test_only_later_layers_drop_paths_and_only_in_training():
 def test_a_wrong_table_is_refused(fields, message):
     with pytest.raises(ValueError, match=message):
         ViT(**fields)
+
+
+def test_every_attention_layer_shows_its_map_alike_in_the_supernet_and_in_its_student():
+    space = dataclasses.replace(load_space("autoformer_t"), resolutions=(32,))
+    supernet = Supernet(space).eval()
+    images = torch.rand(2, 3, 32, 32)
+    inside, student = supernet(images, space.smallest), supernet.extract(space.smallest)
+    outside = student(images)
+    assert len(inside.attentions) == space.smallest["depth"]
+    for one, other in zip(inside.attentions, outside.attentions, strict=True):
+        assert torch.equal(one, other)
+        torch.testing.assert_close(one.sum(-1), torch.ones(one.shape[:-1]))
+    assert not any(module._forward_hooks for module in student.modules())
+    assert not any(m._forward_hooks for plan in supernet._plans.values() for m in plan.module.modules())
+
+
+def test_attention_maps_are_distilled_from_a_transformer_to_every_subnet():
+    space = dataclasses.replace(load_space("autoformer_t"), resolutions=(32,))
+    supernet = Supernet(space).eval()
+    images = torch.rand(2, 3, 32, 32)
+    teacher = supernet.extract(space.largest)(images)
+    loss = AttentionMap()
+    loss.prepare(supernet(images, space.largest), teacher, elastic=True)
+    student = supernet(images, space.smallest)
+    value = loss(student, teacher, torch.zeros(2, dtype=torch.long))
+    value.backward()
+    assert torch.isfinite(value) and value.item() > 0
+    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in supernet.parameters())
