@@ -262,3 +262,17 @@ def test_the_whole_chain_from_one_command_line(tmp_path, capsys):
         ]
     )
     assert (out / "results.json").read_bytes() == before
+
+
+def test_a_student_from_elsewhere_runs_no_code_of_its_own(tmp_path, searched, capsys):
+    main(["export", str(searched), "--out", str(tmp_path / "taken")])
+    card = json.loads((tmp_path / "taken" / "student.json").read_text())
+    card["origin"]["data"] = {
+        "make": "subprocess:call",
+        "arguments": {"args": f"touch {tmp_path / 'ran'}", "shell": True},
+    }
+    (tmp_path / "taken" / "student.json").write_text(json.dumps(card))
+    with pytest.raises(SystemExit):
+        main(["retrain", str(tmp_path / "taken")])
+    assert "not trusted to run code" in capsys.readouterr().err
+    assert not (tmp_path / "ran").exists()

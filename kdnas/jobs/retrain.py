@@ -98,9 +98,16 @@ def run_around(folder: Path) -> Run | None:
     return None
 
 
+def _only(made: Any, makers: list[str]) -> bool:
+    """Whether a spec, and every spec among its arguments, is made by one of these."""
+    if isinstance(made, tuple):
+        return all(_only(one, makers) for one in made)
+    return not isinstance(made, Spec) or (made.make in makers and all(_only(v, makers) for _, v in made.arguments))
+
+
 _OURS = {
     "data": ("digits", "folder", "cifar10", "cifar100"),
-    "teacher": ("student_teacher", "zoo_teacher"),
+    "teacher": ("student_teacher", "zoo_teacher", "several_teachers"),
 }
 
 
@@ -111,7 +118,7 @@ def _source(student: Path, card: Card, name: str) -> Spec | None:
         return None
     found = Spec.from_json(held)
     ours = [f"kdnas.{name if name == 'data' else 'teachers'}:{loader}" for loader in _OURS[name]]
-    if found.make not in ours and run_around(student) is None:
+    if not _only(found, ours) and run_around(student) is None:
         raise ValueError(
             f"{student} names {found.make} as its {name}, and a student outside its run is not trusted to run code. "
             f"Give --{name}."
