@@ -68,7 +68,11 @@ def parser() -> argparse.ArgumentParser:
     )
     whole.add_argument("--space", help="a TOML table, or a name from `kdnas list spaces`")
     whole.add_argument("--out", type=Path, required=True, help="the run folder")
-    whole.add_argument("--distiller", default="sandwich", help="how the supernet learns; see `kdnas list distillers`")
+    whole.add_argument(
+        "--distiller",
+        default="sandwich",
+        help="how the supernet learns, see `kdnas list distillers`; none for no supernet",
+    )
     whole.add_argument("--weights", type=Path, help="a safetensors file the supernet starts from; see `kdnas convert`")
     _loss_option(whole)
     _search_options(whole)
@@ -255,7 +259,8 @@ def _run(given: argparse.Namespace) -> None:
     space = load_space(given.space)
     data = load_data(given.data)
     teacher = load_teacher(given.teacher)
-    distiller = with_losses(named("kdnas.distillers", given.distiller), given.loss)
+    distiller = None if given.distiller == "none" else named("kdnas.distillers", given.distiller)
+    distiller = with_losses(distiller, given.loss)
     search = _search_settings(given, Search())
     _say(f"search space {space.name}: {space.count():,} architectures, {len(space.choices)} choices")
     loaded = data.build(Data)

@@ -66,7 +66,13 @@ class Scorer(abc.ABC):
 
     Subclasses are `@final` and take plain keyword arguments. A scorer sees an ordinary network: a subnet taken out
     of a supernet, a fresh one, or any module that gives Outputs or logits.
+
+    Attributes:
+        reads_weights: whether the student's weights matter; not for a scorer that counts, or draws or trains its own.
+            A search with such a scorer needs no supernet.
     """
+
+    reads_weights: bool = True
 
     @abc.abstractmethod
     def score(self, student: nn.Module, evidence: Evidence) -> Score:

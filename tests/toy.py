@@ -1,5 +1,7 @@
 """Small data and an experiment on the toy space, importable by name from a command line."""
 
+import dataclasses
+
 import torch
 from torch import nn
 
@@ -54,3 +56,14 @@ def cnn() -> nn.Module:
 
 def other_classes() -> nn.Module:
     return Cnn(7)
+
+
+def alone() -> Experiment:
+    """Without a supernet: every candidate is trained by itself."""
+    made = experiment()
+    short = spec("kdnas.scorers.short_training:ShortTraining", steps=2, batch_size=16)
+    return dataclasses.replace(
+        made,
+        train=dataclasses.replace(made.train, distiller=None),
+        search=dataclasses.replace(made.search, scorer=short, num_evaluations=5),
+    )

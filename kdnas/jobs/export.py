@@ -16,6 +16,7 @@ from kdnas.run import STUDENTS
 from kdnas.search import Entry, ranked
 from kdnas.student import Card, write_student
 from kdnas.tables import table_of
+from kdnas.training import initialised
 
 
 def export(opened: Opened, place: int = 1, out: Path | None = None) -> dict[str, Any]:
@@ -63,8 +64,12 @@ def place_of(opened: Opened, place: int) -> Entry:
 
 
 def inherited(opened: Opened, architecture: Architecture) -> Network:
-    """A subnet with the supernet's weights and batch-norm statistics re-estimated on training images."""
-    network = opened.supernet.extract(architecture)
+    """A subnet with the supernet's weights, or fresh ones without one; batch norm re-estimated on training images."""
+    if opened.experiment.train.distiller is None:
+        seed = opened.experiment.train.recipe.seed
+        network = initialised(lambda: Network(opened.space.blueprint(architecture)), seed).to(opened.device)
+    else:
+        network = opened.supernet.extract(architecture)
     calibrate(network, calibration_batches(opened.data, opened.device))
     return network.cpu().eval()
 

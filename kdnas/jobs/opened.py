@@ -11,7 +11,7 @@ from kdnas.data import Data
 from kdnas.jobs.settings import Experiment
 from kdnas.randomness import torch_rng
 from kdnas.run import CHECKPOINT, MANIFEST, SNAPSHOTS, TEACHER, Run
-from kdnas.search import Evidence
+from kdnas.search import Evidence, Scorer
 from kdnas.space import SearchSpace
 from kdnas.spec import Spec, spec
 from kdnas.supernet import Supernet, corner
@@ -82,11 +82,15 @@ class Opened:
 
     @cached_property
     def supernet(self) -> Supernet:
-        """The trained supernet, in evaluation mode.
+        """The trained supernet, in evaluation mode; for a run that trains none, its shapes without weights.
 
         Raises:
             ValueError: it is not trained yet, or its checkpoint is damaged or from another space.
         """
+        if self.experiment.train.distiller is None:
+            space = self.space  # read before: the data would be built on the meta device too
+            with torch.device("meta"):
+                return Supernet(space).eval()
         self.run.require("train", f"kdnas train EXPERIMENT --out {self.run.folder}")
         supernet = self.fresh_supernet()
         try:
@@ -97,6 +101,20 @@ class Opened:
             ) from error
         return supernet.to(self.device).eval()
 
+    def scorer(self, made: Spec) -> Scorer:
+        """A scorer that can judge this run's subnets.
+
+        Raises:
+            ValueError: it looks at weights, and the run trains no supernet.
+        """
+        built = made.build(Scorer)
+        if built.reads_weights and self.experiment.train.distiller is None:
+            raise ValueError(
+                f"{made.make.partition(':')[2]} looks at a supernet's weights, and {self.run.folder} trains none. Use "
+                "a scorer that needs none, such as short_training, or a run with a distiller."
+            )
+        return built
+
     @cached_property
     def distiller(self) -> Distiller:
         """The distiller that trained the supernet, with its learnable parts, in evaluation mode.
@@ -106,6 +124,8 @@ class Opened:
         """
         self.run.require("train", f"kdnas train EXPERIMENT --out {self.run.folder}")
         settings = self.experiment.train
+        if settings.distiller is None:
+            raise ValueError(f"{self.run.folder} trains no supernet. Begin a run with a distiller.")
         distiller = settings.distiller.build(Distiller)
         # A training of its own makes the parts, in the shapes that the first batch gives them.
         Training(self.fresh_supernet(), distiller, self.data, self.teacher, settings.recipe, self.device)

@@ -7,7 +7,7 @@ from typing import Any
 
 from kdnas.jobs.opened import Opened
 from kdnas.rank_quality import CONTROLS, quality, read_table
-from kdnas.search import Saved, Scorer, score_all
+from kdnas.search import Saved, score_all
 from kdnas.spec import Spec
 
 
@@ -49,7 +49,7 @@ def rank_check(
     for name in scorers:
         if name in CONTROLS:
             raise ValueError(f"{name} is a control and is measured in any case. Leave it out of the scorers.")
-    built = {name: made.build(Scorer) for name, made in scorers.items()}
+    built = {name: opened.scorer(made) for name, made in scorers.items()}
     evidence = opened.evidence(num_images or settings.num_images, seed)
     networks = list(dict.fromkeys(row.architecture for row in rows))
     scores: dict[str, list[float]] = {}

@@ -19,7 +19,7 @@ from kdnas.scorers.depth import Depth
 from kdnas.scorers.nwot import Nwot
 from kdnas.scorers.synflow import Synflow
 from kdnas.scorers.zen import Zen
-from kdnas.search import Entry, Evidence, Limits, Saved, Score, Scorer, Searcher, check_feasible, ranked
+from kdnas.search import Entry, Evidence, Limits, Saved, Score, Searcher, check_feasible, ranked
 from kdnas.search import search as run_search
 from kdnas.searchers.random_search import RandomSearch
 from kdnas.similarity import bootstrap_interval, kendall
@@ -46,7 +46,7 @@ def search(opened: Opened, settings: Search) -> list[Entry]:
     supernet = opened.supernet
     check_feasible(space, settings.budget, python_rng(settings.seed, "feasible"))
     evidence = opened.evidence(settings.num_images, settings.seed)
-    scorer = settings.scorer.build(Scorer)
+    scorer = opened.scorer(settings.scorer)
     plain = unstructure(settings)
     searches: list[dict[str, Any]] = run.manifest["searches"]
     if not (searches and searches[-1]["settings"] == plain and searches[-1]["state"] == "running"):

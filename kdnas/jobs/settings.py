@@ -28,7 +28,8 @@ class Train:
         space: the search space; its classes and channels are taken from the data.
         data: makes the Data.
         teacher: makes the teacher, given `classes` and `preprocessing`; None trains one in the run.
-        distiller: the supernet's way of learning.
+        distiller: the supernet's way of learning; None trains no supernet, and candidates are then scored by what needs
+            none of its weights, such as a short training of each.
         recipe: of the supernet.
         teacher_recipe: of a teacher trained in the run.
         teacher_snapshots: at how many equal intervals of its training such a teacher is kept; with more than one, the
@@ -44,7 +45,7 @@ class Train:
     space: SearchSpace
     data: Spec
     teacher: Spec | None = None
-    distiller: Spec = spec(Sandwich)
+    distiller: Spec | None = spec(Sandwich)
     recipe: Recipe = Recipe()
     teacher_recipe: Recipe = Recipe()
     teacher_snapshots: int = 1
@@ -128,6 +129,10 @@ class Experiment:
     search: Search = field(default_factory=Search)
     retrain: Retrain = field(default_factory=Retrain)
 
+    def __post_init__(self) -> None:
+        if self.train.distiller is None and self.retrain.weights == "inherited":
+            raise ValueError("a run without a supernet has no weights to inherit. Retrain from fresh ones.")
+
     def to_json(self) -> dict[str, Any]:
         """A JSON object that `from_json` turns back into an equal Experiment."""
         train = {f.name: getattr(self.train, f.name) for f in dataclasses.fields(self.train)}
@@ -147,7 +152,7 @@ class Experiment:
             space=space_from_table(held.pop("space")),
             teacher=None if teacher is None else Spec.from_json(teacher),
             data=Spec.from_json(held.pop("data")),
-            distiller=Spec.from_json(held.pop("distiller")),
+            distiller=None if (taught := held.pop("distiller")) is None else Spec.from_json(taught),
             teacher_snapshots=held.pop("teacher_snapshots", 1),
             share=None if (share := held.pop("share", None)) is None else Spec.from_json(share),
             rollback=held.pop("rollback", False),
@@ -205,14 +210,16 @@ def terms_of(texts: Sequence[str]) -> Spec:
     return spec(FromTeacher, terms=((1.0, named("kdnas.losses", "cross_entropy")), *losses_of(texts)))
 
 
-def with_losses(distiller: Spec, texts: Sequence[str]) -> Spec:
+def with_losses(distiller: Spec | None, texts: Sequence[str]) -> Spec | None:
     """The distiller with these losses as its terms, as `losses_of` reads them; unchanged where there are none.
 
     Raises:
-        ValueError: as `losses_of`, or the distiller has no terms to change.
+        ValueError: as `losses_of`, or there is no distiller, or it has no terms to change.
     """
     if not texts:
         return distiller
+    if distiller is None:
+        raise ValueError("without a supernet no loss trains it. Drop --loss, or name a distiller.")
     changed = distiller.replace(terms=losses_of(texts))
     changed.build(Distiller)
     return changed

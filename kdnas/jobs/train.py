@@ -19,6 +19,7 @@ from kdnas.network import Network
 from kdnas.outputs import Outputs
 from kdnas.progress import progress
 from kdnas.run import CHECKPOINT, SNAPSHOTS, TEACHER, Metrics, Run
+from kdnas.spec import Spec
 from kdnas.student import Card, write_student
 from kdnas.supernet import Supernet
 from kdnas.teacher_cache import cached
@@ -31,7 +32,7 @@ Health = Callable[[], dict[str, float]]
 
 
 def train(experiment: Experiment, folder: Path) -> Opened:
-    """Train the teacher, if it is trained here, and the supernet; goes on where an interrupted run stopped.
+    """Train the teacher and the supernet, where the run trains them; goes on where it was interrupted.
 
     Raises:
         ValueError: the folder holds something else, the data or the teacher do not fit.
@@ -41,8 +42,8 @@ def train(experiment: Experiment, folder: Path) -> Opened:
     if experiment.train.teacher is None and run.phase("teacher") is None:
         _train_teacher(opened)
         opened = Opened(run.folder)
-    if opened.run.phase("train") is None:
-        _train_supernet(opened)
+    if opened.run.phase("train") is None and experiment.train.distiller is not None:
+        _train_supernet(opened, experiment.train.distiller)
     return opened
 
 
@@ -78,10 +79,10 @@ def _train_teacher(opened: Opened) -> None:
     draft.unlink(missing_ok=True)
 
 
-def _train_supernet(opened: Opened) -> None:
+def _train_supernet(opened: Opened, taught: Spec) -> None:
     settings, run = opened.experiment.train, opened.run
     supernet = opened.fresh_supernet()
-    distiller = settings.distiller.build(Distiller)
+    distiller = taught.build(Distiller)
     teacher, data, device = opened.teacher, opened.data, opened.device
     cache = None
     if settings.teacher_views:

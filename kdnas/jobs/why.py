@@ -10,7 +10,7 @@ from kdnas.checkpoint import write_json
 from kdnas.cost import cost, layer_costs, sum_costs
 from kdnas.jobs.opened import Opened
 from kdnas.run import WHY
-from kdnas.search import Scorer, score_all
+from kdnas.search import score_all
 from kdnas.similarity import dissimilarity, rdm_similarity
 from kdnas.space import SearchSpace
 from kdnas.spec import Spec
@@ -40,7 +40,7 @@ def why(opened: Opened, code: str, *, scorer: Spec | None = None, num_images: in
     evidence = opened.evidence(num_images or settings.num_images, settings.seed)
     changed = list(neighbours(space, architecture))
     networks = [architecture, *dict.fromkeys(other for _, _, other in changed)]
-    scores = dict(zip(networks, score_all(opened.supernet, networks, made.build(Scorer), evidence), strict=True))
+    scores = dict(zip(networks, score_all(opened.supernet, networks, opened.scorer(made), evidence), strict=True))
     with torch.no_grad():
         outputs = opened.supernet(evidence.images, architecture, batch_statistics=True)
         student = [dissimilarity(f) for f in (*outputs.features, outputs.logits)]

@@ -20,6 +20,8 @@ class Depth(Scorer):
         2021, for size as the baseline of scores.
     """
 
+    reads_weights = False
+
     def score(self, student: nn.Module, evidence: Evidence) -> Score:
         """The score of one student."""
         del evidence

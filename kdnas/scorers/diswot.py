@@ -50,6 +50,7 @@ class Diswot(Scorer):
             raise ValueError(f"num_images must be at least 2, got {num_images}.")
         self.relation, self.semantic, self.num_images = relation, semantic, num_images
         self.weights = check_weights(weights)
+        self.reads_weights = weights == "inherited"
 
     def score(self, student: nn.Module, evidence: Evidence) -> Score:
         """The score of one student."""

@@ -19,6 +19,8 @@ class Macs(Scorer):
         2021, for FLOPs as the baseline of scores.
     """
 
+    reads_weights = False
+
     def score(self, student: nn.Module, evidence: Evidence) -> Score:
         """The score of one student."""
         if isinstance(student, Network):

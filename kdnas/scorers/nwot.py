@@ -34,6 +34,7 @@ class Nwot(Scorer):
         if num_images < 2:
             raise ValueError(f"num_images must be at least 2, got {num_images}.")
         self.num_images, self.weights = num_images, check_weights(weights)
+        self.reads_weights = weights == "inherited"
 
     def score(self, student: nn.Module, evidence: Evidence) -> Score:
         """The score of one student."""

@@ -15,6 +15,8 @@ class Params(Scorer):
         for Lightweight NAS, ICLR Blog Track 2022, show.
     """
 
+    reads_weights = False
+
     def score(self, student: nn.Module, evidence: Evidence) -> Score:
         """The score of one student."""
         del evidence

@@ -48,6 +48,7 @@ class ShortTraining(Scorer):
         learning_rate: float = 0.1,
     ) -> None:
         self.distiller, self.weights = distiller, check_weights(weights)
+        self.reads_weights = weights == "inherited"
         self.recipe = Recipe(steps=steps, batch_size=batch_size, learning_rate=learning_rate)
 
     def score(self, student: nn.Module, evidence: Evidence) -> Score:

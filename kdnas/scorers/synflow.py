@@ -31,6 +31,7 @@ class Synflow(Scorer):
 
     def __init__(self, *, weights: str = "fresh") -> None:
         self.weights = check_weights(weights)
+        self.reads_weights = weights == "inherited"
 
     def score(self, student: nn.Module, evidence: Evidence) -> Score:
         """The score of one student."""

@@ -40,6 +40,8 @@ class Zen(Scorer):
         variance is the batch's own, where the authors read running averages. Weights are drawn at every repeat.
     """
 
+    reads_weights = False
+
     def __init__(self, *, repeats: int = 1, batch_size: int = 8) -> None:
         if repeats < 1 or batch_size < 2:
             raise ValueError(f"repeats must be at least 1 and batch_size 2, got {repeats} and {batch_size}.")
