@@ -1,6 +1,7 @@
 """One loop for every search: a searcher asks, a scorer scores, the ranking remembers."""
 
 import abc
+import math
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +16,9 @@ from kdnas.blocks.basic import resize
 from kdnas.cost import Budget, Cost, cost
 from kdnas.network import batch_statistics
 from kdnas.outputs import Outputs
+from kdnas.randomness import python_rng
 from kdnas.space import Blueprint, SearchSpace
+from kdnas.spec import Spec, named
 from kdnas.supernet import Supernet
 from kdnas.teachers import Teacher, find_stages, recorded
 
@@ -34,6 +37,7 @@ class Evidence:
         data: the data set, for scorers that train.
         seed: for scorers that draw.
         distiller: gives the distiller that trained the supernet, with its learnable parts; made when first asked for.
+        supernet: gives the supernet, for scorers that compare a student with other subnets.
     """
 
     pixels: Tensor
@@ -44,6 +48,7 @@ class Evidence:
     data: Any = None
     seed: int = 0
     distiller: Callable[[], nn.Module] | None = None
+    supernet: Callable[[], Supernet] | None = None
     memory: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def once(self, key: Any, make: Callable[[], Any]) -> Any:
@@ -104,6 +109,48 @@ class OutputScorer(Scorer):
             return self.judge(outputs.logits, digests, evidence)
 
 
+class CombinedScorer(Scorer):
+    """A scorer made of others' scores. Each member runs in its own fastest way, prefixes shared where it can.
+
+    Args:
+        members: specs, or names as `kdnas list scorers` prints them; one text may join names by `+`.
+
+    Raises:
+        ValueError: no members, or an unknown name.
+    """
+
+    def __init__(self, members: Sequence[Spec | str] | str) -> None:
+        listed = members.split("+") if isinstance(members, str) else members
+        specs = [named("kdnas.scorers", m) if isinstance(m, str) else m for m in listed]
+        if not specs:
+            raise ValueError("a combined scorer needs at least one member, got none.")
+        self.members: list[Scorer] = [m.build(Scorer) for m in specs]
+        self.reads_weights = any(m.reads_weights for m in self.members)
+
+    @abc.abstractmethod
+    def combine(self, scores: Sequence[Score], evidence: Evidence) -> Score:
+        """One student's score from its members' scores."""
+
+    @final
+    def score(self, student: nn.Module, evidence: Evidence) -> Score:
+        """Combines the members' scores of one student."""
+        return self.combine([member.score(student, evidence) for member in self.members], evidence)
+
+    @final
+    def reference(self, evidence: Evidence, count: int) -> tuple[list[Architecture], list[list[Score]]]:
+        """Distinct networks drawn from the space by the evidence's seed, and each member's scores of them.
+
+        Raises:
+            ValueError: the evidence has no supernet to draw from.
+        """
+        if evidence.supernet is None:
+            raise ValueError(f"{type(self).__name__} compares with other subnets, and the evidence holds no supernet.")
+        supernet = evidence.supernet()
+        rng = python_rng(evidence.seed, "reference")
+        drawn = list(dict.fromkeys(supernet.space.sample(rng) for _ in range(count)))
+        return drawn, [score_all(supernet, drawn, member, evidence) for member in self.members]
+
+
 def outputs_of(student: nn.Module, images: Tensor) -> Outputs:
     """What a student shows: its own Outputs, or its logits and the stages found in it.
 
@@ -155,6 +202,9 @@ def score_all(
         saved: counts layer evaluations, when given.
     """
     saved = saved if saved is not None else Saved()
+    if isinstance(scorer, CombinedScorer):
+        each = [score_all(supernet, architectures, member, evidence, saved) for member in scorer.members]
+        return [scorer.combine(scores, evidence) for scores in zip(*each, strict=True)]
     if not isinstance(scorer, OutputScorer):
         found = []
         for architecture in architectures:
@@ -352,6 +402,7 @@ def search(
 
     Raises:
         Uninformative: the first 20 candidates have fewer than 3 distinct scores.
+        ValueError: a score is not finite.
     """
     space, began = supernet.space, time.perf_counter()
     scores: dict[Architecture, Entry] = {}
@@ -381,6 +432,12 @@ def search(
             started = time.perf_counter()
             new = [a for a in some if a not in replayed]
             values = dict(zip(new, score_all(supernet, new, scorer, evidence, saved), strict=True)) if new else {}
+            for architecture, value in values.items():
+                if not math.isfinite(value.value):
+                    raise ValueError(
+                        f"the score {labels[0]} of {space.code(architecture)} is {value.value} and cannot be ranked. "
+                        "Use more search images or another scorer, or see that network with `kdnas why`."
+                    )
             each = (time.perf_counter() - started) / max(1, len(new))
             if new:
                 chunk = max(1, min(512, int(1.0 / max(each, 1e-4)))) if limits.seconds < float("inf") else 512

@@ -146,6 +146,7 @@ class Opened:
             self.data,
             seed,
             lambda: self.distiller,
+            lambda: self.supernet,
         )
 
 

@@ -7,7 +7,7 @@ from torch import nn
 
 from kdnas.network import Network, batch_statistics
 from kdnas.outputs import Outputs
-from kdnas.search import Evidence
+from kdnas.search import Evidence, Score, Scorer
 from kdnas.supernet import Supernet
 from kdnas.tables import load_space
 from kdnas.teachers import Frozen
@@ -32,7 +32,9 @@ def evidence(images=20, taught=None):
     pixels = DATA.search.take(torch.arange(images))
     with batch_statistics(teacher.module):
         outputs = teacher(pixels)
-    return Evidence(pixels, DATA.normalise(pixels), DATA.search.labels[:images], outputs, teacher, DATA)
+    return Evidence(
+        pixels, DATA.normalise(pixels), DATA.search.labels[:images], outputs, teacher, DATA, supernet=supernet
+    )
 
 
 def with_teacher(held, **changes):
@@ -84,3 +86,16 @@ class Flat(nn.Module):
 
     def forward(self, images):
         return self.head(images.flatten(1))
+
+
+class Slow(Scorer):
+    """Parameters to a power, and how often it was asked."""
+
+    asked = 0
+
+    def __init__(self, power: float = 0.5) -> None:
+        self.power = power
+
+    def score(self, student, evidence):
+        type(self).asked += 1
+        return Score(sum(p.numel() for p in student.parameters()) ** self.power, {})

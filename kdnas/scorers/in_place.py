@@ -1,0 +1,62 @@
+"""Similarity to the supernet's own largest subnet instead of the teacher."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from kdnas.network import batch_statistics
+from kdnas.search import Evidence, OutputScorer, Score, Scorer, outputs_of
+from kdnas.spec import Spec, named
+
+
+@final
+class InPlace(OutputScorer):
+    """Another score, with the supernet's largest subnet in the teacher's place.
+
+    The largest subnet shares its weights and its training with every candidate, so that what is left of the difference
+    is the architecture's; a teacher of another family differs from all of them in the same ways. It sees the evidence
+    with the evidence's own batch statistics, as the candidates do, and is run once.
+
+    Args:
+        scorer: what compares, a Spec or a name: `rdm` (the default), `loss`, `cka`.
+
+    Raises:
+        ValueError: the scorer needs more than a student's outputs, or the evidence has no supernet.
+
+    Reference: the largest subnet as the teacher of the others is in-place distillation (Yu and Huang, Universally
+        Slimmable Networks and Improved Training Techniques, ICCV 2019, section 3.3).
+    Differs: there it trains, here it ranks; `experiments/nas_bench_macro.md` has both teachers side by side.
+    """
+
+    def __init__(self, *, scorer: Spec | str = "rdm") -> None:
+        made = named("kdnas.scorers", scorer) if isinstance(scorer, str) else scorer
+        built: Scorer = made.build(Scorer)
+        if not isinstance(built, OutputScorer):
+            raise ValueError(
+                f"in_place needs a scorer that looks at outputs alone, got {made.make}. Use rdm, loss or cka."
+            )
+        self.inner = built
+
+    def digest(self, stage: int, feature: Tensor, evidence: Evidence) -> Any:
+        """The inner scorer's."""
+        return self.inner.digest(stage, feature, _judged_by_the_largest(evidence))
+
+    def judge(self, logits: Tensor, digests: Sequence[Any], evidence: Evidence) -> Score:
+        """The inner scorer's."""
+        return self.inner.judge(logits, digests, _judged_by_the_largest(evidence))
+
+
+def _judged_by_the_largest(evidence: Evidence) -> Evidence:
+    def make() -> Evidence:
+        if evidence.supernet is None:
+            raise ValueError("in_place compares with the largest subnet, and the evidence holds no supernet.")
+        supernet = evidence.supernet()
+        largest = supernet.extract(supernet.space.largest).eval()
+        with torch.no_grad(), batch_statistics(largest):
+            outputs = outputs_of(largest, evidence.images)
+        return dataclasses.replace(evidence, teacher=outputs, memory={})
+
+    return evidence.once(InPlace, make)
