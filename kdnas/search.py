@@ -189,36 +189,76 @@ def score_all(
     evidence: Evidence,
     saved: Saved | None = None,
 ) -> list[Score]:
-    """The scores of subnets, in the order given.
+    """The scores of subnets under one scorer, in the order given; see `score_by_all`."""
+    return score_by_all(supernet, architectures, [scorer], evidence, saved)[0]
 
-    For an `OutputScorer`, subnets are visited depth first over their common prefixes and each prefix is run once;
-    memory is one path of activations, the deepest network's. The numbers are those of one-by-one evaluation.
+
+def score_by_all(
+    supernet: Supernet,
+    architectures: Sequence[Architecture],
+    scorers: Sequence[Scorer],
+    evidence: Evidence,
+    saved: Saved | None = None,
+) -> list[list[Score]]:
+    """The scores of subnets under several scorers, a list per scorer in the order of the architectures.
+
+    For those that are `OutputScorer`s, members of combined scorers among them, subnets are visited depth first over
+    their common prefixes and each prefix is run once for all of them; memory is one path of activations, the deepest
+    network's, and of their digests. The numbers are those of one-by-one evaluation.
 
     Args:
         supernet: where the weights are.
         architectures: whom to score.
-        scorer: how.
+        scorers: how.
         evidence: on what.
         saved: counts layer evaluations, when given.
     """
     saved = saved if saved is not None else Saved()
-    if isinstance(scorer, CombinedScorer):
-        each = [score_all(supernet, architectures, member, evidence, saved) for member in scorer.members]
-        return [scorer.combine(scores, evidence) for scores in zip(*each, strict=True)]
-    if not isinstance(scorer, OutputScorer):
-        found = []
-        for architecture in architectures:
-            found.append(scorer.score(supernet.extract(architecture), evidence))
+    flat = [member for scorer in scorers for member in _members(scorer)]
+    looking = [scorer for scorer in flat if isinstance(scorer, OutputScorer)]
+    walked = iter(_walked(supernet, architectures, looking, evidence, saved)) if looking else iter(())
+    rest = [scorer for scorer in flat if not isinstance(scorer, OutputScorer)]
+    alone: list[list[Score]] = [[] for _ in rest]
+    for architecture in architectures if rest else ():
+        student = supernet.extract(architecture)
+        for scorer, found in zip(rest, alone, strict=True):
+            found.append(scorer.score(student, evidence))
             layers = len(list(supernet.space.blueprint(architecture).named()))
             saved.evaluated += layers
             saved.one_by_one += layers
-        return found
+    other = iter(alone)
+    columns = iter([next(walked if isinstance(scorer, OutputScorer) else other) for scorer in flat])
+    return [_joined(scorer, columns, evidence) for scorer in scorers]
+
+
+def _members(scorer: Scorer) -> list[Scorer]:
+    """The scorers that look at students: a combined one's members, else itself."""
+    return (
+        [m for member in scorer.members for m in _members(member)] if isinstance(scorer, CombinedScorer) else [scorer]
+    )
+
+
+def _joined(scorer: Scorer, columns: Iterator[list[Score]], evidence: Evidence) -> list[Score]:
+    """A scorer's column, combined from its members' where it has some; takes as many columns as `_members` gave."""
+    if not isinstance(scorer, CombinedScorer):
+        return next(columns)
+    held = [_joined(member, columns, evidence) for member in scorer.members]
+    return [scorer.combine(scores, evidence) for scores in zip(*held, strict=True)]
+
+
+def _walked(
+    supernet: Supernet,
+    architectures: Sequence[Architecture],
+    scorers: Sequence[OutputScorer],
+    evidence: Evidence,
+    saved: Saved,
+) -> list[list[Score]]:
     blueprints = [supernet.space.blueprint(a) for a in architectures]
     paths = [_path(b) for b in blueprints]
     order = sorted(range(len(paths)), key=lambda i: [str(step) for step in paths[i]])
-    scores: list[Score | None] = [None] * len(paths)
-    walk: list[tuple[Any, Tensor, Any]] = []  # one path: step, activation, digest of the stage it closes
-    latest: Score | None = None
+    scores: list[list[Score | None]] = [[None] * len(paths) for _ in scorers]
+    walk: list[tuple[Any, Tensor, list[Any]]] = []  # one path: step, activation, digests of the stage it closes
+    latest: list[Score] = []
     was_training = supernet.training
     supernet.eval()
     try:
@@ -236,17 +276,20 @@ def score_all(
                     else:
                         x = supernet.run(name, layer, walk[-1][1], batch_statistics=True)
                         saved.evaluated += 1
-                    digest = None if closes is None else scorer.digest(closes, x, evidence)
-                    walk.append((step, x, digest))
+                    digests = [] if closes is None else [s.digest(closes, x, evidence) for s in scorers]
+                    walk.append((step, x, digests))
                 saved.one_by_one += len(path) - 1
-                if shared == len(path) and latest is not None:
-                    scores[index] = latest  # another spelling of the network just scored
-                    continue
-                digests = [digest for step, _, digest in walk if step[2] is not None]
-                scores[index] = latest = scorer.judge(walk[-1][1], digests, evidence)
+                if shared != len(path) or not latest:  # else another spelling of the network just scored
+                    stages = [digests for step, _, digests in walk if step[2] is not None]
+                    latest = [
+                        scorer.judge(walk[-1][1], [digests[i] for digests in stages], evidence)
+                        for i, scorer in enumerate(scorers)
+                    ]
+                for column, score in zip(scores, latest, strict=True):
+                    column[index] = score
     finally:
         supernet.train(was_training)
-    return [score for score in scores if score is not None]
+    return [[score for score in column if score is not None] for column in scores]
 
 
 def _path(blueprint: Blueprint) -> list[tuple[str, Any, int | None]]:

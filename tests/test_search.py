@@ -1,15 +1,19 @@
+import itertools
 import random
 import time
 
 import pytest
 import torch
 
+from kdnas.architecture import Architecture
 from kdnas.cost import Budget, cost
 from kdnas.network import Network
 from kdnas.scorers.accuracy import Accuracy
 from kdnas.scorers.loss import Loss
+from kdnas.scorers.params import Params
 from kdnas.scorers.rdm import Rdm
 from kdnas.search import (
+    CombinedScorer,
     Entry,
     Evidence,
     Infeasible,
@@ -22,11 +26,13 @@ from kdnas.search import (
     check_feasible,
     ranked,
     score_all,
+    score_by_all,
     search,
 )
 from kdnas.searchers.evolution import Evolution
 from kdnas.searchers.exhaustive import Exhaustive
 from kdnas.searchers.random_search import RandomSearch
+from kdnas.spec import spec
 from kdnas.supernet import Supernet
 from kdnas.tables import load_space
 from kdnas.teachers import Frozen
@@ -62,6 +68,91 @@ def test_shared_prefixes_give_the_numbers_of_one_by_one_scoring(supernet, eviden
         assert found.parts == pytest.approx(alone.parts, abs=1e-5)
     assert saved.one_by_one == sum(2 + sum(map(len, SPACE.blueprint(a).stages)) for a in architectures)
     assert saved.evaluated < saved.one_by_one / 2
+
+
+def test_several_scorers_share_one_walk_and_each_has_its_own_numbers(supernet, evidence):
+    architectures, scorers = list(SPACE.all())[::3], [Rdm(), Params(), Accuracy(), Loss(loss="dist")]
+    alone, together = Saved(), Saved()
+    expected = [score_all(supernet, architectures, scorer, evidence) for scorer in scorers]
+    assert score_by_all(supernet, architectures, scorers, evidence, together) == expected
+    score_by_all(supernet, architectures, [Rdm(), Params()], evidence, alone)
+    assert together == alone
+
+
+def test_members_of_members_keep_their_places(supernet, evidence):
+    class Left(CombinedScorer):
+        def combine(self, scores, evidence):
+            return Score(2 * scores[0].value - scores[1].value, {})
+
+    inner = spec("tests.test_search:Sum")
+    made = [Left([inner, "accuracy"]), Rdm()]
+    architectures = list(SPACE.all())[::5]
+    found = score_by_all(supernet, architectures, made, evidence)
+    rdm, params, accuracy = score_by_all(supernet, architectures, [Rdm(), Params(), Accuracy()], evidence)
+    assert found[1] == rdm
+    for i, score in enumerate(found[0]):
+        assert score.value == 2 * (rdm[i].value + params[i].value) - accuracy[i].value
+
+
+class Sum(CombinedScorer):
+    def __init__(self):
+        super().__init__("rdm+params")
+
+    def combine(self, scores, evidence):
+        return Score(sum(score.value for score in scores), {})
+
+
+def test_all_of_nas_bench_macro_needs_a_fifth_of_the_layer_evaluations():
+    space = load_space("nas_bench_macro")
+
+    class Counted:
+        """Runs nothing: what is counted does not depend on numbers."""
+
+        training = False
+
+        def eval(self):
+            return self
+
+        def train(self, mode):
+            return self
+
+        def run(self, name, layer, x, batch_statistics):
+            return x
+
+    supernet = Counted()
+    supernet.space = space
+
+    class Constant(OutputScorer):
+        def digest(self, stage, feature, evidence):
+            return None
+
+        def judge(self, logits, digests, evidence):
+            return Score(0.0, {})
+
+    choices = space.choices
+    networks = [
+        Architecture(dict(zip((c.name for c in choices), options, strict=True)))
+        for options in itertools.product(*(c.options for c in choices))
+    ]
+    images = torch.zeros(1, 1, 1, 1)
+    saved = Saved()
+    score_all(supernet, networks, Constant(), Evidence(images, images, None, None), saved)
+    # With an identity counted as a layer: 3 + 9 + ... + 3^8 prefixes instead of 8 layers of each, and stem and heads.
+    prefixes, layers = sum(3**length for length in range(1, 9)), 8 * len(networks)
+    assert (prefixes, layers) == (9840, 52_488)
+    # Identities that change no shape are left out of a network here, and cost nothing either way.
+    assert saved.one_by_one == sum(2 + sum(map(len, space.blueprint(n).stages)) for n in networks)
+    assert saved.evaluated <= prefixes + 1 + len(set(map(space.canonical, networks)))
+    assert saved.one_by_one / saved.evaluated > 5
+
+
+def test_a_score_that_is_not_a_number_stops_the_search_and_names_the_network(supernet, evidence):
+    class Broken(Scorer):
+        def score(self, student, evidence):
+            return Score(float("nan"), {})
+
+    with pytest.raises(ValueError, match=r"of \S+ is nan"):
+        run(supernet, evidence, RandomSearch, Limits(5), scorer=Broken())
 
 
 def test_a_score_does_not_depend_on_what_was_scored_before(supernet, evidence):

@@ -7,7 +7,7 @@ from typing import Any
 
 from kdnas.jobs.opened import Opened
 from kdnas.rank_quality import CONTROLS, quality, read_table
-from kdnas.search import Saved, score_all
+from kdnas.search import Saved, score_by_all
 from kdnas.spec import Spec
 
 
@@ -23,7 +23,7 @@ def rank_check(
 ) -> dict[str, Any]:
     """Score every row of a table with the run's supernet and measure the ranking; JSON-able.
 
-    Every distinct network is scored once, prefixes shared where the scorer allows it.
+    Every distinct network is scored once, prefixes shared among networks and scorers where a scorer allows it.
 
     Args:
         opened: a run with a trained supernet.
@@ -35,8 +35,8 @@ def rank_check(
         seed: of the images and the bootstrap.
 
     Returns:
-        What `kdnas.rank_quality.quality` returns, and `table`, `column`, `rows`, `canonical`, `images`, and under
-        `scoring` per scorer its `seconds` and the evaluations `saved`.
+        What `kdnas.rank_quality.quality` returns, and `table`, `column`, `rows`, `canonical`, `images`, `scorers`, the
+        `seconds` of all of them together and the evaluations `saved`.
 
     Raises:
         ValueError: as in `read_table`; a scorer has a control's name; the supernet is not trained; a score is not
@@ -52,32 +52,33 @@ def rank_check(
     built = {name: opened.scorer(made) for name, made in scorers.items()}
     evidence = opened.evidence(num_images or settings.num_images, seed)
     networks = list(dict.fromkeys(row.architecture for row in rows))
+    began, saved = time.perf_counter(), Saved()
     scores: dict[str, list[float]] = {}
-    scoring: dict[str, Any] = {}
-    for name, scorer in built.items():
-        began, saved = time.perf_counter(), Saved()
-        found = dict(zip(networks, score_all(opened.supernet, networks, scorer, evidence, saved), strict=True))
-        scores[name] = [found[row.architecture].value for row in rows]
-        scoring[name] = {"seconds": round(time.perf_counter() - began, 3), "saved": str(saved)}
+    found = score_by_all(opened.supernet, networks, list(built.values()), evidence, saved)
+    for name, column in zip(built, found, strict=True):
+        by_network = dict(zip(networks, column, strict=True))
+        scores[name] = [by_network[row.architecture].value for row in rows]
     return {
         "table": str(table),
         "column": column,
         "rows": len(rows),
         "canonical": len(networks),
         "images": len(evidence.labels),
-        "scoring": scoring,
+        "scorers": list(built),
+        "seconds": round(time.perf_counter() - began, 3),
+        "saved": str(saved),
         **quality(scores, rows, resamples=resamples, seed=seed),
     }
 
 
 def rank_check_table(found: Mapping[str, Any]) -> str:
     """The result as tables: rank correlation per group of rows, then precision and regret, controls beside scores."""
-    names = [*found["scoring"], *CONTROLS]
+    names = [*found["scorers"], *CONTROLS]
     lines = [
         f"{found['table']}, {found['column']}: {found['rows']:,} rows, {found['canonical']:,} networks, "
-        f"{found['images']:,} images"
+        f"{found['images']:,} images",
+        f"{found['seconds']:.1f} s, {found['saved']}",
     ]
-    lines += [f"{name}: {how['seconds']:.1f} s, {how['saved']}" for name, how in found["scoring"].items()]
     for statistic, title in (("tau", "Kendall's tau-b"), ("rho", "Spearman's rho")):
         lines += ["", f"{title} [95 % bootstrap interval]", _header("rows", names)]
         for group, held in found["groups"].items():
@@ -118,7 +119,7 @@ def _verdicts(found: Mapping[str, Any]) -> list[str]:
     """Per score a sentence on whether it ranks better than each size control does, on distinct networks."""
     lines = []
     held = found["groups"].get("canonical", found["groups"]["all"])
-    for name in found["scoring"]:
+    for name in found["scorers"]:
         gaps = {control: held["scores"][name][f"tau - {control}"] for control in CONTROLS}
         beaten = [control for control, gap in gaps.items() if gap[1] is not None and gap[1] > 0]
         not_beaten = [control for control in CONTROLS if control not in beaten]
