@@ -54,8 +54,8 @@ def rank_check(
     networks = list(dict.fromkeys(row.architecture for row in rows))
     began, saved = time.perf_counter(), Saved()
     scores: dict[str, list[float]] = {}
-    found = score_by_all(opened.supernet, networks, list(built.values()), evidence, saved)
-    for name, column in zip(built, found, strict=True):
+    columns = score_by_all(opened.supernet, networks, list(built.values()), evidence, saved)
+    for name, column in zip(built, columns, strict=True):
         by_network = dict(zip(networks, column, strict=True))
         scores[name] = [by_network[row.architecture].value for row in rows]
     return {
