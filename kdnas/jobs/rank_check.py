@@ -55,8 +55,8 @@ def rank_check(
     began, saved = time.perf_counter(), Saved()
     scores: dict[str, list[float]] = {}
     columns = score_by_all(opened.supernet, networks, list(built.values()), evidence, saved)
-    for name, column in zip(built, columns, strict=True):
-        by_network = dict(zip(networks, column, strict=True))
+    for name, scored in zip(built, columns, strict=True):
+        by_network = dict(zip(networks, scored, strict=True))
         scores[name] = [by_network[row.architecture].value for row in rows]
     return {
         "table": str(table),
