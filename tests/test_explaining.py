@@ -57,6 +57,7 @@ def test_rank_check_json_is_one_object_with_known_numbers(run, table, capsys):
     assert group["rows"] == 36
     assert group["scores"]["macs"]["tau"][0] > 0.95
     assert set(group["scores"]) == {"rdm", "params", "macs", "layers", "raised"}
+    assert found["column"] == "mean_acc" and found["scorers"] == ["rdm"]
     assert found["saved"].endswith("times fewer)")
 
 
