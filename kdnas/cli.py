@@ -98,7 +98,7 @@ def parser() -> argparse.ArgumentParser:
     )
     check.add_argument("folder", type=Path, metavar="RUN", help="the run folder")
     check.add_argument("table", type=Path, metavar="TABLE.csv", help="codes in the column arch, or in the first one")
-    check.add_argument("--scorer", action="append", default=[], help="see `kdnas list scorers`; repeatable")
+    check.add_argument("--scorer", action="append", default=[], help="NAME or NAME,key=value; repeatable")
     check.add_argument("--column", default="mean_acc", help="of the true accuracies")
     check.add_argument("--num-images", type=int, help="of the search part (default: as many as the run's search)")
     check.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
@@ -106,7 +106,7 @@ def parser() -> argparse.ArgumentParser:
     why = command("why", _why, "explain one subnet: teacher similarity and cost per stage, and what each choice does")
     why.add_argument("folder", type=Path, metavar="RUN", help="the run folder")
     why.add_argument("architecture", metavar="ARCHITECTURE", help="its code, as the ranking prints it")
-    why.add_argument("--scorer", help="see `kdnas list scorers` (default: the run's)")
+    why.add_argument("--scorer", help="NAME or NAME,key=value (default: the run's)")
     why.add_argument("--num-images", type=int, help="of the search part (default: as many as the run's search)")
     why.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
 
@@ -167,8 +167,8 @@ def _recipe_options(to: argparse.ArgumentParser) -> None:
 
 def _search_options(to: argparse.ArgumentParser) -> None:
     group = to.add_argument_group("search")
-    group.add_argument("--scorer", help="see `kdnas list scorers`")
-    group.add_argument("--searcher", help="see `kdnas list searchers`")
+    group.add_argument("--scorer", help="NAME or NAME,key=value; see `kdnas list scorers`")
+    group.add_argument("--searcher", help="NAME or NAME,key=value; see `kdnas list searchers`")
     group.add_argument(
         "--budget", action="append", default=[], metavar="NAME=BOUND", help="params=…, macs=…; repeatable"
     )
@@ -251,7 +251,7 @@ def _run(given: argparse.Namespace) -> None:
             raise ValueError(f"--{name} is missing. Give it, or an --experiment that holds everything.")
     from kdnas.data import Data, load_data
     from kdnas.jobs.settings import Experiment, Retrain, Search, Train, with_losses, with_overrides
-    from kdnas.spec import named
+    from kdnas.spec import named_with
     from kdnas.tables import load_space
     from kdnas.teachers import load_teacher
     from kdnas.training import Recipe
@@ -259,7 +259,7 @@ def _run(given: argparse.Namespace) -> None:
     space = load_space(given.space)
     data = load_data(given.data)
     teacher = load_teacher(given.teacher)
-    distiller = None if given.distiller == "none" else named("kdnas.distillers", given.distiller)
+    distiller = None if given.distiller == "none" else named_with("kdnas.distillers", given.distiller)
     distiller = with_losses(distiller, given.loss)
     search = _search_settings(given, Search())
     _say(f"search space {space.name}: {space.count():,} architectures, {len(space.choices)} choices")
@@ -292,13 +292,13 @@ def _search_settings(given: argparse.Namespace, default: Any) -> Any:
     import dataclasses
 
     from kdnas.cost import Budget
-    from kdnas.spec import named
+    from kdnas.spec import named_with
 
     changed: dict[str, Any] = {}
     if given.scorer:
-        changed["scorer"] = named("kdnas.scorers", given.scorer)
+        changed["scorer"] = named_with("kdnas.scorers", given.scorer)
     if given.searcher:
-        changed["searcher"] = named("kdnas.searchers", given.searcher)
+        changed["searcher"] = named_with("kdnas.searchers", given.searcher)
     if given.budget:
         changed["budget"] = Budget.parse(given.budget)
     changed |= {n: getattr(given, n) for n in ("num_evaluations", "max_time") if getattr(given, n) is not None}
@@ -341,9 +341,9 @@ def _rank_check(given: argparse.Namespace) -> None:
     _say(f"kdnas rank-check: {given.folder} against {given.table}")
     from kdnas.jobs.opened import Opened
     from kdnas.jobs.rank_check import rank_check, rank_check_table
-    from kdnas.spec import named
+    from kdnas.spec import named_with
 
-    scorers = {name: named("kdnas.scorers", name) for name in given.scorer} or None
+    scorers = {name: named_with("kdnas.scorers", name) for name in given.scorer} or None
     found = rank_check(
         Opened(given.folder), given.table, scorers=scorers, column=given.column, num_images=given.num_images
     )
@@ -354,9 +354,9 @@ def _why(given: argparse.Namespace) -> None:
     _say(f"kdnas why: {given.architecture} of {given.folder}")
     from kdnas.jobs.opened import Opened
     from kdnas.jobs.why import why, why_table
-    from kdnas.spec import named
+    from kdnas.spec import named_with
 
-    scorer = named("kdnas.scorers", given.scorer) if given.scorer else None
+    scorer = named_with("kdnas.scorers", given.scorer) if given.scorer else None
     found = why(Opened(given.folder), given.architecture, scorer=scorer, num_images=given.num_images)
     print(json.dumps(found) if given.json else why_table(found))
     _say(f"next: kdnas report {given.folder}")

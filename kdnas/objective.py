@@ -38,7 +38,7 @@ class Objective(nn.Module):
         self.weights = tuple(weight for weight, _ in terms)
         self.losses = nn.ModuleDict()
         for _, made in terms:
-            name = made.make.partition(":")[0].rpartition(".")[2]
+            name = made.name
             while name in self.losses:
                 name += "_again"
             self.losses[name] = made.build(Loss)

@@ -53,6 +53,11 @@ class Spec:
     def __getitem__(self, name: str) -> Any:
         return dict(self.arguments)[name]
 
+    @property
+    def name(self) -> str:
+        """The name of the file that holds the callable, by which `named` finds an algorithm."""
+        return self.make.partition(":")[0].rpartition(".")[2]
+
     def __str__(self) -> str:
         inner = ", ".join(f"{name}={value}" for name, value in self.arguments)
         return f"{self.make.rpartition(':')[2]}({inner})"
@@ -145,17 +150,46 @@ def named(package: str, name: str, **arguments: Any) -> Spec:
     return spec(known[name], **arguments)
 
 
+def named_with(package: str, text: str) -> Spec:
+    """The Spec of `NAME` or `NAME,key=value,key=value`, as a person types it; the name as in `named`.
+
+    A value is a number, `true` or `false`, or else text.
+
+    Raises:
+        ValueError: an unknown name or key (the nearest is offered), or a part without `=`.
+    """
+    name, *parts = text.split(",")
+    arguments: dict[str, Any] = {}
+    for part in parts:
+        key, equals, value = part.partition("=")
+        if not (equals and key and value):
+            raise ValueError(f"options follow a name as NAME,key=value,key=value, got {part!r} in {text!r}.")
+        arguments[key] = _read(value)
+    made = named(package, name, **arguments)
+    _check_known(made.make, resolve(made.make), arguments)
+    return made
+
+
+def _read(text: str) -> bool | int | float | str:
+    if text in ("true", "false"):
+        return text == "true"
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
 def _class_name(file_name: str) -> str:
     return "".join(part.capitalize() for part in file_name.split("_"))
 
 
 def _check_names(path: str, target: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
+    _check_known(path, target, arguments)
     parameters = inspect.signature(target).parameters
     if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         return
-    for name in arguments:
-        if name not in parameters:
-            raise ValueError(f"{path} takes no {name!r}.{nearest(name, list(parameters))}")
     for name, parameter in parameters.items():
         if (
             parameter.default is parameter.empty
@@ -163,6 +197,15 @@ def _check_names(path: str, target: Callable[..., Any], arguments: Mapping[str, 
             and parameter.kind not in (parameter.VAR_POSITIONAL,)
         ):
             raise ValueError(f"{path} needs {name!r}, and it was not given.")
+
+
+def _check_known(path: str, target: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
+    parameters = inspect.signature(target).parameters
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return
+    for name in arguments:
+        if name not in parameters:
+            raise ValueError(f"{path} takes no {name!r}.{nearest(name, list(parameters))}")
 
 
 def _frozen(value: Any) -> Any:

@@ -3,7 +3,7 @@ import json
 import pytest
 from torch import nn
 
-from kdnas.spec import Spec, algorithms, named, nearest, resolve, spec
+from kdnas.spec import Spec, algorithms, named, named_with, nearest, resolve, spec
 
 
 def test_a_spec_builds_what_it_names_and_hands_nested_specs_on():
@@ -78,3 +78,36 @@ def test_the_nearest_name_is_offered_and_all_when_none_is_near():
     assert nearest("xyz", ["evolution", "random"]) == " Known: evolution, random."
     with pytest.raises(ValueError, match="Did you mean 'evolution'"):
         named("kdnas.searchers", "evolutoin")
+
+
+def test_a_typed_name_carries_its_options():
+    made = named_with("kdnas.scorers", "rdm,compare=spearman,premature=0.5")
+    assert made == named("kdnas.scorers", "rdm", compare="spearman", premature=0.5)
+    assert made.name == "rdm"
+    assert named_with("kdnas.searchers", "evolution,population=8") == named(
+        "kdnas.searchers", "evolution", population=8
+    )
+    assert named_with("kdnas.scorers", "rdm") == named("kdnas.scorers", "rdm")
+    assert dict(named_with("tests.toy", "tests.test_spec:takes,a=true,b=-1e-3,c=x+y").arguments) == {
+        "a": True,
+        "b": -1e-3,
+        "c": "x+y",
+    }
+
+
+def takes(a, b, c):
+    return a, b, c
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("rdm,compar=spearman", "takes no 'compar'. Did you mean 'compare'"),
+        ("rdm,compare", "NAME,key=value"),
+        ("rdm,=3", "NAME,key=value"),
+        ("rmd", "Did you mean 'rdm'"),
+    ],
+)
+def test_options_that_are_not_there_are_refused(text, message):
+    with pytest.raises(ValueError, match=message):
+        named_with("kdnas.scorers", text)

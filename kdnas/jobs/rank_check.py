@@ -45,7 +45,7 @@ def rank_check(
     rows = read_table(table, opened.space, column)
     settings = opened.experiment.search
     if scorers is None:
-        scorers = {settings.scorer.make.partition(":")[0].rpartition(".")[2]: settings.scorer}
+        scorers = {settings.scorer.name: settings.scorer}
     for name in scorers:
         if name in CONTROLS:
             raise ValueError(f"{name} is a control and is measured in any case. Leave it out of the scorers.")

@@ -62,7 +62,7 @@ def search(opened: Opened, settings: Search) -> list[Entry]:
 
     def one(made: Spec, purpose: str, seconds: float) -> tuple[list[Entry], str]:
         searcher = made.build(Searcher, space=space, admits=admits, rng=python_rng(settings.seed, purpose))
-        labels = (_name(settings.scorer), _name(made) if purpose == "search" else "random control", number)
+        labels = (settings.scorer.name, made.name if purpose == "search" else "random control", number)
         written = [e for e in run.ranking(number) if e.searcher == labels[1]]
         known = {e.architecture: Score(e.score, e.parts) for e in run.ranking(number)}
         have = {e.architecture: e for e in written}
@@ -115,10 +115,6 @@ def search(opened: Opened, settings: Search) -> list[Entry]:
         search=number,
     )
     return ranked(entries)
-
-
-def _name(made: Spec) -> str:
-    return made.make.partition(":")[0].rpartition(".")[2]
 
 
 def _controls(entries: list[Entry]) -> dict[str, dict[str, Any]]:

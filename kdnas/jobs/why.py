@@ -76,7 +76,7 @@ def why(opened: Opened, code: str, *, scorer: Spec | None = None, num_images: in
     found = {
         "code": space.code(architecture),
         "architecture": dict(architecture),
-        "scorer": made.make.partition(":")[0].rpartition(".")[2],
+        "scorer": made.name,
         "score": score.value,
         "parts": score.parts,
         **whole._asdict(),
