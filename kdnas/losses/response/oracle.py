@@ -18,7 +18,8 @@ class Oracle(Loss):
     $p = \mathrm{softmax}(z_s)$, $p^T = \mathrm{softmax}(z_s / T)$, $q^T_j = \mathrm{softmax}(z_j / T)$,
 
     $\ell_b = \frac{1}{\sum_j u_j} \sum_j u_j [(1 - \lambda)\,(-\log p_y) +
-    \lambda\,T^2 \sum_c q^T_{jc} (\log q^T_{jc} - \log p^T_c)]$ where any member is right, $\ell_b = -\log p_y$ where none is, and $L = \frac{1}{B} \sum_b \ell_b$.
+    \lambda\,T^2 \sum_c q^T_{jc} (\log q^T_{jc} - \log p^T_c)]$ where any member is right,
+    $\ell_b = -\log p_y$ where none is, and $L = \frac{1}{B} \sum_b \ell_b$.
 
     It is the mean over the right members of their losses, not the loss of their mean distribution: the two have equal
     gradients, but the value of the first is larger by the members' disagreement. A wrong member has no influence at
