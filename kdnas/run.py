@@ -15,7 +15,7 @@ from kdnas.search import Entry
 
 MANIFEST, METRICS, RANKING, RESULTS = "run.json", "metrics.jsonl", "ranking.jsonl", "results.json"
 CHECKPOINT, TEACHER, STUDENTS, REPORT = "checkpoint.safetensors", "teacher", "students", "report.html"
-SNAPSHOTS, WHY = "teacher-snapshots", "why.json"
+SNAPSHOTS, MEMBERS, WHY = "teacher-snapshots", "teacher-members", "why.json"
 
 
 @final

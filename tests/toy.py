@@ -67,3 +67,12 @@ def alone() -> Experiment:
         train=dataclasses.replace(made.train, distiller=None),
         search=dataclasses.replace(made.search, scorer=short, num_evaluations=5),
     )
+
+
+def oracle() -> Experiment:
+    """Three teachers, of which those that are right teach."""
+    made = experiment()
+    taught = spec(
+        "kdnas.distillers.single_path:SinglePath", terms=((1.0, spec("kdnas.losses.response.oracle:Oracle")),)
+    )
+    return dataclasses.replace(made, train=dataclasses.replace(made.train, distiller=taught, teacher_members=3))

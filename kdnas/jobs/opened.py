@@ -10,7 +10,7 @@ from kdnas.checkpoint import load_state
 from kdnas.data import Data
 from kdnas.jobs.settings import Experiment
 from kdnas.randomness import torch_rng
-from kdnas.run import CHECKPOINT, MANIFEST, SNAPSHOTS, TEACHER, Run
+from kdnas.run import CHECKPOINT, MANIFEST, MEMBERS, SNAPSHOTS, TEACHER, Run
 from kdnas.search import Evidence, Scorer
 from kdnas.space import SearchSpace
 from kdnas.spec import Spec, spec
@@ -52,13 +52,15 @@ class Opened:
 
     @property
     def teacher_spec(self) -> Spec:
-        """What makes the teacher: the one given, or the one trained in the run, or the route of its snapshots."""
+        """What makes the teacher: the one given, or the one trained in the run, its snapshots' route, an ensemble."""
         train = self.experiment.train
         if train.teacher is not None:
             return train.teacher
         folders = [self.run.path(SNAPSHOTS, str(k)) for k in range(1, train.teacher_snapshots)]
+        folders += [self.run.path(MEMBERS, str(k)) for k in range(1, train.teacher_members)]
         made = tuple(spec(student_teacher, path=str(f.resolve())) for f in (*folders, self.run.path(TEACHER)))
-        return made[0] if len(made) == 1 else spec(several_teachers, kind="route", members=made)
+        kind = "route" if train.teacher_snapshots > 1 else "ensemble"
+        return made[0] if len(made) == 1 else spec(several_teachers, kind=kind, members=made)
 
     @cached_property
     def teacher(self) -> Teacher:

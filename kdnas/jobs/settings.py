@@ -34,6 +34,8 @@ class Train:
         teacher_recipe: of a teacher trained in the run.
         teacher_snapshots: at how many equal intervals of its training such a teacher is kept; with more than one, the
             run's teacher is their `Route`.
+        teacher_members: how many such teachers are trained, with the seeds from the recipe's on; with more than one,
+            the run's teacher is their `Ensemble`.
         teacher_views: 0 to run the teacher at every step on fresh augmentations; otherwise the supernet sees so many
             fixed augmentations of each image, and the teacher's outputs on them are computed once and kept in the run.
         cache_limit: most gigabytes that those may take.
@@ -49,6 +51,7 @@ class Train:
     recipe: Recipe = Recipe()
     teacher_recipe: Recipe = Recipe()
     teacher_snapshots: int = 1
+    teacher_members: int = 1
     share: Spec | None = None
     rollback: bool = False
     teacher_views: int = 0
@@ -61,6 +64,10 @@ class Train:
                 f"teacher_snapshots must lie between 1 and the teacher's {self.teacher_recipe.steps} steps, got "
                 f"{self.teacher_snapshots}."
             )
+        if self.teacher_members < 1:
+            raise ValueError(f"teacher_members must be at least 1, got {self.teacher_members}.")
+        if self.teacher_members > 1 and self.teacher_snapshots > 1:
+            raise ValueError("a teacher is a route of snapshots or an ensemble of members. Set one of the two to 1.")
         if self.teacher_views < 0:
             raise ValueError(f"teacher_views must not be negative, got {self.teacher_views}.")
 
@@ -154,6 +161,7 @@ class Experiment:
             data=Spec.from_json(held.pop("data")),
             distiller=None if (taught := held.pop("distiller")) is None else Spec.from_json(taught),
             teacher_snapshots=held.pop("teacher_snapshots", 1),
+            teacher_members=held.pop("teacher_members", 1),
             share=None if (share := held.pop("share", None)) is None else Spec.from_json(share),
             rollback=held.pop("rollback", False),
             teacher_views=held.pop("teacher_views", 0),

@@ -1,5 +1,6 @@
 """Training phases: the teacher, where one is trained here, and the supernet."""
 
+import dataclasses
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,12 +19,12 @@ from kdnas.jobs.settings import Experiment
 from kdnas.network import Network
 from kdnas.outputs import Outputs
 from kdnas.progress import progress
-from kdnas.run import CHECKPOINT, SNAPSHOTS, TEACHER, Metrics, Run
+from kdnas.run import CHECKPOINT, MEMBERS, SNAPSHOTS, TEACHER, Metrics, Run
 from kdnas.spec import Spec
 from kdnas.student import Card, write_student
 from kdnas.supernet import Supernet
 from kdnas.teacher_cache import cached
-from kdnas.teachers import fitted_teacher
+from kdnas.teachers import Teacher, fitted_teacher
 from kdnas.training import Distiller, Training, initialised
 
 CHECKPOINT_SECONDS = 10.0
@@ -48,12 +49,27 @@ def train(experiment: Experiment, folder: Path) -> Opened:
 
 
 def _train_teacher(opened: Opened) -> None:
+    settings, run = opened.experiment.train, opened.run
+    last = settings.teacher_members
+    rows = []
+    for member in range(1, last + 1):
+        phase = "teacher" if last == 1 else f"teacher {member}"
+        rows.append(run.phase(phase) or _train_member(opened, phase, member))
+    if last > 1:
+        ensemble = Opened(run.folder).teacher.to(default_device())
+        row = {name: sum(one[name] for one in rows) for name in ("params", "macs", "seconds")}
+        run.finish("teacher", accuracy=_taught(ensemble, opened.data.test), **row)
+    run.record_result({"name": "teacher", **run.require("teacher", "kdnas train")})
+
+
+def _train_member(opened: Opened, phase: str, member: int) -> dict[str, Any]:
     settings, data, run = opened.experiment.train, opened.data, opened.run
+    recipe = dataclasses.replace(settings.teacher_recipe, seed=settings.teacher_recipe.seed + member - 1)
     image = (data.channels, data.preprocessing.height, data.preprocessing.width)
     blueprint = fitted_teacher(image, data.classes)
-    network = initialised(lambda: Network(blueprint), settings.teacher_recipe.seed)
-    training = Training(network, FromLabels(label_smoothing=0.1), data, None, settings.teacher_recipe, default_device())
-    draft = run.path("teacher.draft.safetensors")
+    network = initialised(lambda: Network(blueprint), recipe.seed)
+    training = Training(network, FromLabels(label_smoothing=0.1), data, None, recipe, default_device())
+    draft = run.path(f"{phase.replace(' ', '-')}.draft.safetensors")
     card = Card(
         architecture=None,
         space=None,
@@ -61,22 +77,32 @@ def _train_teacher(opened: Opened) -> None:
         cost=cost(blueprint),
         preprocessing=data.preprocessing,
         class_names=data.class_names,
-        origin={"role": "teacher", "seed": settings.teacher_recipe.seed},
+        origin={"role": "teacher", "seed": recipe.seed},
     )
     count = settings.teacher_snapshots
-    due = {settings.teacher_recipe.steps * k // count: k for k in range(1, count)}
+    due = {recipe.steps * k // count: k for k in range(1, count)}
 
     def keep(step: int) -> None:
         if step in due:
             write_student(run.path(SNAPSHOTS, str(due[step])), network, card, deploy=False)
 
-    seconds = drive(training, "teacher", draft, run, lambda: {"accuracy": accuracy(network, data.search, data)}, keep)
+    seconds = drive(training, phase, draft, run, lambda: {"accuracy": accuracy(network, data.search, data)}, keep)
     found = accuracy(network, data.test, data)
-    write_student(run.path(TEACHER), network.cpu(), card, deploy=False)
+    folder = run.path(TEACHER) if member == settings.teacher_members else run.path(MEMBERS, str(member))
+    write_student(folder, network.cpu(), card, deploy=False)
     c = card.cost
-    run.record_result({"name": "teacher", "accuracy": found, "params": c.params, "macs": c.macs, "seconds": seconds})
-    run.finish("teacher", seconds=seconds, accuracy=found, params=c.params, macs=c.macs)
+    run.finish(phase, seconds=seconds, accuracy=found, params=c.params, macs=c.macs)
     draft.unlink(missing_ok=True)
+    return run.require(phase, "kdnas train")
+
+
+def _taught(teacher: Teacher, part: Images) -> float:
+    """Share of a part's images that a teacher classifies right."""
+    hits = []
+    for chunk in torch.arange(len(part)).split(500):
+        pixels, labels = part.take(chunk).to(default_device()), part.labels[chunk].to(default_device())
+        hits.append(teacher(pixels, labels).logits.argmax(1) == labels)
+    return float(torch.cat(hits).float().mean())
 
 
 def _train_supernet(opened: Opened, taught: Spec) -> None:
