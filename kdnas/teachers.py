@@ -62,8 +62,8 @@ class Frozen(Teacher):
         module: gives logits, or Outputs.
         preprocessing: the network's own; pixels are resized and normalised here, so that teacher and student see the
             same augmented pixels, each in its own way.
-        stages: names of submodules whose outputs are the features. By default the last map at each resolution,
-            or four transformer blocks evenly spread, found by one pass.
+        stages: names of submodules whose outputs are the features. By default a Network's stages, else the last map at
+            each resolution, or four transformer blocks evenly spread, found by one pass.
 
     Raises:
         ValueError: a stage that does not exist; the nearest name is offered.
@@ -84,12 +84,13 @@ class Frozen(Teacher):
     def teach(self, pixels: Tensor, labels: Tensor | None) -> Outputs:
         """Logits and the named stages' maps."""
         images = normalise(resize(pixels, self.preprocessing.height, self.preprocessing.width), self.preprocessing)
-        if isinstance(self.module, Network):
+        if isinstance(self.module, Network) and not self.stages:
             return self.module(images)
         with recorded(self.module, self.stages) as seen:
             found = self.module(images)
         if isinstance(found, Outputs):
-            return found
+            named = isinstance(self.module, Network)
+            return found._replace(features=tuple(seen[name] for name in self.stages)) if named else found
         return Outputs(found, tuple(seen[name] for name in self.stages), images=images)
 
     def _probe(self) -> Tensor:
@@ -216,6 +217,39 @@ def find_stages(module: nn.Module, images: Tensor, most: int = 6) -> tuple[str, 
     raise ValueError(
         "no submodule of the teacher gives a map or tokens. Name its stages, or use losses on logits only."
     )
+
+
+def every_layer(teacher: Teacher) -> Teacher:
+    """The same teacher, showing the output of every layer (block) in place of one map per stage.
+
+    A Network shows each layer of its stages. Of another network the layers are the outermost modules inside an
+    `nn.Sequential` that have parts of their own and give maps or tokens, in order of execution: the blocks of
+    torchvision's and timm's networks. Where there are fewer than two, its stages are shown as ever.
+
+    Raises:
+        ValueError: the teacher is made of several, whose layers are no one network's.
+    """
+    if not isinstance(teacher, Frozen):
+        raise ValueError(f"every layer is shown by a teacher of one network, got a {type(teacher).__name__}.")
+    module = teacher.module
+    if isinstance(module, Network):
+        names = [f"stages.{i}.{j}" for i, stage in enumerate(module.stages) for j in range(len(stage))]  # type: ignore[arg-type]
+    else:
+        device = next((p.device for p in module.parameters()), torch.device("cpu"))
+        names = _blocks(module, teacher._probe().to(device))
+    shown = names if len(names) >= 2 else None
+    return Frozen(module, preprocessing=teacher.preprocessing, stages=shown)
+
+
+def _blocks(module: nn.Module, images: Tensor) -> list[str]:
+    candidates: list[str] = []
+    for owner, held in module.named_modules():
+        if isinstance(held, nn.Sequential) and not any(owner.startswith(f"{name}.") for name in candidates):
+            prefix = f"{owner}." if owner else ""
+            candidates += [prefix + name for name, child in held.named_children() if any(child.children())]
+    with recorded(module, candidates) as seen, torch.no_grad():
+        module(images)
+    return [n for n in seen if seen[n].dim() == 3 or (seen[n].dim() == 4 and seen[n][0, 0].numel() > 1)]
 
 
 def fitted_teacher(image: tuple[int, int, int], classes: int) -> Blueprint:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, final
+from typing import Any, ClassVar, Literal, final
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from kdnas.outputs import Outputs
 from kdnas.randomness import python_rng, seed_of
 from kdnas.supernet import Supernet
 from kdnas.teacher_cache import TeacherCache
-from kdnas.teachers import Teacher
+from kdnas.teachers import Teacher, every_layer
 
 Model = Supernet | Network
 Teaches = Callable[[Tensor, Tensor], Outputs]
@@ -79,7 +79,12 @@ class Distiller(nn.Module, abc.ABC):
     """A way of teaching: yields the losses of a batch, one subnet's at a time.
 
     Learnable parts are submodules: they are optimised and checkpointed with the model, and absent from the student.
+
+    Class attributes:
+        every_layer: whether it looks at every layer of the teacher (`kdnas.teachers.every_layer`), not one per stage.
     """
+
+    every_layer: ClassVar[bool] = False
 
     def prepare(self, model: Model, batch: Batch) -> None:
         """Build learnable parts from one batch; called once, before the optimiser is made."""
@@ -189,6 +194,12 @@ class Training:
         cache: TeacherCache | None = None,
     ) -> None:
         self.device = torch.device(device)
+        if distiller.every_layer and cache is not None:
+            raise ValueError(
+                "a memory of the teacher's outputs holds its stages, not every layer. Set teacher_views to 0."
+            )
+        if distiller.every_layer and teacher is not None:
+            teacher = every_layer(teacher)
         self.model, self.distiller = model.to(self.device), distiller.to(self.device)
         self.teacher = None if teacher is None else teacher.to(self.device)
         self.data, self.recipe, self.index, self.cache = data, recipe, 0, cache

@@ -1,0 +1,160 @@
+"""DFA: search which layers of the teacher make a stage's hint, then distil with the mixture found."""
+
+from collections.abc import Iterator
+from typing import ClassVar, final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kdnas.losses.base import connected_zero
+from kdnas.losses.feature.aggregation import Aggregation as AggregatedHint
+from kdnas.losses.feature.aggregation import Groups
+from kdnas.network import Network, batch_statistics
+from kdnas.outputs import Outputs
+from kdnas.training import Batch, Distiller, Model, Step, initialised
+
+
+@final
+class Aggregation(Distiller):
+    r"""Differentiable feature aggregation: a hint per stage that mixes the teacher's layers there, in searched shares.
+
+    The teacher shows every layer; layers of equal size are a group $i$, with $A_i = \sum_j \alpha_{ij} T_{ij}$,
+    $\alpha_i = \mathrm{softmax}(\beta_i)$, uniform at first. Connectors are 1x1 convolutions, $F_s$ to the teacher's
+    channels, $F_t$ to the student's.
+
+    1. Search, the first `search_share` of the steps. The bridge loss
+       $L = \sum_i \gamma_{ST} \overline{|F_s(S_i) - A_i|^2} + \gamma_{TS}\,\mathrm{CE}(\mathrm{rest}(i, F_t(A_i)), y)$,
+       where $\mathrm{rest}$ is the student's layers after stage $i$, is minimised on two parts of every batch in
+       turn: over the weights (student, connectors) on images of even numbers, then over $\beta$ on images of odd
+       numbers with the weights as they are, plus $\frac12$ `decay` $|\beta|^2$. The weights never see the odd images,
+       and the student's running statistics neither. $\beta$ follows Adam (0.5, 0.999) at its own `rate`.
+    2. Distillation, the rest, on all images: $L = \mathrm{CE}(z_s, y) + \lambda \sum_i \overline{|F_s(S_i) - A_i|^2}$
+       with $\alpha$ fixed. The student begins anew, from the weights that the training's seed gives (`anew`); the
+       connectors go on, the optimiser's momentum does not.
+
+    The bar is the mean over all elements of a map, so the hint's unit is the teacher's own variance; CE is a mean over
+    images. Where a batch has no image of one part, that part's update is left out.
+
+    Args:
+        groups: as in the loss `aggregation`: `resolution`, or `((student stage, (teacher layers, ...)), ...)`.
+        search_share: of the steps; 0 distils with equal shares, the control.
+        student_to_teacher: $\gamma_{ST}$.
+        teacher_to_student: $\gamma_{TS}$; at 0 the shares collapse to the layers the student matches already.
+        weight: $\lambda$.
+        rate: learning rate of $\beta$.
+        decay: of $\beta$, the regulariser R of the paper.
+        anew: whether the student begins anew after the search, as in the paper.
+
+    Raises:
+        ValueError: a share outside [0, 1), a rate or weight that is negative, a teacher of several networks, or groups
+            that do not fit.
+
+    Reference: Guan et al., Differentiable Feature Aggregation Search for Knowledge Distillation, ECCV 2020, section 3;
+        Liu et al., DARTS: Differentiable Architecture Search, ICLR 2019, section 2.3 (first-order alternation).
+    Differs: the groups are searched at the same time, not one after the other; gradients to $\beta$ are of first
+        order; squares are means. No code by the authors was found; rates, shares and weights are ours.
+    """
+
+    every_layer: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        *,
+        groups: str | Groups = "resolution",
+        search_share: float = 1 / 3,
+        student_to_teacher: float = 1.0,
+        teacher_to_student: float = 1.0,
+        weight: float = 1.0,
+        rate: float = 0.01,
+        decay: float = 1e-3,
+        anew: bool = True,
+    ) -> None:
+        super().__init__()
+        if not 0 <= search_share < 1:
+            raise ValueError(f"search_share must lie in [0, 1), got {search_share}. A third is usual.")
+        for name, value in (("weight", weight), ("rate", rate), ("decay", decay)):
+            if not 0 <= value < float("inf"):
+                raise ValueError(f"{name} must be at least 0 and finite, got {value}.")
+        self.hint = AggregatedHint(
+            groups=groups,
+            student_to_teacher=student_to_teacher,
+            teacher_to_student=teacher_to_student,
+            staged=False,
+        )
+        self.search_share, self.weight, self.rate, self.decay, self.anew = search_share, weight, rate, decay, anew
+        self.moments: Tensor
+        self.updates: Tensor
+
+    def prepare(self, model: Model, batch: Batch) -> None:
+        """Group the teacher's layers, build shares, connectors and Adam's moments."""
+        assert isinstance(model, Network)
+        self.hint.prepare(model(batch.images), batch.teacher)
+        # Not the training loop's to move: it would do so on the weights' images.
+        self.hint.betas.requires_grad_(False)
+        count = sum(beta.numel() for beta in self.hint.betas)
+        self.register_buffer("moments", torch.zeros(2, count, device=batch.images.device))
+        self.register_buffer("updates", torch.zeros((), dtype=torch.long, device=batch.images.device))
+
+    def alpha(self) -> tuple[Tensor, ...]:
+        """The shares of each group; each sums to 1."""
+        return self.hint.alpha()
+
+    def losses(self, model: Model, batch: Batch, step: Step) -> Iterator[tuple[str, Tensor]]:
+        """The bridge loss on the weights' images, later the label and the hint on all."""
+        assert isinstance(model, Network)
+        if step.index < self._switch(step.total):
+            own = batch.ids.to(batch.images.device) % 2 == 0
+            if own.any():
+                self.hint.rest = model.rest
+                yield "bridge", self.hint(model(batch.images[own]), _rows(batch.teacher, own), batch.labels[own])
+            else:
+                yield "bridge", connected_zero(*model.parameters())
+            return
+        if self.anew and step.index == self._switch(step.total) > 0:
+            fresh = initialised(lambda: Network(model.blueprint), step.seed)
+            model.load_state_dict(fresh.state_dict())
+        self.hint.rest = None
+        student = model(batch.images)
+        task = F.cross_entropy(student.logits.float(), batch.labels)
+        yield "student", task + self.weight * self.hint(student, batch.teacher, batch.labels)
+
+    def after(self, model: Model, batch: Batch, step: Step) -> None:
+        """Move the shares, on the images that the weights do not see."""
+        assert isinstance(model, Network)
+        other = batch.ids.to(batch.images.device) % 2 == 1
+        if step.index >= self._switch(step.total) or not other.any():
+            return
+        self.hint.rest = model.rest
+        with batch_statistics(model):
+            with torch.no_grad():
+                student = model(batch.images[other])
+            self.hint.betas.requires_grad_(True)
+            bridge = self.hint(student, _rows(batch.teacher, other), batch.labels[other])
+            regulariser = torch.stack([beta.square().sum() for beta in self.hint.betas]).sum()
+            gradients = torch.autograd.grad(bridge + self.decay / 2 * regulariser, list(self.hint.betas))
+            self.hint.betas.requires_grad_(False)
+        self._move(torch.cat(gradients))
+
+    def restarts(self, total: int) -> frozenset[int]:
+        """Where the distillation begins."""
+        return frozenset({self._switch(total)} - {0})
+
+    def _switch(self, total: int) -> int:
+        return round(self.search_share * total)
+
+    @torch.no_grad()
+    def _move(self, gradient: Tensor) -> None:
+        """One step of Adam on all shares."""
+        self.updates += 1
+        first, second = self.moments
+        first.lerp_(gradient, 1 - 0.5)
+        second.lerp_(gradient.square(), 1 - 0.999)
+        mean, variance = first / (1 - 0.5**self.updates), second / (1 - 0.999**self.updates)
+        moved = self.rate * mean / (variance.sqrt() + 1e-8)
+        for beta, change in zip(self.hint.betas, moved.split([b.numel() for b in self.hint.betas]), strict=True):
+            beta -= change
+
+
+def _rows(outputs: Outputs, chosen: Tensor) -> Outputs:
+    return outputs.map(lambda tensor: tensor[chosen])
