@@ -17,7 +17,7 @@ from kdnas.jobs.opened import Opened
 from kdnas.jobs.settings import Experiment
 from kdnas.run import Run
 from kdnas.student import read_student
-from kdnas.teachers import Ensemble
+from kdnas.teachers import Ensemble, fitted_teacher
 from tests.toy import experiment, oracle
 
 ROOT = Path(__file__).parent.parent
@@ -82,3 +82,13 @@ def test_settings_survive_their_manifest_and_a_contradiction_is_refused():
         dataclasses.replace(made.train, teacher_snapshots=2)
     with pytest.raises(ValueError, match="at least 1"):
         dataclasses.replace(experiment().train, teacher_members=0)
+
+
+def test_a_fitted_teacher_has_as_many_blocks_as_asked():
+    assert [len(stage) for stage in fitted_teacher((1, 8, 8), 3, 3).stages] == [3, 3, 3]
+    assert fitted_teacher((1, 8, 8), 3, 1) == fitted_teacher((1, 8, 8), 3)
+    assert fitted_teacher((1, 32, 32), 3, 2) == fitted_teacher((1, 32, 32), 3)
+    asked = dataclasses.replace(experiment().train, teacher_blocks=2)
+    assert Experiment.from_json(Experiment(train=asked).to_json()).train == asked
+    with pytest.raises(ValueError, match="teacher_blocks"):
+        dataclasses.replace(asked, teacher_blocks=-1)

@@ -36,6 +36,7 @@ class Train:
             run's teacher is their `Route`.
         teacher_members: how many such teachers are trained, with the seeds from the recipe's on; with more than one,
             the run's teacher is their `Ensemble`.
+        teacher_blocks: residual blocks per stage of such a teacher; 0 for what suits the size of the images.
         teacher_views: 0 to run the teacher at every step on fresh augmentations; otherwise the supernet sees so many
             fixed augmentations of each image, and the teacher's outputs on them are computed once and kept in the run.
         cache_limit: most gigabytes that those may take.
@@ -52,6 +53,7 @@ class Train:
     teacher_recipe: Recipe = Recipe()
     teacher_snapshots: int = 1
     teacher_members: int = 1
+    teacher_blocks: int = 0
     share: Spec | None = None
     rollback: bool = False
     teacher_views: int = 0
@@ -66,6 +68,8 @@ class Train:
             )
         if self.teacher_members < 1:
             raise ValueError(f"teacher_members must be at least 1, got {self.teacher_members}.")
+        if self.teacher_blocks < 0:
+            raise ValueError(f"teacher_blocks must not be negative, got {self.teacher_blocks}.")
         if self.teacher_members > 1 and self.teacher_snapshots > 1:
             raise ValueError("a teacher is a route of snapshots or an ensemble of members. Set one of the two to 1.")
         if self.teacher_views < 0:
@@ -82,7 +86,7 @@ class Search:
         searcher: who proposes; built with `space`, `admits` and `rng`.
         budget: hard bounds.
         num_evaluations: unique architectures.
-        max_time: seconds.
+        max_time: seconds, half of them for the control where there is one.
         num_images: of the search part, the evidence.
         control: also run random search at equal cost.
         seed: of the searcher.
@@ -162,6 +166,7 @@ class Experiment:
             distiller=None if (taught := held.pop("distiller")) is None else Spec.from_json(taught),
             teacher_snapshots=held.pop("teacher_snapshots", 1),
             teacher_members=held.pop("teacher_members", 1),
+            teacher_blocks=held.pop("teacher_blocks", 0),
             share=None if (share := held.pop("share", None)) is None else Spec.from_json(share),
             rollback=held.pop("rollback", False),
             teacher_views=held.pop("teacher_views", 0),

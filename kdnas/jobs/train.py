@@ -66,7 +66,7 @@ def _train_member(opened: Opened, phase: str, member: int) -> dict[str, Any]:
     settings, data, run = opened.experiment.train, opened.data, opened.run
     recipe = dataclasses.replace(settings.teacher_recipe, seed=settings.teacher_recipe.seed + member - 1)
     image = (data.channels, data.preprocessing.height, data.preprocessing.width)
-    blueprint = fitted_teacher(image, data.classes)
+    blueprint = fitted_teacher(image, data.classes, settings.teacher_blocks)
     network = initialised(lambda: Network(blueprint), recipe.seed)
     training = Training(network, FromLabels(label_smoothing=0.1), data, None, recipe, default_device())
     draft = run.path(f"{phase.replace(' ', '-')}.draft.safetensors")
