@@ -28,6 +28,8 @@ from kdnas.tables import load_space
 from kdnas.teachers import load_teacher
 from kdnas.training import Recipe
 
+SYSTEM = "sandwich rule with the adaptive alpha-divergence"
+
 
 def experiment() -> Experiment:
     return Experiment(

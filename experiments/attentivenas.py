@@ -31,6 +31,8 @@ from kdnas.training import Recipe
 
 SOFT = spec("kdnas.losses.response.soft_targets:SoftTargets", form="soft_cross_entropy", temperature=1.0)
 
+SYSTEM = "sandwich rule on the best or worst of a few draws"
+
 
 def experiment() -> Experiment:
     return Experiment(

@@ -32,6 +32,8 @@ from kdnas.training import Recipe
 
 SOFT = spec("kdnas.losses.response.soft_targets:SoftTargets", form="soft_cross_entropy", temperature=1.0)
 
+SYSTEM = "sandwich rule with in-place distillation"
+
 
 def experiment() -> Experiment:
     return Experiment(

@@ -24,6 +24,8 @@ from kdnas.tables import load_space
 from kdnas.teachers import load_teacher
 from kdnas.training import Recipe
 
+SYSTEM = "prioritized paths teach the others, by a meta matcher"
+
 
 def experiment() -> Experiment:
     return Experiment(

@@ -27,6 +27,8 @@ from kdnas.training import Recipe
 # Where the released supernet is cut: the teacher's widths 48, 80, 160, 224, 384 and 640.
 STAGES = tuple(f"features.{index}" for index in range(2, 8))
 
+SYSTEM = "blocks taught by the teacher's features, exact search"
+
 
 def experiment() -> Experiment:
     return Experiment(

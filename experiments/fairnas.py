@@ -24,6 +24,8 @@ from kdnas.training import Recipe
 
 ROWS = ((32, 2, 2), (40, 4, 2), (80, 4, 2), (96, 4, 1), (192, 4, 2), (320, 1, 1))  # width, layers, stride
 
+SYSTEM = "strictly fair paths, NSGA-II"
+
 
 def experiment() -> Experiment:
     choices = {"kernel": (3, 5, 7), "expansion": (3, 6)}

@@ -25,6 +25,8 @@ from kdnas.tables import load_space
 from kdnas.teachers import load_teacher
 from kdnas.training import Recipe
 
+SYSTEM = "progressive shrinking, evolution on inherited accuracy"
+
 
 def experiment() -> Experiment:
     return Experiment(

@@ -23,6 +23,8 @@ from kdnas.tables import load_space
 from kdnas.teachers import load_teacher
 from kdnas.training import Recipe
 
+SYSTEM = "uniform single paths, evolution on inherited accuracy"
+
 
 def experiment() -> Experiment:
     return Experiment(

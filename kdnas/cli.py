@@ -21,7 +21,7 @@ RECIPE: dict[str, tuple[type, str]] = {
     "precision": (str, "float32 or bfloat16"),
     "seed": (int, "of weights, order, augmentation and sampling"),
 }
-LISTED = ("spaces", "losses", "distillers", "scorers", "searchers", "data", "experiments")
+LISTED = ("spaces", "losses", "distillers", "scorers", "searchers", "data", "experiments", "systems")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -132,6 +132,19 @@ def parser() -> argparse.ArgumentParser:
     _loss_option(retrain)
     retrain.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     _recipe_options(retrain)
+
+    compare = command("compare", _compare, "systems on the same data, under one teacher and budget, at equal cost")
+    compare.add_argument("--data", default="digits", help="see `kdnas run --help`")
+    compare.add_argument("--space", default="digits", help="a TOML table, or a name from `kdnas list spaces`")
+    compare.add_argument("--teacher", default="fit", help="see `kdnas run --help`")
+    compare.add_argument("--systems", default="all", help="all, or names from `kdnas list systems` joined by commas")
+    compare.add_argument(
+        "--budget", action="append", default=[], metavar="NAME=BOUND", help="params=…, macs=…; repeatable"
+    )
+    compare.add_argument("--max-time", type=_seconds, default=1200.0, help="for everything, such as 20m")
+    compare.add_argument("--seed", type=int, default=0, help="of every system")
+    compare.add_argument("--out", type=Path, default=Path("runs/compare"), help="the folder of the comparison")
+    compare.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
 
     report = command("report", _report, "write the run's report, one self-contained HTML file")
     report.add_argument("folder", type=Path, metavar="RUN", help="the run folder")
@@ -409,6 +422,28 @@ def _retrain(given: argparse.Namespace) -> None:
     print(json.dumps(found) if given.json else _lines(found))
     if run is not None:
         _say(f"next: kdnas report {run.folder}")
+
+
+def _compare(given: argparse.Namespace) -> None:
+    _say(f"kdnas compare: {given.systems} systems on {given.data} into {given.out}")
+    from kdnas.cost import Budget
+    from kdnas.data import load_data
+    from kdnas.jobs.compare import Compare, compare, comparison_table
+    from kdnas.tables import load_space
+    from kdnas.teachers import load_teacher
+
+    settings = Compare(
+        data=load_data(given.data),
+        space=load_space(given.space),
+        teacher=load_teacher(given.teacher),
+        systems=() if given.systems == "all" else tuple(given.systems.split(",")),
+        budget=Budget.parse(given.budget),
+        max_time=given.max_time,
+        seed=given.seed,
+    )
+    found = compare(settings, given.out)
+    print(json.dumps(found) if given.json else comparison_table(found))
+    _say(f"report: {given.out / 'report.html'}")
 
 
 def _lines(found: dict[str, Any]) -> str:

@@ -13,7 +13,7 @@ def listing(what: str) -> str:
     """The lines of `kdnas list WHAT`.
 
     Args:
-        what: spaces, losses, distillers, scorers, searchers, data or experiments.
+        what: spaces, losses, distillers, scorers, searchers, data, experiments or systems.
     """
     if what == "spaces":
         return _lines(_space(path) for path in sorted(shared_folder("search_spaces").glob("*.toml")))
@@ -22,6 +22,10 @@ def listing(what: str) -> str:
             (path.stem, (ast.get_docstring(ast.parse(path.read_text())) or "").partition("\n")[0])
             for path in sorted(shared_folder("experiments").glob("*.py"))
         )
+    if what == "systems":
+        from kdnas.jobs.compare import systems
+
+        return _lines(systems().items())
     if what == "data":
         from kdnas import data
 

@@ -21,11 +21,16 @@ from kdnas.spec import spec
 from kdnas.student import read_student, write_student
 
 
-def chain(experiment: Experiment, folder: Path) -> Opened:
+def chain(experiment: Experiment, folder: Path, *, deploy: bool = True) -> Opened:
     """Teacher, supernet, ranking, export, retraining with and without a teacher, closing table, report.
 
     Every phase that is finished in the folder is left as it is, so that the same call resumes. After each phase the
     command that does the next one alone is printed.
+
+    Args:
+        experiment: what to do.
+        folder: the run.
+        deploy: write and check every form of the student, or what kdnas reads alone.
     """
     opened = train(experiment, folder)
     say(f"next: kdnas search {folder}")
@@ -33,13 +38,13 @@ def chain(experiment: Experiment, folder: Path) -> Opened:
         search(opened, experiment.search)
     say(f"next: kdnas export {folder} --place 1 --out {folder}/students/place-1")
     if opened.run.phase("export") is None:
-        opened.run.finish("export", **export(opened))
+        opened.run.finish("export", **export(opened, deploy=deploy))
     say(f"next: kdnas retrain {folder}/students/place-1")
     for name, source, settings in _trainings(opened, experiment.retrain):
         if opened.run.phase(name) is None:
             out = opened.run.path(STUDENTS, name)
             # Only what may be deployed is checked; the controls are for the table.
-            found = retrain(source, settings, out, phase=name, deploy=name == "student")
+            found = retrain(source, settings, out, phase=name, deploy=deploy and name == "student")
             keep = {key: found[key] for key in ("accuracy", "params", "macs", "seconds")}
             opened.run = Run(opened.run.folder)
             opened.run.record_result({"name": name, **keep})

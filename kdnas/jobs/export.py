@@ -19,13 +19,14 @@ from kdnas.tables import table_of
 from kdnas.training import initialised
 
 
-def export(opened: Opened, place: int = 1, out: Path | None = None) -> dict[str, Any]:
+def export(opened: Opened, place: int = 1, out: Path | None = None, *, deploy: bool = True) -> dict[str, Any]:
     """Write the student of a place of the run's last search, with inherited, re-calibrated weights.
 
     Args:
         opened: the run.
         place: 1 is the best.
         out: where to; `students/place-N` of the run by default.
+        deploy: write and check every form of the student, or what kdnas reads alone.
 
     Returns:
         The folder, the architecture's code, cost, accuracy on the search part, and what the self-check measured.
@@ -38,7 +39,7 @@ def export(opened: Opened, place: int = 1, out: Path | None = None) -> dict[str,
     network = inherited(opened, entry.architecture)
     found = accuracy(network, opened.data.search, opened.data)
     origin = {"place": place, "score": entry.score, "scorer": entry.scorer, "search_accuracy": found}
-    checked = write_student(folder, network, card_of(opened, entry.architecture, origin))
+    checked = write_student(folder, network, card_of(opened, entry.architecture, origin), deploy=deploy)
     return {
         "student": str(folder),
         "place": place,

@@ -89,7 +89,9 @@ def search(opened: Opened, settings: Search) -> list[Entry]:
         run.append(waiting)
         return entries, why
 
-    entries, stopped = one(settings.searcher, "search", settings.max_time)
+    # Half of the time is the random control's.
+    share = settings.max_time / 2 if settings.control else settings.max_time
+    entries, stopped = one(settings.searcher, "search", share)
     if not entries:
         raise ValueError(
             f"the search found no network with {settings.budget} ({stopped}). Raise the budget or --max-time, or use "

@@ -7,6 +7,7 @@ from kdnas.report.charts import curves as curves
 from kdnas.report.charts import heat_map as heat_map
 from kdnas.report.charts import pareto_front as pareto_front
 from kdnas.report.charts import scatter as scatter
+from kdnas.report.comparison import write_comparison as write_comparison
 from kdnas.report.drawing import drawing as drawing
 from kdnas.report.markup import Column as Column
 from kdnas.report.markup import Markup as Markup

@@ -2,9 +2,11 @@
 
 import html
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, final
+
+from kdnas.report.style import STYLE
 
 _NOTHING = "–"
 
@@ -163,3 +165,23 @@ def table(
         parts.append(tag("tbody", *body[cut:], class_="more"))
         more = tag("details", tag("summary", f"{len(body) - cut} more {what}"))
     return tag("div", tag("div", tag("table", *parts), class_="wide"), more, class_="rows")
+
+
+def document(
+    title: str,
+    heading: str,
+    intro: Sequence[Markup],
+    sections: Sequence[tuple[str, str, Iterable[Markup]]],
+    notes: Sequence[Markup] = (),
+) -> str:
+    """A whole page: heading, intro, links to the sections, notes, and the sections as (key, title, content)."""
+    head = tag(
+        "head",
+        Markup('<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'),
+        tag("title", title),
+        tag("style", Markup(STYLE)),
+    )
+    nav = tag("nav", *(tag("a", name, href=f"#{key}") for key, name, _ in sections))
+    body = [tag("section", tag("h2", name), *content, id=key) for key, name, content in sections]
+    main = tag("main", tag("h1", heading), *intro, nav, *notes, *body)
+    return f"<!DOCTYPE html>\n{tag('html', head, tag('body', main), lang='en')}\n"

@@ -7,11 +7,11 @@ from typing import Any
 
 from kdnas.report.candidates import front, ranking, students
 from kdnas.report.charts import bars, curves
+from kdnas.report.comparison import COMPARISON, write_comparison
 from kdnas.report.explained import explanation
 from kdnas.report.folder import Found, Record, mapping
-from kdnas.report.markup import Column, Markup, accuracy, duration, finite, percent, table, tag, text, whole
+from kdnas.report.markup import Column, Markup, accuracy, document, duration, finite, percent, table, tag, text, whole
 from kdnas.report.outcome import controls, result
-from kdnas.report.style import STYLE
 from kdnas.report.todo import commands, missing, next_command
 
 _PHASES = {
@@ -25,7 +25,7 @@ _PHASES = {
 
 
 def write_report(run_folder: Path) -> Path:
-    """Write `report.html` into a run folder, from the folder's own files, and return its path.
+    """Write `report.html` into a run folder, or a comparison's, from the folder's own files, and return its path.
 
     The page needs no network, no script and no other file. Whatever the run does not hold yet is named there,
     with the command that makes it. Equal folders give equal pages.
@@ -38,6 +38,8 @@ def write_report(run_folder: Path) -> Path:
             f"a report is written into an existing run folder, and {str(run_folder)!r} is none. "
             f"Make one: kdnas train EXPERIMENT --out {shlex.quote(str(run_folder))}"
         )
+    if (run_folder / COMPARISON).exists():
+        return write_comparison(run_folder)
     page = _page(Found.read(run_folder))
     path = run_folder / "report.html"
     unfinished = path.with_name(".report.html.unfinished")
@@ -60,19 +62,10 @@ def _page(found: Found) -> str:
     name = Path(found.name).name or found.name
     if found.why:
         sections.insert(6, ("why", "Why this score", explanation(found)))
-    head = tag(
-        "head",
-        Markup('<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'),
-        tag("title", f"kdnas report: {name}"),
-        tag("style", Markup(STYLE)),
-    )
-    intro = [tag("h1", name), tag("p", _origin(found), class_="soft")]
-    nav = tag("nav", *(tag("a", title, href=f"#{key}") for key, title, _ in sections))
     todo = next_command(found)
     notes = [missing(*todo, "Next")] if todo else []
     notes += [tag("p", problem, class_="missing") for problem in found.problems]
-    body = [tag("section", tag("h2", title), *content, id=key) for key, title, content in sections]
-    return f"<!DOCTYPE html>\n{tag('html', head, tag('body', tag('main', *intro, nav, *notes, *body)), lang='en')}\n"
+    return document(f"kdnas report: {name}", name, [tag("p", _origin(found), class_="soft")], sections, notes)
 
 
 def _origin(found: Found) -> str:

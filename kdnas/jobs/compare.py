@@ -1,0 +1,329 @@
+"""Several systems on the same data, under the same teacher and budget, at equal cost: one table."""
+
+import ast
+import dataclasses
+import json
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, final
+
+import scipy.stats
+
+from kdnas.architecture import Architecture
+from kdnas.checkpoint import write_json
+from kdnas.cost import Budget, cost
+from kdnas.data import Data
+from kdnas.distillers.from_labels import FromLabels
+from kdnas.distillers.from_teacher import FromTeacher
+from kdnas.jobs.chain import chain, say
+from kdnas.jobs.opened import Opened, build_teacher, default_device
+from kdnas.jobs.settings import Experiment, Train, load_experiment
+from kdnas.jobs.train import train
+from kdnas.network import Network
+from kdnas.randomness import python_rng
+from kdnas.report.comparison import COMPARISON, write_comparison
+from kdnas.run import TEACHER
+from kdnas.search import check_feasible
+from kdnas.space import SearchSpace
+from kdnas.spec import Spec, nearest, spec
+from kdnas.supernet import Supernet, corner
+from kdnas.tables import shared_folder, table_of, unstructure
+from kdnas.teachers import Teacher, fitted_teacher, student_teacher
+from kdnas.training import Distiller, Recipe, Training, initialised
+
+_MARK = "SYSTEM"
+# Of a system's time: supernet, search with its random control, three retrainings; the rest is evaluation.
+_SHARES = {"train": 0.25, "search": 0.15, "retrain": 0.50}
+_ALONE = {"train": 0.0, "search": 0.40, "retrain": 0.50}
+_TEACHER_SHARE = 0.10
+_LEAST_STEPS = 10
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Compare:
+    """What is compared, and on what.
+
+    Attributes:
+        data: makes the Data.
+        space: the search space of all systems.
+        teacher: of all systems; None trains one first.
+        systems: names from `systems()`; empty for all of them.
+        budget: of every student.
+        max_time: seconds for everything.
+        seed: of every system.
+    """
+
+    data: Spec
+    space: SearchSpace
+    teacher: Spec | None = None
+    systems: tuple[str, ...] = ()
+    budget: Budget = Budget()
+    max_time: float = 1200.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.max_time < math.inf:
+            raise ValueError(f"max_time must be positive and finite, got {self.max_time}.")
+        known = systems()
+        for name in self.systems:
+            if name not in known:
+                raise ValueError(f"no system is named {name!r}.{nearest(name, known)}")
+
+    def to_json(self) -> dict[str, Any]:
+        """What must be equal for a comparison to be resumed."""
+        teacher = None if self.teacher is None else self.teacher.to_json()
+        held = {"data": self.data.to_json(), "space": table_of(self.space), "teacher": teacher, "seed": self.seed}
+        held |= {"systems": list(self.systems), "budget": self.budget.bounds(), "max_time": self.max_time}
+        return json.loads(json.dumps(unstructure(held)))
+
+
+def systems() -> dict[str, str]:
+    """What can be compared: experiments whose file says `SYSTEM = "what it does"`, found without running them."""
+    found = {}
+    for path in sorted(shared_folder("experiments").glob("*.py")):
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.Assign) and [getattr(t, "id", "") for t in node.targets] == [_MARK]:
+                found[path.stem] = str(ast.literal_eval(node.value))
+    return found
+
+
+def compare(settings: Compare, folder: Path) -> dict[str, Any]:
+    """Run every system that fits the space, each in a run folder of its own, and write `compare.json` and a report.
+
+    A system is what its experiment file's `small()` says of distiller, sharing, scorer, searcher and learning rates;
+    space, data, teacher, budget, retraining steps and time are the comparison's. Each gets an equal part of the
+    time that is left, in which its supernet's steps are planned by their measured speed; all students are retrained for
+    the same number of steps. A system that cannot work on the space is listed with the reason. An interrupted
+    comparison goes on, with the plans it made.
+
+    Returns:
+        `settings`, `teacher`, and per system either `reason` or the student's accuracy with its 95 % interval, cost,
+        seconds, the controls' accuracies and what the run says of both.
+
+    Raises:
+        ValueError: the folder holds something else, or the data or the teacher do not fit.
+        Infeasible: no network is within the budget.
+    """
+    folder = Path(folder)
+    data: Data = settings.data.build(Data)
+    space = settings.space.fitted(classes=data.classes, image_channels=data.channels)
+    check_feasible(space, settings.budget, python_rng(settings.seed, "feasible"))
+    held = _opened(settings, folder)
+    began = time.perf_counter() - held["seconds"]
+
+    def save() -> None:
+        held["seconds"] = round(time.perf_counter() - began, 3)
+        write_json(folder / COMPARISON, held)
+
+    teacher_spec = settings.teacher
+    if teacher_spec is None:
+        teacher_spec = _taught(settings, data, folder, held, save)
+    teacher = build_teacher(teacher_spec, data)
+    student = _example(space, settings)
+    names = settings.systems or tuple(systems())
+    for name in names:
+        if name not in held["step_seconds"] and name not in held["results"]:
+            try:
+                held["step_seconds"][name] = _fits(name, data, space, teacher)
+            except ValueError as error:
+                held["results"][name] = {"reason": str(error)}
+                say(f"compare: {name} is left out: {error}")
+            save()
+    fitting = [name for name in names if name in held["step_seconds"]]
+    if held["retrain_steps"] is None and fitting:
+        left = settings.max_time - (time.perf_counter() - began)
+        each = _step_seconds(lambda: Network(space.blueprint(student)), FromTeacher(), data, teacher, Recipe())
+        held["retrain_steps"] = max(_LEAST_STEPS, int(_SHARES["retrain"] / 3 * left / len(fitting) / each))
+        save()
+    for index, name in enumerate(fitting):
+        if name in held["results"]:
+            continue
+        try:
+            if name not in held["plans"]:
+                left = settings.max_time - (time.perf_counter() - began)
+                say(f"compare: {name}, {index + 1} of {len(fitting)}, {left:.0f} s left for all")
+                plan = _plan(name, settings, data, teacher_spec, left / (len(fitting) - index), held)
+                held["plans"][name] = plan.to_json()
+                save()
+            plan = Experiment.from_json(held["plans"][name])
+            started = time.perf_counter()
+            opened = chain(plan, folder / name, deploy=False)
+            held["results"][name] = _result(opened, name, time.perf_counter() - started)
+        except (ValueError, FloatingPointError) as error:
+            held["results"][name] = {"reason": str(error)}
+            say(f"compare: {name} is left out: {error}")
+        save()
+    write_comparison(folder)
+    return held
+
+
+def _opened(settings: Compare, folder: Path) -> dict[str, Any]:
+    path = folder / COMPARISON
+    if path.exists():
+        try:
+            held = json.loads(path.read_text())
+            asked = held["settings"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} is damaged ({error!r}). Start again in another folder.") from error
+        for key, value in settings.to_json().items():
+            if asked.get(key) != value:
+                raise ValueError(
+                    f"{folder} holds a comparison with another {key}. Use another --out, or the settings it was begun "
+                    "with to resume it."
+                )
+        return held
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+        raise ValueError(f"{folder} holds something else. Give --out a new or an empty folder.")
+    folder.mkdir(parents=True, exist_ok=True)
+    held = {"settings": settings.to_json(), "teacher": None, "retrain_steps": None, "step_seconds": {}}
+    held |= {"plans": {}, "results": {}, "seconds": 0.0, "systems": systems()}
+    write_json(path, held)
+    return held
+
+
+def _taught(settings: Compare, data: Data, folder: Path, held: dict[str, Any], save: Any) -> Spec:
+    """The teacher trained here, in a run of its own without a supernet."""
+    if "teacher_job" not in held:
+        image = (data.channels, data.preprocessing.height, data.preprocessing.width)
+        blueprint = fitted_teacher(image, data.classes)
+        each = _step_seconds(lambda: Network(blueprint), FromLabels(), data, None, Recipe())
+        epochs = 30 * len(data.train) // min(128, len(data.train))
+        steps = max(_LEAST_STEPS, min(epochs, int(_TEACHER_SHARE * settings.max_time / each)))
+        recipe = Recipe(steps=steps, seed=settings.seed)
+        job = Experiment(train=Train(space=settings.space, data=settings.data, distiller=None, teacher_recipe=recipe))
+        held["teacher_job"] = job.to_json()
+        save()
+    opened = train(Experiment.from_json(held["teacher_job"]), folder / "teacher")
+    held["teacher"] = opened.run.require("teacher", "kdnas compare")
+    save()
+    return spec(student_teacher, path=str((folder / "teacher" / TEACHER).resolve()))
+
+
+def _fits(name: str, data: Data, space: SearchSpace, teacher: Teacher) -> float:
+    """Seconds of one of the system's supernet steps on this space, 0 where it trains none.
+
+    Raises:
+        ValueError: the system does not fit the space.
+    """
+    train_ = load_experiment(f"{name}:small").train
+    if train_.distiller is None:
+        return 0.0
+    share, distiller = train_.share, train_.distiller.build(Distiller)
+    make = partial(Supernet, space, corner if share is None else share.build())
+    return _step_seconds(make, distiller, data, teacher, train_.recipe)
+
+
+def _plan(
+    name: str, settings: Compare, data: Data, teacher_spec: Spec, seconds: float, held: dict[str, Any]
+) -> Experiment:
+    """The system's experiment on this space and data, as long as it may take."""
+    own, each = load_experiment(f"{name}:small"), held["step_seconds"][name]
+    shares = _SHARES if each else _ALONE
+    steps = max(_LEAST_STEPS, int(shares["train"] * seconds / each)) if each else own.train.recipe.steps
+    retrain = dataclasses.replace(own.retrain.recipe, steps=held["retrain_steps"], seed=settings.seed)
+    return Experiment(
+        train=dataclasses.replace(
+            own.train,
+            space=settings.space,
+            data=settings.data,
+            teacher=teacher_spec,
+            recipe=dataclasses.replace(own.train.recipe, steps=steps, seed=settings.seed),
+            weights="",
+        ),
+        search=dataclasses.replace(
+            own.search,
+            budget=settings.budget,
+            num_evaluations=max(own.search.num_evaluations, 1000),
+            num_images=min(own.search.num_images, len(data.search)),
+            max_time=max(1.0, shares["search"] * seconds),
+            seed=settings.seed,
+        ),
+        retrain=dataclasses.replace(own.retrain, recipe=retrain),
+    )
+
+
+def _step_seconds(make: Any, distiller: Distiller, data: Data, teacher: Teacher | None, recipe: Recipe) -> float:
+    """The mean time of a step on a model of its own, from about two seconds of them; the first one is not counted."""
+    model = initialised(make, recipe.seed)
+    training = Training(model, distiller, data, teacher, dataclasses.replace(recipe, steps=1000), default_device())
+    training.step()
+    began, taken = time.perf_counter(), 0
+    while taken < 20 and (taken < 2 or time.perf_counter() - began < 2.0):
+        training.step()
+        taken += 1
+    return (time.perf_counter() - began) / taken
+
+
+def _example(space: SearchSpace, settings: Compare) -> Architecture:
+    """Of many networks within the budget the one with the most MACs: what students will be like."""
+    rng = python_rng(settings.seed, "example")
+    drawn = [space.smallest, space.largest, *(space.sample(rng) for _ in range(200))]
+    admitted = [a for a in drawn if settings.budget.admits(cost(space.blueprint(a)))]
+    return max(admitted or [space.smallest], key=lambda a: cost(space.blueprint(a)).macs)
+
+
+def _result(opened: Opened, name: str, seconds: float) -> dict[str, Any]:
+    results = opened.run.results()
+    rows = {row["name"]: row for row in results["rows"]}
+    student = rows["student"]
+    count = len(opened.data.test)
+    hits = round(student["accuracy"] * count)
+    interval = scipy.stats.binomtest(hits, count).proportion_ci(0.95, "wilson")
+    drawn = [row["accuracy"] for other, row in rows.items() if other.startswith("random")]
+    search = opened.run.require("search", "kdnas search")
+    return {
+        "accuracy": student["accuracy"],
+        "interval": [float(interval.low), float(interval.high)],
+        "params": student["params"],
+        "macs": student["macs"],
+        "seconds": round(seconds, 1),
+        "evaluations": search["evaluations"],
+        "without teacher": rows["control"]["accuracy"],
+        "random": None if not drawn else sum(drawn) / len(drawn),
+        "said": [said["sentence"] for key in ("distillation", "choice") if (said := results["controls"].get(key))],
+        "run": name,
+    }
+
+
+def comparison_table(held: dict[str, Any]) -> str:
+    """One row per system, best student first, and under it those that were left out."""
+    lines = [
+        f"{'system':<18}{'student':>9}  {'95 % interval':<18}{'params':>11}{'MACs':>14}{'seconds':>9}"
+        f"{'no teacher':>12}{'random':>9}"
+    ]
+    done = {name: r for name, r in held["results"].items() if "reason" not in r}
+    for name, r in sorted(done.items(), key=lambda item: (-item[1]["accuracy"], item[1]["macs"], item[0])):
+        low, high = r["interval"]
+        drawn = "-" if r["random"] is None else f"{r['random']:.2%}"
+        lines.append(
+            f"{name:<18}{r['accuracy']:>9.2%}  {f'[{low:.2%}, {high:.2%}]':<18}{r['params']:>11,}{r['macs']:>14,}"
+            f"{r['seconds']:>9.0f}{r['without teacher']:>12.2%}{drawn:>9}"
+        )
+    if held["teacher"] is not None:
+        t = held["teacher"]
+        lines.append(
+            f"{'teacher':<18}{t['accuracy']:>9.2%}  {'':<18}{t['params']:>11,}{t['macs']:>14,}{t['seconds']:>9.0f}"
+        )
+    lines += ["", *_verdict(done)]
+    lines += [f"{name} is left out: {r['reason']}" for name, r in held["results"].items() if "reason" in r]
+    return "\n".join(lines)
+
+
+def _verdict(done: dict[str, dict[str, Any]]) -> Sequence[str]:
+    if len(done) < 2:
+        return []
+    ordered = sorted(done.items(), key=lambda item: -item[1]["accuracy"])
+    best, top = ordered[0]
+    alike = [name for name, r in ordered[1:] if r["interval"][1] >= top["interval"][0]]
+    said = f"Best: {best}."
+    if alike:
+        said += f" On these test images and one seed it is not distinguishable from {', '.join(alike)}."
+    lines = [said]
+    lines.append("no teacher: the same student trained on labels alone; random: random subnets within the budget,")
+    lines.append("trained alike. Seconds are a system's own, the teacher's training apart.")
+    return lines
