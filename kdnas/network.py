@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
@@ -10,15 +10,24 @@ from torch import Tensor, nn
 from kdnas.blocks.basic import AttentionMap, resize
 from kdnas.outputs import Outputs
 from kdnas.space import Blueprint, Layer
+from kdnas.spec import Spec
 
 
 def build(layer: Layer) -> nn.Module:
-    """The layer's module.
+    """The layer's module; specs among its arguments become modules first.
 
     Raises:
         ValueError: the layer's class cannot be imported or called so.
     """
-    return layer.make.build(nn.Module)
+    return _made(layer.make)
+
+
+def _made(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return tuple(map(_made, value))
+    if not isinstance(value, Spec):
+        return value
+    return value.build(nn.Module, **{name: _made(held) for name, held in value.arguments})
 
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)

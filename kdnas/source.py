@@ -88,7 +88,8 @@ def student_source(blueprint: Blueprint, preprocessing: Preprocessing, class_nam
             other than torch.
     """
     check_modules(blueprint)
-    own = {layer.make.make.partition(":")[0].partition(".")[0] for _, layer in blueprint.named()}
+    makes = [made.make for _, layer in blueprint.named() for made in _modules(layer.make)]
+    own = {make.partition(":")[0].partition(".")[0] for make in makes}
     definitions = Definitions({"kdnas", *own}, reserved=("CLASS_NAMES", "Student", "load", "main"))
     for one in _IMPORTS:
         definitions.name_import(one)
@@ -117,19 +118,24 @@ def student_source(blueprint: Blueprint, preprocessing: Preprocessing, class_nam
 def check_modules(blueprint: Blueprint) -> None:
     """Raise a ValueError unless every layer is a class derived from nn.Module with plain values as arguments.
 
-    A blueprint may come from a file. Held to this, building its network calls nothing else.
+    Among them may be specs of such classes, whose modules the layer takes. A blueprint may come from a file. Held to
+    this, building its network calls nothing else.
     """
     for position, layer in blueprint.named():
-        found = resolve(layer.make.make)
-        if not (inspect.isclass(found) and issubclass(found, nn.Module)):
-            raise ValueError(
-                f"a layer is made by a class derived from torch.nn.Module, and {layer.make.make} at {position} is none."
-            )
-        if any(isinstance(value, Spec) for value in _flat(value for _, value in layer.make.arguments)):
-            raise ValueError(
-                f"a layer takes numbers, strings and tuples of them, and {layer} at {position} takes a spec. "
-                "Let the layer choose its parts by name."
-            )
+        for made in _modules(layer.make):
+            found = resolve(made.make)
+            if not (inspect.isclass(found) and issubclass(found, nn.Module)):
+                raise ValueError(
+                    f"a layer is made by a class derived from torch.nn.Module, and {made.make} at {position} is none."
+                )
+
+
+def _modules(make: Spec) -> Iterator[Spec]:
+    """The spec, and those among its arguments."""
+    yield make
+    for value in _flat(value for _, value in make.arguments):
+        if isinstance(value, Spec):
+            yield from _modules(value)
 
 
 def _flat(values: Iterable[Any]) -> Iterator[Any]:
@@ -142,7 +148,7 @@ def _flat(values: Iterable[Any]) -> Iterator[Any]:
 
 def _layer_lines(blueprint: Blueprint, preprocessing: Preprocessing, definitions: Definitions) -> list[str]:
     def call(before: str, make: Spec, after: str, indent: int) -> list[str]:
-        return bracketed(f"{before}{_class(make, definitions)}(", _arguments(make), f"){after}", indent)
+        return _call(before, make, after, indent, definitions)
 
     lines = []
     for name in ("mean", "std"):
@@ -150,20 +156,38 @@ def _layer_lines(blueprint: Blueprint, preprocessing: Preprocessing, definitions
         before, after = f'self.register_buffer("{name}", torch.tensor([', "]).view(-1, 1, 1), persistent=False)"
         lines += bracketed(before, values, after, 8)
     lines += call("self.stem = ", blueprint.stem.make, "", 8)
-    lines.append(" " * 8 + "self.stages = nn.Sequential(")
+    lines.append(" " * 8 + "self.stages = nn.Sequential(" + ("" if blueprint.stages else ")"))
     for stage in blueprint.stages:
         lines.append(" " * 12 + "nn.Sequential(" + ("" if stage else "),"))
         for layer in stage:
             lines += call("", layer.make, ",", 16)
         lines += [" " * 12 + "),"] if stage else []
-    lines.append(" " * 8 + ")")
+    lines += [" " * 8 + ")"] if blueprint.stages else []
     return lines + call("self.head = ", blueprint.head.make, "", 8)
 
 
-def _arguments(make: Spec) -> list[str]:
+def _call(before: str, make: Spec, after: str, indent: int, definitions: Definitions) -> list[str]:
     order = list(inspect.signature(resolve(make.make)).parameters)
     given = sorted(make.arguments, key=lambda pair: order.index(pair[0]) if pair[0] in order else len(order))
-    return [f"{name}={_literal(value)}" for name, value in given]
+    opened = f"{before}{_class(make, definitions)}("
+    if not any(isinstance(value, Spec) for value in _flat(value for _, value in given)):
+        return bracketed(opened, [f"{name}={_literal(value)}" for name, value in given], f"){after}", indent)
+    space = " " * indent
+    lines = [space + opened]
+    for name, value in given:
+        lines += _nested(f"{name}=", value, indent + 4, definitions)
+    return [*lines, f"{space}){after}"]
+
+
+def _nested(before: str, value: Any, indent: int, definitions: Definitions) -> list[str]:
+    """An argument, or an entry of one, that may hold modules; one a line."""
+    space = " " * indent
+    if isinstance(value, Spec):
+        return _call(before, value, ",", indent, definitions)
+    if not any(isinstance(held, Spec) for held in _flat((value,))):
+        return [f"{space}{before}{_literal(value)},"]
+    inner = [line for held in value for line in _nested("", held, indent + 4, definitions)]
+    return [f"{space}{before}(", *inner, f"{space}),"]
 
 
 def _class(make: Spec, definitions: Definitions) -> str:

@@ -1,6 +1,7 @@
 import ast
 import dataclasses
 import importlib
+import json
 import random
 import subprocess
 import sys
@@ -268,9 +269,24 @@ def test_every_kind_of_argument_is_written_in_the_order_of_the_signature(module)
     assert """Block(sizes=(3,), text='say "hi"', limit=float("inf"), flags=(True, (1, None)), count=2)""" in source
 
 
-def test_a_layer_that_takes_a_spec_is_refused():
-    with pytest.raises(ValueError, match=r"stages.0.0 takes a spec"):
-        written(blueprint_with(layer(torch.nn.Sequential, parts=(spec(torch.nn.ReLU),))))
+def test_a_layer_may_take_modules_written_as_specs():
+    convolution = spec("kdnas.blocks.basic:ConvNormAct", inputs=4, outputs=4)
+    inner = (spec("kdnas.blocks.mixture:Member", parts=(convolution, spec(torch.nn.ReLU)), height=6, width=6),)
+    blueprint = blueprint_with(layer("kdnas.blocks.mixture:Member", parts=(convolution, *inner), height=6, width=6))
+    source = written(blueprint)
+    assert_same(blueprint, source)
+    assert "nn.ReLU()," in source
+    assert max(map(len, source.splitlines())) <= 120
+    assert Blueprint.from_json(json.loads(json.dumps(blueprint.to_json()))) == blueprint
+
+
+def test_a_spec_of_anything_but_a_module_is_refused():
+    called = spec("subprocess:call", args="true")
+    deeper = spec("kdnas.blocks.mixture:Member", parts=(called,), height=6, width=6)
+    for inner in (called, deeper):
+        block = layer("kdnas.blocks.mixture:Member", parts=(inner,), height=6, width=6)
+        with pytest.raises(ValueError, match=r"subprocess:call at stages.0.0 is none"):
+            written(blueprint_with(block))
 
 
 @pytest.mark.parametrize(
