@@ -91,6 +91,9 @@ def parser() -> argparse.ArgumentParser:
         "--exact", action="store_true", help="rate every path of every block once, of a run trained block_wise"
     )
     search.add_argument("--top", type=int, default=10, help="places to print")
+    search.add_argument(
+        "--front", action="store_true", help="print the front of score, MACs and params instead of the best"
+    )
     search.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
 
     check = command(
@@ -145,6 +148,21 @@ def parser() -> argparse.ArgumentParser:
     compare.add_argument("--seed", type=int, default=0, help="of every system")
     compare.add_argument("--out", type=Path, default=Path("runs/compare"), help="the folder of the comparison")
     compare.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+
+    grown = command("grow", _grow, "grow an ensemble, each member taught by those before it; one student folder")
+    grown.add_argument("experiment", nargs="?", help="a file or name whose function returns a Grow, such as adanas:small")
+    grown.add_argument("--data", help="digits, folder:PATH, cifar10:PATH, cifar100:PATH, module:function")
+    grown.add_argument("--space", help="a TOML table, or a name from `kdnas list spaces`")
+    grown.add_argument("--out", type=Path, required=True, help="the folder of the growth")
+    grown.add_argument("--num-members", type=int, help="subnets of the finished ensemble")
+    grown.add_argument("--generator", help="who is tried next: simple, dynamic or random")
+    grown.add_argument("--teacher", help="of a candidate: ensemble, last (born again) or none")
+    grown.add_argument("--mixture", help="weights of the members: uniform or learned")
+    grown.add_argument("--architecture", help="code of the first member (default: the smallest network)")
+    grown.add_argument("--budget", action="append", default=[], metavar="NAME=BOUND", help="of the whole ensemble")
+    grown.add_argument("--no-controls", dest="controls", action="store_const", const=False, help="the ensemble alone")
+    grown.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    _recipe_options(grown)
 
     report = command("report", _report, "write the run's report, one self-contained HTML file")
     report.add_argument("folder", type=Path, metavar="RUN", help="the run folder")
@@ -341,12 +359,13 @@ def _search(given: argparse.Namespace) -> None:
     _say(f"kdnas search: {given.folder}")
     from kdnas.jobs.block_rating import search_blocks
     from kdnas.jobs.opened import Opened
-    from kdnas.jobs.search import ranking_json, ranking_table, search
+    from kdnas.jobs.search import front_of, ranking_json, ranking_table, search
 
     opened = Opened(given.folder)
     settings = _search_settings(given, opened.experiment.search)
     entries = search_blocks(opened, settings) if given.exact else search(opened, settings)
-    print(ranking_json(opened.run, entries, given.top) if given.json else ranking_table(opened.run, entries, given.top))
+    shown, top = (front_of(entries), len(entries)) if given.front else (entries, given.top)
+    print(ranking_json(opened.run, shown, top) if given.json else ranking_table(opened.run, shown, top))
     _say(f"next: kdnas export {given.folder} --place 1")
 
 
@@ -444,6 +463,40 @@ def _compare(given: argparse.Namespace) -> None:
     found = compare(settings, given.out)
     print(json.dumps(found) if given.json else comparison_table(found))
     _say(f"report: {given.out / 'report.html'}")
+
+
+def _grow(given: argparse.Namespace) -> None:
+    _say(f"kdnas grow: {given.experiment or given.data} into {given.out}")
+    import dataclasses
+
+    from kdnas.cost import Budget
+    from kdnas.data import load_data
+    from kdnas.jobs.grow import Grow, grow, growth_table
+    from kdnas.jobs.settings import load_settings, with_overrides
+    from kdnas.run import Run
+    from kdnas.tables import load_space
+
+    changed: dict[str, Any] = {}
+    for name in ("num_members", "generator", "teacher", "mixture", "architecture", "controls"):
+        if getattr(given, name) is not None:
+            changed[name] = getattr(given, name)
+    if given.data is not None:
+        changed["data"] = load_data(given.data)
+    if given.space is not None:
+        changed["space"] = load_space(given.space)
+    if given.budget:
+        changed["budget"] = Budget.parse(given.budget)
+    if given.experiment is not None:
+        settings = dataclasses.replace(load_settings(given.experiment, Grow), **changed)
+    else:
+        for name in ("data", "space"):
+            if name not in changed:
+                raise ValueError(f"--{name} is missing. Give it, or an experiment that holds everything.")
+        settings = Grow(**changed)
+    settings = dataclasses.replace(settings, recipe=with_overrides(settings.recipe, _overrides(given)))
+    found = grow(settings, given.out)
+    print(json.dumps(found) if given.json else growth_table(Run(given.out)))
+    _say(f"next: kdnas retrain {found['student']} --teacher none --weights inherited")
 
 
 def _lines(found: dict[str, Any]) -> str:

@@ -85,6 +85,24 @@ def test_json_is_one_object_and_nothing_else(searched, capsys):
     assert all(-1 <= shown["controls"][name]["value"] <= 1 for name in taus)
 
 
+def test_the_front_is_what_nothing_beats(searched, capsys):
+    main(["search", str(searched), "--num-evaluations", "12", "--front", "--json"])
+    shown = json.loads(capsys.readouterr().out)["places"]
+    run = Run(searched)
+    number = run.phase("search")["search"]
+    every = [e for e in run.ranking(number) if e.searcher != "random control"]
+
+    def beaten(e):
+        return any(
+            o.score >= e.score and o.macs <= e.macs and o.params <= e.params and o.code != e.code
+            for o in every
+            if (o.score, o.macs, o.params) != (e.score, e.macs, e.params)
+        )
+
+    assert {p["code"] for p in shown} == {e.code for e in every if not beaten(e)}
+    assert [p["macs"] for p in shown] == sorted(p["macs"] for p in shown)
+
+
 def test_training_free_controls_are_left_out_with_the_reason_when_there_is_no_time(searched):
     opened = Opened(searched)
     entries = search(opened, Search(num_evaluations=12, num_images=30, control=False))

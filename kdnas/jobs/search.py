@@ -189,6 +189,15 @@ def _random_control(entries: list[Entry], drawn: list[Entry]) -> dict[str, Any]:
     return {"value": float(scores.max()), "interval": [low, high], "sentence": sentence}
 
 
+def front_of(entries: list[Entry]) -> list[Entry]:
+    """The entries that no other beats in score, MACs and params at once, cheapest first; one of equal ones."""
+    kept: list[Entry] = []
+    for entry in sorted(entries, key=lambda e: (-e.score, e.macs, e.params, e.code)):
+        if not any(k.macs <= entry.macs and k.params <= entry.params for k in kept):
+            kept.append(entry)
+    return sorted(kept, key=lambda e: (e.macs, e.params))
+
+
 def ranking_json(run: Run, entries: list[Entry], top: int) -> str:
     """The first places and the controls as one JSON object."""
     places = [{"place": i, **e.to_json()} for i, e in enumerate(entries[:top], 1)]
