@@ -14,6 +14,8 @@ import dataclasses
 import itertools
 import random
 import time
+import weakref
+from typing import Any
 
 import torch
 
@@ -44,6 +46,26 @@ def evidence_of(data: Data, teacher: Frozen, count: int) -> Evidence:
     return Evidence(pixels, data.normalise(pixels), data.search.labels[:count], teacher(pixels))
 
 
+def peak_bytes(supernet: Supernet, networks: list[Architecture], scorer: Rdm, evidence: Evidence) -> int:
+    """The most bytes of layers' outputs that are alive at once while these networks are scored."""
+    alive: list[weakref.ref[torch.Tensor]] = []
+    peak, run = 0, supernet.run
+
+    def watched(*arguments: Any, **options: Any) -> torch.Tensor:
+        nonlocal alive, peak
+        made = run(*arguments, **options)
+        alive = [held for held in [*alive, weakref.ref(made)] if held() is not None]
+        peak = max(peak, sum(t.numel() * t.element_size() for held in alive if (t := held()) is not None))
+        return made
+
+    supernet.run = watched  # type: ignore[method-assign]
+    try:
+        score_all(supernet, networks, scorer, evidence)
+    finally:
+        supernet.run = run  # type: ignore[method-assign]
+    return peak
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -66,6 +88,10 @@ def main() -> None:
     chosen = random.Random(0).sample(everything, given.sample)
 
     score_all(supernet, chosen[:5], scorer, evidence)  # warm
+    bound, peak = (
+        peak_bytes(supernet, [space.largest], scorer, evidence),
+        peak_bytes(supernet, chosen, scorer, evidence),
+    )
     saved, began = Saved(), time.perf_counter()
     shared = dict(zip(everything, score_all(supernet, everything, scorer, evidence, saved), strict=True))
     shared_each = (time.perf_counter() - began) / len(everything)
@@ -89,6 +115,7 @@ def main() -> None:
         f"{given.images} images of {given.side}x{given.side}: {saved}"
     )
     print(f"largest difference between shared and one by one: {worst:.1e}")
+    print(f"activations alive at once: {peak:,} bytes; one path of the largest network: {bound:,} bytes")
     print(f"{'way':<12}{'ms a candidate':>16}{'candidates a minute':>22}{'times shared':>14}")
     for name, each in (("shared", shared_each), ("one by one", alone_each), ("naive", naive_each)):
         print(f"{name:<12}{1e3 * each:>16.2f}{60 / each:>22,.0f}{each / shared_each:>14.1f}")

@@ -1,6 +1,7 @@
 import itertools
 import random
 import time
+import weakref
 
 import pytest
 import torch
@@ -77,6 +78,34 @@ def test_several_scorers_share_one_walk_and_each_has_its_own_numbers(supernet, e
     assert score_by_all(supernet, architectures, scorers, evidence, together) == expected
     score_by_all(supernet, architectures, [Rdm(), Params()], evidence, alone)
     assert together == alone
+
+
+def test_memory_is_one_path_of_activations(supernet, evidence, monkeypatch):
+    alive, most, run_layer = [], [], supernet.run
+
+    def watched(*arguments, **options):
+        made = run_layer(*arguments, **options)
+        alive.append(weakref.ref(made))
+        alive[:] = [held for held in alive if held() is not None]
+        most.append(sum(held().numel() for held in alive))
+        return made
+
+    monkeypatch.setattr(supernet, "run", watched)
+
+    class Constant(OutputScorer):
+        def digest(self, stage, feature, evidence):
+            return None
+
+        def judge(self, logits, digests, evidence):
+            return Score(0.0, {})
+
+    def peak(architectures):
+        most.clear()
+        score_all(supernet, architectures, Constant(), evidence)
+        return max(most)
+
+    networks = list(SPACE.all())
+    assert peak(networks) <= max(peak([one]) for one in networks)
 
 
 def test_members_of_members_keep_their_places(supernet, evidence):
