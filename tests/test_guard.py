@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 
+from kdnas.checkpoint import load_state, save_state
 from kdnas.distillers.sandwich import Sandwich
 from kdnas.jobs.guard import Guard
 from kdnas.jobs.settings import Experiment
@@ -42,6 +43,34 @@ def test_a_starved_option_is_named_once(tmp_path):
     found.supernet.uses.update({("stage0.depth", 2): 100, ("stage1.depth", 1): 50, ("stage1.depth", 2): 40})
     assert found.starved() == ["stage0.depth = 1 is starved: trained 0 times, an equal share is 50"]
     assert found.starved() == []
+
+
+def test_what_was_said_is_not_said_again_after_a_kill(tmp_path):
+    found = guard(tmp_path)
+    found.supernet.uses.update({("stage0.depth", 1): 1})
+    found.starved()
+    found.supernet.uses.update({("stage0.depth", 2): 100})
+    assert len(found.starved()) == 1
+    place = tmp_path / "state.safetensors"
+    save_state(place, found.state())
+    again = guard(tmp_path)
+    again.supernet.uses.update(found.supernet.uses)
+    again.load(load_state(place))
+    assert again.starved() == []
+    assert again.state() == found.state()
+
+
+def test_health_is_recorded_at_the_end_of_every_epoch(tmp_path):
+    run = Run.create(tmp_path / "run", {"note": 1}, 0)
+    made = training(steps=13)  # epochs of 4 steps
+    drive(made, "train", tmp_path / "c.safetensors", run, lambda: {"largest": 0.5}, guard=guard(tmp_path, made))
+    lines = run.lines("metrics.jsonl")
+    assert made.epoch_steps == 4
+    healthy = [line for line in lines if "health" in line]
+    assert [line["step"] for line in healthy] == [3, 7, 11, 12]
+    for line in healthy:
+        assert -1 <= line["conflict"] <= 1
+        assert sum(line["options"]["stage0.depth"].values()) == 4 * (line["step"] + 1)
 
 
 def test_too_few_uses_prove_nothing(tmp_path):

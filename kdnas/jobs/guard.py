@@ -121,12 +121,20 @@ class Guard:
 
     def state(self) -> dict[str, Any]:
         """What a resumed training goes on with."""
-        return {"best": self.best, "norms": self.norms, "can_roll_back": self.can_roll_back}
+        return {
+            "best": self.best,
+            "norms": self.norms,
+            "can_roll_back": self.can_roll_back,
+            "warned": sorted(self.warned, key=repr),
+            "since": {name: [allowed, list(counts.items())] for name, (allowed, counts) in self._since.items()},
+        }
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Go on from what `state` returned."""
         self.best, self.norms = state["best"], list(state["norms"])
         self.can_roll_back = state["can_roll_back"]
+        self.warned = {(name, option) for name, option in state["warned"]}
+        self._since = {name: (tuple(allowed), dict(counts)) for name, (allowed, counts) in state["since"].items()}
 
     def _roll_back(self) -> str:
         good = load_state(self.place)

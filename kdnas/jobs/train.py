@@ -154,12 +154,14 @@ def drive(
     metrics: Metrics | None = None if run is None else run.metrics(phase, before=training.index)
     total = training.recipe.steps
     each = max(1, total // 200)
-    watched = max(training.epoch_steps, total // 8)
+    # A supernet's health is recorded at the end of every epoch, a single network's accuracy about eight times.
+    watched = training.epoch_steps if guard is not None else max(training.epoch_steps, total // 8)
     compared = each * max(1, total // 50 // each)
     began = saved = time.perf_counter()
     with progress(phase, total, training.index) as bar:
         while not training.done:
-            compares = guard is not None and (training.index + 1) % compared == 0
+            ends = (training.index + 1) % watched == 0 or training.index + 1 == total
+            compares = guard is not None and (ends or (training.index + 1) % compared == 0)
             warnings: list[str] = []
             try:
                 losses = training.step(watch=compares)
@@ -172,14 +174,14 @@ def drive(
             if after is not None:
                 after(index)
             bar.update(index, ", ".join(f"{name} {value:.3f}" for name, value in losses.items()))
-            if metrics is not None and (index % each == 0 or training.done or warnings):
+            if metrics is not None and (index % each == 0 or ends or warnings):
                 record: dict[str, Any] = {"step": index - 1, "total": total, "losses": losses}
                 record |= {"seconds": round(spent + time.perf_counter() - began, 3)}
                 record |= {"lr": training.recipe.rate(index - 1)}
                 seen = None
                 if compares and training.conflict is not None:
                     record |= {"conflict": training.conflict}
-                if watch is not None and (index // watched > (index - each) // watched or training.done):
+                if watch is not None and ends:
                     seen = watch()
                     record |= {"accuracy": seen["accuracy"]} if "accuracy" in seen else {"health": seen}
                 if guard is not None:
