@@ -150,7 +150,8 @@ def parser() -> argparse.ArgumentParser:
     compare.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
 
     grown = command("grow", _grow, "grow an ensemble, each member taught by those before it; one student folder")
-    grown.add_argument("experiment", nargs="?", help="a file or name whose function returns a Grow, such as adanas:small")
+    text = "a file or name whose function returns a Grow, such as adanas:small"
+    grown.add_argument("experiment", nargs="?", help=text)
     grown.add_argument("--data", help="digits, folder:PATH, cifar10:PATH, cifar100:PATH, module:function")
     grown.add_argument("--space", help="a TOML table, or a name from `kdnas list spaces`")
     grown.add_argument("--out", type=Path, required=True, help="the folder of the growth")

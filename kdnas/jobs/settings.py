@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, final
+from typing import Any, Literal, TypeVar, final
 
 from kdnas.cost import Budget
 from kdnas.distillers.from_teacher import FromTeacher
@@ -17,6 +17,8 @@ from kdnas.space import SearchSpace
 from kdnas.spec import Spec, named, nearest, resolve, spec
 from kdnas.tables import shared_folder, space_from_table, structure, table_of, unstructure
 from kdnas.training import Distiller, Recipe
+
+_Settings = TypeVar("_Settings")
 
 
 @final
@@ -178,12 +180,17 @@ class Experiment:
 
 
 def load_experiment(text: str) -> Experiment:
-    """An experiment from a Python file, or from a file in `experiments/` by its name.
+    """An experiment from a Python file, or from a file in `experiments/` by its name; see `load_settings`."""
+    return load_settings(text, Experiment)
+
+
+def load_settings(text: str, kind: type[_Settings]) -> _Settings:
+    """What a function of a Python file returns, or of a file in `experiments/` by its name.
 
     The file defines `experiment()`, or any function named after a colon: `file.py:small`.
 
     Raises:
-        ValueError: no such file or function, or it returns something else.
+        ValueError: no such file or function, or it returns something else than the kind asked for.
     """
     place, _, function = text.partition(":")
     path = Path(place)
@@ -208,8 +215,11 @@ def load_experiment(text: str) -> Experiment:
     if not hasattr(module, function):
         raise ValueError(f"{path} defines no {function}().{nearest(function, dir(module))}")
     made = getattr(module, function)()
-    if not isinstance(made, Experiment):
-        raise ValueError(f"{function}() of {path} must return an Experiment, it returned a {type(made).__name__}.")
+    if not isinstance(made, kind):
+        article = "an" if kind.__name__[0] in "AEIOU" else "a"
+        raise ValueError(
+            f"{function}() of {path} must return {article} {kind.__name__}, it returned a {type(made).__name__}."
+        )
     return made
 
 

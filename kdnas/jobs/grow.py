@@ -1,0 +1,398 @@
+"""AdaNAS: an ensemble grown subnet by subnet, each taught by the ensemble before it; the result is one student."""
+
+import dataclasses
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, final, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kdnas.architecture import Architecture, Choice, Value
+from kdnas.cost import Budget, Cost, cost, sum_costs
+from kdnas.data import Data, Images
+from kdnas.distillers.from_labels import FromLabels
+from kdnas.distillers.from_teacher import FromTeacher
+from kdnas.files import present
+from kdnas.jobs.chain import gain_interval, say
+from kdnas.jobs.mixture import fitted_weights, mixture
+from kdnas.jobs.opened import default_device
+from kdnas.jobs.train import accuracy, correct, drive
+from kdnas.losses.response.cross_entropy import CrossEntropy
+from kdnas.losses.response.soft_targets import SoftTargets
+from kdnas.network import Network
+from kdnas.randomness import python_rng
+from kdnas.run import Run
+from kdnas.space import SearchSpace
+from kdnas.spec import Spec, spec
+from kdnas.student import Card, read_student, write_student
+from kdnas.tables import table_of, unstructure
+from kdnas.teachers import Frozen, Teacher
+from kdnas.training import Recipe, Training, initialised
+
+Generator = Literal["simple", "dynamic", "random"]
+Teaches = Literal["ensemble", "last", "none"]
+STUDENT, MEMBERS = "student", "members"
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Grow:
+    """The growth of an ensemble.
+
+    Attributes:
+        space: where members come from; its classes and channels are taken from the data.
+        data: makes the Data.
+        recipe: of every candidate; member `k` uses the seed `recipe.seed + k`.
+        num_members: subnets of the finished ensemble; fewer where no further one is within the budget.
+        generator: who is tried next: `simple` the first architecture again, `dynamic` the last member's made deeper and
+            made wider, `random` draws.
+        num_candidates: draws per member, for `random`.
+        architecture: code of the first member; empty for the space's smallest network.
+        teacher: of a candidate: `ensemble` so far (adaptive distillation), the `last` member (born again), or `none`.
+        mixture: weights of the members: `uniform`, or `learned` on the search part with the members frozen.
+        label_smoothing: of the cross-entropy with the labels.
+        budget: of the whole ensemble.
+        controls: also train an equally costly single network, the same members without a teacher, and an ensemble
+            grown from random candidates.
+    """
+
+    space: SearchSpace
+    data: Spec
+    recipe: Recipe = Recipe()
+    num_members: int = 3
+    generator: Generator = "dynamic"
+    num_candidates: int = 2
+    architecture: str = ""
+    teacher: Teaches = "ensemble"
+    mixture: Literal["uniform", "learned"] = "uniform"
+    label_smoothing: float = 0.1
+    budget: Budget = Budget()
+    controls: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("num_members", "num_candidates"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        for name, known in (("generator", get_args(Generator)), ("teacher", get_args(Teaches))):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}.")
+        if self.mixture not in ("uniform", "learned"):
+            raise ValueError(f"mixture must be uniform or learned, got {self.mixture!r}.")
+        if self.architecture:
+            self.space.parse(self.architecture)
+
+    def to_json(self) -> dict[str, Any]:
+        """What must be equal for a growth to be resumed."""
+        held = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return {"grow": unstructure(held | {"space": table_of(self.space)})}
+
+
+class Member(NamedTuple):
+    """One subnet of an ensemble, frozen."""
+
+    architecture: Architecture
+    network: Network
+    cost: Cost
+
+
+class Ensemble(NamedTuple):
+    """Members with their weights, and what their training cost."""
+
+    members: tuple[Member, ...]
+    weights: Tensor
+    seconds: float
+    work: float
+
+    def network(self, data: Data) -> Network:
+        """The members as one network."""
+        return mixture([member.network for member in self.members], self.weights, _image(data))
+
+    @property
+    def cost(self) -> Cost:
+        """Of all members together."""
+        return sum_costs(member.cost for member in self.members)
+
+
+def grow(settings: Grow, folder: Path) -> dict[str, Any]:
+    r"""Grow an ensemble member by member, with its controls; goes on where it was interrupted.
+
+    Candidate $h$ of member $k$ minimises $\mathrm{CE}(y, h)$ with smoothed labels plus
+    $-\frac1B \sum_b \sum_c q_c \log p_c$, where $q = \mathrm{softmax}(f_{k-1})$ is the ensemble's distribution so far
+    (or the last member's) and $p$ the candidate's, both at temperature 1 with weight 1; the first member has no
+    teacher. Of the candidates the one stays with which the ensemble's cross-entropy on the search part is least. The
+    ensemble is $f_k = \sum_{j \le k} w_j h_j$ in logits, $w$ uniform or fitted on the search part; members are never
+    trained again.
+
+    The folder holds `student`, the ensemble as one student folder; `members`, every candidate; `results.json`.
+
+    Returns:
+        Accuracy on the test part, params, MACs and seconds of the grown ensemble, its members' codes and weights, and
+        a row per control.
+
+    Raises:
+        ValueError: the folder holds something else, no architecture is within the budget, or `dynamic` on a space
+            without choices named depth or width.
+
+    Reference: Macko et al., Improving Neural Architecture Search Image Classifiers via Ensemble Learning, 2019,
+        sections 3 and 4; Furlanello et al., Born Again Neural Networks, ICML 2018 (the variant).
+    Differs: candidates are chosen, and weights fitted, on images that no member was trained on; AdaNet uses the
+        training images. Deeper is the next option of every depth, wider of every width, for three cells or ten filters
+        more.
+    """
+    run = Run.create(folder, settings.to_json(), settings.recipe.seed)
+    data: Data = settings.data.build(Data)
+    job = _Growth(settings, run, data)
+    grown = job.grow("grown", settings)
+    rows = {"grown": _row(grown.network(data), grown.cost, grown.seconds, data)}
+    hits = {"grown": correct(grown.network(data), data.test, data)}
+    if settings.controls:
+        others = {"single network": job.single(grown), "random candidates": job.randomly(grown)}
+        if settings.teacher != "none" and len(grown.members) > 1:
+            others["not taught"] = job.untaught(grown)
+        for name, other in others.items():
+            network = other.network(data)
+            rows[name] = _row(network, other.cost, other.seconds, data)
+            hits[name] = correct(network, data.test, data)
+        run.record_controls({name: _claim(name, hits["grown"], hits[name]) for name in others})
+    for name, row in rows.items():
+        run.record_result({"name": name, **row})
+    codes = [job.space.code(member.architecture) for member in grown.members]
+    weights = [round(float(w), 6) for w in grown.weights]
+    out = run.path(STUDENT)
+    if not present(out).exists():
+        network = grown.network(data)
+        origin = {"grown": settings.to_json()["grow"], "members": codes, "weights": weights}
+        origin |= {"data": settings.data.to_json(), "test_accuracy": rows["grown"]["accuracy"]}
+        write_student(out, network, _card(network, data, None, None, origin))
+    found = {"student": str(out), **rows["grown"], "members": codes, "weights": weights}
+    if run.phase("grow") is None:
+        run.finish("grow", **{key: found[key] for key in ("accuracy", "params", "macs", "seconds", "members")})
+    return found | {"controls": {name: row for name, row in rows.items() if name != "grown"}}
+
+
+def growth_table(run: Run) -> str:
+    """The ensemble and its controls: accuracy, params, MACs, seconds; and what may be said of them."""
+    results = run.results()
+    lines = [f"{'':<18}{'accuracy':>10}{'params':>12}{'MACs':>14}{'seconds':>10}"]
+    for row in results["rows"]:
+        lines.append(
+            f"{row['name']:<18}{row['accuracy']:>10.2%}{row['params']:>12,}{row['macs']:>14,}{row['seconds']:>10.1f}"
+        )
+    return "\n".join([*lines, "", *(control["sentence"] for control in results["controls"].values())])
+
+
+@final
+class _Growth:
+    """What one command's ensembles share."""
+
+    def __init__(self, settings: Grow, run: Run, data: Data) -> None:
+        self.settings, self.run, self.data = settings, run, data
+        self.space = settings.space.fitted(classes=data.classes, image_channels=data.channels)
+
+    def grow(self, name: str, settings: Grow) -> Ensemble:
+        """An ensemble, each member chosen among candidates."""
+        ensemble = Ensemble((), torch.zeros(0), 0.0, 0.0)
+        for number in range(settings.num_members):
+            candidates = self.candidates(settings, ensemble, python_rng(settings.recipe.seed, name, number))
+            if not candidates:
+                break
+            teacher = teacher_of(settings.teacher, ensemble, self.data)
+            tried = []
+            for place, architecture in enumerate(candidates, 1):
+                member, seconds = self.trained(f"{name} {number + 1}.{place}", architecture, number, teacher)
+                ensemble = ensemble._replace(
+                    seconds=ensemble.seconds + seconds,
+                    work=ensemble.work + member.cost.macs * settings.recipe.steps,
+                )
+                weights, loss = self.mixed((*ensemble.members, member))
+                tried.append((loss, member.cost.macs, place, member, weights))
+            loss, _, place, member, weights = min(tried, key=lambda one: one[:3])
+            ensemble = ensemble._replace(members=(*ensemble.members, member), weights=weights)
+            code = self.space.code(member.architecture)
+            say(f"{name}: member {number + 1} is {code}, of {len(tried)} tried; search loss {loss:.4f}")
+        if not ensemble.members:
+            raise ValueError(
+                f"the first member costs {cost(self.space.blueprint(self.first()))}, more than the budget "
+                f"({settings.budget}) allows. Raise it, or begin with another --architecture."
+            )
+        return ensemble
+
+    def first(self) -> Architecture:
+        """The architecture that growth begins with."""
+        return self.space.parse(self.settings.architecture) if self.settings.architecture else self.space.smallest
+
+    def candidates(self, settings: Grow, ensemble: Ensemble, rng: random.Random) -> list[Architecture]:
+        """Who is tried as the next member: distinct, and within what the budget leaves."""
+        left = settings.num_members - len(ensemble.members)
+
+        def admits(architecture: Architecture) -> bool:
+            own = cost(self.space.blueprint(architecture))
+            # Draws must leave room for those after them.
+            share = left if settings.generator == "random" else 1
+            wanted = Cost(*(share * value for value in own))
+            return settings.budget.admits(sum_costs([ensemble.cost, wanted]))
+
+        if settings.generator == "random":
+            drawn = [a for a in (self.space.sample(rng) for _ in range(500)) if admits(a)]
+            found = list(dict.fromkeys(drawn))[: settings.num_candidates]
+            return found or [a for a in (self.space.smallest,) if admits(a)]
+        if settings.generator == "simple" or not ensemble.members:
+            return [a for a in (self.first(),) if admits(a)]
+        last = ensemble.members[-1].architecture
+        tried = [raised(self.space, last, word) for word in ("depth", "width")]
+        found = [a for a in dict.fromkeys(tried) if a != last and admits(a)]
+        return found or [a for a in (last,) if admits(a)]
+
+    def trained(
+        self, name: str, architecture: Architecture, number: int, teacher: Teacher | None, steps: int = 0
+    ) -> tuple[Member, float]:
+        """A trained candidate and the seconds it took; one that is finished in the folder is read."""
+        blueprint = self.space.blueprint(architecture)
+        out = self.run.path(MEMBERS, name.replace(" ", "-"))
+        if not present(out).exists():
+            settings = self.settings
+            recipe = dataclasses.replace(
+                settings.recipe, seed=settings.recipe.seed + number, steps=steps or settings.recipe.steps
+            )
+            network = initialised(lambda: Network(blueprint), recipe.seed)
+            smoothing = settings.label_smoothing
+            distiller = FromLabels(label_smoothing=smoothing) if teacher is None else _taught(smoothing)
+            training = Training(network, distiller, self.data, teacher, recipe, default_device())
+            draft = self.run.path(f"{out.name}.draft.safetensors")
+            watch = lambda: {"accuracy": accuracy(network, self.data.search, self.data)}  # noqa: E731
+            seconds = drive(training, name, draft, self.run, watch)
+            card = _card(network, self.data, architecture, table_of(self.space), {"seconds": seconds, "member": name})
+            write_student(out, network.cpu(), card, deploy=False)
+            draft.unlink(missing_ok=True)
+        network, card = read_student(out)
+        network = network.to(default_device()).requires_grad_(False)
+        return Member(architecture, network, card.cost), float(card.origin["seconds"])
+
+    def mixed(self, members: Sequence[Member]) -> tuple[Tensor, float]:
+        """The members' weights, and the ensemble's cross-entropy on the search part."""
+        part = self.data.search
+        logits = torch.stack([_logits(member.network, part, self.data) for member in members])
+        weights = torch.full((len(members),), 1 / len(members))
+        if self.settings.mixture == "learned":
+            weights = fitted_weights(logits, part.labels)
+        return weights, float(F.cross_entropy(torch.einsum("k,kbc->bc", weights, logits), part.labels))
+
+    def single(self, grown: Ensemble) -> Ensemble:
+        """One network of at most the ensemble's MACs, trained on labels for as many multiply-accumulates in all."""
+        rng = python_rng(self.settings.recipe.seed, "single")
+        drawn = [self.space.smallest, self.space.largest, *(self.space.sample(rng) for _ in range(300))]
+        costs = {a: cost(self.space.blueprint(a)) for a in dict.fromkeys(drawn)}
+        within = [a for a, c in costs.items() if c.macs <= grown.cost.macs]
+        chosen = max(within or [self.space.smallest], key=lambda a: costs[a].macs)
+        steps = max(1, round(grown.work / costs[chosen].macs))
+        member, seconds = self.trained("single network", chosen, 0, None, steps)
+        return Ensemble((member,), torch.ones(1), seconds, grown.work)
+
+    def randomly(self, grown: Ensemble) -> Ensemble:
+        """An ensemble of random candidates, within the grown one's cost, as many tried per member."""
+        settings = dataclasses.replace(
+            self.settings,
+            generator="random",
+            num_members=len(grown.members),
+            num_candidates=2 if self.settings.generator == "dynamic" else 1,
+            budget=Budget(params=grown.cost.params, macs=grown.cost.macs),
+        )
+        return self.grow("random candidates", settings)
+
+    def untaught(self, grown: Ensemble) -> Ensemble:
+        """The same members, trained on labels alone from the same seeds."""
+        made = []
+        for number, member in enumerate(grown.members):
+            made.append(self.trained(f"not taught {number + 1}", member.architecture, number, None))
+        members = tuple(member for member, _ in made)
+        return Ensemble(members, self.mixed(members)[0], sum(seconds for _, seconds in made), 0.0)
+
+
+def teacher_of(how: Teaches, ensemble: Ensemble, data: Data) -> Teacher | None:
+    """Who teaches the next member: the ensemble so far, its last member, or nobody; nobody teaches the first."""
+    if how == "none" or not ensemble.members:
+        return None
+    network = ensemble.network(data) if how == "ensemble" else ensemble.members[-1].network
+    return Frozen(network, preprocessing=data.preprocessing)
+
+
+def raised(space: SearchSpace, architecture: Architecture, word: str) -> Architecture:
+    """The architecture with the next option of every choice whose last name is `word`; what is new is the smallest.
+
+    Raises:
+        ValueError: the space has no such choice.
+    """
+    asked = {choice.name for choice in space.choices if choice.name.rpartition(".")[2] == word}
+    if not asked:
+        raise ValueError(
+            f"{space.name or 'this space'} has no choice named {word}, by which dynamic growth makes a network larger. "
+            "Use --generator simple or random."
+        )
+
+    def pick(choice: Choice) -> Value:
+        kept = architecture.get(choice.name)
+        if kept is None:
+            return choice.options[0]
+        place = choice.options.index(kept) + (choice.name in asked)
+        return choice.options[min(place, len(choice.options) - 1)]
+
+    return space.decide(pick)
+
+
+def _taught(label_smoothing: float) -> FromTeacher:
+    task = spec(CrossEntropy, label_smoothing=label_smoothing)
+    return FromTeacher(terms=((1.0, task), (1.0, spec(SoftTargets, form="soft_cross_entropy", temperature=1.0))))
+
+
+def _card(
+    network: Network,
+    data: Data,
+    architecture: Architecture | None,
+    space: dict[str, Any] | None,
+    origin: dict[str, Any],
+) -> Card:
+    return Card(
+        architecture=architecture,
+        space=space,
+        blueprint=network.blueprint,
+        cost=cost(network.blueprint),
+        preprocessing=data.preprocessing,
+        class_names=data.class_names,
+        origin=origin,
+    )
+
+
+def _image(data: Data) -> tuple[int, int, int]:
+    return data.channels, data.preprocessing.height, data.preprocessing.width
+
+
+def _row(network: Network, own: Cost, seconds: float, data: Data) -> dict[str, Any]:
+    found = accuracy(network, data.test, data)
+    return {"accuracy": found, "params": own.params, "macs": own.macs, "seconds": round(seconds, 3)}
+
+
+@torch.no_grad()
+def _logits(network: Network, part: Images, data: Data) -> Tensor:
+    """Of all images of a part, `[images, classes]`, on the CPU."""
+    device = next(network.parameters()).device
+    network.eval()
+    chunks = torch.arange(len(part)).split(500)
+    return torch.cat([network(data.normalise(part.take(chunk).to(device))).logits.cpu() for chunk in chunks])
+
+
+def _claim(name: str, grown: Tensor, other: Tensor) -> dict[str, Any]:
+    words = {
+        "single network": "a single network of at most its MACs, trained on labels at equal cost",
+        "random candidates": "an ensemble grown from random candidates within its cost",
+        "not taught": "the same members trained without distillation",
+    }
+    gain, low, high = gain_interval(grown.double().numpy(), other.double().numpy())
+    sentence = f"The ensemble's test accuracy less that of {words[name]}: {100 * gain:+.2f} points "
+    sentence += f"[{100 * low:+.2f}, {100 * high:+.2f}]."
+    if low <= 0 <= high:
+        sentence += f" On {len(grown)} test images and one seed the two are not distinguishable."
+    return {"value": gain, "interval": [low, high], "sentence": sentence}
