@@ -36,7 +36,7 @@ FROM_WEIGHTS = (
     "in_place,scorer=loss",
     "rank_ensemble",
 )
-FRESH = ("depth", "diswot", "nwot", "synflow", "zen")
+FRESH = ("depth", "diswot,semantic=0", "nwot", "synflow", "zen")
 PARTS = ("top tenth", "layers", "raised", "macs")
 
 
