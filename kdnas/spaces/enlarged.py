@@ -18,6 +18,8 @@ _OPERATIONS = (
     "conv_5x5",
 )
 
+_Graph = tuple[tuple[str | int, ...], ...]
+
 
 class _Node(NamedTuple):
     """An added layer: its place in the spelling, its operation, and the places of its sources, 0 for the stage."""
@@ -116,7 +118,7 @@ class Enlarged(SearchSpace):
     def held_layers(self) -> Iterator[tuple[str, Layer]]:
         """The layers of a network with all operations side by side everywhere; no architecture has them all."""
         mixture = "+".join(self.operations)
-        nodes = [tuple((mixture, place) for place in range(number)) for number in self.added]
+        nodes: list[_Graph] = [tuple((mixture, place) for place in range(number)) for number in self.added]
         yield "stem", self._stem()
         for i, stage in enumerate(self._stages(nodes)):
             for j, one in enumerate(stage):
@@ -125,7 +127,7 @@ class Enlarged(SearchSpace):
 
     def layers(self, architecture: Architecture) -> tuple[Layer, tuple[tuple[Layer, ...], ...], Layer]:
         """Stem, stages and head."""
-        nodes = []
+        nodes: list[_Graph] = []
         for names in self._names():
             live = _simplified(_nodes(architecture, names))
             nodes.append(tuple((node.operation, *sorted(node.sources)) for node in live))
@@ -137,7 +139,7 @@ class Enlarged(SearchSpace):
     def _head(self) -> Layer:
         return layer("kdnas.blocks.basic:PoolLinear", inputs=self.widths[-1], classes=self.classes)
 
-    def _stages(self, nodes: list[tuple[tuple[str | int, ...], ...]]) -> tuple[tuple[Layer, ...], ...]:
+    def _stages(self, nodes: list[_Graph]) -> tuple[tuple[Layer, ...], ...]:
         inputs, stages = self.stem_width, []
         for i, (width, depth) in enumerate(zip(self.widths, self.depths, strict=True)):
             made = []
