@@ -66,6 +66,7 @@ def parser() -> argparse.ArgumentParser:
         help="fit, torchvision:NAME, timm:NAME (either @weights.safetensors), checkpoint:FOLDER, module:function, "
         "ensemble:SPEC,SPEC, route:SPEC,SPEC",
     )
+    whole.add_argument("--teacher-members", type=int, default=1, help="how many teachers fit trains, as an ensemble")
     whole.add_argument("--space", help="a TOML table, or a name from `kdnas list spaces`")
     whole.add_argument("--out", type=Path, required=True, help="the run folder")
     whole.add_argument(
@@ -291,6 +292,8 @@ def _run(given: argparse.Namespace) -> None:
     space = load_space(given.space)
     data = load_data(given.data)
     teacher = load_teacher(given.teacher)
+    if teacher is not None and given.teacher_members != 1:
+        raise ValueError("--teacher-members counts the teachers that fit trains. Drop it, or use --teacher fit.")
     distiller = None if given.distiller == "none" else named_with("kdnas.distillers", given.distiller)
     distiller = with_losses(distiller, given.loss)
     search = _search_settings(given, Search())
@@ -308,6 +311,7 @@ def _run(given: argparse.Namespace) -> None:
             distiller=distiller,
             recipe=recipe,
             teacher_recipe=recipe,
+            teacher_members=given.teacher_members,
             weights="" if given.weights is None else str(given.weights.resolve()),
         ),
         search=search,

@@ -92,3 +92,10 @@ def test_a_fitted_teacher_has_as_many_blocks_as_asked():
     assert Experiment.from_json(Experiment(train=asked).to_json()).train == asked
     with pytest.raises(ValueError, match="teacher_blocks"):
         dataclasses.replace(asked, teacher_blocks=-1)
+
+
+def test_a_number_of_members_without_teachers_to_train_is_refused(tmp_path, capsys):
+    arguments = ["run", "--data", "tests.toy:data", "--space", "toy", "--teacher", "tests.toy:cnn"]
+    with pytest.raises(SystemExit):
+        main([*arguments, "--teacher-members", "2", "--out", str(tmp_path / "run")])
+    assert "use --teacher fit" in capsys.readouterr().err
