@@ -23,6 +23,8 @@ from kdnas.spec import spec
 from kdnas.tables import load_space
 from kdnas.training import Recipe
 
+SYSTEM = "labels in the supernet; the student learns hints mixed of all the teacher's layers"
+
 
 def experiment() -> Experiment:
     return Experiment(

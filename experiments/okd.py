@@ -24,6 +24,7 @@ from kdnas.spec import spec
 from kdnas.tables import load_space
 from kdnas.training import Recipe
 
+SYSTEM = "only a teacher that is right teaches, else the label"
 ORACLE = ((1.0, spec(Oracle)),)
 
 

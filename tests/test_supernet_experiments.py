@@ -16,7 +16,7 @@ from kdnas.teachers import Frozen, fitted_teacher
 from kdnas.training import Distiller, Training, initialised
 
 FOLDER = Path(__file__).parent.parent / "experiments"
-NAMES = ("spos", "fairnas", "ofa", "bignas", "attentivenas", "alphanet", "dna", "cream")
+NAMES = ("spos", "fairnas", "ofa", "bignas", "attentivenas", "alphanet", "dna", "cream", "okd", "dfa")
 
 
 @pytest.mark.parametrize("name", NAMES)
