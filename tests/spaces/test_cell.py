@@ -241,3 +241,20 @@ def test_every_row_of_the_released_table_is_in_its_class():
             assert SPACE.unique(spelled(row["arch"])) == row["unique"]
             assert values.setdefault(row["unique"], architecture) == architecture
     assert len(set(values.values())) == len(values)
+
+
+def test_rows_of_one_class_differ_as_trainings_of_one_network_do():
+    """Every cell was trained by itself, so results inside a class are near, not equal."""
+    path = Path(os.environ.get("KDNAS_DATA", "absent")) / "nas_bench_201_public.csv"
+    if not path.is_file():
+        pytest.skip("needs nas_bench_201_public.csv in the folder KDNAS_DATA names")
+    with path.open() as file:
+        rows = list(csv.DictReader(file))
+    for column in ("cifar10_test", "cifar100_test", "imagenet16_test"):
+        stored: dict[str, list[float]] = {}
+        for row in rows:
+            stored.setdefault(SPACE.unique(spelled(row["arch"])), []).append(float(row[column]))
+        within = np.concatenate([np.subtract(found, np.mean(found)) for found in stored.values() if len(found) > 1])
+        every = np.array([float(row[column]) for row in rows])
+        assert len(within) > len(stored)
+        assert within.std() < 0.1 * every.std(), column

@@ -148,3 +148,17 @@ def test_every_row_of_the_released_table_is_reproduced():
             architecture = SPACE.parse(row["arch"])
             assert SPACE.code(architecture) == row["canonical"]
             assert cost(SPACE.blueprint(architecture)) == (int(row["params"]), int(row["macs"])), row["arch"]
+
+
+def test_rows_of_one_network_have_equal_stored_results():
+    path = Path(os.environ.get("KDNAS_DATA", "absent")) / "nas_bench_macro_public.csv"
+    if not path.is_file():
+        pytest.skip("needs nas_bench_macro_public.csv in the folder KDNAS_DATA names")
+    stored: dict[str, set[tuple[str, ...]]] = {}
+    with path.open() as file:
+        rows = list(csv.DictReader(file))
+    for row in rows:
+        results = tuple(row[name] for name in ("mean_acc", "acc_std", "params", "macs"))
+        stored.setdefault(SPACE.code(SPACE.parse(row["arch"])), set()).add(results)
+    assert len(stored) < len(rows)
+    assert {code for code, results in stored.items() if len(results) > 1} == set()
