@@ -251,8 +251,10 @@ def test_the_controls_stand_beside_it_and_cost_no_more(tmp_path, capsys):
     assert list(rows) == ["grown", "single network", "random candidates", "not taught"]
     assert all(row["macs"] <= rows["grown"]["macs"] for row in rows.values())
     assert rows["not taught"]["params"] == rows["grown"]["params"]
+    page = (tmp_path / "run" / "report.html").read_text()
     for text in ("without distillation", "random candidates", "at equal cost"):
-        assert text in shown
+        assert text in shown and text in page
+    assert "kdnas train" not in page and "kdnas search" not in page
     before = (tmp_path / "run" / "results.json").read_bytes()
     main([*arguments, "--json"])
     found = json.loads(capsys.readouterr().out)

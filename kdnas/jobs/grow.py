@@ -25,7 +25,8 @@ from kdnas.losses.response.cross_entropy import CrossEntropy
 from kdnas.losses.response.soft_targets import SoftTargets
 from kdnas.network import Network
 from kdnas.randomness import python_rng
-from kdnas.run import Run
+from kdnas.report import write_report
+from kdnas.run import REPORT, Run
 from kdnas.space import SearchSpace
 from kdnas.spec import Spec, spec
 from kdnas.student import Card, read_student, write_student
@@ -127,7 +128,7 @@ def grow(settings: Grow, folder: Path) -> dict[str, Any]:
     ensemble is $f_k = \sum_{j \le k} w_j h_j$ in logits, $w$ uniform or fitted on the search part; members are never
     trained again.
 
-    The folder holds `student`, the ensemble as one student folder; `members`, every candidate; `results.json`.
+    The folder holds `student`, the ensemble as one student folder; `members`, every candidate; a report.
 
     Returns:
         Accuracy on the test part, params, MACs and seconds of the grown ensemble, its members' codes and weights, and
@@ -171,6 +172,7 @@ def grow(settings: Grow, folder: Path) -> dict[str, Any]:
     found = {"student": str(out), **rows["grown"], "members": codes, "weights": weights}
     if run.phase("grow") is None:
         run.finish("grow", **{key: found[key] for key in ("accuracy", "params", "macs", "seconds", "members")})
+    write_report(run.folder)
     return found | {"controls": {name: row for name, row in rows.items() if name != "grown"}}
 
 
@@ -182,7 +184,8 @@ def growth_table(run: Run) -> str:
         lines.append(
             f"{row['name']:<18}{row['accuracy']:>10.2%}{row['params']:>12,}{row['macs']:>14,}{row['seconds']:>10.1f}"
         )
-    return "\n".join([*lines, "", *(control["sentence"] for control in results["controls"].values())])
+    lines += ["", *(control["sentence"] for control in results["controls"].values())]
+    return "\n".join([*lines, f"report: {run.path(REPORT)}"])
 
 
 @final

@@ -63,6 +63,9 @@ def _page(found: Found) -> str:
     if found.why:
         sections.insert(6, ("why", "Why this score", explanation(found)))
     todo = next_command(found)
+    if "grow" in mapping(found.run.get("job")):
+        # No supernet, ranking or export is missing there.
+        sections, todo = [s for s in sections if s[0] not in ("front", "ranking", "student")], None
     notes = [missing(*todo, "Next")] if todo else []
     notes += [tag("p", problem, class_="missing") for problem in found.problems]
     return document(f"kdnas report: {name}", name, [tag("p", _origin(found), class_="soft")], sections, notes)
