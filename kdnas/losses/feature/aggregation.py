@@ -53,7 +53,7 @@ class Aggregation(Loss):
 
     Reference: Guan et al., Differentiable Feature Aggregation Search for Knowledge Distillation, ECCV 2020, section 3.
     Differs: squared differences are means. The proportions are learnt on the training batches beside all else; the
-        paper's bi-level search takes them on validation batches, and so does the distiller `aggregation`. No code by the
+        paper's bi-level search takes them on validation batches, as the distiller `aggregation` does. No code by the
         authors was found; constants are ours.
     """
 
