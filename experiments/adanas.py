@@ -18,6 +18,8 @@ from kdnas.spec import spec
 from kdnas.tables import load_space
 from kdnas.training import Recipe
 
+SYSTEM = "an ensemble grown member by member, each taught by those before it"
+
 
 def experiment() -> Grow:
     return Grow(

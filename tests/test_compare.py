@@ -7,15 +7,15 @@ import pytest
 from kdnas.cli import main
 from kdnas.cost import Budget
 from kdnas.jobs.compare import Compare, compare, comparison_table, systems
-from kdnas.jobs.settings import load_experiment
+from kdnas.jobs.settings import load_settings
 from kdnas.report import write_report
 from kdnas.spec import spec
 from kdnas.tables import load_space
 
 
 def settings(**changes):
-    held = {"data": spec("tests.toy:data"), "space": load_space("toy"), "budget": Budget(macs=70_000), "max_time": 6.0}
-    return Compare(**held | {"systems": ("spos", "random_search", "dna")} | changes)
+    held = {"data": spec("tests.toy:data"), "space": load_space("toy"), "budget": Budget(macs=70_000), "max_time": 8.0}
+    return Compare(**held | {"systems": ("spos", "random_search", "adanas", "dna")} | changes)
 
 
 @pytest.fixture(scope="module")
@@ -32,22 +32,22 @@ def test_every_system_is_an_experiment_that_says_what_it_does():
 
 @pytest.mark.parametrize("name", sorted(systems()))
 def test_every_system_has_a_small_size(name):
-    load_experiment(f"{name}:small")
+    load_settings(f"{name}:small", object)
 
 
 def test_students_are_within_budget_and_retrained_for_equally_many_steps(compared):
     folder, found = compared
     done = {name: r for name, r in found["results"].items() if "reason" not in r}
-    assert {"spos", "random_search"} <= set(done)
+    assert {"spos", "random_search", "adanas"} == set(done)
     for name, r in done.items():
         assert r["macs"] <= 70_000
         assert r["interval"][0] <= r["accuracy"] <= r["interval"][1]
         assert (folder / name / "report.html").exists()
-    plans = [found["plans"][name] for name in done]
-    assert {p["retrain"]["recipe"]["steps"] for p in plans} == {found["retrain_steps"]}
-    assert all(p["train"]["teacher"] == plans[0]["train"]["teacher"] for p in plans)
-    assert all(p["search"]["budget"] == {"params": None, "macs": 70_000.0} for p in plans)
-    assert plans[0]["train"]["recipe"]["steps"] != load_experiment("spos:small").train.recipe.steps
+    jobs = [json.loads((folder / name / "run.json").read_text())["job"] for name in ("spos", "random_search")]
+    assert {job["retrain"]["recipe"]["steps"] for job in jobs} == {found["retrain_steps"]}
+    assert jobs[0]["train"]["teacher"] == jobs[1]["train"]["teacher"]
+    assert all(job["search"]["budget"] == {"params": None, "macs": 70_000.0} for job in jobs)
+    assert jobs[0]["train"]["recipe"]["steps"] == found["plans"]["spos"]["steps"]
 
 
 def test_a_system_that_does_not_fit_is_listed_with_the_reason(compared):
@@ -59,11 +59,11 @@ def test_a_system_that_does_not_fit_is_listed_with_the_reason(compared):
 
 def test_the_table_has_the_best_first_and_the_teacher_beside(compared):
     lines = comparison_table(compared[1]).splitlines()
-    shown = [line.split()[0] for line in lines[1:4]]
-    assert set(shown) == {"spos", "random_search", "teacher"}
-    assert shown[2] == "teacher"
-    first, second = (compared[1]["results"][name]["accuracy"] for name in shown[:2])
-    assert first >= second
+    shown = [line.split()[0] for line in lines[1:5]]
+    assert set(shown) == {"spos", "random_search", "adanas", "teacher"}
+    assert shown[3] == "teacher"
+    accuracies = [compared[1]["results"][name]["accuracy"] for name in shown[:3]]
+    assert accuracies == sorted(accuracies, reverse=True)
 
 
 def test_the_report_links_the_runs(compared):

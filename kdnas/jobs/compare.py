@@ -1,7 +1,6 @@
 """Several systems on the same data, under the same teacher and budget, at equal cost: one table."""
 
 import ast
-import dataclasses
 import json
 import math
 import time
@@ -11,17 +10,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any, final
 
-import scipy.stats
-
 from kdnas.architecture import Architecture
 from kdnas.checkpoint import write_json
 from kdnas.cost import Budget, cost
 from kdnas.data import Data
 from kdnas.distillers.from_labels import FromLabels
 from kdnas.distillers.from_teacher import FromTeacher
-from kdnas.jobs.chain import chain, say
-from kdnas.jobs.opened import Opened, build_teacher, default_device
-from kdnas.jobs.settings import Experiment, Train, load_experiment
+from kdnas.jobs.chain import say
+from kdnas.jobs.contestants import LEAST_STEPS, RETRAIN_SHARE, Task, contestant, timed_step
+from kdnas.jobs.opened import build_teacher
+from kdnas.jobs.settings import Experiment, Train
 from kdnas.jobs.train import train
 from kdnas.network import Network
 from kdnas.randomness import python_rng
@@ -30,17 +28,12 @@ from kdnas.run import TEACHER
 from kdnas.search import check_feasible
 from kdnas.space import SearchSpace
 from kdnas.spec import Spec, nearest, spec
-from kdnas.supernet import Supernet, corner
 from kdnas.tables import shared_folder, table_of, unstructure
-from kdnas.teachers import Teacher, fitted_teacher, student_teacher
-from kdnas.training import Distiller, Recipe, Training, initialised
+from kdnas.teachers import fitted_teacher, student_teacher
+from kdnas.training import Recipe
 
 _MARK = "SYSTEM"
-# Of a system's time: supernet, search with its random control, three retrainings; the rest is evaluation.
-_SHARES = {"train": 0.25, "search": 0.15, "retrain": 0.50}
-_ALONE = {"train": 0.0, "search": 0.40, "retrain": 0.50}
 _TEACHER_SHARE = 0.10
-_LEAST_STEPS = 10
 
 
 @final
@@ -123,13 +116,20 @@ def compare(settings: Compare, folder: Path) -> dict[str, Any]:
     teacher_spec = settings.teacher
     if teacher_spec is None:
         teacher_spec = _taught(settings, data, folder, held, save)
-    teacher = build_teacher(teacher_spec, data)
-    student = _example(space, settings)
+    task = Task(
+        data=settings.data,
+        loaded=data,
+        space=settings.space,
+        teacher=teacher_spec,
+        taught=build_teacher(teacher_spec, data),
+        budget=settings.budget,
+        seed=settings.seed,
+    )
     names = settings.systems or tuple(systems())
     for name in names:
         if name not in held["step_seconds"] and name not in held["results"]:
             try:
-                held["step_seconds"][name] = _fits(name, data, space, teacher)
+                held["step_seconds"][name] = contestant(name, task).step_seconds()
             except ValueError as error:
                 held["results"][name] = {"reason": str(error)}
                 say(f"compare: {name} is left out: {error}")
@@ -137,23 +137,24 @@ def compare(settings: Compare, folder: Path) -> dict[str, Any]:
     fitting = [name for name in names if name in held["step_seconds"]]
     if held["retrain_steps"] is None and fitting:
         left = settings.max_time - (time.perf_counter() - began)
-        each = _step_seconds(lambda: Network(space.blueprint(student)), FromTeacher(), data, teacher, Recipe())
-        held["retrain_steps"] = max(_LEAST_STEPS, int(_SHARES["retrain"] / 3 * left / len(fitting) / each))
+        make = partial(Network, space.blueprint(_example(space, settings)))
+        each = timed_step(make, FromTeacher(), data, task.taught, Recipe())
+        held["retrain_steps"] = max(LEAST_STEPS, int(RETRAIN_SHARE / 3 * left / len(fitting) / each))
         save()
     for index, name in enumerate(fitting):
         if name in held["results"]:
             continue
         try:
+            system = contestant(name, task)
             if name not in held["plans"]:
                 left = settings.max_time - (time.perf_counter() - began)
                 say(f"compare: {name}, {index + 1} of {len(fitting)}, {left:.0f} s left for all")
-                plan = _plan(name, settings, data, teacher_spec, left / (len(fitting) - index), held)
-                held["plans"][name] = plan.to_json()
+                share = left / (len(fitting) - index)
+                held["plans"][name] = system.plan(share, held["step_seconds"][name], held["retrain_steps"])
                 save()
-            plan = Experiment.from_json(held["plans"][name])
             started = time.perf_counter()
-            opened = chain(plan, folder / name, deploy=False)
-            held["results"][name] = _result(opened, name, time.perf_counter() - started)
+            found = system.run(folder / name, held["plans"][name])
+            held["results"][name] = {**found, "seconds": round(time.perf_counter() - started, 1), "run": name}
         except (ValueError, FloatingPointError) as error:
             held["results"][name] = {"reason": str(error)}
             say(f"compare: {name} is left out: {error}")
@@ -191,9 +192,9 @@ def _taught(settings: Compare, data: Data, folder: Path, held: dict[str, Any], s
     if "teacher_job" not in held:
         image = (data.channels, data.preprocessing.height, data.preprocessing.width)
         blueprint = fitted_teacher(image, data.classes)
-        each = _step_seconds(lambda: Network(blueprint), FromLabels(), data, None, Recipe())
+        each = timed_step(partial(Network, blueprint), FromLabels(), data, None, Recipe())
         epochs = 30 * len(data.train) // min(128, len(data.train))
-        steps = max(_LEAST_STEPS, min(epochs, int(_TEACHER_SHARE * settings.max_time / each)))
+        steps = max(LEAST_STEPS, min(epochs, int(_TEACHER_SHARE * settings.max_time / each)))
         recipe = Recipe(steps=steps, seed=settings.seed)
         job = Experiment(train=Train(space=settings.space, data=settings.data, distiller=None, teacher_recipe=recipe))
         held["teacher_job"] = job.to_json()
@@ -204,90 +205,12 @@ def _taught(settings: Compare, data: Data, folder: Path, held: dict[str, Any], s
     return spec(student_teacher, path=str((folder / "teacher" / TEACHER).resolve()))
 
 
-def _fits(name: str, data: Data, space: SearchSpace, teacher: Teacher) -> float:
-    """Seconds of one of the system's supernet steps on this space, 0 where it trains none.
-
-    Raises:
-        ValueError: the system does not fit the space.
-    """
-    train_ = load_experiment(f"{name}:small").train
-    if train_.distiller is None:
-        return 0.0
-    share, distiller = train_.share, train_.distiller.build(Distiller)
-    make = partial(Supernet, space, corner if share is None else share.build())
-    return _step_seconds(make, distiller, data, teacher, train_.recipe)
-
-
-def _plan(
-    name: str, settings: Compare, data: Data, teacher_spec: Spec, seconds: float, held: dict[str, Any]
-) -> Experiment:
-    """The system's experiment on this space and data, as long as it may take."""
-    own, each = load_experiment(f"{name}:small"), held["step_seconds"][name]
-    shares = _SHARES if each else _ALONE
-    steps = max(_LEAST_STEPS, int(shares["train"] * seconds / each)) if each else own.train.recipe.steps
-    retrain = dataclasses.replace(own.retrain.recipe, steps=held["retrain_steps"], seed=settings.seed)
-    return Experiment(
-        train=dataclasses.replace(
-            own.train,
-            space=settings.space,
-            data=settings.data,
-            teacher=teacher_spec,
-            recipe=dataclasses.replace(own.train.recipe, steps=steps, seed=settings.seed),
-            weights="",
-        ),
-        search=dataclasses.replace(
-            own.search,
-            budget=settings.budget,
-            num_evaluations=max(own.search.num_evaluations, 1000),
-            num_images=min(own.search.num_images, len(data.search)),
-            max_time=max(1.0, shares["search"] * seconds),
-            seed=settings.seed,
-        ),
-        retrain=dataclasses.replace(own.retrain, recipe=retrain),
-    )
-
-
-def _step_seconds(make: Any, distiller: Distiller, data: Data, teacher: Teacher | None, recipe: Recipe) -> float:
-    """The mean time of a step on a model of its own, from about two seconds of them; the first one is not counted."""
-    model = initialised(make, recipe.seed)
-    training = Training(model, distiller, data, teacher, dataclasses.replace(recipe, steps=1000), default_device())
-    training.step()
-    began, taken = time.perf_counter(), 0
-    while taken < 20 and (taken < 2 or time.perf_counter() - began < 2.0):
-        training.step()
-        taken += 1
-    return (time.perf_counter() - began) / taken
-
-
 def _example(space: SearchSpace, settings: Compare) -> Architecture:
     """Of many networks within the budget the one with the most MACs: what students will be like."""
     rng = python_rng(settings.seed, "example")
     drawn = [space.smallest, space.largest, *(space.sample(rng) for _ in range(200))]
     admitted = [a for a in drawn if settings.budget.admits(cost(space.blueprint(a)))]
     return max(admitted or [space.smallest], key=lambda a: cost(space.blueprint(a)).macs)
-
-
-def _result(opened: Opened, name: str, seconds: float) -> dict[str, Any]:
-    results = opened.run.results()
-    rows = {row["name"]: row for row in results["rows"]}
-    student = rows["student"]
-    count = len(opened.data.test)
-    hits = round(student["accuracy"] * count)
-    interval = scipy.stats.binomtest(hits, count).proportion_ci(0.95, "wilson")
-    drawn = [row["accuracy"] for other, row in rows.items() if other.startswith("random")]
-    search = opened.run.require("search", "kdnas search")
-    return {
-        "accuracy": student["accuracy"],
-        "interval": [float(interval.low), float(interval.high)],
-        "params": student["params"],
-        "macs": student["macs"],
-        "seconds": round(seconds, 1),
-        "evaluations": search["evaluations"],
-        "without teacher": rows["control"]["accuracy"],
-        "random": None if not drawn else sum(drawn) / len(drawn),
-        "said": [said["sentence"] for key in ("distillation", "choice") if (said := results["controls"].get(key))],
-        "run": name,
-    }
 
 
 def comparison_table(held: dict[str, Any]) -> str:
@@ -299,10 +222,10 @@ def comparison_table(held: dict[str, Any]) -> str:
     done = {name: r for name, r in held["results"].items() if "reason" not in r}
     for name, r in sorted(done.items(), key=lambda item: (-item[1]["accuracy"], item[1]["macs"], item[0])):
         low, high = r["interval"]
-        drawn = "-" if r["random"] is None else f"{r['random']:.2%}"
+        alone, drawn = ("-" if r[key] is None else f"{r[key]:.2%}" for key in ("without teacher", "random"))
         lines.append(
             f"{name:<18}{r['accuracy']:>9.2%}  {f'[{low:.2%}, {high:.2%}]':<18}{r['params']:>11,}{r['macs']:>14,}"
-            f"{r['seconds']:>9.0f}{r['without teacher']:>12.2%}{drawn:>9}"
+            f"{r['seconds']:>9.0f}{alone:>12}{drawn:>9}"
         )
     if held["teacher"] is not None:
         t = held["teacher"]

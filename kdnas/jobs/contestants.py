@@ -1,0 +1,219 @@
+"""Systems as `kdnas compare` runs them: each fits a space or says why not, plans its time, and gives one student."""
+
+import abc
+import dataclasses
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, final
+
+import scipy.stats
+
+from kdnas.cost import Budget
+from kdnas.data import Data
+from kdnas.distillers.from_labels import FromLabels
+from kdnas.jobs.chain import chain
+from kdnas.jobs.grow import Grow, grow
+from kdnas.jobs.opened import default_device
+from kdnas.jobs.settings import Experiment, load_settings
+from kdnas.network import Network
+from kdnas.space import SearchSpace
+from kdnas.spec import Spec
+from kdnas.supernet import Supernet, corner
+from kdnas.teachers import Teacher
+from kdnas.training import Distiller, Model, Recipe, Training, initialised
+
+# Of a system's time: supernet, search with its random control, three retrainings; the rest is evaluation.
+RETRAIN_SHARE = 0.50
+_SHARES = {"train": 0.25, "search": 0.15}
+_ALONE = {"train": 0.0, "search": 0.40}
+LEAST_STEPS = 10
+
+Plan = dict[str, float]
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What all systems of a comparison have in common.
+
+    Attributes:
+        data: makes `loaded`.
+        loaded: the data set.
+        space: the search space, not yet fitted to the data.
+        teacher: makes `taught`.
+        taught: the teacher.
+        budget: of every student.
+        seed: of every system.
+    """
+
+    data: Spec
+    loaded: Data
+    space: SearchSpace
+    teacher: Spec
+    taught: Teacher
+    budget: Budget
+    seed: int
+
+    @property
+    def fitted(self) -> SearchSpace:
+        """The space with the data's classes and channels."""
+        return self.space.fitted(classes=self.loaded.classes, image_channels=self.loaded.channels)
+
+
+class Contestant(abc.ABC):
+    """One system on a task."""
+
+    @abc.abstractmethod
+    def step_seconds(self) -> float:
+        """Seconds of one of its training steps, 0 where it trains nothing before it searches.
+
+        Raises:
+            ValueError: the system does not fit the space.
+        """
+
+    @abc.abstractmethod
+    def plan(self, seconds: float, each: float, retrain_steps: int) -> Plan:
+        """What it does in so many seconds, when a step takes `each`: plain numbers, kept for a resumption."""
+
+    @abc.abstractmethod
+    def run(self, folder: Path, plan: Plan) -> dict[str, Any]:
+        """Do it, or go on with it.
+
+        Returns:
+            `accuracy`, its 95 % `interval`, `params`, `macs`, `evaluations`, the controls `without teacher` and
+            `random`, and what is `said` of both.
+        """
+
+
+def contestant(name: str, task: Task) -> Contestant:
+    """The system that an experiment's file describes by its `small()`.
+
+    Raises:
+        ValueError: no such experiment, or one that cannot be compared.
+    """
+    own = load_settings(f"{name}:small", object)
+    if isinstance(own, Experiment):
+        return Chained(own, task)
+    if isinstance(own, Grow):
+        return Grown(own, task)
+    raise ValueError(f"{name}:small is a {type(own).__name__}, which cannot be compared yet.")
+
+
+@final
+class Chained(Contestant):
+    """Supernet or none, search, export, retraining: `kdnas run`."""
+
+    def __init__(self, own: Experiment, task: Task) -> None:
+        self.own, self.task = own, task
+
+    def step_seconds(self) -> float:
+        """Of the supernet's training."""
+        train = self.own.train
+        if train.distiller is None:
+            return 0.0
+        make = partial(Supernet, self.task.fitted, corner if train.share is None else train.share.build())
+        distiller = train.distiller.build(Distiller)
+        return timed_step(make, distiller, self.task.loaded, self.task.taught, train.recipe)
+
+    def plan(self, seconds: float, each: float, retrain_steps: int) -> Plan:
+        """Steps of the supernet and of each retraining, seconds of the search."""
+        shares = _SHARES if each else _ALONE
+        steps = max(LEAST_STEPS, int(shares["train"] * seconds / each)) if each else self.own.train.recipe.steps
+        return {"steps": steps, "retrain_steps": retrain_steps, "search": max(1.0, shares["search"] * seconds)}
+
+    def run(self, folder: Path, plan: Plan) -> dict[str, Any]:
+        """The chain without deployment."""
+        own, task = self.own, self.task
+        recipe = dataclasses.replace(own.train.recipe, steps=int(plan["steps"]), seed=task.seed)
+        retrain = dataclasses.replace(own.retrain.recipe, steps=int(plan["retrain_steps"]), seed=task.seed)
+        experiment = Experiment(
+            train=dataclasses.replace(
+                own.train, space=task.space, data=task.data, teacher=task.teacher, recipe=recipe, weights=""
+            ),
+            search=dataclasses.replace(
+                own.search,
+                budget=task.budget,
+                num_evaluations=max(own.search.num_evaluations, 1000),
+                num_images=min(own.search.num_images, len(task.loaded.search)),
+                max_time=plan["search"],
+                seed=task.seed,
+            ),
+            retrain=dataclasses.replace(own.retrain, recipe=retrain),
+        )
+        run = chain(experiment, folder, deploy=False).run
+        results = run.results()
+        rows = {row["name"]: row for row in results["rows"]}
+        drawn = [row["accuracy"] for name, row in rows.items() if name.startswith("random")]
+        said = [results["controls"].get(key) for key in ("distillation", "choice")]
+        return {
+            **_student(rows["student"], task.loaded),
+            "evaluations": run.require("search", "kdnas search")["evaluations"],
+            "without teacher": rows["control"]["accuracy"],
+            "random": sum(drawn) / len(drawn) if drawn else None,
+            "said": [control["sentence"] for control in said if control is not None],
+        }
+
+
+@final
+class Grown(Contestant):
+    """An ensemble grown member by member: `kdnas grow`. Its teacher is itself, the comparison's is not asked."""
+
+    def __init__(self, own: Grow, task: Task) -> None:
+        self.own, self.task = own, task
+
+    def step_seconds(self) -> float:
+        """Of the smallest member's training."""
+        space = self.task.fitted
+        return timed_step(
+            lambda: Network(space.blueprint(space.smallest)), FromLabels(), self.task.loaded, None, self.own.recipe
+        )
+
+    def plan(self, seconds: float, each: float, retrain_steps: int) -> Plan:
+        """Steps of each candidate: two for each member, and as many again for each of three controls."""
+        del retrain_steps
+        candidates = 2 * self.own.num_members * 4
+        return {"steps": max(LEAST_STEPS, int(0.8 * seconds / (candidates * each)))}
+
+    def run(self, folder: Path, plan: Plan) -> dict[str, Any]:
+        """The growth with its controls."""
+        task = self.task
+        settings = dataclasses.replace(
+            self.own,
+            space=task.space,
+            data=task.data,
+            recipe=dataclasses.replace(self.own.recipe, steps=int(plan["steps"]), seed=task.seed),
+            budget=task.budget,
+        )
+        found = grow(settings, folder)
+        rows = found["controls"]
+        return {
+            **_student(found, task.loaded),
+            "evaluations": len(found["members"]),
+            "without teacher": rows.get("not taught", {}).get("accuracy"),
+            "random": rows.get("random candidates", {}).get("accuracy"),
+            "said": [],
+        }
+
+
+def timed_step(
+    make: Callable[[], Model], distiller: Distiller, data: Data, teacher: Teacher | None, recipe: Recipe
+) -> float:
+    """The mean time of a step on a model of its own, from at most two seconds of them; the first is not counted."""
+    recipe = dataclasses.replace(recipe, steps=1000)
+    training = Training(initialised(make, recipe.seed), distiller, data, teacher, recipe, default_device())
+    training.step()
+    began, taken = time.perf_counter(), 0
+    while taken < 20 and (taken < 2 or time.perf_counter() - began < 2.0):
+        training.step()
+        taken += 1
+    return (time.perf_counter() - began) / taken
+
+
+def _student(row: dict[str, Any], data: Data) -> dict[str, Any]:
+    count = len(data.test)
+    interval = scipy.stats.binomtest(round(row["accuracy"] * count), count).proportion_ci(0.95, "wilson")
+    held = {key: row[key] for key in ("accuracy", "params", "macs")}
+    return {**held, "interval": [float(interval.low), float(interval.high)]}
