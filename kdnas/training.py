@@ -168,6 +168,9 @@ class Recipe:
 class Training:
     """A model being taught. `step()` takes one step; `state()` is everything a resumed training needs.
 
+    On a CPU the student sees its images in the channels-last format, which its layers hand on and which is faster
+    there, unless a strided 1x1 convolution is among them (docs/numerics.md).
+
     Attributes:
         gradient_norm: Euclidean norm of the last step's whole gradient, before clipping.
         conflict: cosine between the last watched step's gradient from its first loss (a sandwich's largest subnet) and
@@ -203,11 +206,13 @@ class Training:
         self.model, self.distiller = model.to(self.device), distiller.to(self.device)
         self.teacher = None if teacher is None else teacher.to(self.device)
         self.data, self.recipe, self.index, self.cache = data, recipe, 0, cache
+        self._channels_last = False
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed_of(recipe.seed, "parts"))
             with torch.no_grad():
                 distiller.prepare(model, self._batch(0))
         self.distiller.to(self.device)
+        self._channels_last = self.device.type == "cpu" and not _strided_points(self.model, self.distiller)
         self.optimizer = _optimizer([self.model, self.distiller], recipe)
         self._restarts = distiller.restarts(recipe.steps)
         self.gradient_norm = torch.zeros(())
@@ -327,7 +332,21 @@ class Training:
         if self.teacher is not None:
             self.teacher.progress = index / self.recipe.steps
         taught = self.teacher if cache is None else lambda pixels, _: cache.outputs(ids, view, pixels)
-        return Batch(pixels, self.data.train.labels[ids].to(self.device), ids, self.data, taught)
+        batch = Batch(pixels, self.data.train.labels[ids].to(self.device), ids, self.data, taught)
+        if self._channels_last:
+            # A clone: images of one channel count as channels-last already, and layers would not hand the format on.
+            batch.images = batch.images.clone(memory_format=torch.channels_last)
+        return batch
+
+
+def _strided_points(model: Model, distiller: Distiller) -> bool:
+    """Whether there is a convolution of one point and a stride, whose weights' gradient oneDNN gets wrong."""
+    modules: list[nn.Module] = [model, distiller]
+    if isinstance(model, Supernet):
+        with torch.device("meta"):  # where a kernel is a choice, the bank holds the largest
+            modules.append(Network(model.space.blueprint(model.space.smallest)))
+    convolutions = [m for module in modules for m in module.modules() if isinstance(m, nn.Conv2d)]
+    return any(m.kernel_size == (1, 1) and m.stride != (1, 1) for m in convolutions)
 
 
 def _optimizer(modules: list[nn.Module], recipe: Recipe) -> torch.optim.Optimizer:

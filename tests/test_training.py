@@ -6,8 +6,11 @@ import torch
 
 from kdnas.distillers.from_labels import FromLabels
 from kdnas.distillers.from_teacher import FromTeacher
+from kdnas.distillers.single_path import SinglePath
 from kdnas.network import Network
+from kdnas.spaces.mbconv import MBConvSpace, Stage, Stem
 from kdnas.spec import spec
+from kdnas.supernet import Supernet
 from kdnas.tables import load_space
 from kdnas.teachers import Frozen
 from kdnas.training import Distiller, Recipe, Training, initialised
@@ -149,3 +152,44 @@ def test_a_checkpoint_of_another_space_is_refused():
 def test_a_recipe_refuses_what_makes_no_sense(wrong):
     with pytest.raises(ValueError, match="must be"):
         Recipe(**wrong)
+
+
+class Watching(Distiller):
+    """Trains with plain cross-entropy and keeps the images' strides."""
+
+    def losses(self, model, batch, step):
+        self.strides = batch.images.stride()
+        yield "labels", torch.nn.functional.cross_entropy(model(batch.images).logits, batch.labels)
+
+
+def test_on_a_cpu_images_come_channels_last_and_train_alike():
+    last, plain = training(distiller=Watching()), training(distiller=Watching())
+    plain._channels_last = False
+    for _ in range(2):
+        last.step()
+        plain.step()
+    assert last.distiller.strides == (3 * 64, 1, 8 * 3, 3)
+    assert plain.distiller.strides == (3 * 64, 64, 8, 1)
+    for name, tensor in plain.model.state_dict().items():
+        assert torch.allclose(tensor, last.model.state_dict()[name], rtol=1e-5, atol=1e-5), name
+
+
+def test_a_strided_point_convolution_keeps_images_as_they_are():
+    # Its weights' gradient on channels-last maps of few channels writes past its memory in oneDNN.
+    model = network()
+    model.stem = torch.nn.Sequential(torch.nn.Conv2d(3, 3, 1, 2), model.stem)
+    made = Training(model, Watching(), DATA, None, RECIPE)
+    made.step()
+    assert made.distiller.strides == (3 * 64, 64, 8, 1)
+
+
+def test_the_smallest_subnet_s_kernels_count_too():
+    space = MBConvSpace(
+        name="points",
+        classes=3,
+        resolutions=(8,),
+        stem=Stem(width=(4,), stride=1),
+        stages=(Stage(width=(4,), depth=(1,), kernel=(1, 3), expansion=(1,), stride=2),),
+    )
+    made = Training(initialised(lambda: Supernet(space), 0), SinglePath(), DATA, None, RECIPE)
+    assert not made._channels_last
