@@ -3,8 +3,8 @@
 Li et al., Block-wisely Supervised Neural Architecture Search with Knowledge Distillation, CVPR 2020.
 
 KDNAS_IMAGENET=PATH kdnas train dna --out runs/dna        # published size; PATH holds train/CLASS/* and val/CLASS/*
-kdnas train dna:small --out runs/dna                      # digits, a minute or two on two CPU cores
-kdnas search runs/dna --exact && kdnas export runs/dna --place 1
+kdnas search runs/dna && kdnas export runs/dna --place 1
+kdnas run --experiment dna:small --out runs/dna           # digits, a minute or two on two CPU cores
 
 As published: EfficientNet-B7 as teacher, six blocks one after the other, 20 epochs each, batches of 512; 350 M (DNA-a).
 Differs: one learning rate for all blocks (published: 0.002 to 0.005 per block, a tenth less each epoch) on one cosine;
@@ -39,7 +39,7 @@ def experiment() -> Experiment:
             distiller=spec(BlockWise, schedule="one_by_one"),
             recipe=Recipe(steps=300_000, batch_size=512, optimizer="adamw", learning_rate=0.005, clip=0.0),
         ),
-        search=Search(scorer=spec(Blocks), budget=Budget(macs=350e6), num_evaluations=100, num_images=1216),
+        search=Search(scorer=spec(Blocks), budget=Budget(macs=350e6), num_evaluations=100, num_images=1216, exact=True),
         retrain=Retrain(recipe=Recipe(steps=625_000, batch_size=512, learning_rate=0.2, weight_decay=1e-5)),
     )
 
@@ -69,6 +69,6 @@ def small() -> Experiment:
             teacher_recipe=Recipe(steps=200, learning_rate=0.1),
             teacher_views=4,
         ),
-        search=Search(scorer=spec(Blocks), budget=Budget(macs=2.5e5), num_evaluations=150, num_images=220),
+        search=Search(scorer=spec(Blocks), budget=Budget(macs=2.5e5), num_evaluations=150, num_images=220, exact=True),
         retrain=Retrain(recipe=Recipe(steps=250, learning_rate=0.1)),
     )

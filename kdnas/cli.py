@@ -335,6 +335,8 @@ def _search_settings(given: argparse.Namespace, default: Any) -> Any:
         changed["scorer"] = named_with("kdnas.scorers", given.scorer)
     if given.searcher:
         changed["searcher"] = named_with("kdnas.searchers", given.searcher)
+    if given.scorer or given.searcher:
+        changed["exact"] = False
     if given.budget:
         changed["budget"] = Budget.parse(given.budget)
     changed |= {n: getattr(given, n) for n in ("num_evaluations", "max_time") if getattr(given, n) is not None}
@@ -362,13 +364,16 @@ def _train(given: argparse.Namespace) -> None:
 
 def _search(given: argparse.Namespace) -> None:
     _say(f"kdnas search: {given.folder}")
-    from kdnas.jobs.block_rating import search_blocks
+    import dataclasses
+
     from kdnas.jobs.opened import Opened
     from kdnas.jobs.search import front_of, ranking_json, ranking_table, search
 
     opened = Opened(given.folder)
     settings = _search_settings(given, opened.experiment.search)
-    entries = search_blocks(opened, settings) if given.exact else search(opened, settings)
+    if given.exact:
+        settings = dataclasses.replace(settings, exact=True)
+    entries = search(opened, settings)
     shown, top = (front_of(entries), len(entries)) if given.front else (entries, given.top)
     print(ranking_json(opened.run, shown, top) if given.json else ranking_table(opened.run, shown, top))
     _say(f"next: kdnas export {given.folder} --place 1")

@@ -1,6 +1,5 @@
 """Every path of every block rated once, and the best network within a budget found exactly: DNA's search."""
 
-import dataclasses
 import time
 from typing import Any
 
@@ -13,11 +12,8 @@ from kdnas.distillers.block_wise import BlockWise, stages_of
 from kdnas.exact import Block, best, blocks_of
 from kdnas.jobs.opened import Opened
 from kdnas.jobs.settings import Search
-from kdnas.scorers.blocks import Blocks
-from kdnas.search import Entry, Evidence, Score, entry_of, ranked
-from kdnas.spec import spec
+from kdnas.search import Entry, Evidence, Score, entry_of
 from kdnas.supernet import Supernet
-from kdnas.tables import unstructure
 
 
 def rate_blocks(supernet: Supernet, distiller: BlockWise, evidence: Evidence) -> list[Block]:
@@ -81,44 +77,29 @@ class _Rater:
         return -self.distiller.rating(block, self.walk[-1][1], self.evidence.teacher)
 
 
-def search_blocks(opened: Opened, settings: Search) -> list[Entry]:
-    """The best networks of a run that was trained block-wise, found exactly; appended to its ranking.
+def best_networks(opened: Opened, settings: Search, evidence: Evidence, search: int) -> tuple[list[Entry], str]:
+    """The best networks of a run that was trained block-wise, found exactly, and what that saved.
 
-    Of the settings, the budget, the number of evaluations (how many networks are ranked), the images and the seed
-    matter; scorer and searcher are `blocks` and exact.
+    Of the settings, the budget and the number of evaluations (how many networks are ranked) matter.
 
     Raises:
         Infeasible: no network is within the budget; the nearest is named.
         ValueError: the run was not trained block-wise, or its space is not additive over blocks.
     """
-    run, space, distiller = opened.run, opened.space, opened.distiller
+    space, distiller = opened.space, opened.distiller
     if not isinstance(distiller, BlockWise):
         raise ValueError(
-            f"{run.folder} was trained by {type(distiller).__name__}, ratings of blocks need BlockWise. Train with the "
-            "distiller block_wise."
+            f"{opened.run.folder} was trained by {type(distiller).__name__}, ratings of blocks need BlockWise. Train "
+            "with the distiller block_wise."
         )
     began = time.perf_counter()
-    evidence = opened.evidence(settings.num_images, settings.seed)
     blocks = rate_blocks(opened.supernet, distiller, evidence)
     found = best(blocks, settings.budget.bounds(), settings.num_evaluations)
-    seconds = time.perf_counter() - began
-    searches: list[dict[str, Any]] = run.manifest["searches"]
-    searches.append({"settings": unstructure(dataclasses.replace(settings, scorer=spec(Blocks))), "state": "done"})
-    run.save()
-    labels = ("blocks", "exact", len(searches))
+    each = (time.perf_counter() - began) / max(1, len(found))
     entries = []
     for one in found:
         parts = {b.name: -b.scores[b.options.index(o)] for b, o in zip(blocks, one.options, strict=True)}
         score = Score(one.score, {name: value for name, value in parts.items() if name != "fixed"})
-        entries.append(entry_of(space, space.canonical(one.architecture), score, seconds / len(found), labels))
-    run.append(entries)
-    run.finish(
-        "search",
-        seconds=round(seconds, 3),
-        evaluations=len(entries),
-        stopped="every path of every block was rated, and the search over their sums is exact",
-        saved=f"{sum(len(b.options) for b in blocks):,} block paths instead of {space.count():,} networks",
-        budget=settings.budget.bounds(),
-        search=len(searches),
-    )
-    return ranked(entries)
+        entries.append(entry_of(space, space.canonical(one.architecture), score, each, ("blocks", "exact", search)))
+    saved = f"{sum(len(b.options) for b in blocks):,} block paths instead of {space.count():,} networks"
+    return entries, saved

@@ -136,6 +136,7 @@ class Chained(Contestant):
             search=dataclasses.replace(
                 own.search,
                 budget=task.budget,
+                exact=False,  # it takes the time it takes, and blocks of this space may share choices
                 num_evaluations=max(own.search.num_evaluations, 1000),
                 num_images=min(own.search.num_images, len(task.loaded.search)),
                 max_time=plan["search"],

@@ -1,5 +1,6 @@
 """Ranking: search within a budget, and the random search that costs as much."""
 
+import dataclasses
 import json
 import time
 from typing import Any
@@ -9,12 +10,14 @@ import torch
 
 from kdnas.architecture import Architecture
 from kdnas.cost import cost
+from kdnas.jobs.block_rating import best_networks
 from kdnas.jobs.opened import Opened
 from kdnas.jobs.settings import Search
 from kdnas.network import Network
 from kdnas.progress import progress
 from kdnas.randomness import python_rng
 from kdnas.run import Run
+from kdnas.scorers.blocks import Blocks
 from kdnas.scorers.depth import Depth
 from kdnas.scorers.nwot import Nwot
 from kdnas.scorers.synflow import Synflow
@@ -35,14 +38,17 @@ def search(opened: Opened, settings: Search) -> list[Entry]:
     """Rank subnets of a trained run; appends to its ranking and returns this search's entries, best first.
 
     An interrupted search with the same settings goes on: its scores are replayed to the searcher. Beside it a random
-    search with as many evaluations and as much time is run, unless `settings.control` is off.
+    search with as many evaluations and as much time is run, unless `settings.control` is off. An exact search ranks
+    the best networks only, so its controls that relate scores to sizes are measured on the random ones.
 
     Raises:
         Infeasible: no network is within the budget; the nearest is named.
         Uninformative: the score does not tell candidates apart.
-        ValueError: the run has no trained supernet.
+        ValueError: the run has no trained supernet; for an exact search, none trained block-wise.
     """
     run, space = opened.run, opened.space
+    if settings.exact:
+        settings = dataclasses.replace(settings, scorer=spec(Blocks))
     supernet = opened.supernet
     check_feasible(space, settings.budget, python_rng(settings.seed, "feasible"))
     evidence = opened.evidence(settings.num_images, settings.seed)
@@ -89,9 +95,16 @@ def search(opened: Opened, settings: Search) -> list[Entry]:
         run.append(waiting)
         return entries, why
 
+    def exactly() -> tuple[list[Entry], str]:
+        found, instead = best_networks(opened, settings, evidence, number)
+        have = {e.architecture: e for e in run.ranking(number) if e.searcher == "exact"}
+        run.append([e for e in found if e.architecture not in have])
+        stopped = f"every path of every block was rated, {instead}, and the search over their sums is exact"
+        return [have.get(e.architecture, e) for e in found], stopped
+
     # Half of the time is the random control's.
     share = settings.max_time / 2 if settings.control else settings.max_time
-    entries, stopped = one(settings.searcher, "search", share)
+    entries, stopped = exactly() if settings.exact else one(settings.searcher, "search", share)
     if not entries:
         raise ValueError(
             f"the search found no network with {settings.budget} ({stopped}). Raise the budget or --max-time, or use "
@@ -99,12 +112,16 @@ def search(opened: Opened, settings: Search) -> list[Entry]:
         )
     spent = time.perf_counter() - began
     left = settings.max_time - spent
-    controls = _controls(entries) | training_free(opened, evidence, entries, min(left, _TRAINING_FREE_SECONDS))
+    random_entries: list[Entry] = []
+    control: dict[str, dict[str, Any]] = {}
     if settings.control and left > 0:
         random_entries, _ = one(spec(RandomSearch), "control", min(left, max(spent, 1.0)))
-        controls["random search"] = _random_control(entries, random_entries)
+        control["random search"] = _random_control(entries, random_entries)
     elif settings.control:
-        controls["random search"] = {"sentence": "Random search at equal cost is left out: the time is over."}
+        control["random search"] = {"sentence": "Random search at equal cost is left out: the time is over."}
+    seen = random_entries if settings.exact and len(random_entries) > 1 else entries
+    left = min(settings.max_time - (time.perf_counter() - began), _TRAINING_FREE_SECONDS)
+    controls = _controls(seen) | training_free(opened, evidence, seen, left) | control
     run.record_controls(controls)
     searches[-1]["state"] = "done"
     run.finish(

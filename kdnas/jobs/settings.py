@@ -91,6 +91,8 @@ class Search:
         max_time: seconds, half of them for the control where there is one.
         num_images: of the search part, the evidence.
         control: also run random search at equal cost.
+        exact: of a run trained block-wise, rate every path of every block once and rank the best networks exactly, in
+            place of scorer and searcher; `max_time` then bounds the controls only.
         seed: of the searcher.
     """
 
@@ -101,6 +103,7 @@ class Search:
     max_time: float = 1e9
     num_images: int = 256
     control: bool = True
+    exact: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
