@@ -47,6 +47,12 @@ def write_atomically(path: Path, write: Any) -> None:
         draft.unlink(missing_ok=True)
 
 
+def remove_drafts(path: Path) -> None:
+    """Remove what kills during `write_atomically` left beside a file that nobody is writing now."""
+    for draft in path.parent.glob(f".{path.name}.*.draft"):
+        draft.unlink(missing_ok=True)
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write JSON atomically."""
     text = json.dumps(value, indent=2) + "\n"

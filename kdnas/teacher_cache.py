@@ -52,12 +52,11 @@ class TeacherCache:
             self._index: dict[str, Any] = json.loads((self.folder / INDEX).read_text())
         except (OSError, json.JSONDecodeError) as error:
             raise ValueError(f"{folder} is no teacher cache ({error}). Remove it to have it written again.") from error
-        for name, now in _identity(teacher, data, seed, views).items():
-            if self._index.get(name) != now:
-                raise ValueError(
-                    f"the teacher cache {folder} was written with another {name.replace('_', ' ')}. Remove it to have "
-                    "it written again."
-                )
+        other = _difference(self._index, _identity(teacher, data, seed, views))
+        if other:
+            raise ValueError(
+                f"the teacher cache {folder} was written with another {other}. Remove it to have it written again."
+            )
         self.views, self._shards = views, dict[str, dict[str, Tensor]]()
 
     def outputs(self, ids: Tensor, view: int, pixels: Tensor) -> Outputs:
@@ -117,7 +116,9 @@ def cached(
     limit: float,
     device: torch.device | str = "cpu",
 ) -> TeacherCache:
-    """The cache in a folder; written first where there is none.
+    """The cache in a folder; written first where there is none, or one that was written for something else.
+
+    Such a stale cache is reported on stderr and replaced; it stays in place until the new one is whole.
 
     Args:
         folder: where; it appears whole or not at all.
@@ -129,10 +130,13 @@ def cached(
         device: where to run the teacher.
 
     Raises:
-        ValueError: as for `TeacherCache`; or it would be larger than `limit`, the teacher changes with the training's
+        ValueError: a damaged cache; or it would be larger than `limit`, the teacher changes with the training's
             progress, or there are several views of data without augmentation.
     """
-    if not present(folder).is_dir():
+    stale = _stale(folder, _identity(teacher, data, seed, views))
+    if stale:
+        print(f"teacher cache: {folder} was written with another {stale}; it is replaced", file=sys.stderr, flush=True)
+    if stale or not present(folder).is_dir():
         _write(folder, teacher, data, seed, views, limit, torch.device(device))
     return TeacherCache(folder, teacher, data, seed=seed, views=views)
 
@@ -190,6 +194,20 @@ def _identity(teacher: Teacher, data: Data, seed: int, views: int) -> dict[str, 
         "seed": seed,
         "number_of_views": views,
     }
+
+
+def _difference(index: dict[str, Any], identity: dict[str, Any]) -> str:
+    """The first thing, in words, in which a cache is another one; empty if it is the same."""
+    return next((name.replace("_", " ") for name, now in identity.items() if index.get(name) != now), "")
+
+
+def _stale(folder: Path, identity: dict[str, Any]) -> str:
+    """In what a readable cache in the folder differs; empty where there is none, or the same."""
+    try:
+        index = json.loads((present(folder) / INDEX).read_text())
+    except (OSError, json.JSONDecodeError):
+        return ""
+    return _difference(index, identity) if isinstance(index, dict) else ""
 
 
 def _flattened(outputs: Outputs, prefix: str = "") -> dict[str, Tensor]:

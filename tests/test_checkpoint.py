@@ -3,7 +3,7 @@ import pickle
 import pytest
 import torch
 
-from kdnas.checkpoint import load_state, save_state, write_atomically
+from kdnas.checkpoint import load_state, remove_drafts, save_state, write_atomically
 
 STATE = {
     "weights": {"a": torch.arange(6.0).reshape(2, 3), "half": torch.ones(2, dtype=torch.bfloat16)},
@@ -83,3 +83,11 @@ def test_what_is_no_state_is_refused(tmp_path):
 def test_a_missing_checkpoint_is_named(tmp_path):
     with pytest.raises(ValueError, match="there is no checkpoint"):
         load_state(tmp_path / "none")
+
+
+def test_drafts_that_kills_left_are_removed_and_nothing_else(tmp_path):
+    kept = [tmp_path / name for name in ("file", ".file.draft", ".other.7.draft", ".file.7.old")]
+    for path in (*kept, tmp_path / ".file.7.draft", tmp_path / ".file.81.draft"):
+        path.write_text("x")
+    remove_drafts(tmp_path / "file")
+    assert sorted(tmp_path.iterdir()) == sorted(kept)

@@ -147,6 +147,27 @@ def test_a_cache_of_something_else_is_refused(tmp_path, changes, named):
         TeacherCache(tmp_path / "cache", asked.pop("taught"), DATA, **asked)
 
 
+def test_a_stale_cache_is_reported_and_replaced(tmp_path, capsys):
+    old = written(tmp_path)
+    capsys.readouterr()
+    new = written(tmp_path, taught=teacher(6))
+    assert "written with another teacher; it is replaced" in capsys.readouterr().err
+    ids = torch.tensor([1, 2])
+    pixels = DATA.view(ids, 3, 0)
+    assert torch.allclose(new.outputs(ids, 0, pixels).logits, teacher(6)(pixels).logits, atol=1e-5)
+    assert not torch.allclose(old.outputs(ids, 0, pixels).logits, teacher(6)(pixels).logits, atol=1e-2)
+    assert [p.name for p in tmp_path.iterdir()] == ["cache"]
+    written(tmp_path, taught=teacher(6))
+    assert capsys.readouterr().err.count("it is replaced") == 0
+
+
+def test_a_stale_cache_stays_where_the_new_one_cannot_be_written(tmp_path):
+    written(tmp_path)
+    with pytest.raises(ValueError, match="the limit is"):
+        written(tmp_path, taught=teacher(6), limit=1e-9)
+    assert TeacherCache(tmp_path / "cache", teacher(), DATA, seed=3, views=2).views == 2
+
+
 def test_what_cannot_be_cached_is_refused(tmp_path):
     with pytest.raises(ValueError, match="one view"):
         written(tmp_path, views=0)

@@ -78,7 +78,10 @@ def retrain(
     origin = {**card.origin, "retrained": unstructure(settings), "test_accuracy": found, "seconds": seconds}
     new_card = dataclasses.replace(card, preprocessing=loaded.preprocessing, origin=origin)
     checks = write_student(out, network.cpu().eval(), new_card, deploy=deploy)
+    # Also those of a training with other settings into this folder, which was never finished.
     for left in out.parent.glob(f".{out.name}.*.draft.safetensors"):
+        left.unlink()
+    for left in out.parent.glob(f"..{out.name}.*.draft.safetensors.*.draft"):
         left.unlink()
     return {
         "student": str(out),

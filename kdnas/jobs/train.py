@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kdnas.checkpoint import load_state, save_state
+from kdnas.checkpoint import load_state, remove_drafts, save_state
 from kdnas.cost import cost
 from kdnas.data import Data, Images
 from kdnas.distillers.from_labels import FromLabels
@@ -118,6 +118,7 @@ def _train_supernet(opened: Opened, taught: Spec) -> None:
     guard = Guard(training, run.path("healthy.safetensors"), rollback=settings.rollback)
     seconds = drive(training, "train", run.path(CHECKPOINT), run, lambda: health(supernet, opened.data), guard=guard)
     guard.place.unlink(missing_ok=True)
+    remove_drafts(guard.place)
     run.finish("train", seconds=seconds, steps=settings.recipe.steps, **health(supernet, opened.data))
 
 
@@ -195,6 +196,7 @@ def drive(
                 state = {"training": training.state(), "seconds": elapsed}
                 save_state(checkpoint, state if guard is None else state | {"guard": guard.state()})
                 saved = time.perf_counter()
+    remove_drafts(checkpoint)
     return round(spent + time.perf_counter() - began, 3)
 
 
