@@ -2,19 +2,30 @@
 
 import copy
 import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 from torchvision.models import resnet18
 
+from kdnas.cost import cost
 from kdnas.distillers.aggregation import Aggregation
 from kdnas.distillers.from_labels import FromLabels
+from kdnas.jobs.retrain import retrain
+from kdnas.jobs.settings import Retrain
 from kdnas.losses.feature.feature_mse import FeatureMse
 from kdnas.network import Network
 from kdnas.space import Blueprint, layer
+from kdnas.spec import spec
+from kdnas.student import Card, read_student, write_student
 from kdnas.tables import load_space
-from kdnas.teachers import Ensemble, Frozen, every_layer
+from kdnas.teachers import Ensemble, Frozen, every_layer, student_teacher
 from kdnas.training import Batch, Recipe, Step, Training, initialised
 from tests.toy import Cnn, data
 
@@ -236,3 +247,48 @@ def test_what_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="needs a teacher"):
         Training(Network(BLUEPRINT), Aggregation(), DATA, None, RECIPE)
     assert not FromLabels.every_layer
+
+
+RETRAIN = Retrain(distiller=spec(Aggregation, search_share=0.5, rate=0.1), recipe=RECIPE)
+
+
+def retrained(folder):
+    """The toy student, trained by DFA under a teacher of blocks."""
+    for name, network in (("teacher", teacher().module), ("student", initialised(lambda: Network(BLUEPRINT), 0))):
+        if not (folder / name).exists():
+            card = Card(
+                architecture=None,
+                space=None,
+                blueprint=network.blueprint,
+                cost=cost(network.blueprint),
+                preprocessing=DATA.preprocessing,
+                class_names=DATA.class_names,
+                origin={},
+            )
+            write_student(folder / name, network, card, deploy=False)
+    taught = spec(student_teacher, path=str(folder / "teacher"))
+    retrain(folder / "student", RETRAIN, folder / "found", data=spec("tests.toy:data"), teacher=taught, deploy=False)
+
+
+def test_a_retraining_killed_at_any_time_ends_with_the_same_student(tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    retrained(whole)
+    code = "import sys, time, pathlib, kdnas.jobs.train as t, kdnas.jobs.retrain as r; t.CHECKPOINT_SECONDS = 0.0\n"
+    # What is written last is held back, so that the kill is never too late.
+    code += "sys.path.insert(0, 'tests/distillers')\nimport test_aggregation_search as own\n"
+    code += "r.accuracy = lambda *_: time.sleep(60)\nown.retrained(pathlib.Path(sys.argv[1]))"
+    started = subprocess.Popen(
+        [sys.executable, "-c", code, str(killed)],
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 120
+    while not list(killed.glob(".found.*.draft.safetensors")):
+        assert started.poll() is None and time.monotonic() < deadline
+        time.sleep(0.002)
+    os.kill(started.pid, signal.SIGKILL)
+    started.wait()
+    retrained(killed)
+    found = [read_student(folder / "found")[0].state_dict() for folder in (whole, killed)]
+    assert all(torch.equal(tensor, found[1][name]) for name, tensor in found[0].items())
