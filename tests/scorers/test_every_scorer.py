@@ -11,6 +11,7 @@ from kdnas.scorers.blocks import Blocks
 from kdnas.scorers.diswot import Diswot
 from kdnas.scorers.loss import Loss
 from kdnas.scorers.predicted import Predicted
+from kdnas.scorers.reward import Reward
 from kdnas.scorers.short_training import ShortTraining
 from kdnas.search import OutputScorer, Scorer, score_all
 from kdnas.spec import Spec, algorithms, resolve, spec
@@ -18,8 +19,8 @@ from tests.scorers.scene import SPACE, Flat, Plain, Shows, evidence, network, su
 
 NAMES = sorted(algorithms("kdnas.scorers"))
 every_scorer = pytest.mark.parametrize("name", NAMES)
-# Blocks needs a supernet trained block-wise; its own file tests it.
-rated = pytest.mark.parametrize("name", [name for name in NAMES if name != "blocks"])
+# Blocks needs a supernet trained block-wise, latency never repeats; their own files test them.
+rated = pytest.mark.parametrize("name", [name for name in NAMES if name not in ("blocks", "latency")])
 NEEDS_MAPS = {"diswot", "fitted_blocks", "nwot", "short_training", "zen"}
 
 
@@ -32,6 +33,8 @@ def made(name):
     scorer = resolve(algorithms("kdnas.scorers")[name])
     if scorer is Diswot:
         return scorer(semantic=0.0)  # the semantic term needs students of the teacher's width
+    if scorer is Reward:
+        return scorer(scorer="accuracy")
     if scorer is Predicted:
         return scorer(target=spec(ShortTraining, steps=1, batch_size=12), num_fitted=4)
     return scorer(steps=2, batch_size=12) if scorer is ShortTraining else scorer()

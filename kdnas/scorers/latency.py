@@ -1,0 +1,55 @@
+"""How long one image takes."""
+
+import copy
+import statistics
+import time
+from typing import final
+
+import torch
+from torch import nn
+
+from kdnas.search import Evidence, Score, Scorer
+
+
+@final
+class Latency(Scorer):
+    """Minus the median seconds of a forward pass of one image, on the evidence's device.
+
+    Measured here and now: it depends on the machine and its load, and does not repeat exactly. Weights do not matter,
+    and are drawn where the student has none.
+
+    Args:
+        repeats: passes that are timed, after two that are not.
+
+    Reference: the cost of Liu et al., Search to Distill, CVPR 2020, section 3.2.
+    Differs: measured on this machine, not on the one where the student is deployed.
+    """
+
+    reads_weights = False
+
+    def __init__(self, *, repeats: int = 11) -> None:
+        if repeats < 1:
+            raise ValueError(f"repeats must be at least 1, got {repeats}.")
+        self.repeats = repeats
+
+    def score(self, student: nn.Module, evidence: Evidence) -> Score:
+        """The score of one student."""
+        device, image = evidence.images.device, evidence.images[:1]
+        if any(tensor.is_meta for tensor in student.parameters()):
+            student = copy.deepcopy(student).to_empty(device=device)
+            with torch.no_grad():
+                for tensor in (*student.parameters(), *student.buffers()):
+                    tensor.zero_()
+        was_training = student.training
+        student.eval()
+        taken = []
+        with torch.no_grad():
+            for _ in range(2 + self.repeats):
+                began = time.perf_counter()
+                student(image)
+                if device.type == "cuda":
+                    torch.cuda.synchronize()
+                taken.append(time.perf_counter() - began)
+        student.train(was_training)
+        seconds = statistics.median(taken[2:])
+        return Score(-seconds, {"latency": seconds})
