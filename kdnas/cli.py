@@ -414,6 +414,7 @@ def _convert(given: argparse.Namespace) -> None:
 
 
 def _export(given: argparse.Namespace) -> None:
+    _say(f"kdnas export: place {given.place} of {given.folder}")
     from kdnas.jobs.export import export
     from kdnas.jobs.opened import Opened
 
@@ -423,17 +424,19 @@ def _export(given: argparse.Namespace) -> None:
 
 
 def _retrain(given: argparse.Namespace) -> None:
+    out = given.out or given.student.with_name(given.student.name + "-retrained")
+    _say(f"kdnas retrain: {given.student} into {out}")
     import dataclasses
 
     from kdnas.data import load_data
     from kdnas.distillers.from_labels import FromLabels
-    from kdnas.jobs.retrain import retrain, run_around
-    from kdnas.jobs.settings import Experiment, Retrain, terms_of, with_overrides
+    from kdnas.jobs.retrain import retrain, run_around, settings_of
+    from kdnas.jobs.settings import terms_of, with_overrides
     from kdnas.spec import spec
     from kdnas.teachers import load_teacher
 
     run = run_around(given.student)
-    settings = Experiment.from_json(run.manifest["job"]).retrain if run is not None else Retrain()
+    settings = settings_of(given.student)
     settings = dataclasses.replace(settings, recipe=with_overrides(settings.recipe, _overrides(given)))
     if given.weights:
         settings = dataclasses.replace(settings, weights=given.weights)
@@ -444,7 +447,6 @@ def _retrain(given: argparse.Namespace) -> None:
             raise ValueError("without a teacher there is nothing to distil. Drop --loss, or --teacher none.")
         settings = dataclasses.replace(settings, distiller=spec(FromLabels))
     teacher = load_teacher(given.teacher) if given.teacher not in (None, "none") else None
-    out = given.out or given.student.with_name(given.student.name + "-retrained")
     found = retrain(
         given.student, settings, out, data=None if given.data is None else load_data(given.data), teacher=teacher
     )
@@ -517,6 +519,7 @@ def _lines(found: dict[str, Any]) -> str:
 
 
 def _report(given: argparse.Namespace) -> None:
+    _say(f"kdnas report: {given.folder}")
     from kdnas.report import write_report
     from kdnas.run import Run
 
@@ -540,6 +543,7 @@ def _losses(given: argparse.Namespace) -> None:
 
 
 def _taps(given: argparse.Namespace) -> None:
+    _say(f"kdnas taps: {given.teacher} beside {given.space}, on images as of {given.data}")
     from kdnas.jobs.taps import taps_table
 
     print(taps_table(given.teacher, given.space, given.data, given.by))

@@ -1,7 +1,7 @@
 """Exact parameters and multiply-accumulates of a blueprint, and budgets on them."""
 
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple, final
 
@@ -81,11 +81,6 @@ class Budget:
                 raise ValueError(f"the bound of {name} must be a number, got {number!r}.") from None
             if not bounds[name] > 0:
                 raise ValueError(f"the bound of {name} must be positive, got {number}.")
-        return cls(**bounds)
-
-    @classmethod
-    def from_mapping(cls, bounds: Mapping[str, float]) -> "Budget":
-        """The budget whose `bounds()` these are."""
         return cls(**bounds)
 
 

@@ -73,10 +73,6 @@ class Network(nn.Module):
                 norm.track_running_stats = True
         return feature
 
-    def plain(self) -> nn.Sequential:
-        """The same modules as a Sequential from images to logits, for every tool outside."""
-        return nn.Sequential(self.stem, *self.stages, self.head)
-
 
 @contextmanager
 def shown_attentions(modules: Iterable[nn.Module]) -> Iterator[list[Tensor]]:

@@ -3,7 +3,6 @@
 import difflib
 import importlib
 import inspect
-import json
 import pkgutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -229,8 +228,3 @@ def _revive(value: Any) -> Any:
     if isinstance(value, dict):
         return Spec.from_json(value)
     return tuple(_revive(v) for v in value) if isinstance(value, list) else value
-
-
-def canonical_json(value: Any) -> str:
-    """JSON with sorted keys and no spaces: equal values give equal text."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"))

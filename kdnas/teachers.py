@@ -28,9 +28,11 @@ class Teacher(nn.Module, abc.ABC):
     Attributes:
         progress: the share of the student's training that is done, for teachers that change with it; the training
             loop assigns it before each step. 1 outside of training.
+        class_names: one per logit, where they are known.
     """
 
     progress: float = 1.0
+    class_names: tuple[str, ...] | None = None
 
     @final
     def train(self, mode: bool = True) -> Self:
@@ -325,7 +327,9 @@ def student_teacher(path: str, classes: int, preprocessing: Preprocessing) -> Te
 
     del preprocessing
     network, card = read_student(Path(path))
-    return _checked(Frozen(network, preprocessing=card.preprocessing), classes, path)
+    teacher = _checked(Frozen(network, preprocessing=card.preprocessing), classes, path)
+    teacher.class_names = card.class_names
+    return teacher
 
 
 def zoo_teacher(

@@ -76,7 +76,7 @@ def test_the_excess_is_the_largest_relative_overshoot():
 def test_a_budget_prints_and_survives_its_mapping():
     budget = Budget(macs=5e6)
     assert str(budget) == "macs <= 5,000,000" and str(Budget()) == "no bound"
-    assert Budget.from_mapping(budget.bounds()) == budget
+    assert Budget(**budget.bounds()) == budget
     assert Budget.parse([]) == Budget()
 
 

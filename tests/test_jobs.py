@@ -1,7 +1,9 @@
 """The chain on the toy space: phase by phase, interrupted, and as a new user would type it."""
 
+import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,11 +15,16 @@ import torch
 
 from kdnas.checkpoint import load_state
 from kdnas.cli import main
-from kdnas.jobs.opened import Opened
+from kdnas.jobs.chain import chain, closing_table
+from kdnas.jobs.opened import Opened, build_teacher
+from kdnas.jobs.retrain import settings_of
 from kdnas.jobs.search import search, training_free
-from kdnas.jobs.settings import Search
+from kdnas.jobs.settings import Experiment, Retrain, Search
 from kdnas.run import Run
 from kdnas.student import load_source
+from kdnas.teachers import load_teacher
+from kdnas.training import Recipe
+from tests.toy import data, experiment
 
 ROOT = Path(__file__).parent.parent
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -179,8 +186,6 @@ def test_a_place_that_is_not_there_is_refused(searched, capsys):
 
 
 def test_a_checkpoint_cut_short_or_of_another_space_is_refused(tmp_path, trained, capsys):
-    import shutil
-
     broken = tmp_path / "broken"
     shutil.copytree(trained, broken)
     path = broken / "checkpoint.safetensors"
@@ -294,3 +299,93 @@ def test_a_student_from_elsewhere_runs_no_code_of_its_own(tmp_path, searched, ca
         main(["retrain", str(tmp_path / "taken")])
     assert "not trusted to run code" in capsys.readouterr().err
     assert not (tmp_path / "ran").exists()
+
+
+def test_what_a_command_does_is_said_first(searched, capsys):
+    main(["report", str(searched)])
+    assert capsys.readouterr().err.startswith(f"kdnas report: {searched}")
+    said = searched / "students" / "said"
+    main(["export", str(searched), "--out", str(said)])
+    assert capsys.readouterr().err.startswith(f"kdnas export: place 1 of {searched}")
+    main(["retrain", str(said), "--steps", "1"])
+    assert capsys.readouterr().err.startswith(f"kdnas retrain: {said} into {said}-retrained")
+    main(["taps", "tests.toy:cnn", "toy", "--data", "tests.toy:data"])
+    assert capsys.readouterr().err.startswith("kdnas taps: tests.toy:cnn beside toy")
+
+
+def test_a_student_outside_its_run_is_retrained_by_the_recipe_of_its_run(tmp_path, searched):
+    main(["export", str(searched), "--out", str(tmp_path / "taken")])
+    assert settings_of(tmp_path / "taken").recipe == Opened(searched).experiment.retrain.recipe != Recipe()
+    card = json.loads((tmp_path / "taken" / "student.json").read_text())
+    card["origin"]["recipe"]["steps"] = "many"
+    (tmp_path / "taken" / "student.json").write_text(json.dumps(card))
+    with pytest.raises(ValueError, match="the recipe in the card"):
+        settings_of(tmp_path / "taken")
+    del card["origin"]["recipe"]
+    (tmp_path / "taken" / "student.json").write_text(json.dumps(card))
+    assert settings_of(tmp_path / "taken").recipe == Recipe()
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [
+        ("rollback", "yes"),
+        ("teacher_views", 1.5),
+        ("teacher_snapshots", "2"),
+        ("cache_limit", "4"),
+        ("weights", 3),
+        ("teacher_blocks", True),
+    ],
+)
+def test_a_manifest_with_a_wrong_type_is_refused(name, wrong):
+    job = experiment().to_json()
+    job["train"][name] = wrong
+    with pytest.raises(ValueError, match=f"must be a.*{wrong}"):
+        Experiment.from_json(job)
+
+
+@pytest.mark.parametrize("number", ["0", "-5"])
+def test_a_number_of_images_that_is_none_is_refused_everywhere(tmp_path, searched, number, capsys):
+    codes = sorted({entry.code for entry in Run(searched).ranking()})
+    table = tmp_path / "table.csv"
+    table.write_text("arch,mean_acc\n" + "".join(f"{code},{place}\n" for place, code in enumerate(codes)))
+    for arguments in (["why", str(searched), codes[0]], ["rank-check", str(searched), str(table)]):
+        with pytest.raises(SystemExit) as stopped:
+            main([*arguments, "--num-images", number])
+        assert stopped.value.code == 2
+        assert f"num_images must be at least 3, got {number}" in capsys.readouterr().err
+
+
+def test_a_teacher_of_other_class_names_is_refused(tmp_path, trained):
+    folder = tmp_path / "teacher"
+    shutil.copytree(trained / "teacher", folder)
+    made = load_teacher(f"checkpoint:{folder}")
+    assert build_teacher(made, data()).class_names == ("a", "b", "c")
+    card = json.loads((folder / "student.json").read_text())
+    card["class_names"] = ["a", "c", "b"]
+    (folder / "student.json").write_text(json.dumps(card))
+    with pytest.raises(ValueError, match="class 1 is 'c' to the teacher and 'b' in the data"):
+        build_teacher(made, data())
+    several = load_teacher(f"ensemble:checkpoint:{trained / 'teacher'},checkpoint:{folder}")
+    with pytest.raises(ValueError, match="class 1"):
+        build_teacher(several, data())
+
+
+def test_a_teacher_that_was_given_has_a_row_in_the_closing_table(tmp_path):
+    made = experiment()
+    one = Recipe(steps=2, batch_size=16)
+    made = dataclasses.replace(
+        made,
+        train=dataclasses.replace(made.train, teacher=load_teacher("tests.toy:cnn"), recipe=one),
+        search=dataclasses.replace(made.search, num_evaluations=3),
+        retrain=Retrain(recipe=one),
+    )
+    opened = chain(made, tmp_path / "run", deploy=False)
+    row = opened.run.results()["rows"][0]
+    assert row["name"] == "teacher" and 0 <= row["accuracy"] <= 1
+    # Two convolutions with bias, two batch norms, a linear layer; MACs on 8 x 8 and 4 x 4.
+    assert row["params"] == 3 * 6 * 9 + 6 + 12 + 6 * 12 * 9 + 12 + 24 + 12 * 3 + 3
+    assert row["macs"] == 3 * 6 * 9 * 64 + 6 * 12 * 9 * 16 + 12 * 3
+    assert closing_table(opened.run).splitlines()[1].startswith("teacher")
+    opened.run.record_result({**row, "macs": None})
+    assert closing_table(opened.run).count(" - ") == 1

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from kdnas.distillers.from_labels import FromLabels
 from kdnas.jobs.export import card_of, export, inherited, place_of
@@ -14,7 +16,7 @@ from kdnas.jobs.opened import Opened
 from kdnas.jobs.retrain import retrain
 from kdnas.jobs.search import search
 from kdnas.jobs.settings import Experiment, Retrain
-from kdnas.jobs.train import correct, train
+from kdnas.jobs.train import correct, teacher_accuracy, train
 from kdnas.report import write_report
 from kdnas.run import REPORT, STUDENTS, Run
 from kdnas.spec import spec
@@ -33,6 +35,8 @@ def chain(experiment: Experiment, folder: Path, *, deploy: bool = True) -> Opene
         deploy: write and check every form of the student, or what kdnas reads alone.
     """
     opened = train(experiment, folder)
+    if experiment.train.teacher is not None and all(row["name"] != "teacher" for row in opened.run.results()["rows"]):
+        opened.run.record_result({"name": "teacher", **_given_teacher(opened)})
     say(f"next: kdnas search {folder}")
     if opened.run.phase("search") is None:
         search(opened, experiment.search)
@@ -58,6 +62,21 @@ def chain(experiment: Experiment, folder: Path, *, deploy: bool = True) -> Opene
 def say(text: str) -> None:
     """A line for the person, on stderr."""
     print(text, file=sys.stderr, flush=True)
+
+
+def _given_teacher(opened: Opened) -> dict[str, Any]:
+    """The closing table's row of a teacher that was not trained here; MACs of one image, None where not countable."""
+    teacher = opened.teacher.to(opened.device)
+    found = teacher_accuracy(teacher, opened.data.test)
+    try:
+        with FlopCounterMode(display=False) as counter:
+            part = opened.data.test
+            teacher(part.take(torch.arange(1)).to(opened.device), part.labels[:1].to(opened.device))
+        macs = counter.get_total_flops() // 2 or None
+    except (RuntimeError, NotImplementedError):
+        macs = None
+    params = sum(p.numel() for p in teacher.parameters())
+    return {"accuracy": found, "params": params, "macs": macs, "seconds": 0.0}
 
 
 def _trainings(opened: Opened, settings: Retrain) -> Iterator[tuple[str, Path, Retrain]]:
@@ -117,9 +136,8 @@ def closing_table(run: Run) -> str:
     results = run.results()
     lines = [f"{'':<12}{'accuracy':>10}{'params':>12}{'MACs':>14}{'seconds':>10}"]
     for row in results["rows"]:
-        lines.append(
-            f"{row['name']:<12}{row['accuracy']:>10.2%}{row['params']:>12,}{row['macs']:>14,}{row['seconds']:>10.1f}"
-        )
+        macs = "-" if row["macs"] is None else f"{row['macs']:,}"
+        lines.append(f"{row['name']:<12}{row['accuracy']:>10.2%}{row['params']:>12,}{macs:>14}{row['seconds']:>10.1f}")
     lines += ["", *(control["sentence"] for control in results["controls"].values())]
     lines.append(f"report: {run.path(REPORT)}")
     return "\n".join(lines)

@@ -15,7 +15,7 @@ from kdnas.randomness import torch_rng
 from kdnas.run import STUDENTS
 from kdnas.search import Entry, ranked
 from kdnas.student import Card, write_student
-from kdnas.tables import table_of
+from kdnas.tables import table_of, unstructure
 from kdnas.training import initialised
 
 
@@ -84,9 +84,10 @@ def calibration_batches(data: Data, device: torch.device, most: int = 2048, size
 
 
 def card_of(opened: Opened, architecture: Architecture, origin: dict[str, Any]) -> Card:
-    """The card of a subnet of this run; its origin also says what to retrain it on."""
+    """The card of a subnet of this run; its origin also says what to retrain it on, and how long."""
     blueprint = opened.space.blueprint(architecture)
     sources = {"data": opened.experiment.train.data.to_json(), "teacher": opened.teacher_spec.to_json()}
+    sources["recipe"] = unstructure(opened.experiment.retrain.recipe)
     return Card(
         architecture=architecture,
         space=table_of(opened.space),

@@ -135,7 +135,13 @@ class Opened:
         return distiller.to(self.device).eval()
 
     def evidence(self, num_images: int, seed: int) -> Evidence:
-        """Fixed images of the search part, and what the teacher says of them."""
+        """Fixed images of the search part, and what the teacher says of them.
+
+        Raises:
+            ValueError: fewer than 3 images.
+        """
+        if num_images < 3:
+            raise ValueError(f"num_images must be at least 3, got {num_images}.")
         part = self.data.search
         chosen = torch.randperm(len(part), generator=torch_rng("evidence", seed))[:num_images]
         pixels = part.take(chosen).to(self.device)
@@ -153,8 +159,23 @@ class Opened:
 
 
 def build_teacher(made: Spec, data: Data) -> Teacher:
-    """A teacher for this data."""
-    return made.build(Teacher, classes=data.classes, preprocessing=data.preprocessing)
+    """A teacher for this data.
+
+    Raises:
+        ValueError: as its maker; or it, or one it is made of, knows other classes, or these in another order.
+    """
+    teacher = made.build(Teacher, classes=data.classes, preprocessing=data.preprocessing)
+    for one in teacher.modules():
+        names = one.class_names if isinstance(one, Teacher) else None
+        if names is not None and names != data.class_names:
+            place = next(
+                (i for i, pair in enumerate(zip(names, data.class_names, strict=False)) if len({*pair}) > 1), 0
+            )
+            raise ValueError(
+                f"class {place} is {names[place]!r} to the teacher and {data.class_names[place]!r} in the data. Use a "
+                "teacher of these very classes, in their order."
+            )
+    return teacher
 
 
 def default_device() -> torch.device:

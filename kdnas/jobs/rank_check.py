@@ -50,7 +50,7 @@ def rank_check(
         if name in CONTROLS:
             raise ValueError(f"{name} is a control and is measured in any case. Leave it out of the scorers.")
     built = {name: opened.scorer(made) for name, made in scorers.items()}
-    evidence = opened.evidence(num_images or settings.num_images, seed)
+    evidence = opened.evidence(settings.num_images if num_images is None else num_images, seed)
     networks = list(dict.fromkeys(row.architecture for row in rows))
     began, saved = time.perf_counter(), Saved()
     scores: dict[str, list[float]] = {}

@@ -9,14 +9,14 @@ from typing import Any
 from kdnas.data import Data
 from kdnas.distillers.from_labels import FromLabels
 from kdnas.jobs.opened import build_teacher, default_device
-from kdnas.jobs.settings import Retrain
+from kdnas.jobs.settings import Experiment, Retrain
 from kdnas.jobs.train import accuracy, drive
 from kdnas.network import Network
 from kdnas.run import MANIFEST, STUDENTS, Run
 from kdnas.spec import Spec
 from kdnas.student import Card, check_place, read_student, write_student
-from kdnas.tables import unstructure
-from kdnas.training import Distiller, Training, initialised
+from kdnas.tables import structure, unstructure
+from kdnas.training import Distiller, Recipe, Training, initialised
 
 
 def retrain(
@@ -91,6 +91,22 @@ def retrain(
         "seconds": seconds,
         "checks": checks,
     }
+
+
+def settings_of(student: Path) -> Retrain:
+    """How a student folder is retrained by default: as its run says, outside of one by the recipe in its card.
+
+    Raises:
+        ValueError: no student there, or its card's recipe is none.
+    """
+    run = run_around(student)
+    if run is not None:
+        return Experiment.from_json(run.manifest["job"]).retrain
+    recipe = read_student(student)[1].origin.get("recipe")
+    try:
+        return Retrain() if recipe is None else Retrain(recipe=structure(recipe, Recipe))
+    except ValueError as error:
+        raise ValueError(f"the recipe in the card of {student} is none: {error}") from error
 
 
 def run_around(folder: Path) -> Run | None:

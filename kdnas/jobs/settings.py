@@ -164,19 +164,15 @@ class Experiment:
         """
         held = dict(value["train"])
         teacher = held.pop("teacher")
+        kinds = {f.name: f.type for f in dataclasses.fields(Train)}
+        plain = {name: dict[str, kind] for name, kind in kinds.items() if kind in (int, float, bool, str)}
         train = Train(
             space=space_from_table(held.pop("space")),
             teacher=None if teacher is None else Spec.from_json(teacher),
             data=Spec.from_json(held.pop("data")),
             distiller=None if (taught := held.pop("distiller")) is None else Spec.from_json(taught),
-            teacher_snapshots=held.pop("teacher_snapshots", 1),
-            teacher_members=held.pop("teacher_members", 1),
-            teacher_blocks=held.pop("teacher_blocks", 0),
             share=None if (share := held.pop("share", None)) is None else Spec.from_json(share),
-            rollback=held.pop("rollback", False),
-            teacher_views=held.pop("teacher_views", 0),
-            cache_limit=held.pop("cache_limit", 4.0),
-            weights=held.pop("weights", ""),
+            **{name: structure({name: held.pop(name)}, kind)[name] for name, kind in plain.items() if name in held},
             **{name: structure(recipe, Recipe) for name, recipe in held.items()},
         )
         return cls(train=train, search=structure(value["search"], Search), retrain=structure(value["retrain"], Retrain))

@@ -58,7 +58,7 @@ def _train_teacher(opened: Opened) -> None:
     if last > 1:
         ensemble = Opened(run.folder).teacher.to(default_device())
         row = {name: sum(one[name] for one in rows) for name in ("params", "macs", "seconds")}
-        run.finish("teacher", accuracy=_taught(ensemble, opened.data.test), **row)
+        run.finish("teacher", accuracy=teacher_accuracy(ensemble, opened.data.test), **row)
     run.record_result({"name": "teacher", **run.require("teacher", "kdnas train")})
 
 
@@ -96,7 +96,7 @@ def _train_member(opened: Opened, phase: str, member: int) -> dict[str, Any]:
     return run.require(phase, "kdnas train")
 
 
-def _taught(teacher: Teacher, part: Images) -> float:
+def teacher_accuracy(teacher: Teacher, part: Images) -> float:
     """Share of a part's images that a teacher classifies right."""
     hits = []
     for chunk in torch.arange(len(part)).split(500):

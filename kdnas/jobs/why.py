@@ -37,7 +37,7 @@ def why(opened: Opened, code: str, *, scorer: Spec | None = None, num_images: in
     space, settings = opened.space, opened.experiment.search
     architecture = space.parse(code)
     made = scorer or settings.scorer
-    evidence = opened.evidence(num_images or settings.num_images, settings.seed)
+    evidence = opened.evidence(settings.num_images if num_images is None else num_images, settings.seed)
     changed = list(neighbours(space, architecture))
     networks = [architecture, *dict.fromkeys(other for _, _, other in changed)]
     scores = dict(zip(networks, score_all(opened.supernet, networks, opened.scorer(made), evidence), strict=True))
