@@ -29,9 +29,11 @@ from kdnas.similarity import bootstrap_interval, kendall
 from kdnas.spec import Spec, spec
 from kdnas.tables import unstructure
 
+FLUSH_SECONDS = 1.0  # between writings of scores, so that a kill costs little
 # Enough for an interval of about +-0.2, and little beside the search itself.
 _TRAINING_FREE_ENTRIES = 50
 _TRAINING_FREE_SECONDS = 4.0
+_BOTH = 10
 
 
 def search(opened: Opened, settings: Search) -> list[Entry]:
@@ -59,7 +61,7 @@ def search(opened: Opened, settings: Search) -> list[Entry]:
         searches.append({"settings": plain, "state": "running"})
         run.save()
     number = len(searches)
-    run.forget_controls(lambda name: name.startswith("tau ") or name == "random search")
+    run.forget_controls(lambda name: name.startswith("tau ") or name in ("random search", "contrast"))
     began = time.perf_counter()
     saved = Saved()
 
@@ -67,20 +69,24 @@ def search(opened: Opened, settings: Search) -> list[Entry]:
         return settings.budget.admits(cost(space.blueprint(architecture)))
 
     def one(made: Spec, purpose: str, seconds: float) -> tuple[list[Entry], str]:
-        searcher = made.build(Searcher, space=space, admits=admits, rng=python_rng(settings.seed, purpose))
-        labels = (settings.scorer.name, made.name if purpose == "search" else "random control", number)
+        # The contrast draws as the search does: what differs is the score alone.
+        drawn = python_rng(settings.seed, "control" if purpose == RANDOM else "search")
+        searcher = made.build(Searcher, space=space, admits=admits, rng=drawn)
+        judge = opened.scorer(settings.contrast) if settings.contrast and purpose == CONTRAST else scorer
+        labels = (settings.scorer.name, made.name if purpose == "search" else purpose, number)
         written = [e for e in run.ranking(number) if e.searcher == labels[1]]
-        known = {e.architecture: Score(e.score, e.parts) for e in run.ranking(number)}
+        alike = [e for e in run.ranking(number) if (e.searcher == CONTRAST) == (purpose == CONTRAST)]
+        known = {e.architecture: Score(e.score, e.parts) for e in alike}
+        _trace(searcher, run, f"{purpose} {number}", settings.num_evaluations)
         have = {e.architecture: e for e in written}
         entries: list[Entry] = []
         waiting: list[Entry] = []
         why = ""
         flushed = time.perf_counter()
         limits = Limits(settings.num_evaluations, seconds)
-        title = "search" if purpose == "search" else "random control"
-        with progress(title, settings.num_evaluations) as bar:
+        with progress(purpose, settings.num_evaluations) as bar:
             for found in run_search(
-                supernet, scorer, searcher, evidence, limits, known=known, labels=labels, saved=saved
+                supernet, judge, searcher, evidence, limits, known=known, labels=labels, saved=saved
             ):
                 if isinstance(found, str):
                     why = found
@@ -88,7 +94,7 @@ def search(opened: Opened, settings: Search) -> list[Entry]:
                 entries.append(have.get(found.architecture, found))
                 if found.architecture not in have:
                     waiting.append(found)
-                if time.perf_counter() - flushed > 1 or len(waiting) >= 100:
+                if time.perf_counter() - flushed > FLUSH_SECONDS or len(waiting) >= 100:
                     run.append(waiting)
                     waiting, flushed = [], time.perf_counter()
                 bar.update(len(entries), f"best {max(e.score for e in entries):.4f}")
@@ -102,8 +108,7 @@ def search(opened: Opened, settings: Search) -> list[Entry]:
         stopped = f"every path of every block was rated, {instead}, and the search over their sums is exact"
         return [have.get(e.architecture, e) for e in found], stopped
 
-    # Half of the time is the random control's.
-    share = settings.max_time / 2 if settings.control else settings.max_time
+    share = settings.max_time / (1 + settings.control + (settings.contrast is not None))
     entries, stopped = exactly() if settings.exact else one(settings.searcher, "search", share)
     if not entries:
         raise ValueError(
@@ -115,10 +120,14 @@ def search(opened: Opened, settings: Search) -> list[Entry]:
     random_entries: list[Entry] = []
     control: dict[str, dict[str, Any]] = {}
     if settings.control and left > 0:
-        random_entries, _ = one(spec(RandomSearch), "control", min(left, max(spent, 1.0)))
+        random_entries, _ = one(spec(RandomSearch), RANDOM, min(left, max(spent, 1.0)))
         control["random search"] = _random_control(entries, random_entries)
     elif settings.control:
         control["random search"] = {"sentence": "Random search at equal cost is left out: the time is over."}
+    left = settings.max_time - (time.perf_counter() - began)
+    if settings.contrast is not None and left > 0:
+        others, _ = one(settings.searcher, CONTRAST, min(left, max(spent, 1.0)))
+        control["contrast"] = _contrast(opened, settings.contrast, scorer, evidence, entries, others)
     seen = random_entries if settings.exact and len(random_entries) > 1 else entries
     left = min(settings.max_time - (time.perf_counter() - began), _TRAINING_FREE_SECONDS)
     controls = _controls(seen) | training_free(opened, evidence, seen, left) | control
@@ -134,6 +143,48 @@ def search(opened: Opened, settings: Search) -> list[Entry]:
         search=number,
     )
     return ranked(entries)
+
+
+def _trace(searcher: Searcher, run: Run, phase: str, total: int) -> None:
+    """Write what the searcher traces into the run's metrics, after everything it is told."""
+    if not searcher.trace():
+        return
+    metrics, tell, told = run.metrics(phase), searcher.tell, set[Architecture]()
+
+    def tell_and_write(scored: Sequence[Entry]) -> None:
+        tell(scored)
+        told.update(entry.architecture for entry in scored)
+        metrics.write(step=len(told), total=total, trace=searcher.trace())
+
+    searcher.tell = tell_and_write  # type: ignore[method-assign]
+
+
+def _contrast(
+    opened: Opened, contrast: Spec, scorer: Scorer, evidence: Evidence, entries: list[Entry], others: list[Entry]
+) -> dict[str, Any]:
+    """How the search and the same search under another score differ; the ten best of each are scored by both."""
+    if not others:
+        return {"sentence": "The contrast found no network within the budget and the time."}
+    own, other = ({e.architecture: e.score for e in held} for held in (entries, others))
+    judge = opened.scorer(contrast)
+    for known, missing, by in ((own, other, judge), (other, own, scorer)):
+        fresh = [a for a in sorted(known, key=lambda a: -known[a])[:_BOTH] if a not in missing]
+        found = score_all(opened.supernet, fresh, by, evidence)
+        missing |= {a: score.value for a, score in zip(fresh, found, strict=True)}
+    both = [a for a in own if a in other]
+    value = kendall([own[a] for a in both], [other[a] for a in both])
+    low, high = bootstrap_interval([own[a] for a in both], [other[a] for a in both], kendall, resamples=200)
+    first, second = ranked(entries)[0], ranked(others)[0]
+    choices = {c.name for c in opened.space.choices}
+    differing = sorted(n for n in choices if first.architecture.get(n) != second.architecture.get(n))
+    sentence = (
+        f"The same search under {contrast}: Kendall's tau between the two scores of {len(both)} networks is "
+        f"{value:.2f} [{low:.2f}, {high:.2f}]; it finds {second.code} ({second.macs:,} MACs), the search itself "
+        f"{first.code} ({first.macs:,} MACs)"
+    )
+    sentence += f": other in {len(differing)} of {len(choices)} choices." if differing else ": the same network."
+    held = {"value": value, "interval": [low, high], "sentence": sentence, "differing": differing}
+    return held | {"networks": len(both), "code": second.code}
 
 
 def _controls(entries: list[Entry]) -> dict[str, dict[str, Any]]:
