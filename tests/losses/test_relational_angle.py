@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from kdnas.losses.example import example
 from kdnas.losses.relation.relational_angle import RelationalAngle
@@ -56,3 +57,34 @@ def test_moving_turning_and_scaling_the_student_does_not_matter():
 def test_a_negative_count_of_vertices_is_refused():
     with pytest.raises(ValueError, match=r"vertices must be 0 .* got -1"):
         RelationalAngle(vertices=-1)
+
+
+class Largest(TorchDispatchMode):
+    """The most numbers any operation returned, forward or backward."""
+
+    def __init__(self):
+        super().__init__()
+        self.numel = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        found = func(*args, **(kwargs or {}))
+        for tensor in found if isinstance(found, tuple | list) else (found,):
+            if isinstance(tensor, torch.Tensor):
+                self.numel = max(self.numel, tensor.untyped_storage().nbytes() // tensor.element_size())
+        return found
+
+
+def largest(loss, batch, dims):
+    generator = torch.Generator().manual_seed(0)
+    rows = [torch.randn(batch, dims, generator=generator) for _ in range(2)]
+    rows[0].requires_grad_()
+    student, teacher = (Outputs(torch.zeros(batch, 2), (r[:, :, None, None],)) for r in rows)
+    with Largest() as seen:
+        loss(student, teacher, torch.zeros(batch)).backward()
+    return seen.numel
+
+
+@pytest.mark.parametrize(("batch", "dims"), [(8, 50), (40, 5)])
+def test_its_largest_tensor_is_as_documented_and_vertices_bound_it(batch, dims):
+    assert largest(RelationalAngle(), batch, dims) == batch * batch * max(dims, batch)
+    assert largest(RelationalAngle(vertices=3), batch, dims) == 3 * batch * max(dims, batch)

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from kdnas.losses.example import example
 from kdnas.losses.relation.relational_distance import RelationalDistance
@@ -66,3 +67,33 @@ def test_equal_samples_have_no_distance_and_no_gradient():
     loss.backward()
     assert torch.isfinite(loss)
     assert rows.grad.abs().max() == 0
+
+
+class Largest(TorchDispatchMode):
+    """The most numbers any operation returned, forward or backward."""
+
+    def __init__(self):
+        super().__init__()
+        self.numel = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        found = func(*args, **(kwargs or {}))
+        for tensor in found if isinstance(found, tuple | list) else (found,):
+            if isinstance(tensor, torch.Tensor):
+                self.numel = max(self.numel, tensor.untyped_storage().nbytes() // tensor.element_size())
+        return found
+
+
+def largest(loss, batch, dims):
+    generator = torch.Generator().manual_seed(0)
+    rows = [torch.randn(batch, dims, generator=generator) for _ in range(2)]
+    rows[0].requires_grad_()
+    student, teacher = (Outputs(torch.zeros(batch, 2), (r[:, :, None, None],)) for r in rows)
+    with Largest() as seen:
+        loss(student, teacher, torch.zeros(batch)).backward()
+    return seen.numel
+
+
+@pytest.mark.parametrize(("batch", "dims"), [(8, 50), (40, 5)])
+def test_its_largest_tensor_is_the_matrix_of_distances_or_the_embeddings(batch, dims):
+    assert largest(RelationalDistance(), batch, dims) == batch * max(batch, dims)
