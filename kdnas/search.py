@@ -303,6 +303,10 @@ def _path(blueprint: Blueprint) -> list[tuple[str, Any, int | None]]:
     return [*steps, ("head", blueprint.head, None)]
 
 
+RANDOM, CONTRAST = "random control", "contrast"
+"""An entry's `searcher` where it is a control's: random search, and the same search under another score."""
+
+
 @final
 @dataclass(frozen=True)
 class Entry:
@@ -319,6 +323,11 @@ class Entry:
     scorer: str = ""
     searcher: str = ""
     search: int = 0
+
+    @property
+    def is_control(self) -> bool:
+        """Whether a control asked for it, not the search itself."""
+        return self.searcher in (RANDOM, CONTRAST)
 
     def to_json(self) -> dict[str, Any]:
         """One line of `ranking.jsonl`."""
@@ -351,6 +360,10 @@ class Searcher(abc.ABC):
     @abc.abstractmethod
     def tell(self, scored: Sequence[Entry]) -> None:
         """The scores of what was asked, in that order."""
+
+    def trace(self) -> dict[str, float]:
+        """Numbers worth a curve, after what was told last: such as the entropy of a policy. None unless overridden."""
+        return {}
 
     stopped: str = "it is done"
     _tight: bool = False

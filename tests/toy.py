@@ -76,3 +76,14 @@ def oracle() -> Experiment:
         "kdnas.distillers.single_path:SinglePath", terms=((1.0, spec("kdnas.losses.response.oracle:Oracle")),)
     )
     return dataclasses.replace(made, train=dataclasses.replace(made.train, distiller=taught, teacher_members=3))
+
+
+def contrasted() -> Experiment:
+    """AKD in small: a controller, and the same search without the teacher beside it."""
+    made = alone()
+    short = made.search.scorer
+    labels = short.replace(distiller=spec("kdnas.distillers.from_labels:FromLabels"))
+    controller = spec("kdnas.searchers.controller:Controller", batch=3)
+    return dataclasses.replace(
+        made, search=dataclasses.replace(made.search, contrast=labels, searcher=controller, num_evaluations=6)
+    )

@@ -19,6 +19,7 @@ from kdnas.jobs.settings import Experiment, Retrain
 from kdnas.jobs.train import correct, teacher_accuracy, train
 from kdnas.report import write_report
 from kdnas.run import REPORT, STUDENTS, Run
+from kdnas.search import CONTRAST, RANDOM, ranked
 from kdnas.spec import spec
 from kdnas.student import read_student, write_student
 
@@ -86,14 +87,18 @@ def _trainings(opened: Opened, settings: Retrain) -> Iterator[tuple[str, Path, R
     yield "control", best, dataclasses.replace(settings, distiller=spec(FromLabels))
     number = opened.run.require("search", "kdnas search")["search"]
     chosen = place_of(opened, 1).architecture
-    drawn = [e for e in opened.run.ranking(number) if e.searcher == "random control" and e.architecture != chosen]
-    for index, entry in enumerate(drawn[: settings.num_random], 1):
-        folder = opened.run.path(STUDENTS, f"drawn-{index}")
+    entries = opened.run.ranking(number)
+    drawn = [e for e in entries if e.searcher == RANDOM and e.architecture != chosen][: settings.num_random]
+    others = ranked([e for e in entries if e.searcher == CONTRAST])[:1]
+    named = [(f"random {index}", f"drawn-{index}", e) for index, e in enumerate(drawn, 1)]
+    named += [("contrast", "contrasted", e) for e in others if e.architecture != chosen]
+    for name, place, entry in named:
+        folder = opened.run.path(STUDENTS, place)
         if not folder.exists():
-            origin = {"drawn": index, "score": entry.score}
+            origin = {"control": name, "score": entry.score}
             network = inherited(opened, entry.architecture)
             write_student(folder, network, card_of(opened, entry.architecture, origin), deploy=False)
-        yield f"random {index}", folder, settings
+        yield name, folder, settings
 
 
 def _claims(opened: Opened) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -111,6 +116,9 @@ def _claims(opened: Opened) -> Iterator[tuple[str, dict[str, Any]]]:
     if drawn:
         other = f"{len(drawn)} random subnet{'s' if len(drawn) > 1 else ''} within the budget, trained alike"
         pairs["choice"] = (np.mean(drawn, 0), other, "the ranking chose no better than chance")
+    if "contrast" in hits:
+        words = "the best subnet of the same search under the other score, trained alike"
+        pairs["contrasted"] = (hits["contrast"], words, "the other score chose better")
     for name, (other, words, otherwise) in pairs.items():
         gain, low, high = gain_interval(hits["student"], other)
         sentence = f"The student's test accuracy less that of {words}: {100 * gain:+.2f} points "

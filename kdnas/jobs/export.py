@@ -58,7 +58,7 @@ def place_of(opened: Opened, place: int) -> Entry:
         ValueError: no search yet, or no such place.
     """
     record = opened.run.require("search", f"kdnas search {opened.run.folder}")
-    entries = ranked([e for e in opened.run.ranking(record["search"]) if e.searcher != "random control"])
+    entries = ranked([e for e in opened.run.ranking(record["search"]) if not e.is_control])
     if not 1 <= place <= len(entries):
         raise ValueError(f"the ranking has places 1 to {len(entries)}, got {place}.")
     return entries[place - 1]

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,20 @@ from kdnas.scorers.depth import Depth
 from kdnas.scorers.nwot import Nwot
 from kdnas.scorers.synflow import Synflow
 from kdnas.scorers.zen import Zen
-from kdnas.search import Entry, Evidence, Limits, Saved, Score, Searcher, check_feasible, ranked
+from kdnas.search import (
+    CONTRAST,
+    RANDOM,
+    Entry,
+    Evidence,
+    Limits,
+    Saved,
+    Score,
+    Scorer,
+    Searcher,
+    check_feasible,
+    ranked,
+    score_all,
+)
 from kdnas.search import search as run_search
 from kdnas.searchers.random_search import RandomSearch
 from kdnas.similarity import bootstrap_interval, kendall

@@ -88,9 +88,11 @@ class Search:
         searcher: who proposes; built with `space`, `admits` and `rng`.
         budget: hard bounds.
         num_evaluations: unique architectures.
-        max_time: seconds, half of them for the control where there is one.
+        max_time: seconds, in equal parts for the search and each of its controls.
         num_images: of the search part, the evidence.
         control: also run random search at equal cost.
+        contrast: a second scorer, under which the same searcher runs again at equal cost, such as a short training
+            without the teacher; how the two rankings and the networks they find differ is recorded. None for none.
         exact: of a run trained block-wise, rate every path of every block once and rank the best networks exactly, in
             place of scorer and searcher; `max_time` then bounds the controls only.
         seed: of the searcher.
@@ -103,6 +105,7 @@ class Search:
     max_time: float = 1e9
     num_images: int = 256
     control: bool = True
+    contrast: Spec | None = None
     exact: bool = False
     seed: int = 0
 

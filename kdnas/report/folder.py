@@ -164,7 +164,8 @@ def _by_phase(lines: list[Record]) -> dict[str, list[Record]]:
 def _searches(lines: list[Record]) -> tuple[Search, ...]:
     found: dict[int, list[Record]] = {}
     for line in lines:
-        if "score" in line or "architecture" in line:
+        # The contrast's scores are another scorer's, and do not rank with the search's.
+        if ("score" in line or "architecture" in line) and line.get("searcher") != "contrast":
             found.setdefault(int(finite(line.get("search")) or 0), []).append(line)
     return tuple(Search(number, _ranked(rows), len(rows)) for number, rows in sorted(found.items()))
 

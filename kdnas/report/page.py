@@ -100,6 +100,8 @@ def _training(found: Found) -> Iterator[Markup]:
         accuracies = _series(lines, lambda line: {**mapping(line.get("health")), "accuracy": line.get("accuracy")})
         charts = [curves(losses, x_label="step", y_label="loss", x_end=end)] if losses else []
         charts += [curves(accuracies, x_label="step", y_label="accuracy", y_unit="%", x_end=end)] if accuracies else []
+        traced = _series(lines, lambda line: mapping(line.get("trace")))
+        charts += [curves({name: held}, x_label="networks", y_label=name, x_end=end) for name, held in traced.items()]
         yield tag("div", *charts, class_="pair")
         lost = sum(1 for line in lines for v in mapping(line.get("losses")).values() if finite(v) is None)
         if lost:

@@ -111,8 +111,9 @@ def objective(
 ) -> Tensor:
     r"""What the policy ascends, a mean over episodes.
 
-    `reinforce`: $\frac1n \sum_i A_i \log \pi(a_i)$. `ppo`: $\frac1n \sum_i \min(r_i A_i, \mathrm{clip}(r_i, 1 - \epsilon,
-    1 + \epsilon) A_i)$ with $r_i = \pi(a_i) / \pi_\text{old}(a_i)$; at $r_i = 1$ the two have the same gradient.
+    `reinforce`: $\frac1n \sum_i A_i \log \pi(a_i)$. `ppo`: $\frac1n \sum_i \min(r_i A_i, \mathrm{clip}(r_i, 1 -
+    \epsilon, 1 + \epsilon) A_i)$ with $r_i = \pi(a_i) / \pi_\text{old}(a_i)$; at $r_i = 1$ the two have the same
+    gradient.
 
     Args:
         now: log-probabilities under the weights of now, with a graph, `[episodes]`.
@@ -190,7 +191,8 @@ class Controller(Searcher):
                 raise ValueError(f"{name} must be positive, got {value}.")
         if entropy < 0 or not 0 <= decay < 1:
             raise ValueError(f"entropy must not be negative and decay be in [0, 1), got {entropy} and {decay}.")
-        self.algorithm, self.batch, self.clip, self.entropy = algorithm, batch, clip, entropy
+        self.algorithm: Literal["ppo", "reinforce"] = algorithm
+        self.batch, self.clip, self.entropy = batch, clip, entropy
         self.epochs = epochs if algorithm == "ppo" else 1
         self.decay, self.patience = decay, patience
         self.policy = Policy(space.choices, hidden, rng.getrandbits(62))

@@ -1,7 +1,10 @@
 """The reward of AKD: the score at the target, continuous in the cost."""
 
+import itertools
+
 import pytest
 
+from kdnas.cost import cost as costs
 from kdnas.scorers.accuracy import Accuracy
 from kdnas.scorers.latency import Latency
 from kdnas.scorers.reward import Reward
@@ -19,8 +22,8 @@ def test_at_the_target_it_is_the_score_and_it_falls_with_the_cost():
     assert reward(100.0) == 0.8
     assert reward(200.0) == pytest.approx(0.8 * 2**-0.07)
     grid = [reward(float(c)) for c in range(50, 200)]
-    assert all(a > b for a, b in zip(grid, grid[1:], strict=False))
-    assert max(a - b for a, b in zip(grid, grid[1:], strict=False)) < 0.002
+    assert all(a > b for a, b in itertools.pairwise(grid))
+    assert max(a - b for a, b in itertools.pairwise(grid)) < 0.002
     assert reward(200.0, exponent=0.0) == 0.8
 
 
@@ -31,8 +34,6 @@ def test_it_weighs_another_scorer_by_the_networks_own_cost():
         alone = Accuracy().score(student, held).value
         made = Reward(scorer=spec(Accuracy), cost=cost, target=1.0)
         found = made.score(student, held)
-        from kdnas.cost import cost as costs
-
         spent = getattr(costs(SPACE.blueprint(SPACE.smallest)), cost)
         assert found.value == pytest.approx(alone * spent**-0.07)
         assert found.parts["score"] == alone
