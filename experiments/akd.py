@@ -1,6 +1,5 @@
 """AKD: an LSTM controller, rewarded with what candidates reach in a short training under the teacher.
 
-
 Liu et al., Search to Distill: Pearls are Everywhere but not the Eyes, CVPR 2020.
 
 KDNAS_IMAGENET=PATH kdnas run --experiment akd --out runs/akd   # 224x224; PATH holds train/CLASS/* and val/CLASS/*
