@@ -8,7 +8,8 @@ kdnas rank-check runs/macro TABLE.csv                                    # TABLE
 
 PATH is the folder of the binary files, or an .npz of JPEG bytes (see `kdnas.data.cifar10`). The codes are the
 benchmark's own at either size. `early` is `small` stopped after one epoch, `initial` before the first; both want
-the teacher that `small` trained: KDNAS_TEACHER=checkpoint:runs/macro/teacher.
+the teacher that `small` trained: KDNAS_TEACHER=checkpoint:runs/macro/teacher. `labels` is `small` without the teacher in
+the supernet's loss, from another seed.
 """
 
 import dataclasses
@@ -52,6 +53,13 @@ def small() -> Experiment:
         teacher_recipe=Recipe(steps=1500, batch_size=128, learning_rate=0.1),
     )
     return dataclasses.replace(full, train=train)
+
+
+def labels() -> Experiment:
+    """`small` without the teacher in the supernet's loss, from another seed."""
+    made = small()
+    recipe = dataclasses.replace(made.train.recipe, seed=1)
+    return dataclasses.replace(made, train=dataclasses.replace(made.train, distiller=spec(SinglePath), recipe=recipe))
 
 
 def early() -> Experiment:
