@@ -23,6 +23,7 @@ class Blocks(Scorer):
 
     Reference: Li et al., Block-wisely Supervised Neural Architecture Search with Knowledge Distillation, CVPR 2020,
         section 3.3, equations 7 and 8; every block's weight is 1, as in the released search.
+    Differs: batch norm uses the statistics of the evidence, not running ones, which belong to no single path.
     """
 
     def score(self, student: nn.Module, evidence: Evidence) -> Score:

@@ -20,6 +20,8 @@ class Cka(OutputScorer):
 
     Reference: Kornblith, Norouzi, Lee, Hinton, Similarity of Neural Network Representations Revisited, ICML 2019,
         section 3. The best student stage per teacher stage is TGSA's (Bashivan et al., ICCV 2019).
+    Differs: a score where the paper analyses trained networks; the logits are a stage too; computed from the images'
+        Gram matrices, which gives the same value as the paper's products over features and is smaller for few images.
     """
 
     def digest(self, stage: int, feature: Tensor, evidence: Evidence) -> Any:

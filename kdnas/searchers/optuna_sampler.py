@@ -40,6 +40,8 @@ class OptunaSampler(Searcher):
 
     Reference: Akiba et al., Optuna, KDD 2019; the default, TPE, is Bergstra et al., Algorithms for Hyper-Parameter
         Optimization, NeurIPS 2011, in the multivariate form of Falkner et al., BOHB, ICML 2018.
+    Differs: from a study that Optuna runs itself: a proposal scored before is not scored again, one that the budget
+        refuses counts as a violated constraint, and a whole batch is asked before any of it is told.
     """
 
     def __init__(

@@ -53,6 +53,8 @@ class Macro(SearchSpace):
 
     Reference: Su et al., Prioritized Architecture Sampling with Monte-Carlo Tree Search, CVPR 2021, section 5
     and appendix.
+    Differs: from a supernet with operations per position of the code, where the spellings of one network have different
+    weights and scores.
     """
 
     depths: tuple[int, ...] = (2, 3, 3)

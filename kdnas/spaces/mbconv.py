@@ -147,6 +147,8 @@ class MBConvSpace(SearchSpace):
 
     Reference: Cai et al., Once-for-All, ICLR 2020; Yu et al., BigNAS, ECCV 2020; Wang et al., AttentiveNAS, CVPR
         2021; Li et al., DNA, CVPR 2020; Peng et al., Cream, NeurIPS 2020. The tables name the numbers' sources.
+    Differs: one family for all of them, whose blocks know nothing of sharing. A smaller kernel is therefore the centre
+        of the larger one, as in BigNAS; OFA's matrices between kernels are the sharing rule `KernelTransform`.
     """
 
     stem: Stem
