@@ -8,8 +8,8 @@ kdnas rank-check runs/macro TABLE.csv                                    # TABLE
 
 PATH is the folder of the binary files, or an .npz of JPEG bytes (see `kdnas.data.cifar10`). The codes are the
 benchmark's own at either size. `early` is `small` stopped after one epoch, `initial` before the first; both want
-the teacher that `small` trained: KDNAS_TEACHER=checkpoint:runs/macro/teacher. `labels` is `small` without the teacher in
-the supernet's loss, from another seed.
+the teacher that `small` trained: KDNAS_TEACHER=checkpoint:runs/macro/teacher. `labels` is `small` without the teacher
+in the supernet's loss, from another seed.
 """
 
 import dataclasses
