@@ -133,6 +133,7 @@ def parser() -> argparse.ArgumentParser:
     retrain.add_argument("--weights", choices=("fresh", "inherited"), help="where to start")
     retrain.add_argument("--teacher", help="another teacher, or none for the labels alone")
     retrain.add_argument("--data", help="other data")
+    retrain.add_argument("--distiller", help="NAME or NAME,key=value, such as mutual; see `kdnas list distillers`")
     _loss_option(retrain)
     retrain.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     _recipe_options(retrain)
@@ -431,8 +432,8 @@ def _retrain(given: argparse.Namespace) -> None:
     from kdnas.data import load_data
     from kdnas.distillers.from_labels import FromLabels
     from kdnas.jobs.retrain import retrain, run_around, settings_of
-    from kdnas.jobs.settings import terms_of, with_overrides
-    from kdnas.spec import spec
+    from kdnas.jobs.settings import terms_of, with_losses, with_overrides
+    from kdnas.spec import named_with, spec
     from kdnas.teachers import load_teacher
 
     run = run_around(given.student)
@@ -440,9 +441,13 @@ def _retrain(given: argparse.Namespace) -> None:
     settings = dataclasses.replace(settings, recipe=with_overrides(settings.recipe, _overrides(given)))
     if given.weights:
         settings = dataclasses.replace(settings, weights=given.weights)
-    if given.loss:
+    if given.distiller:
+        made = with_losses(named_with("kdnas.distillers", given.distiller), given.loss)
+        assert made is not None
+        settings = dataclasses.replace(settings, distiller=made)
+    elif given.loss:
         settings = dataclasses.replace(settings, distiller=terms_of(given.loss))
-    if given.teacher == "none":
+    if given.teacher == "none" and not given.distiller:
         if given.loss:
             raise ValueError("without a teacher there is nothing to distil. Drop --loss, or --teacher none.")
         settings = dataclasses.replace(settings, distiller=spec(FromLabels))

@@ -103,6 +103,10 @@ class Distiller(nn.Module, abc.ABC):
         """Steps at which the optimiser forgets its momentum, because a new stage begins."""
         return frozenset()
 
+    def cycle(self, index: int, total: int) -> tuple[int, int]:
+        """Where a step stands on the learning rate's curve, and that curve's length: one curve unless overridden."""
+        return index, total
+
     def trains(self, choice: Choice, step: Step) -> tuple[Value, ...]:
         """The options of a choice that this step may draw: all, unless a schedule holds some back."""
         del step
@@ -155,12 +159,13 @@ class Recipe:
         if self.precision not in ("float32", "bfloat16"):
             raise ValueError(f"precision must be float32 or bfloat16, got {self.precision!r}.")
 
-    def rate(self, step: int) -> float:
-        """Linear warm-up, then a cosine down to the floor; a function of the step alone."""
-        rising = round(self.warmup * self.steps)
+    def rate(self, step: int, steps: int | None = None) -> float:
+        """Linear warm-up, then a cosine down to the floor; a function of the step and the number of steps alone."""
+        steps = steps or self.steps
+        rising = round(self.warmup * steps)
         if step < rising:
             return self.learning_rate * (step + 1) / rising
-        turned = (step - rising) / max(1, self.steps - rising)
+        turned = (step - rising) / max(1, steps - rising)
         return self.learning_rate * (self.floor + (1 - self.floor) * (1 + math.cos(math.pi * turned)) / 2)
 
 
@@ -241,7 +246,7 @@ class Training:
         if self.index in self._restarts and self.index > 0:
             self.optimizer = _optimizer([self.model, self.distiller], recipe)
         for group in self.optimizer.param_groups:
-            group["lr"] = recipe.rate(self.index) * group.get("share", 1.0)
+            group["lr"] = recipe.rate(*self.distiller.cycle(self.index, recipe.steps)) * group.get("share", 1.0)
         self.model.train()
         self.distiller.train()
         self.optimizer.zero_grad(set_to_none=True)

@@ -178,7 +178,7 @@ def drive(
             if metrics is not None and (index % each == 0 or ends or warnings):
                 record: dict[str, Any] = {"step": index - 1, "total": total, "losses": losses}
                 record |= {"seconds": round(spent + time.perf_counter() - began, 3)}
-                record |= {"lr": training.recipe.rate(index - 1)}
+                record |= {"lr": training.recipe.rate(*training.distiller.cycle(index - 1, total))}
                 seen = None
                 if compares and training.conflict is not None:
                     record |= {"conflict": training.conflict}

@@ -1,0 +1,63 @@
+"""Deep mutual learning: several networks learn together and from each other."""
+
+from collections.abc import Iterator
+from typing import final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kdnas.losses.response.soft_targets import SoftTargets
+from kdnas.network import Network
+from kdnas.randomness import seed_of
+from kdnas.training import Batch, Distiller, Model, Step, initialised
+
+
+@final
+class Mutual(Distiller):
+    r"""`L_k = CE(z_k, y) + weight / (K - 1) * sum_{j != k} KL(p_j || p_k)`, for each of K networks at once.
+
+    The student is network 0; its peers have its architecture and weights of their own, are learnable parts of this
+    distiller, and are left behind. Each learns from what the others say of the batch now, as fixed targets; means are
+    over the batch. No teacher is asked.
+
+    Args:
+        num_peers: K - 1, beside the student.
+        weight: of the mean divergence from the peers.
+        temperature: of the divergence, whose gradient keeps its size.
+
+    Raises:
+        ValueError: no peers, or a negative weight.
+
+    Reference: Zhang, Xiang, Hospedales, Lu, Deep Mutual Learning, CVPR 2018, equations 4 to 8.
+    Differs: the networks step together from the same predictions, the paper updates them one after the other.
+    """
+
+    def __init__(self, *, num_peers: int = 1, weight: float = 1.0, temperature: float = 1.0) -> None:
+        super().__init__()
+        if num_peers < 1:
+            raise ValueError(f"num_peers must be at least 1, got {num_peers}.")
+        if weight < 0:
+            raise ValueError(f"weight must not be negative, got {weight}.")
+        self.num_peers, self.weight = num_peers, weight
+        self.divergence = SoftTargets(temperature=temperature)
+        self.peers = nn.ModuleList()
+
+    def prepare(self, model: Model, batch: Batch) -> None:
+        """Draw the peers."""
+        assert isinstance(model, Network)
+        first = torch.initial_seed()
+        for number in range(self.num_peers):
+            self.peers.append(initialised(lambda: Network(model.blueprint), seed_of(first, "peer", number)))
+
+    def losses(self, model: Model, batch: Batch, step: Step) -> Iterator[tuple[str, Tensor]]:
+        """One loss per network, the student's first."""
+        del step
+        assert isinstance(model, Network)
+        shown = [network(batch.images) for network in (model, *self.peers)]
+        targets = [outputs.detach() for outputs in shown]
+        for k, outputs in enumerate(shown):
+            others = [self.divergence(outputs, t, batch.labels) for j, t in enumerate(targets) if j != k]
+            loss = F.cross_entropy(outputs.logits.float(), batch.labels)
+            loss = loss + self.weight * torch.stack(others).mean()
+            yield ("student" if k == 0 else f"peer {k}"), loss

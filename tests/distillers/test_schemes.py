@@ -1,0 +1,179 @@
+"""Who teaches whom: peers, deeper exits, and the generation before."""
+
+import dataclasses
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from kdnas.checkpoint import load_state, save_state
+from kdnas.distillers.born_again import BornAgain
+from kdnas.distillers.from_labels import FromLabels
+from kdnas.distillers.mutual import Mutual
+from kdnas.distillers.self_distillation import SelfDistillation
+from kdnas.network import Network
+from kdnas.training import Recipe, Step, Training, initialised
+from tests.distillers.spaces import DATA, TOY
+
+RECIPE = Recipe(steps=9, batch_size=12, learning_rate=0.05, warmup=0.0, clip=0.0)
+SCHEMES = [Mutual, SelfDistillation, BornAgain]
+
+
+def network(seed=0):
+    return initialised(lambda: Network(TOY.blueprint(TOY.largest)), seed)
+
+
+def training(distiller, recipe=RECIPE):
+    return Training(network(), distiller, DATA, None, recipe)
+
+
+def weights(module):
+    return {name: tensor.clone() for name, tensor in module.state_dict().items()}
+
+
+def same(a, b):
+    return all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_without_its_own_term_the_student_trains_as_on_labels_alone(scheme):
+    without = {
+        Mutual: {"weight": 0.0},
+        SelfDistillation: {"share": 0.0, "hint": 0.0},
+        BornAgain: {"weight": 0.0, "generations": 9},
+    }[scheme]
+    first, plain = training(scheme(**without)), training(FromLabels())
+    if scheme is SelfDistillation:
+        with torch.no_grad():  # exits whose scores do not depend on the features send no gradient back
+            for exit_ in first.distiller.exits:
+                exit_.classifier.weight.zero_()
+    first.step()
+    plain.step()
+    # Running statistics have seen the batch from which the exits were built once more.
+    learned = [dict(made.model.named_parameters()) for made in (first, plain)]
+    assert same(*learned)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_training_that_is_interrupted_anywhere_ends_as_an_uninterrupted_one(scheme, tmp_path):
+    whole = training(scheme())
+    states = []
+    while not whole.done:
+        whole.step()
+        save_state(tmp_path / f"{whole.index}", whole.state())
+        states.append(whole.index)
+    for index in (2, 3, 4, 6):  # born_again begins generations at 3 and 6
+        resumed = training(scheme())
+        resumed.load(load_state(tmp_path / f"{index}"))
+        while not resumed.done:
+            resumed.step()
+        assert same(weights(resumed.model), weights(whole.model))
+        assert same(weights(resumed.distiller), weights(whole.distiller))
+
+
+def test_peers_begin_apart_learn_and_stay_behind():
+    made = training(Mutual(num_peers=2))
+    before = [weights(peer) for peer in made.distiller.peers]
+    assert not same(*before)
+    values = made.step()
+    assert list(values) == ["student", "peer 1", "peer 2"]
+    for peer, old in zip(made.distiller.peers, before, strict=True):
+        assert not same(weights(peer), old)
+    assert not any("peer" in name for name in made.model.state_dict())
+
+
+def test_mutual_losses_are_those_of_the_formula():
+    made = training(Mutual(num_peers=2, weight=0.5))
+    batch = made._batch(0)
+    made.model.eval()
+    made.distiller.eval()
+    shown = [n(batch.images).logits for n in (made.model, *made.distiller.peers)]
+    found = list(made.distiller.losses(made.model, batch, Step(0, 9, 0)))
+    for k, (_, loss) in enumerate(found):
+        kl = [F.kl_div(shown[k].log_softmax(1), shown[j].softmax(1), reduction="batchmean") for j in range(3) if j != k]
+        expected = F.cross_entropy(shown[k], batch.labels) + 0.5 * (kl[0] + kl[1]) / 2
+        assert loss.item() == pytest.approx(expected.item(), abs=1e-5)
+
+
+def test_a_peer_is_taught_by_fixed_targets():
+    made = training(Mutual())
+    batch = made._batch(0)
+    losses = dict(made.distiller.losses(made.model, batch, Step(0, 9, 0)))
+    losses["peer 1"].backward(retain_graph=True)
+    assert all(p.grad is None for p in made.model.parameters())
+    assert any(p.grad is not None for p in made.distiller.peers.parameters())
+
+
+def test_only_the_exits_learn_from_the_networks_end():
+    made = training(SelfDistillation(share=1.0, hint=1.0))
+    batch = made._batch(0)
+    end = made.model(batch.images)
+    (_, loss), *_ = made.distiller.losses(made.model, batch, Step(0, 9, 0))
+    loss.backward()
+    head = next(p.grad for n, p in made.model.named_parameters() if n.startswith("head"))
+    # The head's gradient is the cross-entropy's alone: the divergence and the hint take it as given.
+    alone = network()
+    alone.load_state_dict(made.model.state_dict())
+    F.cross_entropy(alone(batch.images).logits, batch.labels).backward()
+    expected = next(p.grad for n, p in alone.named_parameters() if n.startswith("head"))
+    assert torch.allclose(head, expected, atol=1e-6)
+    assert len(made.distiller.exits) == len(end.features) - 1
+
+
+def test_a_network_of_one_stage_has_no_shallower_exit():
+    one = dataclasses.replace(TOY.blueprint(TOY.largest))
+    one = dataclasses.replace(one, stages=(tuple(layer for stage in one.stages for layer in stage),))
+    with pytest.raises(ValueError, match="at least 2 stages"):
+        Training(Network(one), SelfDistillation(), DATA, None, RECIPE)
+
+
+def test_each_generation_begins_anew_and_its_parent_is_frozen_bit_for_bit():
+    made = training(BornAgain())
+    seen = {}
+    while not made.done:
+        index = made.index
+        if index in (3, 6):
+            ended = weights(made.model)
+        name = next(iter(made.step()))
+        seen.setdefault(name, []).append(index)
+        if index in (3, 6):
+            assert same(weights(made.distiller.parent), ended)
+            assert not same(weights(made.model), ended)
+    assert seen == {"generation 0": [0, 1, 2], "generation 1": [3, 4, 5], "generation 2": [6, 7, 8]}
+    assert same(weights(made.distiller.parent), ended)
+    assert not any(p.requires_grad for p in made.distiller.parent.parameters())
+
+
+def test_each_generation_has_the_whole_curve_of_the_learning_rate():
+    made = training(BornAgain())
+    rates = []
+    while not made.done:
+        made.step()
+        rates.append(made.optimizer.param_groups[0]["lr"])
+    assert rates[:3] == rates[3:6] == rates[6:]
+    assert rates[0] == pytest.approx(0.05) and rates[2] < rates[1] < rates[0]
+
+
+def test_generations_differ_in_their_first_weights():
+    made = training(BornAgain(generations=3, weight=0.0), dataclasses.replace(RECIPE, learning_rate=1e-30))
+    begun = []
+    while not made.done:
+        made.step()
+        if made.index in (1, 4, 7):
+            begun.append(made.model.state_dict()["head.linear.weight"].clone())
+    assert not torch.equal(begun[0], begun[1]) and not torch.equal(begun[1], begun[2])
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Mutual(num_peers=0), "num_peers must be at least 1"),
+        (lambda: Mutual(weight=-1.0), "weight must not be negative"),
+        (lambda: SelfDistillation(share=1.5), "share must be in"),
+        (lambda: BornAgain(generations=1), "generations must be at least 2"),
+        (lambda: training(BornAgain(generations=10)), "need as many steps"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
