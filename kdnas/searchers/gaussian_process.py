@@ -1,0 +1,134 @@
+"""Multi-fidelity search's searcher: a Gaussian process over encodings, asked for the best of the whole space."""
+
+import random
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, final
+
+import numpy as np
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.gaussian_process import GaussianProcessRegressor
+from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
+
+from kdnas.architecture import Architecture
+from kdnas.search import Entry, Searcher
+from kdnas.space import SearchSpace
+
+_ENUMERABLE = 20_000
+_CLIMB = 30
+
+
+@final
+class GaussianProcess(Searcher):
+    """Scores of drawn networks, a regression from encodings to scores, and the networks it predicts to be best.
+
+    The first `num_initial` networks are drawn; from then on a Gaussian process is fitted to all scores (a squared
+    exponential of one length over one-hot encodings, and noise, by maximal likelihood), and the `batch` networks of
+    highest predicted mean that were not asked before are asked next. A space of at most 20,000 networks is predicted
+    whole; of a larger one `pool` draws are, and then the best of them climbs by mutations. With a scorer of low
+    fidelity, such as a short training under the teacher, this is multi-fidelity search's first phase.
+
+    Args:
+        space: the search space.
+        admits: the budget's test.
+        rng: draws everything.
+        num_initial: networks drawn before the first fit, at least 3.
+        batch: networks asked per fit.
+        pool: draws in a space too large to enumerate.
+
+    Raises:
+        ValueError: a number out of its range.
+
+    Reference: Trofimov et al., Multi-fidelity Neural Architecture Search with Knowledge Distillation, 2020, section 3
+        (MFKD1: 30 networks of low fidelity, Gaussian-process regression, the argmax over the whole space).
+    Differs: the paper stops at the first argmax; here the search goes on, fitting again after each batch, until its
+        evaluations are spent. `num_evaluations = num_initial + 1` with `batch=1` is the paper's.
+    """
+
+    def __init__(
+        self,
+        *,
+        space: SearchSpace,
+        admits: Callable[[Architecture], bool],
+        rng: random.Random,
+        num_initial: int = 30,
+        batch: int = 8,
+        pool: int = 2000,
+    ) -> None:
+        super().__init__(space=space, admits=admits, rng=rng)
+        for name, number, least in (("num_initial", num_initial, 3), ("batch", batch, 1), ("pool", pool, 1)):
+            if number < least:
+                raise ValueError(f"{name} must be at least {least}, got {number}.")
+        self.num_initial, self.batch, self.pool = num_initial, batch, pool
+        self._scores: dict[Architecture, float] = {}
+        self._everything: list[Architecture] | None = None
+
+    def ask(self, limit: int) -> Sequence[Architecture]:
+        """Draws at first, then the best predicted of what was not asked."""
+        missing = self.num_initial - len(self._scores)
+        if missing > 0:
+            drawn: dict[Architecture, None] = {}
+            for _ in range(50 * missing):
+                candidate = self.sample()
+                if candidate is not None and candidate not in self._scores:
+                    drawn[candidate] = None
+                if len(drawn) == min(missing, limit):
+                    break
+            if drawn:
+                return list(drawn)
+        candidates = self._candidates()
+        if not candidates:
+            self.stopped = "every admitted architecture was evaluated"
+            return []
+        if len(self._scores) < 3:
+            return candidates[: min(limit, self.batch)]
+        model = self.model()
+        best = self._predicted(model, candidates)[: min(limit, self.batch)]
+        if self._everything is None:
+            best = [self._climbed(model, best[0]), *best[1:]]
+        return list(dict.fromkeys(best))
+
+    def tell(self, scored: Sequence[Entry]) -> None:
+        """Remember the scores."""
+        self._scores |= {entry.architecture: entry.score for entry in scored}
+
+    def model(self) -> Any:
+        """The Gaussian process fitted to all scores told so far."""
+        kernel = ConstantKernel() * RBF(2.0, (0.1, 100.0)) + WhiteKernel(0.1, (1e-6, 10.0))
+        model = GaussianProcessRegressor(kernel, normalize_y=True)
+        with warnings.catch_warnings():
+            # A length or a noise at the edge of its range is an answer.
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            model.fit(self.encoded(list(self._scores)), np.array(list(self._scores.values())))
+        return model
+
+    def encoded(self, architectures: Sequence[Architecture]) -> np.ndarray:
+        """One-hot encodings, `[networks, options of all choices]`; a choice that does not exist is all zeros."""
+        columns = [(choice.name, option) for choice in self.space.choices for option in choice.options]
+        return np.array([[float(a.get(name) == option) for name, option in columns] for a in architectures])
+
+    def _candidates(self) -> list[Architecture]:
+        if self.space.count() <= _ENUMERABLE:
+            if self._everything is None:
+                self._everything = [a for a in dict.fromkeys(self.space.all()) if self.admits(a)]
+            return [a for a in self._everything if a not in self._scores]
+        drawn = [self.sample() for _ in range(self.pool)]
+        return list(dict.fromkeys(a for a in drawn if a is not None and a not in self._scores))
+
+    def _predicted(self, model: Any, candidates: Sequence[Architecture]) -> list[Architecture]:
+        """The candidates by predicted mean, best first; ties keep their order."""
+        means = model.predict(self.encoded(candidates))
+        return [candidates[i] for i in np.argsort(-means, kind="stable")]
+
+    def _climbed(self, model: Any, start: Architecture) -> Architecture:
+        current, best = start, float(model.predict(self.encoded([start]))[0])
+        for _ in range(_CLIMB):
+            near = dict.fromkeys(self.space.mutate(current, self.rng) for _ in range(32))
+            allowed = [a for a in near if a not in self._scores and self.admits(a)]
+            if not allowed:
+                break
+            means = model.predict(self.encoded(allowed))
+            if means.max() <= best:
+                break
+            current, best = allowed[int(means.argmax())], float(means.max())
+        return current
