@@ -138,6 +138,14 @@ def parser() -> argparse.ArgumentParser:
     retrain.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     _recipe_options(retrain)
 
+    quantize = command("quantize", _quantize, "write an exported student in 8-bit integers, for ONNX Runtime")
+    quantize.add_argument("student", type=Path, metavar="STUDENT", help="a student folder")
+    quantize.add_argument("--out", type=Path, help="the .onnx file (default: beside it, -int8.onnx)")
+    quantize.add_argument("--data", help="other data")
+    quantize.add_argument("--num-images", type=int, default=256, help="for calibration")
+    quantize.add_argument("--most", type=float, default=0.02, help="largest loss of accuracy that is accepted")
+    quantize.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+
     compare = command("compare", _compare, "systems on the same data, under one teacher and budget, at equal cost")
     compare.add_argument("--data", default="digits", help="see `kdnas run --help`")
     compare.add_argument("--space", default="digits", help="a TOML table, or a name from `kdnas list spaces`")
@@ -458,6 +466,17 @@ def _retrain(given: argparse.Namespace) -> None:
     print(json.dumps(found) if given.json else _lines(found))
     if run is not None:
         _say(f"next: kdnas report {run.folder}")
+
+
+def _quantize(given: argparse.Namespace) -> None:
+    out = given.out or given.student.with_name(given.student.name + "-int8.onnx")
+    _say(f"kdnas quantize: {given.student} into {out}")
+    from kdnas.data import load_data
+    from kdnas.jobs.quantize import quantize_student
+
+    data = None if given.data is None else load_data(given.data)
+    found = quantize_student(given.student, out, data=data, num_images=given.num_images, most=given.most)
+    print(json.dumps(found) if given.json else _lines(found))
 
 
 def _compare(given: argparse.Namespace) -> None:

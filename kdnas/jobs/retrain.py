@@ -49,7 +49,7 @@ def retrain(
     check_place(Path(out))
     network, card = read_student(student)
     made_data, made_teacher = (
-        given or _source(student, card, name) for name, given in (("data", data), ("teacher", teacher))
+        given or source_of(student, card, name) for name, given in (("data", data), ("teacher", teacher))
     )
     if made_data is None:
         raise ValueError(f"{student} does not say which data it was found on. Give --data.")
@@ -130,7 +130,7 @@ _OURS = {
 }
 
 
-def _source(student: Path, card: Card, name: str) -> Spec | None:
+def source_of(student: Path, card: Card, name: str) -> Spec | None:
     """What the card says of its data or teacher; a student from elsewhere may name kdnas's own loaders only."""
     held = card.origin.get(name)
     if held is None:

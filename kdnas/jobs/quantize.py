@@ -1,0 +1,44 @@
+"""A student folder's int8 graph, calibrated on its own data."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kdnas.data import Data, TensorImages
+from kdnas.jobs.retrain import source_of
+from kdnas.quantization import MOST_LOST, quantize
+from kdnas.randomness import torch_rng
+from kdnas.spec import Spec
+from kdnas.student import read_student
+
+
+def quantize_student(
+    student: Path, out: Path, *, data: Spec | None = None, num_images: int = 256, most: float = MOST_LOST, seed: int = 0
+) -> dict[str, Any]:
+    """Write a student's int8 graph, calibrated on training images, compared with the float one on the test part.
+
+    Args:
+        student: a student folder.
+        out: the .onnx file to write.
+        data: other data than the student was found on.
+        num_images: for calibration.
+        most: largest loss of accuracy that is accepted, a share of the test images.
+        seed: draws them.
+
+    Returns:
+        What `kdnas.quantization.quantize` returns, and the file.
+
+    Raises:
+        ValueError: as there; no data known; or fewer than 1 image.
+    """
+    if num_images < 1:
+        raise ValueError(f"num_images must be at least 1, got {num_images}.")
+    _, card = read_student(student)
+    made = data or source_of(student, card, "data")
+    if made is None:
+        raise ValueError(f"{student} does not say which data it was found on. Give --data.")
+    loaded: Data = made.build(Data)
+    drawn = torch.randperm(len(loaded.train), generator=torch_rng("calibration", seed))[:num_images]
+    images = TensorImages(loaded.train.take(drawn), loaded.train.labels[drawn])
+    return {"graph": str(out), **quantize(student, out, images, loaded.test, most)}

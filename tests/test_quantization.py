@@ -1,0 +1,54 @@
+"""A student in 8-bit integers: close to the float one, or not written."""
+
+import json
+
+import onnxruntime
+import pytest
+import torch
+
+from kdnas.cli import main
+from kdnas.jobs.export import export
+from kdnas.jobs.opened import Opened
+from kdnas.quantization import quantize
+from tests.toy import data
+
+
+@pytest.fixture(scope="module")
+def student(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("quantized")
+    main(["train", "tests/toy.py", "--out", str(folder / "run")])
+    main(["search", str(folder / "run"), "--num-evaluations", "4"])
+    export(Opened(folder / "run"), out=folder / "student")
+    return folder / "student"
+
+
+def test_the_int8_graph_runs_in_onnx_runtime_within_the_tolerance(student, tmp_path, capsys):
+    out = tmp_path / "small.onnx"
+    main(["quantize", str(student), "--out", str(out), "--num-images", "40", "--data", "tests.toy:data", "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert found["float accuracy"] - found["accuracy"] <= 0.02 and found["error"] < 0.3
+    session = onnxruntime.InferenceSession(str(out), providers=["CPUExecutionProvider"])
+    images = data().test.take(torch.arange(30)).numpy()
+    (logits,) = session.run(None, {"images": images})
+    accuracy = (logits.argmax(1) == data().test.labels.numpy()).mean()
+    assert accuracy == pytest.approx(found["accuracy"])
+    # Its weights are integers.
+    import onnx
+
+    kinds = [t.data_type for t in onnx.load(out).graph.initializer if len(t.dims) == 4]
+    assert kinds and set(kinds) == {onnx.TensorProto.INT8}
+
+
+def test_a_graph_that_differs_too_much_is_not_written(student, tmp_path):
+    part = data().train
+    with pytest.raises(ValueError, match=r"more than -100\.00%"):
+        quantize(student, tmp_path / "bad.onnx", part, data().test, most=-1.0)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_no_student_or_no_graph_is_refused(student, tmp_path):
+    part = data().train
+    with pytest.raises(ValueError, match=r"no student\.onnx"):
+        quantize(tmp_path, tmp_path / "x.onnx", part, part)
+    with pytest.raises(ValueError, match=r"an \.onnx file"):
+        quantize(student, tmp_path / "x.bin", part, part)
