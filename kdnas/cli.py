@@ -138,6 +138,21 @@ def parser() -> argparse.ArgumentParser:
     retrain.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     _recipe_options(retrain)
 
+    pruned = command("prune", _prune, "a student cut out of a network by scale factors trained under the teacher")
+    pruned.add_argument("experiment", nargs="?", help="a file or name whose function returns a Prune")
+    pruned.add_argument("--data", help="see `kdnas run --help`")
+    pruned.add_argument(
+        "--source", default="teacher", help="teacher, checkpoint:FOLDER, or as `kdnas convert` takes it"
+    )
+    pruned.add_argument("--teacher", default="fit", help="see `kdnas run --help`")
+    pruned.add_argument("--penalty", type=float, help="of the factors")
+    pruned.add_argument(
+        "--budget", action="append", default=[], metavar="NAME=BOUND", help="params=…, macs=…; repeatable"
+    )
+    pruned.add_argument("--out", type=Path, required=True, help="the run folder")
+    pruned.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    _recipe_options(pruned)
+
     quantize = command("quantize", _quantize, "write an exported student in 8-bit integers, for ONNX Runtime")
     quantize.add_argument("student", type=Path, metavar="STUDENT", help="a student folder")
     quantize.add_argument("--out", type=Path, help="the .onnx file (default: beside it, -int8.onnx)")
@@ -466,6 +481,37 @@ def _retrain(given: argparse.Namespace) -> None:
     print(json.dumps(found) if given.json else _lines(found))
     if run is not None:
         _say(f"next: kdnas report {run.folder}")
+
+
+def _prune(given: argparse.Namespace) -> None:
+    _say(f"kdnas prune: {given.experiment or given.data} into {given.out}")
+    import dataclasses
+
+    from kdnas.cost import Budget
+    from kdnas.data import load_data
+    from kdnas.jobs.prune import Prune, prune, pruning_table
+    from kdnas.jobs.settings import load_settings, with_overrides
+    from kdnas.run import Run
+    from kdnas.teachers import load_teacher
+
+    if given.experiment is not None:
+        settings = load_settings(given.experiment, Prune)
+    elif given.data is None or not given.budget:
+        raise ValueError("--data and --budget are missing. Give them, or an experiment that holds everything.")
+    else:
+        data, budget, teacher = load_data(given.data), Budget.parse(given.budget), load_teacher(given.teacher)
+        settings = Prune(data=data, budget=budget, source=given.source, teacher=teacher)
+    overrides = _overrides(given)
+    settings = dataclasses.replace(
+        settings,
+        recipe=with_overrides(settings.recipe, overrides),
+        teacher_recipe=with_overrides(settings.teacher_recipe, overrides),
+        retrain=dataclasses.replace(settings.retrain, recipe=with_overrides(settings.retrain.recipe, overrides)),
+    )
+    if given.penalty is not None:
+        settings = dataclasses.replace(settings, penalty=given.penalty)
+    found = prune(settings, given.out)
+    print(json.dumps(found) if given.json else pruning_table(Run(given.out)))
 
 
 def _quantize(given: argparse.Namespace) -> None:

@@ -7,6 +7,7 @@ from torch import nn
 
 from kdnas.cost import Budget
 from kdnas.data import Data, TensorImages
+from kdnas.jobs.prune import Prune
 from kdnas.jobs.settings import Experiment, Retrain, Search, Train
 from kdnas.randomness import torch_rng
 from kdnas.spec import spec
@@ -86,4 +87,16 @@ def contrasted() -> Experiment:
     controller = spec("kdnas.searchers.controller:Controller", batch=3)
     return dataclasses.replace(
         made, search=dataclasses.replace(made.search, contrast=labels, searcher=controller, num_evaluations=6)
+    )
+
+
+def pruned() -> Prune:
+    """Scale factors on the fitted teacher's topology."""
+    short = Recipe(steps=6, batch_size=16, learning_rate=0.02)
+    return Prune(
+        data=spec("tests.toy:data"),
+        budget=Budget(macs=350_000),
+        recipe=short,
+        teacher_recipe=short,
+        retrain=Retrain(weights="inherited", recipe=Recipe(steps=3, batch_size=16, learning_rate=0.02)),
     )

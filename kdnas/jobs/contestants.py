@@ -14,13 +14,16 @@ import scipy.stats
 from kdnas.cost import Budget
 from kdnas.data import Data
 from kdnas.distillers.from_labels import FromLabels
+from kdnas.distillers.from_teacher import FromTeacher
 from kdnas.jobs.chain import chain
 from kdnas.jobs.grow import Grow, grow
 from kdnas.jobs.opened import default_device
+from kdnas.jobs.prune import Prune, prune
 from kdnas.jobs.settings import Experiment, load_settings
 from kdnas.network import Network
 from kdnas.space import SearchSpace
 from kdnas.spec import Spec
+from kdnas.student import read_student
 from kdnas.supernet import Supernet, corner
 from kdnas.teachers import Teacher
 from kdnas.training import Distiller, Model, Recipe, Training, initialised
@@ -99,6 +102,8 @@ def contestant(name: str, task: Task) -> Contestant:
         return Chained(own, task)
     if isinstance(own, Grow):
         return Grown(own, task)
+    if isinstance(own, Prune):
+        return Pruned(own, task)
     raise ValueError(f"{name}:small is a {type(own).__name__}, which cannot be compared yet.")
 
 
@@ -195,6 +200,52 @@ class Grown(Contestant):
             "evaluations": len(found["members"]),
             "without teacher": rows.get("not taught", {}).get("accuracy"),
             "random": rows.get("random candidates", {}).get("accuracy"),
+            "said": [],
+        }
+
+
+@final
+class Pruned(Contestant):
+    """A student cut out of the teacher's topology by scale factors: `kdnas prune`. The space is not searched."""
+
+    def __init__(self, own: Prune, task: Task) -> None:
+        self.own, self.task = own, task
+
+    def step_seconds(self) -> float:
+        """Of the training of a network and its factors.
+
+        Raises:
+            ValueError: the teacher is no student folder, and so has no topology to begin with.
+        """
+        if "path" not in dict(self.task.teacher.arguments):
+            raise ValueError("the teacher is not a network that kdnas wrote, so its topology cannot be pruned here.")
+        path = str(self.task.teacher["path"])
+        return timed_step(lambda: read_student(path)[0], FromTeacher(), self.task.loaded, self.task.taught, Recipe())
+
+    def plan(self, seconds: float, each: float, retrain_steps: int) -> Plan:
+        """Steps with factors, and of each retraining."""
+        return {"steps": max(LEAST_STEPS, int(0.4 * seconds / each)), "retrain_steps": retrain_steps}
+
+    def run(self, folder: Path, plan: Plan) -> dict[str, Any]:
+        """The pruning with its controls."""
+        own, task = self.own, self.task
+        retrained = dataclasses.replace(own.retrain.recipe, steps=int(plan["retrain_steps"]), seed=task.seed)
+        settings = dataclasses.replace(
+            own,
+            data=task.data,
+            budget=task.budget,
+            source=f"checkpoint:{task.teacher['path']}",
+            teacher=task.teacher,
+            recipe=dataclasses.replace(own.recipe, steps=int(plan["steps"]), seed=task.seed),
+            retrain=dataclasses.replace(own.retrain, recipe=retrained),
+        )
+        found = prune(settings, folder)
+        rows = found["controls"]
+        return {
+            **_student(found, task.loaded),
+            "evaluations": 1,
+            "without teacher": rows["control"]["accuracy"],
+            "random": rows["random"]["accuracy"],
             "said": [],
         }
 

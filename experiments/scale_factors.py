@@ -1,0 +1,41 @@
+"""Search for better students: a teacher's topology, pruned by scale factors under its divergence, then retrained.
+
+Gu and Tresp, Search for Better Students to Learn Distilled Knowledge, ECAI 2020 (arXiv 2001.11612).
+
+KDNAS_CIFAR10=PATH kdnas prune scale_factors --out runs/pruned   # full size: CIFAR-10
+kdnas prune scale_factors:small --out runs/pruned                # digits, a minute on two CPU cores
+
+As published: the teacher's topology, one factor per channel and block, divergence and a cost-weighted L1 with a
+proximal step, removal, retraining by distillation. Penalty, lengths and rates are ours; so is the fitted teacher.
+"""
+
+import os
+
+from kdnas.cost import Budget
+from kdnas.data import cifar10, digits
+from kdnas.jobs.prune import Prune
+from kdnas.jobs.settings import Retrain
+from kdnas.spec import spec
+from kdnas.training import Recipe
+
+SYSTEM = "scale factors on the teacher's topology, structured removal to the budget"
+
+
+def experiment() -> Prune:
+    return Prune(
+        data=spec(cifar10, path=os.environ.get("KDNAS_CIFAR10", "cifar10")),
+        budget=Budget(macs=60e6),
+        recipe=Recipe(steps=20_000, learning_rate=0.02),
+        teacher_recipe=Recipe(steps=35_000, learning_rate=0.1),
+        retrain=Retrain(weights="inherited", recipe=Recipe(steps=40_000, learning_rate=0.05)),
+    )
+
+
+def small() -> Prune:
+    return Prune(
+        data=spec(digits),
+        budget=Budget(macs=1e6),
+        recipe=Recipe(steps=200, learning_rate=0.02),
+        teacher_recipe=Recipe(steps=200, learning_rate=0.1),
+        retrain=Retrain(weights="inherited", recipe=Recipe(steps=150, learning_rate=0.02)),
+    )

@@ -1,0 +1,226 @@
+"""A smaller student cut out of a network: scale factors trained under the teacher, structured removal, retraining."""
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from kdnas.convert import Conversion, convert
+from kdnas.cost import Budget, cost
+from kdnas.data import Data
+from kdnas.distillers.from_labels import FromLabels
+from kdnas.files import present
+from kdnas.jobs.chain import gain_interval, say
+from kdnas.jobs.convert import load_source
+from kdnas.jobs.opened import build_teacher, default_device
+from kdnas.jobs.retrain import retrain
+from kdnas.jobs.settings import Experiment, Retrain, Train
+from kdnas.jobs.train import accuracy, correct, drive, train
+from kdnas.network import Network
+from kdnas.pruning import Factors, chosen, removed
+from kdnas.randomness import torch_rng
+from kdnas.report import write_report
+from kdnas.run import REPORT, STUDENTS, TEACHER, Run
+from kdnas.spec import Spec, spec
+from kdnas.student import Card, read_student, write_student
+from kdnas.tables import load_space, unstructure
+from kdnas.teachers import student_teacher
+from kdnas.training import Recipe, Training
+
+FACTORS = "factors.safetensors"
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Prune:
+    """Search for a student among the sub-networks of one network.
+
+    Attributes:
+        data: makes the Data.
+        budget: of the student, met within 2 %.
+        source: the network to begin with, with its weights: `teacher` (the teacher trained here), `checkpoint:FOLDER`,
+            or as in `kdnas.jobs.convert.load_source`.
+        teacher: makes the teacher; None trains one in the run.
+        penalty: of the factors, lambda.
+        by_cost: whether what a channel costs weighs its penalty.
+        recipe: of the training with factors.
+        teacher_recipe: of a teacher trained in the run.
+        retrain: of the student, from its inherited weights, and of its controls.
+    """
+
+    data: Spec
+    budget: Budget
+    source: str = "teacher"
+    teacher: Spec | None = None
+    penalty: float = 0.05
+    by_cost: bool = True
+    recipe: Recipe = Recipe(steps=400, learning_rate=0.02)
+    teacher_recipe: Recipe = Recipe()
+    retrain: Retrain = field(default_factory=lambda: Retrain(weights="inherited", recipe=Recipe(learning_rate=0.05)))
+
+    def __post_init__(self) -> None:
+        if not self.penalty >= 0:
+            raise ValueError(f"penalty must not be negative, got {self.penalty}.")
+        if self.source == "teacher" and self.teacher is not None:
+            raise ValueError("the source `teacher` is the one trained here. Name a source, or leave the teacher out.")
+
+    def to_json(self) -> dict[str, Any]:
+        """What must be equal for a pruning to be resumed."""
+        held = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return {"prune": unstructure(held)}
+
+
+class _Plain(nn.Module):
+    """A kdnas network as a module that gives logits alone, for the tracer."""
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.network.stem(x)
+        for stage in self.network.stages:
+            x = stage(x)
+        return self.network.head(x)
+
+
+class _Folded(nn.Module):
+    """A network with its factors in place."""
+
+    def __init__(self, network: Network, factors: Factors) -> None:
+        super().__init__()
+        self.network, self.factors = network, factors
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.factors.shown(self.network, images).logits
+
+
+def prune(settings: Prune, folder: Path) -> dict[str, Any]:
+    """Train factors under the teacher, remove to the budget, retrain with and without it; goes on where interrupted.
+
+    The folder holds `students/pruned` (the factors folded in, not yet retrained), `students/student`, the controls
+    `students/control` (the same network, labels alone) and `students/random` (random channels and blocks removed to
+    the same budget, retrained alike), and a report.
+
+    Returns:
+        Accuracy on the test part, params, MACs and seconds of the student, its folder, and a row per control.
+
+    Raises:
+        ValueError: the folder holds something else, the source cannot be converted, or no such budget can be met.
+
+    Reference: Gu, Tresp, Search for Better Students to Learn Distilled Knowledge, ECAI 2020 (arXiv 2001.11612).
+    Differs: see `kdnas.pruning.Factors`; what is removed to meet the budget are the smallest factors, zeros first.
+    """
+    run = Run.create(folder, settings.to_json(), settings.recipe.seed)
+    data: Data = settings.data.build(Data)
+    teacher_spec = settings.teacher or _taught(settings, run)
+    conversion = _converted(settings, run, data)
+    pruned = run.path(STUDENTS, "pruned")
+    if not present(pruned).exists():
+        _search(settings, run, data, teacher_spec, conversion)
+    rows: dict[str, Any] = {}
+    plans = {
+        "student": (pruned, settings.retrain),
+        "control": (pruned, dataclasses.replace(settings.retrain, distiller=spec(FromLabels))),
+        "random": (run.path(STUDENTS, "drawn"), settings.retrain),
+    }
+    for name, (source, how) in plans.items():
+        if run.phase(name) is None:
+            out = run.path(STUDENTS, name)
+            options = {"data": settings.data, "teacher": teacher_spec, "deploy": name == "student"}
+            found = retrain(source, how, out, phase=name, **options)
+            keep = {key: found[key] for key in ("accuracy", "params", "macs", "seconds")}
+            run = Run(run.folder)
+            run.record_result({"name": name, **keep})
+            run.finish(name, **keep)
+        rows[name] = run.require(name, "kdnas prune")
+    hits = {name: correct(read_student(run.path(STUDENTS, name))[0], data.test, data) for name in rows}
+    said = {
+        "control": "the same network retrained without a teacher",
+        "random": "random channels and blocks removed to the same cost, retrained alike",
+    }
+    run.record_controls({name: _claim(hits["student"], hits[name], words) for name, words in said.items()})
+    write_report(run.folder)
+    return {"student": str(run.path(STUDENTS, "student")), **rows["student"], "controls": {n: rows[n] for n in said}}
+
+
+def pruning_table(run: Run) -> str:
+    """The student and its controls: accuracy, params, MACs, seconds; and what may be said of them."""
+    results = run.results()
+    lines = [f"{'':<18}{'accuracy':>10}{'params':>12}{'MACs':>14}{'seconds':>10}"]
+    for row in results["rows"]:
+        lines.append(
+            f"{row['name']:<18}{row['accuracy']:>10.2%}{row['params']:>12,}{row['macs']:>14,}{row['seconds']:>10.1f}"
+        )
+    lines += ["", *(control["sentence"] for control in results["controls"].values())]
+    return "\n".join([*lines, f"report: {run.path(REPORT)}"])
+
+
+def _taught(settings: Prune, run: Run) -> Spec:
+    """The teacher trained here, in a run of its own; no space is searched there."""
+    job = Train(space=load_space("toy"), data=settings.data, distiller=None, teacher_recipe=settings.teacher_recipe)
+    train(Experiment(train=job), run.path("teaching"))
+    return spec(student_teacher, path=str(run.path("teaching", TEACHER).resolve()))
+
+
+def _converted(settings: Prune, run: Run, data: Data) -> Conversion:
+    image = (data.channels, data.preprocessing.height, data.preprocessing.width)
+    kind, _, rest = settings.source.partition(":")
+    if settings.source == "teacher" or kind == "checkpoint":
+        network, _ = read_student(run.path("teaching", TEACHER) if settings.source == "teacher" else Path(rest))
+        return convert(_Plain(network).eval(), image=image)
+    return convert(load_source(settings.source, size=image[1], classes=data.classes), image=image)
+
+
+def _search(settings: Prune, run: Run, data: Data, teacher_spec: Spec, conversion: Conversion) -> None:
+    """Train network and factors, remove, and write the result; and random removals to the same budget."""
+    space = conversion.space
+    network = conversion.supernet.extract(space.largest)
+    whole = cost(network.blueprint)
+    factors = Factors(space, penalty=settings.penalty, by_cost=settings.by_cost)
+    training = Training(network, factors, data, build_teacher(teacher_spec, data), settings.recipe, default_device())
+
+    watch = lambda: {"accuracy": accuracy(_Folded(network, factors), data.search, data)}  # noqa: E731
+    drive(training, "factors", run.path(FACTORS), run, watch)
+    network, factors = network.cpu().eval(), factors.cpu()
+    zeros = sum(int((f.detach() == 0).sum()) for f in factors.factors.values())
+    kept = chosen(factors, settings.budget)
+    small = removed(network, factors, kept).eval()
+    _write(run.path(STUDENTS, "pruned"), small, data, {"zero factors": zeros, "whole": whole._asdict()})
+    found = cost(small.blueprint)
+    say(f"prune: {zeros} factors are 0; {found.params:,} params and {found.macs:,} MACs are left of {whole.macs:,}")
+    rng = torch_rng("random removal", settings.recipe.seed)
+    with torch.no_grad():
+        for value in factors.factors.values():
+            value.copy_(torch.rand(value.shape, generator=rng) + 1)
+        drawn = chosen(factors, Budget(macs=found.macs, params=None))
+        for value in factors.factors.values():
+            value.fill_(1.0)
+    _write(run.path(STUDENTS, "drawn"), removed(network, factors, drawn).eval(), data, {"control": "random"})
+    before = accuracy(small, data.test, data)
+    run.finish("removal", zeros=zeros, budget=settings.budget.bounds(), accuracy=before)
+
+
+def _write(folder: Path, network: Network, data: Data, origin: dict[str, Any]) -> None:
+    card = Card(
+        architecture=None,
+        space=None,
+        blueprint=network.blueprint,
+        cost=cost(network.blueprint),
+        preprocessing=data.preprocessing,
+        class_names=data.class_names,
+        origin=origin,
+    )
+    write_student(folder, network, card, deploy=False)
+
+
+def _claim(hits: Tensor, other: Tensor, words: str) -> dict[str, Any]:
+    gain, low, high = gain_interval(hits.double().numpy(), other.double().numpy())
+    sentence = f"The student's test accuracy less that of {words}: {100 * gain:+.2f} points "
+    sentence += f"[{100 * low:+.2f}, {100 * high:+.2f}]."
+    if low <= 0 <= high:
+        sentence += f" On {len(other)} test images and one seed the two are not distinguishable."
+    return {"value": gain, "interval": [low, high], "sentence": sentence}
