@@ -3,12 +3,14 @@
 import abc
 import importlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Self, final
+from typing import Any, Literal, Self, final, get_args
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdnas.blocks.basic import resize
@@ -16,8 +18,11 @@ from kdnas.data import normalise
 from kdnas.network import Network
 from kdnas.outputs import Outputs
 from kdnas.preprocessing import Preprocessing
+from kdnas.randomness import seed_of
 from kdnas.space import Blueprint, layer
 from kdnas.spec import Spec, nearest, resolve, spec
+
+Mean = Literal["probabilities", "logits", "random", "reliable"]
 
 
 class Teacher(nn.Module, abc.ABC):
@@ -102,42 +107,90 @@ class Frozen(Teacher):
 
 @final
 class Ensemble(Teacher):
-    """Several teachers as one: `log mean_m softmax(z_m)` or `mean_m z_m` as logits, each teacher in `members`.
+    r"""Several teachers as one; each of them is in `members`, and the features are the first one's.
 
-    The features are those of the first teacher; losses over several teachers read `members`.
+    How their logits $z_m$ become one, per sample:
+
+    - `probabilities`: $\log \sum_m w_m\,\mathrm{softmax}(z_m)$, the arithmetic mean of the distributions.
+    - `logits`: $\sum_m w_m z_m$, their geometric mean.
+    - `random`: those of one member, drawn anew for each batch from the training's progress; its features and logits.
+    - `reliable`: as `probabilities` with $w_m = (1 - \mathrm{softmax}_m(\mathrm{CE}_m)) / (M - 1)$ for each sample,
+      where $\mathrm{CE}_m$ is the member's cross-entropy with the label: who is wrong counts less. Without labels as
+      `probabilities`.
 
     Args:
         teachers: at least two, of the same classes.
-        mean: of `probabilities` or of `logits`.
+        mean: which of them.
+        weights: $w$, one per teacher, not negative; equal by default. Not for `random` and `reliable`.
 
     Raises:
-        ValueError: fewer than two teachers, another mean, or teachers of different classes.
+        ValueError: fewer than two teachers, another mean, wrong weights, or teachers of different classes.
 
     Reference: Hinton, Vinyals, Dean, Distilling the Knowledge in a Neural Network, 2015, section 2 (arithmetic or
-        geometric mean of the teachers' distributions).
+        geometric mean); Shen, He, Xue, MEAL, AAAI 2019 (one at random); Zhang, Chen, Wang, Confidence-Aware
+        Multi-Teacher Knowledge Distillation, ICASSP 2022, equations 2 and 3 (reliable).
+    Differs: the last weighs losses, here the distributions are weighed.
     """
 
-    def __init__(self, teachers: Sequence[Teacher], *, mean: Literal["probabilities", "logits"] = "probabilities"):
+    def __init__(
+        self, teachers: Sequence[Teacher], *, mean: Mean = "probabilities", weights: Sequence[float] = ()
+    ) -> None:
         super().__init__()
         if len(teachers) < 2:
             raise ValueError(f"an ensemble has at least two teachers, got {len(teachers)}.")
-        if mean not in ("probabilities", "logits"):
-            raise ValueError(f"mean must be probabilities or logits, got {mean!r}.")
+        if mean not in get_args(Mean):
+            raise ValueError(f"mean must be one of {', '.join(get_args(Mean))}, got {mean!r}.")
+        if weights and (mean in ("random", "reliable") or len(weights) != len(teachers)):
+            raise ValueError(
+                f"weights are one per teacher for probabilities or logits, got {tuple(weights)} for {mean}."
+            )
+        if weights and not (min(weights) >= 0 and 0 < sum(weights) < math.inf):
+            raise ValueError(f"weights must not be negative nor all zero, got {tuple(weights)}.")
         self.teachers, self.mean = nn.ModuleList(teachers), mean
+        total = sum(weights) or len(teachers)
+        self.weights = tuple(w / total for w in (weights or (1.0,) * len(teachers)))
         self.freeze()
 
     def teach(self, pixels: Tensor, labels: Tensor | None) -> Outputs:
         """The joint logits, the first teacher's features, and every teacher's own outputs."""
+        if self.mean == "random":
+            place = seed_of("member", repr(self.progress)) % len(self.teachers)
+            return self.teachers[place](pixels, labels)
         members = tuple(teacher(pixels, labels) for teacher in self.teachers)
         shapes = [tuple(member.logits.shape[1:]) for member in members]
         if len(set(shapes)) > 1:
             raise ValueError(f"teachers of an ensemble know the same classes, got logits of shapes {shapes}.")
         logits = torch.stack([member.logits.float() for member in members])
+        shares = logits.new_tensor(self.weights)[:, None]
+        if self.mean == "reliable" and labels is not None:
+            wrong = torch.stack([F.cross_entropy(each, labels, reduction="none") for each in logits])
+            shares = (1 - wrong.softmax(0)) / (len(members) - 1)
         if self.mean == "logits":
-            return members[0]._replace(logits=logits.mean(0), members=members)
-        # In logarithms: a mean of probabilities that underflowed would be 0.
-        joint = logits.log_softmax(2).logsumexp(0) - math.log(len(members))
+            return members[0]._replace(logits=(shares[:, :, None] * logits).sum(0), members=members)
+        # In logarithms: a mean of probabilities that underflowed would be 0. A share of 0 is minus infinity there.
+        joint = (logits.log_softmax(2) + shares.log()[:, :, None]).logsumexp(0)
         return members[0]._replace(logits=joint, members=members)
+
+
+@final
+class Streamed(Teacher):
+    """A teacher that is in memory only while it is asked: several large ones then need not fit there together.
+
+    It is built from its files for every batch, which costs time; with `teacher_views` it is asked once per view.
+
+    Args:
+        make: builds the teacher.
+    """
+
+    def __init__(self, make: Callable[[], Teacher]) -> None:
+        super().__init__()
+        self.make = make
+
+    def teach(self, pixels: Tensor, labels: Tensor | None) -> Outputs:
+        """What the teacher shows, which is then let go."""
+        teacher = self.make().to(pixels.device)
+        teacher.progress = self.progress
+        return teacher(pixels, labels)
 
 
 @final
@@ -286,7 +339,9 @@ def load_teacher(text: str) -> Spec | None:
     Args:
         text: `fit`, `torchvision:NAME`, `timm:NAME` (either may end in `@weights.safetensors`), `checkpoint:FOLDER`
             (a student folder), or `package.module:function` that returns a Teacher or a module; and of several such,
-            `ensemble:SPEC,SPEC` and `route:SPEC,SPEC` (snapshots of one teacher, in the order of its training).
+            `ensemble:SPEC,SPEC` (or `ensemble+logits:`, `ensemble+random:`, `ensemble+reliable:`) and
+            `route:SPEC,SPEC` (snapshots of one teacher, in the order of its training). `streamed:SPEC` is a teacher
+            that is in memory only while it is asked.
 
     Raises:
         ValueError: another form.
@@ -297,7 +352,12 @@ def load_teacher(text: str) -> Spec | None:
     if kind in ("torchvision", "timm") and rest:
         name, _, weights = rest.partition("@")
         return spec(zoo_teacher, zoo=kind, name=name, weights=str(Path(weights).resolve()) if weights else "")
-    if kind in ("ensemble", "route") and rest:
+    if kind == "streamed" and rest:
+        member = load_teacher(rest)
+        if member is None:
+            raise ValueError("fit trains a teacher, and a streamed one is read from its files. Give a finished one.")
+        return spec(streamed_teacher, member=member)
+    if kind in ("route", "ensemble", *(f"ensemble+{mean}" for mean in get_args(Mean))) and rest:
         members = [load_teacher(part) for part in rest.split(",")]
         if None in members:
             raise ValueError(f"fit trains one teacher, and {text!r} names several. Give finished ones.")
@@ -313,12 +373,22 @@ def load_teacher(text: str) -> Spec | None:
     )
 
 
-def several_teachers(
-    kind: Literal["ensemble", "route"], members: tuple[Spec, ...], classes: int, preprocessing: Preprocessing
-) -> Teacher:
-    """Several teachers as an `Ensemble`, or one teacher's snapshots as a `Route`."""
+def several_teachers(kind: str, members: tuple[Spec, ...], classes: int, preprocessing: Preprocessing) -> Teacher:
+    """Several teachers as an `Ensemble` (`ensemble`, `ensemble+MEAN`), or one's snapshots as a `Route` (`route`)."""
     made: list[Teacher] = [m.build(Teacher, classes=classes, preprocessing=preprocessing) for m in members]
-    return Ensemble(made) if kind == "ensemble" else Route(made)
+    if kind == "route":
+        return Route(made)
+    mean: Any = kind.partition("+")[2] or "probabilities"
+    return Ensemble(made, mean=mean)
+
+
+def streamed_teacher(member: Spec, classes: int, preprocessing: Preprocessing) -> Teacher:
+    """A teacher that is built whenever it is asked; once now, so that what is wrong with it is said at once."""
+    make = partial(member.build, Teacher, classes=classes, preprocessing=preprocessing)
+    made: Teacher = make()
+    streamed = Streamed(make)
+    streamed.class_names = made.class_names
+    return streamed
 
 
 def student_teacher(path: str, classes: int, preprocessing: Preprocessing) -> Teacher:

@@ -126,7 +126,7 @@ def _only(made: Any, makers: list[str]) -> bool:
 
 _OURS = {
     "data": ("digits", "folder", "cifar10", "cifar100"),
-    "teacher": ("student_teacher", "zoo_teacher", "several_teachers"),
+    "teacher": ("student_teacher", "zoo_teacher", "several_teachers", "streamed_teacher"),
 }
 
 
