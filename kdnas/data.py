@@ -1,6 +1,7 @@
 """Labelled images in three parts: train for weights, search for choosing, test for the closing table only."""
 
 import abc
+import dataclasses
 import io
 import itertools
 import zipfile
@@ -21,7 +22,7 @@ from kdnas.preprocessing import Preprocessing
 from kdnas.randomness import torch_rng
 from kdnas.spec import Spec, nearest, resolve, spec
 
-Augmentation = Literal["none", "shift", "crop_flip"]
+Augmentation = Literal["none", "shift", "crop_flip", "strong_shift", "strong_crop_flip"]
 
 
 class Images(abc.ABC):
@@ -116,7 +117,8 @@ class Data:
         class_names: one per class.
         preprocessing: size, and mean and standard deviation of the train part.
         augmentation: `none`, `shift` (by up to an eighth of the size, zero filled) or `crop_flip` (the same, and
-            mirrored half of the time).
+            mirrored half of the time), or `strong_shift` and `strong_crop_flip` (the same, then two random
+            operations on each image; see `distorted`).
     """
 
     train: Images
@@ -185,7 +187,7 @@ def normalise(pixels: Tensor, preprocessing: Preprocessing) -> Tensor:
 
 
 def augment(pixels: Tensor, how: Augmentation, rng: torch.Generator) -> Tensor:
-    """Random shifts by up to an eighth of the size, and mirroring for `crop_flip`; one draw per image."""
+    """Random shifts by up to an eighth of the size, and mirroring, and distortion, as named; drawn per image."""
     if how == "none":
         return pixels
     count, _, height, width = pixels.shape
@@ -194,24 +196,73 @@ def augment(pixels: Tensor, how: Augmentation, rng: torch.Generator) -> Tensor:
     top, left = torch.randint(0, 2 * pad + 1, (2, count), generator=rng)
     rows = top[:, None] + torch.arange(height)
     columns = left[:, None] + torch.arange(width)
-    if how == "crop_flip":
+    if how in ("crop_flip", "strong_crop_flip"):
         mirrored = torch.rand(count, generator=rng) < 0.5
         columns = torch.where(mirrored[:, None], columns.flip(1), columns)
     picked = padded[torch.arange(count)[:, None, None], :, rows[:, :, None], columns[:, None, :]]
-    return picked.permute(0, 3, 1, 2).contiguous()
+    moved = picked.permute(0, 3, 1, 2).contiguous()
+    return distorted(moved, rng) if how.startswith("strong") else moved
+
+
+def distorted(pixels: Tensor, rng: torch.Generator, num_operations: int = 2) -> Tensor:
+    """Each image changed by `num_operations` of six operations in turn, all drawn, with a drawn strength.
+
+    Brightness and contrast times 0.4 to 1.6, grey by up to all of it, solarised above 0.4 to 1, posterised to 2 to 6
+    bits, or a square of up to half the side cut out. Pixels stay in [0, 1].
+
+    Reference: Cubuk et al., RandAugment, CVPR 2020 Workshops: operations drawn uniformly.
+    Differs: no rotation or shear, and the strength is drawn anew instead of fixed.
+    """
+    count, _, height, width = pixels.shape
+    for _ in range(num_operations):
+        chosen = torch.randint(0, 6, (count,), generator=rng)
+        strength, across, down = torch.rand(3, count, 1, 1, 1, generator=rng)
+        factor, mean = 0.4 + 1.2 * strength, pixels.mean((2, 3), keepdim=True)
+        levels = 2.0 ** (2 + (4 * strength).round()) - 1
+        rows, columns = torch.arange(height)[:, None], torch.arange(width)[None]
+        side = strength / 2
+        hole = ((rows / height - across).abs() < side / 2) & ((columns / width - down).abs() < side / 2)
+        made = (
+            pixels * factor,
+            mean + (pixels - mean) * factor,
+            pixels + strength * (pixels.mean(1, keepdim=True) - pixels),
+            torch.where(pixels > 0.4 + 0.6 * strength, 1 - pixels, pixels),
+            (pixels * levels).round() / levels,
+            pixels.masked_fill(hole, 0.5),
+        )
+        for place, changed in enumerate(made):
+            pixels = torch.where((chosen == place)[:, None, None, None], changed, pixels)
+        pixels = pixels.clamp(0, 1)
+    return pixels
+
+
+def strong(data: Spec) -> Data:
+    """The same data under strong augmentation, which the teacher sees as the student does: `strong:SPEC`.
+
+    Distortion may take a label's meaning away; the teacher's view of the distorted image says what is left of it. The
+    loss `top_k_distillation` keeps to the classes it finds likely.
+
+    Reference: Wei et al., Circumventing Outliers of AutoAugment with Knowledge Distillation, ECCV 2020.
+    """
+    made: Data = data.build(Data)
+    stronger: Augmentation = "strong_crop_flip" if made.augmentation.endswith("crop_flip") else "strong_shift"
+    return dataclasses.replace(made, augmentation=stronger)
 
 
 def load_data(text: str, **options: object) -> Spec:
     """The Spec of a data set from what a person types.
 
     Args:
-        text: `digits`, `folder:PATH`, `cifar10:PATH`, `cifar100:PATH`, or `package.module:function`.
+        text: `digits`, `folder:PATH`, `cifar10:PATH`, `cifar100:PATH`, or `package.module:function`; `strong:TEXT` is
+            one of them under strong augmentation.
         **options: arguments of the loader, such as `size`.
 
     Raises:
         ValueError: another form; the nearest is offered.
     """
     kind, _, path = text.partition(":")
+    if kind == "strong" and path:
+        return spec(strong, data=load_data(path, **options))
     loaders = {"digits": digits, "folder": folder, "cifar10": cifar10, "cifar100": cifar100}
     if kind in loaders:
         if kind == "digits":
@@ -223,8 +274,8 @@ def load_data(text: str, **options: object) -> Spec:
         resolve(text)
         return spec(text, **options)
     raise ValueError(
-        f"data is digits, folder:PATH, cifar10:PATH, cifar100:PATH or package.module:function, got {text!r}."
-        + (nearest(kind, loaders) if kind else "")
+        f"data is digits, folder:PATH, cifar10:PATH, cifar100:PATH, package.module:function or strong:TEXT, "
+        f"got {text!r}." + (nearest(kind, loaders) if kind else "")
     )
 
 

@@ -5,7 +5,18 @@ import pytest
 import torch
 from PIL import Image
 
-from kdnas.data import Data, TensorImages, augment, cifar10, cifar100, digits, folder, load_data, normalise
+from kdnas.data import (
+    Data,
+    TensorImages,
+    augment,
+    cifar10,
+    cifar100,
+    digits,
+    distorted,
+    folder,
+    load_data,
+    normalise,
+)
 from kdnas.preprocessing import Preprocessing
 from kdnas.randomness import torch_rng
 from tests.toy import data, part
@@ -215,3 +226,29 @@ def test_what_a_person_types_becomes_a_spec(tmp_path):
 def test_what_cannot_be_data_is_refused(text, message):
     with pytest.raises(ValueError, match=message):
         load_data(text)
+
+
+def test_strong_augmentation_is_drawn_from_the_step_stays_in_range_and_changes_images():
+    made = load_data("strong:tests.toy:data").build(Data)
+    assert made.augmentation == "strong_shift"
+    plain = load_data("tests.toy:data").build(Data)
+    ids = torch.arange(24)
+    first = made.pixels(ids, 3, 7)
+    assert torch.equal(first, made.pixels(ids, 3, 7))
+    assert not torch.equal(first, made.pixels(ids, 3, 8))
+    assert first.min() >= 0 and first.max() <= 1 and torch.isfinite(first).all()
+    # The same shifts come first, from the same draws.
+    assert first.shape == plain.pixels(ids, 3, 7).shape
+    far = (first - plain.train.take(ids)).abs().mean((1, 2, 3))
+    assert (far > 0.02).float().mean() > 0.8
+
+
+def test_every_distortion_happens_and_changes_its_own_images_alone():
+    pixels = torch.rand(200, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    found = distorted(pixels, torch.Generator().manual_seed(1), num_operations=1)
+    grey = (found.std(1) < found.std(1).mean() * 0.5).flatten(1).all(1)
+    cut = (found == 0.5).flatten(1).any(1)
+    levels = torch.tensor([len(image.unique()) for image in found])
+    assert 5 < int(cut.sum()) < 80 and int(grey.sum()) > 2
+    assert 5 < int((levels < 70).sum()) < 80
+    assert torch.equal(distorted(pixels, torch.Generator().manual_seed(1), num_operations=0), pixels)

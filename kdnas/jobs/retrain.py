@@ -125,7 +125,7 @@ def _only(made: Any, makers: list[str]) -> bool:
 
 
 _OURS = {
-    "data": ("digits", "folder", "cifar10", "cifar100"),
+    "data": ("digits", "folder", "cifar10", "cifar100", "strong"),
     "teacher": ("student_teacher", "zoo_teacher", "several_teachers", "streamed_teacher"),
 }
 
