@@ -3,7 +3,7 @@
 Liu et al., Search to Distill: Pearls are Everywhere but not the Eyes, CVPR 2020.
 
 KDNAS_IMAGENET=PATH kdnas run --experiment akd --out runs/akd   # 224x224; PATH holds train/CLASS/* and val/CLASS/*
-kdnas run --experiment akd:small --out runs/akd                 # digits, two to three minutes on two CPU cores
+kdnas run --experiment akd:small --out runs/akd                 # digits, about four minutes on one CPU core
 
 As published: PPO, the reward accuracy * (cost / target)^-0.07 after 5 epochs with distillation. The contrast is the
 same search rewarded with what candidates reach without the teacher; random search at equal cost stands beside both.

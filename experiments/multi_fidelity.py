@@ -3,7 +3,7 @@
 Trofimov et al., Multi-fidelity Neural Architecture Search with Knowledge Distillation, 2020.
 
 KDNAS_CIFAR10=PATH kdnas run --experiment multi_fidelity --out runs/mfkd   # full size: CIFAR-10
-kdnas run --experiment multi_fidelity:small --out runs/mfkd                # digits, two minutes on two CPU cores
+kdnas run --experiment multi_fidelity:small --out runs/mfkd                # digits, about three minutes on one CPU core
 
 As published: 30 networks, a short training under the teacher each, Gaussian-process regression, its argmax.
 The contrast is the same search with short trainings on labels alone.

@@ -133,6 +133,7 @@ def parser() -> argparse.ArgumentParser:
     retrain.add_argument("--weights", choices=("fresh", "inherited"), help="where to start")
     retrain.add_argument("--teacher", help="another teacher, or none for the labels alone")
     retrain.add_argument("--data", help="other data")
+    retrain.add_argument("--assistants", help="auto, or codes of the space joined by commas, largest first")
     retrain.add_argument("--distiller", help="NAME or NAME,key=value, such as mutual; see `kdnas list distillers`")
     _loss_option(retrain)
     retrain.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
@@ -475,9 +476,13 @@ def _retrain(given: argparse.Namespace) -> None:
             raise ValueError("without a teacher there is nothing to distil. Drop --loss, or --teacher none.")
         settings = dataclasses.replace(settings, distiller=spec(FromLabels))
     teacher = load_teacher(given.teacher) if given.teacher not in (None, "none") else None
-    found = retrain(
-        given.student, settings, out, data=None if given.data is None else load_data(given.data), teacher=teacher
-    )
+    data = None if given.data is None else load_data(given.data)
+    if given.assistants:
+        from kdnas.jobs.assist import retrain_assisted
+
+        found = retrain_assisted(given.student, settings, out, given.assistants, data=data, teacher=teacher)
+    else:
+        found = retrain(given.student, settings, out, data=data, teacher=teacher)
     print(json.dumps(found) if given.json else _lines(found))
     if run is not None:
         _say(f"next: kdnas report {run.folder}")

@@ -87,7 +87,8 @@ def search(opened: Opened, settings: Search) -> list[Entry]:
         drawn = python_rng(settings.seed, "control" if purpose == RANDOM else "search")
         searcher = made.build(Searcher, space=space, admits=admits, rng=drawn)
         judge = opened.scorer(settings.contrast) if settings.contrast and purpose == CONTRAST else scorer
-        labels = (settings.scorer.name, made.name if purpose == "search" else purpose, number)
+        named = settings.contrast if settings.contrast and purpose == CONTRAST else settings.scorer
+        labels = (named.name, made.name if purpose == "search" else purpose, number)
         written = [e for e in run.ranking(number) if e.searcher == labels[1]]
         alike = [e for e in run.ranking(number) if (e.searcher == CONTRAST) == (purpose == CONTRAST)]
         known = {e.architecture: Score(e.score, e.parts) for e in alike}
@@ -140,8 +141,13 @@ def search(opened: Opened, settings: Search) -> list[Entry]:
         control["random search"] = {"sentence": "Random search at equal cost is left out: the time is over."}
     left = settings.max_time - (time.perf_counter() - began)
     if settings.contrast is not None and left > 0:
-        others, _ = one(settings.searcher, CONTRAST, min(left, max(spent, 1.0)))
-        control["contrast"] = _contrast(opened, settings.contrast, scorer, evidence, entries, others)
+        try:
+            others, _ = one(settings.searcher, CONTRAST, min(left, max(spent, 1.0)))
+            control["contrast"] = _contrast(opened, settings.contrast, scorer, evidence, entries, others)
+        except ValueError as error:  # the search itself has ended well
+            control["contrast"] = {"sentence": f"The contrast is left out: {error}"}
+    elif settings.contrast is not None:
+        control["contrast"] = {"sentence": "The contrast is left out: the time is over."}
     seen = random_entries if settings.exact and len(random_entries) > 1 else entries
     left = min(settings.max_time - (time.perf_counter() - began), _TRAINING_FREE_SECONDS)
     controls = _controls(seen) | training_free(opened, evidence, seen, left) | control

@@ -35,7 +35,7 @@ class ShortTraining(Scorer):
     Reference: Liu et al., Search to Distill: Pearls are Everywhere but not the Eyes, CVPR 2020, section 3.2 (5 epochs
         with distillation as the reward); Trofimov et al., Multi-fidelity Neural Architecture Search with Knowledge
         Distillation, 2020, section 3.
-    Differs: steps instead of epochs; MF-KD's Gaussian process over these scores is `kdnas.combination.fit`.
+    Differs: steps instead of epochs; MF-KD's Gaussian process over these scores is the searcher `gaussian_process`.
     """
 
     def __init__(

@@ -1,0 +1,82 @@
+"""Teacher assistants: a chain by codes, a size that is searched, and a resumption that trains nothing twice."""
+
+import json
+
+import pytest
+
+from kdnas.cli import main
+from kdnas.cost import cost
+from kdnas.jobs import assist
+from kdnas.jobs.export import export
+from kdnas.jobs.opened import Opened
+from kdnas.student import read_student
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("assisted") / "run"
+    main(["train", "tests/toy.py", "--out", str(folder)])
+    main(["search", str(folder), "--num-evaluations", "5"])
+    opened = Opened(folder)
+    export(opened, place=5)
+    return opened
+
+
+def retrained(run, name, assistants):
+    student, out = run.run.path("students", "place-5"), run.run.path("students", name)
+    main(["retrain", str(student), "--assistants", assistants, "--steps", "4", "--batch-size", "16", "--out", str(out)])
+    return out
+
+
+def test_each_assistant_is_taught_by_the_one_before_and_the_last_teaches_the_student(run, monkeypatch, capsys):
+    calls = []
+    original = assist.retrain
+
+    def watched(student, settings, out, **options):
+        calls.append((student.name, out.name, None if options["teacher"] is None else options["teacher"]["path"]))
+        return original(student, settings, out, **options)
+
+    monkeypatch.setattr(assist, "retrain", watched)
+    space = run.space
+    least = cost(space.blueprint(space.smallest)).macs
+    codes = [space.code(space.largest), space.code(assist.between(space, least, 0)[0])]
+    out = retrained(run, "chained", ",".join(codes))
+    assert [c[1] for c in calls] == [f"trained-{codes[0]}", f"trained-{codes[1]}", "chained"]
+    assert calls[0][2].endswith("run/teacher")
+    assert calls[1][2].endswith(f"trained-{codes[0]}") and calls[2][2].endswith(f"trained-{codes[1]}")
+    assert "assistants" in capsys.readouterr().out
+    network, card = read_student(out)
+    assert network.blueprint == read_student(run.run.path("students", "place-5"))[0].blueprint
+    assert (out / "student.onnx").exists() and card.origin["test_accuracy"] >= 0
+    calls.clear()
+    (out / "student.json").rename(out / "gone")  # the last training was killed; those before it are left
+    (out / "gone").rename(out / "student.json")
+    retrained(run, "chained", ",".join(codes))
+    assert [c[1] for c in calls] == ["chained"]
+
+
+def test_the_size_is_searched_once_and_the_choice_kept(run):
+    out = retrained(run, "auto", "auto")
+    folder = out.parent / "auto-assistants"
+    held = json.loads((folder / "choice.json").read_text())
+    found = held["search accuracy of the student"]
+    assert 1 <= len(found) <= 3 and found[held["chosen"]] == max(found.values())
+    student = read_student(out)[1].cost.macs
+    for code in found:
+        assert read_student(folder / f"fresh-{code}")[1].cost.macs > student
+    before = (folder / "choice.json").stat().st_mtime_ns
+    retrained(run, "auto", "auto")
+    assert (folder / "choice.json").stat().st_mtime_ns == before
+
+
+def test_a_code_of_another_space_is_refused(run, capsys):
+    with pytest.raises(SystemExit):
+        retrained(run, "wrong", "999")
+    assert "999" in capsys.readouterr().err
+
+
+def test_sizes_lie_between_student_and_largest(run):
+    space = run.space
+    least = cost(space.blueprint(space.smallest)).macs
+    sizes = [cost(space.blueprint(a)).macs for a in assist.between(space, least, 0)]
+    assert sizes == sorted(sizes) and least < sizes[0] and sizes[-1] < cost(space.blueprint(space.largest)).macs
