@@ -13,23 +13,8 @@ from kdnas.scorers.accuracy import Accuracy
 from kdnas.scorers.loss import Loss
 from kdnas.scorers.params import Params
 from kdnas.scorers.rdm import Rdm
-from kdnas.search import (
-    CombinedScorer,
-    Entry,
-    Evidence,
-    Infeasible,
-    Limits,
-    OutputScorer,
-    Saved,
-    Score,
-    Scorer,
-    Uninformative,
-    check_feasible,
-    ranked,
-    score_all,
-    score_by_all,
-    search,
-)
+from kdnas.scoring import CombinedScorer, Evidence, OutputScorer, Saved, Score, Scorer, score_all, score_by_all
+from kdnas.search import Entry, Infeasible, Limits, Uninformative, check_feasible, ranked, search
 from kdnas.searchers.evolution import Evolution
 from kdnas.searchers.exhaustive import Exhaustive
 from kdnas.searchers.random_search import RandomSearch

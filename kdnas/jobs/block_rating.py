@@ -12,7 +12,8 @@ from kdnas.distillers.block_wise import BlockWise, stages_of
 from kdnas.exact import Block, best, blocks_of
 from kdnas.jobs.opened import Opened
 from kdnas.jobs.settings import Search
-from kdnas.search import Entry, Evidence, Score, entry_of
+from kdnas.scoring import Evidence, Score
+from kdnas.search import Entry, entry_of
 from kdnas.supernet import Supernet
 
 

@@ -11,7 +11,7 @@ from kdnas.data import Data
 from kdnas.jobs.settings import Experiment
 from kdnas.randomness import torch_rng
 from kdnas.run import CHECKPOINT, MANIFEST, MEMBERS, SNAPSHOTS, TEACHER, Run
-from kdnas.search import Evidence, Scorer
+from kdnas.scoring import Evidence, Scorer
 from kdnas.space import SearchSpace
 from kdnas.spec import Spec, spec
 from kdnas.supernet import Supernet, corner

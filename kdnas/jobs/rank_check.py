@@ -7,7 +7,7 @@ from typing import Any
 
 from kdnas.jobs.opened import Opened
 from kdnas.rank_quality import CONTROLS, quality, read_table
-from kdnas.search import Saved, score_by_all
+from kdnas.scoring import Saved, score_by_all
 from kdnas.spec import Spec
 
 

@@ -23,20 +23,8 @@ from kdnas.scorers.depth import Depth
 from kdnas.scorers.nwot import Nwot
 from kdnas.scorers.synflow import Synflow
 from kdnas.scorers.zen import Zen
-from kdnas.search import (
-    CONTRAST,
-    RANDOM,
-    Entry,
-    Evidence,
-    Limits,
-    Saved,
-    Score,
-    Scorer,
-    Searcher,
-    check_feasible,
-    ranked,
-    score_all,
-)
+from kdnas.scoring import Evidence, Saved, Score, Scorer, score_all
+from kdnas.search import CONTRAST, RANDOM, Entry, Limits, Searcher, check_feasible, ranked
 from kdnas.search import search as run_search
 from kdnas.searchers.random_search import RandomSearch
 from kdnas.similarity import bootstrap_interval, kendall

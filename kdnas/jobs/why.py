@@ -10,7 +10,7 @@ from kdnas.checkpoint import write_json
 from kdnas.cost import cost, layer_costs, sum_costs
 from kdnas.jobs.opened import Opened
 from kdnas.run import WHY
-from kdnas.search import score_all
+from kdnas.scoring import score_all
 from kdnas.similarity import dissimilarity, rdm_similarity
 from kdnas.space import SearchSpace
 from kdnas.spec import Spec

@@ -5,7 +5,7 @@ from typing import Any, final
 
 from torch import Tensor
 
-from kdnas.search import Evidence, OutputScorer, Score
+from kdnas.scoring import Evidence, OutputScorer, Score
 
 
 @final

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from kdnas.network import Network, batch_statistics
-from kdnas.search import Evidence, Score, Scorer
+from kdnas.scoring import Evidence, Score, Scorer
 
 
 @final

@@ -5,7 +5,7 @@ from typing import final
 from torch import nn
 
 from kdnas.scorers._probing import ACTIVATIONS
-from kdnas.search import Evidence, Score, Scorer
+from kdnas.scoring import Evidence, Score, Scorer
 
 
 @final

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from kdnas.numerics import as_map, same_positions, widen
 from kdnas.outputs import Outputs
-from kdnas.search import Evidence, OutputScorer, Score
+from kdnas.scoring import Evidence, OutputScorer, Score
 from kdnas.similarity import relative_l1
 from kdnas.taps import Taps
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from kdnas.network import batch_statistics
-from kdnas.search import Evidence, OutputScorer, Score, Scorer, outputs_of
+from kdnas.scoring import Evidence, OutputScorer, Score, Scorer, outputs_of
 from kdnas.spec import Spec, named
 
 

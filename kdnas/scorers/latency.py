@@ -8,7 +8,7 @@ from typing import final
 import torch
 from torch import nn
 
-from kdnas.search import Evidence, Score, Scorer
+from kdnas.scoring import Evidence, Score, Scorer
 
 
 @final

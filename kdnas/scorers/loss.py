@@ -8,7 +8,7 @@ from torch import Tensor
 from kdnas.losses.base import Loss as DistillationLoss
 from kdnas.losses.example import example
 from kdnas.outputs import Outputs
-from kdnas.search import Evidence, OutputScorer, Score
+from kdnas.scoring import Evidence, OutputScorer, Score
 from kdnas.spec import Spec, named
 
 

@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from kdnas.cost import cost
 from kdnas.network import Network, batch_statistics
-from kdnas.search import Evidence, Score, Scorer
+from kdnas.scoring import Evidence, Score, Scorer
 
 
 @final

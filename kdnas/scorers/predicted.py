@@ -6,7 +6,7 @@ from typing import Literal, final
 import numpy as np
 
 from kdnas.combination import Predictor, fit
-from kdnas.search import CombinedScorer, Evidence, Score, Scorer, score_all
+from kdnas.scoring import CombinedScorer, Evidence, Score, Scorer, score_all
 from kdnas.spec import Spec, named
 
 

@@ -5,7 +5,7 @@ from typing import final
 
 import numpy as np
 
-from kdnas.search import CombinedScorer, Evidence, Score
+from kdnas.scoring import CombinedScorer, Evidence, Score
 from kdnas.spec import Spec
 
 

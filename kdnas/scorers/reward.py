@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Literal, final
 
-from kdnas.search import CombinedScorer, Evidence, Score
+from kdnas.scoring import CombinedScorer, Evidence, Score
 from kdnas.spec import Spec
 
 

@@ -8,7 +8,7 @@ from torch import nn
 from kdnas.network import Network
 from kdnas.scorers._probing import check_weights, probed
 from kdnas.scorers.accuracy import Accuracy
-from kdnas.search import Evidence, Score, Scorer
+from kdnas.scoring import Evidence, Score, Scorer
 from kdnas.spec import Spec, spec
 from kdnas.training import Distiller, Recipe, Training
 

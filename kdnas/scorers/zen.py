@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from kdnas.network import BATCH_NORMS, Network, batch_statistics
 from kdnas.randomness import torch_rng
 from kdnas.scorers._probing import probed, watching
-from kdnas.search import Evidence, Score, Scorer, outputs_of
+from kdnas.scoring import Evidence, Score, Scorer, outputs_of
 from kdnas.space import Layer
 from kdnas.spec import resolve
 from kdnas.training import initialised

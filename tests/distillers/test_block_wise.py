@@ -11,7 +11,7 @@ from kdnas.network import Network, batch_statistics
 from kdnas.outputs import Outputs
 from kdnas.randomness import torch_rng
 from kdnas.scorers.blocks import Blocks
-from kdnas.search import Evidence
+from kdnas.scoring import Evidence
 from kdnas.spaces.macro import Macro
 from kdnas.supernet import Supernet
 from kdnas.tables import load_space

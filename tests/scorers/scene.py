@@ -7,7 +7,7 @@ from torch import nn
 
 from kdnas.network import Network, batch_statistics
 from kdnas.outputs import Outputs
-from kdnas.search import Evidence, Score, Scorer
+from kdnas.scoring import Evidence, Score, Scorer
 from kdnas.supernet import Supernet
 from kdnas.tables import load_space
 from kdnas.teachers import Frozen

@@ -12,7 +12,7 @@ from kdnas.scorers.params import Params
 from kdnas.scorers.predicted import Predicted
 from kdnas.scorers.rank_ensemble import RankEnsemble, rank_among
 from kdnas.scorers.rdm import Rdm
-from kdnas.search import Saved, score_all
+from kdnas.scoring import Saved, score_all
 from kdnas.spec import spec
 from tests.scorers.scene import SPACE, Slow, evidence, network, supernet
 

@@ -13,7 +13,7 @@ from kdnas.scorers.loss import Loss
 from kdnas.scorers.predicted import Predicted
 from kdnas.scorers.reward import Reward
 from kdnas.scorers.short_training import ShortTraining
-from kdnas.search import OutputScorer, Scorer, score_all
+from kdnas.scoring import OutputScorer, Scorer, score_all
 from kdnas.spec import Spec, algorithms, resolve, spec
 from tests.scorers.scene import SPACE, Flat, Plain, Shows, evidence, network, supernet
 

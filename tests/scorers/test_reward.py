@@ -8,7 +8,7 @@ from kdnas.cost import cost as costs
 from kdnas.scorers.accuracy import Accuracy
 from kdnas.scorers.latency import Latency
 from kdnas.scorers.reward import Reward
-from kdnas.search import Score
+from kdnas.scoring import Score
 from kdnas.spec import spec
 from tests.scorers.scene import SPACE, evidence, network, supernet
 

@@ -67,7 +67,8 @@ def test_choices_that_do_not_exist_are_not_suggested():
 def test_every_draw_is_told_back_with_its_score_or_as_a_violation():
     space = load_space("toy")
     searcher = OptunaSampler(space=space, admits=lambda a: a["stage0.depth"] == 1, rng=random.Random(0), batch=6)
-    from kdnas.search import Score, entry_of
+    from kdnas.scoring import Score
+    from kdnas.search import entry_of
 
     for value in (1.0, 2.0):
         asked = searcher.ask(6)
