@@ -12,7 +12,6 @@ from kdnas.convert import Conversion, convert
 from kdnas.cost import Budget, cost
 from kdnas.data import Data
 from kdnas.distillers.from_labels import FromLabels
-from kdnas.files import present
 from kdnas.jobs.chain import gain_interval, say
 from kdnas.jobs.convert import load_source
 from kdnas.jobs.opened import build_teacher, default_device
@@ -119,7 +118,7 @@ def prune(settings: Prune, folder: Path) -> dict[str, Any]:
     teacher_spec = settings.teacher or _taught(settings, run)
     conversion = _converted(settings, run, data)
     pruned = run.path(STUDENTS, "pruned")
-    if not present(pruned).exists():
+    if run.phase("removal") is None:
         _search(settings, run, data, teacher_spec, conversion)
     rows: dict[str, Any] = {}
     plans = {
