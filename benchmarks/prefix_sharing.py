@@ -25,7 +25,7 @@ from kdnas.network import Network, calibrate
 from kdnas.preprocessing import Preprocessing
 from kdnas.randomness import torch_rng
 from kdnas.scorers.rdm import Rdm
-from kdnas.search import Evidence, Saved, score_all
+from kdnas.scoring import Evidence, Saved, score_all
 from kdnas.supernet import Supernet
 from kdnas.tables import load_space
 from kdnas.teachers import Frozen, fitted_teacher

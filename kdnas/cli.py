@@ -91,6 +91,7 @@ def parser() -> argparse.ArgumentParser:
     search.add_argument(
         "--exact", action="store_true", help="rate every path of every block once, of a run trained block_wise"
     )
+    search.add_argument("--initial", type=int, help="begin with so many of the best of the run's search before")
     search.add_argument("--top", type=int, default=10, help="places to print")
     search.add_argument(
         "--front", action="store_true", help="print the front of score, MACs and params instead of the best"
@@ -230,6 +231,10 @@ def _search_options(to: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--budget", action="append", default=[], metavar="NAME=BOUND", help="params=…, macs=…; repeatable"
     )
+    group.add_argument("--contrast", metavar="SCORER", help="run the same search under this scorer too, and compare")
+    group.add_argument(
+        "--pruner", help="stop evaluations early: successive_halving, hyperband, median … of Optuna, or NAME,key=value"
+    )
     group.add_argument("--num-evaluations", type=int, help="unique architectures to score")
     group.add_argument("--max-time", type=_seconds, help="such as 300s or 20m")
 
@@ -360,6 +365,12 @@ def _search_settings(given: argparse.Namespace, default: Any) -> Any:
         changed["scorer"] = named_with("kdnas.scorers", given.scorer)
     if given.searcher:
         changed["searcher"] = named_with("kdnas.searchers", given.searcher)
+    if given.contrast:
+        changed["contrast"] = named_with("kdnas.scorers", given.contrast)
+    if given.pruner:
+        from kdnas.stopping import pruner_named
+
+        changed["pruner"] = pruner_named(given.pruner)
     if given.scorer or given.searcher:
         changed["exact"] = False
     if given.budget:
@@ -398,6 +409,8 @@ def _search(given: argparse.Namespace) -> None:
     settings = _search_settings(given, opened.experiment.search)
     if given.exact:
         settings = dataclasses.replace(settings, exact=True)
+    if given.initial is not None:
+        settings = dataclasses.replace(settings, initial=given.initial)
     entries = search(opened, settings)
     shown, top = (front_of(entries), len(entries)) if given.front else (entries, given.top)
     print(ranking_json(opened.run, shown, top) if given.json else ranking_table(opened.run, shown, top))

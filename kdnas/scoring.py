@@ -56,10 +56,17 @@ class Evidence:
 
 @final
 class Score(NamedTuple):
-    """A score, higher is better, and the numbers it is made of."""
+    """A score, higher is better, and the numbers it is made of.
+
+    Attributes:
+        value: the score.
+        parts: the numbers.
+        share: how much of the whole evaluation it took; below 1 where a search stopped it early.
+    """
 
     value: float
     parts: dict[str, float]
+    share: float = 1.0
 
 
 class Scorer(abc.ABC):
@@ -71,13 +78,20 @@ class Scorer(abc.ABC):
     Attributes:
         reads_weights: whether the student's weights matter; not for a scorer that counts, or draws or trains its own.
             A search with such a scorer needs no supernet.
+        resources: what has been spent at each score on the way to the whole evaluation, ascending, such as steps of
+            training; the last is the whole. A search may stop a scorer that has more than one.
     """
 
     reads_weights: bool = True
+    resources: tuple[int, ...] = (1,)
 
     @abc.abstractmethod
     def score(self, student: nn.Module, evidence: Evidence) -> Score:
         """The student's score. It neither changes the student nor depends on what was scored before."""
+
+    def rungs(self, student: nn.Module, evidence: Evidence) -> Iterator[Score]:
+        """The score at each of the `resources`, each computed when it is asked for; the last equals `score`."""
+        yield self.score(student, evidence)
 
 
 class OutputScorer(Scorer):
@@ -112,7 +126,7 @@ class CombinedScorer(Scorer):
         members: specs, or names as `kdnas list scorers` prints them; one text may join names by `+`.
 
     Raises:
-        ValueError: no members, or an unknown name.
+        ValueError: no members, an unknown name, or several that show scores on the way.
     """
 
     def __init__(self, members: Sequence[Spec | str] | str) -> None:
@@ -122,6 +136,12 @@ class CombinedScorer(Scorer):
             raise ValueError("a combined scorer needs at least one member, got none.")
         self.members: list[Scorer] = [m.build(Scorer) for m in specs]
         self.reads_weights = any(m.reads_weights for m in self.members)
+        staged = [m for m in self.members if len(m.resources) > 1]
+        if len(staged) > 1:
+            raise ValueError(
+                f"one member at most shows scores on its way, got {len(staged)}. Give the others one rung."
+            )
+        self.resources = staged[0].resources if staged else (1,)
 
     @abc.abstractmethod
     def combine(self, scores: Sequence[Score], evidence: Evidence) -> Score:
@@ -131,6 +151,15 @@ class CombinedScorer(Scorer):
     def score(self, student: nn.Module, evidence: Evidence) -> Score:
         """Combines the members' scores of one student."""
         return self.combine([member.score(student, evidence) for member in self.members], evidence)
+
+    @final
+    def rungs(self, student: nn.Module, evidence: Evidence) -> Iterator[Score]:
+        """Combines each score that a member shows on its way with the others' scores."""
+        shown = [m.rungs(student, evidence) if len(m.resources) > 1 else None for m in self.members]
+        fixed = [None if s else m.score(student, evidence) for m, s in zip(self.members, shown, strict=True)]
+        for _ in self.resources:
+            scores = [next(s) if s else f for s, f in zip(shown, fixed, strict=True)]
+            yield self.combine([score for score in scores if score is not None], evidence)
 
     @final
     def reference(self, evidence: Evidence, count: int) -> tuple[list[Architecture], list[list[Score]]]:

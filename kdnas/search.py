@@ -12,6 +12,7 @@ from kdnas.architecture import Architecture
 from kdnas.cost import Budget, Cost, cost
 from kdnas.scoring import Evidence, Saved, Score, Scorer, score_all
 from kdnas.space import SearchSpace
+from kdnas.stopping import Stopping
 from kdnas.supernet import Supernet
 
 RANDOM, CONTRAST = "random control", "contrast"
@@ -21,7 +22,11 @@ RANDOM, CONTRAST = "random control", "contrast"
 @final
 @dataclass(frozen=True)
 class Entry:
-    """One scored architecture."""
+    """One scored architecture.
+
+    Attributes:
+        share: how much of the whole evaluation its score took; below 1 it was stopped early.
+    """
 
     architecture: Architecture
     code: str
@@ -34,6 +39,7 @@ class Entry:
     scorer: str = ""
     searcher: str = ""
     search: int = 0
+    share: float = 1.0
 
     @property
     def is_control(self) -> bool:
@@ -70,7 +76,10 @@ class Searcher(abc.ABC):
 
     @abc.abstractmethod
     def tell(self, scored: Sequence[Entry]) -> None:
-        """The scores of what was asked, in that order."""
+        """The scores of what was asked, in that order; of those stopped early, the scores of then."""
+
+    def begin(self, scored: Sequence[Entry]) -> None:
+        """Scores of networks that it did not ask for, before it is asked first. Ignored unless overridden."""
 
     def trace(self) -> dict[str, float]:
         """Numbers worth a curve, after what was told last: such as the entropy of a policy. None unless overridden."""
@@ -154,6 +163,8 @@ def search(
     known: dict[Architecture, Score] | None = None,
     labels: tuple[str, str, int] = ("", "", 0),
     saved: Saved | None = None,
+    stopping: Stopping | None = None,
+    first: Sequence[Architecture] = (),
 ) -> Iterator[Entry | str]:
     """Yields every newly scored architecture, and at last why the search stopped.
 
@@ -166,6 +177,8 @@ def search(
         known: scores that need no computing again: an interrupted search's, replayed to the searcher.
         labels: names of scorer and searcher and the search's number, for the ranking.
         saved: counts layer evaluations.
+        stopping: who may end an evaluation early.
+        first: scored before the searcher is asked, which then begins with them.
 
     Raises:
         Uninformative: the first 20 candidates have fewer than 3 distinct scores.
@@ -183,7 +196,8 @@ def search(
         if time.perf_counter() - began >= limits.seconds:
             yield f"the time of {limits.seconds:g} s is over after {len(scores)} unique architectures"
             return
-        asked = [space.canonical(a) for a in searcher.ask(room)]
+        begins = not scores and bool(first)
+        asked = [space.canonical(a) for a in (first[:room] if begins else searcher.ask(room))]
         if not asked:
             yield f"{searcher.stopped} after {len(scores)} unique architectures"
             return
@@ -194,11 +208,18 @@ def search(
                 yield f"the time of {limits.seconds:g} s is over after {len(scores)} unique architectures"
                 return
             # Chunks grow with measured speed, so that the time limit is met within about a second.
-            some = fresh[place : place + chunk]
+            some = fresh[place : place + (chunk if stopping is None else 1)]
             place += len(some)
             started = time.perf_counter()
             new = [a for a in some if a not in replayed]
-            values = dict(zip(new, score_all(supernet, new, scorer, evidence, saved), strict=True)) if new else {}
+            if stopping is None:
+                found = score_all(supernet, new, scorer, evidence, saved) if new else []
+            else:  # one by one, in order: what is stopped depends on what came before
+                for architecture in some:
+                    if architecture in replayed:
+                        stopping.replay(replayed[architecture])
+                found = [stopping.judge(scorer.rungs(supernet.extract(a), evidence)) for a in new]
+            values = dict(zip(new, found, strict=True))
             for architecture, value in values.items():
                 if not math.isfinite(value.value):
                     raise ValueError(
@@ -219,7 +240,7 @@ def search(
                 f"cannot rank "
                 "them. Train the supernet longer, use more search images, or choose another scorer."
             )
-        searcher.tell([scores[a] for a in asked])
+        (searcher.begin if begins else searcher.tell)([scores[a] for a in asked])
 
 
 def entry_of(
@@ -238,9 +259,13 @@ def entry_of(
         sum(map(len, blueprint.stages)),
         round(seconds, 6),
         *labels,
+        share=score.share,
     )
 
 
 def ranked(entries: Sequence[Entry]) -> list[Entry]:
-    """Best first; ties go to the network that uses more of the budget (more MACs), then by code."""
-    return sorted(entries, key=lambda e: (-e.score, -e.macs, e.code))
+    """Best first; ties go to the network that uses more of the budget (more MACs), then by code.
+
+    Those whose evaluation was stopped early come after those that went further: their scores are not comparable.
+    """
+    return sorted(entries, key=lambda e: (-e.share, -e.score, -e.macs, e.code))

@@ -90,6 +90,24 @@ def contrasted() -> Experiment:
     )
 
 
+def two_phases() -> Experiment:
+    """Multi-fidelity in small: rungs and a pruner first, then whole trainings of the best."""
+    made = alone()
+    short = made.search.scorer
+    first = dataclasses.replace(
+        made.search,
+        scorer=short.replace(steps=4, num_rungs=3, reduction=2),
+        searcher=spec("kdnas.searchers.gaussian_process:GaussianProcess", num_initial=6, batch=2),
+        pruner=spec("optuna.pruners:SuccessiveHalvingPruner"),
+        num_evaluations=10,
+    )
+    again = spec("kdnas.searchers.gaussian_process:GaussianProcess", num_initial=4, batch=1)
+    second = dataclasses.replace(
+        first, scorer=short.replace(steps=6), searcher=again, pruner=None, initial=2, num_evaluations=6
+    )
+    return dataclasses.replace(made, search=first, second=second)
+
+
 def pruned() -> Prune:
     """Scale factors on the fitted teacher's topology."""
     short = Recipe(steps=6, batch_size=16, learning_rate=0.02)

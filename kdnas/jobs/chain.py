@@ -22,6 +22,7 @@ from kdnas.run import REPORT, STUDENTS, Run
 from kdnas.search import CONTRAST, RANDOM, ranked
 from kdnas.spec import spec
 from kdnas.student import read_student, write_student
+from kdnas.tables import unstructure
 
 
 def chain(experiment: Experiment, folder: Path, *, deploy: bool = True) -> Opened:
@@ -41,6 +42,10 @@ def chain(experiment: Experiment, folder: Path, *, deploy: bool = True) -> Opene
     say(f"next: kdnas search {folder}")
     if opened.run.phase("search") is None:
         search(opened, experiment.search)
+    if experiment.second is not None and opened.run.phase("export") is None:
+        asked = unstructure(experiment.second)
+        if not any(s["settings"] == asked and s["state"] == "done" for s in opened.run.manifest["searches"]):
+            search(opened, experiment.second)
     say(f"next: kdnas export {folder} --place 1 --out {folder}/students/place-1")
     if opened.run.phase("export") is None:
         opened.run.finish("export", **export(opened, deploy=deploy))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -29,6 +30,7 @@ from kdnas.search import search as run_search
 from kdnas.searchers.random_search import RandomSearch
 from kdnas.similarity import bootstrap_interval, kendall
 from kdnas.spec import Spec, spec
+from kdnas.stopping import Stopping
 from kdnas.tables import unstructure
 
 FLUSH_SECONDS = 1.0  # between writings of scores, so that a kill costs little
@@ -36,6 +38,7 @@ FLUSH_SECONDS = 1.0  # between writings of scores, so that a kill costs little
 _TRAINING_FREE_ENTRIES = 50
 _TRAINING_FREE_SECONDS = 4.0
 _BOTH = 10
+_CONTROLS = ("stopping", "random search", "contrast")
 
 
 def search(opened: Opened, settings: Search) -> list[Entry]:
@@ -44,6 +47,9 @@ def search(opened: Opened, settings: Search) -> list[Entry]:
     An interrupted search with the same settings goes on: its scores are replayed to the searcher. Beside it a random
     search with as many evaluations and as much time is run, unless `settings.control` is off. An exact search ranks
     the best networks only, so its controls that relate scores to sizes are measured on the random ones.
+
+    With a pruner evaluations may be stopped early. The random search then has none, and as many whole evaluations as
+    all of the search's cost together; agreements with sizes are measured on whole evaluations.
 
     Raises:
         Infeasible: no network is within the budget; the nearest is named.
@@ -57,20 +63,29 @@ def search(opened: Opened, settings: Search) -> list[Entry]:
     check_feasible(space, settings.budget, python_rng(settings.seed, "feasible"))
     evidence = opened.evidence(settings.num_images, settings.seed)
     scorer = opened.scorer(settings.scorer)
+    if settings.pruner is not None:
+        Stopping(settings.pruner, scorer)  # what is wrong with it is said before anything is written
     plain = unstructure(settings)
     searches: list[dict[str, Any]] = run.manifest["searches"]
     if not (searches and searches[-1]["settings"] == plain and searches[-1]["state"] == "running"):
         searches.append({"settings": plain, "state": "running"})
         run.save()
     number = len(searches)
-    run.forget_controls(lambda name: name.startswith("tau ") or name in ("random search", "contrast"))
+    if settings.initial and number == 1:
+        raise ValueError("this is the run's first search, so there is no earlier one to begin from. Set initial to 0.")
+    run.forget_controls(lambda name: name.startswith("tau ") or name in _CONTROLS)
     began = time.perf_counter()
     saved = Saved()
 
     def admits(architecture: Architecture) -> bool:
         return settings.budget.admits(cost(space.blueprint(architecture)))
 
-    def one(made: Spec, purpose: str, seconds: float) -> tuple[list[Entry], str]:
+    def best_before(purpose: str) -> list[Architecture]:
+        earlier = [e for e in run.ranking(number - 1) if e.searcher != RANDOM and admits(e.architecture)]
+        alike = [e for e in earlier if (e.searcher == CONTRAST) == (purpose == CONTRAST)]
+        return [e.architecture for e in ranked(alike or earlier)][: settings.initial]
+
+    def one(made: Spec, purpose: str, seconds: float, evaluations: int) -> tuple[list[Entry], str]:
         # The contrast draws as the search does: what differs is the score alone.
         drawn = python_rng(settings.seed, "control" if purpose == RANDOM else "search")
         searcher = made.build(Searcher, space=space, admits=admits, rng=drawn)
@@ -79,18 +94,21 @@ def search(opened: Opened, settings: Search) -> list[Entry]:
         labels = (named.name, made.name if purpose == "search" else purpose, number)
         written = [e for e in run.ranking(number) if e.searcher == labels[1]]
         alike = [e for e in run.ranking(number) if (e.searcher == CONTRAST) == (purpose == CONTRAST)]
-        known = {e.architecture: Score(e.score, e.parts) for e in alike}
-        _trace(searcher, run, f"{purpose} {number}", settings.num_evaluations)
+        stopping = Stopping(settings.pruner, judge) if settings.pruner and purpose != RANDOM else None
+        if settings.pruner is not None:  # what a pruner said holds for its own search, in its order
+            alike = [e for e in alike if e.searcher == labels[1] or (purpose == RANDOM and e.share == 1)]
+        known = {e.architecture: Score(e.score, e.parts, e.share) for e in alike}
+        first = best_before(purpose) if settings.initial and purpose != RANDOM else []
+        _trace(searcher, run, f"{purpose} {number}", evaluations)
         have = {e.architecture: e for e in written}
         entries: list[Entry] = []
         waiting: list[Entry] = []
         why = ""
         flushed = time.perf_counter()
-        limits = Limits(settings.num_evaluations, seconds)
-        with progress(purpose, settings.num_evaluations) as bar:
-            for found in run_search(
-                supernet, judge, searcher, evidence, limits, known=known, labels=labels, saved=saved
-            ):
+        limits = Limits(evaluations, seconds)
+        asking = {"known": known, "labels": labels, "saved": saved, "stopping": stopping, "first": first}
+        with progress(purpose, evaluations) as bar:
+            for found in run_search(supernet, judge, searcher, evidence, limits, **asking):
                 if isinstance(found, str):
                     why = found
                     continue
@@ -111,8 +129,9 @@ def search(opened: Opened, settings: Search) -> list[Entry]:
         stopped = f"every path of every block was rated, {instead}, and the search over their sums is exact"
         return [have.get(e.architecture, e) for e in found], stopped
 
+    count = settings.num_evaluations
     share = settings.max_time / (1 + settings.control + (settings.contrast is not None))
-    entries, stopped = exactly() if settings.exact else one(settings.searcher, "search", share)
+    entries, stopped = exactly() if settings.exact else one(settings.searcher, "search", share, count)
     if not entries:
         raise ValueError(
             f"the search found no network with {settings.budget} ({stopped}). Raise the budget or --max-time, or use "
@@ -122,21 +141,25 @@ def search(opened: Opened, settings: Search) -> list[Entry]:
     left = settings.max_time - spent
     random_entries: list[Entry] = []
     control: dict[str, dict[str, Any]] = {}
+    paid = count if settings.pruner is None else max(1, math.ceil(sum(e.share for e in entries) - 1e-9))
+    if settings.pruner is not None:
+        control["stopping"] = _stopped(entries)
     if settings.control and left > 0:
-        random_entries, _ = one(spec(RandomSearch), RANDOM, min(left, max(spent, 1.0)))
+        random_entries, _ = one(spec(RandomSearch), RANDOM, min(left, max(spent, 1.0)), paid)
         control["random search"] = _random_control(entries, random_entries)
     elif settings.control:
         control["random search"] = {"sentence": "Random search at equal cost is left out: the time is over."}
     left = settings.max_time - (time.perf_counter() - began)
     if settings.contrast is not None and left > 0:
         try:
-            others, _ = one(settings.searcher, CONTRAST, min(left, max(spent, 1.0)))
+            others, _ = one(settings.searcher, CONTRAST, min(left, max(spent, 1.0)), count)
             control["contrast"] = _contrast(opened, settings.contrast, scorer, evidence, entries, others)
         except ValueError as error:  # the search itself has ended well
             control["contrast"] = {"sentence": f"The contrast is left out: {error}"}
     elif settings.contrast is not None:
         control["contrast"] = {"sentence": "The contrast is left out: the time is over."}
-    seen = random_entries if settings.exact and len(random_entries) > 1 else entries
+    whole = [e for e in entries if e.share == 1] or entries
+    seen = random_entries if settings.exact and len(random_entries) > 1 else whole
     left = min(settings.max_time - (time.perf_counter() - began), _TRAINING_FREE_SECONDS)
     controls = _controls(seen) | training_free(opened, evidence, seen, left) | control
     run.record_controls(controls)
@@ -167,13 +190,20 @@ def _trace(searcher: Searcher, run: Run, phase: str, total: int) -> None:
     searcher.tell = tell_and_write  # type: ignore[method-assign]
 
 
+def _stopped(entries: list[Entry]) -> dict[str, Any]:
+    """How many evaluations were stopped early, and what all of them cost."""
+    early, paid = sum(e.share < 1 for e in entries), sum(e.share for e in entries)
+    sentence = f"{early} of {len(entries)} evaluations were stopped early; all of them cost {paid:.1f} whole ones."
+    return {"value": paid, "stopped": early, "sentence": sentence}
+
+
 def _contrast(
     opened: Opened, contrast: Spec, scorer: Scorer, evidence: Evidence, entries: list[Entry], others: list[Entry]
 ) -> dict[str, Any]:
     """How the search and the same search under another score differ; the ten best of each are scored by both."""
     if not others:
         return {"sentence": "The contrast found no network within the budget and the time."}
-    own, other = ({e.architecture: e.score for e in held} for held in (entries, others))
+    own, other = ({e.architecture: e.score for e in held if e.share == 1} for held in (entries, others))
     judge = opened.scorer(contrast)
     for known, missing, by in ((own, other, judge), (other, own, scorer)):
         fresh = [a for a in sorted(known, key=lambda a: -known[a])[:_BOTH] if a not in missing]
@@ -289,7 +319,7 @@ def ranking_table(run: Run, entries: list[Entry], top: int) -> str:
     record = run.require("search", "kdnas search")
     lines += ["", f"stopped because {record['stopped']}; {record['saved']}"]
     taus = [f"tau {name}" for name in ("params", "macs", "layers", "depth", "nwot", "synflow", "zen")]
-    names = (*taus, "random search")
+    names = (*taus, *_CONTROLS)
     controls = run.results()["controls"]
     lines += [controls[name]["sentence"] for name in names if name in controls]
     return "\n".join(lines)

@@ -93,6 +93,10 @@ class Search:
         control: also run random search at equal cost.
         contrast: a second scorer, under which the same searcher runs again at equal cost, such as a short training
             without the teacher; how the two rankings and the networks they find differ is recorded. None for none.
+        pruner: makes a pruner of Optuna, which may stop an evaluation early where the scorer shows scores on its way,
+            such as a short training of several rungs; None to evaluate everything whole.
+        initial: how many of the best networks of the run's search before are scored first, and begin this one: the
+            second phase of a multi-fidelity search, under a scorer of higher fidelity.
         exact: of a run trained block-wise, rate every path of every block once and rank the best networks exactly, in
             place of scorer and searcher; `max_time` then bounds the controls only.
         seed: of the searcher.
@@ -106,11 +110,13 @@ class Search:
     num_images: int = 256
     control: bool = True
     contrast: Spec | None = None
+    pruner: Spec | None = None
+    initial: int = 0
     exact: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (("num_evaluations", 1), ("num_images", 3)):
+        for name, least in (("num_evaluations", 1), ("num_images", 3), ("initial", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}.")
         if self.max_time <= 0:
@@ -142,13 +148,21 @@ class Retrain:
 @final
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """The whole chain: train, search, export, retrain."""
+    """The whole chain: train, search, export, retrain.
+
+    Attributes:
+        second: another search behind the first, which may begin from its best (`initial`); the last one's best is
+            exported. None for none.
+    """
 
     train: Train
     search: Search = field(default_factory=Search)
     retrain: Retrain = field(default_factory=Retrain)
+    second: Search | None = None
 
     def __post_init__(self) -> None:
+        if self.search.initial:
+            raise ValueError("the first search has none before it to begin from. Set its initial to 0.")
         if self.train.distiller is None and self.retrain.weights == "inherited":
             raise ValueError("a run without a supernet has no weights to inherit. Retrain from fresh ones.")
 
@@ -156,7 +170,8 @@ class Experiment:
         """A JSON object that `from_json` turns back into an equal Experiment."""
         train = {f.name: getattr(self.train, f.name) for f in dataclasses.fields(self.train)}
         train["space"] = table_of(self.train.space)
-        return unstructure({"train": train, "search": self.search, "retrain": self.retrain})
+        held = {"train": train, "search": self.search, "retrain": self.retrain}
+        return unstructure(held if self.second is None else held | {"second": self.second})
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "Experiment":
@@ -178,7 +193,9 @@ class Experiment:
             **{name: structure({name: held.pop(name)}, kind)[name] for name, kind in plain.items() if name in held},
             **{name: structure(recipe, Recipe) for name, recipe in held.items()},
         )
-        return cls(train=train, search=structure(value["search"], Search), retrain=structure(value["retrain"], Retrain))
+        second = structure(value["second"], Search) if "second" in value else None
+        search, retrain = structure(value["search"], Search), structure(value["retrain"], Retrain)
+        return cls(train=train, search=search, retrain=retrain, second=second)
 
 
 def load_experiment(text: str) -> Experiment:

@@ -173,8 +173,9 @@ def _searches(lines: list[Record]) -> tuple[Search, ...]:
 def _ranked(rows: list[Record]) -> tuple[Record, ...]:
     distinct = {str(row.get("code") or json.dumps(row.get("architecture"), sort_keys=True)): row for row in rows}
 
-    def key(item: tuple[str, Record]) -> tuple[bool, float, float, str]:
+    def key(item: tuple[str, Record]) -> tuple[bool, float, float, float, str]:
         score, macs = finite(item[1].get("score")), finite(item[1].get("macs"))
-        return score is None, -(score or 0.0), -(macs or 0.0), item[0]
+        share = finite(item[1].get("share", 1.0))
+        return score is None, -(share or 0.0), -(score or 0.0), -(macs or 0.0), item[0]
 
     return tuple(row for _, row in sorted(distinct.items(), key=key))

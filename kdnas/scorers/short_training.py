@@ -1,6 +1,7 @@
 """Accuracy after a few steps of training: the proxy of AKD and of multi-fidelity search."""
 
 import dataclasses
+from collections.abc import Iterator
 from typing import final
 
 from torch import nn
@@ -28,9 +29,13 @@ class ShortTraining(Scorer):
         weights: `fresh`, as in the papers, or `inherited`.
         batch_size: images per step.
         learning_rate: the peak.
+        num_rungs: at how many times it shows a score: after all steps, a `reduction`-th of them, and so on down. A
+            search with a pruner may stop it at each.
+        reduction: how many times more steps a rung has than the one below.
 
     Raises:
-        ValueError: the evidence has no data or (where the distiller asks) no teacher, or the student is no Network.
+        ValueError: more rungs than the steps have room for; the evidence has no data or (where the distiller asks) no
+            teacher; the student is no Network.
 
     Reference: Liu et al., Search to Distill: Pearls are Everywhere but not the Eyes, CVPR 2020, section 3.2 (5 epochs
         with distillation as the reward); Trofimov et al., Multi-fidelity Neural Architecture Search with Knowledge
@@ -46,13 +51,26 @@ class ShortTraining(Scorer):
         weights: str = "fresh",
         batch_size: int = 64,
         learning_rate: float = 0.1,
+        num_rungs: int = 1,
+        reduction: int = 3,
     ) -> None:
+        self.recipe = Recipe(steps=steps, batch_size=batch_size, learning_rate=learning_rate)
+        if num_rungs < 1 or reduction < 2 or steps < reduction ** (num_rungs - 1):
+            raise ValueError(
+                f"there is at least one rung, and the lowest of {num_rungs} is a step or more: with {reduction=} (at "
+                f"least 2) that takes steps >= {max(2, reduction) ** (max(1, num_rungs) - 1)}, got {steps}."
+            )
+        self.resources = tuple(steps // reduction**k for k in reversed(range(num_rungs)))
         self.distiller, self.weights = distiller, check_weights(weights)
         self.reads_weights = weights == "inherited"
-        self.recipe = Recipe(steps=steps, batch_size=batch_size, learning_rate=learning_rate)
 
     def score(self, student: nn.Module, evidence: Evidence) -> Score:
         """The score of one student."""
+        *_, last = self.rungs(student, evidence)
+        return last
+
+    def rungs(self, student: nn.Module, evidence: Evidence) -> Iterator[Score]:
+        """The score at each rung of one training, whose learning rate falls over all of its steps."""
         if evidence.data is None:
             raise ValueError("short_training trains, and the evidence holds no data. Give it the run's data set.")
         if not isinstance(student, Network):
@@ -72,7 +90,8 @@ class ShortTraining(Scorer):
             evidence.images.device,
         )
         losses: dict[str, float] = {}
-        while not training.done:
-            losses = training.step()
-        found = Accuracy().score(network, evidence)
-        return Score(found.value, {**found.parts, **{f"loss_{name}": value for name, value in losses.items()}})
+        for steps in self.resources:
+            while training.index < steps:
+                losses = training.step()
+            found = Accuracy().score(network, evidence)
+            yield Score(found.value, {**found.parts, **{f"loss_{name}": value for name, value in losses.items()}})

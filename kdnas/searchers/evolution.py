@@ -69,6 +69,11 @@ class Evolution(Searcher):
         """The children join, the oldest leave."""
         self._alive.extend(scored)
 
+    def begin(self, scored: Sequence[Entry]) -> None:
+        """They are of the first population."""
+        self._seen.update(entry.architecture for entry in scored)
+        self._alive.extend(scored)
+
     def _child(self) -> Architecture:
         first = self._parent()
         if self.rng.random() < self.crossover:
@@ -79,4 +84,4 @@ class Evolution(Searcher):
 
     def _parent(self) -> Architecture:
         rivals = self.rng.sample(list(self._alive), min(self.tournament, len(self._alive)))
-        return max(rivals, key=lambda e: e.score).architecture
+        return max(rivals, key=lambda e: (e.share, e.score)).architecture

@@ -26,7 +26,8 @@ class GaussianProcess(Searcher):
     exponential of one length over one-hot encodings, and noise, by maximal likelihood), and the `batch` networks of
     highest predicted mean that were not asked before are asked next. A space of at most 20,000 networks is predicted
     whole; of a larger one `pool` draws are, and then the best of them climbs by mutations. With a scorer of low
-    fidelity, such as a short training under the teacher, this is multi-fidelity search's first phase.
+    fidelity, such as a short training under the teacher, this is multi-fidelity search's first phase. How much of its
+    evaluation a score took is one more coordinate, for those that were stopped early; predictions are for whole ones.
 
     Args:
         space: the search space.
@@ -61,6 +62,7 @@ class GaussianProcess(Searcher):
                 raise ValueError(f"{name} must be at least {least}, got {number}.")
         self.num_initial, self.batch, self.pool = num_initial, batch, pool
         self._scores: dict[Architecture, float] = {}
+        self._shares: list[float] = []
         self._everything: list[Architecture] | None = None
 
     def ask(self, limit: int) -> Sequence[Architecture]:
@@ -91,6 +93,11 @@ class GaussianProcess(Searcher):
     def tell(self, scored: Sequence[Entry]) -> None:
         """Remember the scores."""
         self._scores |= {entry.architecture: entry.score for entry in scored}
+        self._shares += [entry.share for entry in scored]
+
+    def begin(self, scored: Sequence[Entry]) -> None:
+        """They count among the first `num_initial`."""
+        self.tell(scored)
 
     def model(self) -> Any:
         """The Gaussian process fitted to all scores told so far."""
@@ -99,13 +106,18 @@ class GaussianProcess(Searcher):
         with warnings.catch_warnings():
             # A length or a noise at the edge of its range is an answer.
             warnings.simplefilter("ignore", ConvergenceWarning)
-            model.fit(self.encoded(list(self._scores)), np.array(list(self._scores.values())))
+            model.fit(self.encoded(list(self._scores), self._shares), np.array(list(self._scores.values())))
         return model
 
-    def encoded(self, architectures: Sequence[Architecture]) -> np.ndarray:
-        """One-hot encodings, `[networks, options of all choices]`; a choice that does not exist is all zeros."""
+    def encoded(self, architectures: Sequence[Architecture], shares: Sequence[float] = ()) -> np.ndarray:
+        """One-hot encodings and the evaluation's share, `[networks, options of all choices + 1]`.
+
+        A choice that does not exist is all zeros. Shares are 1 where none are given: predictions are for whole
+        evaluations.
+        """
         columns = [(choice.name, option) for choice in self.space.choices for option in choice.options]
-        return np.array([[float(a.get(name) == option) for name, option in columns] for a in architectures])
+        rows = zip(architectures, shares or [1.0] * len(architectures), strict=True)
+        return np.array([[*(float(a.get(name) == option) for name, option in columns), s] for a, s in rows])
 
     def _candidates(self) -> list[Architecture]:
         if self.space.count() <= _ENUMERABLE:

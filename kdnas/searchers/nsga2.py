@@ -96,6 +96,12 @@ class Nsga2(Searcher):
         order = sorted(range(len(both)), key=lambda i: (fitness[i], both[i].code))[: self.population]
         self._alive, self._fitness = [both[i] for i in order], [fitness[i] for i in order]
 
+    def begin(self, scored: Sequence[Entry]) -> None:
+        """They are of the first population."""
+        self._seen.update(entry.architecture for entry in scored)
+        self._drawn += len(scored)
+        self.tell(scored)
+
     def _best(self, entries: Sequence[Entry]) -> list[Entry]:
         kept = [entries[i] for i in sorted_fronts(self._objectives(entries))[0]] if entries else []
         return sorted(kept, key=lambda e: (-e.score, e.macs, e.code))

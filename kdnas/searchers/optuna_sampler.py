@@ -88,6 +88,13 @@ class OptunaSampler(Searcher):
                 self._finish(trial, self._scores[architecture], -1.0)
         self._refused, self._again = [], []
 
+    def begin(self, scored: Sequence[Entry]) -> None:
+        """The sampler learns from them as from its own."""
+        with _quiet():
+            for entry in scored:
+                self._asked = {entry.architecture: self._enqueued(entry.architecture)}
+                self.tell([entry])
+
     def _finish(self, trial: Trial, score: float, violation: float) -> None:
         trial.set_constraint("budget", violation)
         self.study.tell(trial, score)
@@ -111,14 +118,17 @@ class OptunaSampler(Searcher):
         for _ in range(200):
             candidate = self.sample()
             if candidate is not None and candidate not in self._scores and candidate not in self._asked:
-                self.study.enqueue_trial(dict(candidate))
-                trial = self.study.ask()
-                for choice in self.space.choices:
-                    if choice.exists(candidate):
-                        _suggested(trial, choice)
-                self._asked[candidate] = trial
+                self._asked[candidate] = self._enqueued(candidate)
                 return True
         return False
+
+    def _enqueued(self, architecture: Architecture) -> Trial:
+        self.study.enqueue_trial(dict(architecture))
+        trial = self.study.ask()
+        for choice in self.space.choices:
+            if choice.exists(architecture):
+                _suggested(trial, choice)
+        return trial
 
 
 def _suggested(trial: Trial, choice: Choice) -> Value:

@@ -34,6 +34,10 @@ class RandomSearch(Searcher):
     def tell(self, scored: Sequence[Entry]) -> None:
         """Scores change nothing here."""
 
+    def begin(self, scored: Sequence[Entry]) -> None:
+        """They are not drawn again."""
+        self._seen.update(entry.architecture for entry in scored)
+
     def _fresh(self, attempts: int = 200) -> Architecture | None:
         for _ in range(attempts):
             candidate = self.sample()
