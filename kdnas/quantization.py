@@ -11,14 +11,19 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from kdnas.checkpoint import write_atomically
-from kdnas.data import Images
+from kdnas.data import Data, Images, normalise
 from kdnas.files import present
-from kdnas.student import GRAPH
+from kdnas.network import Network
+from kdnas.preprocessing import Preprocessing
+from kdnas.student import GRAPH, INTEGERS, graph_of
 
 _BATCH = 64
 MOST_LOST = 0.02
+# Sums are rounded in another order, which moves a few activations to the next integer.
+MOST_APART = 0.1
 
 
 def quantize(student: Path, out: Path, calibration: Images, test: Images, most: float = MOST_LOST) -> dict[str, float]:
@@ -72,6 +77,80 @@ def quantize(student: Path, out: Path, calibration: Images, test: Images, most: 
     return found
 
 
+class _Pixels(torch.nn.Module):
+    """A graph of normalised images as one of pixels in [0, 1], with logits alone."""
+
+    def __init__(self, graph: torch.nn.Module, preprocessing: Preprocessing) -> None:
+        super().__init__()
+        self.inner, self.preprocessing = graph, preprocessing  # a traced module's `graph` is something else
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.inner(normalise(images, self.preprocessing))[0]
+
+
+def _unshared(content: bytes) -> bytes:
+    """A graph in which every node has initializers of its own.
+
+    The exporter shares equal ones, such as zero points, and ONNX Runtime refuses to change a shared one into unsigned
+    integers where it is asked for sums that do not saturate.
+    """
+    import onnx
+
+    model = onnx.load_from_string(content)
+    held = {tensor.name: tensor for tensor in model.graph.initializer}
+    seen: set[str] = set()
+    for node in model.graph.node:
+        for place, name in enumerate(node.input):
+            if name in held and name in seen:
+                copied = onnx.TensorProto()
+                copied.CopyFrom(held[name])
+                copied.name = node.input[place] = f"{name}_{len(model.graph.initializer)}"
+                model.graph.initializer.append(copied)
+            seen.add(name)
+    return model.SerializeToString(deterministic=True)
+
+
+def write_trained(prepared: torch.fx.GraphModule, folder: Path, data: Data, network: Network) -> dict[str, float]:
+    """Write `student-int8.onnx`: a network trained with simulated integers, as one that computes with them.
+
+    Args:
+        prepared: torchao's graph with its simulated roundings, in evaluation mode, on a CPU; it is changed.
+        folder: of the student.
+        data: its test part is what the graphs are compared on.
+        network: the same weights in float.
+
+    Returns:
+        `int8 error`: Euclidean norm of the difference between the logits of ONNX Runtime and of the simulation over
+        the latter's; `int8 agreement`: the share of images with one prediction; `int8 accuracy`, `float accuracy` (of
+        the same weights without rounding), `int8 bytes`.
+
+    Raises:
+        ValueError: the graph cannot be written, or ONNX Runtime's logits differ by more than `MOST_APART`.
+    """
+    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
+
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        simulated = _Pixels(prepared, data.preprocessing)
+        theirs = np.concatenate([simulated(torch.from_numpy(batch)).numpy() for batch in _batches(data.test)])
+        shown = [
+            network(normalise(torch.from_numpy(batch), data.preprocessing)).logits for batch in _batches(data.test)
+        ]
+        content = graph_of(_Pixels(convert_pt2e(prepared), data.preprocessing), data.preprocessing)
+    content = _unshared(content)
+    (folder / INTEGERS).write_bytes(content)
+    labels = data.test.labels.numpy()
+    found = _compared(_logits(folder / INTEGERS, data.test), theirs, labels)
+    if not found["error"] <= MOST_APART:
+        raise ValueError(
+            f"{INTEGERS} gives other logits in ONNX Runtime than the network it was trained as: {found['error']:.3f} "
+            f"apart, {MOST_APART} is allowed. Train longer with fixed ranges (a lower `freeze`)."
+        )
+    floating = float((torch.cat(shown).argmax(1).numpy() == labels).mean())
+    named = {f"int8 {name}": found[name] for name in ("error", "agreement", "accuracy")}
+    return named | {"float accuracy": floating, "int8 bytes": float(len(content))}
+
+
 def _quantized(graph: Path, draft: Path, images: Images) -> None:
     import onnx
     from onnxruntime import quantization
@@ -97,7 +176,10 @@ def _quantized(graph: Path, draft: Path, images: Images) -> None:
 def _logits(graph: Path, images: Images) -> np.ndarray:
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(str(graph), providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    # Without the newest integer instructions, sums of two products saturate at 16 bits unless this is asked for.
+    options.add_session_config_entry("session.x64quantprecision", "1")
+    session = onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
     return np.concatenate([np.asarray(session.run(None, {name: batch})[0]) for batch in _batches(images)])
 

@@ -30,6 +30,7 @@ from kdnas.spec import nearest
 from kdnas.tables import structure, unstructure
 
 CARD, WEIGHTS, SOURCE, GRAPH = "student.json", "weights.safetensors", "student.py", "student.onnx"
+INTEGERS = "student-int8.onnx"
 TOLERANCE = 1e-5
 
 _FORMAT = 1
@@ -133,7 +134,14 @@ class Card:
             raise ValueError(f"a value has the wrong form ({type(error).__name__}: {error}).") from error
 
 
-def write_student(folder: str | Path, network: Network, card: Card, *, deploy: bool = True) -> dict[str, float]:
+def write_student(
+    folder: str | Path,
+    network: Network,
+    card: Card,
+    *,
+    deploy: bool = True,
+    more: Callable[[Path], dict[str, float]] | None = None,
+) -> dict[str, float]:
     """Write a student folder: student.json, weights.safetensors, student.py, student.onnx.
 
     The folder appears whole or not at all, and replaces only a student. The files are read back and compared before:
@@ -147,6 +155,7 @@ def write_student(folder: str | Path, network: Network, card: Card, *, deploy: b
         card: what it is.
         deploy: write and compare every form; False writes student.json and weights.safetensors alone, which is all that
             kdnas reads: for teachers, snapshots and controls.
+        more: writes another form into the folder (`student-int8.onnx`) and says what it measured.
 
     Returns:
         Largest difference of the logits by file, in the units above, and the largest logit; empty without `deploy`.
@@ -171,9 +180,10 @@ def write_student(folder: str | Path, network: Network, card: Card, *, deploy: b
         (draft / SOURCE).write_text(source, encoding="utf-8")
         student = load_source(draft)
         parity.compare(SOURCE, student)
-        (draft / GRAPH).write_bytes(_graph(student, card))
+        (draft / GRAPH).write_bytes(graph_of(student, card.preprocessing))
         parity.compare(GRAPH, _runtime(draft / GRAPH))
-    return parity.found
+        measured = {} if more is None else more(draft)
+    return parity.found | measured
 
 
 def read_student(folder: str | Path) -> tuple[Network, Card]:
@@ -240,7 +250,7 @@ def check_place(folder: Path) -> None:
     if not folder.exists():
         return
     names = {path.name for path in folder.iterdir()} - {"__pycache__"} if folder.is_dir() else {folder.name}
-    foreign = sorted(names - {CARD, WEIGHTS, SOURCE, GRAPH}) if CARD in names else sorted(names)
+    foreign = sorted(names - {CARD, WEIGHTS, SOURCE, GRAPH, INTEGERS}) if CARD in names else sorted(names)
     if foreign:
         raise ValueError(
             f"{folder} exists and holds {foreign[0]}, which is no part of a student. Remove it, or write elsewhere."
@@ -258,11 +268,16 @@ def _json(card: Card) -> dict[str, Any]:
     return content
 
 
-def _graph(student: nn.Module, card: Card) -> bytes:
+def graph_of(student: nn.Module, preprocessing: Preprocessing) -> bytes:
+    """A module that takes images `[batch, channels, height, width]` in [0, 1] and gives logits, as an ONNX graph.
+
+    Raises:
+        ValueError: it cannot be expressed, or for one batch size only.
+    """
     import onnx  # slow to import, and reading a student does without
 
     # A batch of one would be taken for a constant.
-    example = torch.zeros(2, len(card.preprocessing.mean), card.preprocessing.height, card.preprocessing.width)
+    example = torch.zeros(2, len(preprocessing.mean), preprocessing.height, preprocessing.width)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the exporter's own deprecations; the graph is compared below

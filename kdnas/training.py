@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any, ClassVar, Literal, final
 
 import torch
@@ -98,6 +99,11 @@ class Distiller(nn.Module, abc.ABC):
 
     def after(self, model: Model, batch: Batch, step: Step) -> None:
         """Runs after the optimiser's step."""
+
+    def leave(self, model: Network, data: Data, folder: Path) -> dict[str, float]:
+        """Write what else belongs to the trained student into its folder; what was measured of it. Nothing, mostly."""
+        del model, data, folder
+        return {}
 
     def restarts(self, total: int) -> frozenset[int]:
         """Steps at which the optimiser forgets its momentum, because a new stage begins."""

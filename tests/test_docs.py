@@ -36,7 +36,7 @@ def commands(text):
 @pytest.mark.parametrize("page", PAGES)
 def test_every_block_of_a_page_runs(page, tmp_path, monkeypatch, capsys):
     # Every graph takes seconds to convert, and has tests of its own.
-    monkeypatch.setattr("kdnas.student._graph", lambda *_: b"")
+    monkeypatch.setattr("kdnas.student.graph_of", lambda *_: b"")
     monkeypatch.setattr("kdnas.student._runtime", lambda path: load_source(path.parent))
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))

@@ -46,7 +46,7 @@ SETTINGS = Grow(
 @pytest.fixture(autouse=True)
 def no_graph(monkeypatch):
     """The ONNX graph takes seconds, and has a test of its own."""
-    monkeypatch.setattr("kdnas.student._graph", lambda *_: b"")
+    monkeypatch.setattr("kdnas.student.graph_of", lambda *_: b"")
     monkeypatch.setattr("kdnas.student._runtime", lambda path: load_source(path.parent))
 
 
@@ -54,7 +54,7 @@ def no_graph(monkeypatch):
 def grown(tmp_path_factory):
     folder = tmp_path_factory.mktemp("grow") / "whole"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("kdnas.student._graph", lambda *_: b"")
+        patch.setattr("kdnas.student.graph_of", lambda *_: b"")
         patch.setattr("kdnas.student._runtime", lambda path: load_source(path.parent))
         return folder, grow(SETTINGS, folder)
 

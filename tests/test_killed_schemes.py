@@ -38,9 +38,10 @@ CHECKPOINT = {"given": "import kdnas.jobs.train", "name": "save_state"}
 
 @pytest.fixture(scope="module", autouse=True)
 def no_graph():
-    """The ONNX graph takes seconds, and no kill is about it."""
+    """ONNX graphs take seconds, that of integers half a minute, and no kill is about them."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("kdnas.student._graph", lambda *_: b"")
+        patch.setattr("kdnas.student.graph_of", lambda *_: b"")
+        patch.setattr("kdnas.distillers.quantization_aware.write_trained", lambda *_: {})
         patch.setattr("kdnas.student._runtime", lambda path: load_source(path.parent))
         yield
 
@@ -208,7 +209,7 @@ def test_the_search_for_an_assistant_s_size(student, killed_at):
     same_assistants(folder, "auto-killed", "auto")
 
 
-@pytest.mark.parametrize("distiller", ["mutual", "self_distillation", "born_again"])
+@pytest.mark.parametrize("distiller", ["mutual", "self_distillation", "born_again", "quantization_aware"])
 def test_a_scheme_for_one_student(student, killed_at, distiller):
     run, students = student.parent.parent, student.parent
     arguments = ["retrain", str(student), "--distiller", distiller, "--steps", "12", "--out"]

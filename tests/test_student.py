@@ -90,7 +90,7 @@ def student(tmp_path_factory, blueprint):
 def without_exporter(student, monkeypatch):
     """The graph of the written student in the place of every other, which would take seconds each."""
     graph = (student[0] / "student.onnx").read_bytes()
-    monkeypatch.setattr(kdnas.student, "_graph", lambda *_: graph)
+    monkeypatch.setattr(kdnas.student, "graph_of", lambda *_: graph)
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,9 @@ def retrain(
     found = accuracy(network, loaded.test, loaded)
     origin = {**card.origin, "retrained": unstructure(settings), "test_accuracy": found, "seconds": seconds}
     new_card = dataclasses.replace(card, preprocessing=loaded.preprocessing, origin=origin)
-    checks = write_student(out, network.cpu().eval(), new_card, deploy=deploy)
+    student_network = network.cpu().eval()
+    leave = partial(distiller.cpu().leave, student_network, loaded)
+    checks = write_student(out, student_network, new_card, deploy=deploy, more=leave)
     # Also those of a training with other settings into this folder, which was never finished.
     for left in out.parent.glob(f".{out.name}.*.draft.safetensors"):
         left.unlink()

@@ -1,0 +1,177 @@
+"""Quantisation-aware training: the student learns with its weights and activations rounded to 8 bits."""
+
+import copy
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from kdnas.blocks.basic import DropPath
+from kdnas.data import Data
+from kdnas.distillers.from_teacher import HINTON
+from kdnas.network import Network
+from kdnas.objective import Objective
+from kdnas.outputs import Outputs
+from kdnas.quantization import write_trained
+from kdnas.spec import Spec
+from kdnas.training import Batch, Distiller, Model, Step
+
+
+@final
+class QuantizationAware(Distiller):
+    r"""A weighted sum of losses, as `FromTeacher`, of the network in simulated 8-bit integers.
+
+    Convolutions, linear layers and sums compute with rounded numbers,
+    $\hat x = s\,(\mathrm{clip}(\mathrm{round}(x / s) + z) - z)$: weights symmetric (z = 0) with a scale per output
+    channel from its largest value of now, activations asymmetric with one scale from moving averages of their least and
+    largest values. Batch norm is folded into the weights before they are rounded. The gradient passes a rounding
+    unchanged where x was not clipped. What is trained are the network's own weights; scales belong to this distiller.
+
+    The first `begin` of the steps train without rounding, while ranges are measured; in the last `1 - freeze` those of
+    activations and batch norm's statistics stand still. The student's folder gets `student-int8.onnx`, compared with
+    the simulated network in ONNX Runtime. With the student's own float self as teacher this is a student of the
+    teacher's structure at lower precision.
+
+    Args:
+        terms: pairs of weight and loss; by default those of `FromTeacher`.
+        begin: share of the steps before rounding begins.
+        freeze: share of the steps after which activations' ranges and statistics are fixed.
+
+    Raises:
+        ValueError: shares out of order, torchao is not installed, or the network cannot be traced.
+
+    Reference: Jacob et al., Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only
+        Inference, CVPR 2018, section 3 (equations 11 and 12; folding: 3.2; delayed activations: 3.1); Krishnamoorthi,
+        Quantizing Deep Convolutional Networks, 2018, section 3.2.2 (frozen statistics). With a teacher: Mishra, Marr,
+        Apprentice, ICLR 2018, scheme B. The passes are torchao's (export and quantiser for x86).
+    Differs: weights and activations begin to be rounded together. Dropout and drop path are off.
+    """
+
+    def __init__(
+        self, *, terms: tuple[tuple[float, Spec], ...] = HINTON, begin: float = 0.1, freeze: float = 0.7
+    ) -> None:
+        super().__init__()
+        if not 0 <= begin <= freeze <= 1:
+            raise ValueError(f"shares run 0 <= begin <= freeze <= 1, got {begin=}, {freeze=}.")
+        self.objective, self.begin, self.freeze = Objective(terms), begin, freeze
+        # What is learnt of the ranges is state; the graph around it is made anew and shares the network's tensors.
+        self.observers = nn.ModuleList()
+        self._graph: list[torch.fx.GraphModule] = []
+
+    def prepare(self, model: Model, batch: Batch) -> None:
+        """Trace the network, put the rounding in, and build the losses' adapters."""
+        assert isinstance(model, Network)
+        graph = _prepared(model, batch.images)
+        self._graph = [graph]
+        self.observers = nn.ModuleList(_observers(graph))
+        self.objective.prepare(self.shown(batch.images), batch.teacher)
+
+    def shown(self, images: Tensor) -> Outputs:
+        """What the network shows in simulated integers."""
+        logits, *features = self._graph[0](images)
+        return Outputs(logits, tuple(features), images=images)
+
+    def losses(self, model: Model, batch: Batch, step: Step) -> Iterator[tuple[str, Tensor]]:
+        """What the objective yields."""
+        assert isinstance(model, Network)
+        self._set(step)
+        yield from self.objective.teach(
+            "student",
+            self.shown(batch.images),
+            batch.teacher,
+            batch.labels,
+            step.progress,
+            learner=model,
+            rest=model.rest,
+        )
+
+    def restarts(self, total: int) -> frozenset[int]:
+        """Where a stage of one of the losses ends."""
+        return self.objective.restarts(total)
+
+    def leave(self, model: Network, data: Data, folder: Path) -> dict[str, float]:
+        """The integer graph, and how it compares with the simulated and the float network."""
+        self._set(Step(1, 1, 0))
+        graph = copy.deepcopy(self._graph[0]).cpu()
+        return write_trained(graph, folder, data, model)
+
+    def _rounding(self) -> Iterator[Any]:
+        yield from self.observers
+
+    def _set(self, step: Step) -> None:
+        from torchao.quantization import pt2e
+
+        fixed = step.progress >= self.freeze
+        for observer in self._rounding():
+            weights = observer.qscheme == torch.per_channel_symmetric
+            (pt2e.enable_fake_quant if step.progress >= self.begin else pt2e.disable_fake_quant)(observer)
+            (pt2e.disable_observer if fixed and not weights else pt2e.enable_observer)(observer)
+            # The range of weights is theirs of now; that of activations an average over a twentieth of the training.
+            observer.activation_post_process.averaging_constant = 1.0 if weights else min(1.0, 20 / step.total)
+        (pt2e.move_exported_model_to_eval if fixed else pt2e.move_exported_model_to_train)(self._graph[0])
+
+
+class _Shown(nn.Module):
+    """A network as a module of plain tensors, for the tracer."""
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        outputs = self.network(images)
+        return outputs.logits, *outputs.features
+
+
+def _prepared(network: Network, images: Tensor) -> torch.fx.GraphModule:
+    """The network as a graph that rounds, on the network's own parameters and statistics."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torchao's own, of the interpreter and of deprecations
+            from torchao.quantization.pt2e.quantize_pt2e import prepare_qat_pt2e
+            from torchao.quantization.pt2e.quantizer.x86_inductor_quantizer import (
+                X86InductorQuantizer,
+                get_default_x86_inductor_quantization_config,
+            )
+    except ImportError as error:
+        raise ValueError(f"quantisation-aware training needs torchao ({error}): pip install 'kdnas[qat]'") from error
+    shown = _Shown(network).train()
+    for module in shown.modules():
+        if isinstance(module, DropPath):
+            module.eval()  # a trace has one mode; what it draws would stay in the student
+    example = images[:2].contiguous()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the tracer's own deprecations
+            program = torch.export.export(shown, (example,), dynamic_shapes=({0: torch.export.Dim.AUTO},))
+            traced: Any = program.module()
+            _without_dropout(traced)
+            quantizer = X86InductorQuantizer().set_global(get_default_x86_inductor_quantization_config(is_qat=True))
+            graph: torch.fx.GraphModule = prepare_qat_pt2e(traced, quantizer)
+    except Exception as error:  # a tracer runs layers in ways of its own, which may raise anything
+        raise ValueError(f"the student cannot be traced for quantisation: {str(error).splitlines()[0]}") from error
+    for name, parameter in shown.named_parameters():
+        owner, _, leaf = name.rpartition(".")
+        setattr(graph.get_submodule(owner), leaf, parameter)
+    for name, buffer in shown.named_buffers():
+        owner, _, leaf = name.rpartition(".")
+        graph.get_submodule(owner)._buffers[leaf] = buffer
+    return graph
+
+
+def _without_dropout(traced: torch.fx.GraphModule) -> None:
+    """Remove dropout: torchao gives every one in a graph the rate 0.5 when it changes the graph's mode."""
+    for node in list(traced.graph.nodes):
+        if node.target is torch.ops.aten.dropout.default:
+            node.replace_all_uses_with(node.args[0])
+            traced.graph.erase_node(node)
+    traced.recompile()
+
+
+def _observers(graph: nn.Module) -> list[nn.Module]:
+    from torchao.quantization.pt2e import FakeQuantizeBase
+
+    return [module for module in graph.modules() if isinstance(module, FakeQuantizeBase)]
