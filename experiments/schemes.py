@@ -1,0 +1,443 @@
+"""Every scheme of distillation for the same student, beside the same training without a teacher; seeds are paired.
+
+python -m experiments.schemes                          # the page below, about 25 minutes of one thread
+python -m experiments.schemes --only mutual route      # some of it; finished runs are kept in runs/schemes/runs.jsonl
+KDNAS_CIFAR10=PATH python -m experiments.schemes --full     # full size: CIFAR-10; not run here
+
+A student folder of one drawn network is trained by the jobs behind `kdnas retrain` and `kdnas quantize`, under each
+scheme in turn and on labels alone, from the same initial weights, images, augmentation and number of steps. A seed
+fixes all four, so that each scheme is compared with its control seed by seed; the interval is Student's, over seeds.
+The teacher is what `--teacher fit` trains, from all training images; the small student sees 400 of them. Accuracy is
+on the test part, which chose nothing.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import statistics
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from experiments.every_loss import _gain as gain_of
+from experiments.every_loss import few
+from kdnas.architecture import Architecture
+from kdnas.cost import cost
+from kdnas.data import Data, cifar10, digits, strong
+from kdnas.jobs.assist import between, retrain_assisted
+from kdnas.jobs.opened import build_teacher
+from kdnas.jobs.quantize import quantize_student
+from kdnas.jobs.retrain import retrain
+from kdnas.jobs.settings import Experiment, Retrain, Train, terms_of, with_losses
+from kdnas.jobs.train import teacher_accuracy, train
+from kdnas.losses.feature.route_constrained import equal_intervals
+from kdnas.network import Network
+from kdnas.preprocessing import Preprocessing
+from kdnas.randomness import python_rng
+from kdnas.space import SearchSpace
+from kdnas.spec import Spec, named_with, spec
+from kdnas.student import Card, read_student, write_student
+from kdnas.tables import load_space, table_of
+from kdnas.teachers import Ensemble, Teacher, several_teachers, streamed_teacher
+from kdnas.training import Recipe, initialised
+
+SEEDS = 5
+NUM_TEACHERS = 3
+# Of the first teacher's training: more than a route takes, so that anchors can be chosen among them.
+NUM_SNAPSHOTS = 16
+NUM_ANCHORS = 4
+CONTROL, REFERENCE = "labels alone", "soft targets"
+MEAN, AUTO = "several: mean of probabilities", "assistant: auto"
+MIDDLE = "middle"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scheme:
+    """One row.
+
+    Attributes:
+        name: of the row.
+        distiller: as `kdnas retrain --distiller` takes it; empty for its default, soft targets.
+        losses: as `--loss` takes them.
+        teacher: a key of `teachers`, or `none`.
+        assistants: as `--assistants` takes them; `middle` stands for one code.
+        strong: whether the data is `strong:`.
+        control: the row that this one is paired with.
+        form: what is judged: the network, the int8 graph that its training leaves, or that of `kdnas quantize`.
+    """
+
+    name: str
+    distiller: str = ""
+    losses: tuple[str, ...] = ()
+    teacher: str = "one"
+    assistants: str = ""
+    strong: bool = False
+    control: str = CONTROL
+    form: str = "float"
+
+    def settings(self, recipe: Recipe) -> Retrain:
+        """What `kdnas retrain` makes of these options."""
+        if self.distiller:
+            made = with_losses(named_with("kdnas.distillers", self.distiller), self.losses)
+            assert made is not None
+            return Retrain(recipe=recipe, distiller=made)
+        return Retrain(recipe=recipe, distiller=terms_of(self.losses)) if self.losses else Retrain(recipe=recipe)
+
+    def options(self) -> str:
+        """The same as a person types it."""
+        words = ["--distiller", self.distiller] if self.distiller else []
+        words += [word for loss in self.losses for word in ("--loss", loss)]
+        words += [] if self.teacher == "one" else ["--teacher", TEACHERS.get(self.teacher, self.teacher)]
+        words += ["--assistants", self.assistants.replace(MIDDLE, "CODE")] if self.assistants else []
+        words += ["--data", "strong:DATA"] if self.strong else []
+        return f"`{' '.join(words)}`" if words else "nothing else"
+
+
+# How the page writes the teachers: A, B, C are three of different seeds, A1 to A4 snapshots of the first's training.
+TEACHERS = {
+    "mean": "ensemble:A,B,C",
+    "logits": "ensemble+logits:A,B,C",
+    "random": "ensemble+random:A,B,C",
+    "weighted": "ensemble:A,B,C (weights from Python)",
+    "reliable": "ensemble+reliable:A,B,C",
+    "streamed": "streamed:ensemble:A,B,C",
+    "route": "route:A1,A2,A3,A4",
+}
+
+STRONG_CONTROL = "strong augmentation, labels alone"
+SCHEMES = (
+    Scheme(name=CONTROL, distiller="from_labels", teacher="none"),
+    Scheme(name=REFERENCE),
+    Scheme(name="hint, two stages", losses=("hint",)),
+    Scheme(name="flow, two stages", losses=("flow",)),
+    Scheme(name="adversarial: conditional", losses=("conditional_adversarial",)),
+    Scheme(name="adversarial: MEAL", losses=("meal",), teacher="random"),
+    Scheme(name="self-attention", losses=("self_attention",)),
+    Scheme(name="mutual", distiller="mutual", teacher="none"),
+    Scheme(name="self-distillation", distiller="self_distillation", teacher="none"),
+    Scheme(name="born again, 3 generations", distiller="born_again,generations=3", teacher="none"),
+    Scheme(name=MEAN, teacher="mean"),
+    Scheme(name="several: mean of logits", teacher="logits"),
+    Scheme(name="several: one at random", teacher="random"),
+    Scheme(name="several: weighted by accuracy", teacher="weighted"),
+    Scheme(name="several: reliable per sample", teacher="reliable"),
+    Scheme(name="several: oracle", distiller="from_teacher", losses=("oracle",), teacher="mean"),
+    Scheme(name="several: streamed", teacher="streamed"),
+    Scheme(name="assistant: one code", assistants=MIDDLE),
+    Scheme(name=AUTO, assistants="auto"),
+    Scheme(name="route, soft targets", teacher="route"),
+    Scheme(
+        name="route, route-constrained",
+        distiller="from_teacher",
+        losses=("cross_entropy=0.1", "route_constrained=0.9"),
+        teacher="route",
+    ),
+    # A route of other anchors is one more key of `teachers` and of TEACHERS, and two more rows here.
+    Scheme(name=STRONG_CONTROL, distiller="from_labels", teacher="none", strong=True),
+    Scheme(name="strong augmentation, top-k", losses=("top_k_distillation",), strong=True, control=STRONG_CONTROL),
+    Scheme(name="int8: trained so", distiller="quantization_aware", form="int8 trained"),
+    Scheme(name="int8: soft targets, quantised after", form="int8 after"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """What one size of the experiment is made of."""
+
+    data: Spec
+    teacher_data: Spec
+    space: SearchSpace
+    architecture: Architecture
+    teacher_recipe: Recipe
+    recipe: Recipe
+
+
+def small() -> Size:
+    """400 of scikit-learn's digits, a network of some 220,000 MACs."""
+    space = load_space("digits").fitted(classes=10, image_channels=1)
+    rng = python_rng(0, "schemes")
+    drawn = [space.sample(rng) for _ in range(100)]
+    return Size(
+        data=spec("experiments.schemes:few_digits"),
+        teacher_data=spec(digits),
+        space=space,
+        architecture=min(drawn, key=lambda a: abs(cost(space.blueprint(a)).macs - 220_000)),
+        teacher_recipe=Recipe(steps=160, batch_size=128, learning_rate=0.1),
+        recipe=Recipe(steps=250, batch_size=64, learning_rate=0.1),
+    )
+
+
+def full() -> Size:
+    """CIFAR-10, the smallest bottleneck network, the usual recipe of 220 epochs."""
+    data = spec(cifar10, path=os.environ.get("KDNAS_CIFAR10", "cifar10"))
+    space = load_space("elastic_resnet").fitted(classes=10, image_channels=3)
+    return Size(
+        data=data,
+        teacher_data=data,
+        space=space,
+        architecture=space.smallest,
+        teacher_recipe=Recipe(steps=35_000, batch_size=128, learning_rate=0.1),
+        recipe=Recipe(steps=80_000, batch_size=128, learning_rate=0.1),
+    )
+
+
+def few_digits() -> Data:
+    """The first 400 training digits, shifted as all of them are."""
+    whole = digits()
+    return dataclasses.replace(few(whole), augmentation=whole.augmentation)
+
+
+def weighted(
+    members: tuple[Spec, ...], weights: tuple[float, ...], classes: int, preprocessing: Preprocessing
+) -> Teacher:
+    """The mean of probabilities with weights of one's own."""
+    made: list[Teacher] = [m.build(Teacher, classes=classes, preprocessing=preprocessing) for m in members]
+    return Ensemble(made, weights=weights)
+
+
+def teachers(size: Size, folder: Path) -> tuple[dict[str, Spec], dict[str, Any]]:
+    """Teachers by the names that SCHEMES use, trained as `kdnas train` trains them, and what the page says of them."""
+    common = {"space": size.space, "data": size.teacher_data, "distiller": None}
+    following = dataclasses.replace(size.teacher_recipe, seed=size.teacher_recipe.seed + 1)
+    first = Train(**common, teacher_recipe=size.teacher_recipe, teacher_snapshots=NUM_SNAPSHOTS)
+    others = Train(**common, teacher_recipe=following, teacher_members=NUM_TEACHERS - 1)
+    route: tuple[Spec, ...] = train(Experiment(train=first), folder / "first").teacher_spec["members"]
+    members = (route[-1], *train(Experiment(train=others), folder / "others").teacher_spec["members"])
+    data: Data = size.data.build(Data)
+    built = [build_teacher(member, data) for member in members]
+    weights = tuple(round(teacher_accuracy(one, data.search), 4) for one in built)
+    mean = spec(several_teachers, kind="ensemble", members=members)
+    anchors = tuple(route[k] for k in equal_intervals(NUM_SNAPSHOTS, NUM_ANCHORS))
+    made = {
+        "one": members[0],
+        "mean": mean,
+        "logits": mean.replace(kind="ensemble+logits"),
+        "random": mean.replace(kind="ensemble+random"),
+        "reliable": mean.replace(kind="ensemble+reliable"),
+        "weighted": spec("experiments.schemes:weighted", members=members, weights=weights),
+        "streamed": spec(streamed_teacher, member=mean),
+        "route": spec(several_teachers, kind="route", members=anchors),
+    }
+    said = {
+        "one by one": [teacher_accuracy(one, data.test) for one in built],
+        "mean": teacher_accuracy(build_teacher(mean, data), data.test),
+        "anchors": [teacher_accuracy(build_teacher(one, data), data.test) for one in anchors],
+        "weights": weights,
+    }
+    return made, said
+
+
+def write_fresh(size: Size, folder: Path) -> None:
+    """The student folder that every run begins with."""
+    data: Data = size.data.build(Data)
+    blueprint = size.space.blueprint(size.architecture)
+    card = Card(
+        architecture=size.architecture,
+        space=table_of(size.space),
+        blueprint=blueprint,
+        cost=cost(blueprint),
+        preprocessing=data.preprocessing,
+        class_names=data.class_names,
+        origin={"role": "student of the schemes"},
+    )
+    write_student(folder, initialised(lambda: Network(blueprint), 0), card, deploy=False)
+
+
+def one_run(scheme: Scheme, seed: int, size: Size, teacher: Spec | None, folder: Path) -> dict[str, Any]:
+    """Train one student under one scheme; what became of it."""
+    began = time.process_time()
+    record: dict[str, Any] = {"scheme": scheme.name, "seed": seed, "steps": size.recipe.steps}
+    data = spec(strong, data=size.data) if scheme.strong else size.data
+    settings = scheme.settings(dataclasses.replace(size.recipe, seed=seed))
+    student, out = folder / "fresh", place_of(folder, scheme.name, seed)
+    try:
+        if scheme.assistants:
+            code = middle(size) if scheme.assistants == MIDDLE else scheme.assistants
+            found = retrain_assisted(student, settings, out, code, data=data, teacher=teacher)
+            record["assistants"] = found["assistants"]
+        else:
+            deploy = scheme.form != "float"
+            found = retrain(student, settings, out, data=data, teacher=teacher, deploy=deploy)
+        record["accuracy"] = found["accuracy"]
+        if scheme.form == "int8 trained":
+            record |= {"accuracy": found["checks"]["int8 accuracy"], "float": found["checks"]["float accuracy"]}
+        elif scheme.form == "int8 after":
+            checks = quantize_student(out, folder / f"{out.name}.onnx", data=data, most=1.0)
+            record |= {"accuracy": checks["accuracy"], "float": checks["float accuracy"]}
+        if scheme.teacher == "streamed":
+            compare(out, place_of(folder, MEAN, seed))
+    except (FloatingPointError, ValueError) as error:
+        record["failed"] = str(error)
+    return record | {"seconds": round(time.process_time() - began, 2)}
+
+
+def place_of(folder: Path, name: str, seed: int) -> Path:
+    """Where a run leaves its student."""
+    return folder / f"{name.replace(':', '').replace(',', '').replace(' ', '-')}-{seed}"
+
+
+def middle(size: Size) -> str:
+    """The code of an assistant halfway, in the logarithm of the MACs, between the student and the space's largest."""
+    middles = between(size.space, cost(size.space.blueprint(size.architecture)).macs, 0)
+    return size.space.code(middles[len(middles) // 2])
+
+
+def compare(ours: Path, theirs: Path) -> None:
+    """Raise an AssertionError unless two students have the very same weights."""
+    states = [read_student(folder)[0].state_dict() for folder in (ours, theirs)]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[1]), f"{ours} differs from {theirs}"
+
+
+def wanted(only: list[str], seeds: int) -> Iterator[tuple[Scheme, int]]:
+    """Scheme and seed of every run, seed by seed; with the ones that those named are compared with."""
+    named = {s.name for s in SCHEMES if not only or any(part in s.name for part in only)}
+    named |= {s.control for s in SCHEMES if s.name in named} | {CONTROL, REFERENCE}
+    if any(s.name in named and s.teacher == "streamed" for s in SCHEMES):
+        named.add(MEAN)
+    for seed in range(seeds):
+        yield from ((s, seed) for s in SCHEMES if s.name in named)
+
+
+def page(size: Size, records: list[dict[str, Any]], said: dict[str, Any]) -> str:
+    """The Markdown page."""
+    by_name = {s.name: {r["seed"]: r for r in records if r["scheme"] == s.name} for s in SCHEMES}
+    of = {name: {s: r["accuracy"] for s, r in rows.items() if "accuracy" in r} for name, rows in by_name.items()}
+    data: Data = size.data.build(Data)
+    c, recipe = cost(size.space.blueprint(size.architecture)), size.recipe
+    lines = [
+        "# Every scheme against no teacher",
+        "",
+        "Made by `python -m experiments.schemes`; read there what was done and why.",
+        "",
+        f"- Student: {c.params:,} parameters, {c.macs:,} MACs, code `{size.space.code(size.architecture)}` of the "
+        f"space `{size.space.name}`. The space's largest has "
+        f"{cost(size.space.blueprint(size.space.largest)).macs:,} MACs.",
+        f"- Data: {len(data.train)} training images under the augmentation `{data.augmentation}`; accuracy on "
+        f"{len(data.test)} test images.",
+        f"- Recipe: {recipe.steps} steps of {recipe.batch_size} images, SGD, learning rate {recipe.learning_rate}, "
+        f"weight decay {recipe.weight_decay}, cosine; seeds 0 to {max(r['seed'] for r in records)}.",
+        f"- Teachers A, B, C, trained on {len(size.teacher_data.build(Data).train)} images for "
+        f"{size.teacher_recipe.steps} steps of {size.teacher_recipe.batch_size}: {_percents(said['one by one'])}; "
+        f"their mean {_percents([said['mean']])}. Weights by accuracy on the search part: "
+        f"{', '.join(f'{w:.4f}' for w in said['weights'])}. A1 to A{NUM_ANCHORS}, snapshots of A's training at equal "
+        f"intervals: {_percents(said['anchors'])}.",
+        f"- Time: {sum(r['seconds'] for r in records) / 60:.0f} minutes of one processor for {len(records)} runs, "
+        "teachers apart. Seconds are of a processor and of the whole command: loading, training, writing.",
+        "",
+        "Gain: mean of test accuracy less the control's of the same seed, in points, with its 95 % interval over "
+        "seeds; **bold** where that leaves out 0. It does not hold the chance of other test images. The control is "
+        f"`{CONTROL}`, under strong augmentation `{STRONG_CONTROL}`. The column after it compares with soft targets "
+        "in the same way: is the scheme better than the plain one? With this many rows one interval of a column "
+        "leaves out 0 by chance.",
+        "",
+        "| Scheme | `kdnas retrain STUDENT --teacher A`, and | Accuracy | Gain | Less soft targets | Seconds per run |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for scheme in SCHEMES:
+        rows = list(by_name[scheme.name].values())
+        if not rows:
+            continue
+        mean = f"{100 * statistics.mean(of[scheme.name].values()):.2f}" if of[scheme.name] else "none"
+        cells = ["" if scheme.name == other else gain_of(rows, of[other])[1] for other in (scheme.control, REFERENCE)]
+        if scheme.name == CONTROL:
+            cells[0] = ""
+        spent = statistics.median(r["seconds"] for r in rows)
+        lines.append(f"| {scheme.name} | {scheme.options()} | {mean} | {' | '.join(cells)} | {spent:.1f} |")
+    return "\n".join([*lines, "", *_read(by_name, of), "", *_unequal(size, by_name)]) + "\n"
+
+
+def _percents(accuracies: list[float]) -> str:
+    return ", ".join(f"{100 * a:.2f} %" for a in accuracies)
+
+
+def _read(by_name: dict[str, dict[int, dict[str, Any]]], of: dict[str, dict[int, float]]) -> list[str]:
+    """Which intervals leave out 0."""
+    lines = []
+    for what, others in (("its control", None), ("soft targets", REFERENCE)):
+        found: dict[str, list[str]] = {"above": [], "below": [], "neither": []}
+        for scheme in SCHEMES:
+            other = others or scheme.control
+            rows = list(by_name[scheme.name].values())
+            if scheme.name in (other, CONTROL) or not rows:
+                continue
+            mean, text = gain_of(rows, of[other])
+            found["neither" if not text.startswith("**") else "above" if mean > 0 else "below"].append(scheme.name)
+        lines.append(
+            f"- Against {what}, the interval is above 0 for {_listed(found['above'])}; below 0 for "
+            f"{_listed(found['below'])}; it holds 0 for the other {len(found['neither'])}."
+        )
+    return lines
+
+
+def _listed(names: list[str]) -> str:
+    return "; ".join(names) if names else "none"
+
+
+def _unequal(size: Size, by_name: dict[str, dict[int, dict[str, Any]]]) -> list[str]:
+    """What the rows do not have in common, and what else was seen."""
+    chosen = [r["assistants"] for r in by_name[AUTO].values() if "assistants" in r]
+    macs = [cost(size.space.blueprint(size.space.parse(code))).macs for code in chosen]
+    ints = [
+        f"{scheme.name}: " + ", ".join(f"{100 * r['accuracy']:.2f} (float {100 * r['float']:.2f})" for r in rows)
+        for scheme in SCHEMES
+        if (rows := [r for r in by_name[scheme.name].values() if "float" in r])
+    ]
+    steps = size.recipe.steps
+    largest = f"{cost(size.space.blueprint(size.space.parse(middle(size)))).macs:,}"
+    return [
+        "Not equal in cost, though every student has the same steps:",
+        "",
+        f"- born again: three generations share the {steps} steps, so that the student itself has a third of them.",
+        "- mutual: a second network of the same size learns beside the student.",
+        f"- assistant: one network of {largest} MACs (`{middle(size)}`) is trained for {steps} steps first; auto: "
+        "three assistants and three students for a quarter of the steps each, then as before"
+        + (f" (chosen, seed by seed: {', '.join(f'{m:,}' for m in macs)} MACs)." if macs else "."),
+        f"- several: {NUM_TEACHERS} teachers look at every batch, one at a time where one is drawn; streamed builds "
+        "them anew for every batch, and gives the very weights of the mean (asserted run by run).",
+        "- int8 rows write and check every form of the student, which takes most of their time, and have two seeds: "
+        "their intervals say next to nothing. " + (f"Seed by seed, int8 and float: {'; '.join(ints)}." if ints else ""),
+        "- self-attention does not read its teacher, which the job runs all the same.",
+    ]
+
+
+def main() -> None:
+    """Every run that is not finished yet, then the page."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--only", nargs="*", default=[], help="parts of schemes' names")
+    parser.add_argument("--seeds", type=int, choices=range(1, SEEDS + 1), default=SEEDS, help="how many")
+    parser.add_argument("--full", action="store_true", help="CIFAR-10, from the path in KDNAS_CIFAR10")
+    parser.add_argument("--steps", type=int, help="other than the recipe's, for a quick look; give --page too")
+    parser.add_argument("--out", type=Path, default=Path("runs/schemes"), help="teachers, students, finished runs")
+    parser.add_argument("--page", type=Path, help="what to write")
+    given = parser.parse_args()
+    size, name = (full(), "full") if given.full else (small(), "small")
+    if not given.full:
+        torch.set_num_threads(1)
+    if given.steps:
+        size = dataclasses.replace(size, recipe=dataclasses.replace(size.recipe, steps=given.steps))
+    written = given.page or Path(__file__).with_name("schemes_full.md" if given.full else "schemes.md")
+    folder = given.out / f"{name}-{size.recipe.steps}"
+    folder.mkdir(parents=True, exist_ok=True)
+    kept = folder / "runs.jsonl"
+    records = [json.loads(line) for line in kept.read_text().splitlines()] if kept.exists() else []
+    finished = {(r["scheme"], r["seed"]) for r in records}
+    made, said = teachers(size, given.out / f"{name}-teachers")
+    write_fresh(size, folder / "fresh")
+    for scheme, seed in wanted(given.only, given.seeds):
+        if (scheme.name, seed) in finished:
+            continue
+        record = one_run(scheme, seed, size, made.get(scheme.teacher), folder)
+        records.append(record)
+        with kept.open("a") as handle:
+            handle.write(json.dumps(record) + "\n")
+        print(json.dumps(record), flush=True)
+    written.write_text(page(size, records, said), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
