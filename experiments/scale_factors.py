@@ -6,7 +6,8 @@ KDNAS_CIFAR10=PATH kdnas prune scale_factors --out runs/pruned   # full size: CI
 kdnas prune scale_factors:small --out runs/pruned                # digits, a minute on two CPU cores
 
 As published: the teacher's topology, one factor per channel and block, divergence and a cost-weighted L1 with a
-proximal step, removal, retraining by distillation. Penalty, lengths and rates are ours; so is the fitted teacher.
+proximal step, removal, retraining by distillation. Ours are the penalty, which grows until the budget is met, lengths
+and rates, and the fitted teacher.
 """
 
 import os
@@ -35,7 +36,7 @@ def small() -> Prune:
     return Prune(
         data=spec(digits),
         budget=Budget(macs=1e6),
-        recipe=Recipe(steps=200, learning_rate=0.02),
+        recipe=Recipe(steps=400, learning_rate=0.05),
         teacher_recipe=Recipe(steps=200, learning_rate=0.1),
         retrain=Retrain(weights="inherited", recipe=Recipe(steps=150, learning_rate=0.02)),
     )

@@ -147,7 +147,7 @@ def parser() -> argparse.ArgumentParser:
         "--source", default="teacher", help="teacher, checkpoint:FOLDER, or as `kdnas convert` takes it"
     )
     pruned.add_argument("--teacher", default="fit", help="see `kdnas run --help`")
-    pruned.add_argument("--penalty", type=float, help="of the factors")
+    pruned.add_argument("--penalty", type=float, help="of the factors (default: grows until the budget is met)")
     pruned.add_argument(
         "--budget", action="append", default=[], metavar="NAME=BOUND", help="params=…, macs=…; repeatable"
     )

@@ -1,9 +1,8 @@
 """Scale factors on a network's channels and blocks, and the smaller network that is left when some are zero."""
 
-import dataclasses
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any, final
+from typing import final
 
 import torch
 from torch import Tensor, nn
@@ -14,34 +13,14 @@ from kdnas.losses.regulariser.scale_factors import ScaleFactors
 from kdnas.losses.response.soft_targets import SoftTargets
 from kdnas.network import Network
 from kdnas.outputs import Outputs
-from kdnas.space import Blueprint, Layer, layer
-from kdnas.spaces.converted import Converted, Node, Part
+from kdnas.removable import Unit, blueprint_of, branch_end, operations, saved, units
+from kdnas.space import Blueprint
+from kdnas.spaces.converted import Converted
 from kdnas.training import Batch, Distiller, Model, Step
 
-_DENSE = ("conv", "linear")
-_ACTIVATIONS = ("relu", "relu6", "swish", "hswish", "gelu", "sigmoid", "hsigmoid")
 WITHIN = 0.02
-
-
-@final
-@dataclasses.dataclass(frozen=True)
-class Unit:
-    """Channels of one inner width of a part, or a whole block, with one factor per channel.
-
-    Attributes:
-        position: of the layer, as in `Blueprint.named`.
-        width: the width's name in the part, such as `w0`; empty for a block.
-        size: number of factors.
-    """
-
-    position: str
-    width: str
-    size: int
-
-    @property
-    def key(self) -> str:
-        """A name for a parameter."""
-        return f"{self.position}:{self.width or 'block'}".replace(".", "_")
+_GROWTH = (1e-3, 10.0, 0.8)  # of the penalty: from, to, within this share of the steps
+_LOOKS = 200  # at the cost of what is left
 
 
 @final
@@ -55,37 +34,56 @@ class Factors(Distiller):
 
     A channel's factor multiplies what the layers after it take from it (their weights' columns), a block's the last
     normalisation or convolution before the sum with its input. Both fold into weights without remainder, whatever
-    stands between. Factors are learnable parts of this distiller and begin at 1.
+    stands between. A residual stream's channels have one factor each, which every layer that takes them shares
+    (`kdnas.removable`). Factors are learnable parts of this distiller and begin at 1.
+
+    Without a penalty $\lambda$ grows exponentially, from 0.001 to 10 in 80 % of the steps and with $\eta = 1$, until
+    what is not 0 meets the budget: what the teacher's divergence holds up least for its cost goes first. The step that
+    would meet the budget is shortened so that it just does not, and the smallest factors go (`chosen`). Then zeros
+    stay, and the rest is trained without penalty.
 
     Args:
         space: of the network, as `kdnas.convert.convert` makes it; the network is its largest.
-        penalty: lambda.
+        penalty: lambda, or None to let it grow.
+        budget: what it grows for.
         by_cost: whether costs weigh the penalty.
         temperature: T.
 
     Raises:
-        ValueError: nothing in the space has a factor, or a negative penalty.
+        ValueError: nothing in the space has a factor, a negative penalty, or neither penalty nor budget.
 
     Reference: Gu, Tresp, Search for Better Students to Learn Distilled Knowledge, ECAI 2020 (arXiv 2001.11612), the
         objective of section 3.
     Differs: the paper prints KL(student, teacher) in the formula and both networks without order in the text; this is
-        the usual direction. What alpha is, is not published. Channels of the residual stream have no factor:
-        they are shared by all blocks of a stage.
+        the usual direction. What alpha is, is not published. The paper's lambda is fixed; letting it grow is ours.
     """
 
     def __init__(
-        self, space: Converted, *, penalty: float = 1e-3, by_cost: bool = True, temperature: float = 1.0
+        self,
+        space: Converted,
+        *,
+        penalty: float | None = None,
+        budget: Budget = Budget(),
+        by_cost: bool = True,
+        temperature: float = 1.0,
     ) -> None:
         super().__init__()
         self.space, self.units = space, tuple(units(space))
         if not self.units:
             raise ValueError("no channel and no block of this network can be removed. See `kdnas convert` for why.")
+        if penalty is None and not budget.bounds():
+            raise ValueError("a penalty is given, or grows until a budget is met. Give one of the two.")
+        self.penalty, self.budget = penalty, budget
         prices = saved(space, self.units)
         shares = tuple(max(prices[u.key].macs, 1) for u in self.units) if by_cost else None
-        self.regulariser = ScaleFactors(strength=penalty, costs=shares)
+        self.regulariser = ScaleFactors(strength=1.0 if penalty is None else penalty, costs=shares)
         self.divergence = SoftTargets(temperature=temperature)
         self.factors = nn.ParameterDict({unit.key: nn.Parameter(torch.ones(unit.size)) for unit in self.units})
-        self.rate = 0.0
+        # Which factors were not 0 when the budget was met; nothing before.
+        self.register_buffer("met", torch.tensor(False))
+        self.alive = nn.ParameterDict(
+            {unit.key: nn.Parameter(torch.ones(unit.size), requires_grad=False) for unit in self.units}
+        )
 
     def shown(self, model: Network, images: Tensor) -> Outputs:
         """What the network shows with its factors in place."""
@@ -96,13 +94,21 @@ class Factors(Distiller):
         held = dict(model.named_parameters())
         changed: dict[str, Tensor] = {}
         for unit in self.units:
-            part, factor = part_of(self.space, unit.position), self.factors[unit.key]
-            for name, weight in _touched(part, unit):
-                key = f"{unit.position}.{name}"
-                if key in held:
-                    shape = [1, -1, *[1] * (held[key].dim() - 2)] if weight else [-1, *[1] * (held[key].dim() - 1)]
-                    changed[key] = changed.get(key, held[key]) * factor.reshape(shape)
+            factor = self.factors[unit.key]
+            for name, column in self._touched(unit):
+                if name in held:
+                    shape = [1, -1, *[1] * (held[name].dim() - 2)] if column else [-1, *[1] * (held[name].dim() - 1)]
+                    changed[name] = changed.get(name, held[name]) * factor.reshape(shape)
         return changed
+
+    def _touched(self, unit: Unit) -> Iterator[tuple[str, bool]]:
+        """Tensors that a unit's factors multiply, and whether along their columns."""
+        for position, place in unit.takes:
+            yield f"{position}.parts.{place}.weight", True
+        if unit.block:
+            end = branch_end(operations(self.space)[unit.block])
+            yield f"{unit.block}.parts.{end}.weight", False
+            yield f"{unit.block}.parts.{end}.bias", False
 
     def losses(self, model: Model, batch: Batch, step: Step) -> Iterator[tuple[str, Tensor]]:
         """The divergence from the teacher."""
@@ -113,97 +119,77 @@ class Factors(Distiller):
     def after(self, model: Model, batch: Batch, step: Step) -> None:
         """The proximal step."""
         del model, batch
-        self.regulariser.proximal([self.factors[u.key] for u in self.units], self.rate_of(step))
+        if self.penalty is not None:
+            # A cosine from 1 to 0, in units that the penalty sets.
+            self.regulariser.proximal(self._values(), (1 + math.cos(math.pi * step.progress)) / 2)
+        elif bool(self.met):
+            for unit in self.units:  # a gradient moves what is 0, and it is put back
+                self.factors[unit.key].data.mul_(self.alive[unit.key])
+        else:
+            self._grow(step)
 
-    def rate_of(self, step: Step) -> float:
-        """The length of the proximal step: a cosine from 1 to 0, in units that the penalty sets."""
-        return (1 + math.cos(math.pi * step.progress)) / 2
+    def _values(self) -> list[nn.Parameter]:
+        return [self.factors[unit.key] for unit in self.units]
+
+    def _grow(self, step: Step) -> None:
+        first, last, within = _GROWTH
+        strength = first * (last / first) ** min(1.0, step.progress / within)
+        before = [value.detach().clone() for value in self._values()]
+        self.regulariser.proximal(self._values(), strength)
+        if step.index % max(1, step.total // _LOOKS) or self._excess() > 0:
+            return
+        low, high = 0.0, strength  # the budget is met at the upper end alone
+        for _ in range(12):
+            middle = (low + high) / 2
+            self._restore(before)
+            self.regulariser.proximal(self._values(), middle)
+            low, high = (low, middle) if self._excess() <= 0 else (middle, high)
+        self._restore(before)
+        self.regulariser.proximal(self._values(), low)
+        # Factors that are almost equal would go in one; the smallest of them go one by one.
+        for key, mask in chosen(self, self.budget).items():
+            self.alive[key].copy_(mask)
+            self.factors[key].data.mul_(mask)
+        self.met.fill_(True)
+
+    def _restore(self, values: list[Tensor]) -> None:
+        for value, kept in zip(self._values(), values, strict=True):
+            value.data.copy_(kept)
+
+    def _excess(self) -> float:
+        return self.budget.excess(cost(narrowed(self, living(self))))
 
 
-def units(space: Converted) -> Iterator[Unit]:
-    """What has factors: inner widths that no grouped convolution shares, and blocks that add to their input."""
-    blueprint = space.blueprint(space.largest)
-    for position, _ in blueprint.named():
-        part = part_of(space, position)
-        for index, options in enumerate(part.widths):
-            name = f"w{index}"
-            grouped = any(n.op == "conv" and n.values[6] not in (0, 1) and name in n.values[:2] for n in part.nodes)
-            if not grouped and any(_takes(node, name) for node in part.nodes):
-                yield Unit(position, name, options[-1])
-        if position.startswith("stages") and _branch_end(part) is not None:
-            yield Unit(position, "", 1)
+def living(factors: Factors) -> dict[str, Tensor]:
+    """Which factors are not 0; of each group of channels the largest in any case."""
+    kept = {u.key: factors.factors[u.key].detach() != 0 for u in factors.units}
+    for unit in factors.units:
+        if not unit.block and not bool(kept[unit.key].any()):
+            kept[unit.key][factors.factors[unit.key].detach().abs().argmax()] = True
+    return kept
 
 
-def part_of(space: Converted, position: str) -> Part:
-    """The part at a layer's position."""
-    if position in ("stem", "head"):
-        return getattr(space, position)
-    _, stage, place = position.split(".")
-    return space.stages[int(stage)].parts[int(place)]
-
-
-def saved(space: Converted, of: tuple[Unit, ...]) -> dict[str, Cost]:
-    """What removing one factor of each unit saves, by its key."""
-    whole = cost(space.blueprint(space.largest))
-    kept = {unit.key: torch.ones(unit.size, dtype=torch.bool) for unit in of}
-    found = {}
-    for unit in of:
-        mask = kept[unit.key].clone()
-        mask[-1] = False
-        left = cost(blueprint_of(space, of, {**kept, unit.key: mask}))
-        found[unit.key] = Cost(whole.params - left.params, whole.macs - left.macs)
-    return found
-
-
-def blueprint_of(space: Converted, of: tuple[Unit, ...], kept: Mapping[str, Tensor]) -> Blueprint:
-    """The network with the kept channels and blocks alone.
-
-    Args:
-        space: of the whole network.
-        of: its units.
-        kept: per unit which factors stay, `[size]`; of a block one.
-    """
-    whole = space.blueprint(space.largest)
-    layers: dict[str, Layer] = {}
-    for position, one in whole.named():
-        mine = [unit for unit in of if unit.position == position]
-        block = next((u for u in mine if not u.width), None)
-        if block is not None and not bool(kept[block.key][0]):
-            end = part_of(space, position).nodes[-1].op
-            # What stood behind the sum stays: it acts on the input alone then.
-            layers[position] = layer("kdnas.blocks.graph:Graph", nodes=((end, (0,)),) if end in _ACTIVATIONS else ())
-            continue
-        widths = {unit.width: int(kept[unit.key].sum()) for unit in mine if unit.width}
-        part = part_of(space, position)
-        known: dict[Any, Any] = {f"w{i}": options[-1] for i, options in enumerate(part.widths)} | widths
-        known |= {"classes": space.classes, "channels": space.image_channels}
-        nodes = tuple((n.op, n.inputs, *(known.get(v, v) for v in n.values)) for n in part.nodes)
-        layers[position] = layer("kdnas.blocks.graph:Graph", nodes=nodes) if widths else one
-    stages = tuple(tuple(layers[f"stages.{i}.{j}"] for j in range(len(s))) for i, s in enumerate(whole.stages))
-    return Blueprint(layers["stem"], stages, layers["head"], whole.image)
+def narrowed(factors: Factors, kept: Mapping[str, Tensor]) -> Blueprint:
+    """The network of the factors that stay."""
+    return blueprint_of(factors.space, factors.units, {key: int(mask.sum()) for key, mask in kept.items()})
 
 
 def removed(model: Network, factors: Factors, kept: Mapping[str, Tensor]) -> Network:
     """The smaller network with the factors folded in; where all that is removed has factor 0, its outputs are equal."""
-    space = factors.space
-    blueprint = blueprint_of(space, factors.units, kept)
+    blueprint = narrowed(factors, kept)
     state = {**model.state_dict(), **{name: t.detach() for name, t in factors.folded(model).items()}}
+    gives = {place: kept[unit.key] for unit in factors.units for place in unit.writes}
+    mixes = {place: kept[unit.key] for unit in factors.units for place in unit.takes}
     made: dict[str, Tensor] = {}
-    for position, _ in blueprint.named():
-        part = part_of(space, position)
-        masks = {u.width: kept[u.key] for u in factors.units if u.position == position and u.width}
-        for place, node in enumerate(part.nodes):
-            for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"):
-                tensor = state.get(f"{position}.parts.{place}.{name}")
-                if tensor is None:
-                    continue
-                out = node.values[1] if node.op in _DENSE else node.values[0] if node.op == "norm" else ""
-                if out in masks and tensor.dim():
-                    tensor = tensor[masks[str(out)]]
-                taken = node.values[0]
-                if name == "weight" and node.op in _DENSE and taken in masks and _takes(node, str(taken)):
-                    tensor = tensor[:, masks[str(taken)]]
-                made[f"{position}.parts.{place}.{name}"] = tensor.clone()
+    for name, tensor in state.items():
+        position, _, rest = name.partition(".parts.")
+        place, _, kind = rest.partition(".")
+        here = (position, int(place))
+        if here in gives and tensor.dim():
+            tensor = tensor[gives[here]]
+        if here in mixes and kind == "weight":
+            tensor = tensor[:, mixes[here]]
+        made[name] = tensor.clone()
     with torch.device("meta"):
         network = Network(blueprint)
     wanted = network.state_dict()
@@ -220,10 +206,7 @@ def chosen(factors: Factors, budget: Budget) -> dict[str, Tensor]:
     Raises:
         ValueError: the budget is below what is left when everything removable is gone.
     """
-    kept = {u.key: factors.factors[u.key].detach() != 0 for u in factors.units}
-    for unit in factors.units:
-        if unit.width and not bool(kept[unit.key].any()):
-            kept[unit.key][factors.factors[unit.key].detach().abs().argmax()] = True
+    kept = living(factors)
     values = [
         (float(value.abs()), unit, place)
         for unit in factors.units
@@ -238,14 +221,14 @@ def chosen(factors: Factors, budget: Budget) -> dict[str, Tensor]:
         for unit, place in order:
             if gone == count:
                 break
-            if (unit.key, place) in spared or (unit.width and int(made[unit.key].sum()) == 1):
+            if (unit.key, place) in spared or (not unit.block and int(made[unit.key].sum()) == 1):
                 continue
             made[unit.key][place] = False
             gone += 1
         return made
 
     def costs(count: int) -> Cost:
-        return cost(blueprint_of(factors.space, factors.units, after(count)))
+        return cost(narrowed(factors, after(count)))
 
     if budget.admits(costs(0)):
         return kept
@@ -272,35 +255,3 @@ def chosen(factors: Factors, budget: Budget) -> dict[str, Tensor]:
         spared.add(jump)  # one unit that costs more than the tolerance: leave it, and look on
         if not budget.admits(costs(len(order))):
             return now
-
-
-def _takes(node: Node, width: str) -> bool:
-    """Whether a layer mixes the channels of a width: then their factors are its weight's columns."""
-    return node.op in _DENSE and node.values[0] == width and not (node.op == "conv" and node.values[6])
-
-
-def _touched(part: Part, unit: Unit) -> Iterator[tuple[str, bool]]:
-    """Tensors that a unit's factors multiply, and whether along their columns."""
-    if unit.width:
-        for place, node in enumerate(part.nodes):
-            if _takes(node, unit.width):
-                yield f"parts.{place}.weight", True
-        return
-    end = _branch_end(part)
-    assert end is not None
-    yield f"parts.{end}.weight", False
-    yield f"parts.{end}.bias", False
-
-
-def _branch_end(part: Part) -> int | None:
-    """The node before the sum of a part with its own input, where it is a normalisation or a convolution."""
-    last = len(part.nodes) - 1
-    if last > 0 and part.nodes[last].op in _ACTIVATIONS:
-        last -= 1
-    if last < 0 or part.nodes[last].op != "add" or 0 not in part.nodes[last].inputs:
-        return None
-    others = [number for number in part.nodes[last].inputs if number != 0]
-    if len(others) != 1 or part.nodes[others[0] - 1].op not in ("norm", "conv"):
-        return None
-    used = [n for place, n in enumerate(part.nodes) if others[0] in n.inputs and place != last]
-    return None if used else others[0] - 1

@@ -11,8 +11,10 @@ from kdnas.cli import main
 from kdnas.convert import convert
 from kdnas.cost import Budget, cost
 from kdnas.data import Data
-from kdnas.pruning import Factors, blueprint_of, chosen, part_of, removed, saved
+from kdnas.pruning import Factors, chosen, living, narrowed, removed
+from kdnas.removable import saved
 from kdnas.run import Run
+from kdnas.spaces.converted import Node, Part
 from kdnas.student import read_student
 from kdnas.training import Recipe, Training
 from tests.toy import Cnn, data
@@ -42,6 +44,9 @@ class Mixed(nn.Module):
         return self.head(x.mean((2, 3)))
 
 
+SPACE = convert(Mixed().eval(), image=(3, 8, 8)).space
+
+
 @pytest.fixture
 def found():
     torch.manual_seed(0)
@@ -53,7 +58,7 @@ def found():
             module.weight.data.uniform_(0.5, 1.5)
             module.bias.data.normal_()
     conversion = convert(source, image=(3, 8, 8))
-    return conversion.supernet.extract(conversion.space.largest).eval(), Factors(conversion.space)
+    return conversion.supernet.extract(conversion.space.largest).eval(), Factors(conversion.space, penalty=0.0)
 
 
 def drawn(factors, share=0.4):
@@ -71,14 +76,16 @@ def gap(network, factors):
 
 def test_what_has_factors_and_what_has_none(found):
     _, factors = found
-    sizes = {(u.position, u.width): u.size for u in factors.units}
-    # The inverted residual's depthwise channels follow those before them; the shrinking block cannot be left out.
-    assert sizes == {
-        ("stages.0.0", "w0"): 32,
-        ("stages.0.0", ""): 1,
-        ("stages.0.1", "w0"): 24,
-        ("stages.0.1", ""): 1,
-        ("stages.1.0", "w0"): 24,
+    # The inverted residual's depthwise channels follow those before them; the shrinking block cannot be left out. The
+    # first stream runs from the stem to the block that shrinks, the second from its two branches to the classifier.
+    assert {u.key: u.size for u in factors.units} == {
+        "stem:0:stream": 16,
+        "stages_0_0:0": 32,
+        "stages_0_1:0": 24,
+        "stages_1_0:0": 24,
+        "stages_1_0:3:stream": 24,
+        "stages_0_0:block": 1,
+        "stages_0_1:block": 1,
     }
 
 
@@ -92,12 +99,37 @@ def test_the_smaller_network_computes_what_the_one_with_factors_did(found, seed)
     assert cost(small.blueprint).macs < cost(network.blueprint).macs
 
 
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "densenet121", "resnext50_32x4d"])
+def test_streams_of_known_networks_lose_channels_exactly(name):
+    from torchvision import models
+
+    torch.manual_seed(0)
+    source = models.get_model(name, weights=None, num_classes=5).eval()
+    for module in source.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.bias.data.normal_(0, 0.1)
+    conversion = convert(source, image=(3, 32, 32))
+    network = conversion.supernet.extract(conversion.space.largest).eval()
+    factors = Factors(conversion.space, penalty=0.0)
+    drawn(factors, 0.2)
+    streams = [u for u in factors.units if u.key.endswith("stream")]
+    # Streams, and what crosses from layer to layer without one; what is concatenated or grouped stays whole.
+    counts = {"resnet18": 4, "mobilenet_v3_small": 9, "densenet121": 0, "resnext50_32x4d": 5}
+    assert len(streams) == counts[name]
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        shown = factors.shown(network, images).logits
+        small = removed(network, factors, chosen(factors, Budget())).eval()
+        assert (small(images).logits - shown).abs().max() <= 1e-5 * max(1.0, float(shown.abs().max()))
+    assert cost(small.blueprint).macs < cost(network.blueprint).macs
+
+
 def test_a_block_of_factor_zero_goes_whole_and_what_stood_behind_its_sum_stays(found):
     network, factors = found
     drawn(factors, 0.0)
     with torch.no_grad():
         for unit in factors.units:
-            if not unit.width:
+            if unit.block:
                 factors.factors[unit.key].zero_()
     difference, small = gap(network, factors)
     assert difference < 1e-5
@@ -111,7 +143,7 @@ def test_it_is_ordinary_trains_and_depthwise_channels_are_gone_with_theirs(found
     drawn(factors)
     with torch.no_grad():
         for unit in factors.units:
-            if not unit.width:
+            if unit.block:
                 factors.factors[unit.key].fill_(1.0)
     _, small = gap(network, factors)
     convs = [m for m in small.modules() if isinstance(m, nn.Conv2d)]
@@ -120,22 +152,23 @@ def test_it_is_ordinary_trains_and_depthwise_channels_are_gone_with_theirs(found
     assert all(p.grad is not None for p in small.parameters())
 
 
-def test_a_group_is_the_one_that_torch_pruning_finds(found):
+def test_every_group_is_the_one_that_torch_pruning_finds(found):
     tp = pytest.importorskip("torch_pruning")
-    network, _ = found
-    plain = nn.Sequential(network.stem, *[layer for stage in network.stages for layer in stage], network.head).eval()
+    network, factors = found
+    positions = [position for position, _ in network.blueprint.named()]
+    plain = nn.Sequential(*[network.get_submodule(position) for position in positions]).eval()
     graph = tp.DependencyGraph().build_dependency(plain, example_inputs=torch.zeros(1, 3, 8, 8))
-    first = plain[1].parts["0"]
-    group = graph.get_pruning_group(first, tp.prune_conv_out_channels, idxs=[0])
-    layers = (nn.Conv2d, nn.BatchNorm2d)
-    touched = {id(d.target.module) for d, _ in group if isinstance(d.target.module, layers)}
-    inner = part_of(Factors(convert(Mixed().eval(), image=(3, 8, 8)).space).space, "stages.0.0")
-    mine = {
-        id(plain[1].parts[str(place)])
-        for place, node in enumerate(inner.nodes)
-        if node.op in ("conv", "norm") and "w0" in node.values[:2]
-    }
-    assert touched == mine
+    layers = (nn.Conv2d, nn.BatchNorm2d, nn.Linear)
+
+    def module(place):
+        return plain[positions.index(place[0])].parts[str(place[1])]
+
+    for unit in factors.units:
+        if unit.block:
+            continue
+        group = graph.get_pruning_group(module(unit.writes[0]), tp.prune_conv_out_channels, idxs=[0])
+        touched = {id(d.target.module) for d, _ in group if isinstance(d.target.module, layers)}
+        assert touched == {id(module(place)) for place in (*unit.writes, *unit.takes)}, unit.key
 
 
 @pytest.mark.parametrize("share", [0.9, 0.7, 0.5, 0.35])
@@ -147,7 +180,7 @@ def test_a_budget_is_met_within_two_per_cent(found, name, share):
             value.copy_(torch.rand(value.shape) + 0.1)
     bound = share * getattr(cost(network.blueprint), name)
     kept = chosen(factors, Budget(**{name: bound}))
-    left = getattr(cost(blueprint_of(factors.space, factors.units, kept)), name)
+    left = getattr(cost(narrowed(factors, kept)), name)
     assert left <= bound
     # One channel of this small network is up to 2 % of it.
     unit = max(getattr(c, name) for key, c in saved(factors.space, factors.units).items() if "block" not in key)
@@ -159,7 +192,7 @@ def test_an_impossible_budget_and_none_at_all(found):
     with pytest.raises(ValueError, match="smallest network that is left"):
         chosen(factors, Budget(macs=10))
     kept = chosen(factors, Budget())
-    assert blueprint_of(factors.space, factors.units, kept) == network.blueprint
+    assert narrowed(factors, kept) == network.blueprint
 
 
 def test_the_smallest_factors_go_first(found):
@@ -175,7 +208,7 @@ def test_the_smallest_factors_go_first(found):
     assert all(bool(kept[u.key].all()) for u in factors.units if u is not wide)
 
 
-def trained(penalty, by_cost=True, steps=30):
+def trained(penalty, by_cost=True, steps=30, budget=Budget()):
     torch.manual_seed(0)
     conversion = convert(Mixed().eval(), image=(3, 8, 8))
     network = conversion.supernet.extract(conversion.space.largest)
@@ -183,7 +216,7 @@ def trained(penalty, by_cost=True, steps=30):
 
     loaded: Data = data()
     taught = Frozen(Cnn().eval(), preprocessing=loaded.preprocessing)
-    factors = Factors(conversion.space, penalty=penalty, by_cost=by_cost)
+    factors = Factors(conversion.space, penalty=penalty, budget=budget, by_cost=by_cost)
     made = Training(network, factors, loaded, taught, Recipe(steps=steps, batch_size=16, learning_rate=0.01))
     signs = {name: value.detach().sign() for name, value in factors.factors.items()}
     while not made.done:
@@ -206,11 +239,37 @@ def test_no_penalty_removes_nothing_and_a_larger_one_never_keeps_more():
     assert macs == sorted(macs, reverse=True)
 
 
+@pytest.mark.parametrize(("name", "share"), [("macs", 0.5), ("params", 0.6)])
+def test_a_growing_penalty_meets_the_budget_with_zeros_alone_and_leaves_them(name, share):
+    whole = cost(SPACE.blueprint(SPACE.largest))
+    bound = share * getattr(whole, name)
+    _, factors, _ = trained(None, steps=60, budget=Budget(**{name: bound}))
+    assert bool(factors.met)
+    kept = living(factors)
+    assert all(torch.equal(mask, kept[key]) for key, mask in chosen(factors, Budget(**{name: bound})).items())
+    met = getattr(cost(narrowed(factors, kept)), name)
+    unit = max(getattr(c, name) for key, c in saved(factors.space, factors.units).items() if "block" not in key)
+    assert 0.98 * bound - unit <= met <= bound
+    zeros_before = {key: value == 0 for key, value in factors.factors.items()}
+    assert all(torch.equal(zeros_before[key], alive == 0) for key, alive in factors.alive.items())
+
+
+def test_what_was_met_survives_a_checkpoint(tmp_path):
+    from kdnas.checkpoint import load_state, save_state
+
+    budget = Budget(macs=0.5 * cost(SPACE.blueprint(SPACE.largest)).macs)
+    _, factors, _ = trained(None, steps=60, budget=budget)
+    save_state(tmp_path / "state.safetensors", dict(factors.state_dict()))
+    again = Factors(factors.space, budget=budget)
+    again.load_state_dict(load_state(tmp_path / "state.safetensors"))
+    assert bool(again.met) and all(torch.equal(again.alive[key], alive) for key, alive in factors.alive.items())
+
+
 def test_costs_move_removal_to_expensive_channels():
     def share(by_cost):
         _, factors, _ = trained(0.15, by_cost)
         prices = saved(factors.space, factors.units)
-        channels = [u for u in factors.units if u.width]
+        channels = [u for u in factors.units if not u.block]
         dear = max(channels, key=lambda u: prices[u.key].macs)
         cheap = min(channels, key=lambda u: prices[u.key].macs)
         size = {u: float(factors.factors[u.key].detach().abs().mean()) for u in (dear, cheap)}
@@ -270,5 +329,8 @@ def test_settings_that_make_no_sense_are_refused():
 
     with pytest.raises(ValueError, match="penalty must not be negative"):
         dataclasses.replace(pruned(), penalty=-1.0)
+    with pytest.raises(ValueError, match="Give one of the two"):
+        Factors(SPACE)
     with pytest.raises(ValueError, match="no channel"):
-        Factors(dataclasses.replace(convert(Mixed().eval(), image=(3, 8, 8)).space, stages=()))
+        flat = Part(nodes=(Node(op="flatten"), Node(op="linear", inputs=(1,), values=(1024, "classes", 1))))
+        Factors(dataclasses.replace(convert(Mixed().eval(), image=(3, 8, 8)).space, stages=(), head=flat))

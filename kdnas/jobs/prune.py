@@ -43,7 +43,7 @@ class Prune:
         source: the network to begin with, with its weights: `teacher` (the teacher trained here), `checkpoint:FOLDER`,
             or as in `kdnas.jobs.convert.load_source`.
         teacher: makes the teacher; None trains one in the run.
-        penalty: of the factors, lambda.
+        penalty: of the factors, lambda; None to let it grow until the budget is met.
         by_cost: whether what a channel costs weighs its penalty.
         recipe: of the training with factors.
         teacher_recipe: of a teacher trained in the run.
@@ -54,14 +54,14 @@ class Prune:
     budget: Budget
     source: str = "teacher"
     teacher: Spec | None = None
-    penalty: float = 0.05
+    penalty: float | None = None
     by_cost: bool = True
     recipe: Recipe = Recipe(steps=400, learning_rate=0.02)
     teacher_recipe: Recipe = Recipe()
     retrain: Retrain = field(default_factory=lambda: Retrain(weights="inherited", recipe=Recipe(learning_rate=0.05)))
 
     def __post_init__(self) -> None:
-        if not self.penalty >= 0:
+        if self.penalty is not None and not self.penalty >= 0:
             raise ValueError(f"penalty must not be negative, got {self.penalty}.")
         if self.source == "teacher" and self.teacher is not None:
             raise ValueError("the source `teacher` is the one trained here. Name a source, or leave the teacher out.")
@@ -179,7 +179,7 @@ def _search(settings: Prune, run: Run, data: Data, teacher_spec: Spec, conversio
     space = conversion.space
     network = conversion.supernet.extract(space.largest)
     whole = cost(network.blueprint)
-    factors = Factors(space, penalty=settings.penalty, by_cost=settings.by_cost)
+    factors = Factors(space, penalty=settings.penalty, budget=settings.budget, by_cost=settings.by_cost)
     training = Training(network, factors, data, build_teacher(teacher_spec, data), settings.recipe, default_device())
 
     watch = lambda: {"accuracy": accuracy(_Folded(network, factors), data.search, data)}  # noqa: E731
