@@ -53,6 +53,7 @@ NUM_SNAPSHOTS = 16
 NUM_ANCHORS = 4
 CONTROL, REFERENCE = "labels alone", "soft targets"
 MEAN, AUTO = "several: mean of probabilities", "assistant: auto"
+INT8_TRAINED, INT8_AFTER = "int8: trained so", "int8: soft targets, quantised after"
 MIDDLE = "middle"
 
 
@@ -140,8 +141,8 @@ SCHEMES = (
     # A route of other anchors is one more key of `teachers` and of TEACHERS, and two more rows here.
     Scheme(name=STRONG_CONTROL, distiller="from_labels", teacher="none", strong=True),
     Scheme(name="strong augmentation, top-k", losses=("top_k_distillation",), strong=True, control=STRONG_CONTROL),
-    Scheme(name="int8: trained so", distiller="quantization_aware", form="int8 trained"),
-    Scheme(name="int8: soft targets, quantised after", form="int8 after"),
+    Scheme(name=INT8_TRAINED, distiller="quantization_aware", form="int8 trained"),
+    Scheme(name=INT8_AFTER, form="int8 after"),
 )
 
 
@@ -308,6 +309,7 @@ def page(size: Size, records: list[dict[str, Any]], said: dict[str, Any]) -> str
     by_name = {s.name: {r["seed"]: r for r in records if r["scheme"] == s.name} for s in SCHEMES}
     of = {name: {s: r["accuracy"] for s, r in rows.items() if "accuracy" in r} for name, rows in by_name.items()}
     data: Data = size.data.build(Data)
+    seen = len(size.teacher_data.build(Data).train)
     c, recipe = cost(size.space.blueprint(size.architecture)), size.recipe
     lines = [
         "# Every scheme against no teacher",
@@ -321,7 +323,7 @@ def page(size: Size, records: list[dict[str, Any]], said: dict[str, Any]) -> str
         f"{len(data.test)} test images.",
         f"- Recipe: {recipe.steps} steps of {recipe.batch_size} images, SGD, learning rate {recipe.learning_rate}, "
         f"weight decay {recipe.weight_decay}, cosine; seeds 0 to {max(r['seed'] for r in records)}.",
-        f"- Teachers A, B, C, trained on {len(size.teacher_data.build(Data).train)} images for "
+        f"- Teachers A, B, C, trained on {seen} images for "
         f"{size.teacher_recipe.steps} steps of {size.teacher_recipe.batch_size}: {_percents(said['one by one'])}; "
         f"their mean {_percents([said['mean']])}. Weights by accuracy on the search part: "
         f"{', '.join(f'{w:.4f}' for w in said['weights'])}. A1 to A{NUM_ANCHORS}, snapshots of A's training at equal "
@@ -334,6 +336,14 @@ def page(size: Size, records: list[dict[str, Any]], said: dict[str, Any]) -> str
         f"`{CONTROL}`, under strong augmentation `{STRONG_CONTROL}`. The column after it compares with soft targets "
         "in the same way: is the scheme better than the plain one? With this many rows one interval of a column "
         "leaves out 0 by chance.",
+        "",
+        f"The teachers have seen {seen} training images and the students {len(data.train)}."
+        + (
+            " What a teacher brings includes the images that only it has seen; schemes without one (mutual, "
+            "self-distillation, born again) and self-attention have no such help."
+            if seen > len(data.train)
+            else ""
+        ),
         "",
         "| Scheme | `kdnas retrain STUDENT --teacher A`, and | Accuracy | Gain | Less soft targets | Seconds per run |",
         "| --- | --- | --- | --- | --- | --- |",
@@ -387,6 +397,8 @@ def _unequal(size: Size, by_name: dict[str, dict[int, dict[str, Any]]]) -> list[
         for scheme in SCHEMES
         if (rows := [r for r in by_name[scheme.name].values() if "float" in r])
     ]
+    after = {seed: r["accuracy"] for seed, r in by_name[INT8_AFTER].items() if "accuracy" in r}
+    between_ints = gain_of(list(by_name[INT8_TRAINED].values()), after)[1]
     steps = size.recipe.steps
     largest = f"{cost(size.space.blueprint(size.space.parse(middle(size)))).macs:,}"
     return [
@@ -399,9 +411,11 @@ def _unequal(size: Size, by_name: dict[str, dict[int, dict[str, Any]]]) -> list[
         + (f" (chosen, seed by seed: {', '.join(f'{m:,}' for m in macs)} MACs)." if macs else "."),
         f"- several: {NUM_TEACHERS} teachers look at every batch, one at a time where one is drawn; streamed builds "
         "them anew for every batch, and gives the very weights of the mean (asserted run by run).",
-        "- int8 rows write and check every form of the student, which takes most of their time, and have two seeds: "
-        "their intervals say next to nothing. " + (f"Seed by seed, int8 and float: {'; '.join(ints)}." if ints else ""),
+        "- int8 and assistant rows also write and check every form of the student, which takes a part of their time.",
         "- self-attention does not read its teacher, which the job runs all the same.",
+        "",
+        f"In integers, accuracy of the int8 graph and of the same weights in float, seed by seed: {'; '.join(ints)}. "
+        f"Trained so less quantised after: {between_ints}.",
     ]
 
 
