@@ -134,6 +134,12 @@ def parser() -> argparse.ArgumentParser:
     retrain.add_argument("--weights", choices=("fresh", "inherited"), help="where to start")
     retrain.add_argument("--teacher", help="another teacher, or none for the labels alone")
     retrain.add_argument("--data", help="other data")
+    retrain.add_argument(
+        "--greedy-anchors",
+        type=float,
+        metavar="THRESHOLD",
+        help="along a route of the teacher's snapshots, next the farthest whose divergence is at most so many times",
+    )
     retrain.add_argument("--assistants", help="auto, or codes of the space joined by commas, largest first")
     retrain.add_argument("--distiller", help="NAME or NAME,key=value, such as mutual; see `kdnas list distillers`")
     _loss_option(retrain)
@@ -490,7 +496,13 @@ def _retrain(given: argparse.Namespace) -> None:
         settings = dataclasses.replace(settings, distiller=spec(FromLabels))
     teacher = load_teacher(given.teacher) if given.teacher not in (None, "none") else None
     data = None if given.data is None else load_data(given.data)
-    if given.assistants:
+    if given.assistants and given.greedy_anchors is not None:
+        raise ValueError("a student learns from assistants or along a route. Drop one of the two.")
+    if given.greedy_anchors is not None:
+        from kdnas.jobs.anchors import retrain_along
+
+        found = retrain_along(given.student, settings, out, threshold=given.greedy_anchors, data=data, teacher=teacher)
+    elif given.assistants:
         from kdnas.jobs.assist import retrain_assisted
 
         found = retrain_assisted(given.student, settings, out, given.assistants, data=data, teacher=teacher)

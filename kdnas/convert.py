@@ -244,6 +244,8 @@ def _operation(node: fx.Node, modules: dict[str, nn.Module]) -> tuple[str, Seque
             _FUNCTIONS[target] not in ("add", "mul") or all(isinstance(a, fx.Node) for a in node.args)
         ):
             return _FUNCTIONS[target], ()
+        if _FUNCTIONS.get(target) == "add" and any(a == 0 for a in node.args if isinstance(a, int | float)):
+            return None  # what stands for a shortcut that is none
         if target is torch.flatten and _argument(node, 1, "start_dim", 0) == 1:
             return "flatten", ()
         if target is F.adaptive_avg_pool2d:

@@ -47,6 +47,7 @@ class Factors(Distiller):
         penalty: lambda, or None to let it grow.
         budget: what it grows for.
         by_cost: whether costs weigh the penalty.
+        blocks: whether whole blocks may go too.
         temperature: T.
 
     Raises:
@@ -65,10 +66,11 @@ class Factors(Distiller):
         penalty: float | None = None,
         budget: Budget = Budget(),
         by_cost: bool = True,
+        blocks: bool = True,
         temperature: float = 1.0,
     ) -> None:
         super().__init__()
-        self.space, self.units = space, tuple(units(space))
+        self.space, self.units = space, tuple(unit for unit in units(space) if blocks or not unit.block)
         if not self.units:
             raise ValueError("no channel and no block of this network can be removed. See `kdnas convert` for why.")
         if penalty is None and not budget.bounds():

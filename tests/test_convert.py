@@ -11,6 +11,7 @@ from kdnas.cli import main
 from kdnas.convert import TOLERANCE, convert
 from kdnas.cost import cost
 from kdnas.jobs.convert import SPACE, WEIGHTS, convert_source, load_source
+from kdnas.network import Network
 from kdnas.student import read_student
 from kdnas.supernet import Supernet
 from kdnas.tables import load_space
@@ -148,6 +149,25 @@ def test_torchvision_s_networks_are_reproduced(name):
     found = check(module, torch.randn(2, 3, 64, 64))
     assert found.error <= TOLERANCE
     assert {"resnet18": 20_736, "mobilenet_v2": 3_459_484_080}[name] == found.space.count()
+
+
+def test_a_block_without_a_shortcut_adds_nothing():
+    space = load_space("channel_bench_macro_resnet")
+    smallest = lived(Network(space.blueprint(space.smallest)))
+
+    class Logits(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.stages, self.head = smallest.stem, smallest.stages, smallest.head
+
+        def forward(self, x):
+            x = self.stem(x)
+            for stage in self.stages:
+                x = stage(x)
+            return self.head(x)
+
+    found = check(Logits(), torch.randn(2, 3, 32, 32))
+    assert found.error <= TOLERANCE
 
 
 class Concatenated(nn.Module):

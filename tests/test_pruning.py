@@ -89,6 +89,11 @@ def test_what_has_factors_and_what_has_none(found):
     }
 
 
+def test_blocks_may_be_spared():
+    factors = Factors(SPACE, penalty=0.0, blocks=False)
+    assert [u.key for u in factors.units] == [u.key for u in Factors(SPACE, penalty=0.0).units if not u.block]
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_the_smaller_network_computes_what_the_one_with_factors_did(found, seed):
     network, factors = found

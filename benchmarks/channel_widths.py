@@ -1,0 +1,206 @@
+"""How good are the widths that scale factors find? Ranked among trained networks of equal MACs.
+
+    KDNAS_CIFAR10=PATH KDNAS_DATA=FOLDER python benchmarks/channel_widths.py --out FOLDER [--space resnet] [--seeds 2]
+
+PATH is CIFAR-10 (see `kdnas.data.cifar10`), FOLDER holds the public rows of Channel-Bench-Macro: widths of seven
+layers, each a quarter, a half, three quarters or all of its full width, trained with three seeds.
+
+A copy of the benchmark's largest network, all widths divided, is trained on labels; it is teacher and source. For each
+budget (a share of its MACs) factors are trained under it from its weights, as `kdnas prune` does, without removing
+blocks, which the benchmark does not. What is kept of each width is a share; of the benchmark's rows within 3 % of the
+same share of the full network's MACs the one of the nearest shares (Euclidean) is looked up.
+
+Reported is its percentile: the share of the rows in that band whose accuracy is lower (ties count half). Random widths
+are the band itself: 50 on average. Controls, looked up alike: equal shares everywhere, factors whose penalty does not
+know the costs, and the row of the band with most parameters. A finished training is kept in --out.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from kdnas.checkpoint import load_state, save_state, write_json
+from kdnas.convert import convert
+from kdnas.cost import Budget, cost
+from kdnas.data import Data, cifar10
+from kdnas.distillers.from_labels import FromLabels
+from kdnas.jobs.train import accuracy
+from kdnas.network import Network
+from kdnas.progress import progress
+from kdnas.pruning import Factors, chosen, removed
+from kdnas.rank_quality import Row, read_table
+from kdnas.space import SearchSpace
+from kdnas.spaces.channels import Channels
+from kdnas.tables import load_space
+from kdnas.teachers import Frozen
+from kdnas.training import Recipe, Training, initialised
+
+BAND = 0.03
+
+
+class Plain(nn.Module):
+    """A network that gives logits alone, for the tracer."""
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits."""
+        x = self.network.stem(x)
+        for stage in self.network.stages:
+            x = stage(x)
+        return self.network.head(x)
+
+
+def divided(space: Channels, by: int) -> Channels:
+    """The same space with all full widths divided."""
+    stages = tuple(
+        dataclasses.replace(stage, hidden=tuple(h // by for h in stage.hidden), width=stage.width // by)
+        for stage in space.stages
+    )
+    return dataclasses.replace(
+        space, stem_width=space.stem_width // by, stages=stages, head_width=space.head_width // by
+    )
+
+
+def taken(training: Training, name: str) -> None:
+    """Every step."""
+    with progress(name, training.recipe.steps) as bar:
+        while not training.done:
+            losses = training.step()
+            bar.update(training.index, ", ".join(f"{n} {v:.3f}" for n, v in losses.items()))
+
+
+def teacher_of(space: SearchSpace, data: Data, recipe: Recipe, place: Path) -> Network:
+    """The largest network, trained on labels; read back where it was trained before."""
+    network = initialised(lambda: Network(space.blueprint(space.largest)), recipe.seed)
+    if place.exists():
+        network.load_state_dict(load_state(place))
+    else:
+        taken(Training(network, FromLabels(), data, None, recipe), place.stem)
+        save_state(place, dict(network.state_dict()))
+    return network.eval()
+
+
+def shares_of(
+    network: Network, data: Data, recipe: Recipe, budget: float, by_cost: bool
+) -> tuple[list[float], dict[str, float]]:
+    """What is kept of each width, in the order of execution, and what became of the network."""
+    image = (data.channels, data.preprocessing.height, data.preprocessing.width)
+    conversion = convert(Plain(network), image=image)
+    student = conversion.supernet.extract(conversion.space.largest)
+    whole = cost(student.blueprint).macs
+    bound = Budget(macs=budget * whole)
+    factors = Factors(conversion.space, budget=bound, by_cost=by_cost, blocks=False)
+    training = Training(student, factors, data, Frozen(network, preprocessing=data.preprocessing), recipe)
+    taken(training, f"factors {budget:g}")
+    kept = chosen(factors, bound)
+    small = removed(student.eval(), factors, kept).eval()
+    found = {"accuracy": accuracy(small, data.search, data), "share": cost(small.blueprint).macs / whole}
+    found |= {"met": float(factors.met)}
+    return [float(kept[unit.key].float().mean()) for unit in factors.units], found
+
+
+def nearest(rows: list[Row], shares: list[float]) -> Row:
+    """The row whose widths' shares are nearest."""
+    return min(rows, key=lambda row: sum((int(d) / 4 - s) ** 2 for d, s in zip(row.code, shares, strict=True)))
+
+
+def percentile(rows: list[Row], row: Row) -> float:
+    """Per cent of the rows that are worse; ties count half."""
+    truths = np.array([r.truth for r in rows])
+    return float(100 * ((truths < row.truth).mean() + (truths == row.truth).mean() / 2))
+
+
+def main() -> None:
+    asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    asked.add_argument("--out", type=Path, required=True, help="finished trainings")
+    asked.add_argument("--space", choices=("resnet", "mobilenet"), default="resnet")
+    asked.add_argument("--divide", type=int, default=8, help="all widths")
+    asked.add_argument("--size", type=int, default=16, help="of the images")
+    asked.add_argument("--teacher-steps", type=int, default=1600)
+    asked.add_argument("--steps", type=int, default=800, help="with factors")
+    asked.add_argument("--learning-rate", type=float, default=0.05, help="with factors")
+    asked.add_argument("--budget", type=float, action="append", help="share of the MACs; repeatable")
+    asked.add_argument("--seeds", type=int, default=2)
+    given = asked.parse_args()
+    for name in ("KDNAS_CIFAR10", "KDNAS_DATA"):
+        if name not in os.environ:
+            raise SystemExit(f"set {name}, see --help")
+    full = load_space(f"channel_bench_macro_{given.space}")
+    assert isinstance(full, Channels)
+    table = read_table(Path(os.environ["KDNAS_DATA"], f"{full.name}_public.csv"), full, "mean_acc")
+    most = cost(full.blueprint(full.largest)).macs
+    data = cifar10(os.environ["KDNAS_CIFAR10"], size=given.size)
+    space = dataclasses.replace(divided(full, given.divide), resolutions=(given.size,))
+    given.out.mkdir(parents=True, exist_ok=True)
+    settings = f"{given.space}-{given.divide}-{given.size}-{given.teacher_steps}"
+    records: list[dict[str, Any]] = []
+    for seed in range(given.seeds):
+        recipe = Recipe(steps=given.teacher_steps, batch_size=128, learning_rate=0.1, seed=seed)
+        teacher = teacher_of(space, data, recipe, given.out / f"teacher-{settings}-{seed}.safetensors")
+        print(f"seed {seed}: the teacher has {accuracy(teacher, data.search, data):.2%} of the search part", flush=True)
+        for budget in given.budget or [0.25, 0.5]:
+            rows = [row for row in table if abs(row.macs / (budget * most) - 1) <= BAND]
+            for by_cost in (True, False):
+                place = given.out / f"{settings}-{given.steps}-{given.learning_rate:g}-{budget:g}-{by_cost}-{seed}.json"
+                if not place.exists():
+                    began = time.perf_counter()
+                    short = Recipe(steps=given.steps, batch_size=128, learning_rate=given.learning_rate, seed=seed)
+                    shares, found = shares_of(teacher, data, short, budget, by_cost)
+                    write_json(place, {"shares": shares, **found, "seconds": time.perf_counter() - began})
+                held = json.loads(place.read_text())
+                row = nearest(rows, held["shares"])
+                records.append({"budget": budget, "name": "factors" if by_cost else "factors, costs unknown"})
+                records[-1] |= {"percentile": percentile(rows, row), "code": row.code, "truth": row.truth, **held}
+    report(records, table, most)
+
+
+def report(records: list[dict[str, Any]], table: list[Row], most: int) -> None:
+    """A Markdown table: per budget the factors of every seed, and the controls."""
+    print("| MACs | widths | rows | percentile | nearest rows | their accuracy | shares kept, seed 0 |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
+    for budget in sorted({r["budget"] for r in records}):
+        rows = [row for row in table if abs(row.macs / (budget * most) - 1) <= BAND]
+        truths = [row.truth for row in rows]
+        for name in ("factors", "factors, costs unknown"):
+            mine = [r for r in records if r["budget"] == budget and r["name"] == name]
+            places = ", ".join(f"{r['percentile']:.0f}" for r in mine)
+            kept = " ".join(f"{s:.2f}" for s in mine[0]["shares"])
+            mean = statistics.mean(r["percentile"] for r in mine)
+            line = f"| {budget:g} | {name} | {len(rows)} | {mean:.0f} ({places}) "
+            line += (
+                f"| {', '.join(r['code'] for r in mine)} | {statistics.mean(r['truth'] for r in mine):.2f} | {kept} |"
+            )
+            print(line)
+        equal = nearest(rows, [_equal(budget)] * len(rows[0].code))
+        heavy = max(rows, key=lambda row: row.params)
+        for name, row in (("equal shares", equal), ("most parameters", heavy)):
+            print(
+                f"| {budget:g} | {name} | {len(rows)} | {percentile(rows, row):.0f} | {row.code} | {row.truth:.2f} | |"
+            )
+        low, high = np.percentile(truths, [2.5, 97.5])
+        print(
+            f"| {budget:g} | random | {len(rows)} | 50 | | {statistics.mean(truths):.2f} [{low:.2f}, {high:.2f}], best "
+            f"{max(truths):.2f} | |"
+        )
+
+
+def _equal(budget: float) -> float:
+    """The share of every width that leaves this share of the MACs, which go with its square."""
+    return float(np.sqrt(budget))
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    main()
