@@ -474,6 +474,7 @@ def _retrain(given: argparse.Namespace) -> None:
 
     from kdnas.data import load_data
     from kdnas.distillers.from_labels import FromLabels
+    from kdnas.distillers.from_teacher import FromTeacher
     from kdnas.jobs.retrain import retrain, run_around, settings_of
     from kdnas.jobs.settings import terms_of, with_losses, with_overrides
     from kdnas.spec import named_with, spec
@@ -491,9 +492,10 @@ def _retrain(given: argparse.Namespace) -> None:
     elif given.loss:
         settings = dataclasses.replace(settings, distiller=terms_of(given.loss))
     if given.teacher == "none" and not given.distiller:
-        if given.loss:
+        if given.loss and settings.distiller.build(FromTeacher).objective.reads_teacher:
             raise ValueError("without a teacher there is nothing to distil. Drop --loss, or --teacher none.")
-        settings = dataclasses.replace(settings, distiller=spec(FromLabels))
+        if not given.loss:
+            settings = dataclasses.replace(settings, distiller=spec(FromLabels))
     teacher = load_teacher(given.teacher) if given.teacher not in (None, "none") else None
     data = None if given.data is None else load_data(given.data)
     if given.assistants and given.greedy_anchors is not None:

@@ -43,6 +43,11 @@ class Objective(nn.Module):
                 name += "_again"
             self.losses[name] = made.build(Loss)
 
+    @property
+    def reads_teacher(self) -> bool:
+        """Whether one of the losses looks at the teacher's outputs."""
+        return any(loss.reads_teacher for loss in self.losses.values() if isinstance(loss, Loss))
+
     def prepare(self, student: Outputs, teacher: Outputs, *, elastic: bool = False) -> None:
         """Build every loss's learnable parts."""
         for loss in self.losses.values():

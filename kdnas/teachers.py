@@ -339,9 +339,9 @@ def load_teacher(text: str) -> Spec | None:
     Args:
         text: `fit`, `torchvision:NAME`, `timm:NAME` (either may end in `@weights.safetensors`), `checkpoint:FOLDER`
             (a student folder), or `package.module:function` that returns a Teacher or a module; and of several such,
-            `ensemble:SPEC,SPEC` (or `ensemble+logits:`, `ensemble+random:`, `ensemble+reliable:`) and
-            `route:SPEC,SPEC` (snapshots of one teacher, in the order of its training). `streamed:SPEC` is a teacher
-            that is in memory only while it is asked.
+            `ensemble:SPEC,SPEC` (or `ensemble+logits:`, `ensemble+random:`, `ensemble+reliable:`; the first two also
+            weighted, `ensemble:SPEC=2,SPEC=1`) and `route:SPEC,SPEC` (snapshots of one teacher, in the order of its
+            training). `streamed:SPEC` is a teacher that is in memory only while it is asked.
 
     Raises:
         ValueError: another form.
@@ -358,10 +358,12 @@ def load_teacher(text: str) -> Spec | None:
             raise ValueError("fit trains a teacher, and a streamed one is read from its files. Give a finished one.")
         return spec(streamed_teacher, member=member)
     if kind in ("route", "ensemble", *(f"ensemble+{mean}" for mean in get_args(Mean))) and rest:
-        members = [load_teacher(part) for part in rest.split(",")]
+        parts, weights = _weighed(rest.split(","))
+        members = [load_teacher(part) for part in parts]
         if None in members:
             raise ValueError(f"fit trains one teacher, and {text!r} names several. Give finished ones.")
-        return spec(several_teachers, kind=kind, members=tuple(m for m in members if m is not None))
+        told = {"weights": weights} if weights else {}
+        return spec(several_teachers, kind=kind, members=tuple(m for m in members if m is not None), **told)
     if kind == "checkpoint" and rest:
         return spec(student_teacher, path=str(Path(rest).resolve()))
     if rest.isidentifier():
@@ -373,13 +375,33 @@ def load_teacher(text: str) -> Spec | None:
     )
 
 
-def several_teachers(kind: str, members: tuple[Spec, ...], classes: int, preprocessing: Preprocessing) -> Teacher:
+def _weighed(parts: Sequence[str]) -> tuple[list[str], tuple[float, ...]]:
+    """Teachers' texts without their weights, and the weights where all have one."""
+    cut = [part.rpartition("=") for part in parts]
+    try:
+        weights = [float(number) for _, equals, number in cut if equals]
+    except ValueError:
+        return list(parts), ()  # the sign is part of a path
+    if weights and len(weights) < len(parts):
+        raise ValueError(f"weights are given to all teachers or to none, got {','.join(parts)!r}.")
+    return ([text for text, _, _ in cut] if weights else list(parts)), tuple(weights)
+
+
+def several_teachers(
+    kind: str,
+    members: tuple[Spec, ...],
+    classes: int,
+    preprocessing: Preprocessing,
+    weights: tuple[float, ...] = (),
+) -> Teacher:
     """Several teachers as an `Ensemble` (`ensemble`, `ensemble+MEAN`), or one's snapshots as a `Route` (`route`)."""
+    if kind == "route" and weights:
+        raise ValueError(f"a route's snapshots come one after the other and have no weights, got {weights}.")
     made: list[Teacher] = [m.build(Teacher, classes=classes, preprocessing=preprocessing) for m in members]
     if kind == "route":
         return Route(made)
     mean: Any = kind.partition("+")[2] or "probabilities"
-    return Ensemble(made, mean=mean)
+    return Ensemble(made, mean=mean, weights=weights)
 
 
 def streamed_teacher(member: Spec, classes: int, preprocessing: Preprocessing) -> Teacher:

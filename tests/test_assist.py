@@ -69,6 +69,15 @@ def test_the_size_is_searched_once_and_the_choice_kept(run):
     assert (folder / "choice.json").stat().st_mtime_ns == before
 
 
+def test_assistants_trained_otherwise_are_not_taken_for_these(run, capsys):
+    code = run.space.code(run.space.largest)
+    retrained(run, "once", code)
+    student, out = run.run.path("students", "place-5"), run.run.path("students", "once")
+    with pytest.raises(SystemExit):
+        main(["retrain", str(student), "--assistants", code, "--steps", "5", "--batch-size", "16", "--out", str(out)])
+    assert "other settings" in capsys.readouterr().err
+
+
 def test_a_code_of_another_space_is_refused(run, capsys):
     with pytest.raises(SystemExit):
         retrained(run, "wrong", "999")

@@ -111,6 +111,13 @@ def test_they_are_named_on_the_command_line(tmp_path):
     for text in (f"streamed:{one}", f"ensemble+logits:{one},{one}", f"ensemble+reliable:{one},streamed:{one}"):
         found = load_teacher(text).build(Teacher, **options)
         assert torch.allclose(found(pixels).logits.softmax(1), plain.softmax(1), atol=1e-5), text
+    weighed = load_teacher(f"ensemble+logits:{one}=3,{one}=1").build(Teacher, **options)
+    assert isinstance(weighed, Ensemble) and weighed.weights == (0.75, 0.25)
+    assert load_teacher("ensemble:checkpoint:a=b/one,checkpoint:a=b/two")["members"][0]["path"].endswith("a=b/one")
+    with pytest.raises(ValueError, match="to all teachers or to none"):
+        load_teacher(f"ensemble:{one}=3,{one}")
+    with pytest.raises(ValueError, match="have no weights"):
+        load_teacher(f"route:{one}=3,{one}=1").build(Teacher, **options)
     with pytest.raises(ValueError, match="a streamed one"):
         load_teacher("streamed:fit")
     with pytest.raises(ValueError, match="a teacher is fit"):

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from kdnas.network import Network
 from kdnas.objective import Objective
+from kdnas.outputs import Outputs
 from kdnas.spec import Spec, spec
 from kdnas.training import Batch, Distiller, Model, Step
 
@@ -21,7 +22,8 @@ class FromTeacher(Distiller):
     """A weighted sum of losses between student, teacher and labels, with the stages its losses ask for.
 
     Args:
-        terms: pairs of weight and loss; by default 0.1 cross-entropy and 0.9 soft targets at temperature 4.
+        terms: pairs of weight and loss; where none of them reads a teacher, none is needed. By default 0.1
+            cross-entropy and 0.9 soft targets at temperature 4.
 
     Reference: Hinton, Vinyals, Dean, Distilling the Knowledge in a Neural Network, 2015, section 2; the weights are
         those of RepDistiller and mdistiller.
@@ -34,15 +36,26 @@ class FromTeacher(Distiller):
     def prepare(self, model: Model, batch: Batch) -> None:
         """Build the adapters."""
         assert isinstance(model, Network)
-        self.objective.prepare(model(batch.images), batch.teacher)
+        student = model(batch.images)
+        self.objective.prepare(student, self._teacher(batch, student))
 
     def losses(self, model: Model, batch: Batch, step: Step) -> Iterator[tuple[str, Tensor]]:
         """What the objective yields."""
         assert isinstance(model, Network)
         student = model(batch.images)
         yield from self.objective.teach(
-            "student", student, batch.teacher, batch.labels, step.progress, learner=model, rest=model.rest
+            "student",
+            student,
+            self._teacher(batch, student),
+            batch.labels,
+            step.progress,
+            learner=model,
+            rest=model.rest,
         )
+
+    def _teacher(self, batch: Batch, student: Outputs) -> Outputs:
+        """The teacher's outputs; the student's own where no loss reads them, so that none need be there."""
+        return batch.teacher if self.objective.reads_teacher else student.detach()
 
     def restarts(self, total: int) -> frozenset[int]:
         """Where a stage of one of the losses ends."""

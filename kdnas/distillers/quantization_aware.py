@@ -12,12 +12,14 @@ from torch import Tensor, nn
 from kdnas.blocks.basic import DropPath
 from kdnas.data import Data
 from kdnas.distillers.from_teacher import HINTON
-from kdnas.network import Network
+from kdnas.network import BATCH_NORMS, Network
 from kdnas.objective import Objective
 from kdnas.outputs import Outputs
 from kdnas.quantization import write_trained
 from kdnas.spec import Spec
 from kdnas.training import Batch, Distiller, Model, Step
+
+_LEAST = 1e-3
 
 
 @final
@@ -47,7 +49,8 @@ class QuantizationAware(Distiller):
         Inference, CVPR 2018, section 3 (equations 11 and 12; folding: 3.2; delayed activations: 3.1); Krishnamoorthi,
         Quantizing Deep Convolutional Networks, 2018, section 3.2.2 (frozen statistics). With a teacher: Mishra, Marr,
         Apprentice, ICLR 2018, scheme B. The passes are torchao's (export and quantiser for x86).
-    Differs: weights and activations begin to be rounded together. Dropout and drop path are off.
+    Differs: weights and activations begin to be rounded together. Dropout and drop path are off. A normalisation's
+        weight of exactly 0, as last ones of residual branches begin, becomes 0.001.
     """
 
     def __init__(
@@ -64,6 +67,9 @@ class QuantizationAware(Distiller):
     def prepare(self, model: Model, batch: Batch) -> None:
         """Trace the network, put the rounding in, and build the losses' adapters."""
         assert isinstance(model, Network)
+        with torch.no_grad():
+            for norm in (module for module in model.modules() if isinstance(module, BATCH_NORMS)):
+                norm.weight.masked_fill_(norm.weight == 0, _LEAST)  # folding divides by it
         graph = _prepared(model, batch.images)
         self._graph = [graph]
         self.observers = nn.ModuleList(_observers(graph))

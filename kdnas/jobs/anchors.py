@@ -13,11 +13,12 @@ from kdnas.checkpoint import write_json
 from kdnas.data import Data
 from kdnas.files import present
 from kdnas.jobs.opened import build_teacher, default_device
-from kdnas.jobs.retrain import retrain, source_of
+from kdnas.jobs.retrain import claim, retrain, source_of
 from kdnas.jobs.settings import Retrain
 from kdnas.network import Network
 from kdnas.spec import Spec
 from kdnas.student import read_student
+from kdnas.tables import unstructure
 from kdnas.teachers import Teacher
 
 CHOICES = "anchors.json"
@@ -32,6 +33,7 @@ def retrain_along(
     num_stages: int = 4,
     data: Spec | None = None,
     teacher: Spec | None = None,
+    deploy: bool = True,
 ) -> dict[str, Any]:
     r"""Train a student under anchors on its teacher's route, chosen greedily; goes on where it was interrupted.
 
@@ -49,6 +51,7 @@ def retrain_along(
         num_stages: into how many the steps are divided, where the route has as many snapshots.
         data: other data than the student was found on.
         teacher: another route.
+        deploy: as `retrain`'s, of the student.
 
     Returns:
         What `retrain` returns, and the `anchors`, counted from 1.
@@ -72,13 +75,14 @@ def retrain_along(
         raise ValueError(f"stages are 1 to {settings.recipe.steps} steps, got {num_stages}.")
     share = settings.recipe.steps // stages
     folder = out.parent / f"{out.name}-anchors"
+    route = [made.to_json() for made in snapshots]
+    claim(folder, [unstructure(settings), threshold, stages, data.to_json(), route, card.blueprint.to_json()])
     anchors: list[int] = json.loads((folder / CHOICES).read_text()) if (folder / CHOICES).exists() else [0]
     source = student
     for stage in range(stages):
         anchor = anchors[stage] if stage < len(anchors) else _next(source, data, snapshots, anchors[-1], threshold)
         last = stage == stages - 1 or anchor == len(snapshots) - 1
         anchors = [*anchors[:stage], len(snapshots) - 1 if last else anchor]
-        folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / CHOICES, anchors)
         left = settings.recipe.steps - stage * share
         recipe = dataclasses.replace(settings.recipe, steps=left if last else share, seed=settings.recipe.seed + stage)
@@ -86,7 +90,7 @@ def retrain_along(
         how = dataclasses.replace(settings, recipe=recipe, weights=weights)
         given = {"data": data, "teacher": snapshots[anchors[-1]]}
         if last:
-            found = retrain(source, how, out, **given)
+            found = retrain(source, how, out, deploy=deploy, **given)
             return found | {"anchors": ",".join(str(a + 1) for a in anchors)}
         trained = folder / f"stage-{stage + 1}"
         if not present(trained).exists():

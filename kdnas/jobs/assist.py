@@ -11,7 +11,7 @@ from kdnas.checkpoint import write_json
 from kdnas.cost import cost
 from kdnas.data import Data
 from kdnas.files import present
-from kdnas.jobs.retrain import retrain, source_of
+from kdnas.jobs.retrain import claim, retrain, source_of
 from kdnas.jobs.settings import Retrain
 from kdnas.jobs.train import accuracy
 from kdnas.network import Network
@@ -19,7 +19,7 @@ from kdnas.randomness import python_rng
 from kdnas.space import SearchSpace
 from kdnas.spec import Spec, spec
 from kdnas.student import Card, read_student, write_student
-from kdnas.tables import space_from_table
+from kdnas.tables import space_from_table, unstructure
 from kdnas.teachers import student_teacher
 from kdnas.training import initialised
 
@@ -36,6 +36,7 @@ def retrain_assisted(
     *,
     data: Spec | None = None,
     teacher: Spec | None = None,
+    deploy: bool = True,
 ) -> dict[str, Any]:
     """Train a student under the last of a chain of assistants; what is finished is left, so that the call resumes.
 
@@ -51,6 +52,7 @@ def retrain_assisted(
         assistants: codes of the space, joined by commas, largest first; or `auto`.
         data: other data than the student was found on.
         teacher: another teacher of the first assistant.
+        deploy: as `retrain`'s, of the student.
 
     Returns:
         What `retrain` returns, and the `assistants`' codes.
@@ -70,6 +72,8 @@ def retrain_assisted(
     teacher = teacher or source_of(student, card, "teacher")
     space = space_from_table(dict(card.space))
     folder = out.parent / f"{out.name}-assistants"
+    named = [made_data.to_json(), None if teacher is None else teacher.to_json(), card.blueprint.to_json()]
+    claim(folder, [unstructure(settings), assistants, *named])
     given = {"data": made_data, "deploy": False}
     if assistants == AUTO:
         codes = [_searched(student, settings, folder, space, card, made_data, teacher)]
@@ -83,7 +87,8 @@ def retrain_assisted(
                 _drawn(folder, space, code, card), fresh, trained, phase=f"assistant {code}", teacher=teacher, **given
             )
         teacher = _as_teacher(trained)
-    return retrain(student, settings, out, data=made_data, teacher=teacher) | {"assistants": ",".join(codes)}
+    found = retrain(student, settings, out, data=made_data, teacher=teacher, deploy=deploy)
+    return found | {"assistants": ",".join(codes)}
 
 
 def _searched(

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from kdnas.checkpoint import write_json
 from kdnas.data import Data
 from kdnas.distillers.from_labels import FromLabels
 from kdnas.jobs.opened import build_teacher, default_device
@@ -94,6 +95,22 @@ def retrain(
         "seconds": seconds,
         "checks": checks,
     }
+
+
+def claim(folder: Path, asked: Any) -> None:
+    """Begin a folder of intermediate students, or go on in one that was begun alike.
+
+    Raises:
+        ValueError: it was begun with other settings, whose students would be taken for these.
+    """
+    digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+    path = folder / "begun.json"
+    if path.exists() and json.loads(path.read_text())["settings"] != digest:
+        raise ValueError(
+            f"{folder} holds students trained with other settings, data or teachers. Remove it, or write elsewhere."
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(path, {"settings": digest})
 
 
 def settings_of(student: Path) -> Retrain:

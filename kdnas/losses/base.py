@@ -41,6 +41,7 @@ class Loss(nn.Module, abc.ABC):
 
     Class attributes:
         needs: what it reads: `logits`, `labels`, `features`, `attentions`, `images`.
+        reads_teacher: whether the teacher's outputs matter; not for a loss between the student and itself or labels.
         weight: the default weight in a sum, with its origin in the docstring.
         golden: the value on `kdnas.losses.example.example()` in float64, for `kdnas losses --check`.
         dense: it needs logits that are maps, `[batch, classes, height, width]`; its example is dense.
@@ -64,6 +65,7 @@ class Loss(nn.Module, abc.ABC):
     progress: float = 0.0
     rest: Callable[[int, Tensor], Tensor] | None = None
     needs: ClassVar[tuple[str, ...]] = ("logits",)
+    reads_teacher: ClassVar[bool] = True
     weight: ClassVar[float] = 1.0
     golden: ClassVar[float | None] = None
     dense: ClassVar[bool] = False

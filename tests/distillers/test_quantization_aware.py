@@ -14,6 +14,7 @@ from kdnas.distillers.quantization_aware import QuantizationAware
 from kdnas.network import Network
 from kdnas.space import Blueprint, layer
 from kdnas.student import INTEGERS, check_place, read_student
+from kdnas.tables import load_space
 from kdnas.teachers import Frozen
 from kdnas.training import Recipe, Training, initialised
 from tests.distillers.spaces import DATA, TOY
@@ -56,6 +57,18 @@ def test_rounding_changes_what_is_learnt_and_the_network_s_own_weights_learn_it(
     assert all(not torch.equal(before[name], rounded.model.state_dict()[name]) for name in named)
     # The graph's weights are the network's: nothing is optimised twice, and a checkpoint holds them once.
     assert list(rounded.distiller.parameters()) == []
+
+
+def test_a_branch_that_begins_at_zero_is_folded_all_the_same():
+    space = load_space("elastic_resnet").fitted(classes=3, image_channels=3)
+    network = initialised(lambda: Network(space.blueprint(space.smallest)), 0)
+    assert any(bool((p == 0).all()) for n, p in network.named_parameters() if n.endswith("weight"))
+    taught = Frozen(initialised(lambda: Network(TOY.blueprint(TOY.largest)), 1), preprocessing=DATA.preprocessing)
+    made = Training(network, QuantizationAware(begin=0.0), DATA, taught, RECIPE)
+    assert 0 < made.step()["student"] < 10
+    # A second training of the same network has a graph of its own.
+    again = Training(network, QuantizationAware(begin=0.0), DATA, taught, RECIPE)
+    assert 0 < again.step()["student"] < 10
 
 
 def test_weights_take_at_most_255_values_per_channel():

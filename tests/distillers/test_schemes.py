@@ -7,11 +7,17 @@ import torch
 import torch.nn.functional as F
 
 from kdnas.checkpoint import load_state, save_state
+from kdnas.cli import main
 from kdnas.distillers.born_again import BornAgain
 from kdnas.distillers.from_labels import FromLabels
+from kdnas.distillers.from_teacher import FromTeacher
 from kdnas.distillers.mutual import Mutual
 from kdnas.distillers.self_distillation import SelfDistillation
+from kdnas.losses.feature.self_attention import SelfAttention
+from kdnas.losses.response.cross_entropy import CrossEntropy
 from kdnas.network import Network
+from kdnas.spec import spec
+from kdnas.teachers import Frozen
 from kdnas.training import Recipe, Step, Training, initialised
 from tests.distillers.spaces import DATA, TOY
 
@@ -179,3 +185,31 @@ def test_generations_differ_in_their_first_weights():
 def test_what_makes_no_sense_is_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_a_student_that_teaches_itself_needs_no_teacher():
+    terms = ((1.0, spec(CrossEntropy)), (0.1, spec(SelfAttention, start=0.0)))
+    taught = Frozen(network(5), preprocessing=DATA.preprocessing)
+    alone, beside = (Training(network(), FromTeacher(terms=terms), DATA, t, RECIPE) for t in (None, taught))
+    plain = training(FromLabels())
+    for _ in range(2):
+        alone.step()
+        beside.step()
+        plain.step()
+    assert same(weights(alone.model), weights(beside.model))
+    assert not same(weights(alone.model), weights(plain.model))
+    with pytest.raises(ValueError, match="needs a teacher"):
+        Training(network(), FromTeacher(), DATA, None, RECIPE)
+
+
+def test_from_the_command_line_too(tmp_path, capsys):
+    folder = tmp_path / "run"
+    main(["train", "tests/toy.py:alone", "--out", str(folder)])
+    main(["search", str(folder), "--num-evaluations", "3"])
+    main(["export", str(folder)])
+    arguments = ["retrain", str(folder / "students" / "place-1"), "--teacher", "none", "--steps", "3"]
+    main([*arguments, "--loss", "self_attention"])
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        main([*arguments, "--loss", "hint", "--out", str(tmp_path / "no")])
+    assert "nothing to distil" in capsys.readouterr().err
