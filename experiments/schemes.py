@@ -29,6 +29,7 @@ from experiments.every_loss import few
 from kdnas.architecture import Architecture
 from kdnas.cost import cost
 from kdnas.data import Data, cifar10, digits, strong
+from kdnas.jobs.anchors import retrain_along
 from kdnas.jobs.assist import between, retrain_assisted
 from kdnas.jobs.opened import build_teacher
 from kdnas.jobs.quantize import quantize_student
@@ -37,13 +38,12 @@ from kdnas.jobs.settings import Experiment, Retrain, Train, terms_of, with_losse
 from kdnas.jobs.train import teacher_accuracy, train
 from kdnas.losses.feature.route_constrained import equal_intervals
 from kdnas.network import Network
-from kdnas.preprocessing import Preprocessing
 from kdnas.randomness import python_rng
 from kdnas.space import SearchSpace
 from kdnas.spec import Spec, named_with, spec
 from kdnas.student import Card, read_student, write_student
 from kdnas.tables import load_space, table_of
-from kdnas.teachers import Ensemble, Teacher, several_teachers, streamed_teacher
+from kdnas.teachers import several_teachers, streamed_teacher
 from kdnas.training import Recipe, initialised
 
 SEEDS = 5
@@ -67,6 +67,8 @@ class Scheme:
         losses: as `--loss` takes them.
         teacher: a key of `teachers`, or `none`.
         assistants: as `--assistants` takes them; `middle` stands for one code.
+        anchors: as `--greedy-anchors` takes it; 0 for none.
+        longer: how many times the steps of the others.
         strong: whether the data is `strong:`.
         control: the row that this one is paired with.
         form: what is judged: the network, the int8 graph that its training leaves, or that of `kdnas quantize`.
@@ -77,6 +79,8 @@ class Scheme:
     losses: tuple[str, ...] = ()
     teacher: str = "one"
     assistants: str = ""
+    anchors: float = 0.0
+    longer: int = 1
     strong: bool = False
     control: str = CONTROL
     form: str = "float"
@@ -95,6 +99,8 @@ class Scheme:
         words += [word for loss in self.losses for word in ("--loss", loss)]
         words += [] if self.teacher == "one" else ["--teacher", TEACHERS.get(self.teacher, self.teacher)]
         words += ["--assistants", self.assistants.replace(MIDDLE, "CODE")] if self.assistants else []
+        words += ["--greedy-anchors", f"{self.anchors:g}"] if self.anchors else []
+        words += [f"--steps {self.longer}N"] if self.longer > 1 else []
         words += ["--data", "strong:DATA"] if self.strong else []
         return f"`{' '.join(words)}`" if words else "nothing else"
 
@@ -104,10 +110,11 @@ TEACHERS = {
     "mean": "ensemble:A,B,C",
     "logits": "ensemble+logits:A,B,C",
     "random": "ensemble+random:A,B,C",
-    "weighted": "ensemble:A,B,C (weights from Python)",
+    "weighted": "ensemble:A=…,B=…,C=…",
     "reliable": "ensemble+reliable:A,B,C",
     "streamed": "streamed:ensemble:A,B,C",
     "route": "route:A1,A2,A3,A4",
+    "snapshots": "route: all 16",
 }
 
 STRONG_CONTROL = "strong augmentation, labels alone"
@@ -118,10 +125,11 @@ SCHEMES = (
     Scheme(name="flow, two stages", losses=("flow",)),
     Scheme(name="adversarial: conditional", losses=("conditional_adversarial",)),
     Scheme(name="adversarial: MEAL", losses=("meal",), teacher="random"),
-    Scheme(name="self-attention", losses=("self_attention",)),
+    Scheme(name="self-attention", losses=("self_attention",), teacher="none"),
     Scheme(name="mutual", distiller="mutual", teacher="none"),
     Scheme(name="self-distillation", distiller="self_distillation", teacher="none"),
     Scheme(name="born again, 3 generations", distiller="born_again,generations=3", teacher="none"),
+    Scheme(name="born again, each as long", distiller="born_again,generations=3", teacher="none", longer=3),
     Scheme(name=MEAN, teacher="mean"),
     Scheme(name="several: mean of logits", teacher="logits"),
     Scheme(name="several: one at random", teacher="random"),
@@ -138,7 +146,7 @@ SCHEMES = (
         losses=("cross_entropy=0.1", "route_constrained=0.9"),
         teacher="route",
     ),
-    # A route of other anchors is one more key of `teachers` and of TEACHERS, and two more rows here.
+    Scheme(name="route, greedy anchors", teacher="snapshots", anchors=1.5),
     Scheme(name=STRONG_CONTROL, distiller="from_labels", teacher="none", strong=True),
     Scheme(name="strong augmentation, top-k", losses=("top_k_distillation",), strong=True, control=STRONG_CONTROL),
     Scheme(name=INT8_TRAINED, distiller="quantization_aware", form="int8 trained"),
@@ -193,14 +201,6 @@ def few_digits() -> Data:
     return dataclasses.replace(few(whole), augmentation=whole.augmentation)
 
 
-def weighted(
-    members: tuple[Spec, ...], weights: tuple[float, ...], classes: int, preprocessing: Preprocessing
-) -> Teacher:
-    """The mean of probabilities with weights of one's own."""
-    made: list[Teacher] = [m.build(Teacher, classes=classes, preprocessing=preprocessing) for m in members]
-    return Ensemble(made, weights=weights)
-
-
 def teachers(size: Size, folder: Path) -> tuple[dict[str, Spec], dict[str, Any]]:
     """Teachers by the names that SCHEMES use, trained as `kdnas train` trains them, and what the page says of them."""
     common = {"space": size.space, "data": size.teacher_data, "distiller": None}
@@ -220,9 +220,10 @@ def teachers(size: Size, folder: Path) -> tuple[dict[str, Spec], dict[str, Any]]
         "logits": mean.replace(kind="ensemble+logits"),
         "random": mean.replace(kind="ensemble+random"),
         "reliable": mean.replace(kind="ensemble+reliable"),
-        "weighted": spec("experiments.schemes:weighted", members=members, weights=weights),
+        "weighted": mean.replace(weights=weights),
         "streamed": spec(streamed_teacher, member=mean),
         "route": spec(several_teachers, kind="route", members=anchors),
+        "snapshots": spec(several_teachers, kind="route", members=route),
     }
     said = {
         "one by one": [teacher_accuracy(one, data.test) for one in built],
@@ -254,13 +255,17 @@ def one_run(scheme: Scheme, seed: int, size: Size, teacher: Spec | None, folder:
     began = time.process_time()
     record: dict[str, Any] = {"scheme": scheme.name, "seed": seed, "steps": size.recipe.steps}
     data = spec(strong, data=size.data) if scheme.strong else size.data
-    settings = scheme.settings(dataclasses.replace(size.recipe, seed=seed))
+    settings = scheme.settings(dataclasses.replace(size.recipe, seed=seed, steps=scheme.longer * size.recipe.steps))
     student, out = folder / "fresh", place_of(folder, scheme.name, seed)
     try:
         if scheme.assistants:
             code = middle(size) if scheme.assistants == MIDDLE else scheme.assistants
             found = retrain_assisted(student, settings, out, code, data=data, teacher=teacher)
             record["assistants"] = found["assistants"]
+        elif scheme.anchors:
+            given = {"data": data, "teacher": teacher, "deploy": False}
+            found = retrain_along(student, settings, out, threshold=scheme.anchors, **given)
+            record["anchors"] = found["anchors"]
         else:
             deploy = scheme.form != "float"
             found = retrain(student, settings, out, data=data, teacher=teacher, deploy=deploy)
@@ -404,7 +409,8 @@ def _unequal(size: Size, by_name: dict[str, dict[int, dict[str, Any]]]) -> list[
     return [
         "Not equal in cost, though every student has the same steps:",
         "",
-        f"- born again: three generations share the {steps} steps, so that the student itself has a third of them.",
+        f"- born again: three generations share the {steps} steps, so that the student itself has a third of them; "
+        f"each as long: {3 * steps} steps in all.",
         "- mutual: a second network of the same size learns beside the student.",
         f"- assistant: one network of {largest} MACs (`{middle(size)}`) is trained for {steps} steps first; auto: "
         "three assistants and three students for a quarter of the steps each, then as before"
@@ -412,7 +418,9 @@ def _unequal(size: Size, by_name: dict[str, dict[int, dict[str, Any]]]) -> list[
         f"- several: {NUM_TEACHERS} teachers look at every batch, one at a time where one is drawn; streamed builds "
         "them anew for every batch, and gives the very weights of the mean (asserted run by run).",
         "- int8 and assistant rows also write and check every form of the student, which takes a part of their time.",
-        "- self-attention does not read its teacher, which the job runs all the same.",
+        "- route, greedy anchors (chosen among 16 snapshots, seed by seed: "
+        + "; ".join(str(r["anchors"]) for r in by_name["route, greedy anchors"].values() if "anchors" in r)
+        + "): as long as the others.",
         "",
         f"In integers, accuracy of the int8 graph and of the same weights in float, seed by seed: {'; '.join(ints)}. "
         f"Trained so less quantised after: {between_ints}.",
