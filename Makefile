@@ -9,7 +9,7 @@ demo: $(STAMP)
 	$(BIN)/kdnas demo --out runs/demo
 
 test: check
-	$(BIN)/python -m pytest tests
+	$(BIN)/python -m pytest tests -n auto --dist loadfile
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .

@@ -1,11 +1,13 @@
 """Runs without a supernet: candidates are trained by themselves."""
 
 import dataclasses
+import time
 
 import pytest
 import torch
 
 from kdnas.cli import main
+from kdnas.jobs import search as job
 from kdnas.jobs.export import place_of
 from kdnas.jobs.opened import Opened
 from kdnas.jobs.settings import Experiment, load_experiment
@@ -71,6 +73,19 @@ def test_the_same_search_under_another_score_stands_beside_it(contrasted):
     # The contrast's student is retrained too, unless it is the same network.
     names = {row["name"] for row in run.results()["rows"]}
     assert ("contrast" in names) == (ranked(own)[0].architecture != ranked(other)[0].architecture)
+
+
+def test_the_comparison_of_scores_obeys_the_time_too(contrasted, monkeypatch):
+    opened = Opened(contrasted)
+    settings = opened.experiment.search
+    own, other = ([e for e in opened.run.ranking(1) if (e.searcher == "contrast") == c] for c in (False, True))
+    apart = [e for e in own if e.architecture not in {o.architecture for o in other} and not e.is_control]
+    scored = []
+    monkeypatch.setattr(job, "score_all", lambda *given: scored.append(given))
+    judged = [opened.scorer(settings.scorer), opened.evidence(30, 0), apart, other]
+    found = job._contrast(opened, settings.contrast, *judged, time.perf_counter())
+    assert "time was over with 0 networks" in found["sentence"]
+    assert scored == []
 
 
 def test_the_first_batch_is_the_same_under_both_scores(contrasted):

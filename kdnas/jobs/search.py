@@ -153,7 +153,8 @@ def search(opened: Opened, settings: Search) -> list[Entry]:
     if settings.contrast is not None and left > 0:
         try:
             others, _ = one(settings.searcher, CONTRAST, min(left, max(spent, 1.0)), count)
-            control["contrast"] = _contrast(opened, settings.contrast, scorer, evidence, entries, others)
+            until = began + settings.max_time
+            control["contrast"] = _contrast(opened, settings.contrast, scorer, evidence, entries, others, until)
         except ValueError as error:  # the search itself has ended well
             control["contrast"] = {"sentence": f"The contrast is left out: {error}"}
     elif settings.contrast is not None:
@@ -198,18 +199,29 @@ def _stopped(entries: list[Entry]) -> dict[str, Any]:
 
 
 def _contrast(
-    opened: Opened, contrast: Spec, scorer: Scorer, evidence: Evidence, entries: list[Entry], others: list[Entry]
+    opened: Opened,
+    contrast: Spec,
+    scorer: Scorer,
+    evidence: Evidence,
+    entries: list[Entry],
+    others: list[Entry],
+    until: float,
 ) -> dict[str, Any]:
-    """How the search and the same search under another score differ; the ten best of each are scored by both."""
+    """How the search and the same search under another score differ.
+
+    The ten best of each are scored by both, as far as the time goes, best first.
+    """
     if not others:
         return {"sentence": "The contrast found no network within the budget and the time."}
     own, other = ({e.architecture: e.score for e in held if e.share == 1} for held in (entries, others))
     judge = opened.scorer(contrast)
     for known, missing, by in ((own, other, judge), (other, own, scorer)):
-        fresh = [a for a in sorted(known, key=lambda a: -known[a])[:_BOTH] if a not in missing]
-        found = score_all(opened.supernet, fresh, by, evidence)
-        missing |= {a: score.value for a, score in zip(fresh, found, strict=True)}
+        for architecture in sorted(known, key=lambda a: -known[a])[:_BOTH]:
+            if architecture not in missing and time.perf_counter() < until:
+                missing[architecture] = score_all(opened.supernet, [architecture], by, evidence)[0].value
     both = [a for a in own if a in other]
+    if len(both) < 3:
+        return {"sentence": f"The two scores are not compared: the time was over with {len(both)} networks in common."}
     value = kendall([own[a] for a in both], [other[a] for a in both])
     low, high = bootstrap_interval([own[a] for a in both], [other[a] for a in both], kendall, resamples=200)
     first, second = ranked(entries)[0], ranked(others)[0]
