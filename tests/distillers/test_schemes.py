@@ -128,6 +128,51 @@ def test_only_the_exits_learn_from_the_networks_end():
     assert len(made.distiller.exits) == len(end.features) - 1
 
 
+def test_the_exits_losses_are_those_of_the_formula():
+    made = training(SelfDistillation(share=0.4, temperature=2.0, hint=0.5))
+    batch = made._batch(0)
+    made.model.eval()
+    made.distiller.eval()
+    ((_, found),) = made.distiller.losses(made.model, batch, Step(0, 9, 0))
+    end = made.model(batch.images)
+    expected = F.cross_entropy(end.logits, batch.labels)
+    for feature, exit_ in zip(end.features, made.distiller.exits, strict=False):
+        pooled, logits = exit_(feature)
+        kl = F.kl_div((logits / 2).log_softmax(1), (end.logits / 2).softmax(1), reduction="batchmean")
+        distance = (pooled - end.features[-1].mean((2, 3))).square().mean()
+        expected = expected + 0.6 * F.cross_entropy(logits, batch.labels) + 0.4 * 4 * kl + 0.5 * distance
+    assert found.item() == pytest.approx(expected.item(), abs=1e-5)
+
+
+def test_a_generation_s_loss_is_that_of_the_formula():
+    made = training(BornAgain(weight=0.7, temperature=2.0))
+    for _ in range(5):
+        made.step()
+    batch = made._batch(5)
+    made.model.eval()
+    ((name, found),) = made.distiller.losses(made.model, batch, Step(5, 9, 0))
+    p, q = (n(batch.images).logits for n in (made.model, made.distiller.parent))
+    kl = F.kl_div((p / 2).log_softmax(1), (q / 2).softmax(1), reduction="batchmean")
+    assert name == "generation 1" and kl > 1e-4
+    assert found.item() == pytest.approx((F.cross_entropy(p, batch.labels) + 0.7 * 4 * kl).item(), abs=1e-5)
+
+
+def test_the_first_generation_has_the_run_s_teacher_where_it_is_asked_for():
+    taught = Frozen(network(5), preprocessing=DATA.preprocessing)
+    losses = []
+    for scheme in (BornAgain(taught=True, weight=0.7), BornAgain(weight=0.7)):
+        made = Training(network(), scheme, DATA, taught, RECIPE)
+        batch = made._batch(0)
+        made.model.eval()
+        ((name, loss),) = made.distiller.losses(made.model, batch, Step(0, 9, 0))
+        assert name == "generation 0"
+        losses.append(loss.item())
+    p, q = made.model(batch.images).logits, taught(batch.pixels).logits
+    kl = F.kl_div(p.log_softmax(1), q.softmax(1), reduction="batchmean")
+    assert losses[1] == pytest.approx(F.cross_entropy(p, batch.labels).item(), abs=1e-5)
+    assert losses[0] == pytest.approx(losses[1] + 0.7 * kl.item(), abs=1e-5) and kl > 1e-4
+
+
 def test_a_network_of_one_stage_has_no_shallower_exit():
     one = dataclasses.replace(TOY.blueprint(TOY.largest))
     one = dataclasses.replace(one, stages=(tuple(layer for stage in one.stages for layer in stage),))

@@ -101,6 +101,44 @@ def test_clipping_stops_what_has_moved_far_enough():
     assert free.abs().min() > 0
 
 
+def test_steps_on_one_batch_go_hardly_farther_than_the_clip_allows():
+    def farthest(clip):
+        made = played(controller(2, clip=clip, epochs=60, entropy=0.0, learning_rate=0.01), 1)
+        now, _ = made.policy(made._episodes)
+        before = torch.tensor([e.log_probability for e in made._episodes], dtype=torch.double)
+        return (now - before).exp().max().item()
+
+    # Adam's momentum carries it beyond 1.2; without a clip, or with one around the policy of now, it runs away.
+    assert farthest(0.2) < 5 < 10 < farthest(math.inf)
+
+
+def test_the_baseline_is_the_first_batch_s_mean_and_then_a_moving_average():
+    made = controller(batch=4, decay=0.75)
+    for scores, expected in (((1.0, 2.0, 3.0, 6.0), 3.0), ((7.0, 7.0, 5.0, 9.0), 4.0), ((0.0, 0.0, 0.0, 0.0), 3.0)):
+        asked = made.ask(100)
+        made.tell([dataclasses.replace(entry(a), score=s) for a, s in zip(asked, scores, strict=True)])
+        assert made.trace()["baseline"] == pytest.approx(expected)
+
+
+def test_equal_scores_teach_nothing_and_the_entropy_s_weight_alone_raises_the_entropy():
+    def played_on_equal_scores(entropy):
+        made = controller(entropy=entropy, learning_rate=0.01)
+        with torch.no_grad():
+            for parameter in made.policy.heads.parameters():
+                parameter.normal_(generator=torch.Generator().manual_seed(0))
+        before = [parameter.clone() for parameter in made.policy.parameters()]
+        entropies = []
+        for _ in range(10):
+            made.tell([dataclasses.replace(entry(a), score=3.0) for a in made.ask(100)])
+            entropies.append(made.trace()["entropy"])
+        same = all(torch.equal(a, b) for a, b in zip(before, made.policy.parameters(), strict=True))
+        return same, entropies
+
+    assert played_on_equal_scores(0.0)[0]
+    same, entropies = played_on_equal_scores(0.05)
+    assert not same and entropies[-1] > entropies[0] + 0.05
+
+
 def test_a_scores_unit_and_offset_do_not_matter():
     def path(scale, offset):
         made, asked = controller(5), []
@@ -142,6 +180,18 @@ def test_a_collapse_ends_the_search_and_says_so():
         made.tell(entries_of(asked))
     assert "collapsed" in made.stopped
     assert made.ask(100) == []
+
+
+def test_a_batch_that_brings_anything_new_is_no_collapse():
+    made = Controller(space=SMALL, admits=lambda _: True, rng=random.Random(0), patience=3, learning_rate=1e-9)
+    seen, known = set(), 0
+    for _ in range(12):
+        asked = made.ask(100)
+        assert asked, made.stopped
+        known += bool(seen.intersection(asked))
+        seen.update(asked)
+        made.tell(entries_of(asked))
+    assert known > 6
 
 
 def test_a_budget_nothing_meets_ends_it_too():
