@@ -102,7 +102,13 @@ class _Piece:
     reasons: dict[int, str] = field(default_factory=dict)  # by number: why fixed
 
 
-def convert(module: nn.Module, *, image: tuple[int, int, int] = (3, 224, 224), name: str = "converted") -> Conversion:
+def convert(
+    module: nn.Module,
+    *,
+    image: tuple[int, int, int] = (3, 224, 224),
+    name: str = "converted",
+    needs_choices: bool = True,
+) -> Conversion:
     """An elastic supernet from a trained network, in three steps.
 
     1. The network is traced to a graph of operations and cut wherever a single tensor carries everything on: the
@@ -118,13 +124,16 @@ def convert(module: nn.Module, *, image: tuple[int, int, int] = (3, 224, 224), n
     Args:
         module: gives logits `[batch, classes]`; convolutions, batch norms, linear layers, pooling, sums, products,
             concatenations and the usual activations, without control flow on values.
-        image: channels, height and width.
+        image: channels, height and width, which are equal.
         name: of the space.
+        needs_choices: whether a network in which nothing is elastic is refused; scale factors need no choices.
 
     Raises:
         ValueError: it cannot be traced, has an operation that is not supported (it is named), nothing in it is
-            elastic, or the result differs from the source.
+            elastic, the images are not square, or the result differs from the source.
     """
+    if image[1] != image[2]:
+        raise ValueError(f"a space's images are square, got {image[1]} x {image[2]}. Resize them.")
     module = module.eval()
     steps = _traced(module, image)
     pieces = _pieces(steps)
@@ -159,7 +168,7 @@ def convert(module: nn.Module, *, image: tuple[int, int, int] = (3, 224, 224), n
         head=_part(steps, head),
     )
     report = _report(steps, stem, stages, depths, head)
-    if not any(row.elastic for row in report):
+    if needs_choices and not any(row.elastic for row in report):
         raise ValueError(
             "no elastic module found: no block may be left out and no inner width narrowed. The modules are:\n"
             + "\n".join(f"{row.module}: {row.why}" for row in report)
@@ -241,7 +250,8 @@ def _operation(node: fx.Node, modules: dict[str, nn.Module]) -> tuple[str, Seque
     elif node.op == "call_function":
         target: Any = node.target
         if target in _FUNCTIONS and (
-            _FUNCTIONS[target] not in ("add", "mul") or all(isinstance(a, fx.Node) for a in node.args)
+            _FUNCTIONS[target] not in ("add", "mul")
+            or (all(isinstance(a, fx.Node) for a in node.args) and len(node.args) == 2 and not node.kwargs)
         ):
             return _FUNCTIONS[target], ()
         if _FUNCTIONS.get(target) == "add" and any(a == 0 for a in node.args if isinstance(a, int | float)):
@@ -267,12 +277,15 @@ def _operation(node: fx.Node, modules: dict[str, nn.Module]) -> tuple[str, Seque
                 return "mean", ()
         if node.target == "contiguous":
             return None
-        if node.target in ("add", "mul", "relu", "sigmoid"):
+        if node.target in ("relu", "sigmoid"):
+            return str(node.target), ()
+        if node.target in ("add", "mul") and len(node.args) == 2 and isinstance(node.args[1], fx.Node):
             return str(node.target), ()
         what = f"the operation {node.target} at {node.name}"
     raise ValueError(
-        f"{what} cannot be converted. Supported are square convolutions, batch norm, linear layers, pooling, sums, "
-        "products, concatenations of channels, dropout, stochastic depth and the usual activations."
+        f"{what} cannot be converted. Supported are square convolutions, batch norm, linear layers, pooling by modules "
+        "with their default rounding, sums and products of two tensors, concatenations of channels, dropout, "
+        "stochastic depth and the usual activations."
     )
 
 
@@ -295,8 +308,12 @@ def _of_module(made: nn.Module) -> Any:
         return "pool", (_one(made.output_size),)
     if isinstance(made, nn.MaxPool2d | nn.AvgPool2d):
         sides = [_one(made.kernel_size), _one(made.stride), _one(made.padding)]
-        if None not in sides and not made.ceil_mode:
-            return ("max_pool" if isinstance(made, nn.MaxPool2d) else "avg_pool"), sides
+        if isinstance(made, nn.MaxPool2d):
+            op, plain = "max_pool", _one(made.dilation) == 1 and not made.return_indices
+        else:
+            op, plain = "avg_pool", made.divisor_override is None and (made.count_include_pad or sides[2] == 0)
+        if None not in sides and plain and not made.ceil_mode:
+            return op, sides
     if type(made) is nn.BatchNorm2d and made.affine and made.track_running_stats and made.momentum is not None:
         return "norm", (made.num_features, made.eps, made.momentum)
     if type(made) is nn.Linear:
@@ -411,7 +428,10 @@ def _choose_widths(steps: list[_Step], piece: _Piece) -> None:
                     fixed.setdefault(root(one), "its positions are flattened into channels")
         else:
             for taken in step.inputs:
-                join(taken, number)
+                if taken and _shape(steps, taken)[1] != step.shape[1]:
+                    fixed.setdefault(root(taken), "its channel is spread over others")
+                else:
+                    join(taken, number)
     outcome = "its channels are the block's output, which other blocks share"
     fixed.setdefault(root(piece.end), "they are the logits" if piece.end == len(steps) else outcome)
     names: dict[int, str] = {}

@@ -28,9 +28,9 @@ class Factors(Distiller):
     r"""Trains a network and one factor per channel and block under a teacher, most factors towards 0.
 
     $\mathrm{KL}(p_t \| p_s)\,T^2 + \lambda \sum_j \alpha_j |g_j|$: the first term by the training loop, the second by a
-    proximal step after each of its steps, $g \leftarrow \mathrm{sign}(g) \max(|g| - \eta \lambda \alpha_j, 0)$ with the
-    learning rate $\eta$: factors become 0 and never change their sign by it. $\alpha_j$ is what the channel or block
-    costs in multiply-accumulates, divided by the mean over all factors, or 1.
+    proximal step after each of its steps, $g \leftarrow \mathrm{sign}(g) \max(|g| - \eta \lambda \alpha_j, 0)$:
+    factors become 0 and never change their sign by it. $\eta$ falls with a cosine from 1 to 0. $\alpha_j$ is what the
+    channel or block costs in multiply-accumulates, divided by the mean over all groups and blocks, or 1.
 
     A channel's factor multiplies what the layers after it take from it (their weights' columns), a block's the last
     normalisation or convolution before the sum with its input. Both fold into weights without remainder, whatever
@@ -38,9 +38,9 @@ class Factors(Distiller):
     (`kdnas.removable`). Factors are learnable parts of this distiller and begin at 1.
 
     Without a penalty $\lambda$ grows exponentially, from 0.001 to 10 in 80 % of the steps and with $\eta = 1$, until
-    what is not 0 meets the budget: what the teacher's divergence holds up least for its cost goes first. The step that
-    would meet the budget is shortened so that it just does not, and the smallest factors go (`chosen`). Then zeros
-    stay, and the rest is trained without penalty.
+    what is not 0 meets the budget: what the teacher's divergence holds up least for its cost goes first. The cost is
+    looked at 200 times. Of what became 0 since the look before, as much comes back as the budget allows, what was
+    farthest from 0 for its cost first. Then zeros stay, and the rest is trained without penalty.
 
     Args:
         space: of the network, as `kdnas.convert.convert` makes it; the network is its largest.
@@ -81,10 +81,11 @@ class Factors(Distiller):
         self.regulariser = ScaleFactors(strength=1.0 if penalty is None else penalty, costs=shares)
         self.divergence = SoftTargets(temperature=temperature)
         self.factors = nn.ParameterDict({unit.key: nn.Parameter(torch.ones(unit.size)) for unit in self.units})
-        # Which factors were not 0 when the budget was met; nothing before.
+        # Which factors were not 0 when the budget was met, nothing before; and all at the last look before.
         self.register_buffer("met", torch.tensor(False))
-        self.alive = nn.ParameterDict(
-            {unit.key: nn.Parameter(torch.ones(unit.size), requires_grad=False) for unit in self.units}
+        self.alive, self.before = (
+            nn.ParameterDict({u.key: nn.Parameter(torch.ones(u.size), requires_grad=False) for u in self.units})
+            for _ in range(2)
         )
 
     def shown(self, model: Network, images: Tensor) -> Outputs:
@@ -122,7 +123,6 @@ class Factors(Distiller):
         """The proximal step."""
         del model, batch
         if self.penalty is not None:
-            # A cosine from 1 to 0, in units that the penalty sets.
             self.regulariser.proximal(self._values(), (1 + math.cos(math.pi * step.progress)) / 2)
         elif bool(self.met):
             for unit in self.units:  # a gradient moves what is 0, and it is put back
@@ -136,38 +136,40 @@ class Factors(Distiller):
     def _grow(self, step: Step) -> None:
         first, last, within = _GROWTH
         strength = first * (last / first) ** min(1.0, step.progress / within)
-        before = [value.detach().clone() for value in self._values()]
         self.regulariser.proximal(self._values(), strength)
-        if step.index % max(1, step.total // _LOOKS) or self._excess() > 0:
+        if step.index % max(1, step.total // _LOOKS):
             return
-        low, high = 0.0, strength  # the budget is met at the upper end alone
-        for _ in range(12):
-            middle = (low + high) / 2
-            self._restore(before)
-            self.regulariser.proximal(self._values(), middle)
-            low, high = (low, middle) if self._excess() <= 0 else (middle, high)
-        self._restore(before)
-        self.regulariser.proximal(self._values(), low)
-        # Factors that are almost equal would go in one; the smallest of them go one by one.
-        for key, mask in chosen(self, self.budget).items():
+        if self.budget.excess(cost(narrowed(self, living(self)))) > 0:
+            for key, value in self.factors.items():
+                self.before[key].copy_(value.detach())
+            return
+        # Between two looks too much may have become 0: it comes back, and goes again one by one.
+        values, before = _held(self.factors), _held(self.before)
+        costs = self.regulariser.costs or (1.0,) * len(self.units)
+        gone = {key: (value == 0) & (before[key] != 0) for key, value in values.items()}
+        near = {u.key: before[u.key].abs().double() / share for u, share in zip(self.units, costs, strict=True)}
+        most = max(float(distance.max()) for distance in near.values())
+        for key, value in values.items():
+            self.factors[key].data.copy_(torch.where(gone[key], before[key], value))
+        order = {key: torch.where(gone[key], near[key], most + 1 + value.abs()) for key, value in values.items()}
+        for key, mask in _within(self, self.budget, order).items():
             self.alive[key].copy_(mask)
-            self.factors[key].data.mul_(mask)
+            self.factors[key].data.mul_(self.alive[key])
         self.met.fill_(True)
 
-    def _restore(self, values: list[Tensor]) -> None:
-        for value, kept in zip(self._values(), values, strict=True):
-            value.data.copy_(kept)
 
-    def _excess(self) -> float:
-        return self.budget.excess(cost(narrowed(self, living(self))))
+def _held(factors: nn.ParameterDict) -> dict[str, Tensor]:
+    """Factors by their unit's key, on the CPU, where looking at single ones costs nothing."""
+    return {key: value.detach().clone().cpu() for key, value in factors.items()}
 
 
 def living(factors: Factors) -> dict[str, Tensor]:
-    """Which factors are not 0; of each group of channels the largest in any case."""
-    kept = {u.key: factors.factors[u.key].detach() != 0 for u in factors.units}
+    """Which factors are not 0; of each group of channels the largest in any case. On the CPU."""
+    values = _held(factors.factors)
+    kept = {key: value != 0 for key, value in values.items()}
     for unit in factors.units:
         if not unit.block and not bool(kept[unit.key].any()):
-            kept[unit.key][factors.factors[unit.key].detach().abs().argmax()] = True
+            kept[unit.key][values[unit.key].abs().argmax()] = True
     return kept
 
 
@@ -208,25 +210,35 @@ def chosen(factors: Factors, budget: Budget) -> dict[str, Tensor]:
     Raises:
         ValueError: the budget is below what is left when everything removable is gone.
     """
+    return _within(factors, budget, {key: value.abs() for key, value in _held(factors.factors).items()})
+
+
+def _within(factors: Factors, budget: Budget, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What is left when the least of these values, in the order of the factors that are not 0, go; see `chosen`."""
     kept = living(factors)
-    values = [
-        (float(value.abs()), unit, place)
+    listed = [
+        (value, unit, place)
         for unit in factors.units
-        for place, value in enumerate(factors.factors[unit.key].detach())
-        if bool(kept[unit.key][place])
+        for place, (value, stays) in enumerate(zip(values[unit.key].tolist(), kept[unit.key].tolist(), strict=True))
+        if stays
     ]
-    order = [(unit, place) for _, unit, place in sorted(values, key=lambda v: (v[0], v[1].key, v[2]))]
+    order = [(unit, place) for _, unit, place in sorted(listed, key=lambda v: (v[0], v[1].key, v[2]))]
     spared: set[tuple[str, int]] = set()
 
     def after(count: int) -> dict[str, Tensor]:
-        made, gone = {key: mask.clone() for key, mask in kept.items()}, 0
+        left = {key: int(mask.sum()) for key, mask in kept.items()}
+        gone: dict[str, list[int]] = {key: [] for key in kept}
         for unit, place in order:
-            if gone == count:
+            if count == 0:
                 break
-            if (unit.key, place) in spared or (not unit.block and int(made[unit.key].sum()) == 1):
+            if (unit.key, place) in spared or (not unit.block and left[unit.key] == 1):
                 continue
-            made[unit.key][place] = False
-            gone += 1
+            gone[unit.key].append(place)
+            left[unit.key] -= 1
+            count -= 1
+        made = {key: mask.clone() for key, mask in kept.items()}
+        for key, places in gone.items():
+            made[key][places] = False
         return made
 
     def costs(count: int) -> Cost:

@@ -76,12 +76,14 @@ class _Groups:
 
     def __init__(self) -> None:
         self.parents: list[int] = []
+        self.channels: list[int] = []
         self.fixed: set[int] = set()
         self.writes: dict[int, list[Place]] = {}
         self.takes: dict[int, list[Place]] = {}
 
-    def new(self) -> int:
+    def new(self, channels: int) -> int:
         self.parents.append(len(self.parents))
+        self.channels.append(channels)
         return self.parents[-1]
 
     def root(self, label: int) -> int:
@@ -90,8 +92,14 @@ class _Groups:
         return label
 
     def join(self, labels: Sequence[int]) -> int:
-        """One label for all; the first that was made, so that groups keep the network's order."""
-        first, *others = sorted({self.root(label) for label in labels})
+        """One label for all; the first that was made, so that groups keep the network's order.
+
+        Fewer channels than the others' are spread over those, and stay as they are.
+        """
+        roots = sorted({self.root(label) for label in labels})
+        most = max(self.channels[root] for root in roots)
+        first, *others = [root for root in roots if self.channels[root] in (0, most)]
+        self.fixed.update(set(roots) - {first, *others})
         for other in others:
             self.parents[other] = first
             self.writes[first] = self.writes.get(first, []) + self.writes.pop(other, [])
@@ -114,7 +122,7 @@ def units(space: Converted) -> list[Unit]:
     grouped convolution that is not depthwise.
     """
     groups, nodes = _Groups(), operations(space)
-    incoming, single = groups.fix(groups.new()), False
+    incoming, single = groups.fix(groups.new(0)), False
     for position, held in nodes.items():
         incoming, single = _followed(groups, position, held, incoming, single)
     groups.fix(incoming)
@@ -143,14 +151,14 @@ def _followed(
         label, here = groups.root(given[0]), (position, place)
         if node.mixes:
             groups.takes.setdefault(label, []).append(here)
-            label = groups.new()
+            label = groups.new(node.values[1])
             groups.writes[label] = [here]
         elif node.passes:
             groups.writes.setdefault(label, []).append(here)
         elif node.op in ("conv", "cat") or (node.op == "flatten" and not one):
             for other in given:
                 groups.fix(other)
-            label = groups.fix(groups.new())
+            label = groups.fix(groups.new(0))  # how many they are need not be known: they stay
         elif node.op in ("add", "mul"):
             label = groups.join(given)
         labels.append(label)
@@ -159,17 +167,24 @@ def _followed(
 
 
 def branch_end(nodes: Sequence[Operation]) -> int | None:
-    """The place of the node before the sum of a layer with its own input: a normalisation or a convolution, or None."""
+    """The place of the node before the sum of a layer with its own input: a normalisation or a convolution, or None.
+
+    Dropout of elements or of the whole path may stand between: it hands on zeros as zeros.
+    """
     last = len(nodes) - 1
     if last > 0 and nodes[last].op in ACTIVATIONS:
         last -= 1
     if last < 0 or nodes[last].op != "add" or 0 not in nodes[last].inputs:
         return None
-    others = [number for number in nodes[last].inputs if number != 0]
-    if len(others) != 1 or nodes[others[0] - 1].op not in ("norm", "conv"):
-        return None
-    used = [n for place, n in enumerate(nodes) if others[0] in n.inputs and place != last]
-    return None if used else others[0] - 1
+    others, taker = [number for number in nodes[last].inputs if number != 0], last
+    while len(others) == 1 and others[0]:
+        end = others[0] - 1
+        if any(others[0] in n.inputs for place, n in enumerate(nodes) if place != taker):
+            return None
+        if nodes[end].op in ("norm", "conv"):
+            return end
+        others, taker = (list(nodes[end].inputs) if nodes[end].op in ("drop_path", "dropout") else []), end
+    return None
 
 
 def blueprint_of(space: Converted, of: Sequence[Unit], kept: Mapping[str, int]) -> Blueprint:

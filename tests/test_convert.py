@@ -190,6 +190,17 @@ class Branching(Small):
         return self.head(self.stem(x) if x.sum() > 0 else self.stem(-x))
 
 
+class Weighed(Small):
+    def forward(self, x):
+        x = self.stem(x)
+        return self.head(torch.add(x, self.blocks(x), alpha=2))
+
+
+class Offset(Small):
+    def forward(self, x):
+        return self.head(self.blocks(self.stem(x).add(1)))
+
+
 @pytest.mark.parametrize(
     ("module", "message"),
     [
@@ -197,12 +208,51 @@ class Branching(Small):
         (Odd(), "fft_fft.*cannot be converted"),
         (Branching(), "cannot be traced"),
         (Small(nn.Conv2d(16, 16, (1, 3))), r"blocks\.0 \(Conv2d\) cannot be converted"),
+        (Small(nn.AvgPool2d(3, 2, 1, count_include_pad=False)), r"blocks\.0 \(AvgPool2d\) cannot be converted"),
+        (Small(nn.AvgPool2d(2, divisor_override=3)), r"blocks\.0 \(AvgPool2d\) cannot be converted"),
+        (Small(nn.MaxPool2d(3, 1, 1, dilation=2)), r"blocks\.0 \(MaxPool2d\) cannot be converted"),
+        (Weighed(), "the function add at add cannot be converted"),
+        (Offset(), "the operation add at add cannot be converted"),
         (nn.Sequential(conv(3, 16), conv(16, 16)), "logits"),
     ],
 )
 def test_what_cannot_be_converted_is_refused_by_name(module, message):
     with pytest.raises(ValueError, match=message):
         convert(module, image=(3, 16, 16))
+
+
+def test_images_that_are_not_square_are_refused():
+    with pytest.raises(ValueError, match="square, got 16 x 12"):
+        convert(small(), image=(3, 16, 12))
+
+
+def test_without_choices_it_is_converted_where_none_are_needed():
+    found = convert(Concatenated(), image=(3, 16, 16), needs_choices=False)
+    assert found.space.count() == 1 and found.error <= TOLERANCE
+
+
+class Attentive(nn.Module):
+    """One channel of attention to positions, spread over all channels."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two, self.three = conv(3, 16), conv(16, 32), conv(32, 16)
+        self.attention, self.fc = nn.Conv2d(32, 1, 1), nn.Linear(16, 5)
+
+    def forward(self, x):
+        x = self.one(x)
+        y = self.two(x)
+        x = x + self.three(y * torch.sigmoid(self.attention(y)))
+        return self.fc(x.mean((2, 3)))
+
+
+def test_one_channel_that_is_spread_over_others_stays_one():
+    found = check(Attentive(), torch.randn(2, 3, 16, 16))
+    assert {row.module: row.why for row in found.report}["attention"].startswith("channels in 16, 24, 32")
+    names = [choice.name for choice in found.space.choices]
+    assert names == ["stage0.block0.width0"]
+    for options in found.space.all():
+        found.supernet.extract(options)(torch.randn(2, 3, 16, 16))
 
 
 def test_a_source_that_draws_at_random_is_refused():

@@ -2,21 +2,24 @@
 
 import dataclasses
 import json
+import types
 
 import pytest
 import torch
 from torch import nn
+from torchvision.ops import StochasticDepth
 
 from kdnas.cli import main
 from kdnas.convert import convert
 from kdnas.cost import Budget, cost
 from kdnas.data import Data
+from kdnas.outputs import Outputs
 from kdnas.pruning import Factors, chosen, living, narrowed, removed
 from kdnas.removable import saved
 from kdnas.run import Run
 from kdnas.spaces.converted import Node, Part
 from kdnas.student import read_student
-from kdnas.training import Recipe, Training
+from kdnas.training import Recipe, Step, Training
 from tests.toy import Cnn, data
 
 
@@ -129,6 +132,39 @@ def test_streams_of_known_networks_lose_channels_exactly(name):
     assert cost(small.blueprint).macs < cost(network.blueprint).macs
 
 
+class Attentive(Mixed):
+    """Drops a branch while it trains, and attends to positions with one channel."""
+
+    def __init__(self):
+        super().__init__()
+        self.attention, self.path = nn.Conv2d(24, 1, 1), StochasticDepth(0.5, "row")
+
+    def forward(self, x):
+        x = self.stem(x)
+        x = x + self.path(self.a3(self.relu(self.a2(self.relu(self.a1(x))))))
+        y = self.relu(self.b1(x))
+        x = self.relu(x + self.b2(y * torch.sigmoid(self.attention(y))))
+        x = self.relu(self.d2(self.relu(self.d1(x))) + self.short(x))
+        return self.head(x.mean((2, 3)))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_dropped_path_is_a_block_and_one_channel_spread_over_others_stays(seed):
+    torch.manual_seed(seed)
+    conversion = convert(Attentive().eval(), image=(3, 8, 8))
+    network = conversion.supernet.extract(conversion.space.largest).eval()
+    factors = Factors(conversion.space, penalty=0.0)
+    sizes = {u.key: u.size for u in factors.units}
+    assert sizes["stages_0_0:block"] == 1 and sizes["stages_0_1:0"] == 24 and min(sizes.values()) == 1
+    assert not any(u.size == 1 for u in factors.units if not u.block)
+    drawn(factors)
+    with torch.no_grad():
+        factors.factors["stages_0_0:block"].zero_()
+    difference, small = gap(network, factors)
+    assert difference < 1e-5
+    assert not list(small.get_submodule("stages.0.0").parameters())
+
+
 def test_a_block_of_factor_zero_goes_whole_and_what_stood_behind_its_sum_stays(found):
     network, factors = found
     drawn(factors, 0.0)
@@ -229,6 +265,20 @@ def trained(penalty, by_cost=True, steps=30, budget=Budget()):
     return network.eval(), factors, signs
 
 
+def test_what_is_minimised_is_the_divergence_of_the_network_with_its_factors_from_the_teacher(found):
+    network, factors = found
+    drawn(factors, 0.0)
+    images, teacher = torch.randn(4, 3, 8, 8), Outputs(torch.randn(4, 3))
+    batch = types.SimpleNamespace(images=images, teacher=teacher, labels=torch.zeros(4, dtype=torch.long))
+    ((_, loss),) = factors.losses(network, batch, Step(0, 9, 0))
+    log_p = factors.shown(network, images).logits.log_softmax(1)
+    q = teacher.logits.softmax(1)
+    assert loss.item() == pytest.approx((q * (q.log() - log_p)).sum(1).mean().item(), rel=1e-5)
+    assert not torch.allclose(log_p, network(images).logits.log_softmax(1), atol=1e-2)
+    loss.backward()
+    assert all(value.grad is not None and value.grad.abs().max() > 0 for value in factors.factors.values())
+
+
 def zeros(factors):
     return sum(int((value == 0).sum()) for value in factors.factors.values())
 
@@ -257,6 +307,37 @@ def test_a_growing_penalty_meets_the_budget_with_zeros_alone_and_leaves_them(nam
     assert 0.98 * bound - unit <= met <= bound
     zeros_before = {key: value == 0 for key, value in factors.factors.items()}
     assert all(torch.equal(zeros_before[key], alive == 0) for key, alive in factors.alive.items())
+
+
+@pytest.mark.parametrize("total", [200, 20_000])
+def test_looks_that_are_far_apart_remove_no_more_than_the_budget_asks(total):
+    class Plain(nn.Sequential):
+        def __init__(self):
+            layers = [layer for i in (3, 64, 64) for layer in (norm_conv(i, 64), nn.ReLU())]
+            super().__init__(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 3))
+
+    torch.manual_seed(0)
+    space = convert(Plain().eval(), image=(3, 8, 8)).space
+    bound = 0.5 * cost(space.blueprint(space.largest)).macs
+    factors = Factors(space, budget=Budget(macs=bound))
+    assert not any(u.block for u in factors.units)
+    with torch.no_grad():
+        for value in factors.factors.values():
+            value.uniform_(0.5, 1.5)
+    for index in range(total):
+        factors.after(None, None, Step(index, total, 0))
+        if factors.met:
+            break
+    assert 0.98 * bound <= cost(narrowed(factors, living(factors))).macs <= bound
+    # Of a group, what came back (as it was at the look before) was farther from 0 than what did not.
+    came, went = [], []
+    for key, value in factors.factors.items():
+        before = factors.before[key]
+        came.append(before[(value != 0) & (value == before)])
+        went.append(before[(value == 0) & (before != 0)])
+    assert sum(map(len, went)) > 0
+    assert all(not len(c) or not len(w) or c.min() >= w.max() for c, w in zip(came, went, strict=True))
+    assert total == 200 or sum(map(len, came)) > 0
 
 
 def test_what_was_met_survives_a_checkpoint(tmp_path):
