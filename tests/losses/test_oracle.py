@@ -95,8 +95,10 @@ def test_a_wrong_member_has_no_influence_and_a_right_one_has():
     moved = wrong + 0.3 * wave(4, 5, phase=7)
     assert (moved.argmax(1) == wrong.argmax(1)).all()
     assert torch.equal(Oracle()(STUDENT, ensemble(right, moved), LABELS), found)
-    # Nor where its confidence is beyond all bounds.
+    # Nor where its confidence is beyond all bounds, or it rules the label out and its divergence is no number.
     assert torch.equal(Oracle()(STUDENT, ensemble(right, 1e30 * wrong), LABELS), found)
+    ruled_out = wrong.scatter(1, LABELS[:, None], -math.inf)
+    assert torch.equal(Oracle()(STUDENT, Outputs(right, members=(Outputs(right), Outputs(ruled_out))), LABELS), found)
     assert not torch.equal(Oracle()(STUDENT, ensemble(right + 0.3 * wave(4, 5, phase=7), wrong), LABELS), found)
 
 
