@@ -27,6 +27,9 @@ class Evolution(Searcher):
         crossover: probability that a child has two parents.
         batch: children per generation.
 
+    Raises:
+        ValueError: a population, tournament or batch below 1, or a rate or crossover outside [0, 1].
+
     Reference: Real et al., Regularized Evolution for Image Classifier Architecture Search, AAAI 2019, algorithm 1.
     Differs: children come in batches, and some have two parents (Guo et al., SPOS, ECCV 2020, algorithm 1).
     """
@@ -44,6 +47,13 @@ class Evolution(Searcher):
         batch: int = 16,
     ) -> None:
         super().__init__(space=space, admits=admits, rng=rng)
+        if min(population, tournament, batch) < 1:
+            raise ValueError(
+                f"population, tournament and batch must be at least 1, got {population=}, {tournament=}, {batch=}."
+            )
+        for name, value in (("rate", rate), ("crossover", crossover)):
+            if not 0 <= value <= 1:
+                raise ValueError(f"{name} is a probability in [0, 1], got {value}.")
         self.population, self.tournament = population, tournament
         self.rate, self.crossover, self.batch = rate, crossover, batch
         self._alive: deque[Entry] = deque(maxlen=population)
@@ -56,7 +66,8 @@ class Evolution(Searcher):
         failed = 0
         while len(asked) < wanted and failed < 200:
             failed += 1
-            candidate = self.sample() if len(self._alive) + len(asked) < self.population else self._child()
+            drawing = not self._alive or len(self._alive) + len(asked) < self.population
+            candidate = self.sample() if drawing else self._child()
             if candidate is not None and candidate not in self._seen and self.admits(candidate):
                 self._seen.add(candidate)
                 asked.append(candidate)

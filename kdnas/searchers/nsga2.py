@@ -73,7 +73,7 @@ class Nsga2(Searcher):
         failed = 0
         while len(asked) < wanted and failed < 200:
             failed += 1
-            candidate = self.sample() if self._drawn < self.population else self._child()
+            candidate = self.sample() if not self._alive or self._drawn < self.population else self._child()
             if candidate is not None and candidate not in self._seen and self.admits(candidate):
                 self._seen.add(candidate)
                 self._drawn += 1

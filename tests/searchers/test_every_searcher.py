@@ -1,11 +1,16 @@
 """What holds for every searcher, on a table."""
 
+import random
 import statistics
 
 import pytest
 
 from kdnas.cost import Budget
-from kdnas.spec import algorithms
+from kdnas.scoring import Score
+from kdnas.search import Searcher, entry_of
+from kdnas.searchers.evolution import Evolution
+from kdnas.spec import algorithms, named
+from kdnas.tables import load_space
 from tests.searchers.table import MACRO, SMALL, cost_of, searched, value
 
 SEARCHERS = [
@@ -40,6 +45,26 @@ def test_the_same_seed_takes_the_same_path_and_another_another(name):
     assert len(first) == 40
     if name != "exhaustive":
         assert [e.code for e in searched(name, 4, 40)[0]] != first
+
+
+@pytest.mark.parametrize("name", ["evolution", "nsga2"])
+def test_a_population_smaller_than_a_batch_is_drawn_first(name):
+    space = load_space("toy")
+    made = named("kdnas.searchers", name).build(
+        Searcher, space=space, admits=lambda a: True, rng=random.Random(0), population=3, batch=8
+    )
+    asked = made.ask(100)
+    assert len(set(asked)) == 8
+    made.tell([entry_of(space, a, Score(i / 8, {}), 0.0, ("", "", 1)) for i, a in enumerate(asked)])
+    assert len(set(made.ask(100)) - set(asked)) > 0
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"population": 0}, {"tournament": 0}, {"batch": 0}, {"rate": 1.5}, {"crossover": -0.1}]
+)
+def test_settings_of_evolution_that_make_no_sense_are_refused(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        Evolution(space=load_space("toy"), admits=lambda a: True, rng=random.Random(0), **wrong)
 
 
 def ranks(name, evaluations=100, seeds=20):
