@@ -109,16 +109,19 @@ def test_the_first_member_has_no_teacher_and_later_ones_the_ensemble_or_the_last
 
 
 def test_what_a_candidate_minimises(tmp_path, monkeypatch):
-    seen = []
+    seen, begun = [], []
 
     class Watched(growth.Training):
-        def __init__(self, network, distiller, data, teacher, *rest):
-            seen.append((distiller, teacher))
-            super().__init__(network, distiller, data, teacher, *rest)
+        def __init__(self, network, distiller, data, teacher, recipe, *rest):
+            seen.append((distiller, teacher, recipe.seed))
+            begun.append({name: tensor.clone() for name, tensor in network.state_dict().items()})
+            super().__init__(network, distiller, data, teacher, recipe, *rest)
 
     monkeypatch.setattr(growth, "Training", Watched)
     grow(dataclasses.replace(SETTINGS, num_members=2, generator="simple"), tmp_path / "run")
-    (first, nobody), (second, teacher) = seen
+    (first, nobody, seed), (second, teacher, another) = seen
+    assert (seed, another) == (0, 1)  # equal architectures begin from other weights and see other batches
+    assert not torch.equal(*(state["head.linear.weight"] for state in begun))
     assert isinstance(first, FromLabels) and first.label_smoothing == 0.1 and nobody is None
     assert isinstance(second, FromTeacher) and teacher is not None
     network = members(1)[0].network
@@ -178,6 +181,29 @@ def test_the_candidate_that_stays_is_the_one_with_which_the_ensemble_is_best(gro
         held.append(losses[best][1](images).logits.detach())
 
 
+def test_a_candidate_that_completes_the_ensemble_stays_rather_than_a_better_one_that_repeats_it(tmp_path, monkeypatch):
+    part = DATA.search
+    said = torch.nn.functional.one_hot(part.labels, 3).float()
+    even = (torch.arange(len(part)) % 2 == 0)[:, None]
+    # The first member knows even images; the deeper candidate the same ones better, the wider one the others.
+    known = iter([3.0 * said * even, 3.5 * said * even, 2.5 * said * ~even])
+    logits = {}
+
+    def trained(self, name, architecture, number, teacher, steps=0):
+        network = Network(SPACE.blueprint(architecture))
+        logits[network] = next(known)
+        return Member(architecture, network, cost(network.blueprint)), 0.0
+
+    monkeypatch.setattr(growth._Growth, "trained", trained)
+    monkeypatch.setattr(growth, "_logits", lambda network, *_: logits[network])
+    settings = dataclasses.replace(SETTINGS, num_members=2)
+    job = growth._Growth(settings, Run.create(tmp_path / "run", settings.to_json(), 0), DATA)
+    members = job.grow("grown", settings).members
+    _, deeper, wider = (torch.nn.functional.cross_entropy(z, part.labels) for z in logits.values())
+    assert deeper < wider
+    assert [m.architecture for m in members] == [SPACE.smallest, raised(SPACE, SPACE.smallest, "width")]
+
+
 def test_dynamic_candidates_are_the_last_member_made_deeper_and_wider():
     depths, widths = raised(SPACE, SPACE.smallest, "depth"), raised(SPACE, SPACE.smallest, "width")
     assert depths["stage0.depth"] == SPACE.smallest["stage0.depth"] + 1
@@ -231,6 +257,11 @@ def test_learned_weights_are_those_of_the_written_student(tmp_path):
     network, _ = read_student(tmp_path / "run" / "student")
     assert network.head.weights.tolist() == pytest.approx(found["weights"], abs=1e-6)
     assert sum(found["weights"]) == pytest.approx(1, abs=1e-5)
+    with torch.no_grad():
+        logits = network.stem(DATA.normalise(DATA.search.take(torch.arange(len(DATA.search))))).movedim(1, 0)
+    expected = fitted_weights(logits, DATA.search.labels)
+    assert found["weights"] == pytest.approx(expected.tolist(), abs=1e-4)
+    assert max(found["weights"]) > 0.501
 
 
 def test_the_budget_bounds_the_whole_ensemble(tmp_path):
