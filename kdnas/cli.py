@@ -235,7 +235,11 @@ def _search_options(to: argparse.ArgumentParser) -> None:
     group.add_argument("--scorer", help="NAME or NAME,key=value; see `kdnas list scorers`")
     group.add_argument("--searcher", help="NAME or NAME,key=value; see `kdnas list searchers`")
     group.add_argument(
-        "--budget", action="append", default=[], metavar="NAME=BOUND", help="params=…, macs=…; repeatable"
+        "--budget",
+        action="append",
+        default=[],
+        metavar="NAME=BOUND",
+        help="params=2M, macs=6e8, memory=256KiB (activations), latency=5ms; repeatable",
     )
     group.add_argument("--contrast", metavar="SCORER", help="run the same search under this scorer too, and compare")
     group.add_argument(

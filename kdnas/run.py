@@ -4,7 +4,7 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -15,7 +15,7 @@ from kdnas.search import Entry
 
 MANIFEST, METRICS, RANKING, RESULTS = "run.json", "metrics.jsonl", "ranking.jsonl", "results.json"
 CHECKPOINT, TEACHER, STUDENTS, REPORT = "checkpoint.safetensors", "teacher", "students", "report.html"
-SNAPSHOTS, MEMBERS, WHY = "teacher-snapshots", "teacher-members", "why.json"
+SNAPSHOTS, MEMBERS, WHY, LATENCIES = "teacher-snapshots", "teacher-members", "why.json", "latency.jsonl"
 
 
 @final
@@ -143,11 +143,15 @@ class Run:
 
     def append(self, entries: Sequence[Entry]) -> None:
         """Add to the ranking."""
-        path = self.path(RANKING)
+        self.add(RANKING, [e.to_json() for e in entries])
+
+    def add(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Add objects to a JSON-lines file, on disk when this returns."""
+        path = self.path(name)
         if path.exists() and not path.read_bytes().endswith(b"\n"):
-            _write_lines(path, self.lines(RANKING))  # a kill cut the last line short
+            _write_lines(path, self.lines(name))  # a kill cut the last line short
         with path.open("a") as handle:
-            handle.writelines(json.dumps(e.to_json()) + "\n" for e in entries)
+            handle.writelines(json.dumps(row) + "\n" for row in rows)
             handle.flush()
             os.fsync(handle.fileno())
 

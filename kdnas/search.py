@@ -5,11 +5,12 @@ import math
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, final
 
 from kdnas.architecture import Architecture
-from kdnas.cost import Budget, Cost, cost
+from kdnas.cost import Cost, cost
+from kdnas.meter import Meter
 from kdnas.scoring import Evidence, Saved, Score, Scorer, score_all
 from kdnas.space import SearchSpace
 from kdnas.stopping import Stopping
@@ -26,6 +27,7 @@ class Entry:
 
     Attributes:
         share: how much of the whole evaluation its score took; below 1 it was stopped early.
+        spent: of memory in bytes and latency in seconds, where the search bounds them.
     """
 
     architecture: Architecture
@@ -40,6 +42,7 @@ class Entry:
     searcher: str = ""
     search: int = 0
     share: float = 1.0
+    spent: dict[str, float] = field(default_factory=dict)
 
     @property
     def is_control(self) -> bool:
@@ -113,25 +116,24 @@ class Infeasible(ValueError):
     """No network of the space is within the budget, or none was found; the message names the nearest."""
 
 
-def check_feasible(space: SearchSpace, budget: Budget, rng: random.Random, attempts: int = 1000) -> None:
+def check_feasible(meter: Meter, rng: random.Random, attempts: int = 1000) -> None:
     """Raise `Infeasible` when neither the smallest network nor any of many draws is within the budget."""
-    nearest, excess = space.smallest, budget.excess(cost(space.blueprint(space.smallest)))
+    space = meter.space
+    nearest, excess = space.smallest, meter.excess(space.smallest)
     if excess <= 0:
         return
     current = nearest
     for _ in range(attempts):
         candidate = space.mutate(current, rng) if rng.random() < 0.8 else space.sample(rng)
-        found = budget.excess(cost(space.blueprint(candidate)))
+        found = meter.excess(candidate)
         if found <= 0:
             return
         if found < excess:
             nearest = current = candidate
             excess = found
-    c = cost(space.blueprint(nearest))
     raise Infeasible(
-        f"infeasible: no network found with {budget}; the nearest is {space.code(nearest)} with {c.params:,} "
-        f"params and "
-        f"{c.macs:,} macs. Raise the budget, or use a space with smaller networks."
+        f"infeasible: no network found with {meter.budget}; the nearest is {space.code(nearest)} with "
+        f"{meter.says(nearest)}. Raise the budget, or use a space with smaller networks."
     )
 
 

@@ -46,7 +46,7 @@ def test_students_are_within_budget_and_retrained_for_equally_many_steps(compare
     jobs = [json.loads((folder / name / "run.json").read_text())["job"] for name in ("spos", "random_search")]
     assert {job["retrain"]["recipe"]["steps"] for job in jobs} == {found["retrain_steps"]}
     assert jobs[0]["train"]["teacher"] == jobs[1]["train"]["teacher"]
-    assert all(job["search"]["budget"] == {"params": None, "macs": 70_000.0} for job in jobs)
+    assert all(Budget(**job["search"]["budget"]) == Budget(macs=70_000) for job in jobs)
     assert jobs[0]["train"]["recipe"]["steps"] == found["plans"]["spos"]["steps"]
 
 

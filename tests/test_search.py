@@ -8,6 +8,7 @@ import torch
 
 from kdnas.architecture import Architecture
 from kdnas.cost import Budget, cost
+from kdnas.meter import Meter
 from kdnas.network import Network
 from kdnas.scorers.accuracy import Accuracy
 from kdnas.scorers.loss import Loss
@@ -258,8 +259,8 @@ def test_evolution_finds_the_optimum_of_the_toy_space(supernet, evidence):
 
 def test_a_budget_below_the_smallest_network_names_the_nearest():
     with pytest.raises(Infeasible, match=rf"infeasible.*{SPACE.code(SPACE.smallest)}"):
-        check_feasible(SPACE, Budget(macs=10), random.Random(0), attempts=20)
-    check_feasible(SPACE, Budget(macs=1e9), random.Random(0))
+        check_feasible(Meter(SPACE, Budget(macs=10)), random.Random(0), attempts=20)
+    check_feasible(Meter(SPACE, Budget(macs=1e9)), random.Random(0))
 
 
 def test_ties_go_to_the_network_that_uses_more_of_the_budget():

@@ -12,7 +12,7 @@ from typing import Any, final
 
 from kdnas.architecture import Architecture
 from kdnas.checkpoint import write_json
-from kdnas.cost import Budget, cost
+from kdnas.cost import COUNTS, Budget, cost
 from kdnas.data import Data
 from kdnas.distillers.from_labels import FromLabels
 from kdnas.distillers.from_teacher import FromTeacher
@@ -21,6 +21,7 @@ from kdnas.jobs.contestants import LEAST_STEPS, RETRAIN_SHARE, Task, contestant,
 from kdnas.jobs.opened import build_teacher
 from kdnas.jobs.settings import Experiment, Train
 from kdnas.jobs.train import train
+from kdnas.meter import Meter
 from kdnas.network import Network
 from kdnas.randomness import python_rng
 from kdnas.report.comparison import COMPARISON, write_comparison
@@ -62,6 +63,7 @@ class Compare:
     def __post_init__(self) -> None:
         if not 0 < self.max_time < math.inf:
             raise ValueError(f"max_time must be positive and finite, got {self.max_time}.")
+        self.budget.only((*COUNTS, "memory"), "a comparison")
         known = systems()
         for name in self.systems:
             if name not in known:
@@ -105,7 +107,8 @@ def compare(settings: Compare, folder: Path) -> dict[str, Any]:
     folder = Path(folder)
     data: Data = settings.data.build(Data)
     space = settings.space.fitted(classes=data.classes, image_channels=data.channels)
-    check_feasible(space, settings.budget, python_rng(settings.seed, "feasible"))
+    meter = Meter(space, settings.budget)
+    check_feasible(meter, python_rng(settings.seed, "feasible"))
     held = _opened(settings, folder)
     began = time.perf_counter() - held["seconds"]
 
@@ -137,7 +140,7 @@ def compare(settings: Compare, folder: Path) -> dict[str, Any]:
     fitting = [name for name in names if name in held["step_seconds"]]
     if held["retrain_steps"] is None and fitting:
         left = settings.max_time - (time.perf_counter() - began)
-        make = partial(Network, space.blueprint(_example(space, settings)))
+        make = partial(Network, space.blueprint(_example(meter, settings.seed)))
         each = timed_step(make, FromTeacher(), data, task.taught, Recipe())
         held["retrain_steps"] = max(LEAST_STEPS, int(RETRAIN_SHARE / 3 * left / len(fitting) / each))
         save()
@@ -205,11 +208,11 @@ def _taught(settings: Compare, data: Data, folder: Path, held: dict[str, Any], s
     return spec(student_teacher, path=str((folder / "teacher" / TEACHER).resolve()))
 
 
-def _example(space: SearchSpace, settings: Compare) -> Architecture:
+def _example(meter: Meter, seed: int) -> Architecture:
     """Of many networks within the budget the one with the most MACs: what students will be like."""
-    rng = python_rng(settings.seed, "example")
+    space, rng = meter.space, python_rng(seed, "example")
     drawn = [space.smallest, space.largest, *(space.sample(rng) for _ in range(200))]
-    admitted = [a for a in drawn if settings.budget.admits(cost(space.blueprint(a)))]
+    admitted = [a for a in drawn if meter.admits(a)]
     return max(admitted or [space.smallest], key=lambda a: cost(space.blueprint(a)).macs)
 
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdnas.architecture import Architecture, Choice, Value
-from kdnas.cost import Budget, Cost, cost, sum_costs
+from kdnas.cost import COUNTS, Budget, Cost, cost, sum_costs
 from kdnas.data import Data, Images
 from kdnas.distillers.from_labels import FromLabels
 from kdnas.distillers.from_teacher import FromTeacher
@@ -83,6 +83,7 @@ class Grow:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}.")
         if self.mixture not in ("uniform", "learned"):
             raise ValueError(f"mixture must be uniform or learned, got {self.mixture!r}.")
+        self.budget.only(COUNTS, "a growing ensemble")
         if self.architecture:
             self.space.parse(self.architecture)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from kdnas.convert import Conversion, convert
-from kdnas.cost import Budget, cost
+from kdnas.cost import COUNTS, Budget, cost
 from kdnas.data import Data
 from kdnas.distillers.from_labels import FromLabels
 from kdnas.jobs.chain import gain_interval, say
@@ -61,6 +61,7 @@ class Prune:
     retrain: Retrain = field(default_factory=lambda: Retrain(weights="inherited", recipe=Recipe(learning_rate=0.05)))
 
     def __post_init__(self) -> None:
+        self.budget.only(COUNTS, "a pruning")
         if self.penalty is not None and not self.penalty >= 0:
             raise ValueError(f"penalty must not be negative, got {self.penalty}.")
         if self.source == "teacher" and self.teacher is not None:

@@ -5,20 +5,23 @@ import json
 import math
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
 from kdnas.architecture import Architecture
-from kdnas.cost import cost
+from kdnas.cost import amount
 from kdnas.jobs.block_rating import best_networks
 from kdnas.jobs.opened import Opened
 from kdnas.jobs.settings import Search
+from kdnas.latency import LatencyTable
+from kdnas.meter import Meter
 from kdnas.network import Network
 from kdnas.progress import progress
 from kdnas.randomness import python_rng
-from kdnas.run import Run
+from kdnas.run import LATENCIES, Run
 from kdnas.scorers.blocks import Blocks
 from kdnas.scorers.depth import Depth
 from kdnas.scorers.nwot import Nwot
@@ -29,6 +32,7 @@ from kdnas.search import CONTRAST, RANDOM, Entry, Limits, Searcher, check_feasib
 from kdnas.search import search as run_search
 from kdnas.searchers.random_search import RandomSearch
 from kdnas.similarity import bootstrap_interval, kendall
+from kdnas.space import SearchSpace
 from kdnas.spec import Spec, spec
 from kdnas.stopping import Stopping
 from kdnas.tables import unstructure
@@ -38,7 +42,8 @@ FLUSH_SECONDS = 1.0  # between writings of scores, so that a kill costs little
 _TRAINING_FREE_ENTRIES = 50
 _TRAINING_FREE_SECONDS = 4.0
 _BOTH = 10
-_CONTROLS = ("stopping", "random search", "contrast")
+_REMEASURED = 5
+_CONTROLS = ("stopping", "random search", "contrast", "latency")
 
 
 def search(opened: Opened, settings: Search) -> list[Entry]:
@@ -60,7 +65,8 @@ def search(opened: Opened, settings: Search) -> list[Entry]:
     if settings.exact:
         settings = dataclasses.replace(settings, scorer=spec(Blocks))
     supernet = opened.supernet
-    check_feasible(space, settings.budget, python_rng(settings.seed, "feasible"))
+    meter = Meter(space, settings.budget, partial(_latencies, opened))
+    check_feasible(meter, python_rng(settings.seed, "feasible"))
     evidence = opened.evidence(settings.num_images, settings.seed)
     scorer = opened.scorer(settings.scorer)
     if settings.pruner is not None:
@@ -77,18 +83,15 @@ def search(opened: Opened, settings: Search) -> list[Entry]:
     began = time.perf_counter()
     saved = Saved()
 
-    def admits(architecture: Architecture) -> bool:
-        return settings.budget.admits(cost(space.blueprint(architecture)))
-
     def best_before(purpose: str) -> list[Architecture]:
-        earlier = [e for e in run.ranking(number - 1) if e.searcher != RANDOM and admits(e.architecture)]
+        earlier = [e for e in run.ranking(number - 1) if e.searcher != RANDOM and meter.admits(e.architecture)]
         alike = [e for e in earlier if (e.searcher == CONTRAST) == (purpose == CONTRAST)]
         return [e.architecture for e in ranked(alike or earlier)][: settings.initial]
 
     def one(made: Spec, purpose: str, seconds: float, evaluations: int) -> tuple[list[Entry], str]:
         # The contrast draws as the search does: what differs is the score alone.
         drawn = python_rng(settings.seed, "control" if purpose == RANDOM else "search")
-        searcher = made.build(Searcher, space=space, admits=admits, rng=drawn)
+        searcher = made.build(Searcher, space=space, admits=meter.admits, rng=drawn)
         judge = opened.scorer(settings.contrast) if settings.contrast and purpose == CONTRAST else scorer
         named = settings.contrast if settings.contrast and purpose == CONTRAST else settings.scorer
         labels = (named.name, made.name if purpose == "search" else purpose, number)
@@ -112,6 +115,7 @@ def search(opened: Opened, settings: Search) -> list[Entry]:
                 if isinstance(found, str):
                     why = found
                     continue
+                found = dataclasses.replace(found, spent=meter.measured(found.architecture))
                 entries.append(have.get(found.architecture, found))
                 if found.architecture not in have:
                     waiting.append(found)
@@ -163,6 +167,10 @@ def search(opened: Opened, settings: Search) -> list[Entry]:
     seen = random_entries if settings.exact and len(random_entries) > 1 else whole
     left = min(settings.max_time - (time.perf_counter() - began), _TRAINING_FREE_SECONDS)
     controls = _controls(seen) | training_free(opened, evidence, seen, left) | control
+    if meter.table is not None:
+        controls["latency"] = _remeasured(
+            meter.table, space, settings.budget.latency or math.inf, ranked(entries)[:_REMEASURED]
+        )
     run.record_controls(controls)
     searches[-1]["state"] = "done"
     run.finish(
@@ -175,6 +183,34 @@ def search(opened: Opened, settings: Search) -> list[Entry]:
         search=number,
     )
     return ranked(entries)
+
+
+def _latencies(opened: Opened) -> LatencyTable:
+    """The run's latency table, on the run's device; its rows are kept, so that a resumed search decides alike."""
+    run, space = opened.run, opened.space
+    table = LatencyTable(opened.device, run.lines(LATENCIES), lambda row: run.add(LATENCIES, [row]))
+    rng = python_rng(0, "latency")
+    drawn = (space.smallest, space.largest, *(space.sample(rng) for _ in range(3)))
+    table.calibrate([space.blueprint(a) for a in drawn])
+    return table
+
+
+def _remeasured(table: LatencyTable, space: SearchSpace, bound: float, entries: list[Entry]) -> dict[str, Any]:
+    """The first places measured whole: a table is a prediction."""
+    whole = [table.whole(space.blueprint(e.architecture)) for e in entries]
+    ratios = [w / e.spent["latency"] for w, e in zip(whole, entries, strict=True)]
+    worst = max(ratios, key=lambda r: abs(r - 1))
+    said = ", ".join(f"{1e3 * w:.3g}" for w in whole)
+    sentence = (
+        f"Latency of places 1 to {len(entries)} measured whole: {said} ms, for {amount('latency', bound)} "
+        f"allowed; the table of layers is off by at most {abs(worst - 1):.0%}."
+    )
+    over = [i for i, w in enumerate(whole, 1) if w > bound]
+    if over:
+        sentence += f" Over the bound as measured: place {', '.join(map(str, over))}."
+    if abs(drift := table.drift()) > 0.1:
+        sentence += f" The machine runs {drift:+.0%} slower than when the table was begun: take the seconds with care."
+    return {"value": worst - 1, "seconds": whole, "sentence": sentence}
 
 
 def _trace(searcher: Searcher, run: Run, phase: str, total: int) -> None:
@@ -325,9 +361,13 @@ def ranking_json(run: Run, entries: list[Entry], top: int) -> str:
 def ranking_table(run: Run, entries: list[Entry], top: int) -> str:
     """The first places, and under them the controls."""
     width = max(len(e.code) for e in entries[:top])
-    lines = [f"{'place':>5}  {'code':<{width}}  {'score':>9}  {'params':>11}  {'MACs':>13}  {'layers':>6}"]
+    more = "".join(f"  {name:>15}" for name in entries[0].spent)
+    lines = [f"{'place':>5}  {'code':<{width}}  {'score':>9}  {'params':>11}  {'MACs':>13}  {'layers':>6}{more}"]
     for place, e in enumerate(entries[:top], 1):
-        lines.append(f"{place:>5}  {e.code:<{width}}  {e.score:>9.4f}  {e.params:>11,}  {e.macs:>13,}  {e.layers:>6}")
+        more = "".join(f"  {amount(name, value):>15}" for name, value in e.spent.items())
+        lines.append(
+            f"{place:>5}  {e.code:<{width}}  {e.score:>9.4f}  {e.params:>11,}  {e.macs:>13,}  {e.layers:>6}{more}"
+        )
     record = run.require("search", "kdnas search")
     lines += ["", f"stopped because {record['stopped']}; {record['saved']}"]
     taus = [f"tau {name}" for name in ("params", "macs", "layers", "depth", "nwot", "synflow", "zen")]

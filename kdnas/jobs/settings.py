@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar, final
 
-from kdnas.cost import Budget
+from kdnas.cost import COUNTS, Budget
 from kdnas.distillers.from_teacher import FromTeacher
 from kdnas.distillers.sandwich import Sandwich
 from kdnas.scorers.rdm import Rdm
@@ -121,6 +121,8 @@ class Search:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}.")
         if self.max_time <= 0:
             raise ValueError(f"max_time must be positive, got {self.max_time}.")
+        if self.exact:
+            self.budget.only(COUNTS, "an exact search")
 
 
 @final

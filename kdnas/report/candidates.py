@@ -11,6 +11,10 @@ from kdnas.report.todo import commands, missing
 from kdnas.space import Blueprint
 
 _MOST_PLACES = 50
+_SPENT = {
+    "memory": Column("Memory, bytes", whole),
+    "latency": Column("Latency, ms", lambda seconds: decimal((finite(seconds) or 0) * 1e3)),
+}
 
 
 def front(found: Found) -> Iterator[Markup]:
@@ -88,6 +92,7 @@ def ranking(found: Found) -> Iterator[Markup]:
 def _ranked(found: Found, search: Search) -> Markup:
     rows = search.rows[:_MOST_PLACES]
     parts = list(dict.fromkeys(str(name) for row in rows for name in mapping(row.get("parts"))))
+    spent = [name for name in _SPENT if any(name in mapping(row.get("spent")) for row in rows)]
     columns = [
         Column("Place", whole),
         Column("Code", text, numeric=False, code=True),
@@ -96,6 +101,7 @@ def _ranked(found: Found, search: Search) -> Markup:
         Column("Params", whole),
         Column("MACs", whole),
         Column("Layers", whole),
+        *(_SPENT[name] for name in spent),
     ]
     listed = [
         (
@@ -106,6 +112,7 @@ def _ranked(found: Found, search: Search) -> Markup:
             row.get("params"),
             row.get("macs"),
             row.get("layers"),
+            *(mapping(row.get("spent")).get(name) for name in spent),
         )
         for place, row in enumerate(rows, 1)
     ]

@@ -2,12 +2,12 @@
 
 import copy
 import statistics
-import time
 from typing import final
 
 import torch
 from torch import nn
 
+from kdnas.latency import timed
 from kdnas.scoring import Evidence, Score, Scorer
 
 
@@ -42,14 +42,6 @@ class Latency(Scorer):
                     tensor.zero_()
         was_training = student.training
         student.eval()
-        taken = []
-        with torch.no_grad():
-            for _ in range(2 + self.repeats):
-                began = time.perf_counter()
-                student(image)
-                if device.type == "cuda":
-                    torch.cuda.synchronize()
-                taken.append(time.perf_counter() - began)
+        seconds = statistics.median(timed(lambda: student(image), device, self.repeats))
         student.train(was_training)
-        seconds = statistics.median(taken[2:])
         return Score(-seconds, {"latency": seconds})
