@@ -15,19 +15,42 @@ import torch
 
 from kdnas.checkpoint import load_state
 from kdnas.cli import main
+from kdnas.cost import cost
+from kdnas.data import Data
+from kdnas.distillers.from_labels import FromLabels
 from kdnas.jobs.chain import chain, closing_table
 from kdnas.jobs.opened import Opened, build_teacher
-from kdnas.jobs.retrain import settings_of
+from kdnas.jobs.retrain import retrain, settings_of
 from kdnas.jobs.search import search, training_free
 from kdnas.jobs.settings import Experiment, Retrain, Search
+from kdnas.network import Network
 from kdnas.run import Run
-from kdnas.student import load_source
+from kdnas.spec import spec
+from kdnas.student import Card, load_source, write_student
+from kdnas.tables import load_space, table_of
 from kdnas.teachers import load_teacher
-from kdnas.training import Recipe
+from kdnas.training import Recipe, initialised
 from tests.toy import data, experiment
 
 ROOT = Path(__file__).parent.parent
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+DATA = spec("tests.toy:data")
+
+
+def drawn_student(folder, space, seed):
+    blueprint = space.blueprint(space.smallest)
+    card = Card(
+        architecture=space.smallest,
+        space=table_of(space),
+        blueprint=blueprint,
+        cost=cost(blueprint),
+        preprocessing=DATA.build(Data).preprocessing,
+        class_names=("a", "b", "c"),
+    )
+    write_student(folder, initialised(lambda: Network(blueprint), seed), card, deploy=False)
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -177,6 +200,39 @@ def test_export_and_retrain_write_students_that_need_no_kdnas(searched, capsys):
     assert card["origin"]["retrained"]["weights"] == "inherited"
     main(["retrain", str(folder), "--json", "--teacher", "none", "--steps", "2", "--out", str(searched / "alone")])
     assert (searched / "alone" / "student.onnx").exists()
+
+
+def test_a_retraining_removes_its_own_drafts_and_not_those_of_its_neighbours(tmp_path):
+    space = load_space("toy").fitted(classes=3, image_channels=3)
+    student = drawn_student(tmp_path / "drawn", space, 0)
+    others = [
+        ".new.v2.0123456789ab.draft.safetensors",
+        ".new.draft.safetensors",
+        ".anew.0123456789ab.draft.safetensors",
+    ]
+    own = [".new.0123456789ab.draft.safetensors", "..new.0123456789ab.draft.safetensors.7.draft"]
+    for name in (*others, *own):
+        (tmp_path / name).write_text("unfinished")
+    retrain(student, Retrain(distiller=spec(FromLabels), recipe=Recipe(steps=1)), tmp_path / "new", data=DATA)
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"drawn", "new", *others}
+
+
+def test_a_retraining_that_inherits_does_not_go_on_from_another_students(tmp_path, monkeypatch):
+    space = load_space("toy").fitted(classes=3, image_channels=3)
+    students = [drawn_student(tmp_path / f"drawn-{seed}", space, seed) for seed in (0, 1)]
+    drafts = []
+
+    def noted(training, phase, draft, *rest):
+        drafts.append(draft.name)
+        return 0.0
+
+    monkeypatch.setattr("kdnas.jobs.retrain.drive", noted)
+    for weights in ("inherited", "fresh"):
+        how = Retrain(distiller=spec(FromLabels), recipe=Recipe(steps=1), weights=weights)
+        for student in students:
+            retrain(student, how, tmp_path / "new", data=DATA, deploy=False)
+    assert drafts[0] != drafts[1] and drafts[2] == drafts[3]
 
 
 def test_a_place_that_is_not_there_is_refused(searched, capsys):

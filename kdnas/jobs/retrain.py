@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import re
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,14 @@ from typing import Any
 from kdnas.checkpoint import write_json
 from kdnas.data import Data
 from kdnas.distillers.from_labels import FromLabels
+from kdnas.files import present
 from kdnas.jobs.opened import build_teacher, default_device
 from kdnas.jobs.settings import Experiment, Retrain
 from kdnas.jobs.train import accuracy, drive
 from kdnas.network import Network
 from kdnas.run import MANIFEST, STUDENTS, Run
 from kdnas.spec import Spec
-from kdnas.student import Card, check_place, read_student, write_student
+from kdnas.student import WEIGHTS, Card, check_place, read_student, write_student
 from kdnas.tables import structure, unstructure
 from kdnas.training import Distiller, Recipe, Training, initialised
 
@@ -71,6 +73,8 @@ def retrain(
     # Named for what is trained: other settings begin anew instead of going on from a training of their own.
     asked = [unstructure(settings), *(None if s is None else s.to_json() for s in (made_data, made_teacher))]
     asked += [card.blueprint.to_json()]
+    if settings.weights == "inherited":
+        asked.append(hashlib.sha256((present(student) / WEIGHTS).read_bytes()).hexdigest())
     digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:12]
     draft = out.parent / f".{out.name}.{digest}.draft.safetensors"
     seconds = drive(
@@ -82,11 +86,11 @@ def retrain(
     student_network = network.cpu().eval()
     leave = partial(distiller.cpu().leave, student_network, loaded)
     checks = write_student(out, student_network, new_card, deploy=deploy, more=leave)
-    # Also those of a training with other settings into this folder, which was never finished.
-    for left in out.parent.glob(f".{out.name}.*.draft.safetensors"):
-        left.unlink()
-    for left in out.parent.glob(f"..{out.name}.*.draft.safetensors.*.draft"):
-        left.unlink()
+    # Also those of a training with other settings into this folder, which was never finished; not of its neighbours.
+    ours = re.compile(rf"\.?\.{re.escape(out.name)}\.[0-9a-f]{{12}}\.draft\.safetensors(\.\d+\.draft)?")
+    for left in out.parent.iterdir():
+        if ours.fullmatch(left.name):
+            left.unlink()
     return {
         "student": str(out),
         "accuracy": found,
