@@ -129,7 +129,9 @@ class Ensemble(Teacher):
     Reference: Hinton, Vinyals, Dean, Distilling the Knowledge in a Neural Network, 2015, section 2 (arithmetic or
         geometric mean); Shen, He, Xue, MEAL, AAAI 2019 (one at random); Zhang, Chen, Wang, Confidence-Aware
         Multi-Teacher Knowledge Distillation, ICASSP 2022, equations 2 and 3 (reliable).
-    Differs: the last weighs losses, here the distributions are weighed.
+    Differs: the last weighs losses, here the distributions are weighed. A loss's temperature softens the joint logits,
+        after the averaging. By `logits` that is the same; by `probabilities` it is not the mean of what each teacher
+        says at that temperature, except at 1.
     """
 
     def __init__(

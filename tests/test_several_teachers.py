@@ -51,6 +51,18 @@ def test_equal_weights_are_the_mean():
     assert torch.allclose(found.softmax(1), (one.softmax(1) + two.softmax(1) + three.softmax(1)) / 3, atol=1e-6)
 
 
+def test_a_temperature_comes_after_the_mean_which_matters_for_probabilities_alone():
+    one, two = logits(1, 2)
+    made = [teacher(1), teacher(2)]
+    geometric = ((one / 4).log_softmax(1) + (two / 4).log_softmax(1)) / 2
+    found = (Ensemble(made, mean="logits")(PIXELS).logits / 4).softmax(1)
+    assert torch.allclose(found, geometric.softmax(1), atol=1e-6)
+    found = (Ensemble(made)(PIXELS).logits / 4).softmax(1)
+    powers = ((one.softmax(1) + two.softmax(1)) / 2) ** 0.25
+    assert torch.allclose(found, powers / powers.sum(1, keepdim=True), atol=1e-6)
+    assert (found - ((one / 4).softmax(1) + (two / 4).softmax(1)) / 2).abs().max() > 0.01
+
+
 def test_one_at_random_is_one_of_them_drawn_anew_and_alike_for_the_same_step():
     made, each = Ensemble([teacher(seed) for seed in (1, 2, 3)], mean="random"), logits(1, 2, 3)
     counts = [0, 0, 0]
@@ -68,6 +80,8 @@ def test_who_is_wrong_counts_less_sample_by_sample():
     wrong = torch.stack([-z.log_softmax(1)[range(5), LABELS] for z in (one, two)])
     share = 1 - wrong.softmax(0)
     assert torch.allclose(found, share[0, :, None] * one.softmax(1) + share[1, :, None] * two.softmax(1), atol=1e-6)
+    three = Ensemble([teacher(seed) for seed in (1, 2, 3)], mean="reliable")(PIXELS, LABELS).logits.exp()
+    assert torch.allclose(three.sum(1), torch.ones(5))  # the weights of any number of teachers add up to 1
     right = found[range(5), LABELS]
     assert (right >= Ensemble([teacher(1), teacher(2)])(PIXELS).logits.softmax(1)[range(5), LABELS] - 1e-6).all()
     plain = Ensemble([teacher(1), teacher(2)])(PIXELS).logits

@@ -47,6 +47,7 @@ def test_a_teacher_stays_in_evaluation_mode_without_gradients_whatever_is_asked(
     assert torch.equal(taught(pixels).logits, taught(pixels).logits)
     assert torch.equal(taught.module.norm.running_mean, before)
     assert not taught(pixels).logits.requires_grad
+    assert not taught(pixels.clone().requires_grad_()).logits.requires_grad
     assert not any(p.requires_grad for p in taught.parameters())
 
 
