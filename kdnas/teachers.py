@@ -155,6 +155,8 @@ class Ensemble(Teacher):
 
     def teach(self, pixels: Tensor, labels: Tensor | None) -> Outputs:
         """The joint logits, the first teacher's features, and every teacher's own outputs."""
+        for teacher in self.teachers:
+            teacher.progress = self.progress
         if self.mean == "random":
             place = seed_of("member", repr(self.progress)) % len(self.teachers)
             return self.teachers[place](pixels, labels)
@@ -223,7 +225,9 @@ class Route(Teacher):
         """What the snapshot of now shows."""
         count = len(self.snapshots)
         # The step at which a part begins belongs to it, whatever the product of the shares is rounded to.
-        return self.snapshots[min(int(self.progress * count + 1e-9), count - 1)](pixels, labels)
+        snapshot = self.snapshots[min(int(self.progress * count + 1e-9), count - 1)]
+        snapshot.progress = self.progress
+        return snapshot(pixels, labels)
 
 
 @contextmanager

@@ -7,7 +7,17 @@ from kdnas.blocks.basic import resize
 from kdnas.network import Network
 from kdnas.outputs import Outputs
 from kdnas.preprocessing import Preprocessing
-from kdnas.teachers import Ensemble, Frozen, Route, Teacher, find_stages, fitted_teacher, load_teacher, load_weights
+from kdnas.teachers import (
+    Ensemble,
+    Frozen,
+    Route,
+    Streamed,
+    Teacher,
+    find_stages,
+    fitted_teacher,
+    load_teacher,
+    load_weights,
+)
 
 GREY = Preprocessing(height=16, width=16, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
 
@@ -174,6 +184,47 @@ def test_a_route_shows_the_snapshot_of_now_and_the_last_outside_of_training():
     for progress, expected in ((0.0, 0), (0.2499, 0), (0.25, 1), (0.5, 2), (0.75, 3), (1.0, 3)):
         route.progress = progress
         assert shown() == expected
+
+
+class Saying(Teacher):
+    """Gives a number as logits."""
+
+    def __init__(self, number):
+        super().__init__()
+        self.number = number
+
+    def teach(self, pixels, labels):
+        return Outputs(torch.full((len(pixels), 2), float(self.number)))
+
+
+def test_the_step_at_which_a_part_of_a_route_begins_belongs_to_it():
+    pixels = torch.zeros(1, 3, 2, 2)
+    for count in (1, 3, 4, 7, 49):  # 49 times a 49th is less than 1
+        route = Route([Saying(k) for k in range(count)])
+        for steps in (count, 3 * count):
+            for k in range(count):
+                route.progress = (k * steps // count) / steps
+                assert route(pixels).logits[0, 0] == k, (count, steps, k)
+
+
+def test_teachers_made_of_others_pass_on_how_far_the_training_is():
+    def route():
+        return Route([Saying(0), Saying(1)])
+
+    def drawn():
+        return Ensemble([Saying(0), Saying(1)], mean="random")
+
+    pixels = torch.zeros(1, 3, 2, 2)
+    for made in (Streamed(route), Ensemble([route(), route()], mean="logits"), Route([Streamed(route)])):
+        for progress, expected in ((0.0, 0), (0.6, 1), (0.2, 0)):
+            made.progress = progress
+            assert made(pixels).logits[0, 0] == expected
+    for made in (Route([drawn()]), Ensemble([drawn(), Streamed(drawn)], mean="logits")):
+        found = set()
+        for step in range(12):
+            made.progress = step / 12
+            found.add(made(pixels).logits[0, 0].item())
+        assert found == {0, 1}
 
 
 def test_several_teachers_are_named_on_one_line():
