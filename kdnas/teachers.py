@@ -156,6 +156,7 @@ class Ensemble(Teacher):
     def teach(self, pixels: Tensor, labels: Tensor | None) -> Outputs:
         """The joint logits, the first teacher's features, and every teacher's own outputs."""
         for teacher in self.teachers:
+            assert isinstance(teacher, Teacher)
             teacher.progress = self.progress
         if self.mean == "random":
             place = seed_of("member", repr(self.progress)) % len(self.teachers)
@@ -226,6 +227,7 @@ class Route(Teacher):
         count = len(self.snapshots)
         # The step at which a part begins belongs to it, whatever the product of the shares is rounded to.
         snapshot = self.snapshots[min(int(self.progress * count + 1e-9), count - 1)]
+        assert isinstance(snapshot, Teacher)
         snapshot.progress = self.progress
         return snapshot(pixels, labels)
 
