@@ -94,6 +94,19 @@ def test_stages_follow_each_other_and_cost_what_one_training_does(student, monke
     assert [c[4] for c in calls] == [str(n) if n < 5 else "r" for n in numbers]  # the last is the run's teacher
 
 
+def test_each_choice_looks_from_the_anchor_just_learnt_on(student, monkeypatch):
+    calls, lengths = watched(monkeypatch), []
+
+    def harder_and_harder(network, teachers, data):
+        lengths.append(len(teachers))
+        return [1.0, 1.5, 1.4, 9.0, 9.0][: len(teachers)]
+
+    monkeypatch.setattr(anchors, "divergences", harder_and_harder)
+    found = along(student, "looking", threshold=1.45)
+    assert found["anchors"] == "1,3,5" and lengths == [5, 3]
+    assert [c[4] for c in calls] == ["1", "3", "r"]
+
+
 def test_a_far_threshold_goes_to_the_end_and_gives_it_what_is_left(student, monkeypatch):
     calls = watched(monkeypatch)
     found = along(student, "far", threshold=math.inf)

@@ -1,6 +1,7 @@
 """Teacher assistants: a chain by codes, a size that is searched, and a resumption that trains nothing twice."""
 
 import json
+import math
 
 import pytest
 
@@ -10,6 +11,7 @@ from kdnas.jobs import assist
 from kdnas.jobs.export import export
 from kdnas.jobs.opened import Opened
 from kdnas.student import read_student
+from kdnas.tables import load_space
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +71,33 @@ def test_the_size_is_searched_once_and_the_choice_kept(run):
     assert (folder / "choice.json").stat().st_mtime_ns == before
 
 
+def test_sizes_are_tried_in_short_pairs_and_the_one_whose_student_learns_best_is_trained_in_full(run, monkeypatch):
+    calls, original = [], assist.retrain
+
+    def watched(student, settings, out, **options):
+        taught = options["teacher"]["path"].rpartition("/")[2]
+        calls.append((out.name, settings.recipe.steps, settings.weights, taught))
+        return original(student, settings, out, **options | {"deploy": False})
+
+    largest, smallest = run.space.largest, run.space.smallest
+    found = iter([0.4, 0.9])
+    monkeypatch.setattr(assist, "retrain", watched)
+    monkeypatch.setattr(assist, "between", lambda *_: [largest, smallest])
+    monkeypatch.setattr(assist, "accuracy", lambda *_: next(found))
+    student, out = run.run.path("students", "place-5"), run.run.path("students", "tried")
+    arguments = ["--assistants", "auto", "--steps", "8", "--batch-size", "16", "--weights", "inherited"]
+    main(["retrain", str(student), *arguments, "--out", str(out)])
+    one, other = run.space.code(largest), run.space.code(smallest)
+    assert calls == [
+        (f"short-{one}", 2, "fresh", "teacher"),
+        (f"short-{one}-student", 2, "fresh", f"short-{one}"),
+        (f"short-{other}", 2, "fresh", "teacher"),
+        (f"short-{other}-student", 2, "fresh", f"short-{other}"),
+        (f"trained-{other}", 8, "fresh", "teacher"),
+        ("tried", 8, "inherited", f"trained-{other}"),
+    ]
+
+
 def test_assistants_trained_otherwise_are_not_taken_for_these(run, capsys):
     code = run.space.code(run.space.largest)
     retrained(run, "once", code)
@@ -82,6 +111,13 @@ def test_a_code_of_another_space_is_refused(run, capsys):
     with pytest.raises(SystemExit):
         retrained(run, "wrong", "999")
     assert "999" in capsys.readouterr().err
+
+
+def test_three_sizes_are_evenly_spread_in_the_logarithm_of_the_macs():
+    space = load_space("digits")
+    least, most = (math.log(cost(space.blueprint(a)).macs) for a in (space.smallest, space.largest))
+    sizes = [math.log(cost(space.blueprint(a)).macs) for a in assist.between(space, round(math.exp(least)), 0)]
+    assert [(size - least) / (most - least) for size in sizes] == pytest.approx([0.25, 0.5, 0.75], abs=0.05)
 
 
 def test_sizes_lie_between_student_and_largest(run):
