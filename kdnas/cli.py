@@ -525,7 +525,8 @@ def _prune(given: argparse.Namespace) -> None:
 
     from kdnas.cost import Budget
     from kdnas.data import load_data
-    from kdnas.jobs.prune import Prune, prune, pruning_table
+    from kdnas.jobs.chain import closing_table
+    from kdnas.jobs.prune import Prune, prune
     from kdnas.jobs.settings import load_settings, with_overrides
     from kdnas.run import Run
     from kdnas.teachers import load_teacher
@@ -547,7 +548,7 @@ def _prune(given: argparse.Namespace) -> None:
     if given.penalty is not None:
         settings = dataclasses.replace(settings, penalty=given.penalty)
     found = prune(settings, given.out)
-    print(json.dumps(found) if given.json else pruning_table(Run(given.out)))
+    print(json.dumps(found) if given.json else closing_table(Run(given.out)))
 
 
 def _quantize(given: argparse.Namespace) -> None:
@@ -589,7 +590,8 @@ def _grow(given: argparse.Namespace) -> None:
 
     from kdnas.cost import Budget
     from kdnas.data import load_data
-    from kdnas.jobs.grow import Grow, grow, growth_table
+    from kdnas.jobs.chain import closing_table
+    from kdnas.jobs.grow import Grow, grow
     from kdnas.jobs.settings import load_settings, with_overrides
     from kdnas.run import Run
     from kdnas.tables import load_space
@@ -613,7 +615,7 @@ def _grow(given: argparse.Namespace) -> None:
         settings = Grow(**changed)
     settings = dataclasses.replace(settings, recipe=with_overrides(settings.recipe, _overrides(given)))
     found = grow(settings, given.out)
-    print(json.dumps(found) if given.json else growth_table(Run(given.out)))
+    print(json.dumps(found) if given.json else closing_table(Run(given.out)))
     _say(f"next: kdnas retrain {found['student']} --teacher none --weights inherited")
 
 

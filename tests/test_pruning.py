@@ -9,10 +9,12 @@ import torch
 from torch import nn
 from torchvision.ops import StochasticDepth
 
+from kdnas.architecture import Architecture
 from kdnas.cli import main
 from kdnas.convert import convert
 from kdnas.cost import Budget, cost
 from kdnas.data import Data
+from kdnas.jobs.prune import prune
 from kdnas.outputs import Outputs
 from kdnas.pruning import Factors, chosen, living, narrowed, removed
 from kdnas.removable import saved
@@ -408,6 +410,22 @@ def test_an_interrupted_pruning_ends_as_an_uninterrupted_one(run, tmp_path, monk
     assert first[1].blueprint == second[1].blueprint
     for name, tensor in first[0].state_dict().items():
         assert torch.equal(tensor, second[0].state_dict()[name]), name
+
+
+def test_a_source_of_other_classes_is_refused(tmp_path):
+    from tests.toy import pruned
+
+    with pytest.raises(ValueError, match="other_classes knows 7 classes, the data has 3"):
+        prune(dataclasses.replace(pruned(), source="tests.toy:other_classes"), tmp_path / "run")
+
+
+def test_a_source_in_which_nothing_is_elastic_is_pruned_all_the_same(tmp_path):
+    from tests.toy import pruned
+
+    whole = cost(convert(Cnn().eval(), image=(3, 8, 8), needs_choices=False).supernet.space.blueprint(Architecture({})))
+    settings = dataclasses.replace(pruned(), source="tests.toy:cnn", budget=Budget(macs=0.6 * whole.macs))
+    found = prune(settings, tmp_path / "run")
+    assert 0.5 * whole.macs < found["macs"] <= 0.6 * whole.macs
 
 
 def test_settings_that_make_no_sense_are_refused():

@@ -17,7 +17,7 @@ from kdnas.data import Data, Images
 from kdnas.distillers.from_labels import FromLabels
 from kdnas.distillers.from_teacher import FromTeacher
 from kdnas.files import present
-from kdnas.jobs.chain import gain_interval, say
+from kdnas.jobs.chain import claimed, say
 from kdnas.jobs.mixture import fitted_weights, mixture
 from kdnas.jobs.opened import default_device
 from kdnas.jobs.train import accuracy, correct, drive
@@ -26,7 +26,7 @@ from kdnas.losses.response.soft_targets import SoftTargets
 from kdnas.network import Network
 from kdnas.randomness import python_rng
 from kdnas.report import write_report
-from kdnas.run import REPORT, Run
+from kdnas.run import Run
 from kdnas.space import SearchSpace
 from kdnas.spec import Spec, spec
 from kdnas.student import Card, read_student, write_student
@@ -37,6 +37,11 @@ from kdnas.training import Recipe, Training, initialised
 Generator = Literal["simple", "dynamic", "random"]
 Teaches = Literal["ensemble", "last", "none"]
 STUDENT, MEMBERS = "student", "members"
+_CONTROLS = {
+    "single network": "a single network of at most its MACs, trained on labels at equal cost",
+    "random candidates": "an ensemble grown from random candidates within its cost",
+    "not taught": "the same members trained without distillation",
+}
 
 
 @final
@@ -149,44 +154,35 @@ def grow(settings: Grow, folder: Path) -> dict[str, Any]:
     data: Data = settings.data.build(Data)
     job = _Growth(settings, run, data)
     grown = job.grow("grown", settings)
-    rows = {"grown": _row(grown.network(data), grown.cost, grown.seconds, data)}
-    hits = {"grown": correct(grown.network(data), data.test, data)}
+    found = {"grown": grown}
     if settings.controls:
-        others = {"single network": job.single(grown), "random candidates": job.randomly(grown)}
+        found |= {"single network": job.single(grown), "random candidates": job.randomly(grown)}
         if settings.teacher != "none" and len(grown.members) > 1:
-            others["not taught"] = job.untaught(grown)
-        for name, other in others.items():
-            network = other.network(data)
-            rows[name] = _row(network, other.cost, other.seconds, data)
-            hits[name] = correct(network, data.test, data)
-        run.record_controls({name: _claim(name, hits["grown"], hits[name]) for name in others})
+            found["not taught"] = job.untaught(grown)
+    rows, hits = {}, {}
+    for name, one in found.items():
+        right = correct(one.network(data).to(default_device()), data.test, data)
+        params, macs = one.cost
+        rows[name] = {"accuracy": float(right.float().mean()), "params": params, "macs": macs}
+        rows[name]["seconds"] = round(one.seconds, 3)
+        hits[name] = right.double().numpy()
+    named = {name: words for name, words in _CONTROLS.items() if name in found}
+    run.record_controls({n: claimed("ensemble", hits["grown"], hits[n], words) for n, words in named.items()})
     for name, row in rows.items():
         run.record_result({"name": name, **row})
     codes = [job.space.code(member.architecture) for member in grown.members]
     weights = [round(float(w), 6) for w in grown.weights]
     out = run.path(STUDENT)
     if not present(out).exists():
-        network = grown.network(data)
         origin = {"grown": settings.to_json()["grow"], "members": codes, "weights": weights}
         origin |= {"data": settings.data.to_json(), "test_accuracy": rows["grown"]["accuracy"]}
+        network = grown.network(data)
         write_student(out, network, _card(network, data, None, None, origin))
-    found = {"student": str(out), **rows["grown"], "members": codes, "weights": weights}
+    done = {**rows["grown"], "members": codes}
     if run.phase("grow") is None:
-        run.finish("grow", **{key: found[key] for key in ("accuracy", "params", "macs", "seconds", "members")})
+        run.finish("grow", **done)
     write_report(run.folder)
-    return found | {"controls": {name: row for name, row in rows.items() if name != "grown"}}
-
-
-def growth_table(run: Run) -> str:
-    """The ensemble and its controls: accuracy, params, MACs, seconds; and what may be said of them."""
-    results = run.results()
-    lines = [f"{'':<18}{'accuracy':>10}{'params':>12}{'MACs':>14}{'seconds':>10}"]
-    for row in results["rows"]:
-        lines.append(
-            f"{row['name']:<18}{row['accuracy']:>10.2%}{row['params']:>12,}{row['macs']:>14,}{row['seconds']:>10.1f}"
-        )
-    lines += ["", *(control["sentence"] for control in results["controls"].values())]
-    return "\n".join([*lines, f"report: {run.path(REPORT)}"])
+    return {"student": str(out), **done, "weights": weights, "controls": {name: rows[name] for name in named}}
 
 
 @final
@@ -374,11 +370,6 @@ def _image(data: Data) -> tuple[int, int, int]:
     return data.channels, data.preprocessing.height, data.preprocessing.width
 
 
-def _row(network: Network, own: Cost, seconds: float, data: Data) -> dict[str, Any]:
-    found = accuracy(network, data.test, data)
-    return {"accuracy": found, "params": own.params, "macs": own.macs, "seconds": round(seconds, 3)}
-
-
 @torch.no_grad()
 def _logits(network: Network, part: Images, data: Data) -> Tensor:
     """Of all images of a part, `[images, classes]`, on the CPU."""
@@ -386,17 +377,3 @@ def _logits(network: Network, part: Images, data: Data) -> Tensor:
     network.eval()
     chunks = torch.arange(len(part)).split(500)
     return torch.cat([network(data.normalise(part.take(chunk).to(device))).logits.cpu() for chunk in chunks])
-
-
-def _claim(name: str, grown: Tensor, other: Tensor) -> dict[str, Any]:
-    words = {
-        "single network": "a single network of at most its MACs, trained on labels at equal cost",
-        "random candidates": "an ensemble grown from random candidates within its cost",
-        "not taught": "the same members trained without distillation",
-    }
-    gain, low, high = gain_interval(grown.double().numpy(), other.double().numpy())
-    sentence = f"The ensemble's test accuracy less that of {words[name]}: {100 * gain:+.2f} points "
-    sentence += f"[{100 * low:+.2f}, {100 * high:+.2f}]."
-    if low <= 0 <= high:
-        sentence += f" On {len(grown)} test images and one seed the two are not distinguishable."
-    return {"value": gain, "interval": [low, high], "sentence": sentence}

@@ -12,17 +12,17 @@ from kdnas.convert import Conversion, convert
 from kdnas.cost import COUNTS, Budget, cost
 from kdnas.data import Data
 from kdnas.distillers.from_labels import FromLabels
-from kdnas.jobs.chain import gain_interval, say
+from kdnas.jobs.chain import claimed, say, student_hits
 from kdnas.jobs.convert import load_source
 from kdnas.jobs.opened import build_teacher, default_device
 from kdnas.jobs.retrain import retrain
 from kdnas.jobs.settings import Experiment, Retrain, Train
-from kdnas.jobs.train import accuracy, correct, drive, train
+from kdnas.jobs.train import accuracy, drive, train
 from kdnas.network import Network
 from kdnas.pruning import Factors, chosen, removed
 from kdnas.randomness import torch_rng
 from kdnas.report import write_report
-from kdnas.run import REPORT, STUDENTS, TEACHER, Run
+from kdnas.run import STUDENTS, TEACHER, Run
 from kdnas.spec import Spec, spec
 from kdnas.student import Card, read_student, write_student
 from kdnas.tables import load_space, unstructure
@@ -109,7 +109,8 @@ def prune(settings: Prune, folder: Path) -> dict[str, Any]:
         Accuracy on the test part, params, MACs and seconds of the student, its folder, and a row per control.
 
     Raises:
-        ValueError: the folder holds something else, the source cannot be converted, or no such budget can be met.
+        ValueError: the folder holds something else, the source cannot be converted or knows other classes, or no such
+            budget can be met.
 
     Reference: Gu, Tresp, Search for Better Students to Learn Distilled Knowledge, ECAI 2020 (arXiv 2001.11612).
     Differs: see `kdnas.pruning.Factors`; what is removed to meet the budget are the smallest factors, zeros first.
@@ -137,26 +138,14 @@ def prune(settings: Prune, folder: Path) -> dict[str, Any]:
             run.record_result({"name": name, **keep})
             run.finish(name, **keep)
         rows[name] = run.require(name, "kdnas prune")
-    hits = {name: correct(read_student(run.path(STUDENTS, name))[0], data.test, data) for name in rows}
+    hits = {name: student_hits(run.path(STUDENTS, name), data) for name in rows}
     said = {
         "control": "the same network retrained without a teacher",
         "random": "random channels and blocks removed to the same cost, retrained alike",
     }
-    run.record_controls({name: _claim(hits["student"], hits[name], words) for name, words in said.items()})
+    run.record_controls({name: claimed("student", hits["student"], hits[name], w) for name, w in said.items()})
     write_report(run.folder)
     return {"student": str(run.path(STUDENTS, "student")), **rows["student"], "controls": {n: rows[n] for n in said}}
-
-
-def pruning_table(run: Run) -> str:
-    """The student and its controls: accuracy, params, MACs, seconds; and what may be said of them."""
-    results = run.results()
-    lines = [f"{'':<18}{'accuracy':>10}{'params':>12}{'MACs':>14}{'seconds':>10}"]
-    for row in results["rows"]:
-        lines.append(
-            f"{row['name']:<18}{row['accuracy']:>10.2%}{row['params']:>12,}{row['macs']:>14,}{row['seconds']:>10.1f}"
-        )
-    lines += ["", *(control["sentence"] for control in results["controls"].values())]
-    return "\n".join([*lines, f"report: {run.path(REPORT)}"])
 
 
 def _taught(settings: Prune, run: Run) -> Spec:
@@ -171,8 +160,16 @@ def _converted(settings: Prune, run: Run, data: Data) -> Conversion:
     kind, _, rest = settings.source.partition(":")
     if settings.source == "teacher" or kind == "checkpoint":
         network, _ = read_student(run.path("teaching", TEACHER) if settings.source == "teacher" else Path(rest))
-        return convert(_Plain(network).eval(), image=image)
-    return convert(load_source(settings.source, size=image[1], classes=data.classes), image=image)
+        source: nn.Module = _Plain(network)
+    else:
+        source = load_source(settings.source, size=image[1], classes=data.classes)
+    found = convert(source, image=image, needs_choices=False)
+    if found.space.classes != data.classes:
+        raise ValueError(
+            f"the source {settings.source} knows {found.space.classes} classes, the data has {data.classes}. Give a "
+            "network of this data's classes."
+        )
+    return found
 
 
 def _search(settings: Prune, run: Run, data: Data, teacher_spec: Spec, conversion: Conversion) -> None:
@@ -200,7 +197,7 @@ def _search(settings: Prune, run: Run, data: Data, teacher_spec: Spec, conversio
         for value in factors.factors.values():
             value.fill_(1.0)
     _write(run.path(STUDENTS, "drawn"), removed(network, factors, drawn).eval(), data, {"control": "random"})
-    before = accuracy(small, data.test, data)
+    before = accuracy(small.to(default_device()), data.test, data)
     run.finish("removal", zeros=zeros, budget=settings.budget.bounds(), accuracy=before)
 
 
@@ -215,12 +212,3 @@ def _write(folder: Path, network: Network, data: Data, origin: dict[str, Any]) -
         origin=origin,
     )
     write_student(folder, network, card, deploy=False)
-
-
-def _claim(hits: Tensor, other: Tensor, words: str) -> dict[str, Any]:
-    gain, low, high = gain_interval(hits.double().numpy(), other.double().numpy())
-    sentence = f"The student's test accuracy less that of {words}: {100 * gain:+.2f} points "
-    sentence += f"[{100 * low:+.2f}, {100 * high:+.2f}]."
-    if low <= 0 <= high:
-        sentence += f" On {len(other)} test images and one seed the two are not distinguishable."
-    return {"value": gain, "interval": [low, high], "sentence": sentence}
