@@ -46,6 +46,12 @@ def test_golden():
     assert TopKDistillation.golden == pytest.approx(reference(student.logits, teacher.logits, 5, False), rel=1e-12)
 
 
+def test_by_default_five_of_more_classes_count():
+    student, teacher = wave(4, 9), 2 * wave(4, 9, phase=3)
+    found = TopKDistillation()(Outputs(student), Outputs(teacher), LABELS).item()
+    assert found == pytest.approx(reference(student, teacher, 5, False), rel=1e-12)
+
+
 @pytest.mark.parametrize("count", [5, 50])
 @pytest.mark.parametrize("renormalize", [False, True])
 def test_all_classes_are_ordinary_kl(count, renormalize):

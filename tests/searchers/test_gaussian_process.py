@@ -1,5 +1,6 @@
 """The Gaussian process: its mean, what it asks, and what it finds."""
 
+import dataclasses
 import random
 import statistics
 
@@ -43,12 +44,39 @@ def test_nothing_is_asked_twice_and_the_whole_space_ends_the_search():
 
 
 def test_the_first_prediction_is_the_argmax_of_the_mean_over_the_whole_space():
-    searcher = made(num_initial=20, batch=1)
-    played(searcher, 20)
-    (chosen,) = searcher.ask(1)
+    for seed, known in enumerate((20, 4, 6)):
+        searcher = made(seed, num_initial=known, batch=1)
+        played(searcher, known)
+        (chosen,) = searcher.ask(1)
+        left = [a for a in SMALL.all() if a not in searcher._scores]
+        means = searcher.model().predict(searcher.encoded(left))
+        assert chosen == left[int(means.argmax())]
+
+
+def test_the_mean_alone_decides_however_uncertain_it_is(monkeypatch):
+    class Doubting:
+        def predict(self, x, return_std=False):
+            means = x @ np.arange(x.shape[1])
+            return (means, -2 * means) if return_std else means
+
+    searcher = made(num_initial=10, batch=1)
+    played(searcher, 10)
+    monkeypatch.setattr(searcher, "model", Doubting)
     left = [a for a in SMALL.all() if a not in searcher._scores]
-    means = searcher.model().predict(searcher.encoded(left))
-    assert chosen == left[int(means.argmax())]
+    best = left[int(Doubting().predict(searcher.encoded(left)).argmax())]
+    assert searcher.ask(1) == [best]
+
+
+def test_a_scores_unit_and_offset_do_not_matter():
+    def path(scale, offset):
+        searcher, asked = made(1, num_initial=8, batch=4), []
+        while len(asked) < 32:
+            batch = searcher.ask(100)
+            asked += batch
+            searcher.tell([dataclasses.replace(e, score=scale * e.score + offset) for e in entries_of(batch)])
+        return asked
+
+    assert path(1.0, 0.0) == path(1000.0, -70_000.0)
 
 
 def test_it_finds_better_networks_than_random_search_for_as_many_evaluations():
