@@ -11,13 +11,13 @@ import torch.nn.functional as F
 from torch import fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
+from kdnas.convert_transformer import transformer
 from kdnas.randomness import torch_rng
-from kdnas.spaces.converted import CHANNELS, CLASSES, Converted, Node, Part, PartStage
+from kdnas.spaces.converted import CHANNELS, CLASSES, UNIT, Converted, Node, Part, PartStage, narrower
+from kdnas.spaces.vit import ViT
 from kdnas.supernet import Supernet
 
 TOLERANCE = 1e-5
-_UNIT = 8  # widths are multiples of it
-_SHARES = (0.5, 0.75)  # of the source's width, beside all of it
 _PLAIN = {
     nn.ReLU: "relu",
     nn.ReLU6: "relu6",
@@ -61,11 +61,11 @@ class Conversion:
     Attributes:
         space: its search space; the largest network is the source.
         supernet: with the source's weights, in evaluation mode.
-        report: every module of the source with weights, elastic or fixed, and why.
+        report: every module of the source with weights, elastic or fixed, and why; of a transformer also what drops.
         error: largest difference between the logits of the source and of the largest subnet, on random images.
     """
 
-    space: Converted
+    space: Converted | ViT
     supernet: Supernet
     report: tuple[Row, ...]
     error: float
@@ -109,7 +109,9 @@ def convert(
     name: str = "converted",
     needs_choices: bool = True,
 ) -> Conversion:
-    """An elastic supernet from a trained network, in three steps.
+    """An elastic supernet from a trained network.
+
+    A plain vision transformer is recognised by its parts (`kdnas.convert_transformer`). Any other network:
 
     1. The network is traced to a graph of operations and cut wherever a single tensor carries everything on: the
        chain. What branches between two cuts, a residual block, stays together; so does a run of plain layers up to
@@ -123,7 +125,7 @@ def convert(
 
     Args:
         module: gives logits `[batch, classes]`; convolutions, batch norms, linear layers, pooling, sums, products,
-            concatenations and the usual activations, without control flow on values.
+            concatenations and the usual activations, without control flow on values; or a plain vision transformer.
         image: channels, height and width, which are equal.
         name: of the space.
         needs_choices: whether a network in which nothing is elastic is refused; scale factors need no choices.
@@ -135,6 +137,11 @@ def convert(
     if image[1] != image[2]:
         raise ValueError(f"a space's images are square, got {image[1]} x {image[2]}. Resize them.")
     module = module.eval()
+    found = transformer(module, image, name)
+    if found is not None:
+        rows = tuple(Row(*row) for row in found.rows)
+        _check_elastic(rows, needs_choices)
+        return Conversion(found.space, found.supernet, rows, _error(module, found.supernet, image))
     steps = _traced(module, image)
     pieces = _pieces(steps)
     head_start = _head_start(steps, pieces)
@@ -168,11 +175,7 @@ def convert(
         head=_part(steps, head),
     )
     report = _report(steps, stem, stages, depths, head)
-    if needs_choices and not any(row.elastic for row in report):
-        raise ValueError(
-            "no elastic module found: no block may be left out and no inner width narrowed. The modules are:\n"
-            + "\n".join(f"{row.module}: {row.why}" for row in report)
-        )
+    _check_elastic(report, needs_choices)
     supernet = Supernet(space).eval()
     placed = [("stem", stem)] + [(f"stages.{i}.{j}", p) for i, s in enumerate(stages) for j, p in enumerate(s)]
     layers = dict(space.blueprint(space.largest).named())
@@ -185,6 +188,14 @@ def convert(
                 bank.get_submodule(f"parts.{place - piece.start}").load_state_dict(weights)
     error = _error(module, supernet, image)
     return Conversion(space, supernet, report, error)
+
+
+def _check_elastic(report: tuple[Row, ...], needs_choices: bool) -> None:
+    if needs_choices and not any(row.elastic for row in report):
+        raise ValueError(
+            "no elastic module found: no block may be left out and no inner width narrowed. The modules are:\n"
+            + "\n".join(f"{row.module}: {row.why}" for row in report)
+        )
 
 
 def _error(module: nn.Module, supernet: Supernet, image: tuple[int, int, int]) -> float:
@@ -441,14 +452,13 @@ def _choose_widths(steps: list[_Step], piece: _Piece) -> None:
             piece.reasons[number] = fixed[group]
             continue
         if group not in names:
-            full, unit = steps[number - 1].shape[1], math.lcm(_UNIT, units.get(group, 1))
-            options = sorted({max(unit, round(full * share / unit) * unit) for share in _SHARES} - {full})
-            options = [o for o in options if o < full]
-            if not options:
+            full, unit = steps[number - 1].shape[1], math.lcm(UNIT, units.get(group, 1))
+            options = narrower(full, unit)
+            if len(options) == 1:
                 fixed[group] = piece.reasons[number] = f"{full} channels in steps of {unit} leave nothing to choose"
                 continue
             names[group] = f"w{len(piece.widths)}"
-            piece.widths.append((*options, full))
+            piece.widths.append(options)
         steps[number - 1].width = names[group]
 
 

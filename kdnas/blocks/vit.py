@@ -71,17 +71,18 @@ class Attention(nn.Module):
         heads: number of heads.
         head_width: channels of a head.
         reach: of the relative positions; 0 for none.
+        bias: whether queries, keys and values have biases.
 
     Reference: Vaswani et al., Attention Is All You Need, NeurIPS 2017, section 3.2; Shaw et al., Self-Attention
     with Relative Position Representations, NAACL 2018, equations 3 and 4; Chen et al., AutoFormer, ICCV 2021.
     """
 
-    def __init__(self, width: int, heads: int, head_width: int = 64, reach: int = 0) -> None:
+    def __init__(self, width: int, heads: int, head_width: int = 64, reach: int = 0, bias: bool = True) -> None:
         super().__init__()
         self.heads, self.scale, self.reach = heads, head_width**-0.5, reach
-        self.queries = nn.Linear(width, heads * head_width)
-        self.keys = nn.Linear(width, heads * head_width)
-        self.values = nn.Linear(width, heads * head_width)
+        self.queries = nn.Linear(width, heads * head_width, bias)
+        self.keys = nn.Linear(width, heads * head_width, bias)
+        self.values = nn.Linear(width, heads * head_width, bias)
         self.softmax = AttentionMap(-1)
         self.out = nn.Linear(heads * head_width, width)
         if reach:
@@ -114,22 +115,33 @@ class EncoderBlock(nn.Module):
         head_width: channels of a head.
         reach: of the relative positions; 0 for none.
         drop_path: how often training drops a branch.
+        eps: of the layer norms.
+        bias: whether queries, keys and values have biases.
 
     Reference: Dosovitskiy et al., An Image is Worth 16x16 Words, ICLR 2021, equations 2 and 3.
     """
 
     def __init__(
-        self, width: int, heads: int, hidden: int, head_width: int = 64, reach: int = 0, drop_path: float = 0.0
+        self,
+        width: int,
+        heads: int,
+        hidden: int,
+        head_width: int = 64,
+        reach: int = 0,
+        drop_path: float = 0.0,
+        eps: float = 1e-5,
+        bias: bool = True,
     ) -> None:
         super().__init__()
-        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.attention = Attention(width, heads, head_width, reach)
+        self.norm1, self.norm2 = nn.LayerNorm(width, eps), nn.LayerNorm(width, eps)
+        self.attention = Attention(width, heads, head_width, reach, bias)
         self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
         self.drop = DropPath(drop_path)
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)
-                nn.init.zeros_(module.bias)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """`[batch, tokens, width]` to the same."""
@@ -138,14 +150,24 @@ class EncoderBlock(nn.Module):
 
 
 class TokensLinear(nn.Module):
-    """Layer norm, the mean of the tokens but the class token, and the classifier."""
+    """Layer norm, then of the tokens the class token or the mean of the others, and the classifier.
 
-    def __init__(self, width: int, classes: int) -> None:
+    Args:
+        width: channels of a token.
+        classes: number of logits.
+        pool: `mean` of the patches' tokens, or the `class` token.
+        eps: of the layer norm.
+    """
+
+    def __init__(self, width: int, classes: int, pool: str = "mean", eps: float = 1e-5) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(width)
+        self.pool = pool
+        self.norm = nn.LayerNorm(width, eps)
         self.linear = nn.Linear(width, classes)
         nn.init.trunc_normal_(self.linear.weight, std=0.02)
 
     def forward(self, x: Tensor) -> Tensor:
         """`[batch, tokens, width]` to `[batch, classes]`."""
+        if self.pool == "class":
+            return self.linear(self.norm(x[:, 0]))
         return self.linear(self.norm(x)[:, 1:].mean(1))

@@ -23,6 +23,7 @@ from kdnas.pruning import Factors, chosen, removed
 from kdnas.randomness import torch_rng
 from kdnas.report import write_report
 from kdnas.run import STUDENTS, TEACHER, Run
+from kdnas.spaces.converted import Converted
 from kdnas.spec import Spec, spec
 from kdnas.student import Card, read_student, write_student
 from kdnas.tables import load_space, unstructure
@@ -169,12 +170,18 @@ def _converted(settings: Prune, run: Run, data: Data) -> Conversion:
             f"the source {settings.source} knows {found.space.classes} classes, the data has {data.classes}. Give a "
             "network of this data's classes."
         )
+    if not isinstance(found.space, Converted):
+        raise ValueError(
+            f"scale factors act on channels of convolutions, and the source {settings.source} is a vision transformer. "
+            "Make it elastic with `kdnas convert` and search its subnets."
+        )
     return found
 
 
 def _search(settings: Prune, run: Run, data: Data, teacher_spec: Spec, conversion: Conversion) -> None:
     """Train network and factors, remove, and write the result; and random removals to the same budget."""
     space = conversion.space
+    assert isinstance(space, Converted)
     network = conversion.supernet.extract(space.largest)
     whole = cost(network.blueprint)
     factors = Factors(space, penalty=settings.penalty, budget=settings.budget, by_cost=settings.by_cost)

@@ -8,6 +8,14 @@ from kdnas.architecture import Architecture, Choice, Value
 from kdnas.space import Layer, SearchSpace, layer
 
 CLASSES, CHANNELS = "classes", "channels"
+UNIT = 8  # chosen widths are multiples of it
+_SHARES = (0.5, 0.75)  # of the source's width, beside all of it
+
+
+def narrower(full: int, unit: int) -> tuple[int, ...]:
+    """Options for a width of the source: about a half, about three quarters, in multiples of a unit; and all of it."""
+    options = {max(unit, round(full * share / unit) * unit) for share in _SHARES}
+    return (*sorted(option for option in options if option < full), full)
 
 
 @final

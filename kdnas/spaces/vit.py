@@ -26,6 +26,11 @@ class ViT(SearchSpace):
         reach: largest distance of the relative positions, in patches; 0 for none.
         cuts: layers after which a stage ends; the last stage holds the rest.
         drop_path: how often training drops the last possible layer's branches; less for earlier ones, linearly.
+        pool: what the classifier sees: the `mean` of the patches' tokens, or the `class` token.
+        norm_eps: of the layer norms.
+        qkv_bias: whether queries, keys and values have biases.
+
+    `kdnas convert` writes tables of this family for the vision transformers of torchvision and timm.
 
     Reference: Chen et al., AutoFormer: Searching Transformers for Visual Recognition, ICCV 2021, table 1.
     Differs: the bank is as wide as the widest option (the released T supernet has 256 channels, 16 of them never
@@ -42,9 +47,14 @@ class ViT(SearchSpace):
     reach: int = 14
     cuts: tuple[int, ...] = (4, 8)
     drop_path: float = 0.1
+    pool: str = "mean"
+    norm_eps: float = 1e-5
+    qkv_bias: bool = True
     resolutions: tuple[int, ...] = (224,)
 
     def __post_init__(self) -> None:
+        if self.pool not in ("mean", "class"):
+            raise ValueError(f'pool must be "mean" or "class", got {self.pool!r}.')
         for side in self.resolutions:
             if side % self.patch:
                 raise ValueError(f"resolutions must be multiples of the patch, {self.patch}, got {side}.")
@@ -78,13 +88,19 @@ class ViT(SearchSpace):
                 "kdnas.blocks.vit:EncoderBlock",
                 width=width,
                 heads=architecture.whole(f"layer{place}.heads"),
-                hidden=int(width * float(architecture[f"layer{place}.ratio"])),
+                # A ratio that is a quotient of whole numbers gives its numerator back, however it was rounded.
+                hidden=int(width * float(architecture[f"layer{place}.ratio"]) + 1e-6),
                 head_width=self.head_width,
                 reach=self.reach,
                 drop_path=self.drop_path * place / max(1, self.depths[-1] - 1),
+                eps=self.norm_eps,
+                bias=self.qkv_bias,
             )
             for place in range(depth)
         )
         ends = (0, *self.cuts, depth)
         stages = tuple(blocks[start:end] for start, end in itertools.pairwise(ends))
-        return stem, stages, layer("kdnas.blocks.vit:TokensLinear", width=width, classes=self.classes)
+        head = layer(
+            "kdnas.blocks.vit:TokensLinear", width=width, classes=self.classes, pool=self.pool, eps=self.norm_eps
+        )
+        return stem, stages, head
