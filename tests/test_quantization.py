@@ -35,8 +35,33 @@ def test_the_int8_graph_runs_in_onnx_runtime_within_the_tolerance(student, tmp_p
     # Its weights are integers.
     import onnx
 
-    kinds = [t.data_type for t in onnx.load(out).graph.initializer if len(t.dims) == 4]
+    graph = onnx.load(out).graph
+    held = {t.name: t for t in graph.initializer}
+    kinds = [t.data_type for t in held.values() if len(t.dims) == 4]
     assert kinds and set(kinds) == {onnx.TensorProto.INT8}
+    # Symmetric, with a scale per output channel.
+    for node in graph.node:
+        if node.op_type == "DequantizeLinear" and node.input[0] in held and len(held[node.input[0]].dims) == 4:
+            scale, zero = (onnx.numpy_helper.to_array(held[name]) for name in node.input[1:])
+            assert scale.shape == (held[node.input[0]].dims[0],) and not zero.any()
+            kinds.pop()
+    assert not kinds
+
+
+def test_accuracy_that_is_lost_is_refused_and_accuracy_that_is_gained_is_not(student, tmp_path, monkeypatch):
+    part = data().test
+    right, wrong = (torch.nn.functional.one_hot((part.labels + k) % 3, 3).float().numpy() for k in (0, 1))
+    monkeypatch.setattr("kdnas.quantization._quantized", lambda graph, draft, _: draft.write_bytes(b"int8"))
+    for ours, theirs in ((wrong, right), (right, wrong)):
+        shown = {"int8.onnx": ours, "student.onnx": theirs}
+        monkeypatch.setattr("kdnas.quantization._logits", lambda path, _, shown=shown: shown[path.name])
+        if ours is wrong:
+            with pytest.raises(ValueError, match=r"loses 100\.00% of accuracy"):
+                quantize(student, tmp_path / "bad.onnx", data().train, part)
+            assert not list(tmp_path.iterdir())
+        else:
+            assert quantize(student, tmp_path / "good.onnx", data().train, part)["accuracy"] == 1
+            assert (tmp_path / "good.onnx").exists()
 
 
 def test_a_graph_that_differs_too_much_is_not_written(student, tmp_path):
