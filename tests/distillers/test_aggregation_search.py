@@ -175,6 +175,31 @@ def test_afterwards_the_shares_stand_still_and_the_student_begins_anew():
     assert training().distiller.restarts(6) == {3}
 
 
+def test_after_the_search_the_loss_is_the_labels_and_the_hint_with_the_shares_found():
+    made = training(rate=0.1, weight=2.0)
+    for _ in range(4):
+        made.step()
+    batch, hint = made._batch(4), made.distiller.hint
+    ((_, found),) = made.distiller.losses(made.model, batch, Step(4, 6, 0))
+    student = made.model(batch.images)
+    expected = nn.functional.cross_entropy(student.logits, batch.labels)
+    for (i, members), alpha, connector in zip(hint.groups, hint.alpha(), hint.to_teacher, strict=True):
+        mixed = sum(a * batch.teacher.features[j] for a, j in zip(alpha, members, strict=True))
+        own = nn.functional.adaptive_avg_pool2d(student.features[i], mixed.shape[2:])
+        expected = expected + 2 * (connector(own) - mixed).square().mean()
+    assert found.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_the_regulariser_draws_the_shares_towards_equal_ones(monkeypatch):
+    made = training(student_to_teacher=0.0, teacher_to_student=0.0, decay=0.1)
+    gradients = []
+    monkeypatch.setattr(made.distiller, "_move", gradients.append)
+    for beta in made.distiller.hint.betas:
+        beta.data = torch.linspace(-1, 2, len(beta))
+    made.distiller.after(made.model, first_batch(), Step(0, 6, 0))
+    torch.testing.assert_close(gradients[0], 0.1 * torch.tensor([-1.0, 0.5, 2.0, -1.0, 2.0]))
+
+
 def test_with_one_layers_share_the_distillation_is_a_plain_hint():
     made = training(search_share=0.0, weight=2.0)
     assert made.distiller.restarts(6) == frozenset()
