@@ -281,6 +281,55 @@ def test_what_is_minimised_is_the_divergence_of_the_network_with_its_factors_fro
     assert all(value.grad is not None and value.grad.abs().max() > 0 for value in factors.factors.values())
 
 
+def test_what_a_factor_costs_by_hand():
+    factors = Factors(SPACE, penalty=1.0)
+    costs = dict(zip((u.key for u in factors.units), factors.regulariser.costs, strict=True))
+    # Multiply-accumulates of one channel in all that makes, passes on and takes it: 8x8 positions, then 4x4.
+    assert costs["stages_0_0:0"] == 64 * (16 + 9 + 16)
+    assert costs["stages_1_0:0"] == 16 * (9 * 16 + 9 * 24)
+    assert costs["stages_0_0:block"] == 64 * 32 * (16 + 9 + 16)
+    assert Factors(SPACE, penalty=1.0, by_cost=False).regulariser.costs is None
+
+
+def test_a_given_penalty_falls_with_a_cosine():
+    factors = Factors(SPACE, penalty=0.1, by_cost=False)
+    left = 1.0
+    for index, share in ((0, 1.0), (1, 0.75), (2, 0.25)):
+        factors.after(None, None, Step(index, 3, 0))
+        left -= 0.1 * share
+        assert all(torch.allclose(v, torch.tensor(left)) for v in factors.factors.values())
+
+
+class Bare(nn.Module):
+    """A residual whose branch ends in a convolution: its weights have a factor per channel in and one for the block."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.relu, self.head = norm_conv(3, 8), nn.ReLU(), nn.Linear(8, 3)
+        self.one, self.two = nn.Conv2d(8, 12, 3, padding=1), nn.Conv2d(12, 8, 3, padding=1)
+
+    def forward(self, x):
+        x = self.relu(self.stem(x))
+        return self.head((x + self.two(self.relu(self.one(x)))).mean((2, 3)))
+
+
+def test_two_factors_on_one_weight_both_count():
+    torch.manual_seed(0)
+    conversion = convert(Bare().eval(), image=(3, 8, 8))
+    network = conversion.supernet.extract(conversion.space.largest).eval()
+    factors = Factors(conversion.space, penalty=0.0)
+    assert [u.size for u in factors.units] == [8, 12, 1]
+    images = torch.randn(4, 3, 8, 8)
+    with torch.no_grad():
+        for unit, by in zip(factors.units, (1.0, 2.0, 0.5), strict=True):
+            factors.factors[unit.key].fill_(by)
+        # The branch's weights times 2 and a half, its bias times a half: a bias of 0 leaves the branch as it was.
+        network.get_parameter("stages.0.0.parts.2.bias").zero_()
+        assert torch.allclose(factors.shown(network, images).logits, network(images).logits, atol=1e-5)
+    drawn(factors)
+    assert gap(network, factors)[0] < 1e-5
+
+
 def zeros(factors):
     return sum(int((value == 0).sum()) for value in factors.factors.values())
 
