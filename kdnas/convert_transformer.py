@@ -173,7 +173,10 @@ def transformer(module: nn.Module, image: tuple[int, int, int], name: str) -> Fo
         if {layout.blocks, layout.patches.partition(".")[0]} <= parts.keys():
             break
     else:
-        raise _refusal(f"{attends} ({type(parts[attends]).__name__}) attends, in a layout that is neither of the two")
+        raise _refusal(
+            f"{attends} ({type(parts[attends]).__name__}) attends, in a network that is laid out otherwise, or that "
+            "holds a transformer and more"
+        )
     blocks = [f"{layout.blocks}.{child}" for child, _ in parts[layout.blocks].named_children()]
     tensors = {n: t.detach() for n, t in module.named_parameters(remove_duplicate=False)}
     tensors |= dict(module.named_buffers(remove_duplicate=False))
@@ -205,7 +208,10 @@ def transformer(module: nn.Module, image: tuple[int, int, int], name: str) -> Fo
     weights = {"stem": _stem(tensors, layout, shape), "head": _head(tensors, layout)}
     weights |= {p: _block(tensors, b, layout, shape) for p, b in zip(positions, blocks, strict=True)}
     for position, held in weights.items():
-        supernet.held(position, layers[position]).load_state_dict(held)
+        try:
+            supernet.held(position, layers[position]).load_state_dict(held)
+        except RuntimeError as error:
+            raise _refusal(f"weights have other shapes: {str(error).splitlines()[-1].strip()}") from error
     _compare(module, supernet, layout, dict(zip(positions, blocks, strict=True)), image)
     return Found(space, supernet, tuple(_rows(parts, tensors, layout, blocks, space)))
 
@@ -230,17 +236,13 @@ def _check_names(module: nn.Module, tensors: dict[str, Tensor], layout: _Layout,
         raise _refusal(f"there is no {name}, as {layout.kind} has it")
 
 
-def _shape(
-    parts: dict[str, nn.Module],
-    tensors: dict[str, Tensor],
-    layout: _Layout,
-    blocks: list[str],
-    image: tuple[int, int, int],
-) -> _Shape:
-    """The numbers, where they are those of a plain transformer whose blocks are alike.
+def _grid(
+    parts: dict[str, nn.Module], tensors: dict[str, Tensor], layout: _Layout, image: tuple[int, int, int]
+) -> tuple[int, int, int]:
+    """The patches' size, how many there are on a side, and the tokens' width.
 
     Raises:
-        ValueError: they are not.
+        ValueError: the stem is no convolution of patches, or for other images.
     """
     stem: Any = parts[layout.patches]
     patch = stem.kernel_size[0] if isinstance(stem, nn.Conv2d) else 0
@@ -254,8 +256,11 @@ def _shape(
         raise _refusal(f"{layout.patches} must be a convolution of square patches side by side, it is {stem}")
     if stem.in_channels != image[0]:
         raise ValueError(f"the network takes images of {stem.in_channels} channels, got {image[0]}.")
-    width = stem.out_channels
-    tokens, side = tensors[layout.positions].shape[1], image[1] // patch
+    width, side = stem.out_channels, image[1] // patch
+    tokens = tensors[layout.positions].numel() // width
+    for name, expected in ((layout.class_token, (1, 1, width)), (layout.positions, (1, tokens, width))):
+        if tensors[name].shape != expected:
+            raise _refusal(f"{name} must have the shape {expected}, and has {tuple(tensors[name].shape)}")
     if tokens - side * side not in (0, 1) or image[1] % patch:
         own = math.isqrt(tokens)
         raise ValueError(
@@ -263,6 +268,22 @@ def _shape(
             f"images of {image[1]} x {image[1]} have {image[1] / patch:g} x {image[1] / patch:g} patches. Give the "
             f"size the network was made for, {own * patch}."
         )
+    return patch, side, width
+
+
+def _shape(
+    parts: dict[str, nn.Module],
+    tensors: dict[str, Tensor],
+    layout: _Layout,
+    blocks: list[str],
+    image: tuple[int, int, int],
+) -> _Shape:
+    """The numbers, where they are those of a plain transformer whose blocks are alike.
+
+    Raises:
+        ValueError: they are not.
+    """
+    patch, side, width = _grid(parts, tensors, layout, image)
     norms = [layout.norm, *(f"{block}.{norm}" for block in blocks for norm in layout.norms)]
     eps: set[float] = set()
     for norm in norms:
@@ -273,13 +294,19 @@ def _shape(
     inner = tensors[f"{blocks[0]}.{layout.out}.weight"].shape[1]
     shapes = []
     for block in blocks:
-        activation = parts[f"{block}.{layout.activation}"]
+        activation = parts.get(f"{block}.{layout.activation}", nn.Identity())
         if not _is_gelu(activation):
             raise _refusal(f"{block}.{layout.activation} ({type(activation).__name__}) is not GELU in its exact form")
-        heads: Any = parts[f"{block}.{layout.attention}"].num_heads
-        shapes.append(
-            (heads, tensors[f"{block}.{layout.up}.weight"].shape[0], f"{block}.{layout.fused}bias" in tensors)
+        heads: Any = getattr(parts[f"{block}.{layout.attention}"], "num_heads", 1)
+        hidden, read = (
+            tensors[f"{block}.{layout.up}.weight"].shape[0],
+            tensors[f"{block}.{layout.down}.weight"].shape[1],
         )
+        if hidden != read:
+            raise _refusal(
+                f"{block}.{layout.up} makes {hidden} channels and {block}.{layout.down} reads {read} of them"
+            )
+        shapes.append((heads, hidden, f"{block}.{layout.fused}bias" in tensors))
         fused = tensors[f"{block}.{layout.fused}weight"].shape
         if tuple(fused) != (3 * inner, width) or inner % heads:
             raise _refusal(

@@ -109,6 +109,19 @@ class MaskedBlock(TimmBlock):
         self.attn.scale = 1.0
 
 
+class GatedBlock(TimmBlock):
+    """One half of the inner channels opens and closes the other."""
+
+    def __init__(self, *arguments, **more):
+        super().__init__(*arguments, **more)
+        self.mlp.fc2 = nn.Linear(32, 32)
+
+    def forward(self, x):
+        x = x + self.attn(self.norm1(x))
+        value, gate = self.mlp.fc1(self.norm2(x)).chunk(2, 2)
+        return x + self.mlp.fc2(value * self.mlp.act(gate))
+
+
 class PatchEmbed(nn.Module):
     def __init__(self, width, patch, stride=None):
         super().__init__()
@@ -172,6 +185,18 @@ class Distilled(TimmTransformer):
         super().__init__()
         self.dist_token, self.head_dist = nn.Parameter(torch.zeros(1, 1, 32)), nn.Linear(32, 5)
         self.pos_embed = nn.Parameter(torch.zeros(1, 18, 32))
+
+
+class TwoTokens(TimmTransformer):
+    def __init__(self):
+        super().__init__()
+        self.cls_token = nn.Parameter(torch.zeros(1, 2, 32))
+
+
+class Wrapped(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = TimmTransformer()
 
 
 class Pooled(TimmTransformer):
@@ -373,6 +398,9 @@ def test_a_part_with_nothing_to_choose_says_so():
         (partial(TimmTransformer, registers=2), "reg_token .*register tokens"),
         (partial(TimmTransformer, block=PostBlock), r"blocks\.0 \(PostBlock\) must be .*norm before it.* differs by"),
         (partial(TimmTransformer, block=MaskedBlock), r"blocks\.0 \(MaskedBlock\) must be"),
+        (partial(TimmTransformer, block=GatedBlock), r"fc1 makes 64 channels and blocks\.0\.mlp\.fc2 reads 32"),
+        (TwoTokens, r"cls_token must have the shape \(1, 1, 32\), and has \(1, 2, 32\)"),
+        (Wrapped, r"inner\.blocks\.0\.attn .* attends, .*holds a transformer and more"),
         (partial(TimmTransformer, global_pool="avg"), "the head pools the tokens .*'avg'"),
         (Pooled, "what head is given must be the class token"),
         (OtherStem, r"what blocks\.0 is given must be the patches"),

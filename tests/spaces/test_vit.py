@@ -5,8 +5,9 @@ import random
 
 import pytest
 import torch
+from torch import nn
 
-from kdnas.blocks.vit import Attention, EncoderBlock, PatchTokens, RelativePosition
+from kdnas.blocks.vit import Attention, EncoderBlock, PatchTokens, RelativePosition, TokensLinear
 from kdnas.cost import cost
 from kdnas.losses.attention.attention_map import AttentionMap
 from kdnas.spaces.vit import ViT
@@ -70,6 +71,36 @@ def test_a_subnet_is_its_student_at_every_resolution():
         tokens = 1 + (architecture["resolution"] // 2) ** 2
         assert [f.shape for f in inside.features] == [(2, tokens, architecture["width"])] * 2
         assert SMALL.parse(SMALL.code(architecture)) == architecture
+
+
+def test_the_head_reads_the_class_token_or_the_mean_of_the_others():
+    x = torch.tensor([[[1.0, 3.0], [5.0, 5.5], [0.0, 4.0]]])
+    for pool, normed in (("class", [-1.0, 1.0]), ("mean", [-1.0, 1.0])):
+        head = TokensLinear(2, 2, pool, 3.0)
+        with torch.no_grad():
+            head.linear.weight.copy_(torch.eye(2))
+            head.linear.bias.zero_()
+        # Centred tokens are (-1, 1), (-1/4, 1/4), (-2, 2); the variances 1, 1/16, 4; eps is 3.
+        scales = [1 / 2] if pool == "class" else [0.25 / 3.0625**0.5, 2 / 7**0.5]
+        expected = torch.tensor(normed) * sum(scales) / len(scales)
+        torch.testing.assert_close(head(x)[0], expected)
+
+
+def test_norms_biases_and_the_head_are_as_the_table_says():
+    space = dataclasses.replace(SMALL, pool="class", norm_eps=0.5, qkv_bias=False)
+    student = Supernet(space).extract(space.smallest)
+    norms = [m for m in student.modules() if isinstance(m, nn.LayerNorm)]
+    assert len(norms) == 5 and {norm.eps for norm in norms} == {0.5} and student.head.pool == "class"
+    found = {name.rpartition(".")[0].rpartition(".")[2] for name, _ in student.named_parameters() if "bias" in name}
+    assert found & {"queries", "keys", "values"} == set() and "out" in found
+    assert {m.eps for m in Supernet(SMALL).modules() if isinstance(m, nn.LayerNorm)} == {1e-5}
+
+
+def test_an_inner_width_that_is_no_multiple_is_whole():
+    space = dataclasses.replace(SMALL, widths=(12,), ratios=tuple(hidden / 12 for hidden in range(1, 200)))
+    for hidden, ratio in enumerate(space.ratios, 1):
+        architecture = space.architecture({**space.smallest, "layer0.ratio": ratio})
+        assert space.blueprint(architecture).stages[0][0].make["hidden"] == hidden
 
 
 def test_fewer_heads_are_the_leading_heads_of_more():
@@ -147,6 +178,7 @@ def test_only_later_layers_drop_paths_and_only_in_training():
         ({"resolutions": (100,)}, "multiples of the patch"),
         ({"cuts": (12,)}, "inside the shallowest"),
         ({"cuts": (8, 4)}, "must ascend"),
+        ({"pool": "token"}, 'pool must be "mean" or "class"'),
     ],
 )
 def test_a_wrong_table_is_refused(fields, message):
