@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import final
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor, nn
@@ -58,6 +58,8 @@ class Factors(Distiller):
     Differs: the paper prints KL(student, teacher) in the formula and both networks without order in the text; this is
         the usual direction. What alpha is, is not published. The paper's lambda is fixed; letting it grow is ours.
     """
+
+    teaches: ClassVar[type[Network]] = Network
 
     def __init__(
         self,

@@ -83,9 +83,23 @@ class Distiller(nn.Module, abc.ABC):
 
     Class attributes:
         every_layer: whether it looks at every layer of the teacher (`kdnas.teachers.every_layer`), not one per stage.
+        teaches: the kind of model it is for, Supernet or Network; None for both.
     """
 
     every_layer: ClassVar[bool] = False
+    teaches: ClassVar[type[Supernet] | type[Network] | None] = None
+
+    @final
+    @classmethod
+    def check_teaches(cls, model: type[nn.Module]) -> None:
+        """Raise a ValueError unless it can teach this kind of model."""
+        if cls.teaches not in (None, model):
+            own, other, usual = "a supernet", "a single network", "from_teacher or mutual"
+            if cls.teaches is Network:
+                own, other, usual = other, own, "sandwich or single_path"
+            raise ValueError(
+                f"{cls.__name__} teaches {own}, and {other} is to be trained. Use {usual}, or another such."
+            )
 
     def prepare(self, model: Model, batch: Batch) -> None:
         """Build learnable parts from one batch; called once, before the optimiser is made."""
@@ -195,6 +209,9 @@ class Training:
         recipe: how long and how fast.
         device: where to compute.
         cache: the teacher's outputs, which is then not run; batches are the cache's views of the images.
+
+    Raises:
+        ValueError: the distiller is for another kind of model, or looks at more of the teacher than the cache holds.
     """
 
     def __init__(
@@ -207,6 +224,7 @@ class Training:
         device: torch.device | str = "cpu",
         cache: TeacherCache | None = None,
     ) -> None:
+        distiller.check_teaches(type(model))
         self.device = torch.device(device)
         if distiller.every_layer and cache is not None:
             raise ValueError(

@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 import math
 
@@ -9,12 +10,12 @@ from kdnas.distillers.from_teacher import FromTeacher
 from kdnas.distillers.single_path import SinglePath
 from kdnas.network import Network
 from kdnas.spaces.mbconv import MBConvSpace, Stage, Stem
-from kdnas.spec import spec
+from kdnas.spec import algorithms, named, resolve, spec
 from kdnas.supernet import Supernet
 from kdnas.tables import load_space
 from kdnas.teachers import Frozen
 from kdnas.training import Distiller, Recipe, Training, initialised
-from tests.toy import data
+from tests.toy import data, experiment
 
 SPACE = load_space("toy").fitted(classes=3, image_channels=3)
 DATA = data()
@@ -152,6 +153,19 @@ def test_a_checkpoint_of_another_space_is_refused():
 def test_a_recipe_refuses_what_makes_no_sense(wrong):
     with pytest.raises(ValueError, match="must be"):
         Recipe(**wrong)
+
+
+@pytest.mark.parametrize("name", sorted(algorithms("kdnas.distillers")))
+def test_a_distiller_for_another_kind_of_model_is_refused_before_anything_is_trained(name):
+    made = named("kdnas.distillers", name)
+    kind = resolve(made.make).teaches
+    assert kind in (Supernet, Network)
+    job, field = (experiment().retrain, "a single network") if kind is Supernet else (experiment().train, "a supernet")
+    with pytest.raises(ValueError, match=f"teaches .*{field} is to be trained. Use "):
+        dataclasses.replace(job, distiller=made)
+    model = network() if kind is Supernet else initialised(lambda: Supernet(SPACE), 0)
+    with pytest.raises(ValueError, match=f"{field} is to be trained"):
+        Training(model, made.build(Distiller), DATA, None, Recipe())
 
 
 class Watching(Distiller):

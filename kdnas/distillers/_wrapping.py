@@ -1,7 +1,10 @@
 """What distillers that add to another one share."""
 
+from typing import ClassVar
+
 from kdnas.architecture import Choice, Value
 from kdnas.spec import Spec
+from kdnas.supernet import Supernet
 from kdnas.training import Batch, Distiller, Model, Step
 
 
@@ -11,6 +14,8 @@ class Wrapping(Distiller):
     Args:
         inner: the other distiller.
     """
+
+    teaches: ClassVar[type[Supernet]] = Supernet
 
     def __init__(self, inner: Spec) -> None:
         super().__init__()

@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 import torch
 import torch.nn.functional as F
@@ -76,6 +76,8 @@ class BlockWise(Distiller):
         with batch statistics and drop-connect. One learning rate serves all blocks; the release has one per block,
         20 epochs each.
     """
+
+    teaches: ClassVar[type[Supernet]] = Supernet
 
     def __init__(self, *, schedule: str = "together", pairs: tuple[tuple[int, int], ...] = ()) -> None:
         super().__init__()

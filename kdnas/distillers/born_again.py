@@ -1,7 +1,7 @@
 """Born-again networks: each generation is taught by the one before it."""
 
 from collections.abc import Iterator
-from typing import final
+from typing import ClassVar, final
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -32,6 +32,8 @@ class BornAgain(Distiller):
     Reference: Furlanello et al., Born Again Neural Networks, ICML 2018, section 3 (the variant with labels).
     Differs: the paper's ensemble of all generations is not made; `kdnas grow --teacher last` makes one.
     """
+
+    teaches: ClassVar[type[Network]] = Network
 
     def __init__(
         self, *, generations: int = 3, weight: float = 1.0, temperature: float = 1.0, taught: bool = False

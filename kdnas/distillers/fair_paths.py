@@ -4,7 +4,7 @@ import math
 import random
 from collections.abc import Iterator
 from functools import partial
-from typing import final
+from typing import ClassVar, final
 
 from torch import Tensor
 
@@ -38,6 +38,8 @@ class FairPaths(Distiller):
         ICCV 2021, definition 2 and algorithm 1.
     Differs: the paper has the same number of operations in all layers.
     """
+
+    teaches: ClassVar[type[Supernet]] = Supernet
 
     def __init__(
         self, *, terms: tuple[tuple[float, Spec], ...] = (), label_smoothing: float = 0.0, most: int = 12

@@ -1,7 +1,7 @@
 """Training without a teacher: the control of every distillation."""
 
 from collections.abc import Iterator
-from typing import final
+from typing import ClassVar, final
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -19,6 +19,8 @@ class FromLabels(Distiller):
 
     Reference: Szegedy et al., Rethinking the Inception Architecture, CVPR 2016, section 7 (label smoothing).
     """
+
+    teaches: ClassVar[type[Network]] = Network
 
     def __init__(self, *, label_smoothing: float = 0.0) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
 """Offline distillation: a fixed teacher teaches one network."""
 
 from collections.abc import Iterator
-from typing import final
+from typing import ClassVar, final
 
 from torch import Tensor
 
@@ -28,6 +28,8 @@ class FromTeacher(Distiller):
     Reference: Hinton, Vinyals, Dean, Distilling the Knowledge in a Neural Network, 2015, section 2; the weights are
         those of RepDistiller and mdistiller.
     """
+
+    teaches: ClassVar[type[Network]] = Network
 
     def __init__(self, *, terms: tuple[tuple[float, Spec], ...] = HINTON) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
 """Deep mutual learning: several networks learn together and from each other."""
 
 from collections.abc import Iterator
-from typing import final
+from typing import ClassVar, final
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +32,8 @@ class Mutual(Distiller):
     Reference: Zhang, Xiang, Hospedales, Lu, Deep Mutual Learning, CVPR 2018, equations 4 to 8.
     Differs: the networks step together from the same predictions, the paper updates them one after the other.
     """
+
+    teaches: ClassVar[type[Network]] = Network
 
     def __init__(self, *, num_peers: int = 1, weight: float = 1.0, temperature: float = 1.0) -> None:
         super().__init__()

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator
-from typing import NamedTuple, final
+from typing import ClassVar, NamedTuple, final
 
 import torch
 import torch.nn.functional as F
@@ -87,6 +87,8 @@ class Prioritized(Distiller):
         statistics that are kept; this follows the paper. A sigmoid keeps the weights between 0 and 1, as in the code.
         Both slices of the meta step come from the training batch, as in the code, and not from a validation set.
     """
+
+    teaches: ClassVar[type[Supernet]] = Supernet
 
     paths: Tensor
     accuracies: Tensor

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from functools import partial
-from typing import Literal, NamedTuple, final
+from typing import ClassVar, Literal, NamedTuple, final
 
 import torch
 from torch import Tensor
@@ -76,6 +76,8 @@ class Progressive(Distiller):
     Differs: one learning-rate schedule over all stages, where the paper starts a cosine per stage; the source is in
         evaluation mode and sees its own input size, where the released code's is in training mode.
     """
+
+    teaches: ClassVar[type[Supernet]] = Supernet
 
     def __init__(
         self,

@@ -4,7 +4,7 @@ import copy
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor, nn
@@ -52,6 +52,8 @@ class QuantizationAware(Distiller):
     Differs: weights and activations begin to be rounded together. Dropout and drop path are off. A normalisation's
         weight of exactly 0, as last ones of residual branches begin, becomes 0.001.
     """
+
+    teaches: ClassVar[type[Network]] = Network
 
     def __init__(
         self, *, terms: tuple[tuple[float, Spec], ...] = HINTON, begin: float = 0.1, freeze: float = 0.7

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import final
+from typing import ClassVar, final
 
 from torch import Tensor
 
@@ -37,6 +37,8 @@ class Sandwich(Distiller):
     Differs: the papers have no outside teacher; with `terms=()` this is theirs. Weight decay acts on the shared
         weights of all children (as in AttentiveNAS and AlphaNet; BigNAS writes: of the largest only).
     """
+
+    teaches: ClassVar[type[Supernet]] = Supernet
 
     def __init__(
         self,

@@ -1,7 +1,7 @@
 """Self-distillation: a network's deeper exits teach its shallower ones."""
 
 from collections.abc import Iterator
-from typing import final
+from typing import ClassVar, final
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -46,6 +46,8 @@ class SelfDistillation(Distiller):
     Differs: an exit's adapter is one 1x1 convolution with batch norm, the paper's a bottleneck that also shrinks the
         map; features are compared after pooling.
     """
+
+    teaches: ClassVar[type[Network]] = Network
 
     def __init__(self, *, share: float = 0.3, temperature: float = 3.0, hint: float = 0.03) -> None:
         super().__init__()

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from functools import partial
-from typing import final
+from typing import ClassVar, final
 
 from torch import Tensor
 
@@ -23,6 +23,8 @@ class SinglePath(Distiller):
     Reference: Guo et al., Single Path One-Shot Neural Architecture Search, ECCV 2020, section 3.2.
     Differs: the released training rejects paths outside a band of FLOPs; the paper, and this, sample uniformly.
     """
+
+    teaches: ClassVar[type[Supernet]] = Supernet
 
     def __init__(self, *, terms: tuple[tuple[float, Spec], ...] = (), label_smoothing: float = 0.0) -> None:
         super().__init__()

@@ -11,10 +11,12 @@ from typing import Any, Literal, TypeVar, final
 from kdnas.cost import COUNTS, Budget
 from kdnas.distillers.from_teacher import FromTeacher
 from kdnas.distillers.sandwich import Sandwich
+from kdnas.network import Network
 from kdnas.scorers.rdm import Rdm
 from kdnas.searchers.evolution import Evolution
 from kdnas.space import SearchSpace
 from kdnas.spec import Spec, named, nearest, resolve, spec
+from kdnas.supernet import Supernet
 from kdnas.tables import shared_folder, space_from_table, structure, table_of, unstructure
 from kdnas.training import Distiller, Recipe
 
@@ -63,6 +65,8 @@ class Train:
     weights: str = ""
 
     def __post_init__(self) -> None:
+        if self.distiller is not None:
+            _check_teaches(self.distiller, Supernet)
         if not 1 <= self.teacher_snapshots <= self.teacher_recipe.steps:
             raise ValueError(
                 f"teacher_snapshots must lie between 1 and the teacher's {self.teacher_recipe.steps} steps, got "
@@ -143,8 +147,16 @@ class Retrain:
     num_random: int = 1
 
     def __post_init__(self) -> None:
+        _check_teaches(self.distiller, Network)
         if self.weights not in ("fresh", "inherited"):
             raise ValueError(f"weights must be fresh or inherited, got {self.weights!r}.")
+
+
+def _check_teaches(distiller: Spec, model: type[Supernet | Network]) -> None:
+    """Before anything is trained; what a function makes is seen when it is made."""
+    made = resolve(distiller.make)
+    if isinstance(made, type) and issubclass(made, Distiller):
+        made.check_teaches(model)
 
 
 @final
