@@ -7,7 +7,7 @@ from kdnas.losses.adversarial.conditional_adversarial import ConditionalAdversar
 from kdnas.losses.example import example, wave
 from kdnas.losses.feature.feature_mse import FeatureMse
 from kdnas.losses.feature.hint import Hint
-from kdnas.losses.feature.route_constrained import RouteConstrained, anchor_at, equal_intervals, greedy
+from kdnas.losses.feature.route_constrained import RouteConstrained, equal_intervals
 from kdnas.losses.response.soft_targets import SoftTargets
 from kdnas.outputs import Outputs
 from kdnas.spec import Spec, spec
@@ -80,38 +80,6 @@ def test_more_anchors_than_checkpoints_are_refused():
             equal_intervals(5, anchors)
 
 
-# Checkpoints on a line, dense at the end: the divergence is the distance.
-PLACES = (0.0, 4.0, 6.0, 7.0, 7.5, 8.0)
-DISTANCES = [[abs(a - b) for b in PLACES] for a in PLACES]
-
-
-def test_greedy_steps_as_far_as_the_threshold_allows():
-    assert greedy(DISTANCES, 0.5) == (1, 5)  # 4 = half of 8; then 4 more
-    assert greedy(DISTANCES, 0.25) == (1, 2, 5)  # 4 is too far, but nothing is nearer; 2; 2
-    assert greedy(DISTANCES, 0.13) == (1, 2, 3, 5)  # steps of at most 1.04
-    assert greedy(DISTANCES, 1.0) == (5,)
-    assert greedy(DISTANCES, 1e-9) == (1, 2, 3, 4, 5)
-
-
-def test_greedy_does_not_depend_on_the_scale_of_the_divergence():
-    assert greedy([[1e-7 * d for d in row] for row in DISTANCES], 0.25) == greedy(DISTANCES, 0.25)
-
-
-def test_greedy_copes_with_short_and_flat_routes_and_refuses_nonsense():
-    assert greedy([[0.0]], 0.5) == (0,)
-    assert greedy([[0.0] * 4] * 4, 0.5) == (3,)
-    for divergences in ([], [[0.0, 1.0]]):
-        with pytest.raises(ValueError, match="square"):
-            greedy(divergences, 0.5)
-    with pytest.raises(ValueError, match="threshold"):
-        greedy(DISTANCES, 0.0)
-
-
-def test_the_next_anchor_begins_at_its_boundary():
-    assert [anchor_at(step, (10, 20, 20)) for step in (0, 9, 10, 19, 20, 1000)] == [0, 0, 1, 1, 3, 3]
-    assert anchor_at(5, ()) == 0
-
-
 def test_a_student_that_follows_the_route_ends_nearer_than_it_began():
     # Anchors of growing confidence; the student's logits are its parameters.
     route = [Outputs(scale * wave(4, 5)) for scale in (1.0, 2.0, 3.0, 4.0)]
@@ -122,6 +90,6 @@ def test_a_student_that_follows_the_route_ends_nearer_than_it_began():
     first = loss(Outputs(logits), route[-1], labels).item()
     for step in range(40):
         optimizer.zero_grad()
-        loss(Outputs(logits), route[anchor_at(step, (10, 20, 30))], labels).backward()
+        loss(Outputs(logits), route[step // 10], labels).backward()
         optimizer.step()
     assert loss(Outputs(logits), route[-1], labels).item() < 0.1 * first

@@ -1,7 +1,5 @@
 """Route-constrained optimisation: the student follows the teacher's training, not only its end."""
 
-from bisect import bisect_right
-from collections.abc import Sequence
 from typing import ClassVar, final
 
 from torch import Tensor
@@ -18,8 +16,8 @@ class RouteConstrained(Loss):
 
     $L(\theta) = D(\theta, A_k)$ in the $k$-th of $n$ equal parts of the training; the student keeps its weights from
     part to part. The value of a batch is the inner loss's: in stage `anchor k` the run hands in the outputs of the
-    teacher's $k$-th anchor. Which checkpoints those are, `equal_intervals` or `greedy` say; which one a step has,
-    `anchor_at`.
+    teacher's $k$-th anchor. Which checkpoints those are, `equal_intervals` says; greedy anchors depend on what the
+    student has learnt and are a job of their own (`kdnas retrain --greedy-anchors`).
 
     Shapes, units, parts, discriminators and `needs` are those of the inner loss; it sees the whole run's `progress`.
 
@@ -92,44 +90,3 @@ def equal_intervals(num_checkpoints: int, num_anchors: int) -> tuple[int, ...]:
             "Save the teacher more often, or take fewer anchors."
         )
     return tuple(-(-k * num_checkpoints // num_anchors) - 1 for k in range(1, num_anchors + 1))
-
-
-def greedy(divergences: Sequence[Sequence[float]], threshold: float) -> tuple[int, ...]:
-    """Anchors as far apart as a step of bounded difficulty allows (the paper's greedy strategy).
-
-    From the current anchor (at first checkpoint 0) the next is the last checkpoint before the divergence from the
-    current anchor, as a share of the divergence of the last checkpoint from checkpoint 0, goes above `threshold`; the
-    very next one where even that is too far. Ends with the last checkpoint. The paper compares a ratio of
-    divergences with a threshold; that its denominator is the whole route is our reading.
-
-    Args:
-        divergences: `divergences[i][j]`, how far checkpoint j is from checkpoint i, such as the mean divergence of
-            their class distributions on validation images.
-        threshold: above 0; 1 or more allows the whole route at once.
-
-    Returns:
-        Ascending indices of checkpoints.
-
-    Raises:
-        ValueError: a matrix that is empty or not square, or a threshold that is not positive.
-    """
-    num_checkpoints = len(divergences)
-    if not num_checkpoints or any(len(row) != num_checkpoints for row in divergences):
-        raise ValueError(f"divergences must be a square matrix, got rows of {[len(row) for row in divergences]}.")
-    if not threshold > 0:
-        raise ValueError(f"threshold must be above 0, got {threshold}.")
-    last = num_checkpoints - 1
-    bound = threshold * divergences[0][last]
-    anchors, current = [], 0
-    while current < last:
-        following = current + 1
-        while following < last and divergences[current][following + 1] <= bound:
-            following += 1
-        anchors.append(following)
-        current = following
-    return tuple(anchors) or (0,)
-
-
-def anchor_at(step: int, boundaries: Sequence[int]) -> int:
-    """The index of the anchor at a step; `boundaries` are the ascending steps at which the next anchor begins."""
-    return bisect_right(boundaries, step)
