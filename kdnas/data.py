@@ -373,7 +373,7 @@ def cifar100(path: str, search: int = 5000, size: int = 32) -> Data:
     names = tuple(f"class {i}" for i in range(100))
     label_file = Path(path) / "fine_label_names.txt"
     if label_file.is_file():
-        names = tuple(label_file.read_text().split())
+        names = tuple(label_file.read_text(encoding="utf-8").split())
     return _cifar(Path(path), names, ["train.bin"], "test.bin", 2, search, size)
 
 

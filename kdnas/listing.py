@@ -19,7 +19,7 @@ def listing(what: str) -> str:
         return _lines(_space(path) for path in sorted(shared_folder("search_spaces").glob("*.toml")))
     if what == "experiments":
         return _lines(
-            (path.stem, (ast.get_docstring(ast.parse(path.read_text())) or "").partition("\n")[0])
+            (path.stem, (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").partition("\n")[0])
             for path in sorted(shared_folder("experiments").glob("*.py"))
         )
     if what == "systems":

@@ -42,7 +42,7 @@ def load_space(table: str | Path) -> SearchSpace:
     if not path.is_file():
         raise ValueError(f"there is no file {path}. Give the path of a TOML table or a name from `kdnas list spaces`.")
     try:
-        content = tomllib.loads(path.read_text())
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not valid TOML: {error}.") from error
     content.setdefault("name", path.stem)

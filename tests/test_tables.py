@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -85,6 +87,16 @@ def test_a_family_may_be_a_class_of_ones_own_and_keeps_its_path():
     space = space_from_table({"family": "kdnas.spaces.toy:Toy", "name": "x"})
     assert space == Toy(name="x")
     assert table_of(space)["family"] == "toy"
+
+
+def test_what_people_write_is_read_as_utf_8_whatever_the_system_s_encoding_is():
+    code = (
+        "from kdnas.jobs.compare import systems; from kdnas.listing import listing; "
+        "from kdnas.tables import load_space; systems(); listing('experiments'); load_space('toy')"
+    )
+    strict = [sys.executable, "-X", "warn_default_encoding", "-W", "error::EncodingWarning", "-c", code]
+    done = subprocess.run(strict, capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    assert done.returncode == 0, done.stderr
 
 
 def test_shared_folders_are_found_in_a_checkout():

@@ -81,7 +81,7 @@ def systems() -> dict[str, str]:
     """What can be compared: experiments whose file says `SYSTEM = "what it does"`, found without running them."""
     found = {}
     for path in sorted(shared_folder("experiments").glob("*.py")):
-        for node in ast.parse(path.read_text()).body:
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
             if isinstance(node, ast.Assign) and [getattr(t, "id", "") for t in node.targets] == [_MARK]:
                 found[path.stem] = str(ast.literal_eval(node.value))
     return found

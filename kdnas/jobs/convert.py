@@ -65,9 +65,9 @@ def convert_source(text: str, out: Path, *, size: int = 224, classes: int = 1000
     source = load_source(text, size=size, classes=classes)
     found = convert(source, image=(channels, size, size), name=text.partition("@")[0].rpartition(":")[2])
     with new_folder(out) as new:
-        (new / SPACE).write_text(_toml(table_of(found.space)))
+        (new / SPACE).write_text(_toml(table_of(found.space)), encoding="utf-8")
         save_file({n: t.contiguous().clone() for n, t in found.supernet.state_dict().items()}, new / WEIGHTS)
-        (new / REPORT).write_text(f"{found}\n")
+        (new / REPORT).write_text(f"{found}\n", encoding="utf-8")
     return found
 
 
