@@ -211,7 +211,7 @@ def transformer(module: nn.Module, image: tuple[int, int, int], name: str) -> Fo
         try:
             supernet.held(position, layers[position]).load_state_dict(held)
         except RuntimeError as error:
-            raise _refusal(f"weights have other shapes: {str(error).splitlines()[-1].strip()}") from error
+            raise _refusal(f"{position} has weights of other shapes: {str(error).splitlines()[-1].strip()}") from error
     _compare(module, supernet, layout, dict(zip(positions, blocks, strict=True)), image)
     return Found(space, supernet, tuple(_rows(parts, tensors, layout, blocks, space)))
 

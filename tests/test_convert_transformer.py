@@ -187,6 +187,22 @@ class Distilled(TimmTransformer):
         self.pos_embed = nn.Parameter(torch.zeros(1, 18, 32))
 
 
+class SharedKeysBlock(TimmBlock):
+    """All heads have the same keys and values."""
+
+    def __init__(self, *arguments, **more):
+        super().__init__(*arguments, **more)
+        self.attn.qkv = nn.Linear(32, 32 + 2 * 8)
+
+
+class WideHead(TimmTransformer):
+    """Its classifier reads the class token and the mean of the others."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(64, 5)
+
+
 class TwoTokens(TimmTransformer):
     def __init__(self):
         super().__init__()
@@ -399,6 +415,8 @@ def test_a_part_with_nothing_to_choose_says_so():
         (partial(TimmTransformer, block=PostBlock), r"blocks\.0 \(PostBlock\) must be .*norm before it.* differs by"),
         (partial(TimmTransformer, block=MaskedBlock), r"blocks\.0 \(MaskedBlock\) must be"),
         (partial(TimmTransformer, block=GatedBlock), r"fc1 makes 64 channels and blocks\.0\.mlp\.fc2 reads 32"),
+        (partial(TimmTransformer, block=SharedKeysBlock), r"must hold queries, .* 4 heads .* has shape \(48, 32\)"),
+        (WideHead, r"head has weights of other shapes: size mismatch for linear\.weight"),
         (TwoTokens, r"cls_token must have the shape \(1, 1, 32\), and has \(1, 2, 32\)"),
         (Wrapped, r"inner\.blocks\.0\.attn .* attends, .*holds a transformer and more"),
         (partial(TimmTransformer, global_pool="avg"), "the head pools the tokens .*'avg'"),

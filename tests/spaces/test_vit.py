@@ -97,7 +97,7 @@ def test_norms_biases_and_the_head_are_as_the_table_says():
 
 
 def test_an_inner_width_that_is_no_multiple_is_whole():
-    space = dataclasses.replace(SMALL, widths=(12,), ratios=tuple(hidden / 12 for hidden in range(1, 200)))
+    space = dataclasses.replace(SMALL, widths=(49,), ratios=tuple(hidden / 49 for hidden in range(1, 200)))
     for hidden, ratio in enumerate(space.ratios, 1):
         architecture = space.architecture({**space.smallest, "layer0.ratio": ratio})
         assert space.blueprint(architecture).stages[0][0].make["hidden"] == hidden
