@@ -275,6 +275,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if given.command is None:
         made.print_help()
         return
+    for name, value in vars(given).items():
+        if value == "" or (isinstance(value, list) and "" in value):
+            asked = _commands(made)[given.command]
+            asked.error(f"--{name.replace('_', '-')} is empty; give a value, or leave it out")
     try:
         given.run(given)
     except (ValueError, FloatingPointError) as error:
@@ -478,28 +482,36 @@ def _retrain(given: argparse.Namespace) -> None:
 
     from kdnas.data import load_data
     from kdnas.distillers.from_labels import FromLabels
-    from kdnas.distillers.from_teacher import FromTeacher
     from kdnas.jobs.retrain import retrain, run_around, settings_of
     from kdnas.jobs.settings import terms_of, with_losses, with_overrides
     from kdnas.spec import named_with, spec
     from kdnas.teachers import load_teacher
+    from kdnas.training import Distiller
 
     run = run_around(given.student)
     settings = settings_of(given.student)
     settings = dataclasses.replace(settings, recipe=with_overrides(settings.recipe, _overrides(given)))
     if given.weights:
         settings = dataclasses.replace(settings, weights=given.weights)
-    if given.distiller:
+    if given.teacher == "fit":
+        raise ValueError(
+            "fit trains a teacher in a run, and a student is retrained under a finished one. Drop --teacher for its "
+            "run's, or name another."
+        )
+    if given.distiller is not None:
         made = with_losses(named_with("kdnas.distillers", given.distiller), given.loss)
         assert made is not None
         settings = dataclasses.replace(settings, distiller=made)
     elif given.loss:
         settings = dataclasses.replace(settings, distiller=terms_of(given.loss))
-    if given.teacher == "none" and not given.distiller:
-        if given.loss and settings.distiller.build(FromTeacher).objective.reads_teacher:
-            raise ValueError("without a teacher there is nothing to distil. Drop --loss, or --teacher none.")
-        if not given.loss:
-            settings = dataclasses.replace(settings, distiller=spec(FromLabels))
+    elif given.teacher == "none":
+        settings = dataclasses.replace(settings, distiller=spec(FromLabels))
+    asks = settings.distiller.build(Distiller).reads_teacher
+    if given.teacher == "none" and asks:
+        what = "--distiller" if given.distiller is not None else "--loss"
+        raise ValueError(f"without a teacher there is nothing to distil. Drop {what}, or --teacher none.")
+    if given.teacher not in (None, "none") and not asks:
+        raise ValueError(f"{settings.distiller.name} asks no teacher. Drop --teacher, or name another --distiller.")
     teacher = load_teacher(given.teacher) if given.teacher not in (None, "none") else None
     data = None if given.data is None else load_data(given.data)
     if given.assistants and given.greedy_anchors is not None:

@@ -4,9 +4,9 @@ import difflib
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, final, get_args
 
 
 @final
@@ -165,8 +165,34 @@ def named_with(package: str, text: str) -> Spec:
             raise ValueError(f"options follow a name as NAME,key=value,key=value, got {part!r} in {text!r}.")
         arguments[key] = _read(value)
     made = named(package, name, **arguments)
-    _check_known(made.make, resolve(made.make), arguments)
+    target = resolve(made.make)
+    _check_known(made.make, target, arguments)
+    for key, parameter in inspect.signature(target).parameters.items():
+        if key in arguments and not _fits(
+            arguments[key], kinds := get_args(parameter.annotation) or (parameter.annotation,)
+        ):
+            wanted = " or ".join(
+                _TYPED.get(kind, "made in an experiment file") for kind in kinds if kind is not type(None)
+            )
+            raise ValueError(f"{key} of {name} must be {wanted}, got {arguments[key]!r}.")
     return made
+
+
+_TYPED = {bool: "true or false", int: "a whole number", float: "a number"}
+
+
+def _fits(value: Any, kinds: Sequence[Any]) -> bool:
+    """Whether a typed value may be one of these; kinds other than plain numbers and specs look for themselves."""
+    for kind in kinds:
+        if kind is float:
+            fits = isinstance(value, int | float) and not isinstance(value, bool) and value == value
+        elif kind in (int, bool):
+            fits = type(value) is kind
+        else:
+            fits = kind not in (Spec, type(None))
+        if fits:
+            return True
+    return False
 
 
 def _read(text: str) -> bool | int | float | str:

@@ -101,6 +101,11 @@ class Distiller(nn.Module, abc.ABC):
                 f"{cls.__name__} teaches {own}, and {other} is to be trained. Use {usual}, or another such."
             )
 
+    @property
+    def reads_teacher(self) -> bool:
+        """Whether it asks the teacher anything; where not, none need be there."""
+        return True
+
     def prepare(self, model: Model, batch: Batch) -> None:
         """Build learnable parts from one batch; called once, before the optimiser is made."""
 

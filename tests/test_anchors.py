@@ -147,6 +147,10 @@ def test_mistakes_are_said(student, capsys):
     with pytest.raises(SystemExit):
         main(["retrain", str(student), "--greedy-anchors", "1.5", "--assistants", "auto"])
     assert "Drop one" in capsys.readouterr().err
+    for how in (["--teacher", "none"], ["--distiller", "mutual"]):
+        with pytest.raises(SystemExit):
+            main(["retrain", str(student), "--greedy-anchors", "1.5", *how])
+        assert "asks no teacher. Drop them" in capsys.readouterr().err
 
 
 def test_one_command(student, capsys, monkeypatch):

@@ -40,8 +40,8 @@ def test_each_assistant_is_taught_by_the_one_before_and_the_last_teaches_the_stu
 
     monkeypatch.setattr(assist, "retrain", watched)
     space = run.space
-    least = cost(space.blueprint(space.smallest)).macs
-    codes = [space.code(space.largest), space.code(assist.between(space, least, 0)[0])]
+    student = read_student(run.run.path("students", "place-5"))[1].cost.macs
+    codes = [space.code(space.largest), space.code(assist.between(space, student, 0)[0])]
     out = retrained(run, "chained", ",".join(codes))
     assert [c[1] for c in calls] == [f"trained-{codes[0]}", f"trained-{codes[1]}", "chained"]
     assert calls[0][2].endswith("run/teacher")
@@ -111,6 +111,39 @@ def test_a_code_of_another_space_is_refused(run, capsys):
     with pytest.raises(SystemExit):
         retrained(run, "wrong", "999")
     assert "999" in capsys.readouterr().err
+
+
+def refused(run, capsys, *options):
+    out = run.run.path("students", "refused")
+    with pytest.raises(SystemExit) as stopped:
+        main(["retrain", str(run.run.path("students", "place-5")), *options, "--out", str(out)])
+    assert stopped.value.code == 2 and not out.with_name("refused-assistants").exists()
+    return capsys.readouterr().err
+
+
+def test_an_assistant_smaller_than_the_student_or_larger_than_the_one_before_is_refused(run, capsys):
+    space = run.space
+    student = read_student(run.run.path("students", "place-5"))[1].cost.macs
+    smallest, largest = space.code(space.smallest), space.code(space.largest)
+    middle = space.code(assist.between(space, student, 0)[0])
+    said = refused(run, capsys, "--assistants", smallest)
+    assert f"at least the student's {student:,} MACs, got {smallest}" in said and "largest first" in said
+    assert f"got {largest} with" in refused(run, capsys, "--assistants", f"{middle},{largest}")
+
+
+@pytest.mark.parametrize("how", [("--teacher", "none"), ("--distiller", "mutual"), ("--distiller", "born_again")])
+def test_assistants_whom_nobody_asks_are_not_trained(run, capsys, how):
+    assert "asks no teacher. Drop them" in refused(run, capsys, "--assistants", "auto", *how)
+
+
+def test_what_a_kill_left_beside_a_finished_assistant_is_removed(run):
+    code = run.space.code(run.space.largest)
+    out = retrained(run, "tidy", code)
+    folder = out.parent / "tidy-assistants"
+    left = folder / f".trained-{code}.0123456789ab.draft.safetensors"
+    left.write_text("unfinished")
+    retrained(run, "tidy", code)
+    assert not left.exists() and not list(folder.glob(".*"))
 
 
 def test_three_sizes_are_evenly_spread_in_the_logarithm_of_the_macs():

@@ -235,6 +235,27 @@ def test_a_retraining_that_inherits_does_not_go_on_from_another_students(tmp_pat
     assert drafts[0] != drafts[1] and drafts[2] == drafts[3]
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--teacher", "none", "--distiller", "from_teacher"], "nothing to distil. Drop --distiller, or --teacher"),
+        (["--teacher", "none", "--distiller", "born_again,taught=true"], "nothing to distil. Drop --distiller"),
+        (["--teacher", "none", "--loss", "soft_targets"], "nothing to distil. Drop --loss, or --teacher none"),
+        (["--teacher", "tests.toy:other_classes", "--distiller", "mutual"], "mutual asks no teacher. Drop --teacher"),
+        (["--teacher", "tests.toy:other_classes", "--loss", "self_attention"], "from_teacher asks no teacher"),
+        (["--teacher", "fit"], "fit trains a teacher in a run"),
+        (["--distiller", ""], "--distiller is empty"),
+    ],
+)
+def test_who_teaches_and_who_is_asked_must_agree(tmp_path, capsys, given, message):
+    space = load_space("toy").fitted(classes=3, image_channels=3)
+    student = drawn_student(tmp_path / "drawn", space, 0)
+    with pytest.raises(SystemExit) as stopped:
+        main(["retrain", str(student), "--data", "tests.toy:data", "--out", str(tmp_path / "new"), *given])
+    assert stopped.value.code == 2 and not (tmp_path / "new").exists()
+    assert message in capsys.readouterr().err
+
+
 def test_a_place_that_is_not_there_is_refused(searched, capsys):
     with pytest.raises(SystemExit):
         main(["export", str(searched), "--place", "99"])

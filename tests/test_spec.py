@@ -106,6 +106,11 @@ def takes(a, b, c):
         ("rdm,compare", "NAME,key=value"),
         ("rdm,=3", "NAME,key=value"),
         ("rmd", "Did you mean 'rdm'"),
+        ("rdm,premature=much", "premature of rdm must be a number, got 'much'"),
+        ("rdm,premature=nan", "premature of rdm must be a number, got nan"),
+        ("short_training,steps=2.5", "steps of short_training must be a whole number, got 2.5"),
+        ("short_training,steps=true", "steps of short_training must be a whole number, got True"),
+        ("short_training,distiller=from_labels", "made in an experiment file, got 'from_labels'"),
     ],
 )
 def test_options_that_are_not_there_are_refused(text, message):

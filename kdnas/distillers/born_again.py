@@ -47,6 +47,11 @@ class BornAgain(Distiller):
         self.divergence = SoftTargets(temperature=temperature)
         self.parent: nn.Module = nn.Identity()
 
+    @property
+    def reads_teacher(self) -> bool:
+        """Only where it teaches generation 0."""
+        return self.taught
+
     def prepare(self, model: Model, batch: Batch) -> None:
         """Make room for the generation before."""
         assert isinstance(model, Network)

@@ -26,6 +26,11 @@ class FromLabels(Distiller):
         super().__init__()
         self.label_smoothing = label_smoothing
 
+    @property
+    def reads_teacher(self) -> bool:
+        """No."""
+        return False
+
     def losses(self, model: Model, batch: Batch, step: Step) -> Iterator[tuple[str, Tensor]]:
         """One loss."""
         assert isinstance(model, Network)

@@ -35,6 +35,11 @@ class FromTeacher(Distiller):
         super().__init__()
         self.objective = Objective(terms)
 
+    @property
+    def reads_teacher(self) -> bool:
+        """Whether one of its losses does."""
+        return self.objective.reads_teacher
+
     def prepare(self, model: Model, batch: Batch) -> None:
         """Build the adapters."""
         assert isinstance(model, Network)

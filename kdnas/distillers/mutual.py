@@ -45,6 +45,11 @@ class Mutual(Distiller):
         self.divergence = SoftTargets(temperature=temperature)
         self.peers = nn.ModuleList()
 
+    @property
+    def reads_teacher(self) -> bool:
+        """No: networks teach each other."""
+        return False
+
     def prepare(self, model: Model, batch: Batch) -> None:
         """Draw the peers."""
         assert isinstance(model, Network)

@@ -66,6 +66,11 @@ class QuantizationAware(Distiller):
         self.observers = nn.ModuleList()
         self._graph: list[torch.fx.GraphModule] = []
 
+    @property
+    def reads_teacher(self) -> bool:
+        """Whether one of its losses does."""
+        return self.objective.reads_teacher
+
     def prepare(self, model: Model, batch: Batch) -> None:
         """Trace the network, put the rounding in, and build the losses' adapters."""
         assert isinstance(model, Network)
@@ -75,7 +80,8 @@ class QuantizationAware(Distiller):
         graph = _prepared(model, batch.images)
         self._graph = [graph]
         self.observers = nn.ModuleList(_observers(graph))
-        self.objective.prepare(self.shown(batch.images), batch.teacher)
+        shown = self.shown(batch.images)
+        self.objective.prepare(shown, batch.teacher if self.reads_teacher else shown.detach())
 
     def shown(self, images: Tensor) -> Outputs:
         """What the network shows in simulated integers."""
@@ -86,10 +92,11 @@ class QuantizationAware(Distiller):
         """What the objective yields."""
         assert isinstance(model, Network)
         self._set(step)
+        shown = self.shown(batch.images)
         yield from self.objective.teach(
             "student",
-            self.shown(batch.images),
-            batch.teacher,
+            shown,
+            batch.teacher if self.reads_teacher else shown.detach(),
             batch.labels,
             step.progress,
             learner=model,

@@ -59,6 +59,11 @@ class SelfDistillation(Distiller):
         self.divergence = SoftTargets(temperature=temperature)
         self.exits = nn.ModuleList()
 
+    @property
+    def reads_teacher(self) -> bool:
+        """No: the network's end teaches."""
+        return False
+
     def prepare(self, model: Model, batch: Batch) -> None:
         """Build the exits."""
         assert isinstance(model, Network)

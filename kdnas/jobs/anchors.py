@@ -13,7 +13,7 @@ from kdnas.checkpoint import write_json
 from kdnas.data import Data
 from kdnas.files import present
 from kdnas.jobs.opened import build_teacher, default_device
-from kdnas.jobs.retrain import claim, retrain, source_of
+from kdnas.jobs.retrain import claim, forget_drafts, retrain, source_of, taught_by_teacher
 from kdnas.jobs.settings import Retrain
 from kdnas.network import Network
 from kdnas.spec import Spec
@@ -57,7 +57,7 @@ def retrain_along(
         What `retrain` returns, and the `anchors`, counted from 1.
 
     Raises:
-        ValueError: as `retrain`; the teacher is no route; numbers out of range.
+        ValueError: as `retrain`; the teacher is no route; numbers out of range; the distiller asks no teacher.
 
     Reference: Jin et al., Knowledge Distillation via Route Constrained Optimization, ICCV 2019, section 3 (greedy
         search).
@@ -65,6 +65,7 @@ def retrain_along(
     """
     if not threshold >= 1:
         raise ValueError(f"threshold must be at least 1, got {threshold}: at 1 the next anchor is no harder.")
+    taught_by_teacher(settings, "anchors")
     _, card = read_student(student)
     data, teacher = data or source_of(student, card, "data"), teacher or source_of(student, card, "teacher")
     if data is None:
@@ -95,6 +96,7 @@ def retrain_along(
         trained = folder / f"stage-{stage + 1}"
         if not present(trained).exists():
             retrain(source, how, trained, phase=f"anchor {anchor + 1}", deploy=False, **given)
+        forget_drafts(trained)
         source = trained
     raise AssertionError("the last stage returns")
 

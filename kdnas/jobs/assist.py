@@ -11,7 +11,7 @@ from kdnas.checkpoint import write_json
 from kdnas.cost import cost
 from kdnas.data import Data
 from kdnas.files import present
-from kdnas.jobs.retrain import claim, retrain, source_of
+from kdnas.jobs.retrain import claim, forget_drafts, retrain, source_of, taught_by_teacher
 from kdnas.jobs.settings import Retrain
 from kdnas.jobs.train import accuracy
 from kdnas.network import Network
@@ -58,11 +58,13 @@ def retrain_assisted(
         What `retrain` returns, and the `assistants`' codes.
 
     Raises:
-        ValueError: as `retrain`; the student knows no space; a code is not the space's; no data is known.
+        ValueError: as `retrain`; the student knows no space; a code is not the space's, or its network is smaller than
+            the student or larger than the assistant before it; no data is known; the distiller asks no teacher.
 
     Reference: Mirzadeh et al., Improved Knowledge Distillation via Teacher Assistant, AAAI 2020, sections 3 and 4.
     Differs: the paper tries every size in full; `auto` tries three, shortly.
     """
+    taught_by_teacher(settings, "assistants")
     _, card = read_student(student)
     if card.space is None:
         raise ValueError(f"{student} knows no search space to take assistants from. Export it from a run.")
@@ -71,6 +73,7 @@ def retrain_assisted(
         raise ValueError(f"{student} does not say which data it was found on. Give --data.")
     teacher = teacher or source_of(student, card, "teacher")
     space = space_from_table(dict(card.space))
+    named_codes = () if assistants == AUTO else _descending(space, assistants, card)
     folder = out.parent / f"{out.name}-assistants"
     named = [made_data.to_json(), None if teacher is None else teacher.to_json(), card.blueprint.to_json()]
     claim(folder, [unstructure(settings), assistants, *named])
@@ -78,7 +81,7 @@ def retrain_assisted(
     if assistants == AUTO:
         codes = [_searched(student, settings, folder, space, card, made_data, teacher)]
     else:
-        codes = [space.code(space.parse(code)) for code in assistants.split(",")]
+        codes = list(named_codes)
     fresh = dataclasses.replace(settings, weights="fresh")
     for code in codes:
         trained = folder / f"trained-{code}"
@@ -86,9 +89,27 @@ def retrain_assisted(
             retrain(
                 _drawn(folder, space, code, card), fresh, trained, phase=f"assistant {code}", teacher=teacher, **given
             )
+        forget_drafts(trained)
         teacher = _as_teacher(trained)
     found = retrain(student, settings, out, data=made_data, teacher=teacher, deploy=deploy)
     return found | {"assistants": ",".join(codes)}
+
+
+def _descending(space: SearchSpace, assistants: str, card: Card) -> tuple[str, ...]:
+    """The codes, each of a network between the one before it and the student."""
+    codes, before, bound = [], "", float("inf")
+    for text in assistants.split(","):
+        architecture = space.parse(text)
+        macs = cost(space.blueprint(architecture)).macs
+        if not card.cost.macs <= macs <= bound:
+            above = f", at most the {bound:,} of {before}" if before else ""
+            raise ValueError(
+                f"an assistant has at least the student's {card.cost.macs:,} MACs{above}, got {text} with {macs:,}. "
+                "Name networks between teacher and student, largest first."
+            )
+        codes.append(space.code(architecture))
+        before, bound = text, macs
+    return tuple(codes)
 
 
 def _searched(
@@ -120,6 +141,8 @@ def _searched(
         if not present(pair[1]).exists():
             taught = _as_teacher(pair[0])
             retrain(student, short, pair[1], phase=f"student of {code}", data=data, teacher=taught, deploy=False)
+        for one in pair:
+            forget_drafts(one)
         found[code] = accuracy(read_student(pair[1])[0], loaded.search, loaded)
     chosen = max(found, key=lambda code: found[code])
     write_json(path, {"chosen": chosen, "search accuracy of the student": found})

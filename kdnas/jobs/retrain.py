@@ -10,7 +10,6 @@ from typing import Any
 
 from kdnas.checkpoint import write_json
 from kdnas.data import Data
-from kdnas.distillers.from_labels import FromLabels
 from kdnas.files import present
 from kdnas.jobs.opened import build_teacher, default_device
 from kdnas.jobs.settings import Experiment, Retrain
@@ -66,8 +65,7 @@ def retrain(
     distiller = settings.distiller.build(Distiller)
     if settings.weights == "fresh":
         network = initialised(lambda: Network(card.blueprint), settings.recipe.seed)
-    needs_none = isinstance(distiller, FromLabels) or made_teacher is None
-    taught = None if needs_none or made_teacher is None else build_teacher(made_teacher, loaded)
+    taught = build_teacher(made_teacher, loaded) if made_teacher is not None and distiller.reads_teacher else None
     training = Training(network, distiller, loaded, taught, settings.recipe, default_device())
     out.parent.mkdir(parents=True, exist_ok=True)
     # Named for what is trained: other settings begin anew instead of going on from a training of their own.
@@ -86,11 +84,7 @@ def retrain(
     student_network = network.cpu().eval()
     leave = partial(distiller.cpu().leave, student_network, loaded)
     checks = write_student(out, student_network, new_card, deploy=deploy, more=leave)
-    # Also those of a training with other settings into this folder, which was never finished; not of its neighbours.
-    ours = re.compile(rf"\.?\.{re.escape(out.name)}\.[0-9a-f]{{12}}\.draft\.safetensors(\.\d+\.draft)?")
-    for left in out.parent.iterdir():
-        if ours.fullmatch(left.name):
-            left.unlink()
+    forget_drafts(out)
     return {
         "student": str(out),
         "accuracy": found,
@@ -99,6 +93,23 @@ def retrain(
         "seconds": seconds,
         "checks": checks,
     }
+
+
+def forget_drafts(out: Path) -> None:
+    """Remove the state of trainings of a finished student, also of one with other settings that was never finished."""
+    ours = re.compile(rf"\.?\.{re.escape(out.name)}\.[0-9a-f]{{12}}\.draft\.safetensors(\.\d+\.draft)?")
+    for left in out.parent.iterdir():  # not of its neighbours, whose names may begin alike
+        if ours.fullmatch(left.name):
+            left.unlink()
+
+
+def taught_by_teacher(settings: Retrain, scheme: str) -> None:
+    """Raise a ValueError where a scheme would prepare teachers that nobody asks."""
+    if not settings.distiller.build(Distiller).reads_teacher:
+        raise ValueError(
+            f"{scheme} teach the student, and {settings.distiller.name} asks no teacher. Drop them, or take a "
+            "distiller that asks one, such as from_teacher."
+        )
 
 
 def claim(folder: Path, asked: Any) -> None:
@@ -118,14 +129,17 @@ def claim(folder: Path, asked: Any) -> None:
 
 
 def settings_of(student: Path) -> Retrain:
-    """How a student folder is retrained by default: as its run says, outside of one by the recipe in its card.
+    """How a student folder is retrained by default: as its run or pruning says, else by the recipe in its card.
 
     Raises:
         ValueError: no student there, or its card's recipe is none.
     """
     run = run_around(student)
-    if run is not None:
-        return Experiment.from_json(run.manifest["job"]).retrain
+    job = {} if run is None else run.manifest["job"]
+    if "train" in job:
+        return Experiment.from_json(job).retrain
+    if "prune" in job:
+        return structure(job["prune"]["retrain"], Retrain)
     recipe = read_student(student)[1].origin.get("recipe")
     try:
         return Retrain() if recipe is None else Retrain(recipe=structure(recipe, Recipe))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -292,7 +293,10 @@ def losses_of(texts: Sequence[str]) -> tuple[tuple[float, Spec], ...]:
         name, _, number = text.partition("=")
         made = named("kdnas.losses", name)
         try:
-            terms.append((float(number) if number else getattr(resolve(made.make), "weight", 1.0), made))
+            weight = float(number) if number else getattr(resolve(made.make), "weight", 1.0)
         except ValueError:
-            raise ValueError(f"the weight of {name} must be a number, got {number!r}.") from None
+            weight = math.nan
+        if not math.isfinite(weight):
+            raise ValueError(f"the weight of {name} must be a number and finite, got {number!r}.")
+        terms.append((weight, made))
     return tuple(terms)

@@ -18,7 +18,7 @@ from kdnas.losses.response.cross_entropy import CrossEntropy
 from kdnas.network import Network
 from kdnas.spec import spec
 from kdnas.teachers import Frozen
-from kdnas.training import Recipe, Step, Training, initialised
+from kdnas.training import Distiller, Recipe, Step, Training, initialised
 from tests.distillers.spaces import DATA, TOY
 
 RECIPE = Recipe(steps=9, batch_size=12, learning_rate=0.05, warmup=0.0, clip=0.0)
@@ -39,6 +39,28 @@ def weights(module):
 
 def same(a, b):
     return all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize(
+    ("made", "asks"),
+    [
+        (spec(FromLabels), False),
+        (spec(Mutual), False),
+        (spec(SelfDistillation), False),
+        (spec(BornAgain), False),
+        (spec(BornAgain, taught=True), True),
+        (spec(FromTeacher), True),
+        (spec(FromTeacher, terms=((1.0, spec(CrossEntropy)), (1.0, spec(SelfAttention)))), False),
+    ],
+)
+def test_a_distiller_that_asks_no_teacher_trains_without_one_and_any_other_refuses(made, asks):
+    distiller = made.build(Distiller)
+    assert distiller.reads_teacher == asks
+    if not asks:
+        training(distiller).step()
+        return
+    with pytest.raises(ValueError, match="needs a teacher"):
+        training(distiller).step()
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
