@@ -326,6 +326,8 @@ def _run(given: argparse.Namespace) -> None:
     for name in ("data", "space"):
         if getattr(given, name) is None:
             raise ValueError(f"--{name} is missing. Give it, or an --experiment that holds everything.")
+    import dataclasses
+
     from kdnas.data import Data, load_data
     from kdnas.jobs.settings import Experiment, Retrain, Search, Train, with_losses, with_overrides
     from kdnas.spec import named_with
@@ -341,6 +343,8 @@ def _run(given: argparse.Namespace) -> None:
     distiller = None if given.distiller == "none" else named_with("kdnas.distillers", given.distiller)
     distiller = with_losses(distiller, given.loss)
     search = _search_settings(given, Search())
+    if given.seed is not None:
+        search = dataclasses.replace(search, seed=given.seed)
     _say(f"search space {space.name}: {space.count():,} architectures, {len(space.choices)} choices")
     loaded = data.build(Data)
     # Long enough to learn something, short enough to try: thirty epochs, between 300 and 20,000 steps.

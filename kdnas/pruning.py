@@ -248,10 +248,11 @@ def _within(factors: Factors, budget: Budget, values: Mapping[str, Tensor]) -> d
 
     if budget.admits(costs(0)):
         return kept
-    if not budget.admits(costs(len(order))):
+    least = costs(len(order))
+    if not budget.admits(least):
         raise ValueError(
-            f"the smallest network that is left costs {costs(len(order))}, more than {budget}. Raise the budget, or "
-            "begin with a smaller network."
+            f"the smallest network that is left has {least.params:,} params and {least.macs:,} MACs, more than "
+            f"{budget}. Raise the budget, or begin with a smaller network."
         )
     while True:
         low, high = 0, len(order)  # low is over the budget, high within it

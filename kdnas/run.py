@@ -50,14 +50,13 @@ class Run:
             raise ValueError(f"{folder} is a file. Give --out a folder that is new, empty, or a run of the same job.")
         if (folder / MANIFEST).exists():
             run = cls(folder)
-            for key in {**run.manifest["job"], **job}:
-                old, new = run.manifest["job"].get(key), job.get(key)
-                if old != new:
-                    raise ValueError(
-                        f"{folder} holds a run with another {key}: {_short(old)} there, {_short(new)} asked. "
-                        f"Use another "
-                        "--out, or the settings it was begun with to resume it."
-                    )
+            differs = _difference(run.manifest["job"], dict(job))
+            if differs is not None:
+                name, old, new = differs
+                raise ValueError(
+                    f"{folder} holds a run with another {name}: {_short(old)} there, {_short(new)} asked. Use another "
+                    "--out, or the settings it was begun with to resume it."
+                )
             return run
         # A kill before the first manifest leaves its draft; that is ours.
         drafts = list(folder.glob(f".{MANIFEST}.*.draft")) if folder.is_dir() else []
@@ -201,6 +200,17 @@ class Metrics:
 def _write_lines(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
     text = "".join(json.dumps(line) + "\n" for line in lines)
     write_atomically(path, lambda draft: draft.write_text(text))
+
+
+def _difference(old: Any, new: Any, name: str = "") -> tuple[str, Any, Any] | None:
+    """The first place where two jobs differ, as deep as both are objects, and what is there; None where nowhere."""
+    if not (isinstance(old, Mapping) and isinstance(new, Mapping)):
+        return None if old == new else (name or "job", old, new)
+    for key in {**old, **new}:
+        found = _difference(old.get(key), new.get(key), f"{name}.{key}" if name else str(key))
+        if found is not None:
+            return found
+    return None
 
 
 def _short(value: Any) -> str:

@@ -167,6 +167,15 @@ def test_the_same_command_line_makes_the_same_experiment_as_python():
         assert Experiment.from_json(json.loads(json.dumps(made.to_json()))) == made
 
 
+def test_a_seed_of_a_whole_chain_is_that_of_its_search_too(monkeypatch, tmp_path):
+    made = []
+    monkeypatch.setattr("kdnas.cli._chain", lambda experiment, out: made.append(experiment))
+    for given in ([], ["--seed", "5"]):
+        main(["run", "--data", "tests.toy:data", "--space", "toy", "--out", str(tmp_path), *given])
+    seeds = [(e.train.recipe.seed, e.train.teacher_recipe.seed, e.search.seed, e.retrain.recipe.seed) for e in made]
+    assert seeds == [(0, 0, 0, 0), (5, 5, 5, 5)]
+
+
 def test_a_loss_is_named_with_its_weight_on_the_command_line():
     from kdnas.jobs.settings import terms_of
 

@@ -308,7 +308,7 @@ def test_a_kill_at_any_time_ends_with_the_same_ensemble(grown, tmp_path):
     code = "import kdnas.jobs.train as t, kdnas.student as s; t.CHECKPOINT_SECONDS = 0.0\n"
     code += "from tests.test_grow import SETTINGS, growth\nimport sys, time\nfrom pathlib import Path\n"
     # Whatever is written last is held back, so that the kill is never too late.
-    code += "growth._row = lambda *_: time.sleep(60)\ngrowth.grow(SETTINGS, Path(sys.argv[1]))"
+    code += "growth.correct = lambda *_: time.sleep(60)\ngrowth.grow(SETTINGS, Path(sys.argv[1]))"
     started = subprocess.Popen(
         [sys.executable, "-c", code, str(folder)],
         cwd=ROOT,
@@ -325,6 +325,25 @@ def test_a_kill_at_any_time_ends_with_the_same_ensemble(grown, tmp_path):
     assert found["members"] == grown[1]["members"]
     whole, resumed = (read_student(f / "student")[0].state_dict() for f in (grown[0], folder))
     assert all(torch.equal(tensor, resumed[name]) for name, tensor in whole.items())
+
+
+def test_what_a_kill_left_beside_a_finished_member_is_removed(tmp_path):
+    settings = dataclasses.replace(SETTINGS, num_members=1)
+    grow(settings, tmp_path)
+    left = [tmp_path / "grown-1.1.draft.safetensors", tmp_path / ".grown-1.1.draft.safetensors.7.draft"]
+    for path in left:
+        path.write_text("unfinished")
+    grow(settings, tmp_path)
+    assert not any(path.exists() for path in left)
+
+
+def test_fewer_members_than_asked_are_said_and_the_report_names_those_there_are(tmp_path, capsys):
+    least = cost(SPACE.blueprint(SPACE.smallest)).macs
+    found = grow(dataclasses.replace(SETTINGS, budget=Budget(macs=1.5 * least), generator="simple"), tmp_path)
+    assert "no further member is within the budget; 1 of 3 are grown" in capsys.readouterr().err
+    page = (tmp_path / "report.html").read_text()
+    assert f"members, with their weights: {found['members'][0]} (1" in page
+    assert "kdnas search" not in page and "so far" not in page and "not finished" not in page
 
 
 def test_what_does_not_fit_is_refused(tmp_path):

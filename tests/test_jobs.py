@@ -81,6 +81,14 @@ def test_the_same_command_on_a_finished_run_changes_nothing(trained):
     assert (trained / "checkpoint.safetensors").read_bytes() == before
 
 
+def test_what_a_kill_left_beside_a_finished_teacher_is_removed(trained):
+    left = [trained / "teacher.draft.safetensors", trained / ".teacher.draft.safetensors.7.draft"]
+    for path in left:
+        path.write_text("unfinished")
+    main(["train", "tests/toy.py", "--out", str(trained)])
+    assert not any(path.exists() for path in left)
+
+
 def test_other_settings_on_an_existing_run_are_refused(trained, capsys):
     with pytest.raises(SystemExit):
         main(["train", "tests/toy.py", "--out", str(trained), "--steps", "13"])

@@ -426,14 +426,60 @@ def run(tmp_path_factory):
 def test_one_command_prunes_retrains_and_puts_the_controls_beside(run, capsys):
     held = Run(run)
     rows = {row["name"]: row for row in held.results()["rows"]}
-    assert set(rows) == {"student", "control", "random"}
+    assert list(rows) == ["teacher", "student", "control", "random"]
     _, card = read_student(run / "students" / "student")
     assert card.cost.macs <= 350_000 and card.cost.macs == rows["student"]["macs"]
     assert rows["random"]["macs"] <= rows["student"]["macs"]
     assert (run / "students" / "student" / "student.onnx").exists()
-    assert (run / "report.html").exists()
+    removal = held.phase("removal")
+    page = (run / "report.html").read_text()
+    assert f"{removal['zeros']} of {removal['factors']} scale factors became exactly 0" in page
+    assert f"{removal['whole']['macs']:,} MACs" in page and "kdnas search" not in page and "not finished" not in page
     main(["prune", "tests/toy.py:pruned", "--out", str(run), "--json"])
     assert json.loads(capsys.readouterr().out)["accuracy"] == rows["student"]["accuracy"]
+
+
+def test_its_student_is_retrained_and_quantized_by_what_its_card_and_run_say(run, monkeypatch, tmp_path):
+    from kdnas.jobs.retrain import retrain, settings_of, source_of
+    from tests.toy import pruned
+
+    student = run / "students" / "student"
+    assert settings_of(student) == pruned().retrain
+    _, card = read_student(student)
+    assert source_of(student, card, "data") == pruned().data
+    assert source_of(student, card, "teacher")["path"] == str((run / "teaching" / "teacher").resolve())
+    found = retrain(student, settings_of(student), tmp_path / "again", deploy=False)
+    assert found["macs"] == card.cost.macs
+
+
+def test_a_source_or_budget_that_does_not_fit_is_refused_before_anything_is_trained(run, tmp_path):
+    from tests.toy import pruned
+
+    with pytest.raises(ValueError, match="no_such"):
+        prune(dataclasses.replace(pruned(), source="tests.toy:no_such"), tmp_path / "source")
+    assert not (tmp_path / "source" / "teaching").exists()
+    teacher = f"checkpoint:{run / 'teaching' / 'teacher'}"
+    whole = read_student(run / "teaching" / "teacher")[1].cost
+    for macs, message in ((10, "the smallest network that is left has"), (whole.macs, "nothing is to be removed")):
+        settings = dataclasses.replace(pruned(), source=teacher, budget=Budget(macs=macs))
+        with pytest.raises(ValueError, match=message):
+            prune(settings, tmp_path / str(macs))
+        assert not (tmp_path / str(macs) / "factors.safetensors").exists()
+
+
+def test_a_seed_decides_the_weights_of_a_source_that_has_none(tmp_path):
+    from kdnas.jobs import prune as job
+    from tests.toy import data, pruned
+
+    def weights(seed, drawn):
+        torch.rand(drawn)  # whatever was drawn before
+        settings = dataclasses.replace(pruned(), source="tests.toy:cnn")
+        settings = dataclasses.replace(settings, recipe=dataclasses.replace(settings.recipe, seed=seed))
+        found = job._converted(settings, None, data())
+        return torch.cat([p.detach().flatten() for p in found.supernet.parameters()])
+
+    first = weights(3, 1)
+    assert torch.equal(first, weights(3, 2)) and not torch.equal(first, weights(4, 1))
 
 
 def test_an_interrupted_pruning_ends_as_an_uninterrupted_one(run, tmp_path, monkeypatch):

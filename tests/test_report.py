@@ -23,6 +23,7 @@ from kdnas.report import (
     table,
     write_report,
 )
+from kdnas.report.folder import Found
 from kdnas.report.markup import decimal, duration, escape, percent, scaled, tag, whole
 from kdnas.space import SearchSpace
 from kdnas.tables import load_space
@@ -254,6 +255,16 @@ def test_rows_are_in_the_order_in_which_export_counts_places():
         entries[code] = Entry(architecture, code, score, {}, 1, macs, 3, 0.1)
     expected = [entry.code for entry in ranked(list(entries.values()))]
     assert [row["code"] for row in _ranked([entry.to_json() for entry in entries.values()])] == expected
+
+
+def test_controls_take_no_place_of_those_that_export_counts(tmp_path):
+    row = {"parts": {}, "params": 1, "macs": 10, "layers": 3, "seconds": 0.1, "scorer": "rdm", "search": 1}
+    found = [("00", 0.1, "evolution"), ("11", 0.9, "random control"), ("00", 0.8, "random control")]
+    found += [("22", 0.7, "contrast"), ("01", 0.2, "evolution")]
+    rows = [{**row, "code": c, "architecture": {"a": c}, "score": s, "searcher": by} for c, s, by in found]
+    write_lines(tmp_path / "ranking.jsonl", rows)
+    (search,) = Found.read(tmp_path).searches
+    assert [(one["code"], one["score"]) for one in search.rows] == [("01", 0.2), ("00", 0.1)]
 
 
 def test_budget_and_student_are_marked_in_the_charts(demo):

@@ -28,6 +28,14 @@ def test_another_job_in_the_same_folder_is_refused_naming_the_difference(tmp_pat
         Run.create(tmp_path, {**JOB, "steps": 4}, 0)
 
 
+def test_a_difference_deep_in_a_job_is_named_by_its_path(tmp_path):
+    Run.create(tmp_path, {"grow": {"space": {"widths": [4, 8]}, "num_members": 2}}, 0)
+    with pytest.raises(ValueError, match=r"another grow.num_members: 2 there, 3 asked"):
+        Run.create(tmp_path, {"grow": {"space": {"widths": [4, 8]}, "num_members": 3}}, 0)
+    with pytest.raises(ValueError, match=r"another grow.space.widths: \[4, 8\] there, null asked"):
+        Run.create(tmp_path, {"grow": {"space": {}, "num_members": 2}}, 0)
+
+
 def test_a_folder_that_holds_something_else_is_left_alone(tmp_path):
     (tmp_path / "thesis.tex").write_text("work of years")
     with pytest.raises(ValueError, match=r"holds something else \(thesis.tex\)"):

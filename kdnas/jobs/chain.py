@@ -24,6 +24,7 @@ from kdnas.search import CONTRAST, RANDOM, ranked
 from kdnas.spec import spec
 from kdnas.student import read_student, write_student
 from kdnas.tables import unstructure
+from kdnas.teachers import Teacher
 
 
 def chain(experiment: Experiment, folder: Path, *, deploy: bool = True) -> Opened:
@@ -39,7 +40,7 @@ def chain(experiment: Experiment, folder: Path, *, deploy: bool = True) -> Opene
     """
     opened = train(experiment, folder)
     if experiment.train.teacher is not None and all(row["name"] != "teacher" for row in opened.run.results()["rows"]):
-        opened.run.record_result({"name": "teacher", **_given_teacher(opened)})
+        opened.run.record_result({"name": "teacher", **given_teacher(opened.teacher, opened.data)})
     say(f"next: kdnas search {folder}")
     if opened.run.phase("search") is None:
         search(opened, experiment.search)
@@ -71,14 +72,14 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def _given_teacher(opened: Opened) -> dict[str, Any]:
+def given_teacher(teacher: Teacher, data: Data) -> dict[str, Any]:
     """The closing table's row of a teacher that was not trained here; MACs of one image, None where not countable."""
-    teacher = opened.teacher.to(opened.device)
-    found = teacher_accuracy(teacher, opened.data.test)
+    teacher = teacher.to(default_device())
+    found = teacher_accuracy(teacher, data.test)
     try:
         with FlopCounterMode(display=False) as counter:
-            part = opened.data.test
-            teacher(part.take(torch.arange(1)).to(opened.device), part.labels[:1].to(opened.device))
+            device = default_device()
+            teacher(data.test.take(torch.arange(1)).to(device), data.test.labels[:1].to(device))
         macs = counter.get_total_flops() // 2 or None
     except (RuntimeError, NotImplementedError):
         macs = None

@@ -220,6 +220,8 @@ class Pruned(Contestant):
         if "path" not in dict(self.task.teacher.arguments):
             raise ValueError("the teacher is not a network that kdnas wrote, so its topology cannot be pruned here.")
         path = str(self.task.teacher["path"])
+        if self.task.budget.admits(read_student(path)[1].cost):
+            raise ValueError("the teacher's own network is within the budget, so nothing of it is to be removed.")
         return timed_step(lambda: read_student(path)[0], FromTeacher(), self.task.loaded, self.task.taught, Recipe())
 
     def plan(self, seconds: float, each: float, retrain_steps: int) -> Plan:

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdnas.architecture import Architecture, Choice, Value
+from kdnas.checkpoint import remove_drafts
 from kdnas.cost import COUNTS, Budget, Cost, cost, sum_costs
 from kdnas.data import Data, Images
 from kdnas.distillers.from_labels import FromLabels
@@ -178,11 +179,11 @@ def grow(settings: Grow, folder: Path) -> dict[str, Any]:
         origin |= {"data": settings.data.to_json(), "test_accuracy": rows["grown"]["accuracy"]}
         network = grown.network(data)
         write_student(out, network, _card(network, data, None, None, origin))
-    done = {**rows["grown"], "members": codes}
+    done = {**rows["grown"], "members": codes, "weights": weights}
     if run.phase("grow") is None:
         run.finish("grow", **done)
     write_report(run.folder)
-    return {"student": str(out), **done, "weights": weights, "controls": {name: rows[name] for name in named}}
+    return {"student": str(out), **done, "controls": {name: rows[name] for name in named}}
 
 
 @final
@@ -199,6 +200,8 @@ class _Growth:
         for number in range(settings.num_members):
             candidates = self.candidates(settings, ensemble, python_rng(settings.recipe.seed, name, number))
             if not candidates:
+                if number:
+                    say(f"{name}: no further member is within the budget; {number} of {settings.num_members} are grown")
                 break
             teacher = teacher_of(settings.teacher, ensemble, self.data)
             tried = []
@@ -215,9 +218,10 @@ class _Growth:
             code = self.space.code(member.architecture)
             say(f"{name}: member {number + 1} is {code}, of {len(tried)} tried; search loss {loss:.4f}")
         if not ensemble.members:
+            params, macs = cost(self.space.blueprint(self.first()))
             raise ValueError(
-                f"the first member costs {cost(self.space.blueprint(self.first()))}, more than the budget "
-                f"({settings.budget}) allows. Raise it, or begin with another --architecture."
+                f"the first member has {params:,} params and {macs:,} MACs, more than the budget ({settings.budget}) "
+                "allows. Raise it, or begin with another --architecture."
             )
         return ensemble
 
@@ -253,6 +257,7 @@ class _Growth:
         """A trained candidate and the seconds it took; one that is finished in the folder is read."""
         blueprint = self.space.blueprint(architecture)
         out = self.run.path(MEMBERS, name.replace(" ", "-"))
+        draft = self.run.path(f"{out.name}.draft.safetensors")
         if not present(out).exists():
             settings = self.settings
             recipe = dataclasses.replace(
@@ -262,12 +267,13 @@ class _Growth:
             smoothing = settings.label_smoothing
             distiller = FromLabels(label_smoothing=smoothing) if teacher is None else _taught(smoothing)
             training = Training(network, distiller, self.data, teacher, recipe, default_device())
-            draft = self.run.path(f"{out.name}.draft.safetensors")
             watch = lambda: {"accuracy": accuracy(network, self.data.search, self.data)}  # noqa: E731
             seconds = drive(training, name, draft, self.run, watch)
             card = _card(network, self.data, architecture, table_of(self.space), {"seconds": seconds, "member": name})
             write_student(out, network.cpu(), card, deploy=False)
-            draft.unlink(missing_ok=True)
+        # Here, so that also what a kill right after the member was written left is removed.
+        draft.unlink(missing_ok=True)
+        remove_drafts(draft)
         network, card = read_student(out)
         network = network.to(default_device()).requires_grad_(False)
         return Member(architecture, network, card.cost), float(card.origin["seconds"])

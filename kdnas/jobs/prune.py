@@ -2,6 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, final
 
@@ -12,7 +13,7 @@ from kdnas.convert import Conversion, convert
 from kdnas.cost import COUNTS, Budget, cost
 from kdnas.data import Data
 from kdnas.distillers.from_labels import FromLabels
-from kdnas.jobs.chain import claimed, say, student_hits
+from kdnas.jobs.chain import claimed, given_teacher, say, student_hits
 from kdnas.jobs.convert import load_source
 from kdnas.jobs.opened import build_teacher, default_device
 from kdnas.jobs.retrain import retrain
@@ -28,7 +29,7 @@ from kdnas.spec import Spec, spec
 from kdnas.student import Card, read_student, write_student
 from kdnas.tables import load_space, unstructure
 from kdnas.teachers import student_teacher
-from kdnas.training import Recipe, Training
+from kdnas.training import Recipe, Training, initialised
 
 FACTORS = "factors.safetensors"
 
@@ -118,9 +119,13 @@ def prune(settings: Prune, folder: Path) -> dict[str, Any]:
     """
     run = Run.create(folder, settings.to_json(), settings.recipe.seed)
     data: Data = settings.data.build(Data)
+    # A source that does not fit is refused before anything is trained.
+    given = None if settings.source == "teacher" else _converted(settings, run, data)
     teacher_spec = settings.teacher or _taught(settings, run)
-    conversion = _converted(settings, run, data)
+    conversion = given or _converted(settings, run, data)
     pruned = run.path(STUDENTS, "pruned")
+    if settings.teacher is not None and all(row["name"] != "teacher" for row in run.results()["rows"]):
+        run.record_result({"name": "teacher", **given_teacher(build_teacher(settings.teacher, data), data)})
     if run.phase("removal") is None:
         _search(settings, run, data, teacher_spec, conversion)
     rows: dict[str, Any] = {}
@@ -151,8 +156,10 @@ def prune(settings: Prune, folder: Path) -> dict[str, Any]:
 
 def _taught(settings: Prune, run: Run) -> Spec:
     """The teacher trained here, in a run of its own; no space is searched there."""
-    job = Train(space=load_space("toy"), data=settings.data, distiller=None, teacher_recipe=settings.teacher_recipe)
-    train(Experiment(train=job), run.path("teaching"))
+    recipe = settings.teacher_recipe
+    job = Train(space=load_space("toy"), data=settings.data, distiller=None, recipe=recipe, teacher_recipe=recipe)
+    found = train(Experiment(train=job), run.path("teaching")).run.require("teacher", "kdnas prune")
+    run.record_result({"name": "teacher", **found})
     return spec(student_teacher, path=str(run.path("teaching", TEACHER).resolve()))
 
 
@@ -163,7 +170,8 @@ def _converted(settings: Prune, run: Run, data: Data) -> Conversion:
         network, _ = read_student(run.path("teaching", TEACHER) if settings.source == "teacher" else Path(rest))
         source: nn.Module = _Plain(network)
     else:
-        source = load_source(settings.source, size=image[1], classes=data.classes)
+        load = partial(load_source, settings.source, size=image[1], classes=data.classes)
+        source = initialised(load, settings.recipe.seed)  # fresh weights, where it has no others
     found = convert(source, image=image, needs_choices=False)
     if found.space.classes != data.classes:
         raise ValueError(
@@ -185,6 +193,12 @@ def _search(settings: Prune, run: Run, data: Data, teacher_spec: Spec, conversio
     network = conversion.supernet.extract(space.largest)
     whole = cost(network.blueprint)
     factors = Factors(space, penalty=settings.penalty, budget=settings.budget, by_cost=settings.by_cost)
+    if settings.penalty is None and settings.budget.admits(whole):
+        raise ValueError(
+            f"nothing is to be removed: the network has {whole.params:,} params and {whole.macs:,} MACs, within "
+            f"{settings.budget}. Lower the budget, or begin with a larger network."
+        )
+    chosen(factors, settings.budget)  # refuses a budget that cannot be met before anything is trained
     training = Training(network, factors, data, build_teacher(teacher_spec, data), settings.recipe, default_device())
 
     watch = lambda: {"accuracy": accuracy(_Folded(network, factors), data.search, data)}  # noqa: E731
@@ -193,7 +207,10 @@ def _search(settings: Prune, run: Run, data: Data, teacher_spec: Spec, conversio
     zeros = sum(int((f.detach() == 0).sum()) for f in factors.factors.values())
     kept = chosen(factors, settings.budget)
     small = removed(network, factors, kept).eval()
-    _write(run.path(STUDENTS, "pruned"), small, data, {"zero factors": zeros, "whole": whole._asdict()})
+    origin = {"data": settings.data.to_json(), "teacher": teacher_spec.to_json()}
+    origin |= {"recipe": unstructure(settings.retrain.recipe)}
+    facts = {"zero factors": zeros, "whole": whole._asdict()}
+    _write(run.path(STUDENTS, "pruned"), small, data, origin | facts)
     found = cost(small.blueprint)
     say(f"prune: {zeros} factors are 0; {found.params:,} params and {found.macs:,} MACs are left of {whole.macs:,}")
     rng = torch_rng("random removal", settings.recipe.seed)
@@ -203,9 +220,11 @@ def _search(settings: Prune, run: Run, data: Data, teacher_spec: Spec, conversio
         drawn = chosen(factors, Budget(macs=found.macs, params=None))
         for value in factors.factors.values():
             value.fill_(1.0)
-    _write(run.path(STUDENTS, "drawn"), removed(network, factors, drawn).eval(), data, {"control": "random"})
+    _write(run.path(STUDENTS, "drawn"), removed(network, factors, drawn).eval(), data, origin | {"control": "random"})
     before = accuracy(small.to(default_device()), data.test, data)
-    run.finish("removal", zeros=zeros, budget=settings.budget.bounds(), accuracy=before)
+    count = sum(f.numel() for f in factors.factors.values())
+    facts = {"zeros": zeros, "factors": count, "whole": whole._asdict(), "left": found._asdict()}
+    run.finish("removal", **facts, budget=settings.budget.bounds(), accuracy=before)
 
 
 def _write(folder: Path, network: Network, data: Data, origin: dict[str, Any]) -> None:

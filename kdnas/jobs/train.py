@@ -43,6 +43,9 @@ def train(experiment: Experiment, folder: Path) -> Opened:
     if experiment.train.teacher is None and run.phase("teacher") is None:
         _train_teacher(opened)
         opened = Opened(run.folder)
+    # What a kill left between the last line of a finished teacher and the end of its draft.
+    for left in (*run.folder.glob("teacher*.draft.safetensors"), *run.folder.glob(".teacher*.draft")):
+        left.unlink(missing_ok=True)
     if opened.run.phase("train") is None and experiment.train.distiller is not None:
         _train_supernet(opened, experiment.train.distiller)
     return opened

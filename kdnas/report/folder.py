@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Self, final
 
 from kdnas.report.markup import finite
+from kdnas.search import CONTRAST, RANDOM
 
 Record = dict[str, Any]
 
@@ -102,12 +103,13 @@ class Found:
         phases: dict[str, tuple[float, bool]] = {}
         for name in mapping(self.run.get("phases")):
             taken = finite(self.phase(name).get("seconds"))
-            if taken is not None:
+            # A growth's are the sum of its members', which have lines of their own.
+            if taken is not None and name != "grow":
                 phases[name] = (taken, True)
         for name, lines in self.metrics.items():
-            taken = finite(lines[-1].get("seconds"))
+            taken, total = finite(lines[-1].get("seconds")), finite(lines[-1].get("total"))
             if name not in phases and taken is not None:
-                phases[name] = (taken, False)
+                phases[name] = (taken, total is not None and lines[-1]["step"] + 1 >= total)
         scored = [finite(row.get("seconds")) or 0.0 for search in self.searches for row in search.rows]
         if "search" not in phases and scored:
             phases["search"] = (sum(scored), False)
@@ -164,8 +166,8 @@ def _by_phase(lines: list[Record]) -> dict[str, list[Record]]:
 def _searches(lines: list[Record]) -> tuple[Search, ...]:
     found: dict[int, list[Record]] = {}
     for line in lines:
-        # The contrast's scores are another scorer's, and do not rank with the search's.
-        if ("score" in line or "architecture" in line) and line.get("searcher") != "contrast":
+        # Controls are not ranked: export counts places without them, and the contrast's scores are another scorer's.
+        if ("score" in line or "architecture" in line) and line.get("searcher") not in (CONTRAST, RANDOM):
             found.setdefault(int(finite(line.get("search")) or 0), []).append(line)
     return tuple(Search(number, _ranked(rows), len(rows)) for number, rows in sorted(found.items()))
 

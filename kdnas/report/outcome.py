@@ -4,7 +4,20 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from kdnas.report.folder import Found, Record, mapping
-from kdnas.report.markup import Column, Markup, accuracy, duration, finite, percent, scaled, table, tag, text, whole
+from kdnas.report.markup import (
+    Column,
+    Markup,
+    accuracy,
+    decimal,
+    duration,
+    finite,
+    percent,
+    scaled,
+    table,
+    tag,
+    text,
+    whole,
+)
 from kdnas.report.todo import commands, missing
 
 _NAMES = {"teacher": "Teacher", "student": "Student, distilled", "control": "Control: student without a teacher"}
@@ -15,11 +28,14 @@ def result(found: Found) -> Iterator[Markup]:
     rows = dict(found.closing)
     if not rows and found.phase("teacher"):
         rows = {"teacher": found.phase("teacher")}
-    if not found.closing:
+    if not found.closing and not {"grow", "prune"} & set(mapping(found.run.get("job"))):
         yield missing("The closing table needs a retrained student.", commands(found)["retrain"][1])
     sentence = _sentence(rows)
     if sentence:
         yield tag("p", sentence, class_="lead")
+    for words in (_removed(found.phase("removal")), _grown(found.phase("grow"))):
+        if words:
+            yield tag("p", words)
     tiles = list(_tiles(rows, sum(taken for taken, _ in found.seconds().values())))
     if tiles:
         yield tag(
@@ -46,6 +62,28 @@ def result(found: Found) -> Iterator[Markup]:
             )
         marked = [i for i, name in enumerate(rows) if name == "student"]
         yield table(columns, listed, marked=marked)
+
+
+def _removed(removal: Record) -> str:
+    """What a pruning removed, in words."""
+    before, after = mapping(removal.get("whole")), mapping(removal.get("left"))
+    if not (before and after):
+        return ""
+    return (
+        f"{whole(removal.get('zeros'))} of {whole(removal.get('factors'))} scale factors became exactly 0. Of "
+        f"{whole(before.get('params'))} params and {whole(before.get('macs'))} MACs {whole(after.get('params'))} and "
+        f"{whole(after.get('macs'))} are left; what is left reaches {accuracy(removal.get('accuracy'))} test accuracy "
+        "before it is retrained."
+    )
+
+
+def _grown(growth: Record) -> str:
+    """An ensemble's members and their weights, in words."""
+    codes, weights = growth.get("members"), growth.get("weights")
+    if not (isinstance(codes, list) and isinstance(weights, list) and len(codes) == len(weights)):
+        return ""
+    members = ", ".join(f"{code} ({decimal(weight)})" for code, weight in zip(codes, weights, strict=True))
+    return f"The ensemble's members, with their weights: {members}."
 
 
 def _accuracies(rows: Mapping[str, Record]) -> list[float | None]:

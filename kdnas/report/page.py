@@ -63,9 +63,16 @@ def _page(found: Found) -> str:
     if found.why:
         sections.insert(6, ("why", "Why this score", explanation(found)))
     todo = next_command(found)
-    if "grow" in mapping(found.run.get("job")):
-        # No supernet, ranking or export is missing there.
-        sections, todo = [s for s in sections if s[0] not in ("front", "ranking", "student")], None
+    job = mapping(found.run.get("job"))
+    for kind, absent, last in (
+        ("grow", ("front", "ranking", "student"), "grow"),
+        ("prune", ("front", "ranking"), "random"),
+    ):
+        if kind in job:
+            # No supernet, ranking or export is missing there.
+            sections = [s for s in sections if s[0] not in absent]
+            again = f"kdnas {kind} … --out {shlex.quote(found.name)}"
+            todo = None if found.phase(last) else ("This is not finished; the same command goes on.", again)
     notes = [missing(*todo, "Next")] if todo else []
     notes += [tag("p", problem, class_="missing") for problem in found.problems]
     return document(f"kdnas report: {name}", name, [tag("p", _origin(found), class_="soft")], sections, notes)
