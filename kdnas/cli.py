@@ -59,12 +59,16 @@ def parser() -> argparse.ArgumentParser:
 
     whole = command("run", _run, "the whole chain on your own data, teacher, space and budget")
     whole.add_argument("--experiment", help="take everything from an experiment instead, see `kdnas list experiments`")
-    whole.add_argument("--data", help="digits, folder:PATH, cifar10:PATH, cifar100:PATH, module:function")
+    whole.add_argument(
+        "--data",
+        help="digits, folder:PATH, cifar10:PATH, cifar100:PATH, module:function; strong: before it augments more",
+    )
     whole.add_argument(
         "--teacher",
         default="fit",
         help="fit, torchvision:NAME, timm:NAME (either @weights.safetensors), checkpoint:FOLDER, module:function, "
-        "ensemble:SPEC,SPEC, route:SPEC,SPEC",
+        "ensemble:SPEC,SPEC, ensemble:SPEC=2,SPEC=1, ensemble+logits:, ensemble+random:, ensemble+reliable: alike, "
+        "route:SPEC,SPEC, streamed:SPEC",
     )
     whole.add_argument("--teacher-members", type=int, default=1, help="how many teachers fit trains, as an ensemble")
     whole.add_argument("--space", help="a TOML table, or a name from `kdnas list spaces`")
@@ -132,8 +136,8 @@ def parser() -> argparse.ArgumentParser:
     retrain.add_argument("student", type=Path, metavar="STUDENT", help="a student folder")
     retrain.add_argument("--out", type=Path, help="the new student folder (default: beside it, -retrained)")
     retrain.add_argument("--weights", choices=("fresh", "inherited"), help="where to start")
-    retrain.add_argument("--teacher", help="another teacher, or none for the labels alone")
-    retrain.add_argument("--data", help="other data")
+    retrain.add_argument("--teacher", help="another teacher, see `kdnas run --help`, or none for the labels alone")
+    retrain.add_argument("--data", help="other data, see `kdnas run --help`")
     retrain.add_argument(
         "--greedy-anchors",
         type=float,

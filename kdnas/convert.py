@@ -1,5 +1,7 @@
 """Turning a trained network into an elastic supernet whose largest subnet is that network."""
 
+import contextlib
+import io
 import math
 import operator
 from collections.abc import Sequence
@@ -214,12 +216,14 @@ def _error(module: nn.Module, supernet: Supernet, image: tuple[int, int, int]) -
 def _traced(module: nn.Module, image: tuple[int, int, int]) -> list[_Step]:
     try:
         traced = fx.symbolic_trace(module)
-        with torch.no_grad():
+        # What it raises it prints too.
+        with torch.no_grad(), contextlib.redirect_stderr(io.StringIO()):
             ShapeProp(traced).propagate(torch.zeros(2, *image))
     except Exception as error:  # a tracer runs the source's own code, which may raise anything
+        said = str(error.__cause__ or error).splitlines()[0]
         raise ValueError(
-            f"the network cannot be traced for images of {image}: {str(error).splitlines()[0]} Its forward must not "
-            "depend on values, and the image size must suit it."
+            f"the network cannot be traced for images of {image}: {said}. Its forward must not depend on values, "
+            "and the image size must suit it."
         ) from error
     modules, numbers, steps = dict(traced.named_modules()), dict[fx.Node, int](), list[_Step]()
     for node in traced.graph.nodes:

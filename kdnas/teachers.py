@@ -261,7 +261,14 @@ def find_stages(module: nn.Module, images: Tensor, most: int = 6) -> tuple[str, 
     names = [name for name, _ in module.named_modules() if name]
     order: list[str] = []
     with recorded(module, names) as seen, torch.no_grad():
-        module(images)
+        try:
+            module(images)
+        except RuntimeError as error:
+            _, *image = images.shape
+            raise ValueError(
+                f"the teacher cannot be run on images of {' x '.join(map(str, image))} ({str(error).splitlines()[0]}). "
+                "Give one that takes this data's images."
+            ) from error
         order = list(seen)
     maps = [n for n in order if seen[n].dim() == 4 and seen[n].shape[2] * seen[n].shape[3] > 1]
     by_size: dict[tuple[int, ...], str] = {}
@@ -293,7 +300,10 @@ def every_layer(teacher: Teacher) -> Teacher:
         ValueError: the teacher is made of several, whose layers are no one network's.
     """
     if not isinstance(teacher, Frozen):
-        raise ValueError(f"every layer is shown by a teacher of one network, got a {type(teacher).__name__}.")
+        raise ValueError(
+            f"every layer is shown by a teacher of one network, got a {type(teacher).__name__}. Name one by --teacher, "
+            "such as checkpoint:RUN/teacher."
+        )
     module = teacher.module
     if isinstance(module, Network):
         names = [f"stages.{i}.{j}" for i, stage in enumerate(module.stages) for j in range(len(stage))]  # type: ignore[arg-type]
@@ -478,7 +488,7 @@ def zoo_teacher(
 
 def own_teacher(function: str, classes: int, preprocessing: Preprocessing) -> Teacher:
     """What a user's function without arguments returns: a Teacher, or a module that takes the student's images."""
-    made = resolve(function)()
+    made = Spec(function).build()
     if not isinstance(made, Teacher):
         if not isinstance(made, nn.Module):
             raise ValueError(f"{function} must return a torch module, it returned a {type(made).__name__}.")

@@ -207,6 +207,7 @@ class Offset(Small):
         (Concatenated(), r"(?s)no elastic module found.*one\.0: .*two\.0: its channels are concatenated"),
         (Odd(), "fft_fft.*cannot be converted"),
         (Branching(), "cannot be traced"),
+        (nn.Sequential(conv(4, 16)), r"cannot be traced .*4 channels, but got 3 channels instead\. Its forward"),
         (Small(nn.Conv2d(16, 16, (1, 3))), r"blocks\.0 \(Conv2d\) cannot be converted"),
         (Small(nn.AvgPool2d(3, 2, 1, count_include_pad=False)), r"blocks\.0 \(AvgPool2d\) cannot be converted"),
         (Small(nn.AvgPool2d(2, divisor_override=3)), r"blocks\.0 \(AvgPool2d\) cannot be converted"),
@@ -216,9 +217,10 @@ class Offset(Small):
         (nn.Sequential(conv(3, 16), conv(16, 16)), "logits"),
     ],
 )
-def test_what_cannot_be_converted_is_refused_by_name(module, message):
+def test_what_cannot_be_converted_is_refused_by_name(module, message, capsys):
     with pytest.raises(ValueError, match=message):
         convert(module, image=(3, 16, 16))
+    assert capsys.readouterr().err == ""
 
 
 def test_images_that_are_not_square_are_refused():

@@ -113,6 +113,15 @@ def test_a_search_prints_the_ranking_with_its_controls(searched, capsys):
         assert text in shown, text
 
 
+def test_two_networks_are_too_few_for_an_agreement(tmp_path, searched, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(searched, folder)
+    main(["search", str(folder), "--scorer", "accuracy", "--num-evaluations", "2"])
+    shown = capsys.readouterr().out
+    assert "Agreement with parameters is left out: 2 networks are too few to be ranked" in shown
+    assert "Kendall" not in shown and "size does" not in shown
+
+
 def test_json_is_one_object_and_nothing_else(searched, capsys):
     main(["search", str(searched), "--num-evaluations", "6", "--budget", "macs=60000", "--json"])
     shown = json.loads(capsys.readouterr().out)
@@ -451,6 +460,14 @@ def test_a_teacher_of_other_class_names_is_refused(tmp_path, trained):
     (folder / "student.json").write_text(json.dumps(card))
     with pytest.raises(ValueError, match="class 1 is 'c' to the teacher and 'b' in the data"):
         build_teacher(made, data())
+    card["class_names"] = ["a", "b"]
+    (folder / "student.json").write_text(json.dumps(card))
+    with pytest.raises(ValueError, match="the teacher knows 2 classes, the data has 3"):
+        build_teacher(made, data())
+    with pytest.raises(ValueError, match=r"the student knows 2 classes, the data has 3. Give the data it was found on"):
+        retrain(folder, Retrain(), tmp_path / "new", data=spec("tests.toy:data"))
+    card["class_names"] = ["a", "c", "b"]
+    (folder / "student.json").write_text(json.dumps(card))
     several = load_teacher(f"ensemble:checkpoint:{trained / 'teacher'},checkpoint:{folder}")
     with pytest.raises(ValueError, match="class 1"):
         build_teacher(several, data())

@@ -4,6 +4,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from kdnas.blocks.basic import resize
+from kdnas.jobs.opened import build_teacher
 from kdnas.network import Network
 from kdnas.outputs import Outputs
 from kdnas.preprocessing import Preprocessing
@@ -13,11 +14,13 @@ from kdnas.teachers import (
     Route,
     Streamed,
     Teacher,
+    every_layer,
     find_stages,
     fitted_teacher,
     load_teacher,
     load_weights,
 )
+from tests.toy import data
 
 GREY = Preprocessing(height=16, width=16, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
 
@@ -138,6 +141,32 @@ def test_weights_of_another_network_or_another_format_are_refused(tmp_path):
 def test_what_cannot_be_a_teacher_is_refused(text, message):
     with pytest.raises(ValueError, match=message):
         load_teacher(text).build(Teacher, classes=3, preprocessing=GREY)
+
+
+def gray():
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+
+
+def wanting(path):
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("gray", r"cannot be run on images of 3 x 8 x 8 \(.*1 channel"),
+        ("wanting", "wanting needs 'path', and it was not given"),
+    ],
+)
+def test_a_function_that_makes_no_teacher_of_these_images_is_refused(name, message):
+    with pytest.raises(ValueError, match=message):
+        build_teacher(load_teacher(f"tests.test_teachers:{name}"), data())
+
+
+def test_several_teachers_do_not_show_every_layer():
+    members = [Frozen(small(), preprocessing=GREY) for _ in range(2)]
+    with pytest.raises(ValueError, match=r"one network, got a Ensemble. Name one by --teacher"):
+        every_layer(Ensemble(members))
 
 
 def test_fit_means_a_teacher_trained_in_the_run():

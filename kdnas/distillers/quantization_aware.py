@@ -1,6 +1,7 @@
 """Quantisation-aware training: the student learns with its weights and activations rounded to 8 bits."""
 
 import copy
+import logging
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -143,6 +144,9 @@ class _Shown(nn.Module):
 
 def _prepared(network: Network, images: Tensor) -> torch.fx.GraphModule:
     """The network as a graph that rounds, on the network's own parameters and statistics."""
+    log = logging.getLogger("torch.utils._pytree")
+    level = log.level
+    log.setLevel(logging.ERROR)  # so are torch's of torchao
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torchao's own, of the interpreter and of deprecations
@@ -153,6 +157,8 @@ def _prepared(network: Network, images: Tensor) -> torch.fx.GraphModule:
             )
     except ImportError as error:
         raise ValueError(f"quantisation-aware training needs torchao ({error}): pip install 'kdnas[qat]'") from error
+    finally:
+        log.setLevel(level)
     shown = _Shown(network).train()
     for module in shown.modules():
         if isinstance(module, DropPath):

@@ -10,7 +10,7 @@ from torch import nn
 from kdnas.convert import Conversion, convert
 from kdnas.files import new_folder
 from kdnas.preprocessing import Preprocessing
-from kdnas.spec import resolve
+from kdnas.spec import Spec
 from kdnas.tables import table_of
 from kdnas.teachers import Frozen, zoo_teacher
 
@@ -37,7 +37,7 @@ def load_source(text: str, *, size: int = 224, classes: int = 1000) -> nn.Module
         assert isinstance(teacher, Frozen)
         return teacher.module
     if rest.isidentifier():
-        made = resolve(text)()
+        made = Spec(text).build()
         if not isinstance(made, nn.Module):
             raise ValueError(f"{text} must return a torch module, it returned a {type(made).__name__}.")
         return made

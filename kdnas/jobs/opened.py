@@ -1,5 +1,6 @@
 """A run's parts, built from its manifest when first asked for."""
 
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import final
@@ -168,14 +169,18 @@ def build_teacher(made: Spec, data: Data) -> Teacher:
     for one in teacher.modules():
         names = one.class_names if isinstance(one, Teacher) else None
         if names is not None and names != data.class_names:
-            place = next(
-                (i for i, pair in enumerate(zip(names, data.class_names, strict=False)) if len({*pair}) > 1), 0
-            )
             raise ValueError(
-                f"class {place} is {names[place]!r} to the teacher and {data.class_names[place]!r} in the data. Use a "
-                "teacher of these very classes, in their order."
+                f"{other_classes(names, data, 'the teacher')} Use a teacher of these very classes, in their order."
             )
     return teacher
+
+
+def other_classes(names: Sequence[str], data: Data, whose: str) -> str:
+    """A sentence on where a network's classes are not the data's: how many, or the first that has another name."""
+    if len(names) != len(data.class_names):
+        return f"{whose} knows {len(names)} classes, the data has {len(data.class_names)}."
+    place = next(i for i, pair in enumerate(zip(names, data.class_names, strict=True)) if len({*pair}) > 1)
+    return f"class {place} is {names[place]!r} to {whose} and {data.class_names[place]!r} in the data."
 
 
 def default_device() -> torch.device:

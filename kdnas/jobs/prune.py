@@ -146,10 +146,13 @@ def prune(settings: Prune, folder: Path) -> dict[str, Any]:
         rows[name] = run.require(name, "kdnas prune")
     hits = {name: student_hits(run.path(STUDENTS, name), data) for name in rows}
     said = {
-        "control": "the same network retrained without a teacher",
-        "random": "random channels and blocks removed to the same cost, retrained alike",
+        "control": ("the same network retrained without a teacher", "distillation did not help"),
+        "random": (
+            "random channels and blocks removed to the same cost, retrained alike",
+            "the factors chose no better than chance",
+        ),
     }
-    run.record_controls({name: claimed("student", hits["student"], hits[name], w) for name, w in said.items()})
+    run.record_controls({name: claimed("student", hits["student"], hits[name], *w) for name, w in said.items()})
     write_report(run.folder)
     return {"student": str(run.path(STUDENTS, "student")), **rows["student"], "controls": {n: rows[n] for n in said}}
 

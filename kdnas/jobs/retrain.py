@@ -11,7 +11,7 @@ from typing import Any
 from kdnas.checkpoint import write_json
 from kdnas.data import Data
 from kdnas.files import present
-from kdnas.jobs.opened import build_teacher, default_device
+from kdnas.jobs.opened import build_teacher, default_device, other_classes
 from kdnas.jobs.settings import Experiment, Retrain
 from kdnas.jobs.train import accuracy, drive
 from kdnas.network import Network
@@ -58,10 +58,7 @@ def retrain(
         raise ValueError(f"{student} does not say which data it was found on. Give --data.")
     loaded: Data = made_data.build(Data)
     if loaded.class_names != card.class_names:
-        raise ValueError(
-            f"the student knows the classes {', '.join(card.class_names[:5])} ..., the data has "
-            f"{', '.join(loaded.class_names[:5])} .... Give the data it was found on."
-        )
+        raise ValueError(f"{other_classes(card.class_names, loaded, 'the student')} Give the data it was found on.")
     distiller = settings.distiller.build(Distiller)
     if settings.weights == "fresh":
         network = initialised(lambda: Network(card.blueprint), settings.recipe.seed)

@@ -279,12 +279,14 @@ def _controls(entries: list[Entry]) -> dict[str, dict[str, Any]]:
     words = {"params": "parameters", "macs": "multiply-accumulates", "layers": "the number of layers"}
     for name, said in words.items():
         controls[f"tau {name}"] = _agreement(scores, [float(getattr(e, name)) for e in entries], said)
-        if controls[f"tau {name}"]["value"] > 0.8:
+        if controls[f"tau {name}"].get("value", 0.0) > 0.8:
             controls[f"tau {name}"]["sentence"] += " The score says little more than size does."
     return controls
 
 
 def _agreement(scores: list[float], others: list[float], said: str) -> dict[str, Any]:
+    if len(scores) < 3:
+        return {"sentence": f"Agreement with {said} is left out: {len(scores)} networks are too few to be ranked."}
     value = kendall(scores, others)
     low, high = bootstrap_interval(scores, others, kendall, resamples=200)
     sentence = f"Kendall's tau between the score and {said}: {value:.2f} [{low:.2f}, {high:.2f}]."
