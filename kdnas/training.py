@@ -240,13 +240,14 @@ class Training:
         self.model, self.distiller = model.to(self.device), distiller.to(self.device)
         self.teacher = None if teacher is None else teacher.to(self.device)
         self.data, self.recipe, self.index, self.cache = data, recipe, 0, cache
-        self._channels_last = False
+        self._memory_format: torch.memory_format | None = None  # as they are, for the first batch
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed_of(recipe.seed, "parts"))
             with torch.no_grad():
                 distiller.prepare(model, self._batch(0))
         self.distiller.to(self.device)
-        self._channels_last = self.device.type == "cpu" and not _strided_points(self.model, self.distiller)
+        last = self.device.type == "cpu" and not _strided_points(self.model, self.distiller)
+        self._memory_format = torch.channels_last if last else torch.contiguous_format
         self.optimizer = _optimizer([self.model, self.distiller], recipe)
         self._restarts = distiller.restarts(recipe.steps)
         self.gradient_norm = torch.zeros(())
@@ -367,9 +368,9 @@ class Training:
             self.teacher.progress = index / self.recipe.steps
         taught = self.teacher if cache is None else lambda pixels, _: cache.outputs(ids, view, pixels)
         batch = Batch(pixels, self.data.train.labels[ids].to(self.device), ids, self.data, taught)
-        if self._channels_last:
-            # A clone: images of one channel count as channels-last already, and layers would not hand the format on.
-            batch.images = batch.images.clone(memory_format=torch.channels_last)
+        if self._memory_format is not None:
+            # A clone: images of one channel count as either, and layers hand on the one that their strides say.
+            batch.images = batch.images.clone(memory_format=self._memory_format)
         return batch
 
 

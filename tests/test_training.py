@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from kdnas.data import Data, TensorImages
 from kdnas.distillers.from_labels import FromLabels
 from kdnas.distillers.from_teacher import FromTeacher
 from kdnas.distillers.single_path import SinglePath
@@ -178,7 +179,7 @@ class Watching(Distiller):
 
 def test_on_a_cpu_images_come_channels_last_and_train_alike():
     last, plain = training(distiller=Watching()), training(distiller=Watching())
-    plain._channels_last = False
+    plain._memory_format = torch.contiguous_format
     for _ in range(2):
         last.step()
         plain.step()
@@ -197,6 +198,26 @@ def test_a_strided_point_convolution_keeps_images_as_they_are():
     assert made.distiller.strides == (3 * 64, 64, 8, 1)
 
 
+def test_gray_images_are_not_channels_last_before_a_strided_point_convolution():
+    # Shifted images of one channel have strides that count as channels-last: layers would hand that format on.
+    gray = [
+        TensorImages(part.take(torch.arange(len(part)))[:, :1].clone(), part.labels)
+        for part in (DATA.train, DATA.search, DATA.test)
+    ]
+    held = Data(*gray, class_names=DATA.class_names, augmentation="shift")
+    assert held.pixels(torch.arange(4), 0, 0).stride() == (64, 1, 8, 1)
+
+    def images(kernel):
+        model = network()
+        model.stem = torch.nn.Sequential(torch.nn.Conv2d(1, 3, 3, 1, 1), torch.nn.Conv2d(3, 3, kernel, 2), model.stem)
+        made = Training(model, Watching(), held, None, RECIPE)
+        made.step()
+        return made.distiller.strides, made.model.stem[0](made._batch(1).images).stride()
+
+    assert images(1) == ((64, 64, 8, 1), (3 * 64, 64, 8, 1))
+    assert images(2) == ((64, 1, 8, 1), (3 * 64, 1, 8 * 3, 3))
+
+
 def test_the_smallest_subnet_s_kernels_count_too():
     space = MBConvSpace(
         name="points",
@@ -206,4 +227,4 @@ def test_the_smallest_subnet_s_kernels_count_too():
         stages=(Stage(width=(4,), depth=(1,), kernel=(1, 3), expansion=(1,), stride=2),),
     )
     made = Training(initialised(lambda: Supernet(space), 0), SinglePath(), DATA, None, RECIPE)
-    assert not made._channels_last
+    assert made._memory_format is torch.contiguous_format
