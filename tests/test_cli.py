@@ -23,6 +23,12 @@ def refused(capsys, *arguments):
     return error
 
 
+def test_the_package_runs_as_a_module_too():
+    asked = [sys.executable, "-m", "kdnas", "--help"]
+    said = subprocess.run(asked, check=True, capture_output=True, text=True, cwd=ROOT).stdout
+    assert said.startswith("usage: kdnas ") and "retrain" in said
+
+
 def test_help_and_values_need_no_torch_and_come_at_once():
     code = "import sys; from kdnas.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
     code += "import random; from kdnas.tables import load_space; s = load_space('nas_bench_macro'); s.count()\n"

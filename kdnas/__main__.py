@@ -1,0 +1,5 @@
+"""`python -m kdnas` is `kdnas`."""
+
+from kdnas.cli import main
+
+main()
