@@ -1,0 +1,61 @@
+"""A run and its students, written at the commit before the modules moved, are read by today's code."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from kdnas.cli import main
+from kdnas.jobs.opened import Opened
+from kdnas.search import ranked
+from kdnas.student import load_source, read_student
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.fixture
+def stored(tmp_path, monkeypatch):
+    shutil.copytree(GOLDEN, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "run"
+
+
+def test_a_stored_run_opens_with_its_experiment_teacher_and_weights(stored):
+    opened = Opened(stored)
+    experiment = opened.experiment
+    assert experiment.train.recipe.steps == 30
+    assert experiment.search.budget.macs == 30_000
+    assert [weight for weight, _ in experiment.train.distiller["terms"]] == [0.9, 10.0]
+    assert opened.teacher(opened.data.test.take(torch.arange(2)), torch.zeros(2)).logits.shape == (2, 10)
+    network = opened.supernet.extract(opened.space.largest)
+    assert torch.isfinite(network(opened.data.normalise(opened.data.test.take(torch.arange(2)))).logits).all()
+
+
+def test_a_stored_ranking_keeps_its_order(stored):
+    entries = Opened(stored).run.ranking(1)
+    places = ranked([entry for entry in entries if not entry.is_control])
+    card = json.loads((stored / "students" / "place-2" / "student.json").read_text(encoding="utf-8"))
+    assert dict(places[1].architecture) == card["architecture"]
+    assert places[1].score == card["origin"]["score"]
+
+
+@pytest.mark.parametrize("name", ["student", "place-1", "place-2", "place-2-retrained"])
+def test_a_stored_student_gives_the_same_logits_as_its_source(stored, name):
+    folder = stored / "students" / name
+    network, card = read_student(folder)
+    images = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    p = card.preprocessing
+    mean, std = torch.tensor(p.mean).view(1, -1, 1, 1), torch.tensor(p.std).view(1, -1, 1, 1)
+    with torch.no_grad():
+        torch.testing.assert_close(network((images - mean) / std).logits, load_source(folder)(images))
+
+
+def test_later_commands_go_on_from_a_stored_run(stored, capsys):
+    main(["search", str(stored), "--num-evaluations", "6", "--json"])
+    main(["report", str(stored)])
+    capsys.readouterr()
+    assert (stored / "report.html").read_text(encoding="utf-8").startswith("<!")
+    main(["retrain", str(stored / "students" / "place-2"), "--steps", "2", "--out", str(stored / "again"), "--json"])
+    assert json.loads(capsys.readouterr().out)["params"] == 846
