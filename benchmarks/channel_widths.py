@@ -2,7 +2,7 @@
 
     KDNAS_CIFAR10=PATH KDNAS_DATA=FOLDER python benchmarks/channel_widths.py --out FOLDER [--space resnet] [--seeds 2]
 
-PATH is CIFAR-10 (see `kdnas.data.cifar10`), FOLDER holds the public rows of Channel-Bench-Macro: widths of seven
+PATH is CIFAR-10 (see `kdnas.data.cifar.cifar10`), FOLDER holds the public rows of Channel-Bench-Macro: widths of seven
 layers, each a quarter, a half, three quarters or all of its full width, trained with three seeds.
 
 A copy of the benchmark's largest network, all widths divided, is trained on labels; it is teacher and source. For each
@@ -28,21 +28,27 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kdnas.checkpoint import load_state, save_state, write_json
-from kdnas.convert import convert
-from kdnas.cost import Budget, cost
-from kdnas.data import Data, cifar10
+from kdnas.conversion.removal import chosen, removed
+from kdnas.conversion.scale_factors import Factors
+from kdnas.conversion.trace import convert
+from kdnas.costs.budget import Budget
+from kdnas.costs.count import cost
+from kdnas.data.base import Data
+from kdnas.data.cifar import cifar10
 from kdnas.distillers.from_labels import FromLabels
-from kdnas.jobs.train import accuracy
+from kdnas.evaluation import accuracy
 from kdnas.network import Network
-from kdnas.progress import progress
-from kdnas.pruning import Factors, chosen, removed
-from kdnas.rank_quality import Row, read_table
+from kdnas.randomness import initialised
+from kdnas.ranking.quality import Row, read_table
+from kdnas.runs.checkpoint import load_state, save_state
+from kdnas.runs.files import write_json
+from kdnas.runs.progress import progress
+from kdnas.settings import Recipe
 from kdnas.space import SearchSpace
 from kdnas.spaces.channels import Channels
 from kdnas.tables import load_space
-from kdnas.teachers import Frozen
-from kdnas.training import Recipe, Training, initialised
+from kdnas.teachers.base import Frozen
+from kdnas.training.loop import Training
 
 BAND = 0.03
 

@@ -8,7 +8,7 @@ import random
 import time
 from functools import partial
 
-from kdnas.exact import Block, best, front
+from kdnas.ranking.exact import Block, best, front
 
 
 def blocks(sizes: list[int], seed: int = 0) -> list[Block]:

@@ -31,23 +31,28 @@ import torch
 from numpy.typing import NDArray
 
 from kdnas.architecture import Architecture
-from kdnas.checkpoint import load_state, save_state, write_json
-from kdnas.cost import cost
-from kdnas.data import Data, digits
+from kdnas.costs.count import cost
+from kdnas.data.base import Data
+from kdnas.data.builtin import digits
+from kdnas.distillers.base import Distiller
 from kdnas.distillers.from_labels import FromLabels
 from kdnas.distillers.from_teacher import FromTeacher
-from kdnas.jobs.train import accuracy
+from kdnas.evaluation import accuracy
 from kdnas.network import Network
-from kdnas.randomness import python_rng
+from kdnas.randomness import initialised, python_rng
+from kdnas.runs.checkpoint import load_state, save_state
+from kdnas.runs.files import write_json
+from kdnas.scorers.base import Evidence
 from kdnas.scorers.depth import Depth
 from kdnas.scorers.short_training import ShortTraining
-from kdnas.scoring import Evidence
-from kdnas.similarity import bootstrap_interval, kendall
+from kdnas.settings import Recipe
 from kdnas.space import SearchSpace
-from kdnas.spec import spec
+from kdnas.specs import spec
+from kdnas.statistics import bootstrap_interval, kendall
 from kdnas.tables import load_space
-from kdnas.teachers import Frozen, fitted_teacher
-from kdnas.training import Distiller, Recipe, Training, initialised
+from kdnas.teachers.base import Frozen
+from kdnas.teachers.fitted import fitted_teacher
+from kdnas.training.loop import Training
 
 TEACHER_RECIPE = Recipe(steps=200, learning_rate=0.1)
 DISTILLERS = {"kd": spec(FromTeacher), "ce": spec(FromLabels)}

@@ -20,15 +20,16 @@ from typing import Any
 import torch
 
 from kdnas.architecture import Architecture
-from kdnas.data import Data, TensorImages
+from kdnas.data.base import Data, TensorImages
 from kdnas.network import Network, calibrate
 from kdnas.preprocessing import Preprocessing
 from kdnas.randomness import torch_rng
+from kdnas.scorers.base import Evidence, Saved, score_all
 from kdnas.scorers.rdm import Rdm
-from kdnas.scoring import Evidence, Saved, score_all
 from kdnas.supernet import Supernet
 from kdnas.tables import load_space
-from kdnas.teachers import Frozen, fitted_teacher
+from kdnas.teachers.base import Frozen
+from kdnas.teachers.fitted import fitted_teacher
 
 
 def synthetic(count: int, side: int) -> Data:

@@ -21,13 +21,13 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
+from kdnas.distillers.base import Batch, Step
 from kdnas.distillers.sandwich import Sandwich
 from kdnas.network import Network
 from kdnas.randomness import python_rng
 from kdnas.space import SearchSpace
 from kdnas.supernet import Supernet
 from kdnas.tables import load_space, space_from_table, table_of
-from kdnas.training import Batch, Step
 
 SIDES = {"ofa_mbv3": 64, "nas_bench_macro": 32}
 

@@ -15,10 +15,11 @@ import time
 from pathlib import Path
 
 from kdnas.architecture import Architecture
-from kdnas.rank_quality import Row, canonical_rows, read_table
-from kdnas.search import Entry, Searcher
+from kdnas.ranking.quality import Row, canonical_rows, read_table
+from kdnas.runs.entry import Entry
+from kdnas.searchers.base import Searcher
 from kdnas.space import SearchSpace
-from kdnas.spec import Spec, named
+from kdnas.specs import Spec, named
 from kdnas.tables import load_space
 
 SEARCHERS = {

@@ -12,11 +12,11 @@ Differs: residual networks for NASNet-A cells; lengths and rates are ours.
 
 import os
 
-from kdnas.data import cifar10, digits
-from kdnas.jobs.grow import Grow
-from kdnas.spec import spec
+from kdnas.data.builtin import digits
+from kdnas.data.cifar import cifar10
+from kdnas.settings import Grow, Recipe
+from kdnas.specs import spec
 from kdnas.tables import load_space
-from kdnas.training import Recipe
 
 SYSTEM = "an ensemble grown member by member, each taught by those before it"
 

@@ -13,16 +13,16 @@ this machine); the teacher is a ResNet-50, not an Inception-ResNet-v2; the numbe
 
 import os
 
-from kdnas.data import digits, folder
+from kdnas.data.builtin import digits
+from kdnas.data.folders import folder
 from kdnas.distillers.from_labels import FromLabels
-from kdnas.jobs.settings import Experiment, Retrain, Search, Train
 from kdnas.scorers.reward import Reward
 from kdnas.scorers.short_training import ShortTraining
 from kdnas.searchers.controller import Controller
-from kdnas.spec import spec
+from kdnas.settings import Experiment, Recipe, Retrain, Search, Train
+from kdnas.specs import spec
 from kdnas.tables import load_space
-from kdnas.teachers import load_teacher
-from kdnas.training import Recipe
+from kdnas.teachers.load import load_teacher
 
 SYSTEM = "an LSTM controller rewarded with accuracy after a short training under the teacher"
 

@@ -17,16 +17,16 @@ Differs: the gradient is clipped by its norm, at 5, instead of value by value, a
 import dataclasses
 import os
 
-from kdnas.cost import Budget
-from kdnas.data import digits, folder
+from kdnas.costs.budget import Budget
+from kdnas.data.builtin import digits
+from kdnas.data.folders import folder
 from kdnas.distillers.sandwich import Sandwich
-from kdnas.jobs.settings import Experiment, Retrain, Search, Train
 from kdnas.scorers.accuracy import Accuracy
 from kdnas.searchers.evolution import Evolution
-from kdnas.spec import spec
+from kdnas.settings import Experiment, Recipe, Retrain, Search, Train
+from kdnas.specs import spec
 from kdnas.tables import load_space
-from kdnas.teachers import load_teacher
-from kdnas.training import Recipe
+from kdnas.teachers.load import load_teacher
 
 SYSTEM = "sandwich rule with the adaptive alpha-divergence"
 

@@ -4,12 +4,11 @@ kdnas demo --out runs/demo                 # the whole chain, under two minutes 
 kdnas train demo --out runs/mine           # or phase by phase
 """
 
-from kdnas.cost import Budget
-from kdnas.data import digits
-from kdnas.jobs.settings import Experiment, Retrain, Search, Train
-from kdnas.spec import spec
+from kdnas.costs.budget import Budget
+from kdnas.data.builtin import digits
+from kdnas.settings import Experiment, Recipe, Retrain, Search, Train
+from kdnas.specs import spec
 from kdnas.tables import load_space
-from kdnas.training import Recipe
 
 
 def experiment() -> Experiment:

@@ -13,15 +13,15 @@ Differs: the pairs' networks, lengths, rates and weights are ours.
 
 import os
 
-from kdnas.cost import Budget
-from kdnas.data import cifar100, digits
+from kdnas.costs.budget import Budget
+from kdnas.data.builtin import digits
+from kdnas.data.cifar import cifar100
 from kdnas.distillers.aggregation import Aggregation
 from kdnas.distillers.single_path import SinglePath
-from kdnas.jobs.settings import Experiment, Retrain, Search, Train
 from kdnas.scorers.accuracy import Accuracy
-from kdnas.spec import spec
+from kdnas.settings import Experiment, Recipe, Retrain, Search, Train
+from kdnas.specs import spec
 from kdnas.tables import load_space
-from kdnas.training import Recipe
 
 SYSTEM = "labels in the supernet; the student learns hints mixed of all the teacher's layers"
 

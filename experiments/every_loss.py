@@ -25,19 +25,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kdnas.cost import cost
-from kdnas.data import Data, TensorImages, digits
+from kdnas.costs.count import cost
+from kdnas.data.base import Data, TensorImages
+from kdnas.data.builtin import digits
+from kdnas.distillers.base import Distiller
 from kdnas.distillers.from_labels import FromLabels
 from kdnas.distillers.from_teacher import FromTeacher
-from kdnas.jobs.train import accuracy
+from kdnas.evaluation import accuracy
 from kdnas.losses.base import Loss
+from kdnas.losses.objective import Objective
 from kdnas.network import Network
-from kdnas.objective import Objective
 from kdnas.outputs import Outputs
+from kdnas.randomness import initialised
+from kdnas.settings import Recipe
 from kdnas.space import Blueprint, layer
-from kdnas.spec import algorithms, resolve, spec
-from kdnas.teachers import Ensemble, Frozen, Route, Teacher, fitted_teacher
-from kdnas.training import Distiller, Recipe, Training, initialised
+from kdnas.specs import algorithms, resolve, spec
+from kdnas.teachers.base import Frozen, Teacher
+from kdnas.teachers.combined import Ensemble, Route
+from kdnas.teachers.fitted import fitted_teacher
+from kdnas.training.loop import Training
 
 SEEDS = 5
 RECIPE = Recipe(steps=120, batch_size=64, learning_rate=0.1)

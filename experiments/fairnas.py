@@ -11,16 +11,16 @@ As published: 19 layers of six operations, 6^19 networks; 150 epochs of 1,024 im
 
 import os
 
-from kdnas.cost import Budget
-from kdnas.data import digits, folder
+from kdnas.costs.budget import Budget
+from kdnas.data.builtin import digits
+from kdnas.data.folders import folder
 from kdnas.distillers.fair_paths import FairPaths
-from kdnas.jobs.settings import Experiment, Retrain, Search, Train
 from kdnas.scorers.accuracy import Accuracy
 from kdnas.searchers.nsga2 import Nsga2
+from kdnas.settings import Experiment, Recipe, Retrain, Search, Train
 from kdnas.spaces.mbconv import Head, MBConvSpace, Stage, Stem
-from kdnas.spec import spec
-from kdnas.teachers import load_teacher
-from kdnas.training import Recipe
+from kdnas.specs import spec
+from kdnas.teachers.load import load_teacher
 
 ROWS = ((32, 2, 2), (40, 4, 2), (80, 4, 2), (96, 4, 1), (192, 4, 2), (320, 1, 1))  # width, layers, stride
 

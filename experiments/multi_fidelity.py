@@ -16,15 +16,15 @@ import os
 
 from optuna.pruners import SuccessiveHalvingPruner
 
-from kdnas.cost import Budget
-from kdnas.data import cifar10, digits
+from kdnas.costs.budget import Budget
+from kdnas.data.builtin import digits
+from kdnas.data.cifar import cifar10
 from kdnas.distillers.from_labels import FromLabels
-from kdnas.jobs.settings import Experiment, Retrain, Search, Train
 from kdnas.scorers.short_training import ShortTraining
 from kdnas.searchers.gaussian_process import GaussianProcess
-from kdnas.spec import spec
+from kdnas.settings import Experiment, Recipe, Retrain, Search, Train
+from kdnas.specs import spec
 from kdnas.tables import load_space
-from kdnas.training import Recipe
 
 SYSTEM = "short trainings under the teacher, a Gaussian process predicts the best network"
 

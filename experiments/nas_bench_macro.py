@@ -6,7 +6,7 @@ KDNAS_CIFAR10=PATH kdnas train nas_bench_macro --out runs/macro          # 32x32
 KDNAS_CIFAR10=PATH kdnas train nas_bench_macro:small --out runs/macro    # 16x16, half width: about half an hour
 kdnas rank-check runs/macro TABLE.csv                                    # TABLE.csv: columns arch, mean_acc
 
-PATH is the folder of the binary files, or an .npz of JPEG bytes (see `kdnas.data.cifar10`). The codes are the
+PATH is the folder of the binary files, or an .npz of JPEG bytes (see `kdnas.data.cifar.cifar10`). The codes are the
 benchmark's own at either size. `early` is `small` stopped after one epoch, `initial` before the first; both want
 the teacher that `small` trained: KDNAS_TEACHER=checkpoint:runs/macro/teacher. `labels` is `small` without the teacher
 in the supernet's loss, from another seed.
@@ -15,13 +15,12 @@ in the supernet's loss, from another seed.
 import dataclasses
 import os
 
-from kdnas.data import cifar10
+from kdnas.data.cifar import cifar10
 from kdnas.distillers.single_path import SinglePath
-from kdnas.jobs.settings import Experiment, Retrain, Search, Train
-from kdnas.spec import spec
+from kdnas.settings import Experiment, Recipe, Retrain, Search, Train
+from kdnas.specs import spec
 from kdnas.tables import load_space
-from kdnas.teachers import load_teacher
-from kdnas.training import Recipe
+from kdnas.teachers.load import load_teacher
 
 TERMS = ((1.0, spec("kdnas.losses.response.soft_targets:SoftTargets", temperature=1.0)),)
 

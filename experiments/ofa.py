@@ -13,17 +13,17 @@ Differs: one cosine over all stages; the published rate is 0.96 for kernels, 0.0
 
 import os
 
-from kdnas.cost import Budget
-from kdnas.data import digits, folder
+from kdnas.costs.budget import Budget
+from kdnas.data.builtin import digits
+from kdnas.data.folders import folder
 from kdnas.distillers.progressive import Progressive
-from kdnas.jobs.settings import Experiment, Retrain, Search, Train
 from kdnas.scorers.accuracy import Accuracy
 from kdnas.searchers.evolution import Evolution
+from kdnas.settings import Experiment, Recipe, Retrain, Search, Train
 from kdnas.sharing import KernelTransform
-from kdnas.spec import spec
+from kdnas.specs import spec
 from kdnas.tables import load_space
-from kdnas.teachers import load_teacher
-from kdnas.training import Recipe
+from kdnas.teachers.load import load_teacher
 
 SYSTEM = "progressive shrinking, evolution on inherited accuracy"
 

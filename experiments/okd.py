@@ -14,17 +14,17 @@ lengths, rates and the cap are ours.
 
 import os
 
-from kdnas.cost import Budget
-from kdnas.data import cifar100, digits
+from kdnas.costs.budget import Budget
+from kdnas.data.builtin import digits
+from kdnas.data.cifar import cifar100
 from kdnas.distillers.from_teacher import FromTeacher
 from kdnas.distillers.single_path import SinglePath
-from kdnas.jobs.settings import Experiment, Retrain, Search, Train
 from kdnas.losses.response.oracle import Oracle
 from kdnas.scorers.accuracy import Accuracy
 from kdnas.searchers.controller import Controller
-from kdnas.spec import spec
+from kdnas.settings import Experiment, Recipe, Retrain, Search, Train
+from kdnas.specs import spec
 from kdnas.tables import load_space
-from kdnas.training import Recipe
 
 SYSTEM = "only a teacher that is right teaches, else the label"
 ORACLE = ((1.0, spec(Oracle)),)

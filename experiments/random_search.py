@@ -8,15 +8,15 @@ kdnas run --experiment random_search:small --out runs/random                 # d
 
 import os
 
-from kdnas.cost import Budget
-from kdnas.data import digits, folder
-from kdnas.jobs.settings import Experiment, Retrain, Search, Train
+from kdnas.costs.budget import Budget
+from kdnas.data.builtin import digits
+from kdnas.data.folders import folder
 from kdnas.scorers.short_training import ShortTraining
 from kdnas.searchers.random_search import RandomSearch
-from kdnas.spec import spec
+from kdnas.settings import Experiment, Recipe, Retrain, Search, Train
+from kdnas.specs import spec
 from kdnas.tables import load_space
-from kdnas.teachers import load_teacher
-from kdnas.training import Recipe
+from kdnas.teachers.load import load_teacher
 
 SYSTEM = "random networks, each trained for a short while under the teacher"
 

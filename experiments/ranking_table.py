@@ -15,10 +15,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from kdnas.jobs.opened import Opened
+from kdnas.jobs._run import Opened
 from kdnas.jobs.rank_check import rank_check
-from kdnas.rank_quality import CONTROLS
-from kdnas.spec import named_with
+from kdnas.ranking.quality import CONTROLS
+from kdnas.specs import named_with
 
 FROM_WEIGHTS = (
     "rdm",

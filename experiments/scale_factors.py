@@ -12,12 +12,11 @@ and rates, and the fitted teacher.
 
 import os
 
-from kdnas.cost import Budget
-from kdnas.data import cifar10, digits
-from kdnas.jobs.prune import Prune
-from kdnas.jobs.settings import Retrain
-from kdnas.spec import spec
-from kdnas.training import Recipe
+from kdnas.costs.budget import Budget
+from kdnas.data.builtin import digits
+from kdnas.data.cifar import cifar10
+from kdnas.settings import Prune, Recipe, Retrain
+from kdnas.specs import spec
 
 SYSTEM = "scale factors on the teacher's topology, structured removal to the budget"
 

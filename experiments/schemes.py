@@ -27,24 +27,28 @@ import torch
 from experiments.every_loss import _gain as gain_of
 from experiments.every_loss import few
 from kdnas.architecture import Architecture
-from kdnas.cost import cost
-from kdnas.data import Data, cifar10, digits, strong
-from kdnas.jobs.anchors import retrain_along
-from kdnas.jobs.assist import between, retrain_assisted
-from kdnas.jobs.opened import build_teacher
+from kdnas.costs.count import cost
+from kdnas.data.base import Data
+from kdnas.data.builtin import digits
+from kdnas.data.cifar import cifar10
+from kdnas.data.load import strong
+from kdnas.evaluation import teacher_accuracy
+from kdnas.jobs._anchors import retrain_along
+from kdnas.jobs._arguments import terms_of, with_losses
+from kdnas.jobs._assist import between, retrain_assisted
+from kdnas.jobs._run import build_teacher
 from kdnas.jobs.quantize import quantize_student
 from kdnas.jobs.retrain import retrain
-from kdnas.jobs.settings import Experiment, Retrain, Train, terms_of, with_losses
-from kdnas.jobs.train import teacher_accuracy, train
+from kdnas.jobs.train import train
 from kdnas.losses.feature.route_constrained import equal_intervals
 from kdnas.network import Network
-from kdnas.randomness import python_rng
+from kdnas.randomness import initialised, python_rng
+from kdnas.settings import Experiment, Recipe, Retrain, Train
 from kdnas.space import SearchSpace
-from kdnas.spec import Spec, named_with, spec
-from kdnas.student import Card, read_student, write_student
+from kdnas.specs import Spec, named_with, spec
+from kdnas.students.folder import Card, read_student, write_student
 from kdnas.tables import load_space, table_of
-from kdnas.teachers import several_teachers, streamed_teacher
-from kdnas.training import Recipe, initialised
+from kdnas.teachers.combined import several_teachers, streamed_teacher
 
 SEEDS = 5
 NUM_TEACHERS = 3

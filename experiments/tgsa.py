@@ -11,15 +11,15 @@ weights, which is what makes thousands of candidates affordable, and the score i
 
 import os
 
-from kdnas.cost import Budget
-from kdnas.data import digits, folder
+from kdnas.costs.budget import Budget
+from kdnas.data.builtin import digits
+from kdnas.data.folders import folder
 from kdnas.distillers.single_path import SinglePath
-from kdnas.jobs.settings import Experiment, Retrain, Search, Train
 from kdnas.scorers.rdm import Rdm
-from kdnas.spec import spec
+from kdnas.settings import Experiment, Recipe, Retrain, Search, Train
+from kdnas.specs import spec
 from kdnas.tables import load_space
-from kdnas.teachers import load_teacher
-from kdnas.training import Recipe
+from kdnas.teachers.load import load_teacher
 
 SYSTEM = "uniform single paths, evolution on similarity to the teacher"
 

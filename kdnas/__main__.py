@@ -1,5 +1,5 @@
 """`python -m kdnas` is `kdnas`."""
 
-from kdnas.cli import main
+from kdnas.cli.commands import main
 
 main()

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from kdnas.blocks.basic import AttentionMap, resize
 from kdnas.outputs import Outputs
 from kdnas.space import Blueprint, Layer
-from kdnas.spec import Spec
+from kdnas.specs import Spec
 
 
 def build(layer: Layer) -> nn.Module:
@@ -133,3 +133,8 @@ def batch_statistics(network: nn.Module) -> Iterator[None]:
             module.training = mode
         for norm, tracked in tracking.items():
             norm.track_running_stats = tracked
+
+
+def default_device() -> torch.device:
+    """A GPU where there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -2,6 +2,7 @@
 
 import hashlib
 import random
+from typing import Any
 
 import torch
 
@@ -20,3 +21,10 @@ def python_rng(*keys: int | str) -> random.Random:
 def torch_rng(*keys: int | str) -> torch.Generator:
     """A torch generator on the CPU for these keys."""
     return torch.Generator().manual_seed(seed_of(*keys))
+
+
+def initialised(make: Any, seed: int) -> Any:
+    """`make()` with torch's global generator seeded from `seed`, and given back as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_of(seed, "weights"))
+        return make()

@@ -2,10 +2,8 @@
 
 from collections.abc import Sequence
 
-import numpy as np
 import scipy.stats
 import torch
-from numpy.typing import ArrayLike
 from torch import Tensor
 
 from kdnas.numerics import centre, safe_normalize, widen
@@ -140,34 +138,3 @@ def relative_l1(student: Tensor, teacher: Tensor) -> Tensor:
     deviation = centre(y / scale).square().mean().sqrt()
     unit = scale * torch.where(deviation > 0, deviation, 1.0)
     return ((widen(student).flatten() - y) / unit).abs().mean()
-
-
-def kendall(x: ArrayLike, y: ArrayLike) -> float:
-    """Kendall's tau-b; 0 where it is undefined (fewer than 2 values, or a constant side)."""
-    return _defined(scipy.stats.kendalltau, x, y)
-
-
-def spearman(x: ArrayLike, y: ArrayLike) -> float:
-    """Spearman's rho; 0 where it is undefined."""
-    return _defined(scipy.stats.spearmanr, x, y)
-
-
-def _defined(statistic: object, x: ArrayLike, y: ArrayLike) -> float:
-    a, b = np.asarray(x, float), np.asarray(y, float)
-    if len(a) < 2 or np.ptp(a) == 0 or np.ptp(b) == 0:
-        return 0.0
-    return float(statistic(a, b).statistic)  # type: ignore[operator]
-
-
-def bootstrap_interval(
-    x: Sequence[float], y: Sequence[float], statistic: object, seed: int = 0, resamples: int = 1000
-) -> tuple[float, float]:
-    """The 95 % percentile bootstrap interval of a rank statistic over paired values."""
-    a, b = np.asarray(x, float), np.asarray(y, float)
-    rng = np.random.default_rng(seed)
-    values = []
-    for _ in range(resamples):
-        chosen = rng.integers(len(a), size=len(a))
-        values.append(statistic(a[chosen], b[chosen]))  # type: ignore[operator]
-    low, high = np.percentile(values, [2.5, 97.5])
-    return float(low), float(high)

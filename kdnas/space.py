@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Self, final
 
 from kdnas.architecture import Architecture, Choice, Value
-from kdnas.spec import Spec, nearest, spec
+from kdnas.specs import Spec, nearest, spec
 
 _REMEMBERED = 10_000  # blueprints; each is a few kilobytes
 _DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"

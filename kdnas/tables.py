@@ -13,7 +13,7 @@ import cattrs
 from cattrs.gen import make_dict_structure_fn
 
 from kdnas.space import SearchSpace
-from kdnas.spec import Spec, nearest
+from kdnas.specs import Spec, nearest
 
 
 def shared_folder(name: str) -> Path:

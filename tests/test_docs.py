@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import pytest
 
-from kdnas.cli import main
-from kdnas.student import load_source
+from kdnas.cli.commands import main
+from kdnas.students.folder import load_source
 
 DOCS = Path(__file__).parents[1] / "docs"
 BLOCK = re.compile(r"(?:^<!-- (?P<mark>.*?) -->\n)?^```(?P<kind>\w*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -36,8 +36,8 @@ def commands(text):
 @pytest.mark.parametrize("page", PAGES)
 def test_every_block_of_a_page_runs(page, tmp_path, monkeypatch, capsys):
     # Every graph takes seconds to convert, and has tests of its own.
-    monkeypatch.setattr("kdnas.student.graph_of", lambda *_: b"")
-    monkeypatch.setattr("kdnas.student._runtime", lambda path: load_source(path.parent))
+    monkeypatch.setattr("kdnas.students.folder.graph_of", lambda *_: b"")
+    monkeypatch.setattr("kdnas.students.folder._runtime", lambda path: load_source(path.parent))
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     # Another page's package of the same name must not answer.
@@ -73,7 +73,7 @@ def test_every_page_is_on_the_map_and_every_link_leads_somewhere():
 
 
 def test_every_command_is_shown_with_an_example():
-    from kdnas.cli import _commands, parser
+    from kdnas.cli.commands import _commands, parser
 
     shown = "\n".join((DOCS / page).read_text(encoding="utf-8") for page in PAGES)
     for name in _commands(parser()):

@@ -5,17 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdnas.similarity import (
-    bootstrap_interval,
-    dissimilarity,
-    kendall,
-    linear_cka,
-    pearson,
-    ranks,
-    rdm_similarity,
-    spearman,
-    upper,
-)
+from kdnas.similarity import dissimilarity, linear_cka, pearson, ranks, rdm_similarity, upper
+from kdnas.statistics import bootstrap_interval, kendall, spearman
 
 SEEDS = st.integers(0, 10_000)
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from kdnas.cli import main
-from kdnas.jobs.opened import Opened
-from kdnas.search import ranked
-from kdnas.student import load_source, read_student
+from kdnas.cli.commands import main
+from kdnas.jobs._run import Opened
+from kdnas.ranking.order import ranked
+from kdnas.students.folder import load_source, read_student
 
 GOLDEN = Path(__file__).parent / "golden"
 

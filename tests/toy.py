@@ -5,14 +5,12 @@ import dataclasses
 import torch
 from torch import nn
 
-from kdnas.cost import Budget
-from kdnas.data import Data, TensorImages
-from kdnas.jobs.prune import Prune
-from kdnas.jobs.settings import Experiment, Retrain, Search, Train
+from kdnas.costs.budget import Budget
+from kdnas.data.base import Data, TensorImages
 from kdnas.randomness import torch_rng
-from kdnas.spec import spec
+from kdnas.settings import Experiment, Prune, Recipe, Retrain, Search, Train
+from kdnas.specs import spec
 from kdnas.tables import load_space
-from kdnas.training import Recipe
 
 
 def part(count: int, name: str, classes: int = 3) -> TensorImages:

@@ -3,9 +3,9 @@
 from typing import ClassVar
 
 from kdnas.architecture import Choice, Value
-from kdnas.spec import Spec
+from kdnas.distillers.base import Batch, Distiller, Model, Step
+from kdnas.specs import Spec
 from kdnas.supernet import Supernet
-from kdnas.training import Batch, Distiller, Model, Step
 
 
 class Wrapping(Distiller):

@@ -7,12 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kdnas.distillers.base import Batch, Distiller, Model, Step
 from kdnas.losses.base import connected_zero
 from kdnas.losses.feature.aggregation import Aggregation as AggregatedHint
 from kdnas.losses.feature.aggregation import Groups
 from kdnas.network import Network, batch_statistics
 from kdnas.outputs import Outputs
-from kdnas.training import Batch, Distiller, Model, Step, initialised
+from kdnas.randomness import initialised
 
 
 @final

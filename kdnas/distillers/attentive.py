@@ -12,13 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdnas.architecture import Architecture, Choice, Value
-from kdnas.cost import cost
+from kdnas.costs.count import cost
 from kdnas.distillers._wrapping import Wrapping
+from kdnas.distillers.base import Batch, Model, Step
 from kdnas.distillers.sandwich import Sandwich
 from kdnas.space import SearchSpace
-from kdnas.spec import Spec, spec
+from kdnas.specs import Spec, spec
 from kdnas.supernet import Supernet
-from kdnas.training import Batch, Model, Step
 
 
 @final

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from kdnas.architecture import Architecture, Choice, Value
 from kdnas.blocks.basic import resize
-from kdnas.cost import feature_shapes
+from kdnas.costs.count import feature_shapes
+from kdnas.distillers.base import Batch, Distiller, Model, Step
+from kdnas.losses.stage_pairs import Adapter
 from kdnas.network import Network
 from kdnas.numerics import as_map, same_positions
 from kdnas.outputs import Outputs
@@ -19,8 +21,6 @@ from kdnas.randomness import python_rng
 from kdnas.similarity import relative_l1
 from kdnas.space import Blueprint, SearchSpace
 from kdnas.supernet import Supernet
-from kdnas.taps import Adapter
-from kdnas.training import Batch, Distiller, Model, Step
 
 
 @final

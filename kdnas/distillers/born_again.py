@@ -6,10 +6,10 @@ from typing import ClassVar, final
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kdnas.distillers.base import Batch, Distiller, Model, Step
 from kdnas.losses.response.soft_targets import SoftTargets
 from kdnas.network import Network
-from kdnas.randomness import seed_of
-from kdnas.training import Batch, Distiller, Model, Step, initialised
+from kdnas.randomness import initialised, seed_of
 
 
 @final

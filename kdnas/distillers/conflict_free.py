@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from kdnas.distillers._wrapping import Wrapping
+from kdnas.distillers.base import Batch, Model, Step
 from kdnas.distillers.sandwich import Sandwich
-from kdnas.spec import Spec, spec
-from kdnas.training import Batch, Model, Step
+from kdnas.specs import Spec, spec
 
 CHILDREN = ("smallest", "random")
 

@@ -9,11 +9,11 @@ from typing import ClassVar, final
 from torch import Tensor
 
 from kdnas.architecture import Architecture, Choice, Value
-from kdnas.objective import Objective
+from kdnas.distillers.base import Batch, Distiller, Model, Step
+from kdnas.losses.objective import Objective
 from kdnas.space import SearchSpace
-from kdnas.spec import Spec, spec
+from kdnas.specs import Spec, spec
 from kdnas.supernet import Supernet
-from kdnas.training import Batch, Distiller, Model, Step
 
 
 @final

@@ -6,8 +6,8 @@ from typing import ClassVar, final
 import torch.nn.functional as F
 from torch import Tensor
 
+from kdnas.distillers.base import Batch, Distiller, Model, Step
 from kdnas.network import Network
-from kdnas.training import Batch, Distiller, Model, Step
 
 
 @final

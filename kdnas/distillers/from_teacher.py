@@ -5,11 +5,11 @@ from typing import ClassVar, final
 
 from torch import Tensor
 
+from kdnas.distillers.base import Batch, Distiller, Model, Step
+from kdnas.losses.objective import Objective
 from kdnas.network import Network
-from kdnas.objective import Objective
 from kdnas.outputs import Outputs
-from kdnas.spec import Spec, spec
-from kdnas.training import Batch, Distiller, Model, Step
+from kdnas.specs import Spec, spec
 
 HINTON = (
     (0.1, spec("kdnas.losses.response.cross_entropy:CrossEntropy")),

@@ -10,14 +10,14 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from kdnas.architecture import Architecture
-from kdnas.cost import cost
+from kdnas.costs.count import cost
+from kdnas.distillers.base import Batch, Distiller, Model, Step
 from kdnas.losses.base import Loss
 from kdnas.numerics import widen
 from kdnas.outputs import Outputs
 from kdnas.space import SearchSpace
-from kdnas.spec import Spec, spec
+from kdnas.specs import Spec, spec
 from kdnas.supernet import Supernet
-from kdnas.training import Batch, Distiller, Model, Step
 
 SOFT = spec("kdnas.losses.response.soft_targets:SoftTargets", temperature=1.0)
 _ABSENT = -1  # stands for a choice that a path does not have

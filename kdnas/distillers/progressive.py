@@ -8,15 +8,15 @@ import torch
 from torch import Tensor
 
 from kdnas.architecture import Architecture, Choice, Value
+from kdnas.distillers.base import Batch, Distiller, Model, Step
 from kdnas.losses.base import Loss
+from kdnas.losses.objective import Objective
 from kdnas.network import Network
-from kdnas.objective import Objective
 from kdnas.outputs import Outputs
 from kdnas.sharing import sort_channels
 from kdnas.space import SearchSpace
-from kdnas.spec import Spec, spec
+from kdnas.specs import Spec, spec
 from kdnas.supernet import Supernet
-from kdnas.training import Batch, Distiller, Model, Step
 
 # Epochs of the released code, warm-up included; the full network's are those of the paper.
 STAGES = (

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from kdnas.blocks.basic import DropPath
-from kdnas.data import Data
+from kdnas.data.base import Data
+from kdnas.distillers.base import Batch, Distiller, Model, Step
 from kdnas.distillers.from_teacher import HINTON
+from kdnas.losses.objective import Objective
 from kdnas.network import BATCH_NORMS, Network
-from kdnas.objective import Objective
 from kdnas.outputs import Outputs
-from kdnas.quantization import write_trained
-from kdnas.spec import Spec
-from kdnas.training import Batch, Distiller, Model, Step
+from kdnas.specs import Spec
+from kdnas.students.integers import write_trained
 
 _LEAST = 1e-3
 

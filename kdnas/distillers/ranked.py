@@ -7,12 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdnas.cost import cost
+from kdnas.costs.count import cost
 from kdnas.distillers._wrapping import Wrapping
+from kdnas.distillers.base import Batch, Model, Step
 from kdnas.distillers.sandwich import Sandwich
-from kdnas.spec import Spec, spec
+from kdnas.specs import Spec, spec
 from kdnas.supernet import Supernet
-from kdnas.training import Batch, Model, Step
 
 
 @final

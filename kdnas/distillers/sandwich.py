@@ -7,12 +7,12 @@ from typing import ClassVar, final
 from torch import Tensor
 
 from kdnas.architecture import Architecture
+from kdnas.distillers.base import Batch, Distiller, Model, Step
 from kdnas.losses.base import Loss
-from kdnas.objective import Objective
+from kdnas.losses.objective import Objective
 from kdnas.outputs import Outputs
-from kdnas.spec import Spec, spec
+from kdnas.specs import Spec, spec
 from kdnas.supernet import Supernet
-from kdnas.training import Batch, Distiller, Model, Step
 
 ALPHA = spec("kdnas.losses.response.alpha_divergence:AlphaDivergence")
 SOFT = ((1.0, spec("kdnas.losses.response.soft_targets:SoftTargets", temperature=1.0)),)

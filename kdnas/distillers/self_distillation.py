@@ -6,9 +6,9 @@ from typing import ClassVar, final
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kdnas.distillers.base import Batch, Distiller, Model, Step
 from kdnas.losses.response.soft_targets import SoftTargets
 from kdnas.network import Network
-from kdnas.training import Batch, Distiller, Model, Step
 
 
 class _Exit(nn.Module):

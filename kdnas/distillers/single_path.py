@@ -6,10 +6,10 @@ from typing import ClassVar, final
 
 from torch import Tensor
 
-from kdnas.objective import Objective
-from kdnas.spec import Spec, spec
+from kdnas.distillers.base import Batch, Distiller, Model, Step
+from kdnas.losses.objective import Objective
+from kdnas.specs import Spec, spec
 from kdnas.supernet import Supernet
-from kdnas.training import Batch, Distiller, Model, Step
 
 
 @final

@@ -10,21 +10,25 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from kdnas.data import Data
+from kdnas.data.base import Data
 from kdnas.distillers.from_labels import FromLabels
+from kdnas.evaluation import student_hits, teacher_accuracy
+from kdnas.jobs._run import Opened
 from kdnas.jobs.export import card_of, export, inherited, place_of
-from kdnas.jobs.opened import Opened, default_device
 from kdnas.jobs.retrain import retrain
 from kdnas.jobs.search import search
-from kdnas.jobs.settings import Experiment, Retrain
-from kdnas.jobs.train import correct, teacher_accuracy, train
+from kdnas.jobs.train import train
+from kdnas.network import default_device
+from kdnas.ranking.order import ranked
 from kdnas.report import write_report
-from kdnas.run import REPORT, STUDENTS, Run
-from kdnas.search import CONTRAST, RANDOM, ranked
-from kdnas.spec import spec
-from kdnas.student import read_student, write_student
+from kdnas.runs.entry import CONTRAST, RANDOM
+from kdnas.runs.folder import REPORT, STUDENTS, Run
+from kdnas.settings import Experiment, Retrain
+from kdnas.specs import spec
+from kdnas.statistics import claimed
+from kdnas.students.folder import write_student
 from kdnas.tables import unstructure
-from kdnas.teachers import Teacher
+from kdnas.teachers.base import Teacher
 
 
 def chain(experiment: Experiment, folder: Path, *, deploy: bool = True) -> Opened:
@@ -127,42 +131,6 @@ def _claims(opened: Opened) -> Iterator[tuple[str, dict[str, Any]]]:
         pairs["contrasted"] = (hits["contrast"], words, "the other score chose better")
     for name, (other, words, otherwise) in pairs.items():
         yield name, claimed("student", hits["student"], other, words, otherwise)
-
-
-def student_hits(folder: Path, data: Data) -> np.ndarray:
-    """Which test images a student folder's network classifies right, `[images]`, 0 or 1."""
-    network, _ = read_student(folder)
-    return correct(network.to(default_device()), data.test, data).double().numpy()
-
-
-def claimed(what: str, hits: np.ndarray, other: np.ndarray, words: str, otherwise: str = "") -> dict[str, Any]:
-    """What may be said of two networks on the test images: difference, interval and sentence of a control.
-
-    Args:
-        what: the first network.
-        hits: which images it classifies right.
-        other: the same of the second network, or a mean over several.
-        words: the second network.
-        otherwise: what follows where the second is surely better.
-    """
-    gain, low, high = gain_interval(hits, other)
-    sentence = f"The {what}'s test accuracy less that of {words}: {100 * gain:+.2f} points "
-    sentence += f"[{100 * low:+.2f}, {100 * high:+.2f}]."
-    if low <= 0 <= high:
-        sentence += f" On {len(other)} test images and one seed the two are not distinguishable."
-    elif high < 0 and otherwise:
-        sentence += f" Here {otherwise}."
-    return {"value": gain, "interval": [low, high], "sentence": sentence}
-
-
-def gain_interval(hits: np.ndarray, other: np.ndarray, resamples: int = 2000) -> tuple[float, float, float]:
-    """Mean difference of two paired hit vectors, with its 95 % bootstrap interval over images."""
-    difference = hits - other
-    rng = np.random.default_rng(0)
-    # One at a time: of 50,000 images all would take a gigabyte and more.
-    means = [difference[rng.integers(len(difference), size=len(difference))].mean() for _ in range(resamples)]
-    low, high = np.percentile(means, [2.5, 97.5])
-    return float(difference.mean()), float(low), float(high)
 
 
 def closing_table(run: Run) -> str:

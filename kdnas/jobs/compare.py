@@ -1,90 +1,33 @@
 """Several systems on the same data, under the same teacher and budget, at equal cost: one table."""
 
-import ast
 import json
-import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, final
+from typing import Any
 
 from kdnas.architecture import Architecture
-from kdnas.checkpoint import write_json
-from kdnas.cost import COUNTS, Budget, cost
-from kdnas.data import Data
+from kdnas.costs.check import Meter, check_feasible
+from kdnas.costs.count import cost
+from kdnas.data.base import Data
 from kdnas.distillers.from_labels import FromLabels
 from kdnas.distillers.from_teacher import FromTeacher
+from kdnas.jobs._contestants import LEAST_STEPS, RETRAIN_SHARE, Task, contestant, timed_step
+from kdnas.jobs._run import build_teacher
 from kdnas.jobs.chain import say
-from kdnas.jobs.contestants import LEAST_STEPS, RETRAIN_SHARE, Task, contestant, timed_step
-from kdnas.jobs.opened import build_teacher
-from kdnas.jobs.settings import Experiment, Train
 from kdnas.jobs.train import train
-from kdnas.meter import Meter
 from kdnas.network import Network
 from kdnas.randomness import python_rng
 from kdnas.report.comparison import COMPARISON, write_comparison
-from kdnas.run import TEACHER
-from kdnas.search import check_feasible
-from kdnas.space import SearchSpace
-from kdnas.spec import Spec, nearest, spec
-from kdnas.tables import shared_folder, table_of, unstructure
-from kdnas.teachers import fitted_teacher, student_teacher
-from kdnas.training import Recipe
+from kdnas.runs.files import write_json
+from kdnas.runs.folder import TEACHER
+from kdnas.settings import Compare, Experiment, Recipe, Train, systems
+from kdnas.specs import Spec, spec
+from kdnas.teachers.fitted import fitted_teacher
+from kdnas.teachers.zoo import student_teacher
 
-_MARK = "SYSTEM"
 _TEACHER_SHARE = 0.10
-
-
-@final
-@dataclass(frozen=True, kw_only=True)
-class Compare:
-    """What is compared, and on what.
-
-    Attributes:
-        data: makes the Data.
-        space: the search space of all systems.
-        teacher: of all systems; None trains one first.
-        systems: names from `systems()`; empty for all of them.
-        budget: of every student.
-        max_time: seconds for everything.
-        seed: of every system.
-    """
-
-    data: Spec
-    space: SearchSpace
-    teacher: Spec | None = None
-    systems: tuple[str, ...] = ()
-    budget: Budget = Budget()
-    max_time: float = 1200.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not 0 < self.max_time < math.inf:
-            raise ValueError(f"max_time must be positive and finite, got {self.max_time}.")
-        self.budget.only((*COUNTS, "memory"), "a comparison")
-        known = systems()
-        for name in self.systems:
-            if name not in known:
-                raise ValueError(f"no system is named {name!r}.{nearest(name, known)}")
-
-    def to_json(self) -> dict[str, Any]:
-        """What must be equal for a comparison to be resumed."""
-        teacher = None if self.teacher is None else self.teacher.to_json()
-        held = {"data": self.data.to_json(), "space": table_of(self.space), "teacher": teacher, "seed": self.seed}
-        held |= {"systems": list(self.systems), "budget": self.budget.bounds(), "max_time": self.max_time}
-        return json.loads(json.dumps(unstructure(held)))
-
-
-def systems() -> dict[str, str]:
-    """What can be compared: experiments whose file says `SYSTEM = "what it does"`, found without running them."""
-    found = {}
-    for path in sorted(shared_folder("experiments").glob("*.py")):
-        for node in ast.parse(path.read_text(encoding="utf-8")).body:
-            if isinstance(node, ast.Assign) and [getattr(t, "id", "") for t in node.targets] == [_MARK]:
-                found[path.stem] = str(ast.literal_eval(node.value))
-    return found
 
 
 def compare(settings: Compare, folder: Path) -> dict[str, Any]:

@@ -7,12 +7,13 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import nn
 
-from kdnas.convert import Conversion, convert
-from kdnas.files import new_folder
+from kdnas.conversion.trace import Conversion, convert
 from kdnas.preprocessing import Preprocessing
-from kdnas.spec import Spec
+from kdnas.runs.files import new_folder
+from kdnas.specs import Spec
 from kdnas.tables import table_of
-from kdnas.teachers import Frozen, zoo_teacher
+from kdnas.teachers.base import Frozen
+from kdnas.teachers.zoo import zoo_teacher
 
 SPACE, WEIGHTS, REPORT = "space.toml", "supernet.safetensors", "report.txt"
 

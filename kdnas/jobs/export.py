@@ -6,17 +6,17 @@ from typing import Any
 import torch
 
 from kdnas.architecture import Architecture
-from kdnas.cost import cost
-from kdnas.data import Data
-from kdnas.jobs.opened import Opened
-from kdnas.jobs.train import accuracy
+from kdnas.costs.count import cost
+from kdnas.data.base import Data
+from kdnas.evaluation import accuracy
+from kdnas.jobs._run import Opened
 from kdnas.network import Network, calibrate
-from kdnas.randomness import torch_rng
-from kdnas.run import STUDENTS
-from kdnas.search import Entry, ranked
-from kdnas.student import Card, write_student
+from kdnas.randomness import initialised, torch_rng
+from kdnas.ranking.order import ranked
+from kdnas.runs.entry import Entry
+from kdnas.runs.folder import STUDENTS
+from kdnas.students.folder import Card, write_student
 from kdnas.tables import table_of, unstructure
-from kdnas.training import initialised
 
 
 def export(opened: Opened, place: int = 1, out: Path | None = None, *, deploy: bool = True) -> dict[str, Any]:

@@ -3,100 +3,45 @@
 import dataclasses
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, final, get_args
+from typing import Any, NamedTuple, final
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from kdnas.architecture import Architecture, Choice, Value
-from kdnas.checkpoint import remove_drafts
-from kdnas.cost import COUNTS, Budget, Cost, cost, sum_costs
-from kdnas.data import Data, Images
+from kdnas.costs.budget import Budget, Cost
+from kdnas.costs.count import cost, sum_costs
+from kdnas.data.base import Data, Images
 from kdnas.distillers.from_labels import FromLabels
 from kdnas.distillers.from_teacher import FromTeacher
-from kdnas.files import present
-from kdnas.jobs.chain import claimed, say
-from kdnas.jobs.mixture import fitted_weights, mixture
-from kdnas.jobs.opened import default_device
-from kdnas.jobs.train import accuracy, correct, drive
+from kdnas.evaluation import accuracy, correct
+from kdnas.jobs._mixture import fitted_weights, mixture
+from kdnas.jobs.chain import say
 from kdnas.losses.response.cross_entropy import CrossEntropy
 from kdnas.losses.response.soft_targets import SoftTargets
-from kdnas.network import Network
-from kdnas.randomness import python_rng
+from kdnas.network import Network, default_device
+from kdnas.randomness import initialised, python_rng
 from kdnas.report import write_report
-from kdnas.run import Run
+from kdnas.runs.files import present, remove_drafts
+from kdnas.runs.folder import Run
+from kdnas.settings import Grow, Teaches
 from kdnas.space import SearchSpace
-from kdnas.spec import Spec, spec
-from kdnas.student import Card, read_student, write_student
-from kdnas.tables import table_of, unstructure
-from kdnas.teachers import Frozen, Teacher
-from kdnas.training import Recipe, Training, initialised
+from kdnas.specs import spec
+from kdnas.statistics import claimed
+from kdnas.students.folder import Card, read_student, write_student
+from kdnas.tables import table_of
+from kdnas.teachers.base import Frozen, Teacher
+from kdnas.training.driver import drive
+from kdnas.training.loop import Training
 
-Generator = Literal["simple", "dynamic", "random"]
-Teaches = Literal["ensemble", "last", "none"]
 STUDENT, MEMBERS = "student", "members"
 _CONTROLS = {
     "single network": "a single network of at most its MACs, trained on labels at equal cost",
     "random candidates": "an ensemble grown from random candidates within its cost",
     "not taught": "the same members trained without distillation",
 }
-
-
-@final
-@dataclass(frozen=True, kw_only=True)
-class Grow:
-    """The growth of an ensemble.
-
-    Attributes:
-        space: where members come from; its classes and channels are taken from the data.
-        data: makes the Data.
-        recipe: of every candidate; member `k` uses the seed `recipe.seed + k`.
-        num_members: subnets of the finished ensemble; fewer where no further one is within the budget.
-        generator: who is tried next: `simple` the first architecture again, `dynamic` the last member's made deeper and
-            made wider, `random` draws.
-        num_candidates: draws per member, for `random`.
-        architecture: code of the first member; empty for the space's smallest network.
-        teacher: of a candidate: `ensemble` so far (adaptive distillation), the `last` member (born again), or `none`.
-        mixture: weights of the members: `uniform`, or `learned` on the search part with the members frozen.
-        label_smoothing: of the cross-entropy with the labels.
-        budget: of the whole ensemble.
-        controls: also train an equally costly single network, the same members without a teacher, and an ensemble
-            grown from random candidates.
-    """
-
-    space: SearchSpace
-    data: Spec
-    recipe: Recipe = Recipe()
-    num_members: int = 3
-    generator: Generator = "dynamic"
-    num_candidates: int = 2
-    architecture: str = ""
-    teacher: Teaches = "ensemble"
-    mixture: Literal["uniform", "learned"] = "uniform"
-    label_smoothing: float = 0.1
-    budget: Budget = Budget()
-    controls: bool = True
-
-    def __post_init__(self) -> None:
-        for name in ("num_members", "num_candidates"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
-        for name, known in (("generator", get_args(Generator)), ("teacher", get_args(Teaches))):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}.")
-        if self.mixture not in ("uniform", "learned"):
-            raise ValueError(f"mixture must be uniform or learned, got {self.mixture!r}.")
-        self.budget.only(COUNTS, "a growing ensemble")
-        if self.architecture:
-            self.space.parse(self.architecture)
-
-    def to_json(self) -> dict[str, Any]:
-        """What must be equal for a growth to be resumed."""
-        held = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return {"grow": unstructure(held | {"space": table_of(self.space)})}
 
 
 class Member(NamedTuple):

@@ -1,78 +1,41 @@
 """A smaller student cut out of a network: scale factors trained under the teacher, structured removal, retraining."""
 
 import dataclasses
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, final
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from kdnas.convert import Conversion, convert
-from kdnas.cost import COUNTS, Budget, cost
-from kdnas.data import Data
+from kdnas.conversion.removal import chosen, removed
+from kdnas.conversion.scale_factors import Factors
+from kdnas.conversion.trace import Conversion, convert
+from kdnas.costs.budget import Budget
+from kdnas.costs.count import cost
+from kdnas.data.base import Data
 from kdnas.distillers.from_labels import FromLabels
-from kdnas.jobs.chain import claimed, given_teacher, say, student_hits
+from kdnas.evaluation import accuracy, student_hits
+from kdnas.jobs._run import build_teacher
+from kdnas.jobs.chain import given_teacher, say
 from kdnas.jobs.convert import load_source
-from kdnas.jobs.opened import build_teacher, default_device
 from kdnas.jobs.retrain import retrain
-from kdnas.jobs.settings import Experiment, Retrain, Train
-from kdnas.jobs.train import accuracy, drive, train
-from kdnas.network import Network
-from kdnas.pruning import Factors, chosen, removed
-from kdnas.randomness import torch_rng
+from kdnas.jobs.train import train
+from kdnas.network import Network, default_device
+from kdnas.randomness import initialised, torch_rng
 from kdnas.report import write_report
-from kdnas.run import STUDENTS, TEACHER, Run
+from kdnas.runs.folder import STUDENTS, TEACHER, Run
+from kdnas.settings import Experiment, Prune, Train
 from kdnas.spaces.converted import Converted
-from kdnas.spec import Spec, spec
-from kdnas.student import Card, read_student, write_student
+from kdnas.specs import Spec, spec
+from kdnas.statistics import claimed
+from kdnas.students.folder import Card, read_student, write_student
 from kdnas.tables import load_space, unstructure
-from kdnas.teachers import student_teacher
-from kdnas.training import Recipe, Training, initialised
+from kdnas.teachers.zoo import student_teacher
+from kdnas.training.driver import drive
+from kdnas.training.loop import Training
 
 FACTORS = "factors.safetensors"
-
-
-@final
-@dataclass(frozen=True, kw_only=True)
-class Prune:
-    """Search for a student among the sub-networks of one network.
-
-    Attributes:
-        data: makes the Data.
-        budget: of the student, met within 2 %.
-        source: the network to begin with, with its weights: `teacher` (the teacher trained here), `checkpoint:FOLDER`,
-            or as in `kdnas.jobs.convert.load_source`.
-        teacher: makes the teacher; None trains one in the run.
-        penalty: of the factors, lambda; None to let it grow until the budget is met.
-        by_cost: whether what a channel costs weighs its penalty.
-        recipe: of the training with factors.
-        teacher_recipe: of a teacher trained in the run.
-        retrain: of the student, from its inherited weights, and of its controls.
-    """
-
-    data: Spec
-    budget: Budget
-    source: str = "teacher"
-    teacher: Spec | None = None
-    penalty: float | None = None
-    by_cost: bool = True
-    recipe: Recipe = Recipe(steps=400, learning_rate=0.02)
-    teacher_recipe: Recipe = Recipe()
-    retrain: Retrain = field(default_factory=lambda: Retrain(weights="inherited", recipe=Recipe(learning_rate=0.05)))
-
-    def __post_init__(self) -> None:
-        self.budget.only(COUNTS, "a pruning")
-        if self.penalty is not None and not self.penalty >= 0:
-            raise ValueError(f"penalty must not be negative, got {self.penalty}.")
-        if self.source == "teacher" and self.teacher is not None:
-            raise ValueError("the source `teacher` is the one trained here. Name a source, or leave the teacher out.")
-
-    def to_json(self) -> dict[str, Any]:
-        """What must be equal for a pruning to be resumed."""
-        held = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return {"prune": unstructure(held)}
 
 
 class _Plain(nn.Module):
@@ -115,7 +78,7 @@ def prune(settings: Prune, folder: Path) -> dict[str, Any]:
             budget can be met.
 
     Reference: Gu, Tresp, Search for Better Students to Learn Distilled Knowledge, ECAI 2020 (arXiv 2001.11612).
-    Differs: see `kdnas.pruning.Factors`; what is removed to meet the budget are the smallest factors, zeros first.
+    Differs: see `Factors`; what is removed to meet the budget are the smallest factors, zeros first.
     """
     run = Run.create(folder, settings.to_json(), settings.recipe.seed)
     data: Data = settings.data.build(Data)

@@ -5,12 +5,12 @@ from typing import Any
 
 import torch
 
-from kdnas.data import Data, TensorImages
+from kdnas.data.base import Data, TensorImages
 from kdnas.jobs.retrain import source_of
-from kdnas.quantization import MOST_LOST, quantize
 from kdnas.randomness import torch_rng
-from kdnas.spec import Spec
-from kdnas.student import read_student
+from kdnas.specs import Spec
+from kdnas.students.folder import read_student
+from kdnas.students.integers import MOST_LOST, quantize
 
 
 def quantize_student(
@@ -27,7 +27,7 @@ def quantize_student(
         seed: draws them.
 
     Returns:
-        What `kdnas.quantization.quantize` returns, and the file.
+        What `kdnas.students.integers.quantize` returns, and the file.
 
     Raises:
         ValueError: as there; no data known; or fewer than 1 image.

@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kdnas.jobs.opened import Opened
-from kdnas.rank_quality import CONTROLS, quality, read_table
-from kdnas.scoring import Saved, score_by_all
-from kdnas.spec import Spec
+from kdnas.jobs._run import Opened
+from kdnas.ranking.quality import CONTROLS, quality, read_table
+from kdnas.scorers.base import Saved, score_by_all
+from kdnas.specs import Spec
 
 
 def rank_check(
@@ -35,7 +35,7 @@ def rank_check(
         seed: of the images and the bootstrap.
 
     Returns:
-        What `kdnas.rank_quality.quality` returns, and `table`, `column`, `rows`, `canonical`, `images`, `scorers`, the
+        What `quality` returns, and `table`, `column`, `rows`, `canonical`, `images`, `scorers`, the
         `seconds` of all of them together and the evaluations `saved`.
 
     Raises:

@@ -8,18 +8,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from kdnas.checkpoint import write_json
-from kdnas.data import Data
-from kdnas.files import present
-from kdnas.jobs.opened import build_teacher, default_device, other_classes
-from kdnas.jobs.settings import Experiment, Retrain
-from kdnas.jobs.train import accuracy, drive
-from kdnas.network import Network
-from kdnas.run import MANIFEST, STUDENTS, Run
-from kdnas.spec import Spec
-from kdnas.student import WEIGHTS, Card, check_place, read_student, write_student
+from kdnas.data.base import Data
+from kdnas.distillers.base import Distiller
+from kdnas.evaluation import accuracy
+from kdnas.jobs._run import build_teacher, check_teaches, other_classes
+from kdnas.network import Network, default_device
+from kdnas.randomness import initialised
+from kdnas.runs.files import present, write_json
+from kdnas.runs.folder import MANIFEST, STUDENTS, Run
+from kdnas.settings import Experiment, Recipe, Retrain
+from kdnas.specs import Spec
+from kdnas.students.folder import WEIGHTS, Card, check_place, read_student, write_student
 from kdnas.tables import structure, unstructure
-from kdnas.training import Distiller, Recipe, Training, initialised
+from kdnas.training.driver import drive
+from kdnas.training.loop import Training
 
 
 def retrain(
@@ -49,6 +51,7 @@ def retrain(
     Raises:
         ValueError: no student there, no data known, other classes, or the result's self-check refuses.
     """
+    check_teaches(settings.distiller, Network)
     check_place(Path(out))
     network, card = read_student(student)
     made_data, made_teacher = (

@@ -12,29 +12,32 @@ import numpy as np
 import torch
 
 from kdnas.architecture import Architecture
-from kdnas.cost import amount
-from kdnas.jobs.block_rating import best_networks
-from kdnas.jobs.opened import Opened
-from kdnas.jobs.settings import Search
-from kdnas.latency import LatencyTable
-from kdnas.meter import Meter
+from kdnas.costs.budget import amount
+from kdnas.costs.check import Meter, check_feasible
+from kdnas.costs.latency import LatencyTable
+from kdnas.jobs._block_rating import best_networks
+from kdnas.jobs._run import Opened
 from kdnas.network import Network
-from kdnas.progress import progress
 from kdnas.randomness import python_rng
-from kdnas.run import LATENCIES, Run
+from kdnas.ranking.early_stopping import Stopping
+from kdnas.ranking.loop import Limits
+from kdnas.ranking.loop import search as run_search
+from kdnas.ranking.order import ranked
+from kdnas.runs.entry import CONTRAST, RANDOM, Entry
+from kdnas.runs.folder import LATENCIES, Run
+from kdnas.runs.progress import progress
+from kdnas.scorers.base import Evidence, Saved, Score, Scorer, score_all
 from kdnas.scorers.blocks import Blocks
 from kdnas.scorers.depth import Depth
 from kdnas.scorers.nwot import Nwot
 from kdnas.scorers.synflow import Synflow
 from kdnas.scorers.zen import Zen
-from kdnas.scoring import Evidence, Saved, Score, Scorer, score_all
-from kdnas.search import CONTRAST, RANDOM, Entry, Limits, Searcher, check_feasible, ranked
-from kdnas.search import search as run_search
+from kdnas.searchers.base import Searcher
 from kdnas.searchers.random_search import RandomSearch
-from kdnas.similarity import bootstrap_interval, kendall
+from kdnas.settings import Search
 from kdnas.space import SearchSpace
-from kdnas.spec import Spec, spec
-from kdnas.stopping import Stopping
+from kdnas.specs import Spec, spec
+from kdnas.statistics import bootstrap_interval, kendall
 from kdnas.tables import unstructure
 
 FLUSH_SECONDS = 1.0  # between writings of scores, so that a kill costs little

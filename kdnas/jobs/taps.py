@@ -2,13 +2,14 @@
 
 import torch
 
-from kdnas.data import Data, load_data, normalise
-from kdnas.jobs.opened import build_teacher
+from kdnas.data.base import Data, normalise
+from kdnas.data.load import load_data
+from kdnas.jobs._run import build_teacher
+from kdnas.losses.stage_pairs import Taps
+from kdnas.randomness import initialised
 from kdnas.supernet import Supernet
 from kdnas.tables import load_space
-from kdnas.taps import Taps
-from kdnas.teachers import load_teacher
-from kdnas.training import initialised
+from kdnas.teachers.load import load_teacher
 
 
 def taps_table(teacher: str, space: str, data: str, by: str) -> str:

@@ -6,14 +6,14 @@ from typing import Any
 import torch
 
 from kdnas.architecture import Architecture, Choice, Value
-from kdnas.checkpoint import write_json
-from kdnas.cost import cost, layer_costs, sum_costs
-from kdnas.jobs.opened import Opened
-from kdnas.run import WHY
-from kdnas.scoring import score_all
+from kdnas.costs.count import cost, layer_costs, sum_costs
+from kdnas.jobs._run import Opened
+from kdnas.runs.files import write_json
+from kdnas.runs.folder import WHY
+from kdnas.scorers.base import score_all
 from kdnas.similarity import dissimilarity, rdm_similarity
 from kdnas.space import SearchSpace
-from kdnas.spec import Spec
+from kdnas.specs import Spec
 
 
 def why(opened: Opened, code: str, *, scorer: Spec | None = None, num_images: int | None = None) -> dict[str, Any]:

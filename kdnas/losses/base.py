@@ -8,9 +8,9 @@ from typing import Any, ClassVar, Literal, final
 import torch
 from torch import Tensor, nn
 
+from kdnas.losses.stage_pairs import Alignment, Taps
 from kdnas.numerics import widen
 from kdnas.outputs import Outputs
-from kdnas.taps import Alignment, Taps
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from kdnas.losses.base import Loss
 from kdnas.losses.example import example, fill, gates
 from kdnas.losses.regulariser.scale_factors import ScaleFactors
-from kdnas.spec import algorithms, resolve
+from kdnas.specs import algorithms, resolve
 
 
 class Checked(NamedTuple):

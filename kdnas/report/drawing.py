@@ -68,7 +68,7 @@ def drawing(blueprint: Blueprint) -> Markup:
 def _measured(blueprint: Blueprint) -> tuple[list[_Drawn], str | None]:
     named = list(blueprint.named())
     try:
-        from kdnas.cost import feature_shapes, layer_costs  # torch: only where a network is drawn
+        from kdnas.costs.count import feature_shapes, layer_costs  # torch: only where a network is drawn
 
         shapes, costs = feature_shapes(blueprint), layer_costs(blueprint)
     except Exception as error:  # a layer is anybody's code, and a drawing without numbers is better than none

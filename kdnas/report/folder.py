@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Self, final
 
 from kdnas.report.markup import finite
-from kdnas.search import CONTRAST, RANDOM
+from kdnas.runs.entry import CONTRAST, RANDOM
 
 Record = dict[str, Any]
 
@@ -19,8 +19,8 @@ class Search:
 
     Attributes:
         number: the how manieth search of the run.
-        rows: lines of the ranking, in the order of `kdnas.search.ranked`, those without a score last; of several with
-            one code the last.
+        rows: lines of the ranking, in the order of `ranked`, those without a score last; of several with one code the
+            last.
         num_evaluations: lines, repetitions included.
     """
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from kdnas.network import BATCH_NORMS, Network
-from kdnas.training import initialised
+from kdnas.randomness import initialised
 
 ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.SiLU, nn.Hardswish, nn.GELU)
 

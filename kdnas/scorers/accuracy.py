@@ -5,7 +5,7 @@ from typing import Any, final
 
 from torch import Tensor
 
-from kdnas.scoring import Evidence, OutputScorer, Score
+from kdnas.scorers.base import Evidence, OutputScorer, Score
 
 
 @final

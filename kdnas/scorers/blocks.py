@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from kdnas.network import Network, batch_statistics
-from kdnas.scoring import Evidence, Score, Scorer
+from kdnas.scorers.base import Evidence, Score, Scorer
 
 
 @final
@@ -15,7 +15,7 @@ class Blocks(Scorer):
 
     `Y_i` is the teacher's feature behind block `i`, `S_i` the student's block between its adapters. 0 is best: every
     block equals the teacher's. Batch norm uses the statistics of the evidence, so that a block's rating depends on no
-    other block and on no path rated before. The score adds up over blocks: `kdnas.jobs.block_rating` rates every path
+    other block and on no path rated before. The score adds up over blocks: `kdnas.jobs._block_rating` rates every path
     once and finds the best network exactly.
 
     Raises:

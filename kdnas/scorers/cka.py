@@ -6,7 +6,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from kdnas.scoring import Evidence, OutputScorer, Score
+from kdnas.scorers.base import Evidence, OutputScorer, Score
 from kdnas.similarity import unit_gram
 
 

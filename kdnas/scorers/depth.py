@@ -5,7 +5,7 @@ from typing import final
 from torch import nn
 
 from kdnas.scorers._probing import ACTIVATIONS
-from kdnas.scoring import Evidence, Score, Scorer
+from kdnas.scorers.base import Evidence, Score, Scorer
 
 
 @final

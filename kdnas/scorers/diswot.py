@@ -10,7 +10,7 @@ from kdnas.numerics import safe_normalize, widen
 from kdnas.outputs import Outputs
 from kdnas.randomness import seed_of
 from kdnas.scorers._probing import check_weights, probed, watching
-from kdnas.scoring import Evidence, Score, Scorer, outputs_of
+from kdnas.scorers.base import Evidence, Score, Scorer, outputs_of
 
 
 @final

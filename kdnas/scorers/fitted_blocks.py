@@ -6,11 +6,11 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
+from kdnas.losses.stage_pairs import Taps
 from kdnas.numerics import as_map, same_positions, widen
 from kdnas.outputs import Outputs
-from kdnas.scoring import Evidence, OutputScorer, Score
+from kdnas.scorers.base import Evidence, OutputScorer, Score
 from kdnas.similarity import relative_l1
-from kdnas.taps import Taps
 
 _FIT, _RATE = slice(0, None, 2), slice(1, None, 2)
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from kdnas.network import batch_statistics
-from kdnas.scoring import Evidence, OutputScorer, Score, Scorer, outputs_of
-from kdnas.spec import Spec, named
+from kdnas.scorers.base import Evidence, OutputScorer, Score, Scorer, outputs_of
+from kdnas.specs import Spec, named
 
 
 @final

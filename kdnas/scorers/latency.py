@@ -7,8 +7,8 @@ from typing import final
 import torch
 from torch import nn
 
-from kdnas.latency import timed
-from kdnas.scoring import Evidence, Score, Scorer
+from kdnas.costs.latency import timed
+from kdnas.scorers.base import Evidence, Score, Scorer
 
 
 @final

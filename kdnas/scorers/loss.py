@@ -8,8 +8,8 @@ from torch import Tensor
 from kdnas.losses.base import Loss as DistillationLoss
 from kdnas.losses.example import example
 from kdnas.outputs import Outputs
-from kdnas.scoring import Evidence, OutputScorer, Score
-from kdnas.spec import Spec, named
+from kdnas.scorers.base import Evidence, OutputScorer, Score
+from kdnas.specs import Spec, named
 
 
 @final

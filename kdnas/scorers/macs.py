@@ -6,14 +6,14 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from kdnas.cost import cost
+from kdnas.costs.count import cost
 from kdnas.network import Network, batch_statistics
-from kdnas.scoring import Evidence, Score, Scorer
+from kdnas.scorers.base import Evidence, Score, Scorer
 
 
 @final
 class Macs(Scorer):
-    """The multiply-accumulates for one image, as in `kdnas.cost`: a control, not a method.
+    """The multiply-accumulates for one image, as in `kdnas.costs.count`: a control, not a method.
 
     Reference: none; see Ning et al., Evaluating Efficient Performance Estimators of Neural Architectures, NeurIPS
         2021, for FLOPs as the baseline of scores.

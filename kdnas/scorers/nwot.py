@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from kdnas.network import batch_statistics
 from kdnas.scorers._probing import ACTIVATIONS, check_weights, probed, watching
-from kdnas.scoring import Evidence, Score, Scorer
+from kdnas.scorers.base import Evidence, Score, Scorer
 
 
 @final

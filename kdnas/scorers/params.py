@@ -4,7 +4,7 @@ from typing import final
 
 from torch import nn
 
-from kdnas.scoring import Evidence, Score, Scorer
+from kdnas.scorers.base import Evidence, Score, Scorer
 
 
 @final

@@ -5,9 +5,9 @@ from typing import Literal, final
 
 import numpy as np
 
-from kdnas.combination import Predictor, fit
-from kdnas.scoring import CombinedScorer, Evidence, Score, Scorer, score_all
-from kdnas.spec import Spec, named
+from kdnas.scorers._predictor import Predictor, fit
+from kdnas.scorers.base import CombinedScorer, Evidence, Score, Scorer, score_all
+from kdnas.specs import Spec, named
 
 
 @final
@@ -26,7 +26,7 @@ class Predicted(CombinedScorer):
         kind: `linear` or `gaussian_process`.
 
     Raises:
-        ValueError: as in `kdnas.combination.fit`, or no supernet to draw from.
+        ValueError: as in `kdnas.scorers._predictor.fit`, or no supernet to draw from.
 
     Reference: Moons et al., Distilling Optimal Neural Networks: Rapid Search in Diverse Spaces, ICCV 2021, section 3.3.
     Differs: the paper's targets are networks finetuned from block-wise weights, its features block losses; here both

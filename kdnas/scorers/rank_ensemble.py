@@ -5,8 +5,8 @@ from typing import final
 
 import numpy as np
 
-from kdnas.scoring import CombinedScorer, Evidence, Score
-from kdnas.spec import Spec
+from kdnas.scorers.base import CombinedScorer, Evidence, Score
+from kdnas.specs import Spec
 
 
 @final
@@ -27,7 +27,7 @@ class RankEnsemble(CombinedScorer):
         ValueError: no members, wrong weights, or no supernet to draw from.
 
     Reference: de Borda, Mémoire sur les élections au scrutin, 1781: positional voting.
-    Differs: ranks are among a fixed sample. `kdnas.combination.rank_ensemble` ranks a finished set of networks.
+    Differs: ranks are among a fixed sample. `kdnas.scorers._predictor.rank_ensemble` ranks a finished set of networks.
     """
 
     def __init__(

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import Literal, final
 
-from kdnas.scoring import CombinedScorer, Evidence, Score
-from kdnas.spec import Spec
+from kdnas.scorers.base import CombinedScorer, Evidence, Score
+from kdnas.specs import Spec
 
 
 @final

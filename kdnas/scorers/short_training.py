@@ -6,12 +6,14 @@ from typing import final
 
 from torch import nn
 
+from kdnas.distillers.base import Distiller
 from kdnas.network import Network
 from kdnas.scorers._probing import check_weights, probed
 from kdnas.scorers.accuracy import Accuracy
-from kdnas.scoring import Evidence, Score, Scorer
-from kdnas.spec import Spec, spec
-from kdnas.training import Distiller, Recipe, Training
+from kdnas.scorers.base import Evidence, Score, Scorer
+from kdnas.settings import Recipe
+from kdnas.specs import Spec, spec
+from kdnas.training.loop import Training
 
 FROM_TEACHER = spec("kdnas.distillers.from_teacher:FromTeacher")
 

@@ -7,7 +7,7 @@ from torch import nn
 
 from kdnas.outputs import Outputs
 from kdnas.scorers._probing import check_weights, probed
-from kdnas.scoring import Evidence, Score, Scorer
+from kdnas.scorers.base import Evidence, Score, Scorer
 
 _NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
 

@@ -9,12 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from kdnas.network import BATCH_NORMS, Network, batch_statistics
-from kdnas.randomness import torch_rng
+from kdnas.randomness import initialised, torch_rng
 from kdnas.scorers._probing import probed, watching
-from kdnas.scoring import Evidence, Score, Scorer, outputs_of
+from kdnas.scorers.base import Evidence, Score, Scorer, outputs_of
 from kdnas.space import Layer
-from kdnas.spec import resolve
-from kdnas.training import initialised
+from kdnas.specs import resolve
 
 
 @final

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from kdnas.architecture import Architecture, Choice, Value
-from kdnas.search import Entry, Searcher
+from kdnas.runs.entry import Entry
+from kdnas.searchers.base import Searcher
 from kdnas.space import SearchSpace
 
 _ATTEMPTS = 50

@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from typing import final
 
 from kdnas.architecture import Architecture
-from kdnas.search import Entry, Searcher
+from kdnas.runs.entry import Entry
+from kdnas.searchers.base import Searcher
 from kdnas.space import SearchSpace
 
 

@@ -5,7 +5,8 @@ from collections.abc import Iterator, Sequence
 from typing import final
 
 from kdnas.architecture import Architecture
-from kdnas.search import Entry, Searcher
+from kdnas.runs.entry import Entry
+from kdnas.searchers.base import Searcher
 
 
 @final

@@ -11,7 +11,8 @@ from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
 
 from kdnas.architecture import Architecture
-from kdnas.search import Entry, Searcher
+from kdnas.runs.entry import Entry
+from kdnas.searchers.base import Searcher
 from kdnas.space import SearchSpace
 
 _ENUMERABLE = 20_000

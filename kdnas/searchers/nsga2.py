@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdnas.architecture import Architecture
-from kdnas.search import Entry, Searcher
+from kdnas.runs.entry import Entry
+from kdnas.searchers.base import Searcher
 from kdnas.space import SearchSpace
 
 

@@ -11,9 +11,10 @@ from optuna.samplers import BaseSampler
 from optuna.trial import Trial
 
 from kdnas.architecture import Architecture, Choice, Value
-from kdnas.search import Entry, Searcher
+from kdnas.runs.entry import Entry
+from kdnas.searchers.base import Searcher
 from kdnas.space import SearchSpace
-from kdnas.spec import nearest, resolve
+from kdnas.specs import nearest, resolve
 
 
 @final

@@ -8,7 +8,7 @@ from typing import final
 
 from kdnas.architecture import Architecture, Choice
 from kdnas.space import Layer, SearchSpace, layer
-from kdnas.spec import nearest
+from kdnas.specs import nearest
 
 _OPERATIONS = ("none", "skip_connect", "avg_pool_3x3", "nor_conv_1x1", "nor_conv_3x3")
 _EDGES = tuple((source, target) for target in range(1, 4) for source in range(target))

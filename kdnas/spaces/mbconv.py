@@ -6,7 +6,7 @@ from typing import Any, final
 
 from kdnas.architecture import Architecture, Choice, Value
 from kdnas.space import Blueprint, Layer, SearchSpace, layer, make_divisible
-from kdnas.spec import nearest
+from kdnas.specs import nearest
 
 _ACTIVATIONS = ("relu", "swish", "hswish", "gelu")
 

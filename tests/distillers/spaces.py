@@ -2,11 +2,12 @@
 
 import torch
 
+from kdnas.distillers.base import Batch
 from kdnas.network import Network
+from kdnas.randomness import initialised
 from kdnas.supernet import Supernet
 from kdnas.tables import load_space, space_from_table
-from kdnas.teachers import Frozen
-from kdnas.training import Batch, initialised
+from kdnas.teachers.base import Frozen
 from tests.toy import data
 
 DATA = data()

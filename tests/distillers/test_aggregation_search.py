@@ -14,19 +14,23 @@ import torch
 from torch import nn
 from torchvision.models import resnet18
 
-from kdnas.cost import cost
+from kdnas.costs.count import cost
 from kdnas.distillers.aggregation import Aggregation
+from kdnas.distillers.base import Batch, Step
 from kdnas.distillers.from_labels import FromLabels
 from kdnas.jobs.retrain import retrain
-from kdnas.jobs.settings import Retrain
 from kdnas.losses.feature.feature_mse import FeatureMse
 from kdnas.network import Network
+from kdnas.randomness import initialised
+from kdnas.settings import Recipe, Retrain
 from kdnas.space import Blueprint, layer
-from kdnas.spec import spec
-from kdnas.student import Card, read_student, write_student
+from kdnas.specs import spec
+from kdnas.students.folder import Card, read_student, write_student
 from kdnas.tables import load_space
-from kdnas.teachers import Ensemble, Frozen, every_layer, student_teacher
-from kdnas.training import Batch, Recipe, Step, Training, initialised
+from kdnas.teachers.base import Frozen, every_layer
+from kdnas.teachers.combined import Ensemble
+from kdnas.teachers.zoo import student_teacher
+from kdnas.training.loop import Training
 from tests.toy import Cnn, data
 
 DATA = data()

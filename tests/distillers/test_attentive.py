@@ -5,12 +5,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from kdnas.cost import cost
+from kdnas.costs.count import cost
 from kdnas.distillers.attentive import Attentive, CostPrior
+from kdnas.distillers.base import Step
 from kdnas.distillers.sandwich import Sandwich
 from kdnas.distillers.single_path import SinglePath
-from kdnas.spec import spec
-from kdnas.training import Recipe, Step, Training
+from kdnas.settings import Recipe
+from kdnas.specs import spec
+from kdnas.training.loop import Training
 from tests.distillers.spaces import DATA, TOY, batch, supernet, watched
 
 INNER = spec(Sandwich, terms=())

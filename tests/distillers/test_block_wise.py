@@ -4,19 +4,21 @@ import numpy as np
 import pytest
 import torch
 
+from kdnas.distillers.base import Batch, Step
 from kdnas.distillers.block_wise import BlockWise, stages_of
-from kdnas.exact import best
-from kdnas.jobs.block_rating import rate_blocks
+from kdnas.jobs._block_rating import rate_blocks
 from kdnas.network import Network, batch_statistics
 from kdnas.outputs import Outputs
-from kdnas.randomness import torch_rng
+from kdnas.randomness import initialised, torch_rng
+from kdnas.ranking.exact import best
+from kdnas.scorers.base import Evidence
 from kdnas.scorers.blocks import Blocks
-from kdnas.scoring import Evidence
+from kdnas.settings import Recipe
 from kdnas.spaces.macro import Macro
 from kdnas.supernet import Supernet
 from kdnas.tables import load_space
-from kdnas.teachers import Frozen
-from kdnas.training import Batch, Recipe, Step, Training, initialised
+from kdnas.teachers.base import Frozen
+from kdnas.training.loop import Training
 from tests.toy import data
 
 SPACE = Macro(depths=(2, 2), widths=(4, 6), stem_width=4, head_width=8, resolutions=(8,), classes=3)

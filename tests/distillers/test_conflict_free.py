@@ -2,12 +2,14 @@ import pytest
 import torch
 from torch import nn
 
+from kdnas.distillers.base import Step
 from kdnas.distillers.conflict_free import ConflictFree, project
 from kdnas.distillers.from_labels import FromLabels
 from kdnas.distillers.sandwich import Sandwich
 from kdnas.network import Network
-from kdnas.spec import spec
-from kdnas.training import Recipe, Step, Training
+from kdnas.settings import Recipe
+from kdnas.specs import spec
+from kdnas.training.loop import Training
 from tests.distillers.spaces import DATA, TOY, batch, gradients, supernet
 
 INNER = spec(Sandwich, terms=())

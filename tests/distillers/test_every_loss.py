@@ -6,13 +6,16 @@ import torch
 from kdnas.distillers.from_teacher import FromTeacher
 from kdnas.distillers.sandwich import Sandwich
 from kdnas.distillers.single_path import SinglePath
-from kdnas.jobs.settings import losses_of, terms_of
+from kdnas.jobs._arguments import losses_of, terms_of
 from kdnas.network import Network
-from kdnas.spec import algorithms, named, resolve
+from kdnas.randomness import initialised
+from kdnas.settings import Recipe
+from kdnas.specs import algorithms, named, resolve
 from kdnas.supernet import Supernet
 from kdnas.tables import load_space
-from kdnas.teachers import Frozen, Route
-from kdnas.training import Recipe, Training, initialised
+from kdnas.teachers.base import Frozen
+from kdnas.teachers.combined import Route
+from kdnas.training.loop import Training
 from tests.toy import data
 
 SPACE = load_space("toy").fitted(classes=3, image_channels=3)

@@ -6,9 +6,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from kdnas.distillers.base import Step
 from kdnas.distillers.fair_paths import FairPaths, num_paths, paths
+from kdnas.settings import Recipe
 from kdnas.tables import load_space
-from kdnas.training import Recipe, Step, Training
+from kdnas.training.loop import Training
 from tests.distillers.spaces import DATA, OPERATIONS, TOY, batch, gradients, supernet, watched
 
 

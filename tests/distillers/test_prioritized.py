@@ -7,12 +7,14 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kdnas.distillers.base import Batch, Step
 from kdnas.distillers.prioritized import Prioritized
 from kdnas.distillers.single_path import SinglePath
-from kdnas.randomness import torch_rng
+from kdnas.randomness import initialised, torch_rng
+from kdnas.settings import Recipe
 from kdnas.supernet import Supernet
 from kdnas.tables import load_space
-from kdnas.training import Batch, Recipe, Step, Training, initialised
+from kdnas.training.loop import Training
 from tests.toy import data
 
 SPACE = load_space("toy").fitted(classes=3, image_channels=3)

@@ -2,8 +2,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from kdnas.distillers.base import Step
 from kdnas.distillers.progressive import Progressive, kind_of
-from kdnas.training import Recipe, Step, Training
+from kdnas.settings import Recipe
+from kdnas.training.loop import Training
 from tests.distillers.spaces import DATA, ELASTIC, OPERATIONS, batch, gradients, supernet, teacher, watched
 
 STAGES = (

@@ -7,16 +7,18 @@ import onnxruntime
 import pytest
 import torch
 
-from kdnas.checkpoint import load_state, save_state
-from kdnas.cli import main
+from kdnas.cli.commands import main
 from kdnas.distillers.from_teacher import FromTeacher
 from kdnas.distillers.quantization_aware import QuantizationAware
 from kdnas.network import Network
+from kdnas.randomness import initialised
+from kdnas.runs.checkpoint import load_state, save_state
+from kdnas.settings import Recipe
 from kdnas.space import Blueprint, layer
-from kdnas.student import INTEGERS, check_place, read_student
+from kdnas.students.folder import INTEGERS, check_place, read_student
 from kdnas.tables import load_space
-from kdnas.teachers import Frozen
-from kdnas.training import Recipe, Training, initialised
+from kdnas.teachers.base import Frozen
+from kdnas.training.loop import Training
 from tests.distillers.spaces import DATA, TOY
 
 RECIPE = Recipe(steps=8, batch_size=12, learning_rate=0.05, warmup=0.0, clip=0.0)
@@ -153,8 +155,8 @@ def test_a_graph_that_runs_otherwise_is_refused(tmp_path, monkeypatch):
     made = trained(QuantizationAware(begin=0.0, freeze=0.5))
     # The conversion itself takes half a minute, whatever the network.
     monkeypatch.setattr("torchao.quantization.pt2e.quantize_pt2e.convert_pt2e", lambda graph: graph)
-    monkeypatch.setattr("kdnas.quantization.graph_of", lambda module, preprocessing: b"")
-    monkeypatch.setattr("kdnas.quantization._logits", lambda path, images: torch.ones(len(images), 3).numpy())
+    monkeypatch.setattr("kdnas.students.integers.graph_of", lambda module, preprocessing: b"")
+    monkeypatch.setattr("kdnas.students.integers._logits", lambda path, images: torch.ones(len(images), 3).numpy())
     with pytest.raises(ValueError, match="other logits in ONNX Runtime"):
         made.distiller.leave(made.model.eval(), DATA, tmp_path)
 

@@ -2,12 +2,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from kdnas.cost import cost
+from kdnas.costs.count import cost
+from kdnas.distillers.base import Step
 from kdnas.distillers.ranked import Ranked
 from kdnas.distillers.sandwich import Sandwich
 from kdnas.distillers.single_path import SinglePath
-from kdnas.spec import spec
-from kdnas.training import Step
+from kdnas.specs import spec
 from tests.distillers.spaces import TOY, batch, gradients, supernet
 
 INNER = spec(SinglePath)

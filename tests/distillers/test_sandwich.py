@@ -2,15 +2,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from kdnas.distillers.base import Batch, Step
 from kdnas.distillers.sandwich import Sandwich
 from kdnas.losses.response.alpha_divergence import AlphaDivergence
 from kdnas.losses.response.soft_targets import SoftTargets
 from kdnas.network import Network
 from kdnas.outputs import Outputs
+from kdnas.randomness import initialised
+from kdnas.settings import Recipe
 from kdnas.supernet import Supernet
 from kdnas.tables import load_space
-from kdnas.teachers import Frozen
-from kdnas.training import Batch, Recipe, Step, Training, initialised
+from kdnas.teachers.base import Frozen
+from kdnas.training.loop import Training
 from tests.toy import data
 
 SPACE = load_space("toy").fitted(classes=3, image_channels=3)

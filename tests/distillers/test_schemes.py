@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from kdnas.checkpoint import load_state, save_state
-from kdnas.cli import main
+from kdnas.cli.commands import main
+from kdnas.distillers.base import Distiller, Step
 from kdnas.distillers.born_again import BornAgain
 from kdnas.distillers.from_labels import FromLabels
 from kdnas.distillers.from_teacher import FromTeacher
@@ -16,9 +16,12 @@ from kdnas.distillers.self_distillation import SelfDistillation
 from kdnas.losses.feature.self_attention import SelfAttention
 from kdnas.losses.response.cross_entropy import CrossEntropy
 from kdnas.network import Network
-from kdnas.spec import spec
-from kdnas.teachers import Frozen
-from kdnas.training import Distiller, Recipe, Step, Training, initialised
+from kdnas.randomness import initialised
+from kdnas.runs.checkpoint import load_state, save_state
+from kdnas.settings import Recipe
+from kdnas.specs import spec
+from kdnas.teachers.base import Frozen
+from kdnas.training.loop import Training
 from tests.distillers.spaces import DATA, TOY
 
 RECIPE = Recipe(steps=9, batch_size=12, learning_rate=0.05, warmup=0.0, clip=0.0)

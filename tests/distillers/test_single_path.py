@@ -4,8 +4,10 @@ from collections import Counter
 import torch
 import torch.nn.functional as F
 
+from kdnas.distillers.base import Step
 from kdnas.distillers.single_path import SinglePath
-from kdnas.training import Recipe, Step, Training
+from kdnas.settings import Recipe
+from kdnas.training.loop import Training
 from tests.distillers.spaces import DATA, OPERATIONS, batch, gradients, supernet
 
 

@@ -5,10 +5,12 @@ from dataclasses import replace
 
 import torch
 
-from kdnas.cost import cost
+from kdnas.costs.count import cost
+from kdnas.distillers.base import Step
 from kdnas.distillers.single_path import SinglePath
+from kdnas.settings import Recipe
 from kdnas.tables import load_space
-from kdnas.training import Recipe, Step, Training
+from kdnas.training.loop import Training
 from tests.distillers.spaces import DATA, ELASTIC, batch, supernet
 
 

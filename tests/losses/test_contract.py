@@ -6,8 +6,8 @@ import inspect
 import pytest
 
 from kdnas.losses.base import Loss
-from kdnas.spec import algorithms, resolve
-from kdnas.testing import LossContract
+from kdnas.specs import algorithms, resolve
+from kdnas.testing.losses import LossContract
 
 
 def is_loss(path):

@@ -8,7 +8,7 @@ from torch import nn
 from kdnas.losses.example import example, wave
 from kdnas.losses.relation.information_flow import InformationFlow
 from kdnas.outputs import Outputs
-from kdnas.spec import spec
+from kdnas.specs import spec
 
 LABELS = torch.zeros(4, dtype=torch.int64)
 

@@ -9,7 +9,7 @@ from kdnas.losses.response.decoupled import Decoupled
 from kdnas.losses.response.logit_standardization import LogitStandardization
 from kdnas.losses.response.soft_targets import SoftTargets
 from kdnas.outputs import Outputs
-from kdnas.spec import spec
+from kdnas.specs import spec
 
 LABELS = torch.zeros(4, dtype=torch.long)
 

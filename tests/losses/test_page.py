@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from kdnas.losses.base import Loss
-from kdnas.spec import algorithms, resolve
+from kdnas.specs import algorithms, resolve
 
 PAGE = (Path(__file__).parents[2] / "docs" / "losses.md").read_text(encoding="utf-8")
 FOUND = algorithms("kdnas.losses")

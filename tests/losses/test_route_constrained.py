@@ -10,7 +10,7 @@ from kdnas.losses.feature.hint import Hint
 from kdnas.losses.feature.route_constrained import RouteConstrained, equal_intervals
 from kdnas.losses.response.soft_targets import SoftTargets
 from kdnas.outputs import Outputs
-from kdnas.spec import Spec, spec
+from kdnas.specs import Spec, spec
 
 
 def test_the_value_is_the_inner_losss_whichever_way_it_is_given():

@@ -4,7 +4,7 @@ import torch
 from kdnas.losses.check import value
 from kdnas.losses.example import gates
 from kdnas.losses.regulariser.scale_factors import ScaleFactors
-from kdnas.spec import named
+from kdnas.specs import named
 
 
 def test_two_layers_by_hand():

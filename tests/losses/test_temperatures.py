@@ -12,7 +12,7 @@ from kdnas.losses.response.logit_standardization import LogitStandardization
 from kdnas.losses.response.oracle import Oracle
 from kdnas.losses.response.soft_targets import SoftTargets
 from kdnas.outputs import Outputs
-from kdnas.spec import algorithms, resolve, spec
+from kdnas.specs import algorithms, resolve, spec
 
 GENERATOR = torch.Generator().manual_seed(0)
 STUDENT, TEACHER = (torch.randn(6, 5, generator=GENERATOR, dtype=torch.float64) for _ in range(2))

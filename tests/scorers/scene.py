@@ -7,11 +7,11 @@ from torch import nn
 
 from kdnas.network import Network, batch_statistics
 from kdnas.outputs import Outputs
-from kdnas.scoring import Evidence, Score, Scorer
+from kdnas.randomness import initialised
+from kdnas.scorers.base import Evidence, Score, Scorer
 from kdnas.supernet import Supernet
 from kdnas.tables import load_space
-from kdnas.teachers import Frozen
-from kdnas.training import initialised
+from kdnas.teachers.base import Frozen
 from tests.toy import data
 
 SPACE = load_space("toy").fitted(classes=3, image_channels=3)

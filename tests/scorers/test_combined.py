@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 from scipy.stats import rankdata
 
-from kdnas.combination import fit, rank_ensemble
+from kdnas.scorers._predictor import fit, rank_ensemble
+from kdnas.scorers.base import Saved, score_all
 from kdnas.scorers.in_place import InPlace
 from kdnas.scorers.params import Params
 from kdnas.scorers.predicted import Predicted
 from kdnas.scorers.rank_ensemble import RankEnsemble, rank_among
 from kdnas.scorers.rdm import Rdm
-from kdnas.scoring import Saved, score_all
-from kdnas.spec import spec
+from kdnas.specs import spec
 from tests.scorers.scene import SPACE, Slow, evidence, network, supernet
 
 NETWORKS = list(SPACE.all())[::5]

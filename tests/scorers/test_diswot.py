@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from kdnas.network import batch_statistics
 from kdnas.scorers.diswot import Diswot, _semantic, _show
-from kdnas.teachers import Frozen
+from kdnas.teachers.base import Frozen
 from tests.scorers.scene import DATA, SPACE, Flat, Shows, evidence, network
 
 

@@ -7,14 +7,14 @@ import math
 import pytest
 import torch
 
+from kdnas.scorers.base import OutputScorer, Scorer, score_all
 from kdnas.scorers.blocks import Blocks
 from kdnas.scorers.diswot import Diswot
 from kdnas.scorers.loss import Loss
 from kdnas.scorers.predicted import Predicted
 from kdnas.scorers.reward import Reward
 from kdnas.scorers.short_training import ShortTraining
-from kdnas.scoring import OutputScorer, Scorer, score_all
-from kdnas.spec import Spec, algorithms, resolve, spec
+from kdnas.specs import Spec, algorithms, resolve, spec
 from tests.scorers.scene import SPACE, Flat, Plain, Shows, evidence, network, supernet
 
 NAMES = sorted(algorithms("kdnas.scorers"))

@@ -4,12 +4,12 @@ import itertools
 
 import pytest
 
-from kdnas.cost import cost as costs
+from kdnas.costs.count import cost as costs
 from kdnas.scorers.accuracy import Accuracy
+from kdnas.scorers.base import Score
 from kdnas.scorers.latency import Latency
 from kdnas.scorers.reward import Reward
-from kdnas.scoring import Score
-from kdnas.spec import spec
+from kdnas.specs import spec
 from tests.scorers.scene import SPACE, evidence, network, supernet
 
 

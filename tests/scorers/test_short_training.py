@@ -5,8 +5,8 @@ import torch
 
 from kdnas.scorers.accuracy import Accuracy
 from kdnas.scorers.short_training import ShortTraining
-from kdnas.spec import spec
-from kdnas.training import Training
+from kdnas.specs import spec
+from kdnas.training.loop import Training
 from tests.scorers.scene import SPACE, evidence, network
 
 FROM_LABELS = spec("kdnas.distillers.from_labels:FromLabels")

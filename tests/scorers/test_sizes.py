@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from kdnas.cost import cost
+from kdnas.costs.count import cost
 from kdnas.scorers.depth import Depth
 from kdnas.scorers.macs import Macs
 from kdnas.scorers.params import Params

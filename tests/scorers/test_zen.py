@@ -7,10 +7,9 @@ import torch
 
 from kdnas.blocks.basic import ConvNormAct
 from kdnas.network import BATCH_NORMS, Network
-from kdnas.randomness import torch_rng
+from kdnas.randomness import initialised, torch_rng
 from kdnas.scorers.zen import Zen, _draw, _without_shortcuts
 from kdnas.space import Blueprint, layer
-from kdnas.training import initialised
 from tests.scorers.scene import SPACE, evidence, network
 
 

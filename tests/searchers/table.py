@@ -6,10 +6,11 @@ import random
 from collections.abc import Sequence
 
 from kdnas.architecture import Architecture
-from kdnas.cost import Budget, Cost, cost
-from kdnas.search import Entry
+from kdnas.costs.budget import Budget, Cost
+from kdnas.costs.count import cost
+from kdnas.runs.entry import Entry
 from kdnas.space import SearchSpace
-from kdnas.spec import named
+from kdnas.specs import named
 from kdnas.tables import load_space
 
 MACRO = load_space("nas_bench_macro")
@@ -27,7 +28,7 @@ BASE = cost(MACRO.blueprint(MACRO.smallest))
 
 @functools.cache
 def added(name: str, option: str) -> Cost:
-    """What one operation costs more than the identity in its place; this space's costs add up (tests/test_exact.py)."""
+    """What one operation costs more than the identity in its place; this space's costs add up (tests/ranking/test_exact.py)."""
     c = cost(MACRO.blueprint(Architecture({**MACRO.smallest, name: option})))
     return Cost(c.params - BASE.params, c.macs - BASE.macs)
 
@@ -63,7 +64,7 @@ def beats(one: Entry, other: Entry) -> bool:
 def searched(
     name: str, seed: int, evaluations: int, budget: Budget = Budget(), space: SearchSpace = MACRO, **arguments: object
 ) -> tuple[list[Entry], str]:
-    """Unique networks in the order they were asked, and why it ended; the loop of `kdnas.search` on a table."""
+    """Unique networks in the order they were asked, and why it ended; the loop of `kdnas.ranking.loop` on a table."""
     searcher = named("kdnas.searchers", name, **arguments).build(
         object, space=space, admits=lambda a: budget.admits(cost_of(a)), rng=random.Random(seed)
     )

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from kdnas.architecture import Architecture
-from kdnas.cost import Budget
+from kdnas.costs.budget import Budget
 from kdnas.searchers.controller import Controller, Policy, objective
 from kdnas.tables import load_space
 from tests.searchers.table import SMALL, cost_of, entries_of, entry, value

@@ -5,11 +5,12 @@ import statistics
 
 import pytest
 
-from kdnas.cost import Budget
-from kdnas.scoring import Score
-from kdnas.search import Searcher, entry_of
+from kdnas.costs.budget import Budget
+from kdnas.ranking.loop import entry_of
+from kdnas.scorers.base import Score
+from kdnas.searchers.base import Searcher
 from kdnas.searchers.evolution import Evolution
-from kdnas.spec import algorithms, named
+from kdnas.specs import algorithms, named
 from kdnas.tables import load_space
 from tests.searchers.table import MACRO, SMALL, cost_of, searched, value
 

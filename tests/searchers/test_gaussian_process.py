@@ -7,7 +7,7 @@ import statistics
 import numpy as np
 import pytest
 
-from kdnas.cost import Budget
+from kdnas.costs.budget import Budget
 from kdnas.searchers.gaussian_process import GaussianProcess
 from tests.searchers.table import MACRO, SMALL, cost_of, entries_of, searched, value
 

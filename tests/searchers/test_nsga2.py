@@ -3,7 +3,7 @@ import random
 import numpy as np
 import pytest
 
-from kdnas.search import Entry
+from kdnas.runs.entry import Entry
 from kdnas.searchers.nsga2 import Nsga2, crowding, sorted_fronts
 from tests.searchers.table import MACRO, beats, entries_of, searched
 

@@ -5,9 +5,9 @@ import statistics
 import optuna
 import pytest
 
-from kdnas.cost import Budget
+from kdnas.costs.budget import Budget
 from kdnas.searchers.optuna_sampler import OptunaSampler
-from kdnas.spec import spec
+from kdnas.specs import spec
 from kdnas.tables import load_space
 from tests.searchers.table import searched
 
@@ -67,8 +67,8 @@ def test_choices_that_do_not_exist_are_not_suggested():
 def test_every_draw_is_told_back_with_its_score_or_as_a_violation():
     space = load_space("toy")
     searcher = OptunaSampler(space=space, admits=lambda a: a["stage0.depth"] == 1, rng=random.Random(0), batch=6)
-    from kdnas.scoring import Score
-    from kdnas.search import entry_of
+    from kdnas.ranking.loop import entry_of
+    from kdnas.scorers.base import Score
 
     for value in (1.0, 2.0):
         asked = searcher.ask(6)

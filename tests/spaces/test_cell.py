@@ -13,7 +13,7 @@ import torch
 from kdnas.architecture import Architecture
 from kdnas.blocks.cell import Cell as CellBlock
 from kdnas.blocks.cell import PooledResidual
-from kdnas.cost import cost
+from kdnas.costs.count import cost
 from kdnas.spaces.cell import Cell
 from kdnas.supernet import Supernet
 from kdnas.tables import load_space

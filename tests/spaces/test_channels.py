@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from kdnas.cost import cost
+from kdnas.costs.count import cost
 from kdnas.spaces.channels import Channels, ChannelStage
 from kdnas.supernet import Supernet
 from kdnas.tables import load_space

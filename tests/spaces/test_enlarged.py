@@ -10,7 +10,7 @@ import torch
 
 from kdnas.architecture import Architecture
 from kdnas.blocks.enlarged import AddedLayers
-from kdnas.cost import cost
+from kdnas.costs.count import cost
 from kdnas.network import Network
 from kdnas.spaces.enlarged import Enlarged
 from kdnas.spaces.resnet import ResNet, ResNetStage

@@ -18,7 +18,7 @@ from own_space import Own
 
 import kdnas.blocks
 from kdnas.architecture import Architecture
-from kdnas.cost import cost
+from kdnas.costs.count import cost
 from kdnas.network import Network
 from kdnas.space import Blueprint
 from kdnas.supernet import Supernet

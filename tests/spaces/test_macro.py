@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from kdnas.blocks.macro import InvertedResidual
-from kdnas.cost import cost
+from kdnas.costs.count import cost
 from kdnas.network import Network
 from kdnas.spaces.macro import Macro, MacroOperation
 from kdnas.supernet import Supernet

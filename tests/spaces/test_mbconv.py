@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from kdnas.blocks.mbconv import MBConv
-from kdnas.cost import cost, feature_shapes, layer_costs
+from kdnas.costs.count import cost, feature_shapes, layer_costs
 from kdnas.network import Network, build
 from kdnas.supernet import Supernet
 from kdnas.tables import load_space, space_from_table

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from kdnas.blocks.resnet import BasicBlock, Bottleneck
-from kdnas.cost import cost
+from kdnas.costs.count import cost
 from kdnas.network import Network
 from kdnas.spaces.resnet import ResNet, ResNetStage
 from kdnas.supernet import Supernet

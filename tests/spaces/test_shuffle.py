@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from kdnas.blocks.shuffle import ShuffleUnit
-from kdnas.cost import cost
+from kdnas.costs.count import cost
 from kdnas.spaces.shuffle import Shuffle, ShuffleStage
 from kdnas.supernet import Supernet
 from kdnas.tables import load_space

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from kdnas.blocks.vit import Attention, EncoderBlock, PatchTokens, RelativePosition, TokensLinear
-from kdnas.cost import cost
+from kdnas.costs.count import cost
 from kdnas.losses.attention.attention_map import AttentionMap
 from kdnas.spaces.vit import ViT
 from kdnas.supernet import Supernet

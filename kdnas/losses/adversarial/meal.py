@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdnas.losses.base import Loss, frozen
+from kdnas.losses.stage_pairs import Pairs, Taps
 from kdnas.outputs import Outputs
-from kdnas.taps import Pairs, Taps
 
 Similarity = Literal["soft_cross_entropy", "l1", "l2"]
 

@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdnas.losses.base import FeatureLoss
+from kdnas.losses.stage_pairs import Alignment, Pairs
 from kdnas.numerics import as_map, safe_normalize
-from kdnas.taps import Alignment, Pairs
 
 Pool = Literal["max", "average"]
 

@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kdnas.losses.stage_pairs import Adapter, Taps
 from kdnas.numerics import as_map
 from kdnas.outputs import Outputs
-from kdnas.taps import Adapter, Taps
 
 
 @final

@@ -7,9 +7,9 @@ from torch import Tensor, nn
 
 from kdnas.losses.base import FeatureLoss, Stage
 from kdnas.losses.feature._connectors import Projection, paired_maps, part
+from kdnas.losses.stage_pairs import Pairs
 from kdnas.numerics import as_map, same_positions
 from kdnas.outputs import Outputs
-from kdnas.taps import Pairs
 
 
 @final

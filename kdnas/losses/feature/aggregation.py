@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdnas.losses.base import Loss, Stage
+from kdnas.losses.stage_pairs import Adapter
 from kdnas.numerics import as_map
 from kdnas.outputs import Outputs
-from kdnas.taps import Adapter
 
 Groups = tuple[tuple[int, tuple[int, ...]], ...]
 

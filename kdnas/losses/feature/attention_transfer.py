@@ -6,8 +6,8 @@ from torch import Tensor
 
 from kdnas.losses.base import FeatureLoss
 from kdnas.losses.feature._attention_map import Pool, attention_map, check_pool
+from kdnas.losses.stage_pairs import Pairs
 from kdnas.numerics import as_map, rescale, safe_norm, safe_normalize, same_positions
-from kdnas.taps import Pairs
 
 
 @final

@@ -7,9 +7,9 @@ from torch import Tensor, nn
 
 from kdnas.losses.base import FeatureLoss, Stage
 from kdnas.losses.feature._connectors import LeadingConvolution, paired_maps, part
+from kdnas.losses.stage_pairs import Pairs
 from kdnas.numerics import as_map, safe_normalize, same_positions, widen
 from kdnas.outputs import Outputs
-from kdnas.taps import Pairs
 
 
 @final

@@ -5,7 +5,7 @@ from typing import ClassVar, final
 from torch import Tensor
 
 from kdnas.losses.base import FeatureLoss
-from kdnas.taps import Alignment
+from kdnas.losses.stage_pairs import Alignment
 
 
 @final

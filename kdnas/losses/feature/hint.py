@@ -7,9 +7,9 @@ from torch import Tensor, nn
 
 from kdnas.losses.base import FeatureLoss, Stage
 from kdnas.losses.feature._connectors import LeadingConvolution, Projection, paired_maps, part
+from kdnas.losses.stage_pairs import Adapter, Pairs, Taps
 from kdnas.numerics import as_map, safe_normalize, same_positions
 from kdnas.outputs import Outputs
-from kdnas.taps import Adapter, Pairs, Taps
 
 Regressor = Literal["none", "conv1x1", "conv1x1_norm", "conv"]
 Difference = Literal["mse", "smooth_l1", "l1", "cosine", "normalised"]

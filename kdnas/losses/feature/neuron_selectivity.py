@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from kdnas.losses.base import FeatureLoss
+from kdnas.losses.stage_pairs import Alignment, Pairs
 from kdnas.numerics import safe_normalize, squared_distances
-from kdnas.taps import Alignment, Pairs
 
 Kernel = Literal["linear", "polynomial", "gaussian"]
 

@@ -7,7 +7,7 @@ from torch import Tensor
 from kdnas.losses.base import Loss, Stage
 from kdnas.losses.response.soft_targets import SoftTargets
 from kdnas.outputs import Outputs
-from kdnas.spec import Spec, spec
+from kdnas.specs import Spec, spec
 
 
 @final

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from kdnas.losses.base import Loss, Stage
 from kdnas.losses.feature._attention_map import Pool, attention_map, check_pool
+from kdnas.losses.stage_pairs import Pairs
 from kdnas.numerics import as_map
 from kdnas.outputs import Outputs
-from kdnas.taps import Pairs
 
 
 @final

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from kdnas.losses.base import FeatureLoss
 from kdnas.losses.feature._connectors import paired_maps, part
+from kdnas.losses.stage_pairs import Adapter, Alignment, Pairs
 from kdnas.outputs import Outputs
-from kdnas.taps import Adapter, Alignment, Pairs
 
 LEAST_VARIANCE = 1e-5
 FIRST_VARIANCE = 5.0

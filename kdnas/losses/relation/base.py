@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from kdnas.losses.base import Loss
+from kdnas.losses.stage_pairs import Pairs, Row, Taps
 from kdnas.outputs import Outputs
-from kdnas.taps import Pairs, Row, Taps
 
 
 class LayerRelation(Loss):
@@ -18,7 +18,7 @@ class LayerRelation(Loss):
     maps is average-pooled to the smaller; `describe` then turns each pair of maps into what is compared.
 
     Args:
-        taps: how stages are paired, at least two pairs: see `kdnas.taps.Taps`.
+        taps: how stages are paired, at least two pairs: see `kdnas.losses.stage_pairs.Taps`.
         weights: one weight per relation (one fewer than pairs); default 1 each.
     """
 

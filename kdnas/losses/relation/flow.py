@@ -6,8 +6,8 @@ from torch import Tensor
 
 from kdnas.losses.base import Stage
 from kdnas.losses.relation.base import LayerRelation
+from kdnas.losses.stage_pairs import Pairs
 from kdnas.numerics import same_positions
-from kdnas.taps import Pairs
 
 Pool = Literal["max", "average"]
 Reduction = Literal["mean", "frobenius"]

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from kdnas.losses.base import Loss, Stage, connected_zero
+from kdnas.losses.stage_pairs import Pairs, Taps
 from kdnas.numerics import safe_normalize, safe_sqrt, squared_distances, widen
 from kdnas.outputs import Outputs
-from kdnas.spec import Spec
-from kdnas.taps import Pairs, Taps
+from kdnas.specs import Spec
 
 Embedding = Literal["flat", "pooled"]
 

@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdnas.losses.base import Loss
+from kdnas.losses.stage_pairs import Adapter, Taps
 from kdnas.numerics import as_map, rescale, same_positions, squared_distances
 from kdnas.outputs import Outputs, embedding
-from kdnas.taps import Adapter, Taps
 
 
 @final

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from kdnas.losses.base import Stage, connected_zero
 from kdnas.losses.relation.base import LayerRelation
 from kdnas.losses.relation.singular_value import leading_vectors, match
+from kdnas.losses.stage_pairs import Pairs, Row
 from kdnas.numerics import as_map, safe_normalize, same_positions, widen
 from kdnas.outputs import Outputs
-from kdnas.taps import Pairs, Row
 
 
 @final

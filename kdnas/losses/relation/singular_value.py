@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from kdnas.losses.relation.base import LayerRelation
+from kdnas.losses.stage_pairs import Pairs
 from kdnas.numerics import rescale, safe_normalize
-from kdnas.taps import Pairs
 
 # Of the largest singular value: below it a vector is rounding, and counts as absent.
 ABSENT = 1e-5

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from kdnas.losses.base import Loss
+from kdnas.losses.stage_pairs import Adapter
 from kdnas.numerics import safe_normalize, squared_distances
 from kdnas.outputs import Outputs, embedding
-from kdnas.taps import Adapter
 
 Distance = Literal["total_variation", "ordered"]
 Fusion = Literal["compact_bilinear", "bilinear", "concatenation"]

@@ -8,7 +8,7 @@ from kdnas.losses.base import Loss
 from kdnas.losses.response.soft_targets import SoftTargets
 from kdnas.numerics import centre, safe_normalize
 from kdnas.outputs import Outputs
-from kdnas.spec import Spec
+from kdnas.specs import Spec
 
 
 @final

@@ -1,0 +1,108 @@
+"""Exact parameters, multiply-accumulates and peak memory of a blueprint."""
+
+import functools
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+from kdnas.costs.budget import Cost
+from kdnas.network import build
+from kdnas.space import Blueprint, Layer
+
+
+def cost(blueprint: Blueprint) -> Cost:
+    """Exact cost, summed over layers; each layer is measured once per input shape, on tensors without storage."""
+    return sum_costs(layer_costs(blueprint).values())
+
+
+def layer_costs(blueprint: Blueprint) -> dict[str, Cost]:
+    """The cost of every position of the blueprint."""
+    return {name: _measure(layer, shape)[0] for name, layer, shape in layer_inputs(blueprint)}
+
+
+def feature_shapes(blueprint: Blueprint) -> dict[str, tuple[int, ...]]:
+    """The output shape of every position for a batch of one."""
+    return {name: _measure(layer, shape)[1] for name, layer, shape in layer_inputs(blueprint)}
+
+
+def layer_inputs(blueprint: Blueprint) -> Iterator[tuple[str, Layer, tuple[int, ...]]]:
+    """Every position with its layer and the shape of the layer's input for a batch of one."""
+    shape: tuple[int, ...] = (1, *blueprint.image)
+    for name, layer in blueprint.named():
+        yield name, layer, shape
+        _, shape = _measure(layer, shape)
+
+
+def peak_memory(blueprint: Blueprint) -> int:
+    """The most bytes of activations alive at once, for one image in float32, in inference.
+
+    Layer after layer as PyTorch runs them without gradients: the layer's input, what it has computed and still needs,
+    and its output. Neither weights, nor what a convolution's algorithm takes for its own work; a runtime that fuses
+    layers or computes in place needs less.
+    """
+    return max(_peak(layer, shape) for _, layer, shape in layer_inputs(blueprint))
+
+
+def sum_costs(costs: Iterable[Cost]) -> Cost:
+    """The sum."""
+    listed = list(costs)
+    return Cost(sum(c.params for c in listed), sum(c.macs for c in listed))
+
+
+@functools.cache
+def _measure(layer: Layer, shape: tuple[int, ...]) -> tuple[Cost, tuple[int, ...]]:
+    with torch.device("meta"):
+        module = build(layer).eval()
+        counter = FlopCounterMode(display=False)
+        with counter, torch.no_grad():
+            output = module(torch.empty(shape))
+    # The counter counts a multiplication and an addition apart.
+    macs = counter.get_total_flops() // 2
+    return Cost(sum(p.numel() for p in module.parameters()), macs), tuple(output.shape)
+
+
+@functools.cache
+def _peak(layer: Layer, shape: tuple[int, ...]) -> int:
+    with torch.device("meta"):
+        module = build(layer).eval()
+        image = torch.empty(shape)
+    return peak_activations(lambda: module(image), image, module)
+
+
+def peak_activations(call: Callable[[], Any], image: Tensor, module: nn.Module) -> int:
+    """The most bytes that tensors made by a call, and its image, hold at once; the module's own are not counted."""
+    with torch.no_grad(), _Alive(image, [*module.parameters(), *module.buffers()]) as alive:
+        call()
+    return alive.peak
+
+
+class _Alive(TorchDispatchMode):
+    """Counts the bytes of the storages that exist after each operation."""
+
+    def __init__(self, image: Tensor, own: Iterable[Tensor]) -> None:
+        super().__init__()
+        self.own = {t.untyped_storage()._cdata for t in own}
+        self.held: dict[int, tuple[StorageWeakRef, int]] = {}
+        self.peak = 0
+        self._see(image)
+
+    def _see(self, found: Any) -> None:
+        for tensor in tree_leaves(found):
+            if isinstance(tensor, Tensor):
+                storage = tensor.untyped_storage()
+                if storage._cdata not in self.own:
+                    self.held[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
+        self.held = {key: (ref, size) for key, (ref, size) in self.held.items() if not ref.expired()}
+        self.peak = max(self.peak, sum(size for _, size in self.held.values()))
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run the operation, and count."""
+        found = func(*args, **(kwargs or {}))
+        self._see(found)
+        return found

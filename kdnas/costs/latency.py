@@ -1,0 +1,137 @@
+"""How long networks take on a device: a table of layers, each measured once, and their sum."""
+
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, final
+
+import torch
+from torch import nn
+
+from kdnas.costs.count import layer_inputs
+from kdnas.network import Network, build
+from kdnas.space import Blueprint, Layer
+
+REPEATS = 15
+_WARM = 2  # calls that are not timed: the first ones choose algorithms and fill caches
+
+
+@final
+class LatencyTable:
+    r"""Seconds for one image: $s \sum_l t_l$, with $t_l$ the seconds of layer l alone, each measured once.
+
+    What is timed is the least of several calls: whatever else runs on the machine only adds. Every layer is timed in
+    turn with one fixed convolution, call by call; its seconds are the ratio of the two times the convolution's when the
+    table was begun. So a machine that slows down while the table grows does not make later layers look slower. The
+    factor s is the median ratio of whole networks to the sums of their layers (`calibrate`): layers in a network find
+    their input in the cache.
+
+    Args:
+        device: where to measure.
+        rows: of a table written before, by `write`; measured layers are not measured again.
+        write: is handed every new row, a JSON object.
+        repeats: timed calls of each layer.
+
+    Raises:
+        ValueError: the rows are of another device or number of threads, or damaged.
+
+    Reference: additive tables: Cai et al., ProxylessNAS, ICLR 2019, appendix B; Cai et al., Once for All, ICLR 2020,
+        section 3.3 and appendix.
+    Differs: the least instead of the mean; relative to a reference timed beside it; a scale fitted to whole networks.
+    """
+
+    def __init__(
+        self,
+        device: torch.device,
+        rows: Iterable[Mapping[str, Any]] = (),
+        write: Callable[[dict[str, Any]], None] = lambda row: None,
+        repeats: int = REPEATS,
+    ) -> None:
+        self.device, self.write, self.repeats = device, write, repeats
+        self.scale: float | None = None
+        self.layers: dict[str, float] = {}
+        self._reference = nn.Conv2d(32, 32, 3, padding=1).to(device).eval()
+        self._input = torch.zeros(1, 32, 32, 32, device=device)
+        here = {"device": _name(device), "threads": torch.get_num_threads()}
+        base: float | None = None
+        for row in rows:
+            try:
+                if "reference" in row:
+                    there = {name: row[name] for name in here}
+                    if there != here:
+                        raise ValueError(
+                            f"these latencies were measured on {there['device']} with {there['threads']} threads; here "
+                            f"is {here['device']} with {here['threads']}. Search there, or begin another run."
+                        )
+                    base = float(row["reference"])
+                elif "scale" in row:
+                    self.scale = float(row["scale"])
+                else:
+                    self.layers[row["layer"]] = float(row["seconds"])
+            except (KeyError, TypeError) as error:
+                raise ValueError(f"a row of the latency table is damaged ({error!r}): {row}. Remove it.") from error
+        if base is None:
+            base = min(self._times(lambda: self._reference(self._input)))
+            write({"reference": base, **here})
+        self.base = base
+
+    def seconds(self, blueprint: Blueprint) -> float:
+        """What the table says of a network; layers that it does not know yet are measured."""
+        total = sum(self._layer(layer, shape) for _, layer, shape in layer_inputs(blueprint))
+        return total * (1.0 if self.scale is None else self.scale)
+
+    def calibrate(self, blueprints: Sequence[Blueprint]) -> None:
+        """Fit the scale to whole networks, once."""
+        if self.scale is None:
+            ratios = [self.whole(one) / self.seconds(one) for one in blueprints]
+            self.scale = statistics.median(ratios)
+            self.write({"scale": self.scale, "ratios": ratios})
+
+    def whole(self, blueprint: Blueprint) -> float:
+        """Seconds of the whole network, measured now, in the table's time."""
+        return self._measured(Network(blueprint), tuple((1, *blueprint.image)))
+
+    def drift(self) -> float:
+        """How much slower the reference runs now than when the table was begun: 0.1 is 10 %."""
+        return min(self._times(lambda: self._reference(self._input))) / self.base - 1
+
+    def _layer(self, layer: Layer, shape: tuple[int, ...]) -> float:
+        key = json.dumps([layer.make.to_json(), shape])
+        if key not in self.layers:
+            self.layers[key] = self._measured(build(layer), shape)
+            self.write({"layer": key, "seconds": self.layers[key]})
+        return self.layers[key]
+
+    def _measured(self, module: nn.Module, shape: tuple[int, ...]) -> float:
+        module = module.to(self.device).eval()
+        image = torch.zeros(shape, device=self.device)
+        taken, reference = [], []
+        for _ in range(_WARM + self.repeats):
+            reference += self._times(lambda: self._reference(self._input), 1)
+            taken += self._times(lambda: module(image), 1)
+        return min(taken[_WARM:]) / min(reference[_WARM:]) * self.base
+
+    def _times(self, call: Callable[[], Any], repeats: int | None = None) -> list[float]:
+        warm = _WARM if repeats is None else 0
+        return timed(call, self.device, repeats or self.repeats, warm)
+
+
+def timed(call: Callable[[], Any], device: torch.device, repeats: int, warm: int = _WARM) -> list[float]:
+    """Seconds of each of `repeats` calls without gradients, after `warm` calls that are not timed."""
+    taken = []
+    with torch.no_grad():
+        for _ in range(warm + repeats):
+            began = time.perf_counter()
+            call()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            taken.append(time.perf_counter() - began)
+    return taken[warm:]
+
+
+def _name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type} ({platform.machine()})"

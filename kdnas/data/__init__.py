@@ -1,0 +1,19 @@
+"""Images and labels: the parts of a data set, the sources, and what a person types for one."""
+
+from kdnas.specs import face
+
+__getattr__, __dir__ = face(
+    __name__,
+    {
+        "Data": "kdnas.data.base",
+        "FileImages": "kdnas.data.base",
+        "Images": "kdnas.data.base",
+        "TensorImages": "kdnas.data.base",
+        "cifar10": "kdnas.data.cifar",
+        "cifar100": "kdnas.data.cifar",
+        "digits": "kdnas.data.builtin",
+        "folder": "kdnas.data.folders",
+        "load_data": "kdnas.data.load",
+        "strong": "kdnas.data.load",
+    },
+)

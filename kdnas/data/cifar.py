@@ -1,0 +1,103 @@
+"""CIFAR-10 and CIFAR-100 as their authors distribute them."""
+
+import io
+import itertools
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from kdnas.data.base import Data, TensorImages
+from kdnas.randomness import torch_rng
+
+
+def cifar10(path: str, search: int = 5000, size: int = 32) -> Data:
+    """CIFAR-10 from the binary files `data_batch_1.bin` ... `test_batch.bin`, or one `.npz` of JPEG bytes.
+
+    Args:
+        path: the folder with the binary files, or an `.npz` with `train_jpeg`, `train_offsets`, `train_labels` and the
+            same for test (read without pickle).
+        search: how many of the 50,000 training images, drawn once and for all, are for search.
+        size: pixels; images are averaged down to a smaller size, which divides 32.
+
+    Reference: Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009.
+    """
+    names = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+    files = [f"data_batch_{i}.bin" for i in range(1, 6)]
+    return _cifar(Path(path), names, files, "test_batch.bin", 1, search, size)
+
+
+def cifar100(path: str, search: int = 5000, size: int = 32) -> Data:
+    """CIFAR-100 (fine labels) from the binary files `train.bin` and `test.bin`; see `cifar10`."""
+    names = tuple(f"class {i}" for i in range(100))
+    label_file = Path(path) / "fine_label_names.txt"
+    if label_file.is_file():
+        names = tuple(label_file.read_text(encoding="utf-8").split())
+    return _cifar(Path(path), names, ["train.bin"], "test.bin", 2, search, size)
+
+
+def _cifar(
+    path: Path, names: tuple[str, ...], train_files: list[str], test_file: str, label_bytes: int, search: int, size: int
+) -> Data:
+    if size < 1 or 32 % size:
+        raise ValueError(f"size must divide 32, got {size}.")
+    if path.is_file() and path.suffix == ".npz":
+        images, labels = _packed(path)
+    elif path.is_dir():
+        if not (path / test_file).is_file():
+            pickled = (path / "batches.meta").exists() or (path / "meta").exists()
+            raise ValueError(
+                f"{path} has no {test_file}. Give the folder of the binary version"
+                + (": this is the Python version, which is pickled, and pickles are never loaded." if pickled else ".")
+            )
+        images, labels = {}, {}
+        for part, files in (("train", train_files), ("test", [test_file])):
+            raw = np.concatenate([_records(path / f, 3072 + label_bytes) for f in files])
+            images[part] = torch.from_numpy(raw[:, label_bytes:].reshape(-1, 3, 32, 32).copy())
+            labels[part] = torch.from_numpy(raw[:, label_bytes - 1].astype(np.int64))
+    else:
+        raise ValueError(f"there is no {path}. Give the folder of the binary files, or an .npz.")
+    if not 0 < search < len(images["train"]):
+        raise ValueError(f"search must leave training images of {len(images['train'])}, got {search}.")
+    if size < 32:
+        images = {n: F.avg_pool2d(x.float(), 32 // size).round().to(torch.uint8) for n, x in images.items()}
+    # Drawn, not cut off: some copies of the files are sorted by class.
+    order = torch.randperm(len(images["train"]), generator=torch_rng("cifar", "search"))
+    taken, left = order[:search], order[search:].sort().values
+    return Data(
+        TensorImages(images["train"][left], labels["train"][left]),
+        TensorImages(images["train"][taken], labels["train"][taken]),
+        TensorImages(images["test"], labels["test"]),
+        class_names=names,
+        augmentation="crop_flip",
+    )
+
+
+def _records(path: Path, length: int) -> np.ndarray:
+    if not path.is_file():
+        raise ValueError(f"{path} is missing. Unpack the whole binary version.")
+    raw = np.frombuffer(path.read_bytes(), np.uint8)
+    if len(raw) == 0 or len(raw) % length:
+        raise ValueError(f"{path} is cut short: {len(raw)} bytes are no multiple of {length}. Fetch it again.")
+    return raw.reshape(-1, length)
+
+
+def _packed(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    images, labels = {}, {}
+    try:
+        with np.load(path, allow_pickle=False) as held:
+            for part in ("train", "test"):
+                data, offsets = held[f"{part}_jpeg"].tobytes(), held[f"{part}_offsets"].astype(int)
+                pictures = [
+                    np.asarray(Image.open(io.BytesIO(data[a:b])).convert("RGB")) for a, b in itertools.pairwise(offsets)
+                ]
+                images[part] = torch.from_numpy(np.stack(pictures).transpose(0, 3, 1, 2).copy())
+                labels[part] = torch.from_numpy(held[f"{part}_labels"].astype(np.int64))
+    except (KeyError, ValueError, OSError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"{path} is not a packed CIFAR file: {error}.") from error
+    return images, labels

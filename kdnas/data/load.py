@@ -1,0 +1,54 @@
+"""A data set from what a person types."""
+
+import dataclasses
+from pathlib import Path
+
+from kdnas.data.augmentation import Augmentation
+from kdnas.data.base import Data
+from kdnas.data.builtin import digits
+from kdnas.data.cifar import cifar10, cifar100
+from kdnas.data.folders import folder
+from kdnas.specs import Spec, nearest, resolve, spec
+
+
+def strong(data: Spec) -> Data:
+    """The same data under strong augmentation, which the teacher sees as the student does: `strong:SPEC`.
+
+    Distortion may take a label's meaning away; the teacher's view of the distorted image says what is left of it. The
+    loss `top_k_distillation` keeps to the classes it finds likely.
+
+    Reference: Wei et al., Circumventing Outliers of AutoAugment with Knowledge Distillation, ECCV 2020.
+    """
+    made: Data = data.build(Data)
+    stronger: Augmentation = "strong_crop_flip" if made.augmentation.endswith("crop_flip") else "strong_shift"
+    return dataclasses.replace(made, augmentation=stronger)
+
+
+def load_data(text: str, **options: object) -> Spec:
+    """The Spec of a data set from what a person types.
+
+    Args:
+        text: `digits`, `folder:PATH`, `cifar10:PATH`, `cifar100:PATH`, or `package.module:function`; `strong:TEXT` is
+            one of them under strong augmentation.
+        **options: arguments of the loader, such as `size`.
+
+    Raises:
+        ValueError: another form; the nearest is offered.
+    """
+    kind, _, path = text.partition(":")
+    if kind == "strong" and path:
+        return spec(strong, data=load_data(path, **options))
+    loaders = {"digits": digits, "folder": folder, "cifar10": cifar10, "cifar100": cifar100}
+    if kind in loaders:
+        if kind == "digits":
+            return spec(digits, **options)
+        if not path:
+            raise ValueError(f"{kind} needs a path, {kind}:PATH.")
+        return spec(loaders[kind], path=str(Path(path).resolve()), **options)
+    if path.isidentifier():
+        resolve(text)
+        return spec(text, **options)
+    raise ValueError(
+        f"data is digits, folder:PATH, cifar10:PATH, cifar100:PATH, package.module:function or strong:TEXT, "
+        f"got {text!r}." + (nearest(kind, loaders) if kind else "")
+    )

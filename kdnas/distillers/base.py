@@ -1,0 +1,132 @@
+"""One loop for every kind of training: a distiller yields losses, the loop takes one optimiser step."""
+
+import abc
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, final
+
+from torch import Tensor, nn
+
+from kdnas.architecture import Choice, Value
+from kdnas.data.base import Data
+from kdnas.network import Network
+from kdnas.outputs import Outputs
+from kdnas.randomness import python_rng
+from kdnas.supernet import Supernet
+
+Model = Supernet | Network
+Teaches = Callable[[Tensor, Tensor], Outputs]
+"""Pixels and labels to what a teacher shows: a teacher, or a memory of one."""
+
+
+@final
+class Batch:
+    """What one step is given.
+
+    Attributes:
+        pixels: augmented images in [0, 1]; what the teacher sees.
+        images: the same pixels, normalised; what the student sees.
+        labels: `[batch]`.
+        ids: `[batch]`, the images' places in the train part.
+    """
+
+    def __init__(self, pixels: Tensor, labels: Tensor, ids: Tensor, data: Data, teacher: Teaches | None) -> None:
+        self.pixels, self.labels, self.ids = pixels, labels, ids
+        self.images = data.normalise(pixels)
+        self._teacher = teacher
+
+    @cached_property
+    def teacher(self) -> Outputs:
+        """The teacher's outputs on these very pixels, computed once and only when a loss asks."""
+        if self._teacher is None:
+            raise ValueError("this training needs a teacher, and none was given. Name one, or distil from labels only.")
+        return self._teacher(self.pixels, self.labels)
+
+
+@final
+@dataclass(frozen=True)
+class Step:
+    """Where training is.
+
+    Attributes:
+        index: steps taken before this one.
+        total: steps in all.
+        seed: of the whole training.
+    """
+
+    index: int
+    total: int
+    seed: int
+
+    @property
+    def progress(self) -> float:
+        """The share of the training that is done."""
+        return self.index / self.total
+
+    def rng(self, purpose: str) -> Any:
+        """A `random.Random` drawn from (seed, purpose, index)."""
+        return python_rng(self.seed, purpose, self.index)
+
+
+class Distiller(nn.Module, abc.ABC):
+    """A way of teaching: yields the losses of a batch, one subnet's at a time.
+
+    Learnable parts are submodules: they are optimised and checkpointed with the model, and absent from the student.
+
+    Class attributes:
+        every_layer: whether it looks at every layer of the teacher (`every_layer`), not one per stage.
+        teaches: the kind of model it is for, Supernet or Network; None for both.
+    """
+
+    every_layer: ClassVar[bool] = False
+    teaches: ClassVar[type[Supernet] | type[Network] | None] = None
+
+    @final
+    @classmethod
+    def check_teaches(cls, model: type[nn.Module]) -> None:
+        """Raise a ValueError unless it can teach this kind of model."""
+        if cls.teaches not in (None, model):
+            own, other, usual = "a supernet", "a single network", "from_teacher or mutual"
+            if cls.teaches is Network:
+                own, other, usual = other, own, "sandwich or single_path"
+            raise ValueError(
+                f"{cls.__name__} teaches {own}, and {other} is to be trained. Use {usual}, or another such."
+            )
+
+    @property
+    def reads_teacher(self) -> bool:
+        """Whether it asks the teacher anything; where not, none need be there."""
+        return True
+
+    def prepare(self, model: Model, batch: Batch) -> None:
+        """Build learnable parts from one batch; called once, before the optimiser is made."""
+
+    @abc.abstractmethod
+    def losses(self, model: Model, batch: Batch, step: Step) -> Iterator[tuple[str, Tensor]]:
+        """Name and scalar of each loss; the loop runs backward on each as it comes, then takes one optimiser step.
+
+        One subnet's activations are alive at a time. Code after the last yield runs before the optimiser's step.
+        """
+
+    def after(self, model: Model, batch: Batch, step: Step) -> None:
+        """Runs after the optimiser's step."""
+
+    def leave(self, model: Network, data: Data, folder: Path) -> dict[str, float]:
+        """Write what else belongs to the trained student into its folder; what was measured of it. Nothing, mostly."""
+        del model, data, folder
+        return {}
+
+    def restarts(self, total: int) -> frozenset[int]:
+        """Steps at which the optimiser forgets its momentum, because a new stage begins."""
+        return frozenset()
+
+    def cycle(self, index: int, total: int) -> tuple[int, int]:
+        """Where a step stands on the learning rate's curve, and that curve's length: one curve unless overridden."""
+        return index, total
+
+    def trains(self, choice: Choice, step: Step) -> tuple[Value, ...]:
+        """The options of a choice that this step may draw: all, unless a schedule holds some back."""
+        del step
+        return choice.options

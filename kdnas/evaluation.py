@@ -1,0 +1,67 @@
+"""What networks get right on a part of the data."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from kdnas.data.base import Data, Images
+from kdnas.network import default_device
+from kdnas.outputs import Outputs
+from kdnas.students.folder import read_student
+from kdnas.supernet import Supernet
+from kdnas.teachers.base import Teacher
+
+
+def teacher_accuracy(teacher: Teacher, part: Images) -> float:
+    """Share of a part's images that a teacher classifies right."""
+    hits = []
+    for chunk in torch.arange(len(part)).split(500):
+        pixels, labels = part.take(chunk).to(default_device()), part.labels[chunk].to(default_device())
+        hits.append(teacher(pixels, labels).logits.argmax(1) == labels)
+    return float(torch.cat(hits).float().mean())
+
+
+def health(supernet: Supernet, data: Data, most: int = 1000) -> dict[str, float]:
+    """Accuracy on search images of the smallest, a middle and the largest subnet, by batch statistics."""
+    part, space = data.search, supernet.space
+    device = next(supernet.parameters()).device
+    chosen = torch.arange(min(most, len(part)))
+    images, labels = data.normalise(part.take(chosen).to(device)), part.labels[chosen].to(device)
+    middle = space.decide(lambda choice: choice.options[len(choice.options) // 2])
+    was_training = supernet.training
+    supernet.eval()
+    found = {}
+    with torch.no_grad():
+        for name, one in (("smallest", space.smallest), ("middle", middle), ("largest", space.largest)):
+            logits = supernet(images, one, batch_statistics=True).logits
+            found[name] = float((logits.argmax(1) == labels).float().mean())
+    supernet.train(was_training)
+    return found
+
+
+def accuracy(network: nn.Module, part: Images, data: Data) -> float:
+    """Share of a part's images that the network, in evaluation mode, classifies right."""
+    return float(correct(network, part, data).float().mean())
+
+
+def correct(network: nn.Module, part: Images, data: Data) -> Tensor:
+    """Which of a part's images are classified right, `[count]`; the network keeps its mode."""
+    device = next(network.parameters()).device
+    was_training = network.training
+    network.eval()
+    found = []
+    with torch.no_grad():
+        for chunk in torch.arange(len(part)).split(500):
+            outputs = network(data.normalise(part.take(chunk).to(device)))
+            logits = outputs.logits if isinstance(outputs, Outputs) else outputs
+            found.append(logits.argmax(1).cpu() == part.labels[chunk])
+    network.train(was_training)
+    return torch.cat(found)
+
+
+def student_hits(folder: Path, data: Data) -> np.ndarray:
+    """Which test images a student folder's network classifies right, `[images]`, 0 or 1."""
+    network, _ = read_student(folder)
+    return correct(network.to(default_device()), data.test, data).double().numpy()

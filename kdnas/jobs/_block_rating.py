@@ -1,0 +1,107 @@
+"""Every path of every block rated once, and the best network within a budget found exactly: DNA's search."""
+
+import time
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kdnas.architecture import Architecture
+from kdnas.blocks.basic import resize
+from kdnas.distillers.block_wise import BlockWise, stages_of
+from kdnas.jobs._run import Opened
+from kdnas.ranking.exact import Block, best, blocks_of
+from kdnas.ranking.loop import entry_of
+from kdnas.runs.entry import Entry
+from kdnas.scorers.base import Evidence, Score
+from kdnas.settings import Search
+from kdnas.supernet import Supernet
+
+
+def rate_blocks(supernet: Supernet, distiller: BlockWise, evidence: Evidence) -> list[Block]:
+    """A table per block: every path through it, its rating and its exact cost, for `kdnas.ranking.exact`.
+
+    The score of a path is minus its relative L1; what the blocks have in common (the stem where it has no choices,
+    the head) is a first table with one row. Batch norm uses the evidence's own statistics: rating a path
+    changes nothing and depends on no other path. Layers at the start of a block that successive paths share are run
+    once.
+
+    Raises:
+        ValueError: a choice belongs to no block or to several, or costs do not add up over blocks.
+    """
+    space = supernet.space
+    groups: dict[str, list[str]] = {}
+    for choice, stages in sorted(stages_of(space).items()):
+        if len(stages) != 1:
+            raise ValueError(
+                f"{choice} changes the layers of blocks {sorted(stages)}, and ratings add up only where every choice "
+                "belongs to one block. Give widths that two blocks share, and those of the head, one option."
+            )
+        groups.setdefault(f"stage{min(stages)}", []).append(choice)
+    was_training = supernet.training
+    supernet.eval()
+    try:
+        with torch.no_grad():
+            return blocks_of(space, _Rater(supernet, distiller, evidence, groups), groups)
+    finally:
+        supernet.train(was_training)
+
+
+class _Rater:
+    """The rating of one path of one block; remembers the activations of the path before."""
+
+    def __init__(
+        self, supernet: Supernet, distiller: BlockWise, evidence: Evidence, groups: dict[str, list[str]]
+    ) -> None:
+        self.supernet, self.distiller, self.evidence, self.groups = supernet, distiller, evidence, groups
+        self.walk: list[tuple[Any, Tensor]] = []
+
+    def __call__(self, name: str, part: Architecture) -> float:
+        block, space = int(name.removeprefix("stage")), self.supernet.space
+        kept = {c: v for c, v in space.smallest.items() if c not in self.groups[name]}
+        blueprint = space.blueprint(Architecture({**kept, **part}))
+        steps: list[Any] = [(block, blueprint.image)]
+        if block == 0:
+            steps.append(("stem", blueprint.stem))
+        steps += [(f"stages.{block}.{place}", layer) for place, layer in enumerate(blueprint.stages[block])]
+        shared = 0
+        while shared < min(len(self.walk), len(steps)) and self.walk[shared][0] == steps[shared]:
+            shared += 1
+        del self.walk[shared:]
+        for step in steps[shared:]:
+            if self.walk:
+                x = self.supernet.run(step[0], step[1], self.walk[-1][1], batch_statistics=True)
+            elif block == 0:
+                x = resize(self.evidence.images, *blueprint.image[1:])
+            else:
+                x = self.distiller.entry(block, self.evidence.teacher, blueprint)
+            self.walk.append((step, x))
+        return -self.distiller.rating(block, self.walk[-1][1], self.evidence.teacher)
+
+
+def best_networks(opened: Opened, settings: Search, evidence: Evidence, search: int) -> tuple[list[Entry], str]:
+    """The best networks of a run that was trained block-wise, found exactly, and what that saved.
+
+    Of the settings, the budget and the number of evaluations (how many networks are ranked) matter.
+
+    Raises:
+        Infeasible: no network is within the budget; the nearest is named.
+        ValueError: the run was not trained block-wise, or its space is not additive over blocks.
+    """
+    space, distiller = opened.space, opened.distiller
+    if not isinstance(distiller, BlockWise):
+        raise ValueError(
+            f"{opened.run.folder} was trained by {type(distiller).__name__}, ratings of blocks need BlockWise. Train "
+            "with the distiller block_wise."
+        )
+    began = time.perf_counter()
+    blocks = rate_blocks(opened.supernet, distiller, evidence)
+    found = best(blocks, settings.budget.bounds(), settings.num_evaluations)
+    each = (time.perf_counter() - began) / max(1, len(found))
+    entries = []
+    for one in found:
+        parts = {b.name: -b.scores[b.options.index(o)] for b, o in zip(blocks, one.options, strict=True)}
+        score = Score(one.score, {name: value for name, value in parts.items() if name != "fixed"})
+        entries.append(entry_of(space, space.canonical(one.architecture), score, each, ("blocks", "exact", search)))
+    saved = f"{sum(len(b.options) for b in blocks):,} block paths instead of {space.count():,} networks"
+    return entries, saved

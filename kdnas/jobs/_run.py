@@ -1,0 +1,197 @@
+"""A run's parts, built from its manifest when first asked for."""
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import final
+
+import torch
+
+from kdnas.data.base import Data
+from kdnas.distillers.base import Distiller
+from kdnas.network import Network, default_device
+from kdnas.randomness import initialised, torch_rng
+from kdnas.runs.checkpoint import load_state
+from kdnas.runs.folder import CHECKPOINT, MANIFEST, MEMBERS, SNAPSHOTS, TEACHER, Run
+from kdnas.scorers.base import Evidence, Scorer
+from kdnas.settings import Experiment
+from kdnas.space import SearchSpace
+from kdnas.specs import Spec, resolve, spec
+from kdnas.supernet import Supernet, corner
+from kdnas.teachers.base import Teacher
+from kdnas.teachers.combined import several_teachers
+from kdnas.teachers.zoo import load_weights, student_teacher
+from kdnas.training.loop import Training
+
+
+@final
+class Opened:
+    """A run folder, opened.
+
+    Raises:
+        ValueError: the folder is no run.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.run = Run(folder)
+
+    @cached_property
+    def experiment(self) -> Experiment:
+        """What was asked for."""
+        try:
+            return Experiment.from_json(self.run.manifest["job"])
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"{self.run.path(MANIFEST)} does not describe a job ({error!r}). Start again in another folder."
+            ) from error
+
+    @cached_property
+    def data(self) -> Data:
+        """The data set."""
+        return self.experiment.train.data.build(Data)
+
+    @cached_property
+    def space(self) -> SearchSpace:
+        """The search space, fitted to the data."""
+        return self.experiment.train.space.fitted(classes=self.data.classes, image_channels=self.data.channels)
+
+    @property
+    def teacher_spec(self) -> Spec:
+        """What makes the teacher: the one given, or the one trained in the run, its snapshots' route, an ensemble."""
+        train = self.experiment.train
+        if train.teacher is not None:
+            return train.teacher
+        folders = [self.run.path(SNAPSHOTS, str(k)) for k in range(1, train.teacher_snapshots)]
+        folders += [self.run.path(MEMBERS, str(k)) for k in range(1, train.teacher_members)]
+        made = tuple(spec(student_teacher, path=str(f.resolve())) for f in (*folders, self.run.path(TEACHER)))
+        kind = "route" if train.teacher_snapshots > 1 else "ensemble"
+        return made[0] if len(made) == 1 else spec(several_teachers, kind=kind, members=made)
+
+    @cached_property
+    def teacher(self) -> Teacher:
+        """The teacher."""
+        return build_teacher(self.teacher_spec, self.data)
+
+    @cached_property
+    def device(self) -> torch.device:
+        """Where to compute."""
+        return default_device()
+
+    def fresh_supernet(self) -> Supernet:
+        """The supernet before training."""
+        made = self.experiment.train.share
+        supernet = initialised(
+            lambda: Supernet(self.space, corner if made is None else made.build()), self.experiment.train.recipe.seed
+        )
+        if self.experiment.train.weights:
+            load_weights(supernet, Path(self.experiment.train.weights))
+        return supernet
+
+    @cached_property
+    def supernet(self) -> Supernet:
+        """The trained supernet, in evaluation mode; for a run that trains none, its shapes without weights.
+
+        Raises:
+            ValueError: it is not trained yet, or its checkpoint is damaged or from another space.
+        """
+        if self.experiment.train.distiller is None:
+            space = self.space  # read before: the data would be built on the meta device too
+            with torch.device("meta"):
+                return Supernet(space).eval()
+        self.run.require("train", f"kdnas train EXPERIMENT --out {self.run.folder}")
+        supernet = self.fresh_supernet()
+        try:
+            supernet.load_state_dict(load_state(self.run.path(CHECKPOINT))["training"]["model"])
+        except RuntimeError as error:
+            raise ValueError(
+                f"{self.run.path(CHECKPOINT)} is from another search space: {str(error).splitlines()[-1].strip()}"
+            ) from error
+        return supernet.to(self.device).eval()
+
+    def scorer(self, made: Spec) -> Scorer:
+        """A scorer that can judge this run's subnets.
+
+        Raises:
+            ValueError: it looks at weights, and the run trains no supernet.
+        """
+        built = made.build(Scorer)
+        if built.reads_weights and self.experiment.train.distiller is None:
+            raise ValueError(
+                f"{made.make.partition(':')[2]} looks at a supernet's weights, and {self.run.folder} trains none. Use "
+                "a scorer that needs none, such as short_training, or a run with a distiller."
+            )
+        return built
+
+    @cached_property
+    def distiller(self) -> Distiller:
+        """The distiller that trained the supernet, with its learnable parts, in evaluation mode.
+
+        Raises:
+            ValueError: the supernet is not trained yet.
+        """
+        self.run.require("train", f"kdnas train EXPERIMENT --out {self.run.folder}")
+        settings = self.experiment.train
+        if settings.distiller is None:
+            raise ValueError(f"{self.run.folder} trains no supernet. Begin a run with a distiller.")
+        distiller = settings.distiller.build(Distiller)
+        # A training of its own makes the parts, in the shapes that the first batch gives them.
+        Training(self.fresh_supernet(), distiller, self.data, self.teacher, settings.recipe, self.device)
+        distiller.load_state_dict(load_state(self.run.path(CHECKPOINT))["training"]["distiller"])
+        return distiller.to(self.device).eval()
+
+    def evidence(self, num_images: int, seed: int) -> Evidence:
+        """Fixed images of the search part, and what the teacher says of them.
+
+        Raises:
+            ValueError: fewer than 3 images.
+        """
+        if num_images < 3:
+            raise ValueError(f"num_images must be at least 3, got {num_images}.")
+        part = self.data.search
+        chosen = torch.randperm(len(part), generator=torch_rng("evidence", seed))[:num_images]
+        pixels = part.take(chosen).to(self.device)
+        return Evidence(
+            pixels,
+            self.data.normalise(pixels),
+            part.labels[chosen].to(self.device),
+            self.teacher.to(self.device)(pixels),
+            self.teacher,
+            self.data,
+            seed,
+            lambda: self.distiller,
+            lambda: self.supernet,
+        )
+
+
+def build_teacher(made: Spec, data: Data) -> Teacher:
+    """A teacher for this data.
+
+    Raises:
+        ValueError: as its maker; or it, or one it is made of, knows other classes, or these in another order.
+    """
+    teacher = made.build(Teacher, classes=data.classes, preprocessing=data.preprocessing)
+    for one in teacher.modules():
+        names = one.class_names if isinstance(one, Teacher) else None
+        if names is not None and names != data.class_names:
+            raise ValueError(
+                f"{other_classes(names, data, 'the teacher')} Use a teacher of these very classes, in their order."
+            )
+    return teacher
+
+
+def other_classes(names: Sequence[str], data: Data, whose: str) -> str:
+    """A sentence on where a network's classes are not the data's: how many, or the first that has another name."""
+    if len(names) != len(data.class_names):
+        return f"{whose} knows {len(names)} classes, the data has {len(data.class_names)}."
+    place = next(i for i, pair in enumerate(zip(names, data.class_names, strict=True)) if len({*pair}) > 1)
+    return f"class {place} is {names[place]!r} to {whose} and {data.class_names[place]!r} in the data."
+
+
+def check_teaches(made: Spec | None, model: type[Supernet | Network]) -> None:
+    """Before anything is trained, raise a ValueError where a distiller is for the other kind of model.
+
+    A distiller that a function makes is seen when it is made.
+    """
+    target = None if made is None else resolve(made.make)
+    if isinstance(target, type) and issubclass(target, Distiller):
+        target.check_teaches(model)

@@ -1,0 +1,185 @@
+"""A weighted sum of losses that reports its parts and keeps their schedules."""
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple, final
+
+import torch
+from torch import Tensor, nn
+
+from kdnas.losses.base import Loss, Stage, frozen
+from kdnas.numerics import safe_norm
+from kdnas.outputs import Outputs
+from kdnas.specs import Spec
+
+
+class Term(NamedTuple):
+    """One term: a weight and what makes the loss."""
+
+    weight: float
+    loss: Spec
+
+
+JOINT = Stage("joint", 1.0)
+Rest = Callable[[int, Tensor], Tensor]
+
+
+@final
+class Objective(nn.Module):
+    """`sum_k weight_k * loss_k(student, teacher, labels)`.
+
+    Args:
+        terms: pairs of weight and the Spec of a Loss. Names in logs are the losses' file names.
+    """
+
+    def __init__(self, terms: tuple[tuple[float, Spec], ...]) -> None:
+        super().__init__()
+        if not terms:
+            raise ValueError("an objective needs at least one term, (weight, loss).")
+        self.weights = tuple(weight for weight, _ in terms)
+        self.losses = nn.ModuleDict()
+        for _, made in terms:
+            name = made.name
+            while name in self.losses:
+                name += "_again"
+            self.losses[name] = made.build(Loss)
+
+    @property
+    def reads_teacher(self) -> bool:
+        """Whether one of the losses looks at the teacher's outputs."""
+        return any(loss.reads_teacher for loss in self.losses.values() if isinstance(loss, Loss))
+
+    def prepare(self, student: Outputs, teacher: Outputs, *, elastic: bool = False) -> None:
+        """Build every loss's learnable parts."""
+        for loss in self.losses.values():
+            assert isinstance(loss, Loss)
+            loss.prepare(student, teacher, elastic=elastic)
+
+    def forward(
+        self, student: Outputs, teacher: Outputs, labels: Tensor, progress: float = 0.0, rest: Rest | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The sum, and each term unweighted and detached.
+
+        While a staged loss uses itself alone, the others are left out; while it uses the task alone, it is; while it
+        prepares its parts, the student learns nothing.
+
+        Args:
+            student: the student's outputs.
+            teacher: the teacher's outputs.
+            labels: `[batch]`.
+            progress: the share of the training that is done; decides every staged loss's stage.
+            rest: the student's layers after a stage, for losses that look through them.
+        """
+        total, parts = torch.zeros((), device=student.logits.device), {}
+        for name, weight, value in self._terms(student, teacher, labels, progress, rest):
+            total = total + weight * value
+            parts[name] = value.detach()
+        return total, parts
+
+    def teach(
+        self,
+        name: str,
+        student: Outputs,
+        teacher: Outputs,
+        labels: Tensor,
+        progress: float,
+        *,
+        learner: nn.Module,
+        rest: Rest | None = None,
+    ) -> Iterator[tuple[str, Tensor]]:
+        """What a distiller yields for one student, first of all in a step.
+
+        The sum comes first. Losses that are `clipped` come after it, one by one: the gradient that such a loss gives a
+        parameter is scaled down to the norm of the sum's gradient there, where it is longer; where the sum has none,
+        as in the loss's own parts, it stays. Last the discriminators' own losses, on detached outputs.
+
+        Args:
+            name: of the sum, in logs.
+            student: the student's outputs, with their graph.
+            teacher: the teacher's outputs.
+            labels: `[batch]`.
+            progress: the share of the training that is done.
+            learner: the student's module.
+            rest: the student's layers after a stage, for losses that look through them.
+        """
+        terms = {n: weight * value for n, weight, value in self._terms(student, teacher, labels, progress, rest)}
+        clipped = [n for n, loss in self.losses.items() if isinstance(loss, Loss) and loss.clipped]
+        apart = {n: term for n, term in terms.items() if n in clipped}
+        if len(apart) == len(terms):
+            apart = {}  # nothing to clip by
+        held = [p for module in (learner, self) for p in module.parameters() if p.requires_grad]
+        # Taken before the sum is yielded: its backward pass frees the graph that they share.
+        found = {n: torch.autograd.grad(t, held, retain_graph=True, allow_unused=True) for n, t in apart.items()}
+        yield name, torch.stack([term for n, term in terms.items() if n not in apart]).sum()
+        for n, gradients in found.items():
+            # A value with a given gradient, for the loop's backward pass to add.
+            carrier = torch.zeros((), device=student.logits.device)
+            for parameter, gradient in zip(held, gradients, strict=True):
+                if gradient is not None:
+                    carrier = carrier + (parameter * _clipped(gradient, parameter.grad)).sum()
+            yield n, apart[n].detach() + (carrier - carrier.detach())
+        yield from self.adversaries(student.detach(), teacher, labels)
+
+    def _terms(
+        self, student: Outputs, teacher: Outputs, labels: Tensor, progress: float, rest: Rest | None
+    ) -> Iterator[tuple[str, float, Tensor]]:
+        """Name, weight and value of every term that takes part now."""
+        running = self.stages_at(progress)
+        alone = [name for name, stage in running.items() if stage.uses in ("loss", "preparation")]
+        for (name, loss), weight in zip(self.losses.items(), self.weights, strict=True):
+            assert isinstance(loss, Loss)
+            stage = running.get(name, JOINT)
+            loss.progress, loss.rest = progress, rest if stage.through else None
+            if (alone and name not in alone) or stage.uses == "task":
+                continue
+            if stage.uses == "preparation":
+                yield name, weight, loss.preparation(teacher)
+            elif stage.trains == "student":
+                yield name, weight, frozen(loss, student, teacher, labels)
+            else:
+                seen = student.detach() if stage.trains == "parts" else student
+                yield name, weight, loss(seen, teacher, labels)
+
+    def stages_at(self, progress: float) -> dict[str, Stage]:
+        """The stage every staged loss is in after this share of the training."""
+        found = {}
+        for name, loss in self.losses.items():
+            assert isinstance(loss, Loss)
+            stages = loss.stages()
+            if stages != (JOINT,):
+                found[name] = stages[-1]
+                passed = 0.0
+                for stage in stages:
+                    passed += stage.share
+                    if progress < passed - 1e-9:
+                        found[name] = stage
+                        break
+        return found
+
+    def restarts(self, total: int) -> frozenset[int]:
+        """The steps at which a new stage begins, and the optimiser's momentum with it."""
+        found = set()
+        for loss in self.losses.values():
+            assert isinstance(loss, Loss)
+            passed = 0.0
+            for stage in loss.stages()[:-1]:
+                passed += stage.share
+                found.add(round(passed * total))
+        return frozenset(found)
+
+    def adversaries(self, student: Outputs, teacher: Outputs, labels: Tensor) -> list[tuple[str, Tensor]]:
+        """What the discriminators of the losses minimise, by name."""
+        found = []
+        for name, loss in self.losses.items():
+            assert isinstance(loss, Loss)
+            value = loss.adversary(student, teacher, labels)
+            if value is not None:
+                found.append((f"{name}_discriminator", value))
+        return found
+
+
+def _clipped(gradient: Tensor, task: Tensor | None) -> Tensor:
+    """The gradient, no longer than the task's where there is one; a gradient of 0 stays 0."""
+    if task is None:
+        return gradient
+    own = safe_norm(gradient.flatten())
+    return gradient * (safe_norm(task.flatten()) / torch.where(own > 0, own, 1.0)).clamp_max(1)

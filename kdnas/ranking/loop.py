@@ -1,0 +1,145 @@
+"""One loop for every search: a searcher asks, a scorer scores, the ranking remembers."""
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import final
+
+from kdnas.architecture import Architecture
+from kdnas.costs.budget import Cost
+from kdnas.costs.count import cost
+from kdnas.ranking.early_stopping import Stopping
+from kdnas.runs.entry import Entry
+from kdnas.scorers.base import Evidence, Saved, Score, Scorer, score_all
+from kdnas.searchers.base import Searcher
+from kdnas.space import SearchSpace
+from kdnas.supernet import Supernet
+
+
+@final
+@dataclass(frozen=True)
+class Limits:
+    """When a search ends, whatever comes first.
+
+    Attributes:
+        evaluations: unique canonical architectures.
+        seconds: wall time, obeyed within one evaluation.
+    """
+
+    evaluations: int = 200
+    seconds: float = float("inf")
+
+
+class Uninformative(ValueError):
+    """The score does not tell candidates apart."""
+
+
+def search(
+    supernet: Supernet,
+    scorer: Scorer,
+    searcher: Searcher,
+    evidence: Evidence,
+    limits: Limits,
+    *,
+    known: dict[Architecture, Score] | None = None,
+    labels: tuple[str, str, int] = ("", "", 0),
+    saved: Saved | None = None,
+    stopping: Stopping | None = None,
+    first: Sequence[Architecture] = (),
+) -> Iterator[Entry | str]:
+    """Yields every newly scored architecture, and at last why the search stopped.
+
+    Args:
+        supernet: where the weights are.
+        scorer: higher is better.
+        searcher: who asks.
+        evidence: what students are judged on.
+        limits: when to end.
+        known: scores that need no computing again: an interrupted search's, replayed to the searcher.
+        labels: names of scorer and searcher and the search's number, for the ranking.
+        saved: counts layer evaluations.
+        stopping: who may end an evaluation early.
+        first: scored before the searcher is asked, which then begins with them.
+
+    Raises:
+        Uninformative: the first 20 candidates have fewer than 3 distinct scores.
+        ValueError: a score is not finite.
+    """
+    space, began = supernet.space, time.perf_counter()
+    scores: dict[Architecture, Entry] = {}
+    replayed = known or {}
+    chunk = 1
+    while True:
+        room = limits.evaluations - len(scores)
+        if room <= 0:
+            yield f"{limits.evaluations} unique architectures were evaluated"
+            return
+        if time.perf_counter() - began >= limits.seconds:
+            yield f"the time of {limits.seconds:g} s is over after {len(scores)} unique architectures"
+            return
+        begins = not scores and bool(first)
+        asked = [space.canonical(a) for a in (first[:room] if begins else searcher.ask(room))]
+        if not asked:
+            yield f"{searcher.stopped} after {len(scores)} unique architectures"
+            return
+        fresh = list(dict.fromkeys(a for a in asked if a not in scores))
+        place = 0
+        while place < len(fresh):
+            if place and time.perf_counter() - began >= limits.seconds:
+                yield f"the time of {limits.seconds:g} s is over after {len(scores)} unique architectures"
+                return
+            # Chunks grow with measured speed, so that the time limit is met within about a second.
+            some = fresh[place : place + (chunk if stopping is None else 1)]
+            place += len(some)
+            started = time.perf_counter()
+            new = [a for a in some if a not in replayed]
+            if stopping is None:
+                found = score_all(supernet, new, scorer, evidence, saved) if new else []
+            else:  # one by one, in order: what is stopped depends on what came before
+                for architecture in some:
+                    if architecture in replayed:
+                        stopping.replay(replayed[architecture])
+                found = [stopping.judge(scorer.rungs(supernet.extract(a), evidence)) for a in new]
+            values = dict(zip(new, found, strict=True))
+            for architecture, value in values.items():
+                if not math.isfinite(value.value):
+                    raise ValueError(
+                        f"the score {labels[0]} of {space.code(architecture)} is {value.value} and cannot be ranked. "
+                        "Use more search images or another scorer, or see that network with `kdnas why`."
+                    )
+            each = (time.perf_counter() - started) / max(1, len(new))
+            if new:
+                chunk = max(1, min(512, int(1.0 / max(each, 1e-4)))) if limits.seconds < float("inf") else 512
+            for architecture in some:
+                value = values.get(architecture) or replayed[architecture]
+                entry = entry_of(space, architecture, value, each if architecture in values else 0.0, labels)
+                scores[architecture] = entry
+                yield entry
+        if len(scores) >= 20 and len({e.score for e in list(scores.values())[:20]}) < 3:
+            raise Uninformative(
+                f"the score {labels[0]} has fewer than 3 distinct values among the first 20 candidates, so it "
+                f"cannot rank "
+                "them. Train the supernet longer, use more search images, or choose another scorer."
+            )
+        (searcher.begin if begins else searcher.tell)([scores[a] for a in asked])
+
+
+def entry_of(
+    space: SearchSpace, architecture: Architecture, score: Score, seconds: float, labels: tuple[str, str, int]
+) -> Entry:
+    """The ranking's entry of a score."""
+    blueprint = space.blueprint(architecture)
+    c: Cost = cost(blueprint)
+    return Entry(
+        architecture,
+        space.code(architecture),
+        score.value,
+        score.parts,
+        c.params,
+        c.macs,
+        sum(map(len, blueprint.stages)),
+        round(seconds, 6),
+        *labels,
+        share=score.share,
+    )

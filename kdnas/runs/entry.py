@@ -1,0 +1,49 @@
+"""One row of a ranking."""
+
+from dataclasses import dataclass, field
+from typing import Any, final
+
+from kdnas.architecture import Architecture
+
+RANDOM, CONTRAST = "random control", "contrast"
+"""An entry's `searcher` where it is a control's: random search, and the same search under another score."""
+
+
+@final
+@dataclass(frozen=True)
+class Entry:
+    """One scored architecture.
+
+    Attributes:
+        share: how much of the whole evaluation its score took; below 1 it was stopped early.
+        spent: of memory in bytes and latency in seconds, where the search bounds them.
+    """
+
+    architecture: Architecture
+    code: str
+    score: float
+    parts: dict[str, float]
+    params: int
+    macs: int
+    layers: int
+    seconds: float
+    scorer: str = ""
+    searcher: str = ""
+    search: int = 0
+    share: float = 1.0
+    spent: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def is_control(self) -> bool:
+        """Whether a control asked for it, not the search itself."""
+        return self.searcher in (RANDOM, CONTRAST)
+
+    def to_json(self) -> dict[str, Any]:
+        """One line of `ranking.jsonl`."""
+        return {**self.__dict__, "architecture": dict(self.architecture)}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> "Entry":
+        """The entry of a line of `ranking.jsonl`."""
+        held: dict[str, Any] = {**value, "architecture": Architecture(value["architecture"])}
+        return cls(**held)

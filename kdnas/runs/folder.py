@@ -1,0 +1,227 @@
+"""A run: a folder that any later command can open."""
+
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, final
+
+from kdnas.runs.entry import Entry
+from kdnas.runs.files import write_atomically, write_json
+
+MANIFEST, METRICS, RANKING, RESULTS = "run.json", "metrics.jsonl", "ranking.jsonl", "results.json"
+CHECKPOINT, TEACHER, STUDENTS, REPORT = "checkpoint.safetensors", "teacher", "students", "report.html"
+SNAPSHOTS, MEMBERS, WHY, LATENCIES = "teacher-snapshots", "teacher-members", "why.json", "latency.jsonl"
+
+
+@final
+class Run:
+    """A run folder: `run.json`, metrics, checkpoint, ranking, teacher, students, results, report.
+
+    Raises:
+        ValueError: the folder is missing, holds something else, or its manifest is damaged.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = Path(folder)
+        if not self.folder.is_dir():
+            raise ValueError(f"there is no run {folder}. Make one with `kdnas run` or `kdnas train`.")
+        try:
+            self.manifest: dict[str, Any] = json.loads(self.path(MANIFEST).read_text())
+            self.manifest["job"], self.manifest["phases"]
+        except FileNotFoundError:
+            raise ValueError(f"{folder} is no run: it has no {MANIFEST}.") from None
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{self.path(MANIFEST)} is damaged ({error!r}). Start again in another folder.") from error
+
+    @classmethod
+    def create(cls, folder: Path, job: Mapping[str, Any], seed: int) -> "Run":
+        """The run in this folder: a new one, or the one that the same job began there.
+
+        Raises:
+            ValueError: the folder holds something else, or a run with other settings; the first that differs is named.
+        """
+        folder = Path(folder)
+        if folder.is_file():
+            raise ValueError(f"{folder} is a file. Give --out a folder that is new, empty, or a run of the same job.")
+        if (folder / MANIFEST).exists():
+            run = cls(folder)
+            differs = _difference(run.manifest["job"], dict(job))
+            if differs is not None:
+                name, old, new = differs
+                raise ValueError(
+                    f"{folder} holds a run with another {name}: {_short(old)} there, {_short(new)} asked. Use another "
+                    "--out, or the settings it was begun with to resume it."
+                )
+            return run
+        # A kill before the first manifest leaves its draft; that is ours.
+        drafts = list(folder.glob(f".{MANIFEST}.*.draft")) if folder.is_dir() else []
+        foreign = [p.name for p in folder.iterdir() if p not in drafts] if folder.is_dir() else []
+        if foreign:
+            raise ValueError(
+                f"{folder} holds something else ({sorted(foreign)[0]}). Give --out a new or an empty folder."
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        for draft in drafts:
+            draft.unlink()
+        manifest = {
+            "kdnas": version("kdnas"),
+            "torch": version("torch"),
+            "python": platform.python_version(),
+            "commit": _commit(),
+            "seed": seed,
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "job": dict(job),
+            "phases": {},
+            "searches": [],
+        }
+        write_json(folder / MANIFEST, manifest)
+        return cls(folder)
+
+    def path(self, *names: str) -> Path:
+        """A path inside the run."""
+        return self.folder.joinpath(*names)
+
+    def save(self) -> None:
+        """Write the manifest."""
+        write_json(self.path(MANIFEST), self.manifest)
+
+    def phase(self, name: str) -> dict[str, Any] | None:
+        """What a finished phase recorded, or None."""
+        return self.manifest["phases"].get(name)
+
+    def finish(self, name: str, **record: Any) -> None:
+        """Record that a phase is done."""
+        self.manifest["phases"][name] = record
+        self.save()
+
+    def require(self, phase: str, command: str) -> dict[str, Any]:
+        """A finished phase's record.
+
+        Raises:
+            ValueError: it is not finished; the command that finishes it is named.
+        """
+        record = self.phase(phase)
+        if record is None:
+            raise ValueError(f"{self.folder} has no finished phase {phase!r} yet. Run: {command}")
+        return record
+
+    def metrics(self, phase: str, before: int | None = None) -> "Metrics":
+        """Where to write a phase's metrics; lines of this phase at or after step `before` are taken out first."""
+        kept = [m for m in self.lines(METRICS) if m["phase"] != phase or (before is not None and m["step"] < before)]
+        _write_lines(self.path(METRICS), kept)
+        return Metrics(self.path(METRICS), phase)
+
+    def lines(self, name: str) -> list[dict[str, Any]]:
+        """The objects of a JSON-lines file; a last line cut short by a kill is left out.
+
+        Raises:
+            ValueError: an earlier line is damaged.
+        """
+        path = self.path(name)
+        if not path.exists():
+            return []
+        found, texts = [], path.read_text().splitlines()
+        for number, text in enumerate(texts, 1):
+            try:
+                found.append(json.loads(text))
+            except json.JSONDecodeError as error:
+                if number == len(texts):
+                    break
+                raise ValueError(f"{path}, line {number}, is damaged: {error}. Remove that line.") from error
+        return found
+
+    def ranking(self, search: int | None = None) -> list[Entry]:
+        """The scored architectures, of one search or of all."""
+        entries = [Entry.from_json(line) for line in self.lines(RANKING)]
+        return [e for e in entries if search is None or e.search == search]
+
+    def append(self, entries: Sequence[Entry]) -> None:
+        """Add to the ranking."""
+        self.add(RANKING, [e.to_json() for e in entries])
+
+    def add(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Add objects to a JSON-lines file, on disk when this returns."""
+        path = self.path(name)
+        if path.exists() and not path.read_bytes().endswith(b"\n"):
+            _write_lines(path, self.lines(name))  # a kill cut the last line short
+        with path.open("a") as handle:
+            handle.writelines(json.dumps(row) + "\n" for row in rows)
+            handle.flush()
+            os.fsync(handle.fileno())
+
+    def results(self) -> dict[str, Any]:
+        """The closing table and the controls so far."""
+        path = self.path(RESULTS)
+        if not path.exists():
+            return {"rows": [], "controls": {}}
+        try:
+            held = json.loads(path.read_text())
+            return {"rows": list(held["rows"]), "controls": dict(held["controls"])}
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} is damaged ({error!r}). Remove it; the next phase writes it anew.") from error
+
+    def record_result(self, row: Mapping[str, Any]) -> None:
+        """Add a row of the closing table, or replace the one of that name."""
+        results = self.results()
+        results["rows"] = [r for r in results["rows"] if r["name"] != row["name"]] + [dict(row)]
+        write_json(self.path(RESULTS), results)
+
+    def forget_controls(self, which: Callable[[str], bool]) -> None:
+        """Take out the controls whose names `which` accepts: those of an earlier search."""
+        results = self.results()
+        results["controls"] = {name: c for name, c in results["controls"].items() if not which(name)}
+        write_json(self.path(RESULTS), results)
+
+    def record_controls(self, controls: Mapping[str, Mapping[str, Any]]) -> None:
+        """Add controls, by name: value, interval, sentence."""
+        results = self.results()
+        results["controls"] |= {name: dict(control) for name, control in controls.items()}
+        write_json(self.path(RESULTS), results)
+
+
+@final
+class Metrics:
+    """Appends one phase's lines to `metrics.jsonl`."""
+
+    def __init__(self, path: Path, phase: str) -> None:
+        self._path, self._phase = path, phase
+
+    def write(self, **record: Any) -> None:
+        """One line."""
+        with self._path.open("a") as handle:
+            handle.write(json.dumps({"phase": self._phase, **record}) + "\n")
+
+
+def _write_lines(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    write_atomically(path, lambda draft: draft.write_text(text))
+
+
+def _difference(old: Any, new: Any, name: str = "") -> tuple[str, Any, Any] | None:
+    """The first place where two jobs differ, as deep as both are objects, and what is there; None where nowhere."""
+    if not (isinstance(old, Mapping) and isinstance(new, Mapping)):
+        return None if old == new else (name or "job", old, new)
+    for key in {**old, **new}:
+        found = _difference(old.get(key), new.get(key), f"{name}.{key}" if name else str(key))
+        if found is not None:
+            return found
+    return None
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) < 80 else text[:77] + "..."
+
+
+def _commit() -> str | None:
+    """The commit of the checkout kdnas runs from, or None for an installed package."""
+    asked = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(asked, capture_output=True, text=True, timeout=5, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -1,0 +1,131 @@
+"""Several scores as one: an ensemble of rankings, and a fitted predictor of accuracy."""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, final
+
+import numpy as np
+import scipy.stats
+from numpy.typing import ArrayLike
+from sklearn.base import clone
+from sklearn.compose import TransformedTargetRegressor
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.gaussian_process import GaussianProcessRegressor
+from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
+from sklearn.linear_model import LinearRegression
+from sklearn.model_selection import LeaveOneOut, cross_val_predict
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from kdnas.statistics import kendall
+
+Kind = Literal["linear", "gaussian_process"]
+
+
+def rank_ensemble(scores: Sequence[ArrayLike], weights: Sequence[float] | None = None) -> np.ndarray:
+    """The weighted mean of a network's ranks under several scorers: `[scorers, networks]` to `[networks]` in [0, 1].
+
+    A rank is the share of the other networks that score lower, ties counting half; a scorer that finds all equal gives
+    every network 1/2. Monotone: raising a network's score under any scorer never lowers it here, and a network that
+    all scorers place above another stays above it. Only order counts, so scores of any units mix.
+
+    Args:
+        scores: one row per scorer over the same networks, higher is better.
+        weights: one per scorer, not negative; equal by default.
+
+    Raises:
+        ValueError: no scorers, rows of unequal length, NaN, or wrong weights.
+
+    Reference: de Borda, Mémoire sur les élections au scrutin, 1781: positional voting.
+    """
+    lengths = {np.size(row) for row in scores}
+    if len(lengths) != 1:
+        raise ValueError(f"scores needs rows of one length, one per scorer, got lengths {sorted(lengths)}.")
+    table = _finite(np.asarray(scores, float), "scores")
+    share = np.ones(len(table)) if weights is None else np.asarray(weights, float)
+    if share.shape != (len(table),) or not (share >= 0).all() or share.sum() == 0:
+        raise ValueError(f"weights needs {len(table)} numbers that are not negative and not all zero, got {weights}.")
+    count = table.shape[1]
+    ranks = (scipy.stats.rankdata(table, axis=1) - 1) / max(1, count - 1)
+    return share @ ranks / share.sum()
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Predictor:
+    """A fitted predictor and what it is worth.
+
+    Attributes:
+        model: the scikit-learn regressor, fitted to all rows.
+        left_out: what is predicted for each row by a fit to the others, `[networks]`.
+        error: root mean square of `left_out` minus the targets, in the targets' unit.
+        tau: Kendall's tau-b between `left_out` and the targets.
+    """
+
+    model: Any
+    left_out: np.ndarray
+    error: float
+    tau: float
+
+    def predict(self, features: ArrayLike) -> np.ndarray:
+        """Predicted targets of networks, `[networks, features]` to `[networks]`."""
+        return np.asarray(self.model.predict(_finite(np.asarray(features, float), "features")))
+
+
+def fit(features: ArrayLike, targets: ArrayLike, kind: Kind = "linear") -> Predictor:
+    """Predicts a target such as accuracy from block scores and costs, with its leave-one-out error.
+
+    `linear` is ordinary least squares (of least norm where features repeat each other). `gaussian_process` has a
+    squared-exponential kernel with one length per feature and noise; its kernel is fitted to all rows once and held in
+    the leave-one-out fits. Features and targets are standardised inside every fit.
+
+    Args:
+        features: `[networks, features]`.
+        targets: `[networks]`.
+        kind: `linear` or `gaussian_process`.
+
+    Raises:
+        ValueError: fewer than 3 networks, unequal counts, NaN, or another kind.
+
+    Reference: Moons et al., Distilling Optimal Neural Networks: Rapid Search in Diverse Spaces, ICCV 2021, section 3.3
+        (a linear predictor over block qualities); Trofimov et al., Multi-fidelity NAS with Knowledge Distillation,
+        2020 (a Gaussian process). Leave-one-out with the kernel held: Rasmussen and Williams, Gaussian Processes for
+        Machine Learning, 2006, section 5.4.2.
+    """
+    x, y = _finite(np.asarray(features, float), "features"), _finite(np.asarray(targets, float), "targets")
+    if x.ndim != 2 or y.shape != x.shape[:1]:
+        raise ValueError(f"features are [networks, features] and targets [networks], got {x.shape} and {y.shape}.")
+    if len(y) < 3:
+        raise ValueError(f"leave-one-out needs at least 3 networks, got {len(y)}.")
+    model = _model(kind, x.shape[1])
+    with warnings.catch_warnings():
+        # A length at the edge of its range is an answer: that feature does not matter, or all of it is noise.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        model.fit(x, y)
+        alone = clone(model)
+        if kind == "gaussian_process":
+            fitted = model.regressor_[-1].kernel_
+            alone.set_params(
+                regressor__gaussianprocessregressor__kernel=fitted, regressor__gaussianprocessregressor__optimizer=None
+            )
+        left_out = np.asarray(cross_val_predict(alone, x, y, cv=LeaveOneOut()))  # type: ignore[arg-type]
+    error = float(np.sqrt(np.mean((left_out - y) ** 2)))
+    return Predictor(model, left_out, error, kendall(left_out, y))
+
+
+def _model(kind: Kind, num_features: int) -> Any:
+    if kind == "linear":
+        regressor: Any = LinearRegression()
+    elif kind == "gaussian_process":
+        kernel = ConstantKernel() * RBF([1.0] * num_features, (1e-2, 1e3)) + WhiteKernel(0.1, (1e-6, 10.0))
+        regressor = GaussianProcessRegressor(kernel, n_restarts_optimizer=1, random_state=0)
+    else:
+        raise ValueError(f"kind must be linear or gaussian_process, got {kind!r}.")
+    return TransformedTargetRegressor(make_pipeline(StandardScaler(), regressor), transformer=StandardScaler())
+
+
+def _finite(values: np.ndarray, name: str) -> np.ndarray:
+    if not np.isfinite(values).all():
+        raise ValueError(f"{name} must be finite, {int((~np.isfinite(values)).sum())} are not. Leave those out.")
+    return values

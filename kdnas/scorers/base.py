@@ -1,0 +1,328 @@
+"""What a student is judged on, who judges it, and the walk that shares work between candidates."""
+
+import abc
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, final
+
+import torch
+from torch import Tensor, nn
+
+from kdnas.architecture import Architecture
+from kdnas.blocks.basic import resize
+from kdnas.network import batch_statistics
+from kdnas.outputs import Outputs
+from kdnas.randomness import python_rng
+from kdnas.space import Blueprint
+from kdnas.specs import Spec, named
+from kdnas.supernet import Supernet
+from kdnas.teachers.base import Teacher, find_stages, recorded
+
+
+@final
+@dataclass(frozen=True)
+class Evidence:
+    """What a student is judged on: the same fixed images for every candidate.
+
+    Attributes:
+        pixels: `[batch, channels, height, width]` in [0, 1], from the search part.
+        images: the same, normalised for students.
+        labels: `[batch]`.
+        teacher: the teacher's outputs on these pixels, computed once.
+        teacher_module: the teacher, for scorers that train.
+        data: the data set, for scorers that train.
+        seed: for scorers that draw.
+        distiller: gives the distiller that trained the supernet, with its learnable parts; made when first asked for.
+        supernet: gives the supernet, for scorers that compare a student with other subnets.
+    """
+
+    pixels: Tensor
+    images: Tensor
+    labels: Tensor
+    teacher: Outputs
+    teacher_module: Teacher | None = None
+    data: Any = None
+    seed: int = 0
+    distiller: Callable[[], nn.Module] | None = None
+    supernet: Callable[[], Supernet] | None = None
+    memory: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    def once(self, key: Any, make: Callable[[], Any]) -> Any:
+        """What `make()` returns, computed once per evidence: the teacher's side of a comparison."""
+        if key not in self.memory:
+            self.memory[key] = make()
+        return self.memory[key]
+
+
+@final
+class Score(NamedTuple):
+    """A score, higher is better, and the numbers it is made of.
+
+    Attributes:
+        value: the score.
+        parts: the numbers.
+        share: how much of the whole evaluation it took; below 1 where a search stopped it early.
+    """
+
+    value: float
+    parts: dict[str, float]
+    share: float = 1.0
+
+
+class Scorer(abc.ABC):
+    """Maps a student to a number, higher is better.
+
+    Subclasses are `@final` and take plain keyword arguments. A scorer sees an ordinary network: a subnet taken out
+    of a supernet, a fresh one, or any module that gives Outputs or logits.
+
+    Attributes:
+        reads_weights: whether the student's weights matter; not for a scorer that counts, or draws or trains its own.
+            A search with such a scorer needs no supernet.
+        resources: what has been spent at each score on the way to the whole evaluation, ascending, such as steps of
+            training; the last is the whole. A search may stop a scorer that has more than one.
+    """
+
+    reads_weights: bool = True
+    resources: tuple[int, ...] = (1,)
+
+    @abc.abstractmethod
+    def score(self, student: nn.Module, evidence: Evidence) -> Score:
+        """The student's score. It neither changes the student nor depends on what was scored before."""
+
+    def rungs(self, student: nn.Module, evidence: Evidence) -> Iterator[Score]:
+        """The score at each of the `resources`, each computed when it is asked for; the last equals `score`."""
+        yield self.score(student, evidence)
+
+
+class OutputScorer(Scorer):
+    """A scorer that needs no more than a student's outputs on the evidence.
+
+    Batch norm uses the statistics of the evidence itself, re-estimated at every call, so that a layer's output depends
+    on the layers before it alone; the search loop then computes every shared prefix once.
+    """
+
+    def digest(self, stage: int, feature: Tensor, evidence: Evidence) -> Any:
+        """What to remember of a stage's map, computed once per prefix; the map itself unless overridden."""
+        del stage, evidence
+        return feature
+
+    @abc.abstractmethod
+    def judge(self, logits: Tensor, digests: Sequence[Any], evidence: Evidence) -> Score:
+        """The score from the logits and every stage's digest."""
+
+    @final
+    def score(self, student: nn.Module, evidence: Evidence) -> Score:
+        """Runs the student on the evidence, without a graph."""
+        with torch.no_grad(), batch_statistics(student):
+            outputs = outputs_of(student, evidence.images)
+            digests = [self.digest(i, f, evidence) for i, f in enumerate(outputs.features)]
+            return self.judge(outputs.logits, digests, evidence)
+
+
+class CombinedScorer(Scorer):
+    """A scorer made of others' scores. Each member runs in its own fastest way, prefixes shared where it can.
+
+    Args:
+        members: specs, or names as `kdnas list scorers` prints them; one text may join names by `+`.
+
+    Raises:
+        ValueError: no members, an unknown name, or several that show scores on the way.
+    """
+
+    def __init__(self, members: Sequence[Spec | str] | str) -> None:
+        listed = members.split("+") if isinstance(members, str) else members
+        specs = [named("kdnas.scorers", m) if isinstance(m, str) else m for m in listed]
+        if not specs:
+            raise ValueError("a combined scorer needs at least one member, got none.")
+        self.members: list[Scorer] = [m.build(Scorer) for m in specs]
+        self.reads_weights = any(m.reads_weights for m in self.members)
+        staged = [m for m in self.members if len(m.resources) > 1]
+        if len(staged) > 1:
+            raise ValueError(
+                f"one member at most shows scores on its way, got {len(staged)}. Give the others one rung."
+            )
+        self.resources = staged[0].resources if staged else (1,)
+
+    @abc.abstractmethod
+    def combine(self, scores: Sequence[Score], evidence: Evidence) -> Score:
+        """One student's score from its members' scores."""
+
+    @final
+    def score(self, student: nn.Module, evidence: Evidence) -> Score:
+        """Combines the members' scores of one student."""
+        return self.combine([member.score(student, evidence) for member in self.members], evidence)
+
+    @final
+    def rungs(self, student: nn.Module, evidence: Evidence) -> Iterator[Score]:
+        """Combines each score that a member shows on its way with the others' scores."""
+        shown = [m.rungs(student, evidence) if len(m.resources) > 1 else None for m in self.members]
+        fixed = [None if s else m.score(student, evidence) for m, s in zip(self.members, shown, strict=True)]
+        for _ in self.resources:
+            scores = [next(s) if s else f for s, f in zip(shown, fixed, strict=True)]
+            yield self.combine([score for score in scores if score is not None], evidence)
+
+    @final
+    def reference(self, evidence: Evidence, count: int) -> tuple[list[Architecture], list[list[Score]]]:
+        """Distinct networks drawn from the space by the evidence's seed, and each member's scores of them.
+
+        Raises:
+            ValueError: the evidence has no supernet to draw from.
+        """
+        if evidence.supernet is None:
+            raise ValueError(f"{type(self).__name__} compares with other subnets, and the evidence holds no supernet.")
+        supernet = evidence.supernet()
+        rng = python_rng(evidence.seed, "reference")
+        drawn = list(dict.fromkeys(supernet.space.sample(rng) for _ in range(count)))
+        return drawn, [score_all(supernet, drawn, member, evidence) for member in self.members]
+
+
+def outputs_of(student: nn.Module, images: Tensor) -> Outputs:
+    """What a student shows: its own Outputs, or its logits and the stages found in it.
+
+    The stages of a module that returns logits only are the last map at each resolution, or four transformer blocks
+    (`kdnas.teachers.base.find_stages`); none where nothing in it gives maps or tokens.
+    """
+    found = student(images)
+    if isinstance(found, Outputs):
+        return found
+    try:
+        names = find_stages(student, images)
+    except ValueError:
+        return Outputs(found, images=images)
+    with recorded(student, names) as seen:
+        logits = student(images)
+    return Outputs(logits, tuple(seen[name] for name in names), images=images)
+
+
+@final
+@dataclass
+class Saved:
+    """How many layers were evaluated, and how many one-by-one evaluation would have."""
+
+    evaluated: int = 0
+    one_by_one: int = 0
+
+    def __str__(self) -> str:
+        share = self.one_by_one / max(1, self.evaluated)
+        return f"{self.evaluated:,} layer evaluations instead of {self.one_by_one:,} ({share:.1f} times fewer)"
+
+
+def score_all(
+    supernet: Supernet,
+    architectures: Sequence[Architecture],
+    scorer: Scorer,
+    evidence: Evidence,
+    saved: Saved | None = None,
+) -> list[Score]:
+    """The scores of subnets under one scorer, in the order given; see `score_by_all`."""
+    return score_by_all(supernet, architectures, [scorer], evidence, saved)[0]
+
+
+def score_by_all(
+    supernet: Supernet,
+    architectures: Sequence[Architecture],
+    scorers: Sequence[Scorer],
+    evidence: Evidence,
+    saved: Saved | None = None,
+) -> list[list[Score]]:
+    """The scores of subnets under several scorers, a list per scorer in the order of the architectures.
+
+    For those that are `OutputScorer`s, members of combined scorers among them, subnets are visited depth first over
+    their common prefixes and each prefix is run once for all of them; memory is one path of activations, the deepest
+    network's, and of their digests. The numbers are those of one-by-one evaluation.
+
+    Args:
+        supernet: where the weights are.
+        architectures: whom to score.
+        scorers: how.
+        evidence: on what.
+        saved: counts layer evaluations, when given.
+    """
+    saved = saved if saved is not None else Saved()
+    flat = [member for scorer in scorers for member in _members(scorer)]
+    looking = [scorer for scorer in flat if isinstance(scorer, OutputScorer)]
+    walked = iter(_walked(supernet, architectures, looking, evidence, saved)) if looking else iter(())
+    rest = [scorer for scorer in flat if not isinstance(scorer, OutputScorer)]
+    alone: list[list[Score]] = [[] for _ in rest]
+    for architecture in architectures if rest else ():
+        student = supernet.extract(architecture)
+        for scorer, found in zip(rest, alone, strict=True):
+            found.append(scorer.score(student, evidence))
+            layers = len(list(supernet.space.blueprint(architecture).named()))
+            saved.evaluated += layers
+            saved.one_by_one += layers
+    other = iter(alone)
+    columns = iter([next(walked if isinstance(scorer, OutputScorer) else other) for scorer in flat])
+    return [_joined(scorer, columns, evidence) for scorer in scorers]
+
+
+def _members(scorer: Scorer) -> list[Scorer]:
+    """The scorers that look at students: a combined one's members, else itself."""
+    return (
+        [m for member in scorer.members for m in _members(member)] if isinstance(scorer, CombinedScorer) else [scorer]
+    )
+
+
+def _joined(scorer: Scorer, columns: Iterator[list[Score]], evidence: Evidence) -> list[Score]:
+    """A scorer's column, combined from its members' where it has some; takes as many columns as `_members` gave."""
+    if not isinstance(scorer, CombinedScorer):
+        return next(columns)
+    held = [_joined(member, columns, evidence) for member in scorer.members]
+    return [scorer.combine(scores, evidence) for scores in zip(*held, strict=True)]
+
+
+def _walked(
+    supernet: Supernet,
+    architectures: Sequence[Architecture],
+    scorers: Sequence[OutputScorer],
+    evidence: Evidence,
+    saved: Saved,
+) -> list[list[Score]]:
+    blueprints = [supernet.space.blueprint(a) for a in architectures]
+    paths = [_path(b) for b in blueprints]
+    order = sorted(range(len(paths)), key=lambda i: [str(step) for step in paths[i]])
+    scores: list[list[Score | None]] = [[None] * len(paths) for _ in scorers]
+    walk: list[tuple[Any, Tensor, list[Any]]] = []  # one path: step, activation, digests of the stage it closes
+    latest: list[Score] = []
+    was_training = supernet.training
+    supernet.eval()
+    try:
+        with torch.no_grad():
+            for index in order:
+                path, blueprint = paths[index], blueprints[index]
+                shared = 0
+                while shared < min(len(walk), len(path)) and walk[shared][0] == path[shared]:
+                    shared += 1
+                del walk[shared:]
+                for step in path[shared:]:
+                    name, layer, closes = step
+                    if layer is None:
+                        x = resize(evidence.images, *blueprint.image[1:])
+                    else:
+                        x = supernet.run(name, layer, walk[-1][1], batch_statistics=True)
+                        saved.evaluated += 1
+                    digests = [] if closes is None else [s.digest(closes, x, evidence) for s in scorers]
+                    walk.append((step, x, digests))
+                saved.one_by_one += len(path) - 1
+                if shared != len(path) or not latest:  # else another spelling of the network just scored
+                    stages = [digests for step, _, digests in walk if step[2] is not None]
+                    latest = [
+                        scorer.judge(walk[-1][1], [digests[i] for digests in stages], evidence)
+                        for i, scorer in enumerate(scorers)
+                    ]
+                for column, score in zip(scores, latest, strict=True):
+                    column[index] = score
+    finally:
+        supernet.train(was_training)
+    return [[score for score in column if score is not None] for column in scores]
+
+
+def _path(blueprint: Blueprint) -> list[tuple[str, Any, int | None]]:
+    """Position, layer, and the stage that the layer closes; first of all the input size."""
+    steps: list[tuple[str, Any, int | None]] = [
+        (f"image {blueprint.image}", None, None),
+        ("stem", blueprint.stem, None),
+    ]
+    for i, stage in enumerate(blueprint.stages):
+        steps += [(f"stages.{i}.{j}", layer, i if j == len(stage) - 1 else None) for j, layer in enumerate(stage)]
+    return [*steps, ("head", blueprint.head, None)]

@@ -1,0 +1,283 @@
+"""How to make something, as a value: which callable, with which arguments."""
+
+import difflib
+import importlib
+import inspect
+import pkgutil
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, final, get_args
+
+
+@final
+@dataclass(frozen=True)
+class Spec:
+    """A callable's import path and its keyword arguments. Immutable, equal by content, JSON.
+
+    A job holds specs where it would otherwise hold modules: a run builds each as often as it
+    needs to, `run.json` shows it, and any later command can build it again.
+
+    Attributes:
+        make: `package.module:name`.
+        arguments: sorted pairs of name and value; a value is a plain value, a tuple or a Spec.
+    """
+
+    make: str
+    arguments: tuple[tuple[str, Any], ...] = ()
+
+    def build(self, expect: type | None = None, **more: Any) -> Any:
+        """Import the callable and call it; nested specs are handed on for the callee to build.
+
+        Args:
+            expect: a class the callable must be, or derive from, or (for a function) return.
+            **more: arguments only known at run time.
+
+        Raises:
+            ValueError: the path cannot be imported, an argument is unknown, or `expect` is missed.
+        """
+        target = resolve(self.make)
+        if expect is not None and isinstance(target, type) and not issubclass(target, expect):
+            raise ValueError(f"{self.make} must be a {expect.__name__}, but it derives from none.")
+        arguments = dict(self.arguments) | more
+        _check_names(self.make, target, arguments)
+        made = target(**arguments)
+        if expect is not None and not isinstance(made, expect):
+            raise ValueError(f"{self.make} must return a {expect.__name__}, it returned {type(made).__name__}.")
+        return made
+
+    def replace(self, **arguments: Any) -> "Spec":
+        """The same callable with some arguments changed or added."""
+        return spec(self.make, **(dict(self.arguments) | arguments))
+
+    def __getitem__(self, name: str) -> Any:
+        return dict(self.arguments)[name]
+
+    @property
+    def name(self) -> str:
+        """The name of the file that holds the callable, by which `named` finds an algorithm."""
+        return self.make.partition(":")[0].rpartition(".")[2]
+
+    def __str__(self) -> str:
+        inner = ", ".join(f"{name}={value}" for name, value in self.arguments)
+        return f"{self.make.rpartition(':')[2]}({inner})"
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object that `Spec.from_json` turns back into an equal Spec."""
+        return {"make": self.make, "arguments": {name: _plain(value) for name, value in self.arguments}}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "Spec":
+        """The Spec that `to_json` wrote."""
+        if set(value) != {"make", "arguments"}:
+            raise ValueError(f"a spec has the keys make and arguments, got {sorted(value)}.")
+        return spec(value["make"], **{n: _revive(v) for n, v in value["arguments"].items()})
+
+
+def spec(make: Callable[..., Any] | str, **arguments: Any) -> Spec:
+    """A Spec from a class, a function or its import path.
+
+    Raises:
+        ValueError: for a callable that cannot be found again by its name, such as a lambda.
+    """
+    if not isinstance(make, str):
+        path = f"{make.__module__}:{make.__qualname__}"
+        if "<" in path:
+            raise ValueError(f"{path} has no importable name. Move it to the top of a module and pass it again.")
+        make = path
+    return Spec(make, tuple(sorted((name, _frozen(value)) for name, value in arguments.items())))
+
+
+def resolve(path: str) -> Callable[..., Any]:
+    """Import `package.module:name`.
+
+    Raises:
+        ValueError: the path has another form, or it cannot be imported.
+    """
+    module, _, name = path.partition(":")
+    if not name:
+        raise ValueError(f"an import path is package.module:name, got {path!r}.")
+    try:
+        found: Any = importlib.import_module(module)
+    except ImportError as error:
+        raise ValueError(f"cannot import {module!r} ({error}). Install it, or run from the folder it is in.") from error
+    for part in name.split("."):
+        if not hasattr(found, part):
+            raise ValueError(f"{module} has no {name!r}.{nearest(part, dir(found))}")
+        found = getattr(found, part)
+    if not (inspect.isclass(found) or inspect.isfunction(found)):
+        raise ValueError(f"{path} must be a class or a function, it is a {type(found).__name__}.")
+    return found
+
+
+def nearest(name: str, known: Iterator[str] | list[str] | tuple[str, ...] | Mapping[str, Any]) -> str:
+    """A sentence that offers the nearest known name, or lists them all when none is near."""
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=1)
+    if close:
+        return f" Did you mean {close[0]!r}?"
+    return f" Known: {', '.join(n for n in names if not n.startswith('_'))}."
+
+
+def algorithms(package: str) -> dict[str, str]:
+    """The algorithms in a folder, by walking it: file name to import path `module:Class`.
+
+    Each file defines one public class, named after the file; nothing but packages is imported here.
+    Where a folder has sub-folders, those hold the algorithms, and its own files are what they share.
+    """
+    found: dict[str, str] = {}
+    root = importlib.import_module(package)
+    has_folders = any(module.ispkg for module in pkgutil.iter_modules(root.__path__))
+    for module in pkgutil.walk_packages(root.__path__, package + "."):
+        folder, _, name = module.name.rpartition(".")
+        shared = (has_folders and folder == package) or name == "base" or name.startswith("_")
+        if not module.ispkg and not shared:
+            found[name] = f"{module.name}:{_class_name(name)}"
+    return found
+
+
+def named(package: str, name: str, **arguments: Any) -> Spec:
+    """The Spec of an algorithm by its file's name, or by `package.module:Class`.
+
+    Raises:
+        ValueError: no such file; the nearest name is offered.
+    """
+    if ":" in name:
+        return spec(name, **arguments)
+    known = algorithms(package)
+    if name not in known:
+        raise ValueError(f"{name!r} is not in {package}.{nearest(name, known)}")
+    return spec(known[name], **arguments)
+
+
+def named_with(package: str, text: str) -> Spec:
+    """The Spec of `NAME` or `NAME,key=value,key=value`, as a person types it; the name as in `named`.
+
+    A value is a number, `true` or `false`, or else text.
+
+    Raises:
+        ValueError: an unknown name or key (the nearest is offered), or a part without `=`.
+    """
+    name, *parts = text.split(",")
+    arguments: dict[str, Any] = {}
+    for part in parts:
+        key, equals, value = part.partition("=")
+        if not (equals and key and value):
+            raise ValueError(f"options follow a name as NAME,key=value,key=value, got {part!r} in {text!r}.")
+        arguments[key] = _read(value)
+    made = named(package, name, **arguments)
+    target = resolve(made.make)
+    _check_known(made.make, target, arguments)
+    for key, parameter in inspect.signature(target).parameters.items():
+        if key in arguments and not _fits(
+            arguments[key], kinds := get_args(parameter.annotation) or (parameter.annotation,)
+        ):
+            wanted = " or ".join(
+                _TYPED.get(kind, "made in an experiment file") for kind in kinds if kind is not type(None)
+            )
+            raise ValueError(f"{key} of {name} must be {wanted}, got {arguments[key]!r}.")
+    return made
+
+
+_TYPED = {bool: "true or false", int: "a whole number", float: "a number"}
+
+
+def _fits(value: Any, kinds: Sequence[Any]) -> bool:
+    """Whether a typed value may be one of these; kinds other than plain numbers and specs look for themselves."""
+    for kind in kinds:
+        if kind is float:
+            fits = isinstance(value, int | float) and not isinstance(value, bool) and value == value
+        elif kind in (int, bool):
+            fits = type(value) is kind
+        else:
+            fits = kind not in (Spec, type(None))
+        if fits:
+            return True
+    return False
+
+
+def _read(text: str) -> bool | int | float | str:
+    if text in ("true", "false"):
+        return text == "true"
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def _class_name(file_name: str) -> str:
+    return "".join(part.capitalize() for part in file_name.split("_"))
+
+
+def _check_names(path: str, target: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
+    _check_known(path, target, arguments)
+    parameters = inspect.signature(target).parameters
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return
+    for name, parameter in parameters.items():
+        if (
+            parameter.default is parameter.empty
+            and name not in arguments
+            and parameter.kind not in (parameter.VAR_POSITIONAL,)
+        ):
+            raise ValueError(f"{path} needs {name!r}, and it was not given.")
+
+
+def _check_known(path: str, target: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
+    parameters = inspect.signature(target).parameters
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return
+    for name in arguments:
+        if name not in parameters:
+            raise ValueError(f"{path} takes no {name!r}.{nearest(name, list(parameters))}")
+
+
+def _frozen(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return tuple(_frozen(v) for v in value)
+    if value is None or isinstance(value, Spec | bool | int | float | str):
+        return value
+    raise ValueError(
+        f"a spec holds numbers, strings, tuples and specs, got {type(value).__name__} {value!r}. "
+        "Pass what makes it, spec(Class, ...), instead of the object."
+    )
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Spec):
+        return value.to_json()
+    return [_plain(v) for v in value] if isinstance(value, tuple) else value
+
+
+def _revive(value: Any) -> Any:
+    if isinstance(value, dict):
+        return Spec.from_json(value)
+    return tuple(_revive(v) for v in value) if isinstance(value, list) else value
+
+
+def face(
+    package: str, modules: Mapping[str, str] | None = None
+) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """`__getattr__` and `__dir__` of a package that offers names without importing their modules.
+
+    Args:
+        package: its name.
+        modules: name to the module that defines it. Without them, and beside them, the package offers its algorithms
+            by class name.
+    """
+
+    def known() -> dict[str, str]:
+        classes = {path.partition(":")[2]: path.partition(":")[0] for path in algorithms(package).values()}
+        return classes | dict(modules or {})
+
+    def getattr_(name: str) -> Any:
+        module = (modules or {}).get(name)
+        if module is None and not name.startswith("_"):
+            module = known().get(name)
+        if module is None:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        return getattr(importlib.import_module(module), name)
+
+    return getattr_, lambda: sorted({*vars(sys.modules[package]), *known()})

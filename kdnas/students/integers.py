@@ -1,0 +1,210 @@
+"""An exported student in 8-bit integers, for ONNX Runtime, compared with the float one before it is written."""
+
+import contextlib
+import io
+import logging
+import tempfile
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kdnas.data.base import Data, Images, normalise
+from kdnas.network import Network
+from kdnas.preprocessing import Preprocessing
+from kdnas.runs.files import present, write_atomically
+from kdnas.students.folder import GRAPH, INTEGERS, graph_of
+
+_BATCH = 64
+MOST_LOST = 0.02
+# Sums are rounded in another order, which moves a few activations to the next integer.
+MOST_APART = 0.1
+
+
+def quantize(student: Path, out: Path, calibration: Images, test: Images, most: float = MOST_LOST) -> dict[str, float]:
+    """Write an int8 graph of a student folder's `student.onnx`: static post-training quantisation.
+
+    Weights are symmetric per output channel, activations asymmetric per tensor, their ranges those that the calibration
+    images reach; the graph holds quantise and dequantise nodes, which ONNX Runtime fuses into integer kernels.
+
+    Args:
+        student: a student folder with a graph.
+        out: the file to write.
+        calibration: training images.
+        test: what both graphs are compared on.
+        most: largest loss of accuracy that is accepted, a share of the test images.
+
+    Returns:
+        `error` (Euclidean norm of the difference of all logits over that of the float ones), `agreement` (share of
+        images with one prediction), `accuracy` of the int8 graph and `float accuracy`, `bytes` and `float bytes`.
+
+    Raises:
+        ValueError: no graph there, the student cannot be quantised, or the accuracy falls by more than `most`.
+            Then nothing is written.
+
+    Reference: Jacob et al., Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only
+        Inference, CVPR 2018, section 3; the passes are ONNX Runtime's.
+    """
+    graph = present(student) / GRAPH
+    if not graph.is_file():
+        raise ValueError(f"{student} has no {GRAPH}. Export it, or retrain it, with every form.")
+    if out.suffix != ".onnx":
+        raise ValueError(f"the int8 graph is an .onnx file, got {out.name}.")
+    with tempfile.TemporaryDirectory() as folder:
+        draft = Path(folder) / "int8.onnx"
+        try:
+            with _quietly():
+                _quantized(graph, draft, calibration)
+            ours, theirs = (_logits(path, test) for path in (draft, graph))
+        except Exception as error:  # the library raises whatever an operator it does not know makes it raise
+            raise ValueError(f"{graph} cannot be quantised by ONNX Runtime: {error}") from error
+        found = _compared(ours, theirs, test.labels.numpy())
+        found |= {"bytes": float(draft.stat().st_size), "float bytes": float(graph.stat().st_size)}
+        lost = found["float accuracy"] - found["accuracy"]
+        if lost > most:
+            raise ValueError(
+                f"in int8 the student loses {lost:.2%} of accuracy (logits differ by {found['error']:.3f}), more than "
+                f"{most:.2%}. Give more calibration images (--num-images), or allow more (--most)."
+            )
+        content = draft.read_bytes()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(out, lambda path: path.write_bytes(content))
+    return found
+
+
+class _Pixels(torch.nn.Module):
+    """A graph of normalised images as one of pixels in [0, 1], with logits alone."""
+
+    def __init__(self, graph: torch.nn.Module, preprocessing: Preprocessing) -> None:
+        super().__init__()
+        self.inner, self.preprocessing = graph, preprocessing  # a traced module's `graph` is something else
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.inner(normalise(images, self.preprocessing))[0]
+
+
+def _unshared(content: bytes) -> bytes:
+    """A graph in which every node has initializers of its own.
+
+    The exporter shares equal ones, such as zero points, and ONNX Runtime refuses to change a shared one into unsigned
+    integers where it is asked for sums that do not saturate.
+    """
+    import onnx
+
+    model = onnx.load_from_string(content)
+    held = {tensor.name: tensor for tensor in model.graph.initializer}
+    seen: set[str] = set()
+    for node in model.graph.node:
+        for place, name in enumerate(node.input):
+            if name in held and name in seen:
+                copied = onnx.TensorProto()
+                copied.CopyFrom(held[name])
+                copied.name = node.input[place] = f"{name}_{len(model.graph.initializer)}"
+                model.graph.initializer.append(copied)
+            seen.add(name)
+    return model.SerializeToString(deterministic=True)
+
+
+def write_trained(prepared: torch.fx.GraphModule, folder: Path, data: Data, network: Network) -> dict[str, float]:
+    """Write `student-int8.onnx`: a network trained with simulated integers, as one that computes with them.
+
+    Args:
+        prepared: torchao's graph with its simulated roundings, in evaluation mode, on a CPU; it is changed.
+        folder: of the student.
+        data: its test part is what the graphs are compared on.
+        network: the same weights in float.
+
+    Returns:
+        `int8 error`: Euclidean norm of the difference between the logits of ONNX Runtime and of the simulation over
+        the latter's; `int8 agreement`: the share of images with one prediction; `int8 accuracy`, `float accuracy` (of
+        the same weights without rounding), `int8 bytes`.
+
+    Raises:
+        ValueError: the graph cannot be written, or ONNX Runtime's logits differ by more than `MOST_APART`.
+    """
+    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
+
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        simulated = _Pixels(prepared, data.preprocessing)
+        theirs = np.concatenate([simulated(torch.from_numpy(batch)).numpy() for batch in _batches(data.test)])
+        shown = [
+            network(normalise(torch.from_numpy(batch), data.preprocessing)).logits for batch in _batches(data.test)
+        ]
+        content = graph_of(_Pixels(convert_pt2e(prepared), data.preprocessing), data.preprocessing)
+    content = _unshared(content)
+    (folder / INTEGERS).write_bytes(content)
+    labels = data.test.labels.numpy()
+    found = _compared(_logits(folder / INTEGERS, data.test), theirs, labels)
+    if not found["error"] <= MOST_APART:
+        raise ValueError(
+            f"{INTEGERS} gives other logits in ONNX Runtime than the network it was trained as: {found['error']:.3f} "
+            f"apart, {MOST_APART} is allowed. Train longer with fixed ranges (a lower `freeze`)."
+        )
+    floating = float((torch.cat(shown).argmax(1).numpy() == labels).mean())
+    named = {f"int8 {name}": found[name] for name in ("error", "agreement", "accuracy")}
+    return named | {"float accuracy": floating, "int8 bytes": float(len(content))}
+
+
+def _quantized(graph: Path, draft: Path, images: Images) -> None:
+    import onnx
+    from onnxruntime import quantization
+
+    name = onnx.load(graph, load_external_data=False).graph.input[0].name
+    batches = iter([{name: batch} for batch in _batches(images)])
+
+    class Reader(quantization.CalibrationDataReader):
+        def get_next(self) -> Any:
+            return next(batches, None)
+
+    quantization.quantize_static(
+        str(graph),
+        str(draft),
+        Reader(),
+        quant_format=quantization.QuantFormat.QDQ,
+        activation_type=quantization.QuantType.QUInt8,
+        weight_type=quantization.QuantType.QInt8,
+        per_channel=True,
+    )
+
+
+def _logits(graph: Path, images: Images) -> np.ndarray:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    # Without the newest integer instructions, sums of two products saturate at 16 bits unless this is asked for.
+    options.add_session_config_entry("session.x64quantprecision", "1")
+    session = onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    return np.concatenate([np.asarray(session.run(None, {name: batch})[0]) for batch in _batches(images)])
+
+
+def _batches(images: Images) -> Iterator[np.ndarray]:
+    for chunk in torch.arange(len(images)).split(_BATCH):
+        yield images.take(chunk).contiguous().numpy()
+
+
+def _compared(ours: np.ndarray, theirs: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    return {
+        "error": float(np.linalg.norm(ours - theirs) / max(np.linalg.norm(theirs), 1e-12)),
+        "agreement": float((ours.argmax(1) == theirs.argmax(1)).mean()),
+        "accuracy": float((ours.argmax(1) == labels).mean()),
+        "float accuracy": float((theirs.argmax(1) == labels).mean()),
+    }
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Without the library's advice to preprocess, which the exporter has done already."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)

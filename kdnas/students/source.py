@@ -1,0 +1,210 @@
+"""A student's network as one file of plain PyTorch code."""
+
+import inspect
+import json
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from torch import nn
+
+from kdnas.preprocessing import Preprocessing
+from kdnas.space import Blueprint
+from kdnas.specs import Spec, resolve
+from kdnas.students.definitions import Definitions, Import, bracketed, importable
+
+_HEADER = '''"""An image classifier as plain PyTorch code, written by kdnas; it needs nothing but torch.
+
+    from student import load
+
+    student = load("weights.safetensors")
+    logits = student(images)
+
+Images are `[batch, {channels}, {height}, {width}]` with values in [0, 1]; they are normalised inside. `load` reads the
+file with safetensors; the names in it are those of `Student().state_dict()`.
+"""
+'''
+
+_STUDENT = '''class Student(nn.Module):
+    """Images `[batch, {channels}, {height}, {width}]` with values in [0, 1] to logits `[batch, {classes}]`."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+{layers}
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits; images of another size are resized."""
+        x = ({resize}(images, {height}, {width}) - self.mean) / self.std
+        return self.head(self.stages(self.stem({inner})))
+
+
+def load(path: str | Path) -> Student:
+    """The student with the weights of a safetensors file, in eval mode."""
+    from safetensors.torch import load_file
+
+    student = Student()
+    student.load_state_dict(load_file(path), strict=True)
+    return student.eval()
+
+
+def main(arguments: list[str]) -> None:
+    """Print the network, or the class and its probability for each image of a tensor that torch.save wrote."""
+    student = load(Path(__file__).with_name("weights.safetensors"))
+    if not arguments:
+        print(student)
+        print(f"{{sum(p.numel() for p in student.parameters()):,}} parameters, {{len(CLASS_NAMES)}} classes")
+        return
+    with torch.inference_mode():
+        best = student(torch.load(arguments[0], weights_only=True)).softmax(1).max(1)
+    for probability, index in zip(best.values.tolist(), best.indices.tolist(), strict=True):
+        print(f"{{CLASS_NAMES[index]}} {{probability:.3f}}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
+'''
+
+_IMPORTS = (
+    Import("sys"),
+    Import("pathlib", "Path"),
+    Import("torch"),
+    Import("torch", "nn"),
+    Import("torch", "Tensor"),
+)
+
+
+def student_source(blueprint: Blueprint, preprocessing: Preprocessing, class_names: Sequence[str]) -> str:
+    """The network as readable Python code that imports torch and the standard library only.
+
+    Copied are the classes of the layers and all they use: functions, base classes and constants, from kdnas and from
+    the modules the layers come from. `Student` takes images as `preprocessing` does, and normalises inside with
+    constants that are no part of its state dict, which has the names of `Network(blueprint)`.
+
+    Raises:
+        ValueError: a layer is no class derived from nn.Module, its code cannot be found, or it needs a package
+            other than torch.
+    """
+    check_modules(blueprint)
+    makes = [made.make for _, layer in blueprint.named() for made in _modules(layer.make)]
+    own = {make.partition(":")[0].partition(".")[0] for make in makes}
+    definitions = Definitions({"kdnas", *own}, reserved=("CLASS_NAMES", "Student", "load", "main"))
+    for one in _IMPORTS:
+        definitions.name_import(one)
+    resize = definitions.name("kdnas.blocks.basic", "resize")
+    given = {"channels": len(preprocessing.mean), "height": preprocessing.height, "width": preprocessing.width}
+    height, width = blueprint.image[1:]
+    student = _STUDENT.format(
+        **given,
+        classes=len(class_names),
+        layers="\n".join(_layer_lines(blueprint, preprocessing, definitions)),
+        resize=resize,
+        inner="x" if (height, width) == (given["height"], given["width"]) else f"{resize}(x, {height}, {width})",
+    )
+    names = [_literal(name) for name in class_names]
+    parts = [
+        *definitions.import_lines(),
+        "",
+        *bracketed("CLASS_NAMES = [", names, "]", 0),
+        *(f"\n\n{text}" for text in definitions.texts()),
+        "\n",
+        student,
+    ]
+    return _HEADER.format(**given) + "\n" + "\n".join(parts)
+
+
+def check_modules(blueprint: Blueprint) -> None:
+    """Raise a ValueError unless every layer is a class derived from nn.Module with plain values as arguments.
+
+    Among them may be specs of such classes, whose modules the layer takes. A blueprint may come from a file. Held to
+    this, building its network calls nothing else.
+    """
+    for position, layer in blueprint.named():
+        for made in _modules(layer.make):
+            found = resolve(made.make)
+            if not (inspect.isclass(found) and issubclass(found, nn.Module)):
+                raise ValueError(
+                    f"a layer is made by a class derived from torch.nn.Module, and {made.make} at {position} is none."
+                )
+
+
+def _modules(make: Spec) -> Iterator[Spec]:
+    """The spec, and those among its arguments."""
+    yield make
+    for value in _flat(value for _, value in make.arguments):
+        if isinstance(value, Spec):
+            yield from _modules(value)
+
+
+def _flat(values: Iterable[Any]) -> Iterator[Any]:
+    for value in values:
+        if isinstance(value, tuple):
+            yield from _flat(value)
+        else:
+            yield value
+
+
+def _layer_lines(blueprint: Blueprint, preprocessing: Preprocessing, definitions: Definitions) -> list[str]:
+    def call(before: str, make: Spec, after: str, indent: int) -> list[str]:
+        return _call(before, make, after, indent, definitions)
+
+    lines = []
+    for name in ("mean", "std"):
+        values = [_literal(float(value)) for value in getattr(preprocessing, name)]
+        before, after = f'self.register_buffer("{name}", torch.tensor([', "]).view(-1, 1, 1), persistent=False)"
+        lines += bracketed(before, values, after, 8)
+    lines += call("self.stem = ", blueprint.stem.make, "", 8)
+    lines.append(" " * 8 + "self.stages = nn.Sequential(" + ("" if blueprint.stages else ")"))
+    for stage in blueprint.stages:
+        lines.append(" " * 12 + "nn.Sequential(" + ("" if stage else "),"))
+        for layer in stage:
+            lines += call("", layer.make, ",", 16)
+        lines += [" " * 12 + "),"] if stage else []
+    lines += [" " * 8 + ")"] if blueprint.stages else []
+    return lines + call("self.head = ", blueprint.head.make, "", 8)
+
+
+def _call(before: str, make: Spec, after: str, indent: int, definitions: Definitions) -> list[str]:
+    order = list(inspect.signature(resolve(make.make)).parameters)
+    given = sorted(make.arguments, key=lambda pair: order.index(pair[0]) if pair[0] in order else len(order))
+    opened = f"{before}{_class(make, definitions)}("
+    if not any(isinstance(value, Spec) for value in _flat(value for _, value in given)):
+        return bracketed(opened, [f"{name}={_literal(value)}" for name, value in given], f"){after}", indent)
+    space = " " * indent
+    lines = [space + opened]
+    for name, value in given:
+        lines += _nested(f"{name}=", value, indent + 4, definitions)
+    return [*lines, f"{space}){after}"]
+
+
+def _nested(before: str, value: Any, indent: int, definitions: Definitions) -> list[str]:
+    """An argument, or an entry of one, that may hold modules; one a line."""
+    space = " " * indent
+    if isinstance(value, Spec):
+        return _call(before, value, ",", indent, definitions)
+    if not any(isinstance(held, Spec) for held in _flat((value,))):
+        return [f"{space}{before}{_literal(value)},"]
+    inner = [line for held in value for line in _nested("", held, indent + 4, definitions)]
+    return [f"{space}{before}(", *inner, f"{space}),"]
+
+
+def _class(make: Spec, definitions: Definitions) -> str:
+    module, _, qualified = make.make.partition(":")
+    root, *inner = qualified.split(".")
+    found = resolve(make.make)
+    if getattr(nn, found.__name__, None) is found:
+        return f"nn.{found.__name__}"
+    name = definitions.name_import(Import(module, root)) if importable(module) else definitions.name(module, root)
+    return ".".join([name, *inner])
+
+
+def _literal(value: Any) -> str:
+    if isinstance(value, tuple):
+        return f"({', '.join(map(_literal, value))}{',' if len(value) == 1 else ''})"
+    if isinstance(value, float) and not math.isfinite(value):
+        return f'float("{value}")'
+    if isinstance(value, str) and '"' not in value:
+        return json.dumps(value, ensure_ascii=False)
+    return repr(value)

@@ -1,0 +1,189 @@
+"""Networks that teach: frozen, always in evaluation mode, and owners of their own preprocessing."""
+
+import abc
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Self, final
+
+import torch
+from torch import Tensor, nn
+
+from kdnas.blocks.basic import resize
+from kdnas.data.base import normalise
+from kdnas.network import Network
+from kdnas.outputs import Outputs
+from kdnas.preprocessing import Preprocessing
+from kdnas.specs import nearest
+
+
+class Teacher(nn.Module, abc.ABC):
+    """Takes pixels in [0, 1] and gives Outputs, without a graph.
+
+    Its parameters are frozen, `train()` leaves it in evaluation mode, and its weights are no part of a checkpoint.
+
+    Attributes:
+        progress: the share of the student's training that is done, for teachers that change with it; the training
+            loop assigns it before each step. 1 outside of training.
+        class_names: one per logit, where they are known.
+    """
+
+    progress: float = 1.0
+    class_names: tuple[str, ...] | None = None
+
+    @final
+    def train(self, mode: bool = True) -> Self:
+        """Stays in evaluation mode."""
+        del mode
+        return super().train(False)
+
+    @final
+    def freeze(self) -> Self:
+        """Evaluation mode, no gradients; called once a teacher is built."""
+        return self.requires_grad_(False).train(False)
+
+    @final
+    def forward(self, pixels: Tensor, labels: Tensor | None = None) -> Outputs:
+        """Logits `[batch, classes]` and one feature map per stage."""
+        with torch.no_grad():
+            return self.teach(pixels, labels)
+
+    @abc.abstractmethod
+    def teach(self, pixels: Tensor, labels: Tensor | None) -> Outputs:
+        """What the teacher shows; labels are for teachers that pick who is right."""
+
+
+@final
+class Frozen(Teacher):
+    """Any network as a teacher.
+
+    Args:
+        module: gives logits, or Outputs.
+        preprocessing: the network's own; pixels are resized and normalised here, so that teacher and student see the
+            same augmented pixels, each in its own way.
+        stages: names of submodules whose outputs are the features. By default a Network's stages, else the last map at
+            each resolution, or four transformer blocks evenly spread, found by one pass.
+
+    Raises:
+        ValueError: a stage that does not exist; the nearest name is offered.
+    """
+
+    def __init__(self, module: nn.Module, *, preprocessing: Preprocessing, stages: Sequence[str] | None = None) -> None:
+        super().__init__()
+        self.module, self.preprocessing = module, preprocessing
+        self.freeze()
+        if stages is None:
+            stages = () if isinstance(module, Network) else find_stages(module, self._probe())
+        known = dict(module.named_modules())
+        for name in stages:
+            if name not in known:
+                raise ValueError(f"the teacher has no submodule {name!r}.{nearest(name, known)}")
+        self.stages = tuple(stages)
+
+    def teach(self, pixels: Tensor, labels: Tensor | None) -> Outputs:
+        """Logits and the named stages' maps."""
+        images = normalise(resize(pixels, self.preprocessing.height, self.preprocessing.width), self.preprocessing)
+        if isinstance(self.module, Network) and not self.stages:
+            return self.module(images)
+        with recorded(self.module, self.stages) as seen:
+            found = self.module(images)
+        if isinstance(found, Outputs):
+            named = isinstance(self.module, Network)
+            return found._replace(features=tuple(seen[name] for name in self.stages)) if named else found
+        return Outputs(found, tuple(seen[name] for name in self.stages), images=images)
+
+    def _probe(self) -> Tensor:
+        p = self.preprocessing
+        return torch.zeros(2, len(p.mean), p.height, p.width)
+
+
+@contextmanager
+def recorded(module: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
+    """Outputs of submodules during one call: registered, filled and removed here."""
+    seen: dict[str, Tensor] = {}
+    handles = []
+    known = dict(module.named_modules())
+    for name in names:
+
+        def keep(_: nn.Module, __: Any, output: Any, name: str = name) -> None:
+            if isinstance(output, Tensor):
+                seen[name] = output
+
+        handles.append(known[name].register_forward_hook(keep))
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def find_stages(module: nn.Module, images: Tensor, most: int = 6) -> tuple[str, ...]:
+    """The submodules whose outputs are the last at their resolution; for a transformer four blocks, evenly spread.
+
+    Raises:
+        ValueError: no submodule gives maps or tokens.
+    """
+    names = [name for name, _ in module.named_modules() if name]
+    order: list[str] = []
+    with recorded(module, names) as seen, torch.no_grad():
+        try:
+            module(images)
+        except RuntimeError as error:
+            _, *image = images.shape
+            raise ValueError(
+                f"the teacher cannot be run on images of {' x '.join(map(str, image))} ({str(error).splitlines()[0]}). "
+                "Give one that takes this data's images."
+            ) from error
+        order = list(seen)
+    maps = [n for n in order if seen[n].dim() == 4 and seen[n].shape[2] * seen[n].shape[3] > 1]
+    by_size: dict[tuple[int, ...], str] = {}
+    for name in maps:
+        by_size[tuple(seen[name].shape[2:])] = name
+    if len(by_size) >= 2:
+        return tuple(by_size.values())[-most:]
+    tokens = [n for n in order if seen[n].dim() == 3]
+    depths = {n.count(".") for n in tokens}
+    for depth in sorted(depths):
+        level = [n for n in tokens if n.count(".") == depth]
+        if len(level) >= 4:
+            return tuple(level[(i + 1) * len(level) // 4 - 1] for i in range(4))
+    if maps or tokens:
+        return tuple((maps or tokens)[-1:])
+    raise ValueError(
+        "no submodule of the teacher gives a map or tokens. Name its stages, or use losses on logits only."
+    )
+
+
+def every_layer(teacher: Teacher) -> Teacher:
+    """The same teacher, showing the output of every layer (block) in place of one map per stage.
+
+    A Network shows each layer of its stages. Of another network the layers are the outermost modules inside an
+    `nn.Sequential` that have parts of their own and give maps or tokens, in order of execution: the blocks of
+    torchvision's and timm's networks. Where there are fewer than two, its stages are shown as ever.
+
+    Raises:
+        ValueError: the teacher is made of several, whose layers are no one network's.
+    """
+    if not isinstance(teacher, Frozen):
+        raise ValueError(
+            f"every layer is shown by a teacher of one network, got a {type(teacher).__name__}. Name one by --teacher, "
+            "such as checkpoint:RUN/teacher."
+        )
+    module = teacher.module
+    if isinstance(module, Network):
+        names = [f"stages.{i}.{j}" for i, stage in enumerate(module.stages) for j in range(len(stage))]  # type: ignore[arg-type]
+    else:
+        device = next((p.device for p in module.parameters()), torch.device("cpu"))
+        names = _blocks(module, teacher._probe().to(device))
+    shown = names if len(names) >= 2 else None
+    return Frozen(module, preprocessing=teacher.preprocessing, stages=shown)
+
+
+def _blocks(module: nn.Module, images: Tensor) -> list[str]:
+    candidates: list[str] = []
+    for owner, held in module.named_modules():
+        if isinstance(held, nn.Sequential) and not any(owner.startswith(f"{name}.") for name in candidates):
+            prefix = f"{owner}." if owner else ""
+            candidates += [prefix + name for name, child in held.named_children() if any(child.children())]
+    with recorded(module, candidates) as seen, torch.no_grad():
+        module(images)
+    return [n for n in seen if seen[n].dim() == 3 or (seen[n].dim() == 4 and seen[n][0, 0].numel() > 1)]

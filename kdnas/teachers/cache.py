@@ -1,0 +1,251 @@
+"""What a teacher says of every training image, computed once and read from disk afterwards."""
+
+import hashlib
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, final
+
+import safetensors
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from kdnas.data.base import Data
+from kdnas.outputs import Outputs
+from kdnas.runs.files import new_folder, present
+from kdnas.runs.progress import progress
+from kdnas.teachers.base import Teacher
+from kdnas.teachers.combined import Route
+
+INDEX = "index.json"
+_FORMAT = 1
+_SHARD = 256  # images per file
+
+
+@final
+class TeacherCache:
+    """A teacher's outputs on a fixed number of augmented views of every training image.
+
+    A view's augmentation is drawn from (seed, view, image), so that the same pixels return whenever the image comes up
+    in an epoch of that view: epoch `e` uses view `e mod views`. Training with a cache therefore sees `views`
+    fixed augmentations of each image instead of fresh ones; without augmentation there is one view.
+
+    Files hold 256 images of one view each. Every reading checks the image's number, and a checksum of the
+    very pixels, against what was written; a file's SHA-256 is checked when it is first opened.
+
+    Args:
+        folder: what `write_cache` filled.
+        teacher: whose outputs these are.
+        data: of which images.
+        seed: of the views.
+        views: how many.
+
+    Raises:
+        ValueError: no cache, a damaged one, or one of another teacher, other data, another seed or number of views.
+            While reading: a file that was changed, or pixels that are not those the outputs were computed on.
+    """
+
+    def __init__(self, folder: Path, teacher: Teacher, data: Data, *, seed: int, views: int) -> None:
+        self.folder = present(folder)
+        try:
+            self._index: dict[str, Any] = json.loads((self.folder / INDEX).read_text())
+        except (OSError, json.JSONDecodeError) as error:
+            raise ValueError(f"{folder} is no teacher cache ({error}). Remove it to have it written again.") from error
+        other = _difference(self._index, _identity(teacher, data, seed, views))
+        if other:
+            raise ValueError(
+                f"the teacher cache {folder} was written with another {other}. Remove it to have it written again."
+            )
+        self.views, self._shards = views, dict[str, dict[str, Tensor]]()
+
+    def outputs(self, ids: Tensor, view: int, pixels: Tensor) -> Outputs:
+        """The teacher's outputs on one view of some images, on the pixels' device; `images` is not kept.
+
+        Args:
+            ids: `[batch]`, places in the train part.
+            view: which.
+            pixels: `[batch, channels, height, width]`, the images as augmented now.
+        """
+        found: dict[str, Tensor] = {}
+        ids = ids.cpu()
+        for shard in (ids // _SHARD).unique().tolist():
+            held = self._shard(view, shard)
+            here = (ids // _SHARD == shard).nonzero().flatten()
+            rows = ids[here] % _SHARD
+            if int(rows.max()) >= len(held["ids"]) or not torch.equal(held["ids"][rows], ids[here]):
+                raise ValueError(
+                    f"{_file(view, shard)} in {self.folder} does not hold the images it should: its numbers are "
+                    "misaligned. Remove the cache to have it written again."
+                )
+            for name, tensor in held.items():
+                if name not in found:
+                    found[name] = tensor.new_empty(len(ids), *tensor.shape[1:])
+                found[name][here] = tensor[rows]
+        differs = ((found["pixels"] - _checksum(pixels)).abs() > 1e-6 * (1 + found["pixels"].abs())).nonzero().flatten()
+        if len(differs):
+            raise ValueError(
+                f"training image {int(ids[differs[0]])} does not have the pixels that the teacher cache {self.folder} "
+                f"was written for (view {view}). The data changed: remove the cache to have it written again."
+            )
+        return _restored({n: t.to(pixels.device) for n, t in found.items() if n not in ("ids", "pixels")})
+
+    def _shard(self, view: int, shard: int) -> dict[str, Tensor]:
+        name = _file(view, shard)
+        if name not in self._shards:
+            path = self.folder / name
+            if name not in self._index["files"] or not path.is_file() or _digest(path) != self._index["files"][name]:
+                raise ValueError(
+                    f"{name} in the teacher cache {self.folder} is missing or was changed. Remove the cache to have it "
+                    "written again."
+                )
+            try:
+                self._shards[name] = load_file(path)
+            except safetensors.SafetensorError as error:
+                raise ValueError(f"{path} is damaged ({error}). Remove the cache to have it written again.") from error
+        return self._shards[name]
+
+
+def cached(
+    folder: Path,
+    teacher: Teacher,
+    data: Data,
+    *,
+    seed: int,
+    views: int,
+    limit: float,
+    device: torch.device | str = "cpu",
+) -> TeacherCache:
+    """The cache in a folder; written first where there is none, or one that was written for something else.
+
+    Such a stale cache is reported on stderr and replaced; it stays in place until the new one is whole.
+
+    Args:
+        folder: where; it appears whole or not at all.
+        teacher: in evaluation mode.
+        data: whose train part.
+        seed: of the views.
+        views: augmentations per image.
+        limit: most gigabytes to write.
+        device: where to run the teacher.
+
+    Raises:
+        ValueError: a damaged cache; or it would be larger than `limit`, the teacher changes with the training's
+            progress, or there are several views of data without augmentation.
+    """
+    stale = _stale(folder, _identity(teacher, data, seed, views))
+    if stale:
+        print(f"teacher cache: {folder} was written with another {stale}; it is replaced", file=sys.stderr, flush=True)
+    if stale or not present(folder).is_dir():
+        _write(folder, teacher, data, seed, views, limit, torch.device(device))
+    return TeacherCache(folder, teacher, data, seed=seed, views=views)
+
+
+def _write(
+    folder: Path, teacher: Teacher, data: Data, seed: int, views: int, limit: float, device: torch.device
+) -> None:
+    if views < 1 or (views > 1 and data.augmentation == "none"):
+        raise ValueError(
+            f"a teacher cache holds at least one view of an image, and just one without augmentation, got {views}."
+        )
+    if any(isinstance(module, Route) for module in teacher.modules()):
+        raise ValueError("a route changes with the student's progress, so its outputs cannot be cached. Do not cache.")
+    probe = _flattened(teacher(data.view(torch.arange(1), seed, 0).to(device), data.train.labels[:1].to(device)))
+    each = sum(tensor.numel() * tensor.element_size() for tensor in probe.values())
+    size = each * len(data.train) * views / 1e9
+    print(
+        f"teacher cache: {len(data.train):,} images x {views} views x {each:,} bytes = {size:.3g} GB into {folder}",
+        file=sys.stderr,
+        flush=True,
+    )
+    if size > limit:
+        raise ValueError(
+            f"the teacher cache would take {size:.3g} GB, the limit is {limit:g}. Raise the limit, take fewer views or "
+            "a teacher with fewer stages, or do not cache."
+        )
+    files: dict[str, str] = {}
+    shards = list(torch.arange(len(data.train)).split(_SHARD))
+    with new_folder(folder) as new, progress("teacher cache", views * len(shards)) as bar:
+        for view in range(views):
+            for number, ids in enumerate(shards):
+                pixels = data.view(ids, seed, view)
+                outputs = teacher(pixels.to(device), data.train.labels[ids].to(device))
+                kept = {name: tensor.cpu().contiguous().clone() for name, tensor in _flattened(outputs).items()}
+                path = new / _file(view, number)
+                save_file(kept | {"ids": ids.clone(), "pixels": _checksum(pixels)}, path)
+                files[path.name] = _digest(path)
+                bar.update(len(files))
+        index = _identity(teacher, data, seed, views) | {"files": files}
+        (new / INDEX).write_text(json.dumps(index, indent=1))
+
+
+def _identity(teacher: Teacher, data: Data, seed: int, views: int) -> dict[str, Any]:
+    """What a cache depends on, by the words an error names it with."""
+    weights = hashlib.sha256(type(teacher).__name__.encode())
+    for name, tensor in sorted(teacher.state_dict().items()):
+        weights.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        weights.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    labels = hashlib.sha256(data.train.labels.numpy().tobytes())
+    return {
+        "format": _FORMAT,
+        "teacher": weights.hexdigest(),
+        "training_labels": labels.hexdigest(),
+        "augmentation": data.augmentation,
+        "seed": seed,
+        "number_of_views": views,
+    }
+
+
+def _difference(index: dict[str, Any], identity: dict[str, Any]) -> str:
+    """The first thing, in words, in which a cache is another one; empty if it is the same."""
+    return next((name.replace("_", " ") for name, now in identity.items() if index.get(name) != now), "")
+
+
+def _stale(folder: Path, identity: dict[str, Any]) -> str:
+    """In what a readable cache in the folder differs; empty where there is none, or the same."""
+    try:
+        index = json.loads((present(folder) / INDEX).read_text())
+    except (OSError, json.JSONDecodeError):
+        return ""
+    return _difference(index, identity) if isinstance(index, dict) else ""
+
+
+def _flattened(outputs: Outputs, prefix: str = "") -> dict[str, Tensor]:
+    kept = {f"{prefix}logits": outputs.logits}
+    kept |= {f"{prefix}features.{i}": feature for i, feature in enumerate(outputs.features)}
+    kept |= {f"{prefix}attentions.{i}": attention for i, attention in enumerate(outputs.attentions)}
+    for i, member in enumerate(outputs.members):
+        kept |= _flattened(member, f"{prefix}members.{i}.")
+    return kept
+
+
+def _restored(kept: dict[str, Tensor], prefix: str = "") -> Outputs:
+    def listed(kind: str) -> Iterator[Tensor]:
+        number = 0
+        while f"{prefix}{kind}.{number}" in kept:
+            yield kept[f"{prefix}{kind}.{number}"]
+            number += 1
+
+    members = []
+    while f"{prefix}members.{len(members)}.logits" in kept:
+        members.append(_restored(kept, f"{prefix}members.{len(members)}."))
+    logits, features, attentions = kept[f"{prefix}logits"], tuple(listed("features")), tuple(listed("attentions"))
+    return Outputs(logits, features, attentions, members=tuple(members))
+
+
+def _checksum(pixels: Tensor) -> Tensor:
+    """A number per image that a shift, a mirrored image or another image changes, `[batch]`."""
+    flat = pixels.cpu().double().flatten(1)
+    # A ramp of irrational slope: a plain sum would not tell an image from its mirror image.
+    ramp = (torch.arange(flat.shape[1], dtype=torch.float64) * 0.6180339887498949) % 1
+    return (flat * ramp).mean(1)
+
+
+def _file(view: int, shard: int) -> str:
+    return f"view{view:03}-{shard:06}.safetensors"
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()

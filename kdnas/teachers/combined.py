@@ -1,0 +1,171 @@
+"""Teachers made of teachers: ensembles, routes through a training, a stream of one teacher's outputs."""
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Literal, final, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kdnas.outputs import Outputs
+from kdnas.preprocessing import Preprocessing
+from kdnas.randomness import seed_of
+from kdnas.specs import Spec
+from kdnas.teachers.base import Teacher
+
+Mean = Literal["probabilities", "logits", "random", "reliable"]
+
+
+@final
+class Ensemble(Teacher):
+    r"""Several teachers as one; each of them is in `members`, and the features are the first one's.
+
+    How their logits $z_m$ become one, per sample:
+
+    - `probabilities`: $\log \sum_m w_m\,\mathrm{softmax}(z_m)$, the arithmetic mean of the distributions.
+    - `logits`: $\sum_m w_m z_m$, their geometric mean.
+    - `random`: those of one member, drawn anew for each batch from the training's progress; its features and logits.
+    - `reliable`: as `probabilities` with $w_m = (1 - \mathrm{softmax}_m(\mathrm{CE}_m)) / (M - 1)$ for each sample,
+      where $\mathrm{CE}_m$ is the member's cross-entropy with the label: who is wrong counts less. Without labels as
+      `probabilities`.
+
+    Args:
+        teachers: at least two, of the same classes.
+        mean: which of them.
+        weights: $w$, one per teacher, not negative; equal by default. Not for `random` and `reliable`.
+
+    Raises:
+        ValueError: fewer than two teachers, another mean, wrong weights, or teachers of different classes.
+
+    Reference: Hinton, Vinyals, Dean, Distilling the Knowledge in a Neural Network, 2015, section 2 (arithmetic or
+        geometric mean); Shen, He, Xue, MEAL, AAAI 2019 (one at random); Zhang, Chen, Wang, Confidence-Aware
+        Multi-Teacher Knowledge Distillation, ICASSP 2022, equations 2 and 3 (reliable).
+    Differs: the last weighs losses, here the distributions are weighed. A loss's temperature softens the joint logits,
+        after the averaging. By `logits` that is the same; by `probabilities` it is not the mean of what each teacher
+        says at that temperature, except at 1.
+    """
+
+    def __init__(
+        self, teachers: Sequence[Teacher], *, mean: Mean = "probabilities", weights: Sequence[float] = ()
+    ) -> None:
+        super().__init__()
+        if len(teachers) < 2:
+            raise ValueError(f"an ensemble has at least two teachers, got {len(teachers)}.")
+        if mean not in get_args(Mean):
+            raise ValueError(f"mean must be one of {', '.join(get_args(Mean))}, got {mean!r}.")
+        if weights and (mean in ("random", "reliable") or len(weights) != len(teachers)):
+            raise ValueError(
+                f"weights are one per teacher for probabilities or logits, got {tuple(weights)} for {mean}."
+            )
+        if weights and not (min(weights) >= 0 and 0 < sum(weights) < math.inf):
+            raise ValueError(f"weights must not be negative nor all zero, got {tuple(weights)}.")
+        self.teachers, self.mean = nn.ModuleList(teachers), mean
+        total = sum(weights) or len(teachers)
+        self.weights = tuple(w / total for w in (weights or (1.0,) * len(teachers)))
+        self.freeze()
+
+    def teach(self, pixels: Tensor, labels: Tensor | None) -> Outputs:
+        """The joint logits, the first teacher's features, and every teacher's own outputs."""
+        for teacher in self.teachers:
+            assert isinstance(teacher, Teacher)
+            teacher.progress = self.progress
+        if self.mean == "random":
+            place = seed_of("member", repr(self.progress)) % len(self.teachers)
+            return self.teachers[place](pixels, labels)
+        members = tuple(teacher(pixels, labels) for teacher in self.teachers)
+        shapes = [tuple(member.logits.shape[1:]) for member in members]
+        if len(set(shapes)) > 1:
+            raise ValueError(f"teachers of an ensemble know the same classes, got logits of shapes {shapes}.")
+        logits = torch.stack([member.logits.float() for member in members])
+        shares = logits.new_tensor(self.weights)[:, None]
+        if self.mean == "reliable" and labels is not None:
+            wrong = torch.stack([F.cross_entropy(each, labels, reduction="none") for each in logits])
+            shares = (1 - wrong.softmax(0)) / (len(members) - 1)
+        if self.mean == "logits":
+            return members[0]._replace(logits=(shares[:, :, None] * logits).sum(0), members=members)
+        # In logarithms: a mean of probabilities that underflowed would be 0. A share of 0 is minus infinity there.
+        joint = (logits.log_softmax(2) + shares.log()[:, :, None]).logsumexp(0)
+        return members[0]._replace(logits=joint, members=members)
+
+
+@final
+class Streamed(Teacher):
+    """A teacher that is in memory only while it is asked: several large ones then need not fit there together.
+
+    It is built from its files for every batch, which costs time; with `teacher_views` it is asked once per view.
+
+    Args:
+        make: builds the teacher.
+    """
+
+    def __init__(self, make: Callable[[], Teacher]) -> None:
+        super().__init__()
+        self.make = make
+
+    def teach(self, pixels: Tensor, labels: Tensor | None) -> Outputs:
+        """What the teacher shows, which is then let go."""
+        teacher = self.make().to(pixels.device)
+        teacher.progress = self.progress
+        return teacher(pixels, labels)
+
+
+@final
+class Route(Teacher):
+    """One teacher at several times of its own training: the student's progress picks the snapshot.
+
+    Snapshot `k` of `n` teaches in the `k`-th of `n` equal parts of the student's training, the last one also outside
+    of training. With the loss `route_constrained`, whose `num_anchors` is then `n`, this is route-constrained
+    optimisation; any other loss follows the route too.
+
+    Args:
+        snapshots: the teacher's snapshots, in the order of its training.
+
+    Raises:
+        ValueError: no snapshots.
+
+    Reference: Jin et al., Knowledge Distillation via Route Constrained Optimization, ICCV 2019, section 3.
+    """
+
+    def __init__(self, snapshots: Sequence[Teacher]) -> None:
+        super().__init__()
+        if not snapshots:
+            raise ValueError("a route has at least one snapshot, got none.")
+        self.snapshots = nn.ModuleList(snapshots)
+        self.freeze()
+
+    def teach(self, pixels: Tensor, labels: Tensor | None) -> Outputs:
+        """What the snapshot of now shows."""
+        count = len(self.snapshots)
+        # The step at which a part begins belongs to it, whatever the product of the shares is rounded to.
+        snapshot = self.snapshots[min(int(self.progress * count + 1e-9), count - 1)]
+        assert isinstance(snapshot, Teacher)
+        snapshot.progress = self.progress
+        return snapshot(pixels, labels)
+
+
+def several_teachers(
+    kind: str,
+    members: tuple[Spec, ...],
+    classes: int,
+    preprocessing: Preprocessing,
+    weights: tuple[float, ...] = (),
+) -> Teacher:
+    """Several teachers as an `Ensemble` (`ensemble`, `ensemble+MEAN`), or one's snapshots as a `Route` (`route`)."""
+    if kind == "route" and weights:
+        raise ValueError(f"a route's snapshots come one after the other and have no weights, got {weights}.")
+    made: list[Teacher] = [m.build(Teacher, classes=classes, preprocessing=preprocessing) for m in members]
+    if kind == "route":
+        return Route(made)
+    mean: Any = kind.partition("+")[2] or "probabilities"
+    return Ensemble(made, mean=mean, weights=weights)
+
+
+def streamed_teacher(member: Spec, classes: int, preprocessing: Preprocessing) -> Teacher:
+    """A teacher that is built whenever it is asked; once now, so that what is wrong with it is said at once."""
+    make = partial(member.build, Teacher, classes=classes, preprocessing=preprocessing)
+    made: Teacher = make()
+    streamed = Streamed(make)
+    streamed.class_names = made.class_names
+    return streamed

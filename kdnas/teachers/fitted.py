@@ -1,0 +1,26 @@
+"""The network that is trained where a user has data and no teacher."""
+
+from kdnas.space import Blueprint, layer
+
+
+def fitted_teacher(image: tuple[int, int, int], classes: int, blocks: int = 0) -> Blueprint:
+    """The network that `--teacher fit` trains: a ResNet of three stages for small images, four for larger ones.
+
+    Args:
+        image: channels, height and width.
+        classes: number of classes.
+        blocks: per stage; 0 for one on images of up to 16 x 16 and two on larger ones.
+    """
+    channels, height, _ = image
+    widths = (32, 64, 128) if height <= 16 else (64, 128, 256) if height <= 64 else (64, 128, 256, 512)
+    stem = layer("kdnas.blocks.basic:ConvNormAct", inputs=channels, outputs=widths[0], stride=1 if height <= 64 else 4)
+    inputs, stages = widths[0], []
+    for index, width in enumerate(widths):
+        stage = []
+        for place in range(blocks or (1 if height <= 16 else 2)):
+            stride = 2 if index > 0 and place == 0 else 1
+            stage.append(layer("kdnas.blocks.resnet:BasicBlock", inputs=inputs, outputs=width, stride=stride))
+            inputs = width
+        stages.append(tuple(stage))
+    head = layer("kdnas.blocks.basic:PoolLinear", inputs=inputs, classes=classes)
+    return Blueprint(stem, tuple(stages), head, image)

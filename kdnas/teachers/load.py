@@ -1,0 +1,65 @@
+"""A teacher from what a person types."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import get_args
+
+from kdnas.specs import Spec, resolve, spec
+from kdnas.teachers.combined import Mean, several_teachers, streamed_teacher
+from kdnas.teachers.zoo import own_teacher, student_teacher, zoo_teacher
+
+FIT = "fit"
+
+
+def load_teacher(text: str) -> Spec | None:
+    """The Spec of a teacher from what a person types; None for `fit`, which trains one in the run.
+
+    Args:
+        text: `fit`, `torchvision:NAME`, `timm:NAME` (either may end in `@weights.safetensors`), `checkpoint:FOLDER`
+            (a student folder), or `package.module:function` that returns a Teacher or a module; and of several such,
+            `ensemble:SPEC,SPEC` (or `ensemble+logits:`, `ensemble+random:`, `ensemble+reliable:`; the first two also
+            weighted, `ensemble:SPEC=2,SPEC=1`) and `route:SPEC,SPEC` (snapshots of one teacher, in the order of its
+            training). `streamed:SPEC` is a teacher that is in memory only while it is asked.
+
+    Raises:
+        ValueError: another form.
+    """
+    if text == FIT:
+        return None
+    kind, _, rest = text.partition(":")
+    if kind in ("torchvision", "timm") and rest:
+        name, _, weights = rest.partition("@")
+        return spec(zoo_teacher, zoo=kind, name=name, weights=str(Path(weights).resolve()) if weights else "")
+    if kind == "streamed" and rest:
+        member = load_teacher(rest)
+        if member is None:
+            raise ValueError("fit trains a teacher, and a streamed one is read from its files. Give a finished one.")
+        return spec(streamed_teacher, member=member)
+    if kind in ("route", "ensemble", *(f"ensemble+{mean}" for mean in get_args(Mean))) and rest:
+        parts, weights = _weighed(rest.split(","))
+        members = [load_teacher(part) for part in parts]
+        if None in members:
+            raise ValueError(f"fit trains one teacher, and {text!r} names several. Give finished ones.")
+        told = {"weights": weights} if weights else {}
+        return spec(several_teachers, kind=kind, members=tuple(m for m in members if m is not None), **told)
+    if kind == "checkpoint" and rest:
+        return spec(student_teacher, path=str(Path(rest).resolve()))
+    if rest.isidentifier():
+        resolve(text)
+        return spec(own_teacher, function=text)
+    raise ValueError(
+        f"a teacher is fit, torchvision:NAME, timm:NAME, checkpoint:FOLDER, package.module:function, "
+        f"ensemble:SPEC,SPEC or route:SPEC,SPEC, got {text!r}."
+    )
+
+
+def _weighed(parts: Sequence[str]) -> tuple[list[str], tuple[float, ...]]:
+    """Teachers' texts without their weights, and the weights where all have one."""
+    cut = [part.rpartition("=") for part in parts]
+    try:
+        weights = [float(number) for _, equals, number in cut if equals]
+    except ValueError:
+        return list(parts), ()  # the sign is part of a path
+    if weights and len(weights) < len(parts):
+        raise ValueError(f"weights are given to all teachers or to none, got {','.join(parts)!r}.")
+    return ([text for text, _, _ in cut] if weights else list(parts)), tuple(weights)

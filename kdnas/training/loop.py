@@ -1,0 +1,240 @@
+"""One loop for every kind of training: a distiller yields losses, the loop takes one optimiser step."""
+
+import math
+from collections import Counter
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from kdnas.data.base import Data
+from kdnas.distillers.base import Batch, Distiller, Model, Step
+from kdnas.losses.base import Loss
+from kdnas.network import Network
+from kdnas.randomness import seed_of
+from kdnas.settings import Recipe
+from kdnas.supernet import Supernet
+from kdnas.teachers.base import Teacher, every_layer
+from kdnas.teachers.cache import TeacherCache
+
+
+@final
+class Training:
+    """A model being taught. `step()` takes one step; `state()` is everything a resumed training needs.
+
+    On a CPU the student sees its images in the channels-last format, which its layers hand on and which is faster
+    there, unless a strided 1x1 convolution is among them (docs/numerics.md).
+
+    Attributes:
+        gradient_norm: Euclidean norm of the last step's whole gradient, before clipping.
+        conflict: cosine between the last watched step's gradient from its first loss (a sandwich's largest subnet) and
+            from all others; None where there was one loss only, or one of the gradients was zero.
+
+    Args:
+        model: a supernet or a network.
+        distiller: the way of teaching.
+        data: where batches come from.
+        teacher: None where the distiller asks for none.
+        recipe: how long and how fast.
+        device: where to compute.
+        cache: the teacher's outputs, which is then not run; batches are the cache's views of the images.
+
+    Raises:
+        ValueError: the distiller is for another kind of model, or looks at more of the teacher than the cache holds.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        distiller: Distiller,
+        data: Data,
+        teacher: Teacher | None,
+        recipe: Recipe,
+        device: torch.device | str = "cpu",
+        cache: TeacherCache | None = None,
+    ) -> None:
+        distiller.check_teaches(type(model))
+        self.device = torch.device(device)
+        if distiller.every_layer and cache is not None:
+            raise ValueError(
+                "a memory of the teacher's outputs holds its stages, not every layer. Set teacher_views to 0."
+            )
+        if distiller.every_layer and teacher is not None:
+            teacher = every_layer(teacher)
+        self.model, self.distiller = model.to(self.device), distiller.to(self.device)
+        self.teacher = None if teacher is None else teacher.to(self.device)
+        self.data, self.recipe, self.index, self.cache = data, recipe, 0, cache
+        self._memory_format: torch.memory_format | None = None  # as they are, for the first batch
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed_of(recipe.seed, "parts"))
+            with torch.no_grad():
+                distiller.prepare(model, self._batch(0))
+        self.distiller.to(self.device)
+        last = self.device.type == "cpu" and not _strided_points(self.model, self.distiller)
+        self._memory_format = torch.channels_last if last else torch.contiguous_format
+        self.optimizer = _optimizer([self.model, self.distiller], recipe)
+        self._restarts = distiller.restarts(recipe.steps)
+        self.gradient_norm = torch.zeros(())
+        self.conflict: float | None = None
+
+    @property
+    def done(self) -> bool:
+        """Whether every step is taken."""
+        return self.index >= self.recipe.steps
+
+    @property
+    def epoch_steps(self) -> int:
+        """Steps in one pass over the training images."""
+        return max(1, len(self.data.train) // min(self.recipe.batch_size, len(self.data.train)))
+
+    def step(self, *, watch: bool = False) -> dict[str, float]:
+        """One step: every loss's backward, one optimiser step. Returns the losses' values by name.
+
+        Args:
+            watch: also measure `conflict`, which costs a copy of the gradient; nothing else changes.
+
+        Raises:
+            FloatingPointError: a loss is not finite; the weights are as they were before the step.
+        """
+        recipe, step = self.recipe, Step(self.index, self.recipe.steps, self.recipe.seed)
+        if self.index in self._restarts and self.index > 0:
+            self.optimizer = _optimizer([self.model, self.distiller], recipe)
+        for group in self.optimizer.param_groups:
+            group["lr"] = recipe.rate(*self.distiller.cycle(self.index, recipe.steps)) * group.get("share", 1.0)
+        self.model.train()
+        self.distiller.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        yielded_losses: list[tuple[str, Tensor]] = []
+        first: list[tuple[nn.Parameter, Tensor]] = []
+        # Dropout draws from the global generator: seeded per step, and given back as it was.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed_of(recipe.seed, "step", self.index))
+            batch = self._batch(self.index)
+            losses = self.distiller.losses(self.model, batch, step)
+            autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16")
+            while True:
+                with autocast:
+                    yielded = next(losses, None)
+                if yielded is None:
+                    break
+                yielded_losses.append((yielded[0], yielded[1].detach()))
+                yielded[1].backward()
+                if watch and len(yielded_losses) == 1:
+                    first = [(p, p.grad.clone()) for p in self.model.parameters() if p.grad is not None]
+            values = self._values(yielded_losses)
+            if watch:
+                self.conflict = _conflict(first) if len(yielded_losses) > 1 else None
+            held = [p for g in self.optimizer.param_groups for p in g["params"] if p.grad is not None]
+            self.gradient_norm = torch.nn.utils.get_total_norm([p.grad for p in held if p.grad is not None])
+            if not torch.isfinite(self.gradient_norm):
+                raise FloatingPointError(
+                    f"the gradient is not finite at step {self.index}, though the losses are. Start again in another "
+                    f"--out with a lower learning rate ({recipe.rate(self.index):.3g} here) or in float32."
+                )
+            if recipe.clip:
+                torch.nn.utils.clip_grads_with_norm_(held, recipe.clip, self.gradient_norm)
+            self.optimizer.step()
+            self.distiller.after(self.model, batch, step)
+        self.index += 1
+        return values
+
+    def _values(self, losses: list[tuple[str, Tensor]]) -> dict[str, float]:
+        # One transfer from the device for all losses, before the weights are touched.
+        values: dict[str, float] = {}
+        for (name, _), value in zip(losses, torch.stack([loss for _, loss in losses]).tolist(), strict=True):
+            values[name] = values.get(name, 0.0) + value
+            if not math.isfinite(value):
+                raise FloatingPointError(
+                    f"the loss {name!r} became {value} at step {self.index}. Lower the learning rate "
+                    f"({self.recipe.rate(self.index):.3g} here), or clip gradients; training can go on from the last "
+                    "checkpoint."
+                )
+        return values
+
+    def state(self) -> dict[str, Any]:
+        """Weights, learnable parts, optimiser and step."""
+        return {
+            "model": dict(self.model.state_dict()),
+            "distiller": dict(self.distiller.state_dict()),
+            "optimizer": self.optimizer.state_dict(),
+            "index": self.index,
+            "uses": dict(self.model.uses) if isinstance(self.model, Supernet) else {},
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from what `state` returned.
+
+        Raises:
+            ValueError: it belongs to another space, distiller or recipe.
+        """
+        try:
+            self.model.load_state_dict(state["model"])
+            self.distiller.load_state_dict(state["distiller"])
+            self.optimizer.load_state_dict(state["optimizer"])
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise ValueError(
+                "the checkpoint belongs to another search space or distiller: "
+                f"{str(error).splitlines()[0]} Use another output folder, or the settings it was made with."
+            ) from error
+        self.index = state["index"]
+        if isinstance(self.model, Supernet):
+            self.model.uses = Counter(state["uses"])
+
+    def _batch(self, index: int) -> Batch:
+        ids = self.data.indices(self.recipe.seed, index, self.recipe.batch_size)
+        cache, seed = self.cache, self.recipe.seed
+        view = 0 if cache is None else index // self.epoch_steps % cache.views
+        pixels = self.data.pixels(ids, seed, index) if cache is None else self.data.view(ids, seed, view)
+        pixels = pixels.to(self.device, non_blocking=True)
+        if not torch.isfinite(pixels).all():
+            raise ValueError(f"training images {ids[~pixels.isfinite().flatten(1).all(1).cpu()].tolist()} hold NaN.")
+        if self.teacher is not None:
+            self.teacher.progress = index / self.recipe.steps
+        taught = self.teacher if cache is None else lambda pixels, _: cache.outputs(ids, view, pixels)
+        batch = Batch(pixels, self.data.train.labels[ids].to(self.device), ids, self.data, taught)
+        if self._memory_format is not None:
+            # A clone: images of one channel count as either, and layers hand on the one that their strides say.
+            batch.images = batch.images.clone(memory_format=self._memory_format)
+        return batch
+
+
+def _strided_points(model: Model, distiller: Distiller) -> bool:
+    """Whether there is a convolution of one point and a stride, whose weights' gradient oneDNN gets wrong."""
+    modules: list[nn.Module] = [model, distiller]
+    if isinstance(model, Supernet):
+        with torch.device("meta"):  # where a kernel is a choice, the bank holds the largest
+            modules.append(Network(model.space.blueprint(model.space.smallest)))
+    convolutions = [m for module in modules for m in module.modules() if isinstance(m, nn.Conv2d)]
+    return any(m.kernel_size == (1, 1) and m.stride != (1, 1) for m in convolutions)
+
+
+def _optimizer(modules: list[nn.Module], recipe: Recipe) -> torch.optim.Optimizer:
+    parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
+    # A discriminator at the rate of a student trained with momentum wins at once, and teaches nothing then.
+    shares: dict[nn.Parameter, float] = {}
+    for loss in (part for module in modules for part in module.modules() if isinstance(part, Loss)):
+        for name, largest in loss.opponents.items():
+            share = min(1.0, largest / recipe.learning_rate)
+            shares |= dict.fromkeys(loss.get_submodule(name).parameters(), share)
+    groups: list[dict[str, Any]] = []
+    for share in sorted({1.0, *shares.values()}, reverse=True):
+        held = [p for p in parameters if shares.get(p, 1.0) == share]
+        for some, decay in (
+            ([p for p in held if p.dim() > 1], recipe.weight_decay),
+            ([p for p in held if p.dim() <= 1], 0.0),
+        ):
+            groups.append({"params": some, "weight_decay": decay, "share": share})
+    if recipe.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=recipe.learning_rate)
+    return torch.optim.SGD(groups, lr=recipe.learning_rate, momentum=0.9, nesterov=True)
+
+
+def _conflict(first: list[tuple[nn.Parameter, Tensor]]) -> float | None:
+    """The cosine between gradients of the first loss and of the rest, which the parameters hold the sum of."""
+    sums = torch.zeros(3, dtype=torch.float64)
+    for parameter, gradient in first:
+        assert parameter.grad is not None
+        one, other = gradient.double(), parameter.grad.double() - gradient.double()
+        sums = sums.to(one.device) + torch.stack([(one * other).sum(), one.square().sum(), other.square().sum()])
+    dot, own, others = sums.tolist()
+    return dot / math.sqrt(own * others) if own > 0 and others > 0 else None

@@ -1,0 +1,201 @@
+import dataclasses
+import json
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from kdnas.cli.commands import RECIPE, main, parser
+from tests.data.test_base import write_images
+
+ROOT = Path(__file__).parents[2]
+
+
+def refused(capsys, *arguments):
+    """The message of a command that must end with exit code 2 and without a traceback."""
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err
+    assert "Traceback" not in error
+    return error
+
+
+def test_the_package_runs_as_a_module_too():
+    asked = [sys.executable, "-m", "kdnas", "--help"]
+    said = subprocess.run(asked, check=True, capture_output=True, text=True, cwd=ROOT).stdout
+    assert said.startswith("usage: kdnas ") and "retrain" in said
+
+
+def test_help_and_values_need_no_torch_and_come_at_once():
+    code = "import sys; from kdnas.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
+    code += "import random; from kdnas.tables import load_space; s = load_space('nas_bench_macro'); s.count()\n"
+    code += "s.validate(s.sample(random.Random(0))); assert 'torch' not in sys.modules, 'torch was imported'"
+    used = []
+    for _ in range(3):
+        # Processor time, not wall time: other tests may keep the machine busy.
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, cwd=ROOT)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        used.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    assert min(used) < 0.4
+
+
+def test_the_options_of_a_recipe_are_its_fields():
+    from kdnas.settings import Recipe
+
+    fields = {f.name: f for f in dataclasses.fields(Recipe)}
+    assert set(RECIPE) == set(fields)
+    for name, (kind, _) in RECIPE.items():
+        assert isinstance(fields[name].default, kind), name
+
+
+def test_every_command_has_a_line_of_help_and_every_option_too():
+    commands = next(a for a in parser()._actions if a.dest == "command").choices
+    assert set(commands) >= {"demo", "run", "train", "search", "export", "retrain", "report", "list", "losses", "taps"}
+    for command in commands.values():
+        assert command.description
+        for action in command._actions:
+            assert action.help or action.choices, (command.prog, action.dest)
+
+
+@pytest.mark.parametrize("what", ["spaces", "losses", "distillers", "scorers", "searchers", "data", "experiments"])
+def test_every_list_names_what_there_is(capsys, what):
+    main(["list", what])
+    lines = capsys.readouterr().out.strip().splitlines()
+    known = {
+        "spaces": "digits",
+        "losses": "alpha_divergence",
+        "distillers": "sandwich",
+        "scorers": "rdm",
+        "searchers": "evolution",
+        "data": "cifar10:PATH",
+        "experiments": "demo",
+    }
+    assert any(line.startswith(known[what]) for line in lines)
+    assert all(len(line.split(maxsplit=1)) == 2 for line in lines)
+
+
+def test_a_misspelt_command_or_option_gets_the_nearest(capsys):
+    assert "Did you mean search?" in refused(capsys, "serch", "x")
+    assert "Did you mean --steps?" in refused(capsys, "train", "demo", "--out", "x", "--setps", "3")
+    assert "is a number" in refused(capsys, "search", "x", "--max-time", "soon")
+
+
+RUN = ["run", "--data", "tests.toy:data", "--space", "toy", "--out", "OUT"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "--data", "digts", "--space", "toy", "--out", "OUT"], "Did you mean 'digits'"),
+        (["run", "--data", "folder:/no/such", "--space", "toy", "--out", "OUT"], "there is no folder"),
+        (["run", "--data", "digits", "--space", "toyy", "--out", "OUT"], "Did you mean 'toy'"),
+        (["run", "--data", "digits", "--space", "no/such.toml", "--out", "OUT"], "there is no file"),
+        ([*RUN, "--budget", "macs"], "name=number"),
+        ([*RUN, "--budget", "mac=5"], "Did you mean 'macs'"),
+        ([*RUN, "--budget", "macs=-1"], "must be positive"),
+        ([*RUN, "--scorer", "rmd"], "Did you mean 'rdm'"),
+        ([*RUN, "--searcher", "evoluton"], "Did you mean 'evolution'"),
+        ([*RUN, "--distiller", "sandwhich"], "Did you mean 'sandwich'"),
+        ([*RUN, "--distiller", "mutual,num_peers=x"], "num_peers of mutual must be a whole number, got 'x'"),
+        ([*RUN, "--loss", "hint=nan"], "must be a number and finite, got 'nan'"),
+        ([*RUN, "--scorer", ""], "--scorer is empty"),
+        ([*RUN, "--loss", ""], "--loss is empty"),
+        ([*RUN, "--teacher", "torchvision:resnet1@w.safetensors"], "torchvision has no"),
+        ([*RUN, "--teacher", "checkpoint:/no/such"], "is no student"),
+        ([*RUN, "--teacher", "tests.toy:other_classes"], "knows 7 classes, the data has 3"),
+        ([*RUN, "--optimizer", "adm"], "sgd or adamw"),
+        (["run", "--space", "toy", "--out", "OUT"], "--data is missing"),
+        (["run", "--experiment", "dmo", "--out", "OUT"], "Did you mean 'demo'"),
+        (["train", "no_such", "--out", "OUT"], "no experiment is named"),
+        (["train", "no_such.py", "--out", "OUT"], "there is no file"),
+        (["search", "OUT"], "there is no run"),
+        (["export", "OUT"], "there is no run"),
+        (["retrain", "OUT"], "is no student"),
+        (["report", "OUT"], "there is no run"),
+        (["taps", "fit", "toy", "--data", "tests.toy:data"], "exists in a run only"),
+    ],
+)
+def test_bad_input_gets_the_rule_the_value_and_the_fix(capsys, tmp_path, arguments, message):
+    out = str(tmp_path / "out")
+    assert message in refused(capsys, *(out if a == "OUT" else a for a in arguments))
+
+
+TABLE = """
+family = "toy"
+widths = [4]
+depths = [1]
+"""
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        (TABLE, "at least two architectures"),
+        (TABLE + "num_stagse = 2", "Did you mean 'num_stages'"),
+        (TABLE + 'num_stages = "2"', "num_stages must be an int"),
+        (TABLE.replace("toy", "tooy"), "Did you mean 'toy'"),
+        (TABLE + "=", "not valid TOML"),
+        ("widths = [4]", "needs the key family"),
+    ],
+)
+def test_a_table_with_a_mistake_is_refused(capsys, tmp_path, table, message):
+    path = tmp_path / "mine.toml"
+    path.write_text(table)
+    error = refused(capsys, "run", "--data", "tests.toy:data", "--space", str(path), "--out", str(tmp_path / "out"))
+    assert message in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_class_with_one_image_is_refused(capsys, tmp_path):
+    write_images(tmp_path / "images", {"cat": 9, "dog": 1})
+    error = refused(
+        capsys, "run", "--data", f"folder:{tmp_path / 'images'}", "--space", "toy", "--out", str(tmp_path / "out")
+    )
+    assert "class 'dog' has 1 images" in error
+
+
+def test_a_folder_that_holds_something_else_is_left_alone(capsys, tmp_path):
+    (tmp_path / "thesis.tex").write_text("work of years")
+    error = refused(capsys, "train", "tests/toy.py", "--out", str(tmp_path))
+    assert "thesis.tex" in error
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_the_same_command_line_makes_the_same_experiment_as_python():
+    from kdnas.jobs._arguments import load_experiment
+    from kdnas.settings import Experiment
+
+    for name in ("demo", "tests/toy.py"):
+        made = load_experiment(name)
+        assert Experiment.from_json(json.loads(json.dumps(made.to_json()))) == made
+
+
+def test_a_seed_of_a_whole_chain_is_that_of_its_search_too(monkeypatch, tmp_path):
+    made = []
+    monkeypatch.setattr("kdnas.cli.commands._chain", lambda experiment, out: made.append(experiment))
+    for given in ([], ["--seed", "5"]):
+        main(["run", "--data", "tests.toy:data", "--space", "toy", "--out", str(tmp_path), *given])
+    seeds = [(e.train.recipe.seed, e.train.teacher_recipe.seed, e.search.seed, e.retrain.recipe.seed) for e in made]
+    assert seeds == [(0, 0, 0, 0), (5, 5, 5, 5)]
+
+
+def test_a_loss_is_named_with_its_weight_on_the_command_line():
+    from kdnas.jobs._arguments import terms_of
+
+    made = terms_of(["attention_transfer", "hint=3"]).build()
+    assert made.objective.weights == (1.0, 1000.0, 3.0)
+    with pytest.raises(ValueError, match="Did you mean 'hint'"):
+        terms_of(["hnt"])
+    with pytest.raises(ValueError, match="must be a number"):
+        terms_of(["hint=much"])
+
+
+def test_taps_prints_a_line_per_pair(capsys):
+    main(["taps", "tests.toy:cnn", "toy", "--data", "tests.toy:data"])
+    lines = capsys.readouterr().out.strip().splitlines()
+    assert len(lines) == 3
+    assert "conv1x1" in lines[1]

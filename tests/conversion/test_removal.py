@@ -1,0 +1,540 @@
+"""Scale factors: exact zeros, exact removal, budgets met, and expensive layers first."""
+
+import dataclasses
+import json
+import types
+
+import pytest
+import torch
+from torch import nn
+from torchvision.ops import StochasticDepth
+
+from kdnas.architecture import Architecture
+from kdnas.cli.commands import main
+from kdnas.conversion.channels import saved
+from kdnas.conversion.removal import chosen, living, narrowed, removed
+from kdnas.conversion.scale_factors import Factors
+from kdnas.conversion.trace import convert
+from kdnas.costs.budget import Budget
+from kdnas.costs.count import cost
+from kdnas.data.base import Data
+from kdnas.distillers.base import Step
+from kdnas.jobs.prune import prune
+from kdnas.outputs import Outputs
+from kdnas.runs.folder import Run
+from kdnas.settings import Recipe
+from kdnas.spaces.converted import Node, Part
+from kdnas.students.folder import read_student
+from kdnas.training.loop import Training
+from tests.toy import Cnn, data
+
+
+def norm_conv(inputs, outputs, kernel=3, stride=1, groups=1):
+    conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(outputs))
+
+
+class Mixed(nn.Module):
+    """An inverted residual without activation behind the sum, a residual with one, a block that shrinks."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Sequential(norm_conv(3, 16), nn.ReLU())
+        self.a1, self.a2, self.a3 = norm_conv(16, 32, 1), norm_conv(32, 32, 3, 1, 32), norm_conv(32, 16, 1)
+        self.b1, self.b2 = norm_conv(16, 24), norm_conv(24, 16)
+        self.d1, self.d2, self.short = norm_conv(16, 24, 3, 2), norm_conv(24, 24), norm_conv(16, 24, 1, 2)
+        self.relu, self.head = nn.ReLU(), nn.Linear(24, 3)
+
+    def forward(self, x):
+        x = self.stem(x)
+        x = x + self.a3(self.relu(self.a2(self.relu(self.a1(x)))))
+        x = self.relu(x + self.b2(self.relu(self.b1(x))))
+        x = self.relu(self.d2(self.relu(self.d1(x))) + self.short(x))
+        return self.head(x.mean((2, 3)))
+
+
+SPACE = convert(Mixed().eval(), image=(3, 8, 8)).space
+
+
+@pytest.fixture
+def found():
+    torch.manual_seed(0)
+    source = Mixed().eval()
+    for module in source.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.5, 2)
+            module.weight.data.uniform_(0.5, 1.5)
+            module.bias.data.normal_()
+    conversion = convert(source, image=(3, 8, 8))
+    return conversion.supernet.extract(conversion.space.largest).eval(), Factors(conversion.space, penalty=0.0)
+
+
+def drawn(factors, share=0.4):
+    with torch.no_grad():
+        for value in factors.factors.values():
+            value.copy_(torch.randn(value.shape) * (torch.rand(value.shape) > share))
+
+
+@torch.no_grad()
+def gap(network, factors):
+    images = torch.randn(4, 3, 8, 8)
+    small = removed(network, factors, chosen(factors, Budget())).eval()
+    return (small(images).logits - factors.shown(network, images).logits).abs().max().item(), small
+
+
+def test_what_has_factors_and_what_has_none(found):
+    _, factors = found
+    # The inverted residual's depthwise channels follow those before them; the shrinking block cannot be left out. The
+    # first stream runs from the stem to the block that shrinks, the second from its two branches to the classifier.
+    assert {u.key: u.size for u in factors.units} == {
+        "stem:0:stream": 16,
+        "stages_0_0:0": 32,
+        "stages_0_1:0": 24,
+        "stages_1_0:0": 24,
+        "stages_1_0:3:stream": 24,
+        "stages_0_0:block": 1,
+        "stages_0_1:block": 1,
+    }
+
+
+def test_blocks_may_be_spared():
+    factors = Factors(SPACE, penalty=0.0, blocks=False)
+    assert [u.key for u in factors.units] == [u.key for u in Factors(SPACE, penalty=0.0).units if not u.block]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_smaller_network_computes_what_the_one_with_factors_did(found, seed):
+    network, factors = found
+    torch.manual_seed(seed)
+    drawn(factors)
+    difference, small = gap(network, factors)
+    assert difference < 1e-5
+    assert cost(small.blueprint).macs < cost(network.blueprint).macs
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "densenet121", "resnext50_32x4d"])
+def test_streams_of_known_networks_lose_channels_exactly(name):
+    from torchvision import models
+
+    torch.manual_seed(0)
+    source = models.get_model(name, weights=None, num_classes=5).eval()
+    for module in source.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.bias.data.normal_(0, 0.1)
+    conversion = convert(source, image=(3, 32, 32))
+    network = conversion.supernet.extract(conversion.space.largest).eval()
+    factors = Factors(conversion.space, penalty=0.0)
+    drawn(factors, 0.2)
+    streams = [u for u in factors.units if u.key.endswith("stream")]
+    # Streams, and what crosses from layer to layer without one; what is concatenated or grouped stays whole.
+    counts = {"resnet18": 4, "mobilenet_v3_small": 9, "densenet121": 0, "resnext50_32x4d": 5}
+    assert len(streams) == counts[name]
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        shown = factors.shown(network, images).logits
+        small = removed(network, factors, chosen(factors, Budget())).eval()
+        assert (small(images).logits - shown).abs().max() <= 1e-5 * max(1.0, float(shown.abs().max()))
+    assert cost(small.blueprint).macs < cost(network.blueprint).macs
+
+
+class Attentive(Mixed):
+    """Drops a branch while it trains, and attends to positions with one channel."""
+
+    def __init__(self):
+        super().__init__()
+        self.attention, self.path = nn.Conv2d(24, 1, 1), StochasticDepth(0.5, "row")
+
+    def forward(self, x):
+        x = self.stem(x)
+        x = x + self.path(self.a3(self.relu(self.a2(self.relu(self.a1(x))))))
+        y = self.relu(self.b1(x))
+        x = self.relu(x + self.b2(y * torch.sigmoid(self.attention(y))))
+        x = self.relu(self.d2(self.relu(self.d1(x))) + self.short(x))
+        return self.head(x.mean((2, 3)))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_dropped_path_is_a_block_and_one_channel_spread_over_others_stays(seed):
+    torch.manual_seed(seed)
+    conversion = convert(Attentive().eval(), image=(3, 8, 8))
+    network = conversion.supernet.extract(conversion.space.largest).eval()
+    factors = Factors(conversion.space, penalty=0.0)
+    sizes = {u.key: u.size for u in factors.units}
+    assert sizes["stages_0_0:block"] == 1 and sizes["stages_0_1:0"] == 24 and min(sizes.values()) == 1
+    assert not any(u.size == 1 for u in factors.units if not u.block)
+    drawn(factors)
+    with torch.no_grad():
+        factors.factors["stages_0_0:block"].zero_()
+    difference, small = gap(network, factors)
+    assert difference < 1e-5
+    assert not list(small.get_submodule("stages.0.0").parameters())
+
+
+def test_a_block_of_factor_zero_goes_whole_and_what_stood_behind_its_sum_stays(found):
+    network, factors = found
+    drawn(factors, 0.0)
+    with torch.no_grad():
+        for unit in factors.units:
+            if unit.block:
+                factors.factors[unit.key].zero_()
+    difference, small = gap(network, factors)
+    assert difference < 1e-5
+    stage = small.blueprint.stages[0]
+    assert [len(list(small.get_submodule(f"stages.0.{i}").parameters())) for i in range(len(stage))] == [0, 0]
+    assert small.get_submodule("stages.0.1").nodes == (("relu", (0,)),)
+
+
+def test_it_is_ordinary_trains_and_depthwise_channels_are_gone_with_theirs(found):
+    network, factors = found
+    drawn(factors)
+    with torch.no_grad():
+        for unit in factors.units:
+            if unit.block:
+                factors.factors[unit.key].fill_(1.0)
+    _, small = gap(network, factors)
+    convs = [m for m in small.modules() if isinstance(m, nn.Conv2d)]
+    assert any(c.groups == c.in_channels == c.out_channels < 32 and c.groups > 1 for c in convs)
+    small.train()(torch.randn(4, 3, 8, 8)).logits.sum().backward()
+    assert all(p.grad is not None for p in small.parameters())
+
+
+def test_every_group_is_the_one_that_torch_pruning_finds(found):
+    tp = pytest.importorskip("torch_pruning")
+    network, factors = found
+    positions = [position for position, _ in network.blueprint.named()]
+    plain = nn.Sequential(*[network.get_submodule(position) for position in positions]).eval()
+    graph = tp.DependencyGraph().build_dependency(plain, example_inputs=torch.zeros(1, 3, 8, 8))
+    layers = (nn.Conv2d, nn.BatchNorm2d, nn.Linear)
+
+    def module(place):
+        return plain[positions.index(place[0])].parts[str(place[1])]
+
+    for unit in factors.units:
+        if unit.block:
+            continue
+        group = graph.get_pruning_group(module(unit.writes[0]), tp.prune_conv_out_channels, idxs=[0])
+        touched = {id(d.target.module) for d, _ in group if isinstance(d.target.module, layers)}
+        assert touched == {id(module(place)) for place in (*unit.writes, *unit.takes)}, unit.key
+
+
+@pytest.mark.parametrize("share", [0.9, 0.7, 0.5, 0.35])
+@pytest.mark.parametrize("name", ["macs", "params"])
+def test_a_budget_is_met_within_two_per_cent(found, name, share):
+    network, factors = found
+    with torch.no_grad():
+        for value in factors.factors.values():
+            value.copy_(torch.rand(value.shape) + 0.1)
+    bound = share * getattr(cost(network.blueprint), name)
+    kept = chosen(factors, Budget(**{name: bound}))
+    left = getattr(cost(narrowed(factors, kept)), name)
+    assert left <= bound
+    # One channel of this small network is up to 2 % of it.
+    unit = max(getattr(c, name) for key, c in saved(factors.space, factors.units).items() if "block" not in key)
+    assert left > 0.98 * bound - unit
+
+
+def test_an_impossible_budget_and_none_at_all(found):
+    network, factors = found
+    with pytest.raises(ValueError, match="smallest network that is left"):
+        chosen(factors, Budget(macs=10))
+    kept = chosen(factors, Budget())
+    assert narrowed(factors, kept) == network.blueprint
+
+
+def test_the_smallest_factors_go_first(found):
+    _, factors = found
+    with torch.no_grad():
+        for unit in factors.units:
+            signs = 1 - 2 * (torch.arange(unit.size) % 2)  # small is near 0, not below it
+            factors.factors[unit.key].copy_(torch.linspace(0.5, 1.0, unit.size) * signs)
+        wide = next(u for u in factors.units if u.size == 32)
+        factors.factors[wide.key][:16] = 0.01
+    whole = cost(factors.space.blueprint(factors.space.largest)).macs
+    kept = chosen(factors, Budget(macs=0.97 * whole))
+    assert not kept[wide.key][:5].any() and kept[wide.key][16:].all()
+    assert all(bool(kept[u.key].all()) for u in factors.units if u is not wide)
+
+
+def trained(penalty, by_cost=True, steps=30, budget=Budget()):
+    torch.manual_seed(0)
+    conversion = convert(Mixed().eval(), image=(3, 8, 8))
+    network = conversion.supernet.extract(conversion.space.largest)
+    from kdnas.teachers.base import Frozen
+
+    loaded: Data = data()
+    taught = Frozen(Cnn().eval(), preprocessing=loaded.preprocessing)
+    factors = Factors(conversion.space, penalty=penalty, budget=budget, by_cost=by_cost)
+    made = Training(network, factors, loaded, taught, Recipe(steps=steps, batch_size=16, learning_rate=0.01))
+    signs = {name: value.detach().sign() for name, value in factors.factors.items()}
+    while not made.done:
+        made.step()
+    return network.eval(), factors, signs
+
+
+def test_what_is_minimised_is_the_divergence_of_the_network_with_its_factors_from_the_teacher(found):
+    network, factors = found
+    drawn(factors, 0.0)
+    images, teacher = torch.randn(4, 3, 8, 8), Outputs(torch.randn(4, 3))
+    batch = types.SimpleNamespace(images=images, teacher=teacher, labels=torch.zeros(4, dtype=torch.long))
+    ((_, loss),) = factors.losses(network, batch, Step(0, 9, 0))
+    log_p = factors.shown(network, images).logits.log_softmax(1)
+    q = teacher.logits.softmax(1)
+    assert loss.item() == pytest.approx((q * (q.log() - log_p)).sum(1).mean().item(), rel=1e-5)
+    assert not torch.allclose(log_p, network(images).logits.log_softmax(1), atol=1e-2)
+    loss.backward()
+    assert all(value.grad is not None and value.grad.abs().max() > 0 for value in factors.factors.values())
+
+
+def test_what_a_factor_costs_by_hand():
+    factors = Factors(SPACE, penalty=1.0)
+    costs = dict(zip((u.key for u in factors.units), factors.regulariser.costs, strict=True))
+    # Multiply-accumulates of one channel in all that makes, passes on and takes it: 8x8 positions, then 4x4.
+    assert costs["stages_0_0:0"] == 64 * (16 + 9 + 16)
+    assert costs["stages_1_0:0"] == 16 * (9 * 16 + 9 * 24)
+    assert costs["stages_0_0:block"] == 64 * 32 * (16 + 9 + 16)
+    assert Factors(SPACE, penalty=1.0, by_cost=False).regulariser.costs is None
+
+
+def test_a_given_penalty_falls_with_a_cosine():
+    factors = Factors(SPACE, penalty=0.1, by_cost=False)
+    left = 1.0
+    for index, share in ((0, 1.0), (1, 0.75), (2, 0.25)):
+        factors.after(None, None, Step(index, 3, 0))
+        left -= 0.1 * share
+        assert all(torch.allclose(v, torch.tensor(left)) for v in factors.factors.values())
+
+
+class Bare(nn.Module):
+    """A residual whose branch ends in a convolution: its weights have a factor per channel in and one for the block."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.relu, self.head = norm_conv(3, 8), nn.ReLU(), nn.Linear(8, 3)
+        self.one, self.two = nn.Conv2d(8, 12, 3, padding=1), nn.Conv2d(12, 8, 3, padding=1)
+
+    def forward(self, x):
+        x = self.relu(self.stem(x))
+        return self.head((x + self.two(self.relu(self.one(x)))).mean((2, 3)))
+
+
+def test_two_factors_on_one_weight_both_count():
+    torch.manual_seed(0)
+    conversion = convert(Bare().eval(), image=(3, 8, 8))
+    network = conversion.supernet.extract(conversion.space.largest).eval()
+    factors = Factors(conversion.space, penalty=0.0)
+    assert [u.size for u in factors.units] == [8, 12, 1]
+    images = torch.randn(4, 3, 8, 8)
+    with torch.no_grad():
+        for unit, by in zip(factors.units, (1.0, 2.0, 0.5), strict=True):
+            factors.factors[unit.key].fill_(by)
+        # The branch's weights times 2 and a half, its bias times a half: a bias of 0 leaves the branch as it was.
+        network.get_parameter("stages.0.0.parts.2.bias").zero_()
+        assert torch.allclose(factors.shown(network, images).logits, network(images).logits, atol=1e-5)
+    drawn(factors)
+    assert gap(network, factors)[0] < 1e-5
+
+
+def zeros(factors):
+    return sum(int((value == 0).sum()) for value in factors.factors.values())
+
+
+def test_no_penalty_removes_nothing_and_a_larger_one_never_keeps_more():
+    counts, macs = [], []
+    for penalty in (0.0, 0.05, 0.2, 1.0):
+        network, factors, _ = trained(penalty)
+        counts.append(zeros(factors))
+        macs.append(cost(removed(network, factors, chosen(factors, Budget())).blueprint).macs)
+    assert counts[0] == 0 and macs[0] == cost(network.blueprint).macs
+    assert counts == sorted(counts) and counts[-1] > 0
+    assert macs == sorted(macs, reverse=True)
+
+
+@pytest.mark.parametrize(("name", "share"), [("macs", 0.5), ("params", 0.6)])
+def test_a_growing_penalty_meets_the_budget_with_zeros_alone_and_leaves_them(name, share):
+    whole = cost(SPACE.blueprint(SPACE.largest))
+    bound = share * getattr(whole, name)
+    _, factors, _ = trained(None, steps=60, budget=Budget(**{name: bound}))
+    assert bool(factors.met)
+    kept = living(factors)
+    assert all(torch.equal(mask, kept[key]) for key, mask in chosen(factors, Budget(**{name: bound})).items())
+    met = getattr(cost(narrowed(factors, kept)), name)
+    unit = max(getattr(c, name) for key, c in saved(factors.space, factors.units).items() if "block" not in key)
+    assert 0.98 * bound - unit <= met <= bound
+    zeros_before = {key: value == 0 for key, value in factors.factors.items()}
+    assert all(torch.equal(zeros_before[key], alive == 0) for key, alive in factors.alive.items())
+
+
+@pytest.mark.parametrize("total", [200, 20_000])
+def test_looks_that_are_far_apart_remove_no_more_than_the_budget_asks(total):
+    class Plain(nn.Sequential):
+        def __init__(self):
+            layers = [layer for i in (3, 64, 64) for layer in (norm_conv(i, 64), nn.ReLU())]
+            super().__init__(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 3))
+
+    torch.manual_seed(0)
+    space = convert(Plain().eval(), image=(3, 8, 8)).space
+    bound = 0.5 * cost(space.blueprint(space.largest)).macs
+    factors = Factors(space, budget=Budget(macs=bound))
+    assert not any(u.block for u in factors.units)
+    with torch.no_grad():
+        for value in factors.factors.values():
+            value.uniform_(0.5, 1.5)
+    for index in range(total):
+        factors.after(None, None, Step(index, total, 0))
+        if factors.met:
+            break
+    assert 0.98 * bound <= cost(narrowed(factors, living(factors))).macs <= bound
+    # Of a group, what came back (as it was at the look before) was farther from 0 than what did not.
+    came, went = [], []
+    for key, value in factors.factors.items():
+        before = factors.before[key]
+        came.append(before[(value != 0) & (value == before)])
+        went.append(before[(value == 0) & (before != 0)])
+    assert sum(map(len, went)) > 0
+    assert all(not len(c) or not len(w) or c.min() >= w.max() for c, w in zip(came, went, strict=True))
+    assert total == 200 or sum(map(len, came)) > 0
+
+
+def test_what_was_met_survives_a_checkpoint(tmp_path):
+    from kdnas.runs.checkpoint import load_state, save_state
+
+    budget = Budget(macs=0.5 * cost(SPACE.blueprint(SPACE.largest)).macs)
+    _, factors, _ = trained(None, steps=60, budget=budget)
+    save_state(tmp_path / "state.safetensors", dict(factors.state_dict()))
+    again = Factors(factors.space, budget=budget)
+    again.load_state_dict(load_state(tmp_path / "state.safetensors"))
+    assert bool(again.met) and all(torch.equal(again.alive[key], alive) for key, alive in factors.alive.items())
+
+
+def test_costs_move_removal_to_expensive_channels():
+    def share(by_cost):
+        _, factors, _ = trained(0.15, by_cost)
+        prices = saved(factors.space, factors.units)
+        channels = [u for u in factors.units if not u.block]
+        dear = max(channels, key=lambda u: prices[u.key].macs)
+        cheap = min(channels, key=lambda u: prices[u.key].macs)
+        size = {u: float(factors.factors[u.key].detach().abs().mean()) for u in (dear, cheap)}
+        return size[dear] - size[cheap]
+
+    assert share(True) < share(False) - 0.05
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "pruned"
+    main(["prune", "tests/toy.py:pruned", "--out", str(folder)])
+    return folder
+
+
+def test_one_command_prunes_retrains_and_puts_the_controls_beside(run, capsys):
+    held = Run(run)
+    rows = {row["name"]: row for row in held.results()["rows"]}
+    assert list(rows) == ["teacher", "student", "control", "random"]
+    _, card = read_student(run / "students" / "student")
+    assert card.cost.macs <= 350_000 and card.cost.macs == rows["student"]["macs"]
+    assert rows["random"]["macs"] <= rows["student"]["macs"]
+    assert (run / "students" / "student" / "student.onnx").exists()
+    removal = held.phase("removal")
+    page = (run / "report.html").read_text()
+    assert f"{removal['zeros']} of {removal['factors']} scale factors became exactly 0" in page
+    assert f"{removal['whole']['macs']:,} MACs" in page and "kdnas search" not in page and "not finished" not in page
+    main(["prune", "tests/toy.py:pruned", "--out", str(run), "--json"])
+    assert json.loads(capsys.readouterr().out)["accuracy"] == rows["student"]["accuracy"]
+
+
+def test_its_student_is_retrained_and_quantized_by_what_its_card_and_run_say(run, monkeypatch, tmp_path):
+    from kdnas.jobs.retrain import retrain, settings_of, source_of
+    from tests.toy import pruned
+
+    student = run / "students" / "student"
+    assert settings_of(student) == pruned().retrain
+    _, card = read_student(student)
+    assert source_of(student, card, "data") == pruned().data
+    assert source_of(student, card, "teacher")["path"] == str((run / "teaching" / "teacher").resolve())
+    found = retrain(student, settings_of(student), tmp_path / "again", deploy=False)
+    assert found["macs"] == card.cost.macs
+
+
+def test_a_source_or_budget_that_does_not_fit_is_refused_before_anything_is_trained(run, tmp_path):
+    from tests.toy import pruned
+
+    with pytest.raises(ValueError, match="no_such"):
+        prune(dataclasses.replace(pruned(), source="tests.toy:no_such"), tmp_path / "source")
+    assert not (tmp_path / "source" / "teaching").exists()
+    teacher = f"checkpoint:{run / 'teaching' / 'teacher'}"
+    whole = read_student(run / "teaching" / "teacher")[1].cost
+    for macs, message in ((10, "the smallest network that is left has"), (whole.macs, "nothing is to be removed")):
+        settings = dataclasses.replace(pruned(), source=teacher, budget=Budget(macs=macs))
+        with pytest.raises(ValueError, match=message):
+            prune(settings, tmp_path / str(macs))
+        assert not (tmp_path / str(macs) / "factors.safetensors").exists()
+
+
+def test_a_seed_decides_the_weights_of_a_source_that_has_none(tmp_path):
+    from kdnas.jobs import prune as job
+    from tests.toy import data, pruned
+
+    def weights(seed, drawn):
+        torch.rand(drawn)  # whatever was drawn before
+        settings = dataclasses.replace(pruned(), source="tests.toy:cnn")
+        settings = dataclasses.replace(settings, recipe=dataclasses.replace(settings.recipe, seed=seed))
+        found = job._converted(settings, None, data())
+        return torch.cat([p.detach().flatten() for p in found.supernet.parameters()])
+
+    first = weights(3, 1)
+    assert torch.equal(first, weights(3, 2)) and not torch.equal(first, weights(4, 1))
+
+
+def test_an_interrupted_pruning_ends_as_an_uninterrupted_one(run, tmp_path, monkeypatch):
+    from kdnas.jobs import prune as job
+
+    drive, calls = job.drive, []
+
+    def killed(training, phase, draft, around, watch):
+        calls.append(phase)
+        while training.index < 3:
+            training.step()
+        from kdnas.runs.checkpoint import save_state
+
+        save_state(draft, {"training": training.state(), "seconds": 0.0})
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(job, "drive", killed)
+    with pytest.raises(SystemExit):
+        main(["prune", "tests/toy.py:pruned", "--out", str(tmp_path / "again")])
+    monkeypatch.setattr(job, "drive", drive)
+    main(["prune", "tests/toy.py:pruned", "--out", str(tmp_path / "again")])
+    assert calls == ["factors"]
+    first, second = (read_student(folder / "students" / "student") for folder in (run, tmp_path / "again"))
+    assert first[1].blueprint == second[1].blueprint
+    for name, tensor in first[0].state_dict().items():
+        assert torch.equal(tensor, second[0].state_dict()[name]), name
+
+
+def test_a_source_of_other_classes_is_refused(tmp_path):
+    from tests.toy import pruned
+
+    with pytest.raises(ValueError, match="other_classes knows 7 classes, the data has 3"):
+        prune(dataclasses.replace(pruned(), source="tests.toy:other_classes"), tmp_path / "run")
+
+
+def test_a_source_in_which_nothing_is_elastic_is_pruned_all_the_same(tmp_path):
+    from tests.toy import pruned
+
+    whole = cost(convert(Cnn().eval(), image=(3, 8, 8), needs_choices=False).supernet.space.blueprint(Architecture({})))
+    settings = dataclasses.replace(pruned(), source="tests.toy:cnn", budget=Budget(macs=0.6 * whole.macs))
+    found = prune(settings, tmp_path / "run")
+    assert 0.5 * whole.macs < found["macs"] <= 0.6 * whole.macs
+
+
+def test_settings_that_make_no_sense_are_refused():
+    from tests.toy import pruned
+
+    with pytest.raises(ValueError, match="penalty must not be negative"):
+        dataclasses.replace(pruned(), penalty=-1.0)
+    with pytest.raises(ValueError, match="Give one of the two"):
+        Factors(SPACE)
+    with pytest.raises(ValueError, match="no channel"):
+        flat = Part(nodes=(Node(op="flatten"), Node(op="linear", inputs=(1,), values=(1024, "classes", 1))))
+        Factors(dataclasses.replace(convert(Mixed().eval(), image=(3, 8, 8)).space, stages=(), head=flat))

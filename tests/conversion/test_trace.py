@@ -1,0 +1,330 @@
+import random
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torchvision import models
+
+from kdnas.cli.commands import main
+from kdnas.conversion.trace import TOLERANCE, convert
+from kdnas.costs.count import cost
+from kdnas.jobs.convert import SPACE, WEIGHTS, convert_source, load_source
+from kdnas.network import Network
+from kdnas.students.folder import read_student
+from kdnas.supernet import Supernet
+from kdnas.tables import load_space
+
+IMAGES = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+
+
+def lived(module):
+    """The module with statistics and scales that are not those of a new one."""
+    torch.manual_seed(0)
+    for norm in module.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.running_mean.normal_(0, 0.1)
+            norm.running_var.uniform_(0.5, 1.5)
+            nn.init.uniform_(norm.weight, 0.5, 1.5)
+            nn.init.normal_(norm.bias, 0, 0.1)
+    return module.eval()
+
+
+def conv(inputs, outputs, kernel=3, stride=1, groups=1):
+    made = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False)
+    return nn.Sequential(made, nn.BatchNorm2d(outputs), nn.ReLU())
+
+
+class Residual(nn.Module):
+    def __init__(self, channels, hidden, groups=1):
+        super().__init__()
+        self.one, self.two = conv(channels, hidden), conv(hidden, hidden, groups=groups)
+        self.three = nn.Conv2d(hidden, channels, 1)
+
+    def forward(self, x):
+        return F.relu(x + self.three(self.two(self.one(x))))
+
+
+class Squeeze(nn.Module):
+    def __init__(self, channels, hidden):
+        super().__init__()
+        self.one, self.two = conv(channels, hidden), nn.Conv2d(hidden, channels, 1)
+        self.down, self.up = nn.Conv2d(hidden, 4, 1), nn.Conv2d(4, hidden, 1)
+
+    def forward(self, x):
+        y = self.one(x)
+        return x + self.two(y * torch.sigmoid(self.up(F.relu(self.down(F.adaptive_avg_pool2d(y, 1))))))
+
+
+class Small(nn.Module):
+    def __init__(self, *blocks, head=None):
+        super().__init__()
+        self.stem, self.blocks = conv(3, 16), nn.Sequential(*blocks)
+        self.head = head or nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 5))
+
+    def forward(self, x):
+        return self.head(self.blocks(self.stem(x)))
+
+
+def small():
+    torch.manual_seed(0)
+    return lived(Small(Residual(16, 32), Residual(16, 32, groups=32), Squeeze(16, 32)))
+
+
+def rows(found):
+    return {row.module: (row.elastic, row.why) for row in found.report}
+
+
+def check(module, images, **expected):
+    found = convert(module, image=tuple(images.shape[1:]))
+    space, supernet = found.space, found.supernet
+    with torch.no_grad():
+        source = module(images)
+        largest = supernet(images, space.largest).logits
+        assert (largest - source).abs().max() <= TOLERANCE * max(1.0, source.abs().max())
+        for architecture in (space.smallest, space.sample(random.Random(0)), space.largest):
+            student = supernet.extract(architecture)
+            assert torch.equal(student(images).logits, supernet(images, architecture).logits)
+        assert not torch.allclose(supernet(images, space.smallest).logits, source)
+    assert cost(space.blueprint(space.smallest)).macs < 0.8 * cost(space.blueprint(space.largest)).macs
+    parameters = sum(p.numel() for p in module.parameters())
+    assert cost(space.blueprint(space.largest)).params == parameters
+    return found
+
+
+def test_a_residual_network_becomes_elastic_in_depth_and_inner_width():
+    found = check(small(), IMAGES)
+    names = {choice.name: choice.options for choice in found.space.choices}
+    assert names == {
+        "stage0.depth": (1, 2, 3),
+        "stage0.block0.width0": (16, 24, 32),
+        "stage0.block0.width1": (16, 24, 32),
+        "stage0.block1.width0": (16, 24, 32),
+        "stage0.block2.width0": (16, 24, 32),
+    }
+    told = rows(found)
+    assert set(told) == {n for n, m in small().named_modules() if isinstance(m, nn.Conv2d | nn.BatchNorm2d | nn.Linear)}
+    assert told["stem.0"] == (False, "its channels are the block's output, which other blocks share")
+    assert told["head.2"] == (False, "they are the logits")
+    assert told["blocks.0.one.0"] == (True, "channels out 16, 24, 32 (stage0.block0.width0)")
+    # The depthwise convolution is narrowed with what feeds it.
+    assert told["blocks.1.two.0"][1].count("stage0.block1.width0") == 2
+    assert told["blocks.2.down"][0] and "may be left out (stage0.depth)" in told["blocks.2.down"][1]
+    assert all(why for _, why in told.values())
+
+
+def test_a_shallower_subnet_is_the_source_without_its_last_blocks():
+    module = small()
+    found = convert(module, image=(3, 16, 16))
+    kept = {n: v for n, v in found.space.largest.items() if not n.startswith("stage0.block2")}
+    shallow = found.space.architecture({**kept, "stage0.depth": 2})
+    with torch.no_grad():
+        expected = module.head(module.blocks[1](module.blocks[0](module.stem(IMAGES))))
+        torch.testing.assert_close(found.supernet(IMAGES, shallow).logits, expected)
+
+
+def test_whole_groups_of_a_grouped_convolution_are_kept():
+    found = check(lived(Small(Residual(16, 64, groups=4))), IMAGES)
+    assert [c.options for c in found.space.choices] == [(32, 48, 64)]
+    found = check(lived(Small(Residual(16, 96, groups=2))), IMAGES)
+    assert [c.options for c in found.space.choices] == [(48, 96)]
+
+
+def test_a_plain_network_is_elastic_between_its_poolings():
+    features = nn.Sequential(conv(16, 32), conv(32, 32), nn.MaxPool2d(2), conv(32, 64), conv(64, 64), nn.MaxPool2d(2))
+    head = nn.Sequential(nn.Flatten(), nn.Linear(64 * 16, 48), nn.ReLU(), nn.Dropout(), nn.Linear(48, 5))
+    found = check(lived(Small(features, head=head)), IMAGES)
+    told = rows(found)
+    assert [told[f"blocks.0.{i}.0"][0] for i in (0, 1, 3, 4)] == [True, True, True, True]
+    assert told["stem.0"][0]
+    assert told["blocks.0.1.0"][1] == "channels in 16, 24, 32 (stem.width1)"
+    assert told["head.1"] == (True, "channels out 24, 32, 48 (head.width0)")
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2"])
+def test_torchvision_s_networks_are_reproduced(name):
+    torch.manual_seed(1)
+    module = lived(models.get_model(name, weights=None, num_classes=7))
+    found = check(module, torch.randn(2, 3, 64, 64))
+    assert found.error <= TOLERANCE
+    assert {"resnet18": 20_736, "mobilenet_v2": 3_459_484_080}[name] == found.space.count()
+
+
+def test_a_block_without_a_shortcut_adds_nothing():
+    space = load_space("channel_bench_macro_resnet")
+    smallest = lived(Network(space.blueprint(space.smallest)))
+
+    class Logits(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.stages, self.head = smallest.stem, smallest.stages, smallest.head
+
+        def forward(self, x):
+            x = self.stem(x)
+            for stage in self.stages:
+                x = stage(x)
+            return self.head(x)
+
+    found = check(Logits(), torch.randn(2, 3, 32, 32))
+    assert found.error <= TOLERANCE
+
+
+class Concatenated(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.one, self.two, self.fc = conv(3, 16), conv(16, 16), nn.Linear(32, 5)
+
+    def forward(self, x):
+        x = self.one(x)
+        return self.fc(torch.cat([x, self.two(x)], 1).mean((2, 3)))
+
+
+class Odd(Small):
+    def forward(self, x):
+        return self.head(torch.fft.fft(self.stem(x)).abs())
+
+
+class Branching(Small):
+    def forward(self, x):
+        return self.head(self.stem(x) if x.sum() > 0 else self.stem(-x))
+
+
+class Weighed(Small):
+    def forward(self, x):
+        x = self.stem(x)
+        return self.head(torch.add(x, self.blocks(x), alpha=2))
+
+
+class Offset(Small):
+    def forward(self, x):
+        return self.head(self.blocks(self.stem(x).add(1)))
+
+
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [
+        (Concatenated(), r"(?s)no elastic module found.*one\.0: .*two\.0: its channels are concatenated"),
+        (Odd(), "fft_fft.*cannot be converted"),
+        (Branching(), "cannot be traced"),
+        (nn.Sequential(conv(4, 16)), r"cannot be traced .*4 channels, but got 3 channels instead\. Its forward"),
+        (Small(nn.Conv2d(16, 16, (1, 3))), r"blocks\.0 \(Conv2d\) cannot be converted"),
+        (Small(nn.AvgPool2d(3, 2, 1, count_include_pad=False)), r"blocks\.0 \(AvgPool2d\) cannot be converted"),
+        (Small(nn.AvgPool2d(2, divisor_override=3)), r"blocks\.0 \(AvgPool2d\) cannot be converted"),
+        (Small(nn.MaxPool2d(3, 1, 1, dilation=2)), r"blocks\.0 \(MaxPool2d\) cannot be converted"),
+        (Weighed(), "the function add at add cannot be converted"),
+        (Offset(), "the operation add at add cannot be converted"),
+        (nn.Sequential(conv(3, 16), conv(16, 16)), "logits"),
+    ],
+)
+def test_what_cannot_be_converted_is_refused_by_name(module, message, capsys):
+    with pytest.raises(ValueError, match=message):
+        convert(module, image=(3, 16, 16))
+    assert capsys.readouterr().err == ""
+
+
+def test_images_that_are_not_square_are_refused():
+    with pytest.raises(ValueError, match="square, got 16 x 12"):
+        convert(small(), image=(3, 16, 12))
+
+
+def test_without_choices_it_is_converted_where_none_are_needed():
+    found = convert(Concatenated(), image=(3, 16, 16), needs_choices=False)
+    assert found.space.count() == 1 and found.error <= TOLERANCE
+
+
+class Attentive(nn.Module):
+    """One channel of attention to positions, spread over all channels."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two, self.three = conv(3, 16), conv(16, 32), conv(32, 16)
+        self.attention, self.fc = nn.Conv2d(32, 1, 1), nn.Linear(16, 5)
+
+    def forward(self, x):
+        x = self.one(x)
+        y = self.two(x)
+        x = x + self.three(y * torch.sigmoid(self.attention(y)))
+        return self.fc(x.mean((2, 3)))
+
+
+def test_one_channel_that_is_spread_over_others_stays_one():
+    found = check(Attentive(), torch.randn(2, 3, 16, 16))
+    assert {row.module: row.why for row in found.report}["attention"].startswith("channels in 16, 24, 32")
+    names = [choice.name for choice in found.space.choices]
+    assert names == ["stage0.block0.width0"]
+    for options in found.space.all():
+        found.supernet.extract(options)(torch.randn(2, 3, 16, 16))
+
+
+def test_a_source_that_draws_at_random_is_refused():
+    class Noisy(Small):
+        def forward(self, x):
+            return self.head(F.dropout(self.stem(x), 0.5, True))
+
+    noisy = Noisy(head=nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 32), nn.Linear(32, 5)))
+    with pytest.raises(ValueError, match="differs from the source"):
+        convert(noisy, image=(3, 16, 16))
+
+
+def source():
+    return small()
+
+
+def test_the_command_writes_a_space_and_weights_to_start_from(tmp_path, capsys, monkeypatch):
+    out = tmp_path / "converted"
+    main(["convert", "tests.conversion.test_trace:source", "--out", str(out), "--size", "16"])
+    said = capsys.readouterr()
+    assert "blocks.0.one.0  elastic" in said.out
+    assert "subnets; the largest reproduces the source within" in said.out
+    assert f"--space {out / SPACE} --weights {out / WEIGHTS}" in said.err
+    supernet = Supernet(load_space(out / SPACE)).eval()
+    supernet.load_state_dict(load_file(out / WEIGHTS))
+    with torch.no_grad():
+        torch.testing.assert_close(supernet(IMAGES, supernet.space.largest).logits, source()(IMAGES))
+    with pytest.raises(ValueError, match="not empty"):
+        convert_source("tests.conversion.test_trace:source", out, size=16)
+
+
+def test_a_zoo_s_network_is_filled_from_a_file(tmp_path):
+    torch.manual_seed(3)
+    module = models.get_model("squeezenet1_1", weights=None, num_classes=4)
+    save_file(module.state_dict(), tmp_path / "w.safetensors")
+    loaded = load_source(f"torchvision:squeezenet1_1@{tmp_path / 'w.safetensors'}", size=64, classes=4)
+    assert torch.equal(loaded.state_dict()["features.0.weight"], module.state_dict()["features.0.weight"])
+    with pytest.raises(ValueError, match="torchvision:NAME"):
+        load_source("resnet18")
+
+
+def test_a_run_starts_from_the_weights_and_its_students_stand_alone(tmp_path):
+    from kdnas.jobs.export import export
+    from kdnas.jobs.search import search
+    from kdnas.jobs.train import train
+    from kdnas.settings import Experiment, Recipe, Search, Train
+    from kdnas.specs import spec
+
+    convert_source("tests.conversion.test_trace:three", tmp_path / "c", size=8)
+    recipe = Recipe(steps=1, batch_size=16, learning_rate=1e-9)
+    experiment = Experiment(
+        train=Train(
+            space=load_space(tmp_path / "c" / SPACE),
+            data=spec("tests.toy:data"),
+            recipe=recipe,
+            teacher_recipe=recipe,
+            weights=str(tmp_path / "c" / WEIGHTS),
+        )
+    )
+    assert Experiment.from_json(experiment.to_json()) == experiment
+    opened = train(experiment, tmp_path / "run")
+    weights = three().state_dict()["blocks.0.one.0.weight"]
+    found = opened.supernet.state_dict()["bank.stages_0_0:shared.parts.0.weight"].cpu()
+    torch.testing.assert_close(found, weights, rtol=0, atol=1e-6)
+    search(opened, Search(num_evaluations=3, num_images=30, control=False))
+    export(opened, 1, tmp_path / "student")
+    network, card = read_student(tmp_path / "student")
+    assert card.cost == cost(network.blueprint)
+
+
+def three():
+    torch.manual_seed(0)
+    return lived(Small(Residual(16, 32), head=nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 3))))

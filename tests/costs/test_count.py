@@ -1,0 +1,111 @@
+"""Exact costs, by hand; budgets and their errors."""
+
+import dataclasses
+import random
+import statistics
+import time
+
+import pytest
+import torch
+
+from kdnas.blocks.mbconv import MBConv
+from kdnas.costs.budget import Budget, Cost
+from kdnas.costs.count import cost, feature_shapes, layer_costs, sum_costs
+from kdnas.network import Network
+from kdnas.space import Blueprint, layer
+from kdnas.spaces.toy import Toy
+from kdnas.tables import load_space
+
+SPACE = Toy()
+SMALLEST = SPACE.blueprint(SPACE.smallest)
+
+
+def test_the_smallest_toy_network_by_hand():
+    convolutions = 3 * 4 * 9 * 64, 4 * 4 * 9 * 64, 4 * 4 * 9 * 16  # stem and stage 0 at 8 x 8, stage 1 at 4 x 4
+    params = 3 * 4 * 9 + 2 * 4 * 4 * 9 + 3 * 2 * 4 + 4 * 10 + 10
+    assert cost(SMALLEST) == Cost(params, sum(convolutions) + 4 * 10)
+    assert layer_costs(SMALLEST)["stages.1.0"] == Cost(4 * 4 * 9 + 8, convolutions[2])
+
+
+def test_an_inverted_residual_by_hand():
+    # 8 channels to 24 to 16, kernel 5, stride 2 on 8 x 8, squeezed to 8, projecting shortcut after pooling to 4 x 4
+    block = layer(MBConv, inputs=8, outputs=16, expanded=24, kernel=5, stride=2, squeezed=8, shortcut="project")
+    blueprint = Blueprint(layer("torch.nn:Identity"), ((block,),), layer("torch.nn:Flatten"), (8, 8, 8))
+    macs = 8 * 24 * 64 + 24 * 25 * 16 + 2 * 24 * 8 + 24 * 16 * 16 + 8 * 16 * 16
+    assert cost(blueprint).macs == macs
+    assert feature_shapes(blueprint)["stages.0.0"] == (1, 16, 4, 4)
+
+
+def test_costs_add_up_and_parameters_are_the_networks():
+    largest = SPACE.blueprint(SPACE.largest)
+    assert sum_costs(layer_costs(largest).values()) == cost(largest)
+    assert sum_costs([]) == Cost(0, 0)
+    assert cost(largest).params == sum(p.numel() for p in Network(largest).parameters())
+
+
+def test_shapes_are_those_of_the_networks_features():
+    blueprint = SPACE.blueprint(SPACE.largest)
+    with torch.no_grad():
+        outputs = Network(blueprint).eval()(torch.zeros(1, 3, 8, 8))
+    shapes = feature_shapes(blueprint)
+    assert [shapes["stages.0.1"], shapes["stages.1.1"]] == [f.shape for f in outputs.features]
+    assert shapes["head"] == (1, 10)
+
+
+def test_macs_grow_with_the_image_and_parameters_do_not():
+    bigger = dataclasses.replace(SMALLEST, image=(3, 16, 16))
+    head = 4 * 10
+    assert cost(bigger).params == cost(SMALLEST).params
+    assert cost(bigger).macs - head == 4 * (cost(SMALLEST).macs - head)
+
+
+def test_a_budget_admits_what_is_within_every_bound():
+    budget = Budget.parse(["macs=5e6", "params=1000"])
+    assert budget == Budget(params=1000, macs=5e6)
+    assert budget.admits(Cost(1000, 5_000_000))
+    assert not budget.admits(Cost(1001, 1)) and not budget.admits(Cost(1, 5_000_001))
+    assert Budget().admits(Cost(10**12, 10**15))
+
+
+def test_the_excess_is_the_largest_relative_overshoot():
+    budget = Budget(params=100, macs=1000)
+    assert budget.excess(Cost(150, 1200)) == pytest.approx(0.5)
+    assert budget.excess(Cost(50, 900)) == pytest.approx(-0.1)
+    assert Budget().excess(Cost(1, 1)) == 0
+
+
+def test_a_budget_prints_and_survives_its_mapping():
+    budget = Budget(macs=5e6)
+    assert str(budget) == "macs <= 5,000,000" and str(Budget()) == "no bound"
+    assert Budget(**budget.bounds()) == budget
+    assert Budget.parse([]) == Budget()
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        (["macs"], "a budget is written name=number, such as macs=5e6, got 'macs'"),
+        (["mac=5e6"], "a budget bounds params, macs, memory or latency, got 'mac'. Did you mean 'macs'"),
+        (["macs=5e6", "macs=1"], "macs is bounded twice"),
+        (["macs=many"], "the bound of macs must be a number, with one of the units k, K, M, G or none, got 'many'"),
+        (["macs=0"], "the bound of macs must be positive, got 0"),
+        (["macs=-1"], "the bound of macs must be positive, got -1"),
+        (["macs=nan"], "the bound of macs must be positive, got nan"),
+    ],
+)
+def test_a_wrong_budget_is_refused(texts, message):
+    with pytest.raises(ValueError, match=message):
+        Budget.parse(texts)
+
+
+def test_a_warm_cost_takes_less_than_fifty_milliseconds():
+    space, rng = load_space("nas_bench_macro"), random.Random(0)
+    for _ in range(30):
+        cost(space.blueprint(space.sample(rng)))
+    used = []
+    for _ in range(20):
+        architecture = space.sample(rng)
+        before = time.process_time()
+        cost(space.blueprint(architecture))
+        used.append(time.process_time() - before)
+    assert statistics.median(used) < 0.05

@@ -1,0 +1,212 @@
+"""Bounds on memory and latency: counts by hand, tables of measured layers, and searches under both."""
+
+import json
+import time
+
+import pytest
+import torch
+from torch import nn
+
+from kdnas.cli.commands import main
+from kdnas.costs.budget import Budget, Cost
+from kdnas.costs.check import Meter
+from kdnas.costs.count import peak_activations, peak_memory
+from kdnas.costs.latency import LatencyTable
+from kdnas.network import Network
+from kdnas.runs.folder import LATENCIES, Run
+from kdnas.settings import Compare, Grow, Prune, Search
+from kdnas.space import Blueprint, layer
+from kdnas.spaces.toy import Toy
+from kdnas.specs import spec
+
+SPACE = Toy()
+CPU = torch.device("cpu")
+
+
+def convolution(inputs, outputs):
+    return layer(nn.Conv2d, in_channels=inputs, out_channels=outputs, kernel_size=3, padding=1)
+
+
+def test_peak_memory_of_a_convolution_is_its_input_and_its_output():
+    blueprint = Blueprint(layer(nn.Identity), ((convolution(3, 5), convolution(5, 4)),), layer(nn.Flatten), (3, 8, 8))
+    assert peak_memory(blueprint) == 4 * 64 * (5 + 4)
+
+
+class Residual(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = (nn.Conv2d(4, 4, 3, padding=1, bias=False) for _ in range(2))
+
+    def forward(self, x):
+        found = self.first(x)
+        found = self.second(found)
+        return x + found
+
+
+def test_a_shortcut_keeps_its_input_alive():
+    # The input, the first convolution's output and the second's; then the input, the second's output and the sum.
+    for device in ("cpu", "meta"):
+        with torch.device(device):
+            image, made = torch.zeros(1, 4, 8, 8), Residual().eval()
+        assert peak_activations(lambda made=made, image=image: made(image), image, made) == 3 * 4 * 4 * 64
+
+
+def test_views_in_place_operations_and_weights_take_no_memory():
+    image, linear = torch.zeros(2, 8), nn.Linear(8, 4, bias=False)
+    assert peak_activations(lambda: image @ linear.weight.t(), image, linear) == 4 * (16 + 8)
+    assert peak_activations(lambda: image.view(16).relu_(), image, linear) == 4 * 16
+
+
+@pytest.mark.parametrize(
+    ("text", "budget"),
+    [
+        ("latency=5ms", Budget(latency=0.005)),
+        ("latency=0.25", Budget(latency=0.25)),
+        ("memory=256KiB", Budget(memory=262144)),
+        ("memory=1.5MB", Budget(memory=1.5e6)),
+        ("macs=600M", Budget(macs=6e8)),
+        ("params=2e6", Budget(params=2e6)),
+    ],
+)
+def test_bounds_take_units(text, budget):
+    assert Budget.parse([text]).bounds() == pytest.approx(budget.bounds())
+
+
+@pytest.mark.parametrize("text", ["macs=5ms", "latency=5MB", "latency=fast", "memory=", "memory=inf", "latency=-1ms"])
+def test_a_bound_that_is_none_says_what_one_is(text):
+    name = text.partition("=")[0]
+    with pytest.raises(ValueError, match=f"the bound of {name} must be"):
+        Budget.parse([text])
+
+
+def test_what_is_bounded_must_be_measured():
+    budget = Budget(latency=0.1)
+    assert budget.admits(Cost(1, 1), latency=0.1) and not budget.admits(Cost(1, 1), latency=0.11)
+    with pytest.raises(ValueError, match="bound on latency"):
+        budget.admits(Cost(1, 1))
+    with pytest.raises(ValueError, match="needs a latency table"):
+        Meter(SPACE, budget)
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Time that passes by a layer's parameters: 1 ms for each, twice that while the machine is slow."""
+    now = {"seconds": 0.0, "slow": 1.0}
+    monkeypatch.setattr(time, "perf_counter", lambda: now["seconds"])
+
+    def passes(module, *_):
+        now["seconds"] += 1e-3 * now["slow"] * sum(p.numel() for p in module.parameters(recurse=False))
+
+    registered = nn.modules.module.register_module_forward_hook(passes)
+    yield now
+    registered.remove()
+
+
+def test_a_network_takes_the_sum_of_its_layers_and_each_is_measured_once(clock):
+    rows = []
+    table = LatencyTable(CPU, write=rows.append, repeats=2)
+    blueprint = SPACE.blueprint(SPACE.largest)
+    params = sum(p.numel() for p in Network(blueprint).parameters())
+    assert table.seconds(blueprint) == pytest.approx(1e-3 * params)
+    measured = len(rows)
+    assert table.seconds(blueprint) == pytest.approx(1e-3 * params) and len(rows) == measured
+    again = LatencyTable(CPU, json.loads(json.dumps(rows)), write=rows.append, repeats=2)
+    assert again.seconds(blueprint) == table.seconds(blueprint) and len(rows) == measured
+
+
+def test_a_machine_that_slows_down_meanwhile_changes_nothing(clock):
+    table = LatencyTable(CPU, repeats=2)
+    clock["slow"] = 2.0
+    blueprint = SPACE.blueprint(SPACE.largest)
+    params = sum(p.numel() for p in Network(blueprint).parameters())
+    assert table.seconds(blueprint) == pytest.approx(1e-3 * params)
+    assert table.drift() == pytest.approx(1.0)
+
+
+def test_the_scale_is_fitted_to_whole_networks_once(clock, monkeypatch):
+    rows = []
+    table = LatencyTable(CPU, write=rows.append, repeats=2)
+    blueprints = [SPACE.blueprint(a) for a in (SPACE.smallest, SPACE.largest)]
+    plain = table.seconds(blueprints[0])
+    monkeypatch.setattr(table, "whole", lambda blueprint: 0.7 * table.seconds(blueprint))
+    table.calibrate(blueprints)
+    assert table.scale == pytest.approx(0.7) and table.seconds(blueprints[0]) == pytest.approx(0.7 * plain)
+    table.calibrate(blueprints)
+    assert table.scale == pytest.approx(0.7)
+    assert LatencyTable(CPU, rows).scale == table.scale
+
+
+def test_rows_of_another_machine_are_refused(clock):
+    rows = []
+    LatencyTable(CPU, write=rows.append, repeats=1)
+    with pytest.raises(ValueError, match="7 threads"):
+        LatencyTable(CPU, [{**rows[0], "threads": 7}])
+    with pytest.raises(ValueError, match="damaged"):
+        LatencyTable(CPU, [*rows, {"layer": "x"}])
+
+
+def test_the_meter_asks_the_table_only_where_latency_is_bounded():
+    def asked():
+        raise AssertionError("no latency is bounded")
+
+    meter = Meter(SPACE, Budget(memory=1e9, macs=1e9), asked)
+    assert meter.admits(SPACE.largest)
+    assert meter.measured(SPACE.largest) == {"memory": peak_memory(SPACE.blueprint(SPACE.largest))}
+    assert not Meter(SPACE, Budget(memory=peak_memory(SPACE.blueprint(SPACE.largest)) - 1)).admits(SPACE.largest)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "trained"
+    main(["train", "tests/toy.py", "--out", str(folder)])
+    return folder
+
+
+def bounded(folder, *more):
+    """A search of few evaluations under bounds between the smallest and the largest network's."""
+    memory = [peak_memory(SPACE.blueprint(a)) for a in (SPACE.smallest, SPACE.largest)]
+    budget = ["--budget", f"memory={sum(memory) / 2}B", "--budget", "latency=50ms"]
+    main(["search", str(folder), *budget, "--num-evaluations", "5", *more])
+
+
+def test_a_search_keeps_both_bounds_and_measures_the_first_places_again(trained, capsys):
+    bounded(trained)
+    said = capsys.readouterr().out
+    run = Run(trained)
+    bounds = run.phase("search")["budget"]
+    entries = run.ranking(run.phase("search")["search"])
+    assert bounds["latency"] == 0.05 and len(entries) >= 5
+    for entry in entries:
+        assert entry.spent["memory"] == peak_memory(SPACE.blueprint(entry.architecture)) <= bounds["memory"]
+        assert 0 < entry.spent["latency"] <= 0.05
+    assert any(peak_memory(SPACE.blueprint(a)) > bounds["memory"] for a in SPACE.all())
+    again = run.results()["controls"]["latency"]
+    assert len(again["seconds"]) == min(5, len([e for e in entries if not e.is_control]))
+    assert "measured whole" in said and "bytes" in said and " ms" in said
+    measured = [row for row in run.lines(LATENCIES) if "layer" in row]
+    assert measured
+    bounded(trained)
+    assert [row for row in run.lines(LATENCIES) if "layer" in row][: len(measured)] == measured
+
+
+def test_a_latency_that_no_network_has_names_the_nearest(trained):
+    with pytest.raises(SystemExit):
+        main(["search", str(trained), "--budget", "latency=1us"])
+
+
+def test_places_that_are_slower_than_promised_are_named(trained, monkeypatch):
+    monkeypatch.setattr(LatencyTable, "whole", lambda table, blueprint: 1.0)
+    bounded(trained, "--searcher", "random_search")
+    said = Run(trained).results()["controls"]["latency"]["sentence"]
+    assert "Over the bound as measured: place 1" in said
+
+
+def test_jobs_that_cannot_bound_it_say_so(trained):
+    with pytest.raises(ValueError, match="an exact search bounds params and macs, got a bound on memory"):
+        Search(exact=True, budget=Budget(memory=1e6))
+    with pytest.raises(ValueError, match="a growing ensemble bounds"):
+        Grow(space=SPACE, data=spec("tests.toy:data"), budget=Budget(latency=1.0))
+    with pytest.raises(ValueError, match="a pruning bounds"):
+        Prune(data=spec("tests.toy:data"), budget=Budget(latency=1.0))
+    with pytest.raises(ValueError, match="a comparison bounds params and macs and memory"):
+        Compare(data=spec("tests.toy:data"), space=SPACE, budget=Budget(latency=1.0))

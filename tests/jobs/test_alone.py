@@ -1,0 +1,112 @@
+"""Runs without a supernet: candidates are trained by themselves."""
+
+import dataclasses
+import time
+
+import pytest
+import torch
+
+from kdnas.cli.commands import main
+from kdnas.jobs import search as job
+from kdnas.jobs._arguments import load_experiment
+from kdnas.jobs._run import Opened
+from kdnas.jobs.export import place_of
+from kdnas.ranking.order import ranked
+from kdnas.runs.folder import Run
+from kdnas.settings import Experiment
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "alone"
+    main(["run", "--experiment", "tests/toy.py:alone", "--out", str(folder)])
+    return folder
+
+
+def test_the_whole_chain_runs_without_a_supernet(alone):
+    run = Run(alone)
+    assert "train" not in run.manifest["phases"]
+    assert {"teacher", "search", "export", "student", "control"} <= set(run.manifest["phases"])
+    assert not (alone / "checkpoint.safetensors").exists()
+    entries = run.ranking(1)
+    assert len({e.score for e in entries}) > 1
+
+
+def test_its_supernet_has_shapes_and_no_weights(alone):
+    opened = Opened(alone)
+    assert {p.device for p in opened.supernet.parameters()} == {torch.device("meta")}
+
+
+def test_a_scorer_that_looks_at_weights_is_refused(alone, capsys):
+    with pytest.raises(SystemExit):
+        main(["search", str(alone), "--scorer", "accuracy"])
+    assert "Accuracy looks at a supernet's weights" in capsys.readouterr().err
+
+
+def test_a_supernet_free_experiment_is_the_same_after_json():
+    made = load_experiment("tests/toy.py:alone")
+    assert Experiment.from_json(made.to_json()) == made
+
+
+def test_weights_cannot_be_inherited_from_no_supernet():
+    made = load_experiment("tests/toy.py:alone")
+    with pytest.raises(ValueError, match="no weights to inherit"):
+        dataclasses.replace(made, retrain=dataclasses.replace(made.retrain, weights="inherited"))
+
+
+@pytest.fixture(scope="module")
+def contrasted(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "contrasted"
+    main(["run", "--experiment", "tests/toy.py:contrasted", "--out", str(folder)])
+    return folder
+
+
+def test_the_same_search_under_another_score_stands_beside_it(contrasted):
+    run = Run(contrasted)
+    entries = run.ranking(1)
+    own = [e for e in entries if not e.is_control]
+    other = [e for e in entries if e.searcher == "contrast"]
+    assert len(own) == len(other) == 6
+    found = run.results()["controls"]["contrast"]
+    assert -1 <= found["value"] <= 1 and found["networks"] >= 6
+    assert ranked(other)[0].code == found["code"]
+    assert "FromLabels" in found["sentence"]
+    # The contrast's student is retrained too, unless it is the same network.
+    names = {row["name"] for row in run.results()["rows"]}
+    assert ("contrast" in names) == (ranked(own)[0].architecture != ranked(other)[0].architecture)
+
+
+def test_the_comparison_of_scores_obeys_the_time_too(contrasted, monkeypatch):
+    opened = Opened(contrasted)
+    settings = opened.experiment.search
+    own, other = ([e for e in opened.run.ranking(1) if (e.searcher == "contrast") == c] for c in (False, True))
+    apart = [e for e in own if e.architecture not in {o.architecture for o in other} and not e.is_control]
+    scored = []
+    monkeypatch.setattr(job, "score_all", lambda *given: scored.append(given))
+    judged = [opened.scorer(settings.scorer), opened.evidence(30, 0), apart, other]
+    found = job._contrast(opened, settings.contrast, *judged, time.perf_counter())
+    assert "time was over with 0 networks" in found["sentence"]
+    assert scored == []
+
+
+def test_the_first_batch_is_the_same_under_both_scores(contrasted):
+    entries = Run(contrasted).ranking(1)
+    first = {e.architecture for e in [e for e in entries if not e.is_control][:2]}
+    assert first & {e.architecture for e in entries if e.searcher == "contrast"}
+
+
+def test_the_controllers_curves_are_in_the_metrics_and_the_report(contrasted):
+    lines = [m for m in Run(contrasted).lines("metrics.jsonl") if m["phase"] == "search 1"]
+    assert [m["step"] for m in lines] == sorted(m["step"] for m in lines)
+    assert lines[-1]["step"] == 6
+    assert all(0 < m["trace"]["unique"] <= 1 and m["trace"]["entropy"] >= 0 for m in lines)
+    page = (contrasted / "report.html").read_text()
+    assert "entropy" in page and "unique" in page
+
+
+def test_the_place_of_a_student_counts_the_searchs_own_networks_alone(contrasted):
+    opened = Opened(contrasted)
+    own = ranked([e for e in opened.run.ranking(1) if not e.is_control])
+    assert place_of(opened, 1) == own[0]
+    with pytest.raises(ValueError, match="places 1 to 6"):
+        place_of(opened, 7)

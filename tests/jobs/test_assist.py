@@ -1,0 +1,160 @@
+"""Teacher assistants: a chain by codes, a size that is searched, and a resumption that trains nothing twice."""
+
+import json
+import math
+
+import pytest
+
+from kdnas.cli.commands import main
+from kdnas.costs.count import cost
+from kdnas.jobs import assist
+from kdnas.jobs._run import Opened
+from kdnas.jobs.export import export
+from kdnas.students.folder import read_student
+from kdnas.tables import load_space
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("assisted") / "run"
+    main(["train", "tests/toy.py", "--out", str(folder)])
+    main(["search", str(folder), "--num-evaluations", "5"])
+    opened = Opened(folder)
+    export(opened, place=5)
+    return opened
+
+
+def retrained(run, name, assistants):
+    student, out = run.run.path("students", "place-5"), run.run.path("students", name)
+    main(["retrain", str(student), "--assistants", assistants, "--steps", "4", "--batch-size", "16", "--out", str(out)])
+    return out
+
+
+def test_each_assistant_is_taught_by_the_one_before_and_the_last_teaches_the_student(run, monkeypatch, capsys):
+    calls = []
+    original = assist.retrain
+
+    def watched(student, settings, out, **options):
+        calls.append((student.name, out.name, None if options["teacher"] is None else options["teacher"]["path"]))
+        return original(student, settings, out, **options)
+
+    monkeypatch.setattr(assist, "retrain", watched)
+    space = run.space
+    student = read_student(run.run.path("students", "place-5"))[1].cost.macs
+    codes = [space.code(space.largest), space.code(assist.between(space, student, 0)[0])]
+    out = retrained(run, "chained", ",".join(codes))
+    assert [c[1] for c in calls] == [f"trained-{codes[0]}", f"trained-{codes[1]}", "chained"]
+    assert calls[0][2].endswith("run/teacher")
+    assert calls[1][2].endswith(f"trained-{codes[0]}") and calls[2][2].endswith(f"trained-{codes[1]}")
+    assert "assistants" in capsys.readouterr().out
+    network, card = read_student(out)
+    assert network.blueprint == read_student(run.run.path("students", "place-5"))[0].blueprint
+    assert (out / "student.onnx").exists() and card.origin["test_accuracy"] >= 0
+    calls.clear()
+    (out / "student.json").rename(out / "gone")  # the last training was killed; those before it are left
+    (out / "gone").rename(out / "student.json")
+    retrained(run, "chained", ",".join(codes))
+    assert [c[1] for c in calls] == ["chained"]
+
+
+def test_the_size_is_searched_once_and_the_choice_kept(run):
+    out = retrained(run, "auto", "auto")
+    folder = out.parent / "auto-assistants"
+    held = json.loads((folder / "choice.json").read_text())
+    found = held["search accuracy of the student"]
+    assert 1 <= len(found) <= 3 and found[held["chosen"]] == max(found.values())
+    student = read_student(out)[1].cost.macs
+    for code in found:
+        assert read_student(folder / f"fresh-{code}")[1].cost.macs > student
+    before = (folder / "choice.json").stat().st_mtime_ns
+    retrained(run, "auto", "auto")
+    assert (folder / "choice.json").stat().st_mtime_ns == before
+
+
+def test_sizes_are_tried_in_short_pairs_and_the_one_whose_student_learns_best_is_trained_in_full(run, monkeypatch):
+    calls, original = [], assist.retrain
+
+    def watched(student, settings, out, **options):
+        taught = options["teacher"]["path"].rpartition("/")[2]
+        calls.append((out.name, settings.recipe.steps, settings.weights, taught))
+        return original(student, settings, out, **options | {"deploy": False})
+
+    largest, smallest = run.space.largest, run.space.smallest
+    found = iter([0.4, 0.9])
+    monkeypatch.setattr(assist, "retrain", watched)
+    monkeypatch.setattr(assist, "between", lambda *_: [largest, smallest])
+    monkeypatch.setattr(assist, "accuracy", lambda *_: next(found))
+    student, out = run.run.path("students", "place-5"), run.run.path("students", "tried")
+    arguments = ["--assistants", "auto", "--steps", "8", "--batch-size", "16", "--weights", "inherited"]
+    main(["retrain", str(student), *arguments, "--out", str(out)])
+    one, other = run.space.code(largest), run.space.code(smallest)
+    assert calls == [
+        (f"short-{one}", 2, "fresh", "teacher"),
+        (f"short-{one}-student", 2, "fresh", f"short-{one}"),
+        (f"short-{other}", 2, "fresh", "teacher"),
+        (f"short-{other}-student", 2, "fresh", f"short-{other}"),
+        (f"trained-{other}", 8, "fresh", "teacher"),
+        ("tried", 8, "inherited", f"trained-{other}"),
+    ]
+
+
+def test_assistants_trained_otherwise_are_not_taken_for_these(run, capsys):
+    code = run.space.code(run.space.largest)
+    retrained(run, "once", code)
+    student, out = run.run.path("students", "place-5"), run.run.path("students", "once")
+    with pytest.raises(SystemExit):
+        main(["retrain", str(student), "--assistants", code, "--steps", "5", "--batch-size", "16", "--out", str(out)])
+    assert "other settings" in capsys.readouterr().err
+
+
+def test_a_code_of_another_space_is_refused(run, capsys):
+    with pytest.raises(SystemExit):
+        retrained(run, "wrong", "999")
+    assert "999" in capsys.readouterr().err
+
+
+def refused(run, capsys, *options):
+    out = run.run.path("students", "refused")
+    with pytest.raises(SystemExit) as stopped:
+        main(["retrain", str(run.run.path("students", "place-5")), *options, "--out", str(out)])
+    assert stopped.value.code == 2 and not out.with_name("refused-assistants").exists()
+    return capsys.readouterr().err
+
+
+def test_an_assistant_smaller_than_the_student_or_larger_than_the_one_before_is_refused(run, capsys):
+    space = run.space
+    student = read_student(run.run.path("students", "place-5"))[1].cost.macs
+    smallest, largest = space.code(space.smallest), space.code(space.largest)
+    middle = space.code(assist.between(space, student, 0)[0])
+    said = refused(run, capsys, "--assistants", smallest)
+    assert f"at least the student's {student:,} MACs, got {smallest}" in said and "largest first" in said
+    assert f"got {largest} with" in refused(run, capsys, "--assistants", f"{middle},{largest}")
+
+
+@pytest.mark.parametrize("how", [("--teacher", "none"), ("--distiller", "mutual"), ("--distiller", "born_again")])
+def test_assistants_whom_nobody_asks_are_not_trained(run, capsys, how):
+    assert "asks no teacher. Drop them" in refused(run, capsys, "--assistants", "auto", *how)
+
+
+def test_what_a_kill_left_beside_a_finished_assistant_is_removed(run):
+    code = run.space.code(run.space.largest)
+    out = retrained(run, "tidy", code)
+    folder = out.parent / "tidy-assistants"
+    left = folder / f".trained-{code}.0123456789ab.draft.safetensors"
+    left.write_text("unfinished")
+    retrained(run, "tidy", code)
+    assert not left.exists() and not list(folder.glob(".*"))
+
+
+def test_three_sizes_are_evenly_spread_in_the_logarithm_of_the_macs():
+    space = load_space("digits")
+    least, most = (math.log(cost(space.blueprint(a)).macs) for a in (space.smallest, space.largest))
+    sizes = [math.log(cost(space.blueprint(a)).macs) for a in assist.between(space, round(math.exp(least)), 0)]
+    assert [(size - least) / (most - least) for size in sizes] == pytest.approx([0.25, 0.5, 0.75], abs=0.05)
+
+
+def test_sizes_lie_between_student_and_largest(run):
+    space = run.space
+    least = cost(space.blueprint(space.smallest)).macs
+    sizes = [cost(space.blueprint(a)).macs for a in assist.between(space, least, 0)]
+    assert sizes == sorted(sizes) and least < sizes[0] and sizes[-1] < cost(space.blueprint(space.largest)).macs

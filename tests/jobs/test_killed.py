@@ -1,0 +1,106 @@
+"""SIGKILL in every phase that trains or searches: the same command then ends as if nothing had happened."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from kdnas.cli.commands import main
+from kdnas.runs.folder import Run
+
+pytestmark = pytest.mark.slow  # each test starts a process of its own
+
+ROOT = Path(__file__).parents[2]
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+# A checkpoint after every step, and a line after every score.
+CODE = """
+import sys, time
+import kdnas.jobs.train as train
+train.CHECKPOINT_SECONDS = 0.0
+import kdnas.jobs.search as search
+search.FLUSH_SECONDS = 0.0
+from kdnas.cli.commands import main
+main(sys.argv[1:])
+"""
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    main(["train", "tests/toy.py", "--out", str(folder)])
+    return folder
+
+
+def killed(arguments, when):
+    """Start a command and kill it as soon as `when()` says so."""
+    started = subprocess.Popen(
+        [sys.executable, "-c", CODE, *arguments], cwd=ROOT, env=ENVIRONMENT, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 120
+    while not when():
+        assert started.poll() is None, "it ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    os.kill(started.pid, signal.SIGKILL)
+    started.wait()
+
+
+def drafts(folder):
+    return sorted(p.name for p in folder.rglob("*") if "draft" in p.name and not p.name.startswith(".run.json"))
+
+
+def same_weights(one, other):
+    mine, theirs = (load_file(folder / "weights.safetensors") for folder in (one, other))
+    assert mine.keys() == theirs.keys()
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in mine.items())
+
+
+def test_a_teacher_s_training(tmp_path, trained):
+    folder = tmp_path / "run"
+    arguments = ["train", "tests/toy.py", "--out", str(folder)]
+    killed(arguments, lambda: (folder / "teacher.draft.safetensors").exists())
+    assert Run(folder).phase("teacher") is None
+    main(arguments)
+    same_weights(folder / "teacher", trained / "teacher")
+    assert drafts(folder) == []
+
+
+def test_a_search(tmp_path, trained):
+    whole, folder = tmp_path / "whole", tmp_path / "run"
+    shutil.copytree(trained, whole)
+    shutil.copytree(trained, folder)
+    options = ["--num-evaluations", "20"]
+    main(["search", str(whole), *options])
+    ranking = folder / "ranking.jsonl"
+    killed(["search", str(folder), *options], lambda: ranking.exists() and ranking.read_text().count("\n") >= 3)
+    assert Run(folder).phase("search") is None
+    main(["search", str(folder), *options])
+
+    def told(place):
+        return [(e.code, e.score, e.searcher, e.search) for e in Run(place).ranking()]
+
+    assert told(folder) == told(whole)
+    assert len(Run(folder).manifest["searches"]) == 1
+
+
+def test_a_retraining(tmp_path, trained):
+    main(["search", str(trained), "--num-evaluations", "4"])
+    main(["export", str(trained)])
+    students = trained / "students"
+    arguments = ["retrain", str(students / "place-1"), "--steps", "12", "--out"]
+    main([*arguments, str(students / "whole")])
+    killed([*arguments, str(students / "killed")], lambda: any(students.glob(".killed.*.draft.safetensors")))
+    assert not (students / "killed").exists()
+    main([*arguments, str(students / "killed")])
+    same_weights(students / "killed", students / "whole")
+    cards = [json.loads((students / name / "student.json").read_text()) for name in ("killed", "whole")]
+    assert cards[0]["origin"]["test_accuracy"] == cards[1]["origin"]["test_accuracy"]
+    assert drafts(trained) == []

@@ -1,0 +1,167 @@
+"""`kdnas rank-check` and `kdnas why` on a small run."""
+
+import json
+
+import pytest
+import torch
+
+from kdnas.cli.commands import main
+from kdnas.costs.count import cost
+from kdnas.jobs._run import Opened
+from kdnas.jobs.rank_check import rank_check
+from kdnas.jobs.why import neighbours
+from kdnas.network import batch_statistics
+from kdnas.scorers.accuracy import Accuracy
+from kdnas.scorers.rdm import Rdm
+from kdnas.similarity import dissimilarity, rdm_similarity
+from kdnas.specs import spec
+from kdnas.tables import load_space
+
+TOY = load_space("toy")
+MACRO = load_space("nas_bench_macro")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    main(["train", "tests/toy.py", "--out", str(folder)])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def table(run):
+    """Truth is the MACs but for a little noise, so that the control macs is nearly perfect."""
+    space = Opened(run).space
+    lines = ["arch,mean_acc,other"]
+    for place, architecture in enumerate(space.all()):
+        macs = cost(space.blueprint(architecture)).macs
+        lines.append(f"{space.code(architecture)},{50 + macs / 1e4 + 0.01 * (place % 3)},{place}")
+    path = run.parent / "table.csv"
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def test_rank_check_prints_every_statistic_with_the_controls_beside_it(run, table, capsys):
+    main(["rank-check", str(run), str(table), "--scorer", "rdm", "--scorer", "accuracy", "--num-images", "20"])
+    shown = capsys.readouterr().out
+    for text in ("36 rows, 36 networks, 20 images", "Kendall's tau-b", "Spearman's rho", "rdm", "accuracy", "raised",
+                 "canonical (36)", "within equal depth", "layers 3", "top 10%",
+                 "regret q50 <=", "fewer", "not demonstrably better than"):  # fmt: skip
+        assert text in shown, text
+
+
+def test_rank_check_json_is_one_object_with_known_numbers(run, table, capsys):
+    main(["rank-check", str(run), str(table), "--json"])
+    found = json.loads(capsys.readouterr().out)
+    group = found["groups"]["canonical"]
+    assert group["rows"] == 36
+    assert group["scores"]["macs"]["tau"][0] > 0.95
+    assert set(group["scores"]) == {"rdm", "params", "macs", "layers", "raised"}
+    assert found["column"] == "mean_acc" and found["scorers"] == ["rdm"]
+    assert found["saved"].endswith("times fewer)")
+
+
+def test_rank_check_scores_each_row_as_the_scorer_alone_does(run, table):
+    opened = Opened(run)
+    found = rank_check(opened, table, scorers={"mine": spec(Rdm, premature=0.5)}, column="other", resamples=5)
+    evidence = opened.evidence(opened.experiment.search.num_images, 0)
+    networks = list(opened.space.all())
+    alone = [Rdm(premature=0.5).score(opened.supernet.extract(a), evidence).value for a in networks]
+    import scipy.stats
+
+    expected = scipy.stats.kendalltau(alone, range(36)).statistic
+    assert found["groups"]["all"]["scores"]["mine"]["tau"][0] == pytest.approx(expected, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--column", "accuracy"], "no column 'accuracy'"),
+        (["--scorer", "rdmm"], "Did you mean 'rdm'"),
+        (["--scorer", "macs"], "macs is a control"),
+    ],
+)
+def test_rank_check_refuses_what_is_not_there(run, table, capsys, arguments, message):
+    with pytest.raises(SystemExit) as stopped:
+        main(["rank-check", str(run), str(table), *arguments])
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_neighbours_differ_in_one_choice_and_are_other_networks():
+    architecture = TOY.parse("100" + "110")
+    found = list(neighbours(TOY, architecture))
+    assert [(c.name, option) for c, option, _ in found] == [
+        ("stage0.depth", 1),
+        ("stage0.layer0.width", 8),
+        ("stage0.layer1.width", 8),
+        ("stage1.depth", 1),
+        ("stage1.layer0.width", 4),
+        ("stage1.layer1.width", 8),
+    ]
+    # A layer that goes away takes its width along; one that comes into being is of the first width.
+    assert TOY.code(found[0][2]) == "00.110"
+    deeper = next(o for c, _, o in neighbours(TOY, TOY.parse("01.110")) if c.name == "stage0.depth")
+    assert TOY.code(deeper) == "110110"
+    # One network in two spellings is no neighbour of itself.
+    for _, _, other in neighbours(MACRO, MACRO.parse("00000020")):
+        assert other != MACRO.parse("00000020")
+
+
+def test_why_explains_similarity_cost_and_every_choice(run, capsys):
+    opened = Opened(run)
+    space, code = opened.space, "110110"
+    main(["why", str(run), code, "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert found == json.loads((run / "why.json").read_text())
+    architecture = space.parse(code)
+    evidence = opened.evidence(opened.experiment.search.num_images, 0)
+    student = opened.supernet.extract(architecture)
+    assert found["score"] == pytest.approx(Rdm().score(student, evidence).value, abs=1e-6)
+    with torch.no_grad(), batch_statistics(student):
+        outputs = student(evidence.images)
+    teacher = dissimilarity(evidence.teacher.logits)
+    expected = [float(rdm_similarity(dissimilarity(f), teacher)) for f in (*outputs.features, outputs.logits)]
+    assert [line[-1] for line in found["similarity"]["values"]] == pytest.approx(expected, abs=1e-5)
+    assert found["similarity"]["student"] == ["stage 0", "stage 1", "logits"]
+    whole = cost(space.blueprint(architecture))
+    assert [s["stage"] for s in found["stages"]] == ["stem", "stage 0", "stage 1", "head"]
+    assert (sum(s["params"] for s in found["stages"]), sum(s["macs"] for s in found["stages"])) == whole
+    assert sum(s["share of macs"] for s in found["stages"]) == pytest.approx(1, abs=1e-4)
+    assert [c["score"] for c in found["choices"]] == sorted((c["score"] for c in found["choices"]), reverse=True)
+    assert {c["choice"] for c in found["choices"]} == set(architecture)
+    for c in found["choices"]:
+        other = space.parse(c["code"])
+        assert cost(space.blueprint(other)).macs - whole.macs == c["macs difference"]
+        alone = Rdm().score(opened.supernet.extract(other), evidence).value
+        assert found["score"] + c["score difference"] == pytest.approx(alone, abs=1e-6)
+
+
+def test_why_prints_tables_and_the_report_draws_them(run, capsys):
+    main(["why", str(run), "110110", "--scorer", "accuracy"])
+    shown = capsys.readouterr().out
+    for text in ("110110: accuracy", "teacher logits", "stage 1", "what changing one choice does", "stage0.depth", "*"):
+        assert text in shown, text
+    main(["report", str(run)])
+    page = (run / "report.html").read_text()
+    for text in ("Why this score", "student (down), teacher (across)", "stage0.layer1.width", "110110"):
+        assert text in page, text
+
+
+def test_a_damaged_explanation_does_not_stop_the_report(run):
+    for damaged in ("{", "[]", '{"similarity": {"student": ["a"], "values": 3}, "stages": [1], "choices": {"a": 1}}'):
+        (run / "why.json").write_text(damaged)
+        main(["report", str(run)])
+
+
+def test_why_refuses_a_code_of_another_space(run, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["why", str(run), "99"])
+    assert stopped.value.code == 2
+    assert "has 6 digits, got 2" in capsys.readouterr().err
+
+
+def test_the_scorer_of_why_is_named_in_its_result(run):
+    from kdnas.jobs.why import why
+
+    assert why(Opened(run), "110110", scorer=spec(Accuracy))["scorer"] == "accuracy"

@@ -1,0 +1,146 @@
+import pytest
+import torch
+
+from kdnas.losses.example import example
+from kdnas.losses.objective import Objective
+from kdnas.specs import algorithms, named
+
+STUDENT, TEACHER, LABELS = example()
+STUDENT, TEACHER = STUDENT.map(torch.Tensor.float), TEACHER.map(torch.Tensor.float)
+
+
+def objective(*terms):
+    made = Objective(tuple((weight, named("kdnas.losses", name, **more)) for weight, name, more in terms))
+    made.prepare(STUDENT, TEACHER)
+    return made
+
+
+def test_the_sum_is_weighted_and_its_parts_are_not():
+    made = objective((0.25, "cross_entropy", {}), (2.0, "soft_targets", {}))
+    total, parts = made(STUDENT, TEACHER, LABELS)
+    assert total == pytest.approx(0.25 * parts["cross_entropy"] + 2 * parts["soft_targets"])
+
+
+def test_a_staged_loss_is_alone_first_and_silent_then():
+    made = objective((1.0, "cross_entropy", {}), (100.0, "hint", {"staged": True}))
+    assert set(made(STUDENT, TEACHER, LABELS, 0.0)[1]) == {"hint"}
+    assert set(made(STUDENT, TEACHER, LABELS, 0.9)[1]) == {"cross_entropy"}
+    assert made.restarts(300) == frozenset({100})
+
+
+def test_a_preparation_teaches_the_parts_and_not_the_student():
+    made = objective((1.0, "cross_entropy", {}), (1.0, "factor_transfer", {}))
+    logits = STUDENT.logits.clone().requires_grad_()
+    total, parts = made(STUDENT._replace(logits=logits), TEACHER, LABELS, 0.0)
+    total.backward()
+    assert set(parts) == {"factor_transfer"}
+    assert logits.grad is None
+    assert any(p.grad is not None for p in made.parameters())
+
+
+def test_the_same_loss_twice_keeps_two_names():
+    made = objective((1.0, "soft_targets", {"temperature": 1.0}), (1.0, "soft_targets", {"temperature": 4.0}))
+    assert len(made(STUDENT, TEACHER, LABELS)[1]) == 2
+
+
+def test_every_loss_hears_how_far_the_run_is():
+    made = objective((1.0, "soft_targets", {}))
+    made(STUDENT, TEACHER, LABELS, 0.7)
+    assert made.losses["soft_targets"].progress == 0.7
+
+
+def test_an_empty_objective_is_refused():
+    with pytest.raises(ValueError, match="at least one term"):
+        Objective(())
+
+
+@pytest.mark.parametrize("name", sorted(n for n in algorithms("kdnas.losses") if n != "scale_factors"))
+def test_every_loss_goes_into_an_objective_beside_the_labels(name):
+    from kdnas.specs import resolve
+
+    dense = resolve(algorithms("kdnas.losses")[name]).dense
+    student, teacher, labels = example(dense=dense)
+    student, teacher = student.map(torch.Tensor.float), teacher.map(torch.Tensor.float)
+    terms = ((1.0, named("kdnas.losses", "cross_entropy")), (1.0, named("kdnas.losses", name)))
+    made = Objective(terms)
+    made.prepare(student, teacher)
+    for progress in (0.0, 0.99):
+        leaf = student.logits.clone().requires_grad_()
+        total, _ = made(student._replace(logits=leaf), teacher, labels, progress)
+        for _, value in made.adversaries(student, teacher, labels):
+            total = total + value
+        assert torch.isfinite(total)
+        total.backward()
+
+
+class Learner(torch.nn.Module):
+    """Logits and maps that are parameters: their gradients are what a loss says of them."""
+
+    def __init__(self):
+        super().__init__()
+        self.logits = torch.nn.Parameter(STUDENT.logits.clone())
+        self.maps = torch.nn.ParameterList(f.clone() for f in STUDENT.features)
+
+    def forward(self):
+        # Every map has a task gradient too.
+        shift = sum(f.mean((1, 2, 3)) for f in self.maps)[:, None]
+        return STUDENT._replace(logits=self.logits * (1 + shift), features=tuple(self.maps))
+
+
+def gradients(weight):
+    learner = Learner()
+    made = objective((1.0, "cross_entropy", {}), (weight, "singular_value", {}))
+    yielded, found = made.teach("student", learner(), TEACHER, LABELS, 0.5, learner=learner), []
+    for name, loss in yielded:
+        loss.backward()
+        found.append(
+            (
+                name,
+                float(loss.detach()),
+                {n: None if p.grad is None else p.grad.clone() for n, p in learner.named_parameters()},
+            )
+        )
+    return found, made
+
+
+def test_a_clipped_loss_gives_no_parameter_more_than_the_task_does():
+    found, made = gradients(1e6)
+    (_, _, task), (name, value, both) = found
+    assert name == "singular_value"
+    _, parts = made(STUDENT, TEACHER, LABELS, 0.5)
+    assert value == pytest.approx(1e6 * float(parts["singular_value"]), rel=1e-5)
+    for parameter, gradient in task.items():
+        distilled = both[parameter] - gradient
+        if distilled.abs().sum() > 0:
+            assert distilled.norm() == pytest.approx(float(gradient.norm()), rel=1e-3), parameter
+    assert any((both[p] - g).abs().sum() > 0 for p, g in task.items())
+
+
+def test_a_gradient_shorter_than_the_tasks_is_left_as_it_is():
+    found, made = gradients(1e-9)
+    (_, _, task), (_, _, both) = found
+    learner = Learner()
+    loss = made.losses["singular_value"](learner(), TEACHER, LABELS)
+    loss.backward()
+    for parameter, expected in learner.named_parameters():
+        if expected.grad is not None:
+            # Added to a gradient of order 1e-2, what is left of 1e-9 times this is compared in that precision.
+            torch.testing.assert_close(both[parameter], task[parameter] + 1e-9 * expected.grad, rtol=1e-5, atol=1e-9)
+
+
+def test_where_nothing_else_is_minimised_nothing_is_clipped():
+    learner, made = Learner(), objective((1.0, "singular_value", {}))
+    assert [name for name, _ in made.teach("student", learner(), TEACHER, LABELS, 0.0, learner=learner)] == ["student"]
+
+
+def test_the_rest_of_the_student_is_handed_in_while_a_stage_asks_for_it():
+    made = objective((1.0, "cross_entropy", {}), (1.0, "aggregation", {}))
+    loss = made.losses["aggregation"]
+
+    def rest(stage, feature):
+        return feature.mean((2, 3)) @ torch.ones(feature.shape[1], STUDENT.logits.shape[1])
+
+    made(STUDENT, TEACHER, LABELS, 0.0, rest)
+    assert loss.rest is rest
+    made(STUDENT, TEACHER, LABELS, 0.9, rest)
+    assert loss.rest is None

@@ -1,0 +1,197 @@
+import dataclasses
+import itertools
+import random
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from kdnas.ranking.quality import Row, canonical_rows, groups, quality, read_table
+from kdnas.statistics import precision_at_top, regret, resampled_kendall, resampled_spearman
+from kdnas.tables import load_space
+
+TOY = load_space("toy").fitted(classes=3, image_channels=3)
+MACRO = load_space("nas_bench_macro")
+
+
+def row(code, truth, space=TOY, **changes):
+    made = Row(code, space.parse(code), truth, 10, 20, 2, 1)
+    return dataclasses.replace(made, **changes)
+
+
+def raised(architecture):
+    return sum(option != "identity" for option in architecture.values())
+
+
+def rows_of(num, seed=0):
+    """Different networks with random truths and sizes."""
+    rng = random.Random(seed)
+    chosen = rng.sample(list(MACRO.all()), num)
+    return [
+        Row(MACRO.code(a), a, rng.gauss(0, 1), rng.randint(1, 9), rng.randint(1, 10**6), rng.randint(5, 8), raised(a))
+        for a in chosen
+    ]
+
+
+def test_precision_at_the_top_by_hand():
+    truths = np.array([9.0, 8.0, 7.0, 6.0, 5.0, 4.0, 3.0, 2.0, 1.0, 0.0])
+    scores = np.array([5.0, 9.0, 1.0, 8.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0])
+    assert precision_at_top(truths, truths, 0.3) == 1.0
+    assert precision_at_top(scores, truths, 0.3) == pytest.approx(2 / 3)  # 9, 8 and 5 are picked: ranks 2, 4 and 1
+    assert precision_at_top(scores, truths, 0.1) == 0.0
+    assert precision_at_top(scores, truths, 0.05) == 0.0  # half a network is one network
+    # All scores equal: any three of ten, three of which are right.
+    assert precision_at_top(np.zeros(10), truths, 0.3) == pytest.approx(0.3)
+    # Truths tie at the third place: two networks are equally third, and either is right.
+    assert precision_at_top(np.array([3.0, 2.0, 0.0, 1.0]), np.array([3.0, 2.0, 1.0, 1.0]), 0.75) == 1.0
+
+
+def test_regret_by_hand():
+    truths, macs = np.array([90.0, 92.0, 91.0, 95.0]), np.array([10.0, 20.0, 30.0, 40.0])
+    scores = np.array([1.0, 2.0, 3.0, 0.0])
+    assert regret(scores, truths, macs, 30) == 1.0  # picks 91 where 92 is within the budget
+    assert regret(scores, truths, macs, 40) == 4.0
+    assert regret(np.array([1.0, 1.0, 1.0, 0.0]), truths, macs, 30) == pytest.approx(1.0)  # the mean of 2, 0 and 1
+    assert np.isnan(regret(scores, truths, macs, 5))
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_resampled_correlations_are_scipys_on_the_rows_drawn(ties):
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=600), rng.normal(size=600)
+    y += x
+    if ties:
+        x, y = np.round(x), np.round(2 * y)
+    draws = rng.integers(600, size=(5, 600))
+    counts = np.stack([np.bincount(d, minlength=600) for d in draws])
+    tau = [scipy.stats.kendalltau(x[d], y[d]).statistic for d in draws]
+    rho = [scipy.stats.spearmanr(x[d], y[d]).statistic for d in draws]
+    assert resampled_kendall(x, y, counts) == pytest.approx(tau, abs=1e-6)
+    assert resampled_spearman(x, y, counts) == pytest.approx(rho, abs=1e-9)
+    assert not resampled_kendall(np.zeros(600), y, counts).any()
+    assert not resampled_spearman(np.zeros(600), y, counts).any()
+
+
+def test_every_group_has_scipys_numbers():
+    rows = rows_of(150)
+    scores = np.array([r.truth for r in rows]) + np.random.default_rng(0).normal(size=150)
+    found = quality({"mine": scores.tolist()}, rows, resamples=50)
+    for name, held in groups(rows).items():
+        truths, mine = np.array([rows[i].truth for i in held]), scores[held]
+        shown = found["groups"][name]["scores"]["mine"]
+        value, low, high = shown["tau"]
+        assert value == pytest.approx(scipy.stats.kendalltau(mine, truths).statistic)
+        assert low < value < high
+        assert shown["rho"][0] == pytest.approx(scipy.stats.spearmanr(mine, truths).statistic)
+        macs = [rows[i].macs for i in held]
+        gap = value - scipy.stats.kendalltau(macs, truths).statistic
+        assert shown["tau - macs"][0] == pytest.approx(gap)
+    layers = {n: len(h) for n, h in groups(rows).items() if n.startswith("layers")}
+    taus = [found["groups"][n]["scores"]["mine"]["tau"][0] for n in layers]
+    pairs = [n * (n - 1) / 2 for n in layers.values()]
+    assert found["within"]["layers"]["mine"][0] == pytest.approx(np.average(taus, weights=pairs))
+
+
+def test_the_interval_has_the_width_that_theory_gives():
+    rng = np.random.default_rng(0)
+    rows = rows_of(400)
+    found = quality({"noise": rng.normal(size=400).tolist()}, rows, resamples=400)
+    value, low, high = found["groups"]["all"]["scores"]["noise"]["tau"]
+    # Independent rankings: variance 2 (2 n + 5) / (9 n (n - 1)).
+    spread = (2 * (2 * 400 + 5) / (9 * 400 * 399)) ** 0.5
+    assert abs(value) < 3.5 * spread
+    assert (high - low) / (2 * 1.96 * spread) == pytest.approx(1.0, abs=0.15)
+
+
+def test_groups_are_parts_of_the_distinct_networks():
+    codes = ["00000012", "00000102", "00000002", "00000020"]  # the last two are one network: identities commute
+    rows = [row(c, 1.0, MACRO) for c in codes] + [r for r in rows_of(130) if r.raised > 2][:120]
+    found = groups(rows)
+    canonical = canonical_rows(rows)
+    assert len(canonical) == len({r.architecture for r in rows}) == 123
+    assert [i for i in canonical if i < 4] == [0, 1, 2]
+    assert len(found["all"]) == 124
+    bands = [found[f"macs {i}/5"] for i in range(1, 6)]
+    assert sorted(i for band in bands for i in band) == sorted(canonical)
+    edges = [(min(rows[i].macs for i in band), max(rows[i].macs for i in band)) for band in bands]
+    assert all(a[1] <= b[0] for a, b in itertools.pairwise(edges))
+    worst = min(rows[i].truth for i in found["top tenth"])
+    assert len(found["top tenth"]) == 13
+    assert all(rows[i].truth <= worst for i in set(canonical) - set(found["top tenth"]))
+    for name in ("layers 5", "layers 6"):
+        assert {rows[i].layers for i in found[name]} == {int(name[-1])}
+
+
+def test_a_score_that_is_size_gains_nothing_over_size():
+    rows = rows_of(60)
+    found = quality({"mine": [float(r.macs) for r in rows]}, rows, resamples=20)
+    assert found["groups"]["all"]["scores"]["mine"]["tau - macs"] == [0.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("scores", "message"),
+    [
+        ({"macs": [1.0] * 12}, "a control"),
+        ({"mine": [1.0]}, "1 numbers for 12 rows"),
+        ({"mine": [1.0] * 11 + [float("nan")]}, "not finite for"),
+    ],
+)
+def test_scores_that_cannot_rank_are_refused(scores, message):
+    with pytest.raises(ValueError, match=message):
+        quality(scores, rows_of(12), resamples=2)
+
+
+def write(path, header, lines):
+    path.write_text("\n".join([header, *lines]) + "\n")
+    return path
+
+
+CODES = [TOY.code(a) for a in TOY.all()][:12]
+
+
+def test_a_table_is_read_by_its_arch_column_or_its_first(tmp_path):
+    with_arch = write(tmp_path / "a.csv", "place,arch,acc", [f"{i},{c},{50 + i}" for i, c in enumerate(CODES)])
+    first = write(tmp_path / "b.csv", "code,acc", [f"{c},{50 + i}" for i, c in enumerate(CODES)])
+    rows = read_table(with_arch, TOY, "acc")
+    assert rows == read_table(first, TOY, "acc")
+    assert [r.code for r in rows] == CODES
+    assert rows[3].truth == 53.0
+    smallest = rows[CODES.index(TOY.code(TOY.smallest))]
+    assert smallest.raised == 0 and smallest.layers == 2
+    assert max(r.raised for r in rows) >= 1
+
+
+def test_size_is_exact_whatever_the_table_says(tmp_path):
+    codes = ["00000000", "22222222", "02012100", "22212220"] * 3
+    path = write(tmp_path / "t.csv", "arch,mean_acc,params,macs", [f"{c},90,1,1" for c in codes])
+    rows = read_table(path, MACRO, "mean_acc")
+    assert [(r.params, r.macs) for r in rows[:4]] == [
+        (387_882, 7_713_280),
+        (2_932_586, 105_660_928),
+        (890_666, 47_327_744),
+        (1_985_514, 85_164_544),
+    ]
+    assert [r.raised for r in rows[:4]] == [0, 8, 4, 7]
+
+
+@pytest.mark.parametrize(
+    ("header", "first", "message"),
+    [
+        ("arch,mean_ac", f"{CODES[0]},1", "Did you mean 'mean_ac'"),
+        ("arch,mean_acc", "9999,1", r"line 2: '9999' in column 'arch' is no code of toy"),
+        ("arch,mean_acc", f"{CODES[0]},many", "finite number, got 'many'"),
+        ("arch,mean_acc", f"{CODES[0]},nan", "finite number, got 'nan'"),
+        ("arch,mean_acc", f"{CODES[0]}", "finite number, got None"),
+    ],
+)
+def test_a_wrong_table_is_refused_with_its_line(tmp_path, header, first, message):
+    path = write(tmp_path / "t.csv", header, [first, *(f"{c},1" for c in CODES)])
+    with pytest.raises(ValueError, match=message):
+        read_table(path, TOY, "mean_acc")
+
+
+def test_a_missing_file_and_too_few_rows_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="no file"):
+        read_table(tmp_path / "none.csv", TOY, "mean_acc")
+    with pytest.raises(ValueError, match="2 rows"):
+        read_table(write(tmp_path / "t.csv", "arch,mean_acc", [f"{c},1" for c in CODES[:2]]), TOY, "mean_acc")

@@ -1,0 +1,579 @@
+"""The report of a run: whole, partial and hostile folders; the pieces it is made of."""
+
+import html.parser
+import json
+import math
+import random
+from pathlib import Path
+
+import pytest
+
+from kdnas.costs.count import cost
+from kdnas.report import (
+    Axis,
+    Column,
+    Markup,
+    Point,
+    bars,
+    curves,
+    drawing,
+    heat_map,
+    pareto_front,
+    scatter,
+    table,
+    write_report,
+)
+from kdnas.report.folder import Found
+from kdnas.report.markup import decimal, duration, escape, percent, scaled, tag, whole
+from kdnas.space import SearchSpace
+from kdnas.tables import load_space
+
+SECTIONS = ("result", "controls", "front", "training", "ranking", "student", "time", "settings")
+
+
+def make_run(folder: Path, *, num_architectures: int = 120, steps: int = 600, seed: int = 0) -> SearchSpace:
+    """A finished run as the commands write it, with numbers made up."""
+    rng = random.Random(seed)
+    space = load_space("nas_bench_macro")
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = []
+    while len(rows) < num_architectures:
+        architecture = space.sample(rng)
+        code = space.code(architecture)
+        real = [int(digit) for digit in code if digit != "."]
+        macs = 8_000_000 + sum(digit * 4_000_000 + rng.randrange(900_000) for digit in real)
+        score = 0.6 + 0.3 * (1 - math.exp(-macs / 4e7)) + rng.gauss(0, 0.02)
+        rows.append(
+            {
+                "architecture": dict(architecture),
+                "code": code,
+                "score": score,
+                "parts": {"positions": score + 0.01, "teacher_layers": score - 0.02},
+                "params": macs // 60 + rng.randrange(50_000),
+                "macs": macs,
+                "layers": sum(digit > 0 for digit in real),
+                "seconds": 0.12,
+                "scorer": "similarity",
+                "searcher": "evolution",
+                "search": 1,
+            }
+        )
+    write_lines(folder / "ranking.jsonl", rows)
+    best = max((row for row in rows if row["macs"] <= 45e6), key=lambda row: row["score"])
+    blueprint = space.blueprint(space.parse(best["code"]))
+    student = {
+        "architecture": best["architecture"],
+        "blueprint": blueprint.to_json(),
+        "cost": cost(blueprint)._asdict(),
+        "class_names": [str(digit) for digit in range(10)],
+    }
+    for name in ("student", "control"):
+        write(folder / "students" / name / "student.json", student)
+    lines = []
+    for phase, names, total in (
+        ("teacher", ("cross_entropy",), steps // 2),
+        ("train", ("largest", "random0", "random1", "smallest"), steps),
+        ("retrain", ("cross_entropy", "soft_targets"), steps),
+        ("control", ("cross_entropy",), steps),
+    ):
+        for step in range(1, total + 1, 2):
+            done = step / total
+            losses = {n: (k + 1) * 2.3 * math.exp(-4 * done) + rng.random() * 0.1 for k, n in enumerate(names)}
+            line = {"phase": phase, "step": step, "total": total, "seconds": 30 * done, "lr": 0.1 * (1 - done)}
+            line["losses"] = losses
+            if step % 50 == 1:
+                if phase == "train":
+                    line["health"] = {n: (0.97 - k * 0.03) * (1 - math.exp(-5 * done)) for k, n in enumerate(HEALTH)}
+                else:
+                    line["accuracy"] = 0.98 * (1 - math.exp(-6 * done - 0.1))
+            lines.append(line)
+    write_lines(folder / "metrics.jsonl", lines)
+    job = {
+        "steps": steps,
+        "budget": {"macs": 45e6, "params": None},
+        "distiller": {"make": "kdnas.distillers.sandwich:Sandwich", "arguments": {"num_random": 2}},
+        "data": {"make": "kdnas.data:Digits", "arguments": {}},
+        "optimizer": {"lr": 0.1, "momentum": 0.9},
+    }
+    phases = {
+        "teacher": {"seconds": 18.4, "accuracy": 0.9785, "params": 1_272_330, "macs": 311_422_976},
+        "train": {"seconds": 41.9, "steps": steps},
+        "search": {"seconds": 14.6, "budget": {"macs": 45e6}},
+        "export": {"seconds": 2.3},
+        "retrain": {"seconds": 16.0, "steps": steps, "accuracy": 0.9713},
+        "control": {"seconds": 12.8, "steps": steps, "accuracy": 0.9584},
+    }
+    run = {"kdnas": "0.1.0", "torch": "2.15.0", "python": "3.11.2", "commit": "8cf06da2aa", "seed": 0}
+    write(folder / "run.json", {**run, "created": "2026-11-20T12:00:00", "job": job, "phases": phases})
+    size = {"params": best["params"], "macs": best["macs"]}
+    closing = [
+        {"name": "teacher", "accuracy": 0.9785, "params": 1_272_330, "macs": 311_422_976, "seconds": 18.4},
+        {"name": "student", "accuracy": 0.9713, **size, "seconds": 16.0},
+        {"name": "control", "accuracy": 0.9584, **size, "seconds": 12.8},
+    ]
+    write(folder / "results.json", {"table": closing, "controls": CONTROLS})
+    return space
+
+
+HEALTH = ("largest", "middle", "smallest")
+CONTROLS = {
+    "macs": {"value": 0.61, "interval": [0.49, 0.71], "sentence": "MACs alone agree with the score at tau 0.61."},
+    "params": {"value": 0.55, "interval": [0.42, 0.66], "sentence": "Params alone agree with it at tau 0.55."},
+    "layers": {"value": 0.47, "interval": [0.33, 0.59], "sentence": "The layer count agrees with it at tau 0.47."},
+    "random search": {
+        "value": -0.004,
+        "interval": [-0.012, 0.003],
+        "sentence": "The search is not distinguishable from random search with 120 evaluations.",
+    },
+    "student without a teacher": {
+        "value": 0.0129,
+        "interval": [-0.001, 0.027],
+        "sentence": "Distillation gained 1.3 points, which 697 test images cannot tell from none.",
+    },
+}
+
+
+def write(path: Path, value: object) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value), encoding="utf-8")
+
+
+def write_lines(path: Path, values: list[dict]) -> None:
+    path.write_text("".join(json.dumps(value) + "\n" for value in values), encoding="utf-8")
+
+
+class Walk(html.parser.HTMLParser):
+    """Reads a page strictly: every element is closed in order; collects ids, attributes and text."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+        self.text: list[str] = []
+        self.feed(page)
+        self.close()
+        assert self.open == [], f"never closed: {self.open}"
+
+    def handle_starttag(self, name: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.tags.append(name)
+        self.attributes += attributes
+        if name != "meta":
+            self.open.append(name)
+
+    def handle_endtag(self, name: str) -> None:
+        assert self.open.pop() == name
+
+    def handle_data(self, data: str) -> None:
+        if "style" not in self.open:
+            self.text.append(data)
+
+    @property
+    def ids(self) -> list[str | None]:
+        return [value for name, value in self.attributes if name == "id"]
+
+    @property
+    def said(self) -> str:
+        return " ".join(self.text)
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "demo"
+    make_run(folder)
+    return folder
+
+
+def read(folder: Path) -> str:
+    return write_report(folder).read_text(encoding="utf-8")
+
+
+def test_a_finished_run_has_every_section_and_is_well_formed(demo):
+    page = Walk(read(demo))
+    assert tuple(i for i in page.ids if i in SECTIONS) == SECTIONS
+    assert "Next:" not in page.said and "Made by:" not in page.said
+    assert page.tags.count("h1") == 1
+    links = [value for name, value in page.attributes if name == "href"]
+    assert sorted(links) == sorted(f"#{name}" for name in SECTIONS)
+
+
+def test_the_page_needs_nothing_beside_itself(demo):
+    page = read(demo)
+    low = page.lower()
+    for outside in ("http", "src=", "url(", "<script", "<link", "@import", "//cdn", "<img", "<iframe"):
+        assert outside not in low, outside
+    assert len(page) < 400_000
+
+
+def test_equal_folders_give_equal_pages_and_no_other_file_is_left(demo):
+    assert read(demo) == read(demo)
+    assert sorted(p.name for p in demo.iterdir() if "report" in p.name) == ["report.html"]
+
+
+def test_the_closing_table_says_what_results_json_says(demo):
+    said = Walk(read(demo)).said
+    assert "The distilled student reaches 97.13 % test accuracy, 0.72 points below its teacher" in said
+    assert "without a teacher reaches 95.84 %" in said
+    for number in ("97.85 %", "311,422,976", "1,272,330", "18.4 s", "+1.29 points"):
+        assert number in said, number
+    for control in CONTROLS.values():
+        assert control["sentence"] in said
+    assert "−0.012 to 0.003" in said
+
+
+def test_a_student_that_gains_nothing_from_its_teacher_is_said_to(tmp_path):
+    rows = [{"name": "student", "accuracy": 0.95}, {"name": "control", "accuracy": 0.95}]
+    write(tmp_path / "results.json", {"table": rows})
+    said = Walk(read(tmp_path)).said
+    assert "distillation did not help here" in said and "+0.00 points" in said
+
+
+def test_the_ranked_table_has_fifty_places_best_first_with_the_student_marked(demo):
+    page = read(demo)
+    section = page[page.index('id="ranking"') : page.index('id="student"')]
+    assert section.count("<tr") == 51
+    assert "<details><summary>38 more places</summary></details>" in section
+    rows = [json.loads(line) for line in (demo / "ranking.jsonl").read_text().splitlines()]
+    codes = [row["code"] for row in sorted(rows, key=lambda row: -row["score"])]
+    codes = list(dict.fromkeys(codes))
+    places = [section.index(f">{code}<") for code in codes[:50]]
+    assert places == sorted(places)
+    assert section.count('class="marked"') == 1
+
+
+def test_rows_are_in_the_order_in_which_export_counts_places():
+    from kdnas.ranking.order import ranked
+    from kdnas.report.folder import _ranked
+    from kdnas.runs.entry import Entry
+
+    rng = random.Random(3)
+    space = load_space("nas_bench_macro")
+    entries = {}
+    for _ in range(200):
+        architecture = space.sample(rng)
+        score, macs = rng.choice((0.1, 0.2, 0.3)), rng.choice((10, 20, 30))
+        code = space.code(architecture)
+        entries[code] = Entry(architecture, code, score, {}, 1, macs, 3, 0.1)
+    expected = [entry.code for entry in ranked(list(entries.values()))]
+    assert [row["code"] for row in _ranked([entry.to_json() for entry in entries.values()])] == expected
+
+
+def test_controls_take_no_place_of_those_that_export_counts(tmp_path):
+    row = {"parts": {}, "params": 1, "macs": 10, "layers": 3, "seconds": 0.1, "scorer": "rdm", "search": 1}
+    found = [("00", 0.1, "evolution"), ("11", 0.9, "random control"), ("00", 0.8, "random control")]
+    found += [("22", 0.7, "contrast"), ("01", 0.2, "evolution")]
+    rows = [{**row, "code": c, "architecture": {"a": c}, "score": s, "searcher": by} for c, s, by in found]
+    write_lines(tmp_path / "ranking.jsonl", rows)
+    (search,) = Found.read(tmp_path).searches
+    assert [(one["code"], one["score"]) for one in search.rows] == [("01", 0.2), ("00", 0.1)]
+
+
+def test_budget_and_student_are_marked_in_the_charts(demo):
+    page = read(demo)
+    section = page[page.index('id="front"') : page.index('id="training"')]
+    assert section.count("<svg") == 2
+    assert section.count("budget 45.0 M") == 1  # the budget is on MACs, not on params
+    assert section.count('<path d="M') == 4  # a front and a student in both
+    assert section.count("student, control") >= 2
+
+
+def test_each_phase_has_its_losses_and_its_health(demo):
+    page = read(demo)
+    section = page[page.index('id="training"') : page.index('id="ranking"')]
+    assert section.count("<svg") == 8
+    for name in ("largest", "random0", "random1", "smallest", "middle", "soft_targets"):
+        assert f"</i>{name}<b>" in section, name
+
+
+def test_the_student_is_drawn_layer_by_layer(demo):
+    page = read(demo)
+    section = page[page.index('id="student"') : page.index('id="time"')]
+    student = json.loads((demo / "students/student/student.json").read_text())
+    layers = 2 + sum(map(len, student["blueprint"]["stages"]))
+    assert section.count("<li") == layers
+    assert section.count('class="box"') == layers
+    assert f"{student['cost']['macs']:,} MACs" in Walk(page).said
+    assert section.count("<h3") == 1  # the control is the same network
+
+
+@pytest.mark.parametrize(
+    "kept",
+    [
+        (),
+        ("run.json",),
+        ("metrics.jsonl",),
+        ("run.json", "metrics.jsonl"),
+        ("ranking.jsonl",),
+        ("run.json", "metrics.jsonl", "ranking.jsonl"),
+        ("results.json",),
+        ("students",),
+        ("run.json", "metrics.jsonl", "ranking.jsonl", "students"),
+    ],
+)
+def test_a_partial_folder_gives_a_whole_page_and_the_next_command(demo, tmp_path, kept):
+    folder = tmp_path / "my run"
+    folder.mkdir()
+    for name in kept:
+        (folder / name).symlink_to(demo / name)
+    page = Walk(read(folder))
+    assert tuple(i for i in page.ids if i in SECTIONS) == SECTIONS
+    if "results.json" in kept:
+        return
+    step = "train EXPERIMENT --out"
+    if "run.json" in kept or "ranking.jsonl" in kept:
+        step = "search"
+    if "ranking.jsonl" in kept:
+        step = "retrain" if "students" in kept else "export"
+    assert "Next:" in page.said
+    command = page.text[next(i for i, t in enumerate(page.text) if "Next:" in t) + 1]
+    assert command.startswith(f"kdnas {step} '") and "my run" in command
+
+
+def test_files_cut_short_are_named_and_the_rest_is_shown(demo, tmp_path):
+    for name in ("run.json", "metrics.jsonl", "ranking.jsonl", "results.json"):
+        content = (demo / name).read_text()
+        (tmp_path / name).write_text(content[: len(content) * 2 // 3])
+    (tmp_path / "students/half").mkdir(parents=True)
+    (tmp_path / "students/half/student.json").write_text('{"architecture": {')
+    (tmp_path / "students/.half.new").mkdir()
+    (tmp_path / "students/.half.new/student.json").write_text("{}")
+    page = Walk(read(tmp_path))
+    assert "run.json cannot be read" in page.said and "student.json cannot be read" in page.said
+    assert "metrics.jsonl: 1 of" in page.said and "ranking.jsonl: 1 of 80 lines" in page.said
+    assert ".half.new" not in page.said
+
+
+def test_values_of_another_kind_or_not_finite_do_not_stop_the_report(tmp_path):
+    write(tmp_path / "run.json", {"job": [1], "phases": {"train": None, "search": {"seconds": "long"}}})
+    rows = [
+        {"score": None, "macs": 5, "code": "a"},
+        {"score": float("nan"), "macs": 5, "params": 1e300, "code": "b", "parts": [1], "search": 1},
+        {"score": 0.5, "macs": 0, "params": 3, "code": "c", "architecture": {"x": 1}, "search": 1},
+        {"score": True, "macs": "many", "code": "d", "search": float("inf")},
+    ]
+    write_lines(tmp_path / "ranking.jsonl", rows)
+    lines = [
+        {"phase": "train", "step": 0, "losses": {"a": float("nan"), "b": 1.0}, "health": [3], "seconds": None},
+        {"phase": "train", "step": 1, "losses": {"a": float("inf"), "b": 1.0}, "lr": "x"},
+        {"phase": "train", "step": None, "losses": 3},
+        {"step": 3},
+    ]
+    write_lines(tmp_path / "metrics.jsonl", lines)
+    write(
+        tmp_path / "results.json", {"table": [{"name": "student"}, 3], "controls": {"macs": {"interval": [1]}, "x": 2}}
+    )
+    write(tmp_path / "students/s/student.json", {"architecture": {"x": 1}, "blueprint": {"image": 3}})
+    page = Walk(read(tmp_path))
+    assert "2 logged losses are not finite" in page.said
+    assert "nan" not in page.said.split() and "inf" not in page.said.split()
+    assert "no blueprint that can be read" in page.said
+
+
+def test_after_a_resumption_each_step_counts_once(tmp_path):
+    lines = [{"phase": "train", "step": s, "total": 9, "losses": {"a": 100.0}} for s in (1, 2, 3)]
+    lines += [{"phase": "train", "step": s, "total": 9, "losses": {"a": 0.5}} for s in (2, 3)]
+    write_lines(tmp_path / "metrics.jsonl", lines)
+    page = read(tmp_path)
+    assert page.count('class="hit"') == 3
+    assert "<b>0.5000</b>" in page
+
+
+def test_text_is_escaped_everywhere(tmp_path):
+    make_run(tmp_path, num_architectures=5, steps=20)
+    evil = "<script>alert('x')</script>\"&amp;\ud800"
+    for name in ("run.json", "results.json"):
+        value = json.loads((tmp_path / name).read_text())
+        value = json.loads(json.dumps(value).replace("8cf06da2aa", "<b>").replace('"teacher"', json.dumps(evil)))
+        value.setdefault("controls", {})[evil] = {"sentence": evil, "value": evil, "interval": evil}
+        value.setdefault("job", {})[evil] = {"make": evil, "arguments": {evil: evil}}
+        write(tmp_path / name, value)
+    rows = [json.loads(line) for line in (tmp_path / "ranking.jsonl").read_text().splitlines()]
+    write_lines(
+        tmp_path / "ranking.jsonl",
+        [{**row, "code": evil + row["code"], "scorer": evil, "searcher": evil, "parts": {evil: 1.0}} for row in rows],
+    )
+    line = {"phase": evil, "step": 1, "losses": {evil: 1.0}, "health": {evil: 0.5}}
+    write_lines(tmp_path / "metrics.jsonl", [line])
+    student = json.loads((tmp_path / "students/student/student.json").read_text())
+    student["blueprint"]["stem"]["make"] = "kdnas.blocks.basic:" + evil
+    write(tmp_path / "students/<i>&/student.json", {**student, "architecture": {evil: 1}})
+    page = read(tmp_path)
+    assert "<script" not in page and "<i>&/" not in page and 'alert("' not in page
+    assert "alert('x')</script>\"&amp;?" in Walk(page).said.replace("\n", "")
+
+
+def test_a_network_whose_layers_cannot_be_built_is_drawn_without_numbers(demo, tmp_path):
+    student = json.loads((demo / "students/student/student.json").read_text())
+    student["blueprint"]["stages"][0][0]["make"] = "nowhere.to_be.found:Block"
+    write(tmp_path / "students/one/student.json", student)
+    page = Walk(read(tmp_path))
+    assert "Shapes and costs could not be measured: cannot import 'nowhere.to_be.found'" in page.said
+    assert "Block" in page.said
+
+
+def test_a_folder_that_is_not_there_is_refused_with_the_way_out(tmp_path):
+    with pytest.raises(ValueError, match=r"existing run folder.*kdnas train EXPERIMENT --out"):
+        write_report(tmp_path / "none")
+
+
+# The pieces.
+
+
+def test_the_front_by_hand():
+    costs = [1, 2, 3, 4, 4, 2]
+    scores = [1, 3, 2, 5, 4, 3]
+    assert pareto_front(costs, scores) == [0, 1, 5, 3]
+    assert pareto_front([], []) == []
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_the_front_is_what_no_other_beats(seed):
+    rng = random.Random(seed)
+    # Small ranges: many ties in cost, in score and in both.
+    pairs = [(rng.randrange(8), rng.randrange(8)) for _ in range(rng.randrange(1, 60))]
+
+    def beaten(i: int) -> bool:
+        cost, score = pairs[i]
+        return any(c <= cost and s >= score and (c, s) != (cost, score) for c, s in pairs)
+
+    found = pareto_front([c for c, _ in pairs], [s for _, s in pairs])
+    assert sorted(found) == [i for i in range(len(pairs)) if not beaten(i)]
+    assert [pairs[i][0] for i in found] == sorted(pairs[i][0] for i in found)
+
+
+def test_an_axis_is_logarithmic_from_twenty_times_on():
+    assert not Axis.around([1.0, 20.0], 0, 100).log
+    wide = Axis.around([1e5, 1e7], 0, 100)
+    assert wide.log
+    assert wide.place(1e6) == pytest.approx(50)
+    assert [name for _, name in wide.ticks()] == ["100 k", "200 k", "500 k", "1 M", "2 M", "5 M", "10 M"]
+    assert not Axis.around([0.0, 100.0], 0, 1).log and not Axis.around([-1.0, 100.0], 0, 1).log
+
+
+@pytest.mark.parametrize(
+    "values",
+    [[0.7412, 0.7498], [0.0, 1e9], [5.0], [0.0], [1.0, 1.0 + 1e-15], [-3e-9, 2e-9], [1e-9, 1e9], [1e99, -1e99], [-5.0]],
+)
+def test_ticks_are_round_distinct_and_inside(values):
+    axis = Axis.around(values, 10, 90)
+    ticks = axis.ticks()
+    assert 2 <= len(ticks) <= 11
+    assert all(10 - 1e-6 <= axis.place(value) <= 90 + 1e-6 for value, _ in ticks)
+    assert len({name for _, name in ticks}) == len(ticks)
+    assert all(10 <= axis.place(value) <= 90 for value in values)
+
+
+def test_ticks_of_fractions_are_per_cent():
+    assert [name for _, name in Axis.around([0.2, 0.98], 0, 1, unit="%").ticks()] == [
+        "20 %",
+        "40 %",
+        "60 %",
+        "80 %",
+        "100 %",
+    ]
+
+
+def numbers(picture: str, element: str, look: str, *names: str) -> list[tuple[float, ...]]:
+    """Attributes of the elements of a class, as numbers."""
+    found = []
+    for piece in picture.split(f"<{element} ")[1:]:
+        given = dict(part.split("=") for part in piece[: piece.index(">")].replace('"', "").split(" ") if "=" in part)
+        if f'class="{look}"' in piece[: piece.index(">")]:
+            found.append(tuple(float(given[name]) for name in names))
+    return found
+
+
+def test_points_and_bounds_lie_where_the_axes_say():
+    points = [Point(100.0, 0.2, "worse"), Point(50.0, 0.4, "better"), Point(200.0, 0.3, "dear")]
+    picture = scatter(points, x_label="MACs", y_label="score", bounds={"budget": 150.0}, stars={"chosen": 1})
+    x = Axis.around([50.0, 200.0], 64, 540 - 16)
+    y = Axis.around([0.2, 0.4], 330 - 46, 16)
+    (worse,), (dear,) = (numbers(picture, "circle", look, "cx", "cy") for look in ("point", "point over"))
+    assert worse == pytest.approx((x.place(100), y.place(0.2)), abs=0.06)
+    assert dear == pytest.approx((x.place(200), y.place(0.3)), abs=0.06)
+    assert numbers(picture, "circle", "front", "cx", "cy") == [pytest.approx((x.place(50), y.place(0.4)), abs=0.06)]
+    (line,) = numbers(picture, "line", "bound", "x1", "x2", "y1", "y2")
+    assert line == pytest.approx((x.place(150), x.place(150), 16, 330 - 46), abs=0.06)
+
+
+def test_a_scatter_draws_at_most_two_thousand_points_but_the_whole_front():
+    rng = random.Random(1)
+    points = [Point(float(i + 1), i + rng.random() / 2, f"p{i}") for i in range(3000)]
+    flat = [Point(float(i + 1), 0.0, f"q{i}") for i in range(3000)]
+    rising = scatter(points, x_label="MACs", y_label="score")
+    assert rising.count("<circle") == 3000  # all of them on the front
+    assert 2000 <= scatter(flat, x_label="MACs", y_label="score").count("<circle") <= 2001
+
+
+def test_long_curves_are_averaged_and_keep_their_last_value():
+    picture = curves({"loss": [(float(s), float(s % 2)) for s in range(10_000)]}, x_label="step", y_label="loss")
+    assert picture.count('class="hit"') == 200
+    assert "<b>1.0000</b>" in picture
+    assert "step 49\nloss: 0.5000" in picture  # fifty steps of 0, 1, 0, 1, ...
+
+
+def test_a_heat_map_says_every_value_and_frames_the_best_of_each_row():
+    picture = heat_map(["a", "b"], ["x", "y"], [[0.25, -1.0], [float("nan"), 0.5]], row_label="t", column_label="s")
+    Walk(picture)
+    for said in ("a, x: 0.25", "a, y: -1.00", "b, x: no value", "b, y: 0.50"):
+        assert said in picture
+    assert picture.count(" best") == 2
+    assert 'fill-opacity="0.64"' in picture  # the largest magnitude
+    with pytest.raises(ValueError, match="values must have 2 rows of 1 numbers"):
+        heat_map(["a", "b"], ["x"], [[1.0]])
+
+
+def test_pieces_without_content_are_still_pictures():
+    for picture in (
+        bars({}),
+        bars({"a": 0.0}),
+        curves({}, x_label="x", y_label="y"),
+        curves({"a": []}, x_label="x", y_label="y"),
+        scatter([], x_label="x", y_label="y"),
+        heat_map([], [], []),
+    ):
+        assert "svg" in Walk(picture).tags
+
+
+def test_a_drawing_shares_the_macs_among_all_layers():
+    space = load_space("toy")
+    picture = drawing(space.blueprint(space.largest))
+    page = Walk(picture)
+    shares = [float(value[6:-1]) for name, value in page.attributes if name == "style" and value]
+    assert sum(shares) == pytest.approx(100, abs=0.3)
+    assert picture.count("<li") == 2 + 4
+    listed = [float(cell[:-2].split("· ")[-1]) for cell in page.text if cell.endswith(" %")]
+    assert sum(listed) == pytest.approx(200, abs=0.6)  # per layer, below its box and in the table
+
+
+def test_a_table_escapes_text_and_keeps_markup():
+    columns = [Column("<n>", numeric=False), Column("v", whole)]
+    made = table(columns, [("<b>", 1234567), (Markup("<b>x</b>"), None)], marked=[1])
+    assert "&lt;n&gt;" in made and "&lt;b&gt;" in made and "<b>x</b>" in made
+    assert "1,234,567" in made and "–" in made
+    assert made.count('class="marked"') == 1
+
+
+def test_a_table_hides_rows_only_where_that_saves_some():
+    rows = [(i,) for i in range(14)]
+    assert "details" not in table([Column("n", whole)], rows, shown=12)
+    assert "<summary>3 more rows</summary>" in table([Column("n", whole)], [*rows, (14,)], shown=12)
+
+
+def test_numbers_as_people_read_them():
+    assert [scaled(v) for v in (0, 7, 999, 1000, 999_960, 1_234_567, 45e6, 3.11e11, None)] == [
+        "0", "7", "999", "1.00 k", "1.00 M", "1.23 M", "45.0 M", "311 G", "–",
+    ]  # fmt: skip
+    assert [duration(v) for v in (0, 4.25, 59.96, 185, 7620)] == [
+        "0.0 s",
+        "4.2 s",
+        "1 min 00 s",
+        "3 min 05 s",
+        "2 h 07 min",
+    ]
+    assert [decimal(v) for v in (0.73125, -0.5, 0, 12345.6, 1e-6, True)] == [
+        "0.7312", "-0.5000", "0.0000", "12,346", "1.000e-06", "–",
+    ]  # fmt: skip
+    assert percent(0.973) == "97.3 %"
+    assert tag("a", "<", title='"', class_="x", x_y=1.25) == '<a title="&quot;" class="x" x-y="1.2">&lt;</a>'
+    assert escape(Markup("<b>")) == "<b>"

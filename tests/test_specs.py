@@ -1,0 +1,118 @@
+import json
+
+import pytest
+from torch import nn
+
+from kdnas.specs import Spec, algorithms, named, named_with, nearest, resolve, spec
+
+
+def test_a_spec_builds_what_it_names_and_hands_nested_specs_on():
+    made = spec("torch.nn:Linear", in_features=2, out_features=3).build(nn.Module)
+    assert made.weight.shape == (3, 2)
+    sandwich = named("kdnas.distillers", "sandwich", soft=named("kdnas.losses", "soft_targets")).build()
+    assert type(sandwich.soft).__name__ == "SoftTargets"
+
+
+def test_equal_specs_are_equal_hashable_and_survive_json():
+    inner = spec("torch.nn:ReLU")
+    one = spec("torch.nn:Linear", in_features=2, out_features=3)
+    assert one == spec("torch.nn:Linear", out_features=3, in_features=2)
+    assert len({one, spec(nn.Linear.__module__ + ":Linear", in_features=2, out_features=3)}) == 2
+    nested = spec("a:b", terms=((0.5, inner), (1, one)), flag=True, nothing=None)
+    assert Spec.from_json(json.loads(json.dumps(nested.to_json()))) == nested
+
+
+def test_a_changed_argument_makes_another_spec():
+    one = spec("torch.nn:Linear", in_features=2, out_features=3)
+    assert one.replace(out_features=4)["out_features"] == 4
+    assert one["out_features"] == 3
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("torch.nn:Liner", "Did you mean 'Linear'"),
+        ("no_such_module:x", "cannot import"),
+        ("torch", "package.module:name"),
+        ("os:system", "class or a function"),
+        ("math:pi", "class or a function"),
+    ],
+)
+def test_what_cannot_be_made_is_refused(path, message):
+    with pytest.raises(ValueError, match=message):
+        resolve(path)
+
+
+def test_an_unknown_or_a_missing_argument_is_named():
+    with pytest.raises(ValueError, match=r"takes no 'in_feature'.*in_features"):
+        spec("torch.nn:Linear", in_feature=2, out_features=3).build()
+    with pytest.raises(ValueError, match="needs 'out_features'"):
+        spec("torch.nn:Linear", in_features=2).build()
+
+
+def test_what_is_built_must_be_what_was_expected():
+    with pytest.raises(ValueError, match="must be a Linear"):
+        spec("torch.nn:ReLU").build(nn.Linear)
+
+
+def test_objects_and_lambdas_are_no_arguments():
+    with pytest.raises(ValueError, match="numbers, strings, tuples and specs"):
+        spec("torch.nn:Linear", bias=nn.ReLU())
+    with pytest.raises(ValueError, match="no importable name"):
+        spec(lambda: 0)
+
+
+@pytest.mark.parametrize("package", ["losses", "distillers", "scorers", "searchers"])
+def test_every_algorithm_file_defines_the_class_it_is_named_for_with_a_reference(package):
+    found = algorithms(f"kdnas.{package}")
+    assert found
+    for name, path in found.items():
+        made = resolve(path)
+        assert isinstance(made, type), path
+        assert "Reference:" in (made.__doc__ or ""), name
+        assert getattr(made, "__final__", False), name
+
+
+def test_the_nearest_name_is_offered_and_all_when_none_is_near():
+    assert nearest("evolutoin", ["evolution", "random"]) == " Did you mean 'evolution'?"
+    assert nearest("xyz", ["evolution", "random"]) == " Known: evolution, random."
+    with pytest.raises(ValueError, match="Did you mean 'evolution'"):
+        named("kdnas.searchers", "evolutoin")
+
+
+def test_a_typed_name_carries_its_options():
+    made = named_with("kdnas.scorers", "rdm,compare=spearman,premature=0.5")
+    assert made == named("kdnas.scorers", "rdm", compare="spearman", premature=0.5)
+    assert made.name == "rdm"
+    assert named_with("kdnas.searchers", "evolution,population=8") == named(
+        "kdnas.searchers", "evolution", population=8
+    )
+    assert named_with("kdnas.scorers", "rdm") == named("kdnas.scorers", "rdm")
+    assert dict(named_with("tests.toy", "tests.test_specs:takes,a=true,b=-1e-3,c=x+y").arguments) == {
+        "a": True,
+        "b": -1e-3,
+        "c": "x+y",
+    }
+
+
+def takes(a, b, c):
+    return a, b, c
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("rdm,compar=spearman", "takes no 'compar'. Did you mean 'compare'"),
+        ("rdm,compare", "NAME,key=value"),
+        ("rdm,=3", "NAME,key=value"),
+        ("rmd", "Did you mean 'rdm'"),
+        ("rdm,premature=much", "premature of rdm must be a number, got 'much'"),
+        ("rdm,premature=nan", "premature of rdm must be a number, got nan"),
+        ("short_training,steps=2.5", "steps of short_training must be a whole number, got 2.5"),
+        ("short_training,steps=true", "steps of short_training must be a whole number, got True"),
+        ("short_training,distiller=from_labels", "made in an experiment file, got 'from_labels'"),
+    ],
+)
+def test_options_that_are_not_there_are_refused(text, message):
+    with pytest.raises(ValueError, match=message):
+        named_with("kdnas.scorers", text)

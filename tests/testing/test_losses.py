@@ -1,0 +1,152 @@
+"""The contracts find what they are there to find."""
+
+from typing import final
+
+import pytest
+import torch
+from torch import nn
+
+from kdnas.losses.base import Loss, Stage
+from kdnas.testing.losses import LossContract
+
+
+@final
+class Sound(Loss):
+    """Mean squared difference of the logits.
+
+    Reference: none.
+    """
+
+    golden = 5.010215808345228
+
+    def compute(self, student, teacher, labels):
+        return (student.logits - teacher.logits).square().mean()
+
+
+class Broken(Loss):
+    """No sentence"""
+
+    def __init__(self, *, size):
+        super().__init__()
+
+
+def variant(compute=None, needs=("logits",), **members):
+    """A loss like Sound with something changed."""
+    base = {"compute": compute or Sound.compute, "golden": Sound.golden, "needs": needs}
+    return final(type("Variant", (Loss,), {"__doc__": Sound.__doc__, **base, **members}))
+
+
+def squared(student, teacher):
+    return (student.logits - teacher.logits).square().mean()
+
+
+def written(self, student, teacher, labels):
+    student.logits.data.clamp_(max=1.0)
+    return squared(student, teacher)
+
+
+def of_labels_rank(self, student, teacher, labels):
+    return (student.logits * torch.arange(len(labels)).unsqueeze(1)).mean()
+
+
+def stopped(self, student, teacher, labels):
+    return squared(student, teacher) + student.logits.detach().sum()
+
+
+def rooted(self, student, teacher, labels):
+    return (student.features[0] ** 2).sum((1, 2, 3)).sqrt().mean()
+
+
+def halved(self, student, teacher, labels):
+    return (student.features[0].half() ** 2).mean().float()
+
+
+def unaligned(self, student, teacher, labels):
+    return (student.features[0] - teacher.features[0][:, :3]).square().mean()
+
+
+def prepare_discriminator(self, student, teacher, *, elastic=False):
+    self.discriminator = nn.Linear(5, 1)
+
+
+def follow(self, student, teacher, labels):
+    return self.discriminator(student.logits).mean()
+
+
+def judge(self, student, teacher, labels):
+    return self.discriminator(student.logits.detach()).mean() - self.discriminator(teacher.logits).mean()
+
+
+def prepare_unregistered(self, student, teacher, *, elastic=False):
+    self.weight = [torch.randn(5)]
+
+
+FAULTS = [
+    ("test_it_is_final_with_keyword_only_arguments_that_all_have_defaults", Broken),
+    ("test_its_docstring_names_its_reference", Broken),
+    ("test_it_has_its_golden_value", variant(golden=None)),
+    ("test_it_has_its_golden_value", variant(golden=Sound.golden + 1e-7)),
+    ("test_value_and_gradient_are_finite_on_hard_inputs_in_float32", variant(rooted, ("features",))),
+    ("test_value_and_gradient_are_finite_on_hard_inputs_under_bfloat16_autocast", variant(halved, ("features",))),
+    ("test_value_and_gradient_are_finite_on_hard_inputs_under_float16_autocast", variant(rooted, ("features",))),
+    (
+        "test_value_and_gradient_are_finite_on_identical_inputs",
+        variant(lambda self, s, t, labels: (s.logits - t.logits).square().sum().sqrt()),
+    ),
+    (
+        "test_value_and_gradient_are_finite_for_a_batch_of_one",
+        variant(lambda self, s, t, labels: s.logits.var(0, correction=0).sum() / (len(labels) - 1)),
+    ),
+    ("test_a_student_and_a_teacher_of_other_map_sizes_are_matched", variant(unaligned, ("features",))),
+    ("test_a_convolutional_network_and_a_transformer_are_matched", variant(unaligned, ("features",))),
+    (
+        "test_a_narrower_student_is_served_when_prepared_for_a_supernet",
+        variant(lambda self, s, t, labels: s.features[0].mean((0, 2, 3)) @ torch.ones(3), ("features",)),
+    ),
+    ("test_gradient_is_that_of_the_value", variant(stopped)),
+    ("test_inputs_are_never_written_to", variant(written)),
+    ("test_the_order_of_the_batch_does_not_matter", variant(of_labels_rank)),
+    (
+        "test_repeating_the_batch_keeps_a_mean_over_samples",
+        variant(lambda self, s, t, labels: (s.logits - t.logits).square().sum()),
+    ),
+    ("test_repeating_the_batch_keeps_a_mean_over_samples", variant(pairwise=True)),
+    (
+        "test_learnable_parts_are_checkpointed",
+        variant(
+            lambda self, s, t, labels: (s.logits @ self.weight[0]).mean(),
+            prepare=prepare_unregistered,
+        ),
+    ),
+    ("test_stages_share_out_the_whole_training", variant(stages=lambda self: (Stage("first", 0.5),))),
+    (
+        "test_discriminator_and_student_learn_from_their_own_losses_only",
+        variant(follow, prepare=prepare_discriminator, adversary=judge),
+    ),
+]
+
+
+def contract(make):
+    kept = LossContract()
+    kept.make = make
+    return kept
+
+
+DEMANDS = [name for name in dir(LossContract) if name.startswith("test_")]
+
+
+@pytest.mark.parametrize("demand", DEMANDS)
+def test_a_sound_loss_keeps_every_demand(demand):
+    getattr(contract(Sound), demand)()
+
+
+@pytest.mark.parametrize(("demand", "make"), [pytest.param(d, m, id=f"{d}-{i}") for i, (d, m) in enumerate(FAULTS)])
+def test_a_fault_breaks_its_demand(demand, make):
+    with pytest.raises((AssertionError, RuntimeError, ValueError)):
+        getattr(contract(make), demand)()
+
+
+def test_every_demand_is_broken_by_some_fault():
+    missing = set(DEMANDS) - {demand for demand, _ in FAULTS}
+    # The base class detaches the teacher, so no loss can break this one by its formula.
+    assert missing == {"test_no_gradient_reaches_the_teacher_or_the_inputs_nobody_reads"}
