@@ -104,10 +104,10 @@ def main() -> None:
 
     began = time.perf_counter()
     for one in chosen[: max(1, given.sample // 3)]:
-        opened = synthetic(max(256, given.images), given.side)
+        run = synthetic(max(256, given.images), given.side)
         network = supernet.extract(one)
-        calibrate(network, [opened.normalise(opened.train.take(torch.arange(256)))])
-        scorer.score(network, evidence_of(opened, teacher, given.images))
+        calibrate(network, [run.normalise(run.train.take(torch.arange(256)))])
+        scorer.score(network, evidence_of(run, teacher, given.images))
     naive_each = (time.perf_counter() - began) / max(1, given.sample // 3)
 
     distinct = sum(1 for _ in space.all())

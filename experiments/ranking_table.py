@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from kdnas.jobs._run import Opened
+from kdnas.jobs._run import Run
 from kdnas.jobs.rank_check import rank_check
 from kdnas.ranking.quality import CONTROLS
 from kdnas.specs import named_with
@@ -37,14 +37,14 @@ FROM_WEIGHTS = (
     "rank_ensemble",
 )
 FRESH = ("depth", "diswot,semantic=0", "nwot", "synflow", "zen")
-PARTS = ("top tenth", "layers", "raised", "macs")
+PARTS = ("top tenth", "layers", "non_minimal", "macs")
 
 
 def measure(run: Path, table: Path, names: tuple[str, ...], num_images: int) -> dict[str, Any]:
     """What rank-check finds for these scorers, cut down to what the table shows."""
     began = time.perf_counter()
     scorers = {name: named_with("kdnas.scorers", name) for name in names}
-    found = rank_check(Opened(run), table, scorers=scorers, num_images=num_images)
+    found = rank_check(Run(run), table, scorers=scorers, num_images=num_images)
     held = found["groups"]
     cells: dict[str, Any] = {}
     for name in (*names, *CONTROLS):
@@ -52,7 +52,7 @@ def measure(run: Path, table: Path, names: tuple[str, ...], num_images: int) -> 
         cells[name] = {"canonical": own["tau"], "top 10%": own["top 10%"], "regret q50": own["regret q50"]}
         cells[name]["all"] = held["all"]["scores"][name]["tau"]
         cells[name]["top tenth"] = held["top tenth"]["scores"][name]["tau"]
-        cells[name] |= {group: held[group]["scores"][name]["tau"] for group in held if group.startswith("raised ")}
+        cells[name] |= {group: held[group]["scores"][name]["tau"] for group in held if group.startswith("non_minimal ")}
         cells[name] |= {f"within {kind}": found["within"][kind][name] for kind in found["within"]}
         if name in names:
             cells[name]["beats"] = all(own[f"tau - {control}"][1] > 0 for control in CONTROLS)

@@ -115,7 +115,7 @@ def _with_interval(value: float, drawn: Array) -> list[float | None]:
     return [float(value), float(low), float(high)]
 
 
-def claimed(what: str, hits: np.ndarray, other: np.ndarray, words: str, otherwise: str = "") -> dict[str, Any]:
+def compare_accuracy(what: str, hits: np.ndarray, other: np.ndarray, words: str, otherwise: str = "") -> dict[str, Any]:
     """What may be said of two networks on the test images: difference, interval and sentence of a control.
 
     Args:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from kdnas.cli.commands import main
-from kdnas.jobs._run import Opened
+from kdnas.jobs._run import Run
 from kdnas.ranking.order import ranked
 from kdnas.students.folder import load_source, read_student
 
@@ -23,18 +23,18 @@ def stored(tmp_path, monkeypatch):
 
 
 def test_a_stored_run_opens_with_its_experiment_teacher_and_weights(stored):
-    opened = Opened(stored)
-    experiment = opened.experiment
+    run = Run(stored)
+    experiment = run.experiment
     assert experiment.train.recipe.steps == 30
     assert experiment.search.budget.macs == 30_000
     assert [weight for weight, _ in experiment.train.distiller["terms"]] == [0.9, 10.0]
-    assert opened.teacher(opened.data.test.take(torch.arange(2)), torch.zeros(2)).logits.shape == (2, 10)
-    network = opened.supernet.extract(opened.space.largest)
-    assert torch.isfinite(network(opened.data.normalise(opened.data.test.take(torch.arange(2)))).logits).all()
+    assert run.teacher(run.data.test.take(torch.arange(2)), torch.zeros(2)).logits.shape == (2, 10)
+    network = run.supernet.extract(run.space.largest)
+    assert torch.isfinite(network(run.data.normalise(run.data.test.take(torch.arange(2)))).logits).all()
 
 
 def test_a_stored_ranking_keeps_its_order(stored):
-    entries = Opened(stored).run.ranking(1)
+    entries = Run(stored).storage.ranking(1)
     places = ranked([entry for entry in entries if not entry.is_control])
     card = json.loads((stored / "students" / "place-2" / "student.json").read_text(encoding="utf-8"))
     assert dict(places[1].architecture) == card["architecture"]

@@ -49,9 +49,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--version", action="store_true", help="print the version")
     commands = made.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser)
 
-    def command(name: str, run: Callable[[argparse.Namespace], None], text: str) -> argparse.ArgumentParser:
+    def command(name: str, storage: Callable[[argparse.Namespace], None], text: str) -> argparse.ArgumentParser:
         added = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
-        added.set_defaults(run=run)
+        added.set_defaults(storage=storage)
         return added
 
     demo = command("demo", _demo, "the whole chain on scikit-learn's digits, in about two minutes on two CPU cores")
@@ -313,8 +313,8 @@ def _demo(given: argparse.Namespace) -> None:
 def _chain(experiment: Any, out: Path) -> None:
     from kdnas.jobs.chain import chain, closing_table
 
-    opened = chain(experiment, out)
-    print(closing_table(opened.run))
+    run = chain(experiment, out)
+    print(closing_table(run.storage))
 
 
 def _run(given: argparse.Namespace) -> None:
@@ -416,8 +416,8 @@ def _train(given: argparse.Namespace) -> None:
     experiment = dataclasses.replace(experiment, train=settings)
     space = experiment.train.space
     _say(f"search space {space.name}: {space.count():,} architectures, {len(space.choices)} choices")
-    opened = train(experiment, given.out)
-    print(json.dumps(opened.run.phase("train")))
+    run = train(experiment, given.out)
+    print(json.dumps(run.storage.phase("train")))
     _say(f"next: kdnas search {given.out}")
 
 
@@ -425,42 +425,42 @@ def _search(given: argparse.Namespace) -> None:
     _say(f"kdnas search: {given.folder}")
     import dataclasses
 
-    from kdnas.jobs._run import Opened
+    from kdnas.jobs._run import Run
     from kdnas.jobs.search import front_of, ranking_json, ranking_table, search
 
-    opened = Opened(given.folder)
-    settings = _search_settings(given, opened.experiment.search)
+    run = Run(given.folder)
+    settings = _search_settings(given, run.experiment.search)
     if given.exact:
         settings = dataclasses.replace(settings, exact=True)
     if given.initial is not None:
         settings = dataclasses.replace(settings, initial=given.initial)
-    entries = search(opened, settings)
+    entries = search(run, settings)
     shown, top = (front_of(entries), len(entries)) if given.front else (entries, given.top)
-    print(ranking_json(opened.run, shown, top) if given.json else ranking_table(opened.run, shown, top))
+    print(ranking_json(run.storage, shown, top) if given.json else ranking_table(run.storage, shown, top))
     _say(f"next: kdnas export {given.folder} --place 1")
 
 
 def _rank_check(given: argparse.Namespace) -> None:
     _say(f"kdnas rank-check: {given.folder} against {given.table}")
-    from kdnas.jobs._run import Opened
+    from kdnas.jobs._run import Run
     from kdnas.jobs.rank_check import rank_check, rank_check_table
     from kdnas.specs import named_with
 
     scorers = {name: named_with("kdnas.scorers", name) for name in given.scorer} or None
     found = rank_check(
-        Opened(given.folder), given.table, scorers=scorers, column=given.column, num_images=given.num_images
+        Run(given.folder), given.table, scorers=scorers, column=given.column, num_images=given.num_images
     )
     print(json.dumps(found) if given.json else rank_check_table(found))
 
 
 def _why(given: argparse.Namespace) -> None:
     _say(f"kdnas why: {given.architecture} of {given.folder}")
-    from kdnas.jobs._run import Opened
+    from kdnas.jobs._run import Run
     from kdnas.jobs.why import why, why_table
     from kdnas.specs import named_with
 
     scorer = named_with("kdnas.scorers", given.scorer) if given.scorer else None
-    found = why(Opened(given.folder), given.architecture, scorer=scorer, num_images=given.num_images)
+    found = why(Run(given.folder), given.architecture, scorer=scorer, num_images=given.num_images)
     print(json.dumps(found) if given.json else why_table(found))
     _say(f"next: kdnas report {given.folder}")
 
@@ -476,10 +476,10 @@ def _convert(given: argparse.Namespace) -> None:
 
 def _export(given: argparse.Namespace) -> None:
     _say(f"kdnas export: place {given.place} of {given.folder}")
-    from kdnas.jobs._run import Opened
+    from kdnas.jobs._run import Run
     from kdnas.jobs.export import export
 
-    found = export(Opened(given.folder), given.place, given.out)
+    found = export(Run(given.folder), given.place, given.out)
     print(json.dumps(found) if given.json else _lines(found))
     _say(f"next: kdnas retrain {found['student']}")
 
@@ -497,7 +497,7 @@ def _retrain(given: argparse.Namespace) -> None:
     from kdnas.specs import named_with, spec
     from kdnas.teachers.load import load_teacher
 
-    run = run_around(given.student)
+    storage = run_around(given.student)
     settings = settings_of(given.student)
     settings = dataclasses.replace(settings, recipe=with_overrides(settings.recipe, _overrides(given)))
     if given.weights:
@@ -515,7 +515,7 @@ def _retrain(given: argparse.Namespace) -> None:
         settings = dataclasses.replace(settings, distiller=terms_of(given.loss))
     elif given.teacher == "none":
         settings = dataclasses.replace(settings, distiller=spec(FromLabels))
-    asks = settings.distiller.build(Distiller).reads_teacher
+    asks = settings.distiller.build(Distiller).uses_teacher
     if given.teacher == "none" and asks:
         what = "--distiller" if given.distiller is not None else "--loss"
         raise ValueError(f"without a teacher there is nothing to distil. Drop {what}, or --teacher none.")
@@ -536,8 +536,8 @@ def _retrain(given: argparse.Namespace) -> None:
     else:
         found = retrain(given.student, settings, out, data=data, teacher=teacher)
     print(json.dumps(found) if given.json else _lines(found))
-    if run is not None:
-        _say(f"next: kdnas report {run.folder}")
+    if storage is not None:
+        _say(f"next: kdnas report {storage.folder}")
 
 
 def _prune(given: argparse.Namespace) -> None:
@@ -549,7 +549,7 @@ def _prune(given: argparse.Namespace) -> None:
     from kdnas.jobs._arguments import load_settings, with_overrides
     from kdnas.jobs.chain import closing_table
     from kdnas.jobs.prune import prune
-    from kdnas.runs.folder import Run
+    from kdnas.runs.folder import RunFolder
     from kdnas.settings import Prune
     from kdnas.teachers.load import load_teacher
 
@@ -570,7 +570,7 @@ def _prune(given: argparse.Namespace) -> None:
     if given.penalty is not None:
         settings = dataclasses.replace(settings, penalty=given.penalty)
     found = prune(settings, given.out)
-    print(json.dumps(found) if given.json else closing_table(Run(given.out)))
+    print(json.dumps(found) if given.json else closing_table(RunFolder(given.out)))
 
 
 def _quantize(given: argparse.Namespace) -> None:
@@ -616,7 +616,7 @@ def _grow(given: argparse.Namespace) -> None:
     from kdnas.jobs._arguments import load_settings, with_overrides
     from kdnas.jobs.chain import closing_table
     from kdnas.jobs.grow import grow
-    from kdnas.runs.folder import Run
+    from kdnas.runs.folder import RunFolder
     from kdnas.settings import Grow
     from kdnas.tables import load_space
 
@@ -639,7 +639,7 @@ def _grow(given: argparse.Namespace) -> None:
         settings = Grow(**changed)
     settings = dataclasses.replace(settings, recipe=with_overrides(settings.recipe, _overrides(given)))
     found = grow(settings, given.out)
-    print(json.dumps(found) if given.json else closing_table(Run(given.out)))
+    print(json.dumps(found) if given.json else closing_table(RunFolder(given.out)))
     _say(f"next: kdnas retrain {found['student']} --teacher none --weights inherited")
 
 
@@ -653,9 +653,9 @@ def _lines(found: dict[str, Any]) -> str:
 def _report(given: argparse.Namespace) -> None:
     _say(f"kdnas report: {given.folder}")
     from kdnas.report import write_report
-    from kdnas.runs.folder import Run
+    from kdnas.runs.folder import RunFolder
 
-    print(write_report(Run(given.folder).folder))
+    print(write_report(RunFolder(given.folder).folder))
 
 
 def _list(given: argparse.Namespace) -> None:

@@ -59,7 +59,7 @@ class Factors(Distiller):
         the usual direction. What alpha is, is not published. The paper's lambda is fixed; letting it grow is ours.
     """
 
-    teaches: ClassVar[type[Network]] = Network
+    model_type: ClassVar[type[Network]] = Network
 
     def __init__(
         self,

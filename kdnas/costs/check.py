@@ -13,7 +13,7 @@ from kdnas.space import SearchSpace
 
 
 @final
-class Meter:
+class BudgetCheck:
     """Tells of an architecture what it spends and whether a budget admits it.
 
     Args:
@@ -60,7 +60,7 @@ class Infeasible(ValueError):
     """No network of the space is within the budget, or none was found; the message names the nearest."""
 
 
-def check_feasible(meter: Meter, rng: random.Random, attempts: int = 1000) -> None:
+def check_feasible(meter: BudgetCheck, rng: random.Random, attempts: int = 1000) -> None:
     """Raise `Infeasible` when neither the smallest network nor any of many draws is within the budget."""
     space = meter.space
     nearest, excess = space.smallest, meter.excess(space.smallest)

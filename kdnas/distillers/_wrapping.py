@@ -15,7 +15,7 @@ class Wrapping(Distiller):
         inner: the other distiller.
     """
 
-    teaches: ClassVar[type[Supernet]] = Supernet
+    model_type: ClassVar[type[Supernet]] = Supernet
 
     def __init__(self, inner: Spec) -> None:
         super().__init__()
@@ -33,6 +33,6 @@ class Wrapping(Distiller):
         """Where a stage of the inner one begins."""
         return self.inner.restarts(total)
 
-    def trains(self, choice: Choice, step: Step) -> tuple[Value, ...]:
+    def allowed_options(self, choice: Choice, step: Step) -> tuple[Value, ...]:
         """The options that the inner one may draw."""
-        return self.inner.trains(choice, step)
+        return self.inner.allowed_options(choice, step)

@@ -57,7 +57,7 @@ class Aggregation(Distiller):
         order; squares are means. No code by the authors was found; rates, shares and weights are ours.
     """
 
-    teaches: ClassVar[type[Network]] = Network
+    model_type: ClassVar[type[Network]] = Network
     every_layer: ClassVar[bool] = True
 
     def __init__(

@@ -81,22 +81,22 @@ class Distiller(nn.Module, abc.ABC):
     """
 
     every_layer: ClassVar[bool] = False
-    teaches: ClassVar[type[Supernet] | type[Network] | None] = None
+    model_type: ClassVar[type[Supernet] | type[Network] | None] = None
 
     @final
     @classmethod
-    def check_teaches(cls, model: type[nn.Module]) -> None:
+    def check_model_type(cls, model: type[nn.Module]) -> None:
         """Raise a ValueError unless it can teach this kind of model."""
-        if cls.teaches not in (None, model):
+        if cls.model_type not in (None, model):
             own, other, usual = "a supernet", "a single network", "from_teacher or mutual"
-            if cls.teaches is Network:
+            if cls.model_type is Network:
                 own, other, usual = other, own, "sandwich or single_path"
             raise ValueError(
                 f"{cls.__name__} teaches {own}, and {other} is to be trained. Use {usual}, or another such."
             )
 
     @property
-    def reads_teacher(self) -> bool:
+    def uses_teacher(self) -> bool:
         """Whether it asks the teacher anything; where not, none need be there."""
         return True
 
@@ -113,7 +113,7 @@ class Distiller(nn.Module, abc.ABC):
     def after(self, model: Model, batch: Batch, step: Step) -> None:
         """Runs after the optimiser's step."""
 
-    def leave(self, model: Network, data: Data, folder: Path) -> dict[str, float]:
+    def export_extras(self, model: Network, data: Data, folder: Path) -> dict[str, float]:
         """Write what else belongs to the trained student into its folder; what was measured of it. Nothing, mostly."""
         del model, data, folder
         return {}
@@ -126,7 +126,7 @@ class Distiller(nn.Module, abc.ABC):
         """Where a step stands on the learning rate's curve, and that curve's length: one curve unless overridden."""
         return index, total
 
-    def trains(self, choice: Choice, step: Step) -> tuple[Value, ...]:
+    def allowed_options(self, choice: Choice, step: Step) -> tuple[Value, ...]:
         """The options of a choice that this step may draw: all, unless a schedule holds some back."""
         del step
         return choice.options

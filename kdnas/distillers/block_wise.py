@@ -77,7 +77,7 @@ class BlockWise(Distiller):
         20 epochs each.
     """
 
-    teaches: ClassVar[type[Supernet]] = Supernet
+    model_type: ClassVar[type[Supernet]] = Supernet
 
     def __init__(self, *, schedule: str = "together", pairs: tuple[tuple[int, int], ...] = ()) -> None:
         super().__init__()

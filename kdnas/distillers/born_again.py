@@ -33,7 +33,7 @@ class BornAgain(Distiller):
     Differs: the paper's ensemble of all generations is not made; `kdnas grow --teacher last` makes one.
     """
 
-    teaches: ClassVar[type[Network]] = Network
+    model_type: ClassVar[type[Network]] = Network
 
     def __init__(
         self, *, generations: int = 3, weight: float = 1.0, temperature: float = 1.0, taught: bool = False
@@ -48,7 +48,7 @@ class BornAgain(Distiller):
         self.parent: nn.Module = nn.Identity()
 
     @property
-    def reads_teacher(self) -> bool:
+    def uses_teacher(self) -> bool:
         """Only where it teaches generation 0."""
         return self.taught
 

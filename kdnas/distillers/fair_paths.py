@@ -39,7 +39,7 @@ class FairPaths(Distiller):
     Differs: the paper has the same number of operations in all layers.
     """
 
-    teaches: ClassVar[type[Supernet]] = Supernet
+    model_type: ClassVar[type[Supernet]] = Supernet
 
     def __init__(
         self, *, terms: tuple[tuple[float, Spec], ...] = (), label_smoothing: float = 0.0, most: int = 12

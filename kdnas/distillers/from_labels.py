@@ -20,14 +20,14 @@ class FromLabels(Distiller):
     Reference: Szegedy et al., Rethinking the Inception Architecture, CVPR 2016, section 7 (label smoothing).
     """
 
-    teaches: ClassVar[type[Network]] = Network
+    model_type: ClassVar[type[Network]] = Network
 
     def __init__(self, *, label_smoothing: float = 0.0) -> None:
         super().__init__()
         self.label_smoothing = label_smoothing
 
     @property
-    def reads_teacher(self) -> bool:
+    def uses_teacher(self) -> bool:
         """No."""
         return False
 

@@ -29,16 +29,16 @@ class FromTeacher(Distiller):
         those of RepDistiller and mdistiller.
     """
 
-    teaches: ClassVar[type[Network]] = Network
+    model_type: ClassVar[type[Network]] = Network
 
     def __init__(self, *, terms: tuple[tuple[float, Spec], ...] = HINTON) -> None:
         super().__init__()
         self.objective = Objective(terms)
 
     @property
-    def reads_teacher(self) -> bool:
+    def uses_teacher(self) -> bool:
         """Whether one of its losses does."""
-        return self.objective.reads_teacher
+        return self.objective.uses_teacher
 
     def prepare(self, model: Model, batch: Batch) -> None:
         """Build the adapters."""
@@ -62,7 +62,7 @@ class FromTeacher(Distiller):
 
     def _teacher(self, batch: Batch, student: Outputs) -> Outputs:
         """The teacher's outputs; the student's own where no loss reads them, so that none need be there."""
-        return batch.teacher if self.objective.reads_teacher else student.detach()
+        return batch.teacher if self.objective.uses_teacher else student.detach()
 
     def restarts(self, total: int) -> frozenset[int]:
         """Where a stage of one of the losses ends."""

@@ -33,7 +33,7 @@ class Mutual(Distiller):
     Differs: the networks step together from the same predictions, the paper updates them one after the other.
     """
 
-    teaches: ClassVar[type[Network]] = Network
+    model_type: ClassVar[type[Network]] = Network
 
     def __init__(self, *, num_peers: int = 1, weight: float = 1.0, temperature: float = 1.0) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class Mutual(Distiller):
         self.peers = nn.ModuleList()
 
     @property
-    def reads_teacher(self) -> bool:
+    def uses_teacher(self) -> bool:
         """No: networks teach each other."""
         return False
 

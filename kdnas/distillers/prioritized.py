@@ -88,7 +88,7 @@ class Prioritized(Distiller):
         Both slices of the meta step come from the training batch, as in the code, and not from a validation set.
     """
 
-    teaches: ClassVar[type[Supernet]] = Supernet
+    model_type: ClassVar[type[Supernet]] = Supernet
 
     paths: Tensor
     accuracies: Tensor

@@ -77,7 +77,7 @@ class Progressive(Distiller):
         evaluation mode and sees its own input size, where the released code's is in training mode.
     """
 
-    teaches: ClassVar[type[Supernet]] = Supernet
+    model_type: ClassVar[type[Supernet]] = Supernet
 
     def __init__(
         self,
@@ -135,7 +135,7 @@ class Progressive(Distiller):
             passed += phase.share
         return tuple(found)
 
-    def trains(self, choice: Choice, step: Step) -> tuple[Value, ...]:
+    def allowed_options(self, choice: Choice, step: Step) -> tuple[Value, ...]:
         """The largest options, as many as the stages so far made elastic."""
         kind = kind_of(choice)
         if kind == "resolution":
@@ -176,7 +176,7 @@ class Progressive(Distiller):
             self.largest.load_state_dict(model.extract(model.space.largest).state_dict())
         if self.phases[place].kind == "width":
             before = Step(step.index - 1, step.total, step.seed)
-            options = {c: self.trains(c, before) for c in model.space.choices if kind_of(c) == "width"}
+            options = {c: self.allowed_options(c, before) for c in model.space.choices if kind_of(c) == "width"}
             most = max((len(found) for found in options.values()), default=1)
             nested = [
                 model.space.decide(
@@ -193,7 +193,7 @@ class Progressive(Distiller):
         def pick(choice: Choice) -> Value:
             if choice.name == "resolution":
                 return size.setdefault(choice.name, rng.choice(choice.options))
-            return rng.choice(self.trains(choice, step))
+            return rng.choice(self.allowed_options(choice, step))
 
         return [space.decide(pick) for _ in range(number)]
 

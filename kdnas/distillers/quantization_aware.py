@@ -54,7 +54,7 @@ class QuantizationAware(Distiller):
         weight of exactly 0, as last ones of residual branches begin, becomes 0.001.
     """
 
-    teaches: ClassVar[type[Network]] = Network
+    model_type: ClassVar[type[Network]] = Network
 
     def __init__(
         self, *, terms: tuple[tuple[float, Spec], ...] = HINTON, begin: float = 0.1, freeze: float = 0.7
@@ -68,9 +68,9 @@ class QuantizationAware(Distiller):
         self._graph: list[torch.fx.GraphModule] = []
 
     @property
-    def reads_teacher(self) -> bool:
+    def uses_teacher(self) -> bool:
         """Whether one of its losses does."""
-        return self.objective.reads_teacher
+        return self.objective.uses_teacher
 
     def prepare(self, model: Model, batch: Batch) -> None:
         """Trace the network, put the rounding in, and build the losses' adapters."""
@@ -82,7 +82,7 @@ class QuantizationAware(Distiller):
         self._graph = [graph]
         self.observers = nn.ModuleList(_observers(graph))
         shown = self.shown(batch.images)
-        self.objective.prepare(shown, batch.teacher if self.reads_teacher else shown.detach())
+        self.objective.prepare(shown, batch.teacher if self.uses_teacher else shown.detach())
 
     def shown(self, images: Tensor) -> Outputs:
         """What the network shows in simulated integers."""
@@ -97,7 +97,7 @@ class QuantizationAware(Distiller):
         yield from self.objective.teach(
             "student",
             shown,
-            batch.teacher if self.reads_teacher else shown.detach(),
+            batch.teacher if self.uses_teacher else shown.detach(),
             batch.labels,
             step.progress,
             learner=model,
@@ -108,7 +108,7 @@ class QuantizationAware(Distiller):
         """Where a stage of one of the losses ends."""
         return self.objective.restarts(total)
 
-    def leave(self, model: Network, data: Data, folder: Path) -> dict[str, float]:
+    def export_extras(self, model: Network, data: Data, folder: Path) -> dict[str, float]:
         """The integer graph, and how it compares with the simulated and the float network."""
         self._set(Step(1, 1, 0))
         graph = copy.deepcopy(self._graph[0]).cpu()

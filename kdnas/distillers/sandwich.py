@@ -38,7 +38,7 @@ class Sandwich(Distiller):
         weights of all children (as in AttentiveNAS and AlphaNet; BigNAS writes: of the largest only).
     """
 
-    teaches: ClassVar[type[Supernet]] = Supernet
+    model_type: ClassVar[type[Supernet]] = Supernet
 
     def __init__(
         self,

@@ -47,7 +47,7 @@ class SelfDistillation(Distiller):
         map; features are compared after pooling.
     """
 
-    teaches: ClassVar[type[Network]] = Network
+    model_type: ClassVar[type[Network]] = Network
 
     def __init__(self, *, share: float = 0.3, temperature: float = 3.0, hint: float = 0.03) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ class SelfDistillation(Distiller):
         self.exits = nn.ModuleList()
 
     @property
-    def reads_teacher(self) -> bool:
+    def uses_teacher(self) -> bool:
         """No: the network's end teaches."""
         return False
 

@@ -24,7 +24,7 @@ class SinglePath(Distiller):
     Differs: the released training rejects paths outside a band of FLOPs; the paper, and this, sample uniformly.
     """
 
-    teaches: ClassVar[type[Supernet]] = Supernet
+    model_type: ClassVar[type[Supernet]] = Supernet
 
     def __init__(self, *, terms: tuple[tuple[float, Spec], ...] = (), label_smoothing: float = 0.0) -> None:
         super().__init__()

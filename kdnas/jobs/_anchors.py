@@ -11,9 +11,9 @@ from torch import Tensor
 
 from kdnas.data.base import Data
 from kdnas.jobs._run import build_teacher
-from kdnas.jobs.retrain import claim, forget_drafts, retrain, source_of, taught_by_teacher
+from kdnas.jobs.retrain import forget_drafts, lock_settings, retrain, source_of, taught_by_teacher
 from kdnas.network import Network, default_device
-from kdnas.runs.files import present, write_json
+from kdnas.runs.files import current_folder, write_json
 from kdnas.settings import Retrain
 from kdnas.specs import Spec
 from kdnas.students.folder import read_student
@@ -76,7 +76,7 @@ def retrain_along(
     share = settings.recipe.steps // stages
     folder = out.parent / f"{out.name}-anchors"
     route = [made.to_json() for made in snapshots]
-    claim(folder, [unstructure(settings), threshold, stages, data.to_json(), route, card.blueprint.to_json()])
+    lock_settings(folder, [unstructure(settings), threshold, stages, data.to_json(), route, card.blueprint.to_json()])
     anchors: list[int] = json.loads((folder / CHOICES).read_text()) if (folder / CHOICES).exists() else [0]
     source = student
     for stage in range(stages):
@@ -93,7 +93,7 @@ def retrain_along(
             found = retrain(source, how, out, deploy=deploy, **given)
             return found | {"anchors": ",".join(str(a + 1) for a in anchors)}
         trained = folder / f"stage-{stage + 1}"
-        if not present(trained).exists():
+        if not current_folder(trained).exists():
             retrain(source, how, trained, phase=f"anchor {anchor + 1}", deploy=False, **given)
         forget_drafts(trained)
         source = trained

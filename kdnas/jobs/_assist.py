@@ -10,10 +10,10 @@ from kdnas.architecture import Architecture
 from kdnas.costs.count import cost
 from kdnas.data.base import Data
 from kdnas.evaluation import accuracy
-from kdnas.jobs.retrain import claim, forget_drafts, retrain, source_of, taught_by_teacher
+from kdnas.jobs.retrain import forget_drafts, lock_settings, retrain, source_of, taught_by_teacher
 from kdnas.network import Network
 from kdnas.randomness import initialised, python_rng
-from kdnas.runs.files import present, write_json
+from kdnas.runs.files import current_folder, write_json
 from kdnas.settings import Retrain
 from kdnas.space import SearchSpace
 from kdnas.specs import Spec, spec
@@ -74,7 +74,7 @@ def retrain_assisted(
     named_codes = () if assistants == AUTO else _descending(space, assistants, card)
     folder = out.parent / f"{out.name}-assistants"
     named = [made_data.to_json(), None if teacher is None else teacher.to_json(), card.blueprint.to_json()]
-    claim(folder, [unstructure(settings), assistants, *named])
+    lock_settings(folder, [unstructure(settings), assistants, *named])
     given = {"data": made_data, "deploy": False}
     if assistants == AUTO:
         codes = [_searched(student, settings, folder, space, card, made_data, teacher)]
@@ -83,7 +83,7 @@ def retrain_assisted(
     fresh = dataclasses.replace(settings, weights="fresh")
     for code in codes:
         trained = folder / f"trained-{code}"
-        if not present(trained).exists():
+        if not current_folder(trained).exists():
             retrain(
                 _drawn(folder, space, code, card), fresh, trained, phase=f"assistant {code}", teacher=teacher, **given
             )
@@ -133,10 +133,10 @@ def _searched(
     for architecture in between(space, card.cost.macs, settings.recipe.seed):
         code = space.code(architecture)
         pair = [folder / f"short-{code}", folder / f"short-{code}-student"]
-        if not present(pair[0]).exists():
+        if not current_folder(pair[0]).exists():
             source = _drawn(folder, space, code, card)
             retrain(source, short, pair[0], phase=f"assistant {code}", data=data, teacher=teacher, deploy=False)
-        if not present(pair[1]).exists():
+        if not current_folder(pair[1]).exists():
             taught = _as_teacher(pair[0])
             retrain(student, short, pair[1], phase=f"student of {code}", data=data, teacher=taught, deploy=False)
         for one in pair:
@@ -160,7 +160,7 @@ def between(space: SearchSpace, macs: int, seed: int) -> list[Architecture]:
 def _drawn(folder: Path, space: SearchSpace, code: str, card: Card) -> Path:
     """A student folder with an assistant's fresh weights."""
     place = folder / f"fresh-{code}"
-    if not present(place).exists():
+    if not current_folder(place).exists():
         architecture = space.parse(code)
         blueprint = space.blueprint(architecture)
         made = dataclasses.replace(

@@ -9,7 +9,7 @@ from torch import Tensor
 from kdnas.architecture import Architecture
 from kdnas.blocks.basic import resize
 from kdnas.distillers.block_wise import BlockWise, stages_of
-from kdnas.jobs._run import Opened
+from kdnas.jobs._run import Run
 from kdnas.ranking.exact import Block, best, blocks_of
 from kdnas.ranking.loop import entry_of
 from kdnas.runs.entry import Entry
@@ -79,7 +79,7 @@ class _Rater:
         return -self.distiller.rating(block, self.walk[-1][1], self.evidence.teacher)
 
 
-def best_networks(opened: Opened, settings: Search, evidence: Evidence, search: int) -> tuple[list[Entry], str]:
+def best_networks(run: Run, settings: Search, evidence: Evidence, search: int) -> tuple[list[Entry], str]:
     """The best networks of a run that was trained block-wise, found exactly, and what that saved.
 
     Of the settings, the budget and the number of evaluations (how many networks are ranked) matter.
@@ -88,14 +88,14 @@ def best_networks(opened: Opened, settings: Search, evidence: Evidence, search: 
         Infeasible: no network is within the budget; the nearest is named.
         ValueError: the run was not trained block-wise, or its space is not additive over blocks.
     """
-    space, distiller = opened.space, opened.distiller
+    space, distiller = run.space, run.distiller
     if not isinstance(distiller, BlockWise):
         raise ValueError(
-            f"{opened.run.folder} was trained by {type(distiller).__name__}, ratings of blocks need BlockWise. Train "
+            f"{run.storage.folder} was trained by {type(distiller).__name__}, ratings of blocks need BlockWise. Train "
             "with the distiller block_wise."
         )
     began = time.perf_counter()
-    blocks = rate_blocks(opened.supernet, distiller, evidence)
+    blocks = rate_blocks(run.supernet, distiller, evidence)
     found = best(blocks, settings.budget.bounds(), settings.num_evaluations)
     each = (time.perf_counter() - began) / max(1, len(found))
     entries = []

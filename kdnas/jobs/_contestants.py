@@ -151,14 +151,14 @@ class Chained(Contestant):
             ),
             retrain=dataclasses.replace(own.retrain, recipe=retrain),
         )
-        run = chain(experiment, folder, deploy=False).run
-        results = run.results()
+        storage = chain(experiment, folder, deploy=False).storage
+        results = storage.results()
         rows = {row["name"]: row for row in results["rows"]}
         drawn = [row["accuracy"] for name, row in rows.items() if name.startswith("random")]
         said = [results["controls"].get(key) for key in ("distillation", "choice")]
         return {
             **_student(rows["student"], task.loaded),
-            "evaluations": run.require("search", "kdnas search")["evaluations"],
+            "evaluations": storage.require("search", "kdnas search")["evaluations"],
             "without teacher": rows["control"]["accuracy"],
             "random": sum(drawn) / len(drawn) if drawn else None,
             "said": [control["sentence"] for control in said if control is not None],

@@ -12,7 +12,7 @@ from kdnas.distillers.base import Distiller
 from kdnas.network import Network, default_device
 from kdnas.randomness import initialised, torch_rng
 from kdnas.runs.checkpoint import load_state
-from kdnas.runs.folder import CHECKPOINT, MANIFEST, MEMBERS, SNAPSHOTS, TEACHER, Run
+from kdnas.runs.folder import CHECKPOINT, MANIFEST, MEMBERS, SNAPSHOTS, TEACHER, RunFolder
 from kdnas.scorers.base import Evidence, Scorer
 from kdnas.settings import Experiment
 from kdnas.space import SearchSpace
@@ -25,7 +25,7 @@ from kdnas.training.loop import Training
 
 
 @final
-class Opened:
+class Run:
     """A run folder, opened.
 
     Raises:
@@ -33,16 +33,16 @@ class Opened:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.run = Run(folder)
+        self.storage = RunFolder(folder)
 
     @cached_property
     def experiment(self) -> Experiment:
         """What was asked for."""
         try:
-            return Experiment.from_json(self.run.manifest["job"])
+            return Experiment.from_json(self.storage.manifest["job"])
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(
-                f"{self.run.path(MANIFEST)} does not describe a job ({error!r}). Start again in another folder."
+                f"{self.storage.path(MANIFEST)} does not describe a job ({error!r}). Start again in another folder."
             ) from error
 
     @cached_property
@@ -61,9 +61,9 @@ class Opened:
         train = self.experiment.train
         if train.teacher is not None:
             return train.teacher
-        folders = [self.run.path(SNAPSHOTS, str(k)) for k in range(1, train.teacher_snapshots)]
-        folders += [self.run.path(MEMBERS, str(k)) for k in range(1, train.teacher_members)]
-        made = tuple(spec(student_teacher, path=str(f.resolve())) for f in (*folders, self.run.path(TEACHER)))
+        folders = [self.storage.path(SNAPSHOTS, str(k)) for k in range(1, train.teacher_snapshots)]
+        folders += [self.storage.path(MEMBERS, str(k)) for k in range(1, train.teacher_members)]
+        made = tuple(spec(student_teacher, path=str(f.resolve())) for f in (*folders, self.storage.path(TEACHER)))
         kind = "route" if train.teacher_snapshots > 1 else "ensemble"
         return made[0] if len(made) == 1 else spec(several_teachers, kind=kind, members=made)
 
@@ -98,13 +98,13 @@ class Opened:
             space = self.space  # read before: the data would be built on the meta device too
             with torch.device("meta"):
                 return Supernet(space).eval()
-        self.run.require("train", f"kdnas train EXPERIMENT --out {self.run.folder}")
+        self.storage.require("train", f"kdnas train EXPERIMENT --out {self.storage.folder}")
         supernet = self.fresh_supernet()
         try:
-            supernet.load_state_dict(load_state(self.run.path(CHECKPOINT))["training"]["model"])
+            supernet.load_state_dict(load_state(self.storage.path(CHECKPOINT))["training"]["model"])
         except RuntimeError as error:
             raise ValueError(
-                f"{self.run.path(CHECKPOINT)} is from another search space: {str(error).splitlines()[-1].strip()}"
+                f"{self.storage.path(CHECKPOINT)} is from another search space: {str(error).splitlines()[-1].strip()}"
             ) from error
         return supernet.to(self.device).eval()
 
@@ -117,8 +117,8 @@ class Opened:
         built = made.build(Scorer)
         if built.reads_weights and self.experiment.train.distiller is None:
             raise ValueError(
-                f"{made.make.partition(':')[2]} looks at a supernet's weights, and {self.run.folder} trains none. Use "
-                "a scorer that needs none, such as short_training, or a run with a distiller."
+                f"{made.make.partition(':')[2]} looks at a supernet's weights, and {self.storage.folder} trains none. "
+                "Use a scorer that needs none, such as short_training, or a run with a distiller."
             )
         return built
 
@@ -129,14 +129,14 @@ class Opened:
         Raises:
             ValueError: the supernet is not trained yet.
         """
-        self.run.require("train", f"kdnas train EXPERIMENT --out {self.run.folder}")
+        self.storage.require("train", f"kdnas train EXPERIMENT --out {self.storage.folder}")
         settings = self.experiment.train
         if settings.distiller is None:
-            raise ValueError(f"{self.run.folder} trains no supernet. Begin a run with a distiller.")
+            raise ValueError(f"{self.storage.folder} trains no supernet. Begin a run with a distiller.")
         distiller = settings.distiller.build(Distiller)
         # A training of its own makes the parts, in the shapes that the first batch gives them.
         Training(self.fresh_supernet(), distiller, self.data, self.teacher, settings.recipe, self.device)
-        distiller.load_state_dict(load_state(self.run.path(CHECKPOINT))["training"]["distiller"])
+        distiller.load_state_dict(load_state(self.storage.path(CHECKPOINT))["training"]["distiller"])
         return distiller.to(self.device).eval()
 
     def evidence(self, num_images: int, seed: int) -> Evidence:
@@ -187,11 +187,11 @@ def other_classes(names: Sequence[str], data: Data, whose: str) -> str:
     return f"class {place} is {names[place]!r} to {whose} and {data.class_names[place]!r} in the data."
 
 
-def check_teaches(made: Spec | None, model: type[Supernet | Network]) -> None:
+def check_model_type(made: Spec | None, model: type[Supernet | Network]) -> None:
     """Before anything is trained, raise a ValueError where a distiller is for the other kind of model.
 
     A distiller that a function makes is seen when it is made.
     """
     target = None if made is None else resolve(made.make)
     if isinstance(target, type) and issubclass(target, Distiller):
-        target.check_teaches(model)
+        target.check_model_type(model)

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from kdnas.data.base import Data
 from kdnas.distillers.from_labels import FromLabels
 from kdnas.evaluation import student_hits, teacher_accuracy
-from kdnas.jobs._run import Opened
+from kdnas.jobs._run import Run
 from kdnas.jobs.export import card_of, export, inherited, place_of
 from kdnas.jobs.retrain import retrain
 from kdnas.jobs.search import search
@@ -22,16 +22,16 @@ from kdnas.network import default_device
 from kdnas.ranking.order import ranked
 from kdnas.report import write_report
 from kdnas.runs.entry import CONTRAST, RANDOM
-from kdnas.runs.folder import REPORT, STUDENTS, Run
+from kdnas.runs.folder import REPORT, STUDENTS, RunFolder
 from kdnas.settings import Experiment, Retrain
 from kdnas.specs import spec
-from kdnas.statistics import claimed
+from kdnas.statistics import compare_accuracy
 from kdnas.students.folder import write_student
 from kdnas.tables import unstructure
 from kdnas.teachers.base import Teacher
 
 
-def chain(experiment: Experiment, folder: Path, *, deploy: bool = True) -> Opened:
+def chain(experiment: Experiment, folder: Path, *, deploy: bool = True) -> Run:
     """Teacher, supernet, ranking, export, retraining with and without a teacher, closing table, report.
 
     Every phase that is finished in the folder is left as it is, so that the same call resumes. After each phase the
@@ -42,33 +42,33 @@ def chain(experiment: Experiment, folder: Path, *, deploy: bool = True) -> Opene
         folder: the run.
         deploy: write and check every form of the student, or what kdnas reads alone.
     """
-    opened = train(experiment, folder)
-    if experiment.train.teacher is not None and all(row["name"] != "teacher" for row in opened.run.results()["rows"]):
-        opened.run.record_result({"name": "teacher", **given_teacher(opened.teacher, opened.data)})
+    run = train(experiment, folder)
+    if experiment.train.teacher is not None and all(row["name"] != "teacher" for row in run.storage.results()["rows"]):
+        run.storage.record_result({"name": "teacher", **given_teacher(run.teacher, run.data)})
     say(f"next: kdnas search {folder}")
-    if opened.run.phase("search") is None:
-        search(opened, experiment.search)
-    if experiment.second is not None and opened.run.phase("export") is None:
+    if run.storage.phase("search") is None:
+        search(run, experiment.search)
+    if experiment.second is not None and run.storage.phase("export") is None:
         asked = unstructure(experiment.second)
-        if not any(s["settings"] == asked and s["state"] == "done" for s in opened.run.manifest["searches"]):
-            search(opened, experiment.second)
+        if not any(s["settings"] == asked and s["state"] == "done" for s in run.storage.manifest["searches"]):
+            search(run, experiment.second)
     say(f"next: kdnas export {folder} --place 1 --out {folder}/students/place-1")
-    if opened.run.phase("export") is None:
-        opened.run.finish("export", **export(opened, deploy=deploy))
+    if run.storage.phase("export") is None:
+        run.storage.finish("export", **export(run, deploy=deploy))
     say(f"next: kdnas retrain {folder}/students/place-1")
-    for name, source, settings in _trainings(opened, experiment.retrain):
-        if opened.run.phase(name) is None:
-            out = opened.run.path(STUDENTS, name)
+    for name, source, settings in _trainings(run, experiment.retrain):
+        if run.storage.phase(name) is None:
+            out = run.storage.path(STUDENTS, name)
             # Only what may be deployed is checked; the controls are for the table.
             found = retrain(source, settings, out, phase=name, deploy=deploy and name == "student")
             keep = {key: found[key] for key in ("accuracy", "params", "macs", "seconds")}
-            opened.run = Run(opened.run.folder)
-            opened.run.record_result({"name": name, **keep})
-            opened.run.finish(name, **keep)
-    opened.run.record_controls(dict(_claims(opened)))
+            run.storage = RunFolder(run.storage.folder)
+            run.storage.record_result({"name": name, **keep})
+            run.storage.finish(name, **keep)
+    run.storage.record_controls(dict(_claims(run)))
     say(f"next: kdnas report {folder}")
-    write_report(opened.run.folder)
-    return opened
+    write_report(run.storage.folder)
+    return run
 
 
 def say(text: str) -> None:
@@ -91,34 +91,34 @@ def given_teacher(teacher: Teacher, data: Data) -> dict[str, Any]:
     return {"accuracy": found, "params": params, "macs": macs, "seconds": 0.0}
 
 
-def _trainings(opened: Opened, settings: Retrain) -> Iterator[tuple[str, Path, Retrain]]:
+def _trainings(run: Run, settings: Retrain) -> Iterator[tuple[str, Path, Retrain]]:
     """The student, the same student without a teacher, and random subnets within the budget with one."""
-    best = opened.run.path(STUDENTS, "place-1")
+    best = run.storage.path(STUDENTS, "place-1")
     yield "student", best, settings
     yield "control", best, dataclasses.replace(settings, distiller=spec(FromLabels))
-    number = opened.run.require("search", "kdnas search")["search"]
-    chosen = place_of(opened, 1).architecture
-    entries = opened.run.ranking(number)
+    number = run.storage.require("search", "kdnas search")["search"]
+    chosen = place_of(run, 1).architecture
+    entries = run.storage.ranking(number)
     drawn = [e for e in entries if e.searcher == RANDOM and e.architecture != chosen][: settings.num_random]
     others = ranked([e for e in entries if e.searcher == CONTRAST])[:1]
     named = [(f"random {index}", f"drawn-{index}", e) for index, e in enumerate(drawn, 1)]
     named += [("contrast", "contrasted", e) for e in others if e.architecture != chosen]
     for name, place, entry in named:
-        folder = opened.run.path(STUDENTS, place)
+        folder = run.storage.path(STUDENTS, place)
         if not folder.exists():
             origin = {"control": name, "score": entry.score}
-            network = inherited(opened, entry.architecture)
-            write_student(folder, network, card_of(opened, entry.architecture, origin), deploy=False)
+            network = inherited(run, entry.architecture)
+            write_student(folder, network, card_of(run, entry.architecture, origin), deploy=False)
         yield name, folder, settings
 
 
-def _claims(opened: Opened) -> Iterator[tuple[str, dict[str, Any]]]:
+def _claims(run: Run) -> Iterator[tuple[str, dict[str, Any]]]:
     """What the test images say about distillation, and about the choice, with 95 % bootstrap intervals over images."""
-    names = [row["name"] for row in opened.run.results()["rows"]]
+    names = [row["name"] for row in run.storage.results()["rows"]]
     hits = {}
     for name in names:
         if name != "teacher":
-            hits[name] = student_hits(opened.run.path(STUDENTS, name), opened.data)
+            hits[name] = student_hits(run.storage.path(STUDENTS, name), run.data)
     drawn = [hits[name] for name in hits if name.startswith("random")]
     pairs = {
         "distillation": (hits["control"], "the same student trained without a teacher", "distillation did not help"),
@@ -130,17 +130,17 @@ def _claims(opened: Opened) -> Iterator[tuple[str, dict[str, Any]]]:
         words = "the best subnet of the same search under the other score, trained alike"
         pairs["contrasted"] = (hits["contrast"], words, "the other score chose better")
     for name, (other, words, otherwise) in pairs.items():
-        yield name, claimed("student", hits["student"], other, words, otherwise)
+        yield name, compare_accuracy("student", hits["student"], other, words, otherwise)
 
 
-def closing_table(run: Run) -> str:
+def closing_table(storage: RunFolder) -> str:
     """A row per network: accuracy, params, MACs, seconds; and the sentences of the controls."""
-    results = run.results()
+    results = storage.results()
     width = max([12, *(len(row["name"]) + 1 for row in results["rows"])])
     lines = [f"{'':<{width}}{'accuracy':>10}{'params':>12}{'MACs':>14}{'seconds':>10}"]
     for row in results["rows"]:
         macs, named = "-" if row["macs"] is None else f"{row['macs']:,}", f"{row['name']:<{width}}"
         lines.append(f"{named}{row['accuracy']:>10.2%}{row['params']:>12,}{macs:>14}{row['seconds']:>10.1f}")
     lines += ["", *(control["sentence"] for control in results["controls"].values())]
-    lines.append(f"report: {run.path(REPORT)}")
+    lines.append(f"report: {storage.path(REPORT)}")
     return "\n".join(lines)

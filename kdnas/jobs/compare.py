@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from kdnas.architecture import Architecture
-from kdnas.costs.check import Meter, check_feasible
+from kdnas.costs.check import BudgetCheck, check_feasible
 from kdnas.costs.count import cost
 from kdnas.data.base import Data
 from kdnas.distillers.from_labels import FromLabels
@@ -50,7 +50,7 @@ def compare(settings: Compare, folder: Path) -> dict[str, Any]:
     folder = Path(folder)
     data: Data = settings.data.build(Data)
     space = settings.space.fitted(classes=data.classes, image_channels=data.channels)
-    meter = Meter(space, settings.budget)
+    meter = BudgetCheck(space, settings.budget)
     check_feasible(meter, python_rng(settings.seed, "feasible"))
     held = _opened(settings, folder)
     began = time.perf_counter() - held["seconds"]
@@ -145,13 +145,13 @@ def _taught(settings: Compare, data: Data, folder: Path, held: dict[str, Any], s
         job = Experiment(train=Train(space=settings.space, data=settings.data, distiller=None, teacher_recipe=recipe))
         held["teacher_job"] = job.to_json()
         save()
-    opened = train(Experiment.from_json(held["teacher_job"]), folder / "teacher")
-    held["teacher"] = opened.run.require("teacher", "kdnas compare")
+    run = train(Experiment.from_json(held["teacher_job"]), folder / "teacher")
+    held["teacher"] = run.storage.require("teacher", "kdnas compare")
     save()
     return spec(student_teacher, path=str((folder / "teacher" / TEACHER).resolve()))
 
 
-def _example(meter: Meter, seed: int) -> Architecture:
+def _example(meter: BudgetCheck, seed: int) -> Architecture:
     """Of many networks within the budget the one with the most MACs: what students will be like."""
     space, rng = meter.space, python_rng(seed, "example")
     drawn = [space.smallest, space.largest, *(space.sample(rng) for _ in range(200))]

@@ -9,7 +9,7 @@ from kdnas.architecture import Architecture
 from kdnas.costs.count import cost
 from kdnas.data.base import Data
 from kdnas.evaluation import accuracy
-from kdnas.jobs._run import Opened
+from kdnas.jobs._run import Run
 from kdnas.network import Network, calibrate
 from kdnas.randomness import initialised, torch_rng
 from kdnas.ranking.order import ranked
@@ -19,11 +19,11 @@ from kdnas.students.folder import Card, write_student
 from kdnas.tables import table_of, unstructure
 
 
-def export(opened: Opened, place: int = 1, out: Path | None = None, *, deploy: bool = True) -> dict[str, Any]:
+def export(run: Run, place: int = 1, out: Path | None = None, *, deploy: bool = True) -> dict[str, Any]:
     """Write the student of a place of the run's last search, with inherited, re-calibrated weights.
 
     Args:
-        opened: the run.
+        run: the run.
         place: 1 is the best.
         out: where to; `students/place-N` of the run by default.
         deploy: write and check every form of the student, or what kdnas reads alone.
@@ -34,12 +34,12 @@ def export(opened: Opened, place: int = 1, out: Path | None = None, *, deploy: b
     Raises:
         ValueError: no search yet, no such place, or the self-check refuses.
     """
-    entry = place_of(opened, place)
-    folder = Path(out) if out is not None else opened.run.path(STUDENTS, f"place-{place}")
-    network = inherited(opened, entry.architecture)
-    found = accuracy(network, opened.data.search, opened.data)
+    entry = place_of(run, place)
+    folder = Path(out) if out is not None else run.storage.path(STUDENTS, f"place-{place}")
+    network = inherited(run, entry.architecture)
+    found = accuracy(network, run.data.search, run.data)
     origin = {"place": place, "score": entry.score, "scorer": entry.scorer, "search_accuracy": found}
-    checked = write_student(folder, network, card_of(opened, entry.architecture, origin), deploy=deploy)
+    checked = write_student(folder, network, card_of(run, entry.architecture, origin), deploy=deploy)
     return {
         "student": str(folder),
         "place": place,
@@ -51,27 +51,27 @@ def export(opened: Opened, place: int = 1, out: Path | None = None, *, deploy: b
     }
 
 
-def place_of(opened: Opened, place: int) -> Entry:
+def place_of(run: Run, place: int) -> Entry:
     """The entry of a place of the last finished search.
 
     Raises:
         ValueError: no search yet, or no such place.
     """
-    record = opened.run.require("search", f"kdnas search {opened.run.folder}")
-    entries = ranked([e for e in opened.run.ranking(record["search"]) if not e.is_control])
+    record = run.storage.require("search", f"kdnas search {run.storage.folder}")
+    entries = ranked([e for e in run.storage.ranking(record["search"]) if not e.is_control])
     if not 1 <= place <= len(entries):
         raise ValueError(f"the ranking has places 1 to {len(entries)}, got {place}.")
     return entries[place - 1]
 
 
-def inherited(opened: Opened, architecture: Architecture) -> Network:
+def inherited(run: Run, architecture: Architecture) -> Network:
     """A subnet with the supernet's weights, or fresh ones without one; batch norm re-estimated on training images."""
-    if opened.experiment.train.distiller is None:
-        seed = opened.experiment.train.recipe.seed
-        network = initialised(lambda: Network(opened.space.blueprint(architecture)), seed).to(opened.device)
+    if run.experiment.train.distiller is None:
+        seed = run.experiment.train.recipe.seed
+        network = initialised(lambda: Network(run.space.blueprint(architecture)), seed).to(run.device)
     else:
-        network = opened.supernet.extract(architecture)
-    calibrate(network, calibration_batches(opened.data, opened.device))
+        network = run.supernet.extract(architecture)
+    calibrate(network, calibration_batches(run.data, run.device))
     return network.cpu().eval()
 
 
@@ -83,17 +83,17 @@ def calibration_batches(data: Data, device: torch.device, most: int = 2048, size
     return [data.normalise(data.train.take(chunk).to(device)) for chunk in chosen.split(size)]
 
 
-def card_of(opened: Opened, architecture: Architecture, origin: dict[str, Any]) -> Card:
+def card_of(run: Run, architecture: Architecture, origin: dict[str, Any]) -> Card:
     """The card of a subnet of this run; its origin also says what to retrain it on, and how long."""
-    blueprint = opened.space.blueprint(architecture)
-    sources = {"data": opened.experiment.train.data.to_json(), "teacher": opened.teacher_spec.to_json()}
-    sources["recipe"] = unstructure(opened.experiment.retrain.recipe)
+    blueprint = run.space.blueprint(architecture)
+    sources = {"data": run.experiment.train.data.to_json(), "teacher": run.teacher_spec.to_json()}
+    sources["recipe"] = unstructure(run.experiment.retrain.recipe)
     return Card(
         architecture=architecture,
-        space=table_of(opened.space),
+        space=table_of(run.space),
         blueprint=blueprint,
         cost=cost(blueprint),
-        preprocessing=opened.data.preprocessing,
-        class_names=opened.data.class_names,
+        preprocessing=run.data.preprocessing,
+        class_names=run.data.class_names,
         origin={**origin, **sources},
     )

@@ -24,16 +24,16 @@ from kdnas.losses.response.soft_targets import SoftTargets
 from kdnas.network import Network, default_device
 from kdnas.randomness import initialised, python_rng
 from kdnas.report import write_report
-from kdnas.runs.files import present, remove_drafts
-from kdnas.runs.folder import Run
+from kdnas.runs.files import current_folder, remove_drafts
+from kdnas.runs.folder import RunFolder
 from kdnas.settings import Grow, Teaches
 from kdnas.space import SearchSpace
 from kdnas.specs import spec
-from kdnas.statistics import claimed
+from kdnas.statistics import compare_accuracy
 from kdnas.students.folder import Card, read_student, write_student
 from kdnas.tables import table_of
 from kdnas.teachers.base import Frozen, Teacher
-from kdnas.training.driver import drive
+from kdnas.training.driver import train_with_checkpoints
 from kdnas.training.loop import Training
 
 STUDENT, MEMBERS = "student", "members"
@@ -96,9 +96,9 @@ def grow(settings: Grow, folder: Path) -> dict[str, Any]:
         training images. Deeper is the next option of every depth, wider of every width, for three cells or ten filters
         more.
     """
-    run = Run.create(folder, settings.to_json(), settings.recipe.seed)
+    storage = RunFolder.create(folder, settings.to_json(), settings.recipe.seed)
     data: Data = settings.data.build(Data)
-    job = _Growth(settings, run, data)
+    job = _Growth(settings, storage, data)
     grown = job.grow("grown", settings)
     found = {"grown": grown}
     if settings.controls:
@@ -113,21 +113,23 @@ def grow(settings: Grow, folder: Path) -> dict[str, Any]:
         rows[name]["seconds"] = round(one.seconds, 3)
         hits[name] = right.double().numpy()
     named = {name: words for name, words in _CONTROLS.items() if name in found}
-    run.record_controls({n: claimed("ensemble", hits["grown"], hits[n], words) for n, words in named.items()})
+    storage.record_controls(
+        {n: compare_accuracy("ensemble", hits["grown"], hits[n], words) for n, words in named.items()}
+    )
     for name, row in rows.items():
-        run.record_result({"name": name, **row})
+        storage.record_result({"name": name, **row})
     codes = [job.space.code(member.architecture) for member in grown.members]
     weights = [round(float(w), 6) for w in grown.weights]
-    out = run.path(STUDENT)
-    if not present(out).exists():
+    out = storage.path(STUDENT)
+    if not current_folder(out).exists():
         origin = {"grown": settings.to_json()["grow"], "members": codes, "weights": weights}
         origin |= {"data": settings.data.to_json(), "test_accuracy": rows["grown"]["accuracy"]}
         network = grown.network(data)
         write_student(out, network, _card(network, data, None, None, origin))
     done = {**rows["grown"], "members": codes, "weights": weights}
-    if run.phase("grow") is None:
-        run.finish("grow", **done)
-    write_report(run.folder)
+    if storage.phase("grow") is None:
+        storage.finish("grow", **done)
+    write_report(storage.folder)
     return {"student": str(out), **done, "controls": {name: rows[name] for name in named}}
 
 
@@ -135,8 +137,8 @@ def grow(settings: Grow, folder: Path) -> dict[str, Any]:
 class _Growth:
     """What one command's ensembles share."""
 
-    def __init__(self, settings: Grow, run: Run, data: Data) -> None:
-        self.settings, self.run, self.data = settings, run, data
+    def __init__(self, settings: Grow, storage: RunFolder, data: Data) -> None:
+        self.settings, self.storage, self.data = settings, storage, data
         self.space = settings.space.fitted(classes=data.classes, image_channels=data.channels)
 
     def grow(self, name: str, settings: Grow) -> Ensemble:
@@ -192,7 +194,7 @@ class _Growth:
         if settings.generator == "simple" or not ensemble.members:
             return [a for a in (self.first(),) if admits(a)]
         last = ensemble.members[-1].architecture
-        tried = [raised(self.space, last, word) for word in ("depth", "width")]
+        tried = [next_larger(self.space, last, word) for word in ("depth", "width")]
         found = [a for a in dict.fromkeys(tried) if a != last and admits(a)]
         return found or [a for a in (last,) if admits(a)]
 
@@ -201,9 +203,9 @@ class _Growth:
     ) -> tuple[Member, float]:
         """A trained candidate and the seconds it took; one that is finished in the folder is read."""
         blueprint = self.space.blueprint(architecture)
-        out = self.run.path(MEMBERS, name.replace(" ", "-"))
-        draft = self.run.path(f"{out.name}.draft.safetensors")
-        if not present(out).exists():
+        out = self.storage.path(MEMBERS, name.replace(" ", "-"))
+        draft = self.storage.path(f"{out.name}.draft.safetensors")
+        if not current_folder(out).exists():
             settings = self.settings
             recipe = dataclasses.replace(
                 settings.recipe, seed=settings.recipe.seed + number, steps=steps or settings.recipe.steps
@@ -213,7 +215,7 @@ class _Growth:
             distiller = FromLabels(label_smoothing=smoothing) if teacher is None else _taught(smoothing)
             training = Training(network, distiller, self.data, teacher, recipe, default_device())
             watch = lambda: {"accuracy": accuracy(network, self.data.search, self.data)}  # noqa: E731
-            seconds = drive(training, name, draft, self.run, watch)
+            seconds = train_with_checkpoints(training, name, draft, self.storage, watch)
             card = _card(network, self.data, architecture, table_of(self.space), {"seconds": seconds, "member": name})
             write_student(out, network.cpu(), card, deploy=False)
         # Here, so that also what a kill right after the member was written left is removed.
@@ -271,7 +273,7 @@ def teacher_of(how: Teaches, ensemble: Ensemble, data: Data) -> Teacher | None:
     return Frozen(network, preprocessing=data.preprocessing)
 
 
-def raised(space: SearchSpace, architecture: Architecture, word: str) -> Architecture:
+def next_larger(space: SearchSpace, architecture: Architecture, word: str) -> Architecture:
     """The architecture with the next option of every choice whose last name is `word`; what is new is the smallest.
 
     Raises:

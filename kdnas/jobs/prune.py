@@ -24,15 +24,15 @@ from kdnas.jobs.train import train
 from kdnas.network import Network, default_device
 from kdnas.randomness import initialised, torch_rng
 from kdnas.report import write_report
-from kdnas.runs.folder import STUDENTS, TEACHER, Run
+from kdnas.runs.folder import STUDENTS, TEACHER, RunFolder
 from kdnas.settings import Experiment, Prune, Train
 from kdnas.spaces.converted import Converted
 from kdnas.specs import Spec, spec
-from kdnas.statistics import claimed
+from kdnas.statistics import compare_accuracy
 from kdnas.students.folder import Card, read_student, write_student
 from kdnas.tables import load_space, unstructure
 from kdnas.teachers.zoo import student_teacher
-from kdnas.training.driver import drive
+from kdnas.training.driver import train_with_checkpoints
 from kdnas.training.loop import Training
 
 FACTORS = "factors.safetensors"
@@ -80,34 +80,34 @@ def prune(settings: Prune, folder: Path) -> dict[str, Any]:
     Reference: Gu, Tresp, Search for Better Students to Learn Distilled Knowledge, ECAI 2020 (arXiv 2001.11612).
     Differs: see `Factors`; what is removed to meet the budget are the smallest factors, zeros first.
     """
-    run = Run.create(folder, settings.to_json(), settings.recipe.seed)
+    storage = RunFolder.create(folder, settings.to_json(), settings.recipe.seed)
     data: Data = settings.data.build(Data)
     # A source that does not fit is refused before anything is trained.
-    given = None if settings.source == "teacher" else _converted(settings, run, data)
-    teacher_spec = settings.teacher or _taught(settings, run)
-    conversion = given or _converted(settings, run, data)
-    pruned = run.path(STUDENTS, "pruned")
-    if settings.teacher is not None and all(row["name"] != "teacher" for row in run.results()["rows"]):
-        run.record_result({"name": "teacher", **given_teacher(build_teacher(settings.teacher, data), data)})
-    if run.phase("removal") is None:
-        _search(settings, run, data, teacher_spec, conversion)
+    given = None if settings.source == "teacher" else _converted(settings, storage, data)
+    teacher_spec = settings.teacher or _taught(settings, storage)
+    conversion = given or _converted(settings, storage, data)
+    pruned = storage.path(STUDENTS, "pruned")
+    if settings.teacher is not None and all(row["name"] != "teacher" for row in storage.results()["rows"]):
+        storage.record_result({"name": "teacher", **given_teacher(build_teacher(settings.teacher, data), data)})
+    if storage.phase("removal") is None:
+        _search(settings, storage, data, teacher_spec, conversion)
     rows: dict[str, Any] = {}
     plans = {
         "student": (pruned, settings.retrain),
         "control": (pruned, dataclasses.replace(settings.retrain, distiller=spec(FromLabels))),
-        "random": (run.path(STUDENTS, "drawn"), settings.retrain),
+        "random": (storage.path(STUDENTS, "drawn"), settings.retrain),
     }
     for name, (source, how) in plans.items():
-        if run.phase(name) is None:
-            out = run.path(STUDENTS, name)
+        if storage.phase(name) is None:
+            out = storage.path(STUDENTS, name)
             options = {"data": settings.data, "teacher": teacher_spec, "deploy": name == "student"}
             found = retrain(source, how, out, phase=name, **options)
             keep = {key: found[key] for key in ("accuracy", "params", "macs", "seconds")}
-            run = Run(run.folder)
-            run.record_result({"name": name, **keep})
-            run.finish(name, **keep)
-        rows[name] = run.require(name, "kdnas prune")
-    hits = {name: student_hits(run.path(STUDENTS, name), data) for name in rows}
+            storage = RunFolder(storage.folder)
+            storage.record_result({"name": name, **keep})
+            storage.finish(name, **keep)
+        rows[name] = storage.require(name, "kdnas prune")
+    hits = {name: student_hits(storage.path(STUDENTS, name), data) for name in rows}
     said = {
         "control": ("the same network retrained without a teacher", "distillation did not help"),
         "random": (
@@ -115,25 +115,31 @@ def prune(settings: Prune, folder: Path) -> dict[str, Any]:
             "the factors chose no better than chance",
         ),
     }
-    run.record_controls({name: claimed("student", hits["student"], hits[name], *w) for name, w in said.items()})
-    write_report(run.folder)
-    return {"student": str(run.path(STUDENTS, "student")), **rows["student"], "controls": {n: rows[n] for n in said}}
+    storage.record_controls(
+        {name: compare_accuracy("student", hits["student"], hits[name], *w) for name, w in said.items()}
+    )
+    write_report(storage.folder)
+    return {
+        "student": str(storage.path(STUDENTS, "student")),
+        **rows["student"],
+        "controls": {n: rows[n] for n in said},
+    }
 
 
-def _taught(settings: Prune, run: Run) -> Spec:
+def _taught(settings: Prune, storage: RunFolder) -> Spec:
     """The teacher trained here, in a run of its own; no space is searched there."""
     recipe = settings.teacher_recipe
     job = Train(space=load_space("toy"), data=settings.data, distiller=None, recipe=recipe, teacher_recipe=recipe)
-    found = train(Experiment(train=job), run.path("teaching")).run.require("teacher", "kdnas prune")
-    run.record_result({"name": "teacher", **found})
-    return spec(student_teacher, path=str(run.path("teaching", TEACHER).resolve()))
+    found = train(Experiment(train=job), storage.path("teaching")).storage.require("teacher", "kdnas prune")
+    storage.record_result({"name": "teacher", **found})
+    return spec(student_teacher, path=str(storage.path("teaching", TEACHER).resolve()))
 
 
-def _converted(settings: Prune, run: Run, data: Data) -> Conversion:
+def _converted(settings: Prune, storage: RunFolder, data: Data) -> Conversion:
     image = (data.channels, data.preprocessing.height, data.preprocessing.width)
     kind, _, rest = settings.source.partition(":")
     if settings.source == "teacher" or kind == "checkpoint":
-        network, _ = read_student(run.path("teaching", TEACHER) if settings.source == "teacher" else Path(rest))
+        network, _ = read_student(storage.path("teaching", TEACHER) if settings.source == "teacher" else Path(rest))
         source: nn.Module = _Plain(network)
     else:
         load = partial(load_source, settings.source, size=image[1], classes=data.classes)
@@ -152,7 +158,7 @@ def _converted(settings: Prune, run: Run, data: Data) -> Conversion:
     return found
 
 
-def _search(settings: Prune, run: Run, data: Data, teacher_spec: Spec, conversion: Conversion) -> None:
+def _search(settings: Prune, storage: RunFolder, data: Data, teacher_spec: Spec, conversion: Conversion) -> None:
     """Train network and factors, remove, and write the result; and random removals to the same budget."""
     space = conversion.space
     assert isinstance(space, Converted)
@@ -168,7 +174,7 @@ def _search(settings: Prune, run: Run, data: Data, teacher_spec: Spec, conversio
     training = Training(network, factors, data, build_teacher(teacher_spec, data), settings.recipe, default_device())
 
     watch = lambda: {"accuracy": accuracy(_Folded(network, factors), data.search, data)}  # noqa: E731
-    drive(training, "factors", run.path(FACTORS), run, watch)
+    train_with_checkpoints(training, "factors", storage.path(FACTORS), storage, watch)
     network, factors = network.cpu().eval(), factors.cpu()
     zeros = sum(int((f.detach() == 0).sum()) for f in factors.factors.values())
     kept = chosen(factors, settings.budget)
@@ -176,7 +182,7 @@ def _search(settings: Prune, run: Run, data: Data, teacher_spec: Spec, conversio
     origin = {"data": settings.data.to_json(), "teacher": teacher_spec.to_json()}
     origin |= {"recipe": unstructure(settings.retrain.recipe)}
     facts = {"zero factors": zeros, "whole": whole._asdict()}
-    _write(run.path(STUDENTS, "pruned"), small, data, origin | facts)
+    _write(storage.path(STUDENTS, "pruned"), small, data, origin | facts)
     found = cost(small.blueprint)
     say(f"prune: {zeros} factors are 0; {found.params:,} params and {found.macs:,} MACs are left of {whole.macs:,}")
     rng = torch_rng("random removal", settings.recipe.seed)
@@ -186,11 +192,13 @@ def _search(settings: Prune, run: Run, data: Data, teacher_spec: Spec, conversio
         drawn = chosen(factors, Budget(macs=found.macs, params=None))
         for value in factors.factors.values():
             value.fill_(1.0)
-    _write(run.path(STUDENTS, "drawn"), removed(network, factors, drawn).eval(), data, origin | {"control": "random"})
+    _write(
+        storage.path(STUDENTS, "drawn"), removed(network, factors, drawn).eval(), data, origin | {"control": "random"}
+    )
     before = accuracy(small.to(default_device()), data.test, data)
     count = sum(f.numel() for f in factors.factors.values())
     facts = {"zeros": zeros, "factors": count, "whole": whole._asdict(), "left": found._asdict()}
-    run.finish("removal", **facts, budget=settings.budget.bounds(), accuracy=before)
+    storage.finish("removal", **facts, budget=settings.budget.bounds(), accuracy=before)
 
 
 def _write(folder: Path, network: Network, data: Data, origin: dict[str, Any]) -> None:

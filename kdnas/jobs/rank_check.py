@@ -5,14 +5,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kdnas.jobs._run import Opened
+from kdnas.jobs._run import Run
 from kdnas.ranking.quality import CONTROLS, quality, read_table
 from kdnas.scorers.base import Saved, score_by_all
 from kdnas.specs import Spec
 
 
 def rank_check(
-    opened: Opened,
+    run: Run,
     table: Path,
     *,
     scorers: Mapping[str, Spec] | None = None,
@@ -26,7 +26,7 @@ def rank_check(
     Every distinct network is scored once, prefixes shared among networks and scorers where a scorer allows it.
 
     Args:
-        opened: a run with a trained supernet.
+        run: a run with a trained supernet.
         table: a CSV file with codes of the run's space and true accuracies.
         scorers: by the names the result gives them; by default the scorer of the run's search.
         column: of the true accuracies.
@@ -42,19 +42,19 @@ def rank_check(
         ValueError: as in `read_table`; a scorer has a control's name; the supernet is not trained; a score is not
             finite.
     """
-    rows = read_table(table, opened.space, column)
-    settings = opened.experiment.search
+    rows = read_table(table, run.space, column)
+    settings = run.experiment.search
     if scorers is None:
         scorers = {settings.scorer.name: settings.scorer}
     for name in scorers:
         if name in CONTROLS:
             raise ValueError(f"{name} is a control and is measured in any case. Leave it out of the scorers.")
-    built = {name: opened.scorer(made) for name, made in scorers.items()}
-    evidence = opened.evidence(settings.num_images if num_images is None else num_images, seed)
+    built = {name: run.scorer(made) for name, made in scorers.items()}
+    evidence = run.evidence(settings.num_images if num_images is None else num_images, seed)
     networks = list(dict.fromkeys(row.architecture for row in rows))
     began, saved = time.perf_counter(), Saved()
     scores: dict[str, list[float]] = {}
-    columns = score_by_all(opened.supernet, networks, list(built.values()), evidence, saved)
+    columns = score_by_all(run.supernet, networks, list(built.values()), evidence, saved)
     for name, scored in zip(built, columns, strict=True):
         by_network = dict(zip(networks, scored, strict=True))
         scores[name] = [by_network[row.architecture].value for row in rows]
@@ -84,7 +84,11 @@ def rank_check_table(found: Mapping[str, Any]) -> str:
         for group, held in found["groups"].items():
             lines.append(_line(f"{group} ({held['rows']:,})", [held["scores"][n][statistic] for n in names]))
         if statistic == "tau":
-            titles = {"layers": "within equal depth", "raised": "within equal raised", "macs": "within MACs quintiles"}
+            titles = {
+                "layers": "within equal depth",
+                "non_minimal": "within equal non_minimal",
+                "macs": "within MACs quintiles",
+            }
             for kind, held in found["within"].items():
                 lines.append(_line(titles[kind], [held[n] for n in names]))
     for group in ("all", "canonical"):

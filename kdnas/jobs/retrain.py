@@ -11,16 +11,16 @@ from typing import Any
 from kdnas.data.base import Data
 from kdnas.distillers.base import Distiller
 from kdnas.evaluation import accuracy
-from kdnas.jobs._run import build_teacher, check_teaches, other_classes
+from kdnas.jobs._run import build_teacher, check_model_type, other_classes
 from kdnas.network import Network, default_device
 from kdnas.randomness import initialised
-from kdnas.runs.files import present, write_json
-from kdnas.runs.folder import MANIFEST, STUDENTS, Run
+from kdnas.runs.files import current_folder, write_json
+from kdnas.runs.folder import MANIFEST, STUDENTS, RunFolder
 from kdnas.settings import Experiment, Recipe, Retrain
 from kdnas.specs import Spec
 from kdnas.students.folder import WEIGHTS, Card, check_place, read_student, write_student
 from kdnas.tables import structure, unstructure
-from kdnas.training.driver import drive
+from kdnas.training.driver import train_with_checkpoints
 from kdnas.training.loop import Training
 
 
@@ -51,7 +51,7 @@ def retrain(
     Raises:
         ValueError: no student there, no data known, other classes, or the result's self-check refuses.
     """
-    check_teaches(settings.distiller, Network)
+    check_model_type(settings.distiller, Network)
     check_place(Path(out))
     network, card = read_student(student)
     made_data, made_teacher = (
@@ -65,25 +65,25 @@ def retrain(
     distiller = settings.distiller.build(Distiller)
     if settings.weights == "fresh":
         network = initialised(lambda: Network(card.blueprint), settings.recipe.seed)
-    taught = build_teacher(made_teacher, loaded) if made_teacher is not None and distiller.reads_teacher else None
+    taught = build_teacher(made_teacher, loaded) if made_teacher is not None and distiller.uses_teacher else None
     training = Training(network, distiller, loaded, taught, settings.recipe, default_device())
     out.parent.mkdir(parents=True, exist_ok=True)
     # Named for what is trained: other settings begin anew instead of going on from a training of their own.
     asked = [unstructure(settings), *(None if s is None else s.to_json() for s in (made_data, made_teacher))]
     asked += [card.blueprint.to_json()]
     if settings.weights == "inherited":
-        asked.append(hashlib.sha256((present(student) / WEIGHTS).read_bytes()).hexdigest())
+        asked.append(hashlib.sha256((current_folder(student) / WEIGHTS).read_bytes()).hexdigest())
     digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:12]
     draft = out.parent / f".{out.name}.{digest}.draft.safetensors"
-    seconds = drive(
+    seconds = train_with_checkpoints(
         training, phase, draft, run_around(out), lambda: {"accuracy": accuracy(network, loaded.search, loaded)}
     )
     found = accuracy(network, loaded.test, loaded)
     origin = {**card.origin, "retrained": unstructure(settings), "test_accuracy": found, "seconds": seconds}
     new_card = dataclasses.replace(card, preprocessing=loaded.preprocessing, origin=origin)
     student_network = network.cpu().eval()
-    leave = partial(distiller.cpu().leave, student_network, loaded)
-    checks = write_student(out, student_network, new_card, deploy=deploy, more=leave)
+    export_extras = partial(distiller.cpu().export_extras, student_network, loaded)
+    checks = write_student(out, student_network, new_card, deploy=deploy, more=export_extras)
     forget_drafts(out)
     return {
         "student": str(out),
@@ -105,14 +105,14 @@ def forget_drafts(out: Path) -> None:
 
 def taught_by_teacher(settings: Retrain, scheme: str) -> None:
     """Raise a ValueError where a scheme would prepare teachers that nobody asks."""
-    if not settings.distiller.build(Distiller).reads_teacher:
+    if not settings.distiller.build(Distiller).uses_teacher:
         raise ValueError(
             f"{scheme} teach the student, and {settings.distiller.name} asks no teacher. Drop them, or take a "
             "distiller that asks one, such as from_teacher."
         )
 
 
-def claim(folder: Path, asked: Any) -> None:
+def lock_settings(folder: Path, asked: Any) -> None:
     """Begin a folder of intermediate students, or go on in one that was begun alike.
 
     Raises:
@@ -134,8 +134,8 @@ def settings_of(student: Path) -> Retrain:
     Raises:
         ValueError: no student there, or its card's recipe is none.
     """
-    run = run_around(student)
-    job = {} if run is None else run.manifest["job"]
+    storage = run_around(student)
+    job = {} if storage is None else storage.manifest["job"]
     if "train" in job:
         return Experiment.from_json(job).retrain
     if "prune" in job:
@@ -147,11 +147,11 @@ def settings_of(student: Path) -> Retrain:
         raise ValueError(f"the recipe in the card of {student} is none: {error}") from error
 
 
-def run_around(folder: Path) -> Run | None:
+def run_around(folder: Path) -> RunFolder | None:
     """The run a student folder lies in, if it lies in one."""
     above = folder.resolve().parent
     if above.name == STUDENTS and (above.parent / MANIFEST).is_file():
-        return Run(above.parent)
+        return RunFolder(above.parent)
     return None
 
 

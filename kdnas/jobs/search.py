@@ -13,18 +13,18 @@ import torch
 
 from kdnas.architecture import Architecture
 from kdnas.costs.budget import amount
-from kdnas.costs.check import Meter, check_feasible
+from kdnas.costs.check import BudgetCheck, check_feasible
 from kdnas.costs.latency import LatencyTable
 from kdnas.jobs._block_rating import best_networks
-from kdnas.jobs._run import Opened
+from kdnas.jobs._run import Run
 from kdnas.network import Network
 from kdnas.randomness import python_rng
-from kdnas.ranking.early_stopping import Stopping
+from kdnas.ranking.early_stopping import EarlyStopping
 from kdnas.ranking.loop import Limits
 from kdnas.ranking.loop import search as run_search
 from kdnas.ranking.order import ranked
 from kdnas.runs.entry import CONTRAST, RANDOM, Entry
-from kdnas.runs.folder import LATENCIES, Run
+from kdnas.runs.folder import LATENCIES, RunFolder
 from kdnas.runs.progress import progress
 from kdnas.scorers.base import Evidence, Saved, Score, Scorer, score_all
 from kdnas.scorers.blocks import Blocks
@@ -49,7 +49,7 @@ _REMEASURED = 5
 _CONTROLS = ("stopping", "random search", "contrast", "latency")
 
 
-def search(opened: Opened, settings: Search) -> list[Entry]:
+def search(run: Run, settings: Search) -> list[Entry]:
     """Rank subnets of a trained run; appends to its ranking and returns this search's entries, best first.
 
     An interrupted search with the same settings goes on: its scores are replayed to the searcher. Beside it a random
@@ -64,30 +64,30 @@ def search(opened: Opened, settings: Search) -> list[Entry]:
         Uninformative: the score does not tell candidates apart.
         ValueError: the run has no trained supernet; for an exact search, none trained block-wise.
     """
-    run, space = opened.run, opened.space
+    storage, space = run.storage, run.space
     if settings.exact:
         settings = dataclasses.replace(settings, scorer=spec(Blocks))
-    supernet = opened.supernet
-    meter = Meter(space, settings.budget, partial(_latencies, opened))
+    supernet = run.supernet
+    meter = BudgetCheck(space, settings.budget, partial(_latencies, run))
     check_feasible(meter, python_rng(settings.seed, "feasible"))
-    evidence = opened.evidence(settings.num_images, settings.seed)
-    scorer = opened.scorer(settings.scorer)
+    evidence = run.evidence(settings.num_images, settings.seed)
+    scorer = run.scorer(settings.scorer)
     if settings.pruner is not None:
-        Stopping(settings.pruner, scorer)  # what is wrong with it is said before anything is written
+        EarlyStopping(settings.pruner, scorer)  # what is wrong with it is said before anything is written
     plain = unstructure(settings)
-    searches: list[dict[str, Any]] = run.manifest["searches"]
+    searches: list[dict[str, Any]] = storage.manifest["searches"]
     if not (searches and searches[-1]["settings"] == plain and searches[-1]["state"] == "running"):
         searches.append({"settings": plain, "state": "running"})
-        run.save()
+        storage.save()
     number = len(searches)
     if settings.initial and number == 1:
         raise ValueError("this is the run's first search, so there is no earlier one to begin from. Set initial to 0.")
-    run.forget_controls(lambda name: name.startswith("tau ") or name in _CONTROLS)
+    storage.forget_controls(lambda name: name.startswith("tau ") or name in _CONTROLS)
     began = time.perf_counter()
     saved = Saved()
 
     def best_before(purpose: str) -> list[Architecture]:
-        earlier = [e for e in run.ranking(number - 1) if e.searcher != RANDOM and meter.admits(e.architecture)]
+        earlier = [e for e in storage.ranking(number - 1) if e.searcher != RANDOM and meter.admits(e.architecture)]
         alike = [e for e in earlier if (e.searcher == CONTRAST) == (purpose == CONTRAST)]
         return [e.architecture for e in ranked(alike or earlier)][: settings.initial]
 
@@ -95,17 +95,17 @@ def search(opened: Opened, settings: Search) -> list[Entry]:
         # The contrast draws as the search does: what differs is the score alone.
         drawn = python_rng(settings.seed, "control" if purpose == RANDOM else "search")
         searcher = made.build(Searcher, space=space, admits=meter.admits, rng=drawn)
-        judge = opened.scorer(settings.contrast) if settings.contrast and purpose == CONTRAST else scorer
+        judge = run.scorer(settings.contrast) if settings.contrast and purpose == CONTRAST else scorer
         named = settings.contrast if settings.contrast and purpose == CONTRAST else settings.scorer
         labels = (named.name, made.name if purpose == "search" else purpose, number)
-        written = [e for e in run.ranking(number) if e.searcher == labels[1]]
-        alike = [e for e in run.ranking(number) if (e.searcher == CONTRAST) == (purpose == CONTRAST)]
-        stopping = Stopping(settings.pruner, judge) if settings.pruner and purpose != RANDOM else None
+        written = [e for e in storage.ranking(number) if e.searcher == labels[1]]
+        alike = [e for e in storage.ranking(number) if (e.searcher == CONTRAST) == (purpose == CONTRAST)]
+        stopping = EarlyStopping(settings.pruner, judge) if settings.pruner and purpose != RANDOM else None
         if settings.pruner is not None:  # what a pruner said holds for its own search, in its order
             alike = [e for e in alike if e.searcher == labels[1] or (purpose == RANDOM and e.share == 1)]
         known = {e.architecture: Score(e.score, e.parts, e.share) for e in alike}
         first = best_before(purpose) if settings.initial and purpose != RANDOM else []
-        _trace(searcher, run, f"{purpose} {number}", evaluations)
+        _trace(searcher, storage, f"{purpose} {number}", evaluations)
         have = {e.architecture: e for e in written}
         entries: list[Entry] = []
         waiting: list[Entry] = []
@@ -123,16 +123,16 @@ def search(opened: Opened, settings: Search) -> list[Entry]:
                 if found.architecture not in have:
                     waiting.append(found)
                 if time.perf_counter() - flushed > FLUSH_SECONDS or len(waiting) >= 100:
-                    run.append(waiting)
+                    storage.append(waiting)
                     waiting, flushed = [], time.perf_counter()
                 bar.update(len(entries), f"best {max(e.score for e in entries):.4f}")
-        run.append(waiting)
+        storage.append(waiting)
         return entries, why
 
     def exactly() -> tuple[list[Entry], str]:
-        found, instead = best_networks(opened, settings, evidence, number)
-        have = {e.architecture: e for e in run.ranking(number) if e.searcher == "exact"}
-        run.append([e for e in found if e.architecture not in have])
+        found, instead = best_networks(run, settings, evidence, number)
+        have = {e.architecture: e for e in storage.ranking(number) if e.searcher == "exact"}
+        storage.append([e for e in found if e.architecture not in have])
         stopped = f"every path of every block was rated, {instead}, and the search over their sums is exact"
         return [have.get(e.architecture, e) for e in found], stopped
 
@@ -161,7 +161,7 @@ def search(opened: Opened, settings: Search) -> list[Entry]:
         try:
             others, _ = one(settings.searcher, CONTRAST, min(left, max(spent, 1.0)), count)
             until = began + settings.max_time
-            control["contrast"] = _contrast(opened, settings.contrast, scorer, evidence, entries, others, until)
+            control["contrast"] = _contrast(run, settings.contrast, scorer, evidence, entries, others, until)
         except ValueError as error:  # the search itself has ended well
             control["contrast"] = {"sentence": f"The contrast is left out: {error}"}
     elif settings.contrast is not None:
@@ -169,16 +169,16 @@ def search(opened: Opened, settings: Search) -> list[Entry]:
     whole = [e for e in entries if e.share == 1] or entries
     seen = random_entries if settings.exact and len(random_entries) > 1 else whole
     left = min(settings.max_time - (time.perf_counter() - began), _TRAINING_FREE_SECONDS)
-    controls = _controls(seen) | training_free(opened, evidence, seen, left) | control
+    controls = _controls(seen) | training_free(run, evidence, seen, left) | control
     if meter.table is not None:
         controls["latency"] = _remeasured(
             meter.table, space, settings.budget.latency or math.inf, ranked(entries)[:_REMEASURED]
         )
-    run.record_controls(controls)
+    storage.record_controls(controls)
     searches[-1]["state"] = "done"
-    run.finish(
+    storage.finish(
         "search",
-        seconds=round((run.phase("search") or {}).get("seconds", 0.0) + time.perf_counter() - began, 3),
+        seconds=round((storage.phase("search") or {}).get("seconds", 0.0) + time.perf_counter() - began, 3),
         evaluations=len(entries),
         stopped=stopped,
         saved=str(saved),
@@ -188,10 +188,10 @@ def search(opened: Opened, settings: Search) -> list[Entry]:
     return ranked(entries)
 
 
-def _latencies(opened: Opened) -> LatencyTable:
+def _latencies(run: Run) -> LatencyTable:
     """The run's latency table, on the run's device; its rows are kept, so that a resumed search decides alike."""
-    run, space = opened.run, opened.space
-    table = LatencyTable(opened.device, run.lines(LATENCIES), lambda row: run.add(LATENCIES, [row]))
+    storage, space = run.storage, run.space
+    table = LatencyTable(run.device, storage.lines(LATENCIES), lambda row: storage.add(LATENCIES, [row]))
     rng = python_rng(0, "latency")
     drawn = (space.smallest, space.largest, *(space.sample(rng) for _ in range(3)))
     table.calibrate([space.blueprint(a) for a in drawn])
@@ -216,11 +216,11 @@ def _remeasured(table: LatencyTable, space: SearchSpace, bound: float, entries: 
     return {"value": worst - 1, "seconds": whole, "sentence": sentence}
 
 
-def _trace(searcher: Searcher, run: Run, phase: str, total: int) -> None:
+def _trace(searcher: Searcher, storage: RunFolder, phase: str, total: int) -> None:
     """Write what the searcher traces into the run's metrics, after everything it is told."""
     if not searcher.trace():
         return
-    metrics, tell, told = run.metrics(phase), searcher.tell, set[Architecture]()
+    metrics, tell, told = storage.metrics(phase), searcher.tell, set[Architecture]()
 
     def tell_and_write(scored: Sequence[Entry]) -> None:
         tell(scored)
@@ -238,7 +238,7 @@ def _stopped(entries: list[Entry]) -> dict[str, Any]:
 
 
 def _contrast(
-    opened: Opened,
+    run: Run,
     contrast: Spec,
     scorer: Scorer,
     evidence: Evidence,
@@ -253,18 +253,18 @@ def _contrast(
     if not others:
         return {"sentence": "The contrast found no network within the budget and the time."}
     own, other = ({e.architecture: e.score for e in held if e.share == 1} for held in (entries, others))
-    judge = opened.scorer(contrast)
+    judge = run.scorer(contrast)
     for known, missing, by in ((own, other, judge), (other, own, scorer)):
         for architecture in sorted(known, key=lambda a: -known[a])[:_BOTH]:
             if architecture not in missing and time.perf_counter() < until:
-                missing[architecture] = score_all(opened.supernet, [architecture], by, evidence)[0].value
+                missing[architecture] = score_all(run.supernet, [architecture], by, evidence)[0].value
     both = [a for a in own if a in other]
     if len(both) < 3:
         return {"sentence": f"The two scores are not compared: the time was over with {len(both)} networks in common."}
     value = kendall([own[a] for a in both], [other[a] for a in both])
     low, high = bootstrap_interval([own[a] for a in both], [other[a] for a in both], kendall, resamples=200)
     first, second = ranked(entries)[0], ranked(others)[0]
-    choices = {c.name for c in opened.space.choices}
+    choices = {c.name for c in run.space.choices}
     differing = sorted(n for n in choices if first.architecture.get(n) != second.architecture.get(n))
     sentence = (
         f"The same search under {contrast}: Kendall's tau between the two scores of {len(both)} networks is "
@@ -296,9 +296,7 @@ def _agreement(scores: list[float], others: list[float], said: str) -> dict[str,
     return {"value": value, "interval": [low, high], "sentence": sentence}
 
 
-def training_free(
-    opened: Opened, evidence: Evidence, entries: list[Entry], seconds: float
-) -> dict[str, dict[str, Any]]:
+def training_free(run: Run, evidence: Evidence, entries: list[Entry], seconds: float) -> dict[str, dict[str, Any]]:
     """Kendall's tau with scores of untrained networks, depth, nwot, synflow and zen, on at most 50 of the entries.
 
     The seconds are shared by the last three; what has fewer than 10 networks by then is left out, and the sentence
@@ -306,7 +304,7 @@ def training_free(
     """
     drawn = python_rng(evidence.seed, "training-free").sample(entries, min(_TRAINING_FREE_ENTRIES, len(entries)))
     with torch.device("meta"):  # these scorers draw weights of their own
-        networks = [Network(opened.space.blueprint(e.architecture)) for e in drawn]
+        networks = [Network(run.space.blueprint(e.architecture)) for e in drawn]
     controls: dict[str, dict[str, Any]] = {}
     for name, scorer in (("depth", Depth()), ("nwot", Nwot()), ("synflow", Synflow()), ("zen", Zen())):
         found: list[float] = []
@@ -357,13 +355,13 @@ def front_of(entries: list[Entry]) -> list[Entry]:
     return sorted(kept, key=lambda e: (e.macs, e.params))
 
 
-def ranking_json(run: Run, entries: list[Entry], top: int) -> str:
+def ranking_json(storage: RunFolder, entries: list[Entry], top: int) -> str:
     """The first places and the controls as one JSON object."""
     places = [{"place": i, **e.to_json()} for i, e in enumerate(entries[:top], 1)]
-    return json.dumps({"places": places, "controls": run.results()["controls"], "search": run.phase("search")})
+    return json.dumps({"places": places, "controls": storage.results()["controls"], "search": storage.phase("search")})
 
 
-def ranking_table(run: Run, entries: list[Entry], top: int) -> str:
+def ranking_table(storage: RunFolder, entries: list[Entry], top: int) -> str:
     """The first places, and under them the controls."""
     width = max(len(e.code) for e in entries[:top])
     more = "".join(f"  {name:>15}" for name in entries[0].spent)
@@ -373,10 +371,10 @@ def ranking_table(run: Run, entries: list[Entry], top: int) -> str:
         lines.append(
             f"{place:>5}  {e.code:<{width}}  {e.score:>9.4f}  {e.params:>11,}  {e.macs:>13,}  {e.layers:>6}{more}"
         )
-    record = run.require("search", "kdnas search")
+    record = storage.require("search", "kdnas search")
     lines += ["", f"stopped because {record['stopped']}; {record['saved']}"]
     taus = [f"tau {name}" for name in ("params", "macs", "layers", "depth", "nwot", "synflow", "zen")]
     names = (*taus, *_CONTROLS)
-    controls = run.results()["controls"]
+    controls = storage.results()["controls"]
     lines += [controls[name]["sentence"] for name in names if name in controls]
     return "\n".join(lines)

@@ -5,7 +5,7 @@ import torch
 from kdnas.data.base import Data, normalise
 from kdnas.data.load import load_data
 from kdnas.jobs._run import build_teacher
-from kdnas.losses.stage_pairs import Taps
+from kdnas.losses.stage_pairs import StagePairs
 from kdnas.randomness import initialised
 from kdnas.supernet import Supernet
 from kdnas.tables import load_space
@@ -34,7 +34,7 @@ def taps_table(teacher: str, space: str, data: str, by: str) -> str:
     pixels = loaded.search.take(torch.arange(min(8, len(loaded.search))))
     with torch.no_grad():
         student = supernet(normalise(pixels, loaded.preprocessing), fitted.largest)
-        rows = Taps(pairs=by, alignment="channels").prepare(student, taught(pixels), elastic=True)
+        rows = StagePairs(pairs=by, alignment="channels").prepare(student, taught(pixels), elastic=True)
     lines = [f"{'student':<8}{'shape':<18}{'teacher':<8}{'shape':<18}{'adapter':<18}{'params':>10}"]
     for row in rows:
         lines.append(

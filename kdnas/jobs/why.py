@@ -7,7 +7,7 @@ import torch
 
 from kdnas.architecture import Architecture, Choice, Value
 from kdnas.costs.count import cost, layer_costs, sum_costs
-from kdnas.jobs._run import Opened
+from kdnas.jobs._run import Run
 from kdnas.runs.files import write_json
 from kdnas.runs.folder import WHY
 from kdnas.scorers.base import score_all
@@ -16,7 +16,7 @@ from kdnas.space import SearchSpace
 from kdnas.specs import Spec
 
 
-def why(opened: Opened, code: str, *, scorer: Spec | None = None, num_images: int | None = None) -> dict[str, Any]:
+def why(run: Run, code: str, *, scorer: Spec | None = None, num_images: int | None = None) -> dict[str, Any]:
     """Explain one subnet of a run; writes `why.json` into the run, which the report draws, and returns it.
 
     - `similarity`: the Pearson correlation of the dissimilarity matrices of every student stage (rows; the logits are
@@ -26,7 +26,7 @@ def why(opened: Opened, code: str, *, scorer: Spec | None = None, num_images: in
       first option. Score, params and macs of that network, and their differences to this one. Sorted by score.
 
     Args:
-        opened: a run with a trained supernet.
+        run: a run with a trained supernet.
         code: of the architecture, in the space's own spelling.
         scorer: by default the one of the run's search.
         num_images: of the search part; by default as many as the run's search uses.
@@ -34,15 +34,15 @@ def why(opened: Opened, code: str, *, scorer: Spec | None = None, num_images: in
     Raises:
         ValueError: the code is not the space's, or the supernet is not trained.
     """
-    space, settings = opened.space, opened.experiment.search
+    space, settings = run.space, run.experiment.search
     architecture = space.parse(code)
     made = scorer or settings.scorer
-    evidence = opened.evidence(settings.num_images if num_images is None else num_images, settings.seed)
+    evidence = run.evidence(settings.num_images if num_images is None else num_images, settings.seed)
     changed = list(neighbours(space, architecture))
     networks = [architecture, *dict.fromkeys(other for _, _, other in changed)]
-    scores = dict(zip(networks, score_all(opened.supernet, networks, opened.scorer(made), evidence), strict=True))
+    scores = dict(zip(networks, score_all(run.supernet, networks, run.scorer(made), evidence), strict=True))
     with torch.no_grad():
-        outputs = opened.supernet(evidence.images, architecture, batch_statistics=True)
+        outputs = run.supernet(evidence.images, architecture, batch_statistics=True)
         student = [dissimilarity(f) for f in (*outputs.features, outputs.logits)]
         teacher = [dissimilarity(f) for f in (*evidence.teacher.features, evidence.teacher.logits)]
         table = [[round(float(rdm_similarity(s, t)), 6) for t in teacher] for s in student]
@@ -89,7 +89,7 @@ def why(opened: Opened, code: str, *, scorer: Spec | None = None, num_images: in
         "stages": stages,
         "choices": sorted(choices, key=lambda c: (-c["score"], c["macs"], c["code"])),
     }
-    write_json(opened.run.path(WHY), found)
+    write_json(run.storage.path(WHY), found)
     return found
 
 

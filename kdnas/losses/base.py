@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal, final
 import torch
 from torch import Tensor, nn
 
-from kdnas.losses.stage_pairs import Alignment, Taps
+from kdnas.losses.stage_pairs import Alignment, StagePairs
 from kdnas.numerics import widen
 from kdnas.outputs import Outputs
 
@@ -65,14 +65,14 @@ class Loss(nn.Module, abc.ABC):
     progress: float = 0.0
     rest: Callable[[int, Tensor], Tensor] | None = None
     needs: ClassVar[tuple[str, ...]] = ("logits",)
-    reads_teacher: ClassVar[bool] = True
+    uses_teacher: ClassVar[bool] = True
     weight: ClassVar[float] = 1.0
     golden: ClassVar[float | None] = None
     dense: ClassVar[bool] = False
     pairwise: ClassVar[bool] = False
     own_gradient: ClassVar[bool] = False
     clipped: ClassVar[bool] = False
-    opponents: ClassVar[Mapping[str, float]] = {}
+    discriminator_rates: ClassVar[Mapping[str, float]] = {}
 
     def __init__(self) -> None:
         # Not Module's, which takes anything: a Spec with an argument that a loss has not is then refused by name.
@@ -157,7 +157,7 @@ class FeatureLoss(Loss):
         weights: tuple[float, ...] | None = None,
     ) -> None:
         super().__init__()
-        self.taps = Taps(pairs=taps, alignment=self.alignment)
+        self.taps = StagePairs(pairs=taps, alignment=self.alignment)
         self.pair_weights = weights
 
     def prepare(self, student: Outputs, teacher: Outputs, *, elastic: bool = False) -> None:

@@ -44,9 +44,9 @@ class Objective(nn.Module):
             self.losses[name] = made.build(Loss)
 
     @property
-    def reads_teacher(self) -> bool:
+    def uses_teacher(self) -> bool:
         """Whether one of the losses looks at the teacher's outputs."""
-        return any(loss.reads_teacher for loss in self.losses.values() if isinstance(loss, Loss))
+        return any(loss.uses_teacher for loss in self.losses.values() if isinstance(loss, Loss))
 
     def prepare(self, student: Outputs, teacher: Outputs, *, elastic: bool = False) -> None:
         """Build every loss's learnable parts."""

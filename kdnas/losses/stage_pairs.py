@@ -53,7 +53,7 @@ class Row(NamedTuple):
 
 
 @final
-class Taps(nn.Module):
+class StagePairs(nn.Module):
     """Pairs the stages of two networks and aligns each pair.
 
     Args:

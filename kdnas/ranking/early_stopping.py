@@ -14,7 +14,7 @@ from kdnas.specs import Spec, named_with, nearest, resolve
 
 
 @final
-class Stopping:
+class EarlyStopping:
     """Asks a pruner after every score but the last whether an evaluation goes on.
 
     A pruner compares a candidate with those before it, so what it says depends on their order. An interrupted search is

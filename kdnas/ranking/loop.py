@@ -9,7 +9,7 @@ from typing import final
 from kdnas.architecture import Architecture
 from kdnas.costs.budget import Cost
 from kdnas.costs.count import cost
-from kdnas.ranking.early_stopping import Stopping
+from kdnas.ranking.early_stopping import EarlyStopping
 from kdnas.runs.entry import Entry
 from kdnas.scorers.base import Evidence, Saved, Score, Scorer, score_all
 from kdnas.searchers.base import Searcher
@@ -45,7 +45,7 @@ def search(
     known: dict[Architecture, Score] | None = None,
     labels: tuple[str, str, int] = ("", "", 0),
     saved: Saved | None = None,
-    stopping: Stopping | None = None,
+    stopping: EarlyStopping | None = None,
     first: Sequence[Architecture] = (),
 ) -> Iterator[Entry | str]:
     """Yields every newly scored architecture, and at last why the search stopped.

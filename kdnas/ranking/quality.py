@@ -24,7 +24,7 @@ from kdnas.statistics import (
     spearman,
 )
 
-CONTROLS = ("params", "macs", "layers", "raised")
+CONTROLS = ("params", "macs", "layers", "non_minimal")
 _SHARES = (0.01, 0.05, 0.1)
 _QUANTILES = (0.25, 0.5, 0.75, 1.0)
 _LEAST = 10  # rows below which a rank correlation says nothing
@@ -42,7 +42,7 @@ class Row:
         params: exact, by the space's own blueprint, as are the next two.
         macs: multiply-accumulates.
         layers: of all stages.
-        raised: choices that do not take their first, smallest option; on NAS-Bench-Macro the layers that are no
+        non_minimal: choices that do not take their first, smallest option; on NAS-Bench-Macro the layers that are no
             identity.
     """
 
@@ -52,7 +52,7 @@ class Row:
     params: int
     macs: int
     layers: int
-    raised: int
+    non_minimal: int
 
 
 def read_table(path: Path, space: SearchSpace, column: str) -> list[Row]:
@@ -97,8 +97,8 @@ def _row(line: Mapping[str, Any], codes: str, column: str, space: SearchSpace, p
         raise ValueError(f"{place}: {column} must be a finite number, got {line[column]!r}.")
     blueprint = space.blueprint(architecture)
     c = cost(blueprint)
-    raised = sum(architecture.get(choice.name, choice.options[0]) != choice.options[0] for choice in space.choices)
-    return Row(code, architecture, truth, c.params, c.macs, sum(map(len, blueprint.stages)), raised)
+    non_minimal = sum(architecture.get(choice.name, choice.options[0]) != choice.options[0] for choice in space.choices)
+    return Row(code, architecture, truth, c.params, c.macs, sum(map(len, blueprint.stages)), non_minimal)
 
 
 def canonical_rows(rows: Sequence[Row]) -> list[int]:
@@ -112,9 +112,9 @@ def canonical_rows(rows: Sequence[Row]) -> list[int]:
 def groups(rows: Sequence[Row]) -> dict[str, list[int]]:
     """The rows on which a ranking is measured, by name: `all`, `canonical`, and parts of the latter.
 
-    `top tenth` holds the truly best tenth, `macs 1/5` to `macs 5/5` the MACs quintiles, `layers N` and `raised N`
-    networks of equal depth and equal number of raised choices. Parts of fewer than 10 rows are left out, and
-    those by `raised` where they are those by `layers`.
+    `top tenth` holds the truly best tenth, `macs 1/5` to `macs 5/5` the MACs quintiles, `layers N` and `non_minimal N`
+    networks of equal depth and equal number of non_minimal choices. Parts of fewer than 10 rows are left out, and
+    those by `non_minimal` where they are those by `layers`.
     """
     canonical = canonical_rows(rows)
     found = {"all": list(range(len(rows))), "canonical": canonical}
@@ -125,11 +125,11 @@ def groups(rows: Sequence[Row]) -> dict[str, list[int]]:
     by_macs = sorted(canonical, key=lambda i: (rows[i].macs, rows[i].code))
     for i, part in enumerate(np.array_split(np.array(by_macs), 5), 1):
         found[f"macs {i}/5"] = part.tolist()
-    parts: dict[str, dict[int, list[int]]] = {"layers": {}, "raised": {}}
+    parts: dict[str, dict[int, list[int]]] = {"layers": {}, "non_minimal": {}}
     for i in canonical:
         for name, held in parts.items():
             held.setdefault(getattr(rows[i], name), []).append(i)
-    same = sorted(parts["layers"].values()) == sorted(parts["raised"].values())
+    same = sorted(parts["layers"].values()) == sorted(parts["non_minimal"].values())
     for name, held in parts.items():
         if name == "layers" or not same:
             found |= {f"{name} {value}": held[value] for value in sorted(held)}
@@ -146,12 +146,12 @@ def quality(
     all and canonical rows also `top 1%`, `top 5%`, `top 10%` (precision) and `regret q25` ... `regret q100` (budgets at
     MACs quantiles of all rows), each a `[value, low, high]`; `tau - NAME` is the difference of tau to the control
     `NAME`'s on the same resamples.
-    `within` has one number per kind of part, `layers`, `raised`, `macs` (quintiles): tau averaged over the parts, each
-    counting with its number of pairs. A statistic that is undefined, such as the tau of a constant score, is 0, as
+    `within` has one number per kind of part, `layers`, `non_minimal`, `macs` (quintiles): tau averaged over the parts,
+    each counting with its number of pairs. A statistic that is undefined, such as the tau of a constant score, is 0, as
     in `kdnas.similarity`; a regret without any network within the budget is None.
 
     Args:
-        scores: name to one number per row, higher is better. The controls params, macs, layers and raised are added.
+        scores: name to one number per row, higher is better. The controls `CONTROLS` are added.
         rows: the table.
         resamples: of the bootstrap; rows are drawn with replacement within a group, the same for all scores.
         seed: of the bootstrap.
@@ -211,7 +211,7 @@ def _within(
 ) -> dict[str, dict[str, list[float | None]]]:
     """Per kind of part and score, tau averaged over the parts by their number of pairs."""
     found: dict[str, dict[str, list[float | None]]] = {}
-    for kind in ("layers", "raised", "macs"):
+    for kind in ("layers", "non_minimal", "macs"):
         parts = [group for group in measured if group.startswith(f"{kind} ")]
         if parts:
             pairs = np.array([measured[part]["rows"] * (measured[part]["rows"] - 1) / 2 for part in parts])

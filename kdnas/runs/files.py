@@ -62,7 +62,7 @@ def new_folder(folder: str | Path) -> Iterator[Path]:
     shutil.rmtree(aside, ignore_errors=True)
 
 
-def present(folder: str | Path) -> Path:
+def current_folder(folder: str | Path) -> Path:
     """Where the folder's content is: its own place, or aside when a replacement was stopped half-way."""
     folder = Path(folder).resolve()
     aside = _aside(folder)

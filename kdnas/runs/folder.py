@@ -19,7 +19,7 @@ SNAPSHOTS, MEMBERS, WHY, LATENCIES = "teacher-snapshots", "teacher-members", "wh
 
 
 @final
-class Run:
+class RunFolder:
     """A run folder: `run.json`, metrics, checkpoint, ranking, teacher, students, results, report.
 
     Raises:
@@ -39,7 +39,7 @@ class Run:
             raise ValueError(f"{self.path(MANIFEST)} is damaged ({error!r}). Start again in another folder.") from error
 
     @classmethod
-    def create(cls, folder: Path, job: Mapping[str, Any], seed: int) -> "Run":
+    def create(cls, folder: Path, job: Mapping[str, Any], seed: int) -> "RunFolder":
         """The run in this folder: a new one, or the one that the same job began there.
 
         Raises:

@@ -6,7 +6,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from kdnas.losses.stage_pairs import Taps
+from kdnas.losses.stage_pairs import StagePairs
 from kdnas.numerics import as_map, same_positions, widen
 from kdnas.outputs import Outputs
 from kdnas.scorers.base import Evidence, OutputScorer, Score
@@ -27,7 +27,7 @@ class FittedBlocks(OutputScorer):
 
     Args:
         adapters: `fitted` or `none`.
-        pairs: which stages are compared, as in `Taps`: `resolution`, `order`, `rdm` or explicit pairs.
+        pairs: which stages are compared, as in `StagePairs`: `resolution`, `order`, `rdm` or explicit pairs.
         weights: one per pair; default 1 each, as the authors' code.
 
     Raises:
@@ -48,7 +48,7 @@ class FittedBlocks(OutputScorer):
     ) -> None:
         if adapters not in ("fitted", "none"):
             raise ValueError(f"adapters must be fitted or none, got {adapters!r}.")
-        self.adapters, self.taps, self.weights = adapters, Taps(pairs=pairs), weights
+        self.adapters, self.taps, self.weights = adapters, StagePairs(pairs=pairs), weights
 
     def digest(self, stage: int, feature: Tensor, evidence: Evidence) -> Any:
         """The stage's map, and a memory for its ratings: subnets that share the stage share them."""

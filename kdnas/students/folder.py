@@ -22,7 +22,7 @@ from kdnas.data.base import normalise
 from kdnas.network import Network
 from kdnas.preprocessing import Preprocessing
 from kdnas.randomness import torch_rng
-from kdnas.runs.files import new_folder, present
+from kdnas.runs.files import current_folder, new_folder
 from kdnas.space import Blueprint
 from kdnas.specs import nearest
 from kdnas.students.definitions import importable
@@ -193,7 +193,7 @@ def read_student(folder: str | Path) -> tuple[Network, Card]:
         ValueError: a file is missing, damaged, or belongs to another student.
     """
     folder = Path(folder)
-    held = present(folder)
+    held = current_folder(folder)
     for path in (held, held / CARD, held / WEIGHTS):
         if not path.exists():
             raise ValueError(f"{folder} is no student: there is no {path.name}. Write one with `kdnas export`.")

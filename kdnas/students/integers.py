@@ -16,7 +16,7 @@ from torch import Tensor
 from kdnas.data.base import Data, Images, normalise
 from kdnas.network import Network
 from kdnas.preprocessing import Preprocessing
-from kdnas.runs.files import present, write_atomically
+from kdnas.runs.files import current_folder, write_atomically
 from kdnas.students.folder import GRAPH, INTEGERS, graph_of
 
 _BATCH = 64
@@ -49,7 +49,7 @@ def quantize(student: Path, out: Path, calibration: Images, test: Images, most: 
     Reference: Jacob et al., Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only
         Inference, CVPR 2018, section 3; the passes are ONNX Runtime's.
     """
-    graph = present(student) / GRAPH
+    graph = current_folder(student) / GRAPH
     if not graph.is_file():
         raise ValueError(f"{student} has no {GRAPH}. Export it, or retrain it, with every form.")
     if out.suffix != ".onnx":

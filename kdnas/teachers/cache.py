@@ -14,7 +14,7 @@ from torch import Tensor
 
 from kdnas.data.base import Data
 from kdnas.outputs import Outputs
-from kdnas.runs.files import new_folder, present
+from kdnas.runs.files import current_folder, new_folder
 from kdnas.runs.progress import progress
 from kdnas.teachers.base import Teacher
 from kdnas.teachers.combined import Route
@@ -48,7 +48,7 @@ class TeacherCache:
     """
 
     def __init__(self, folder: Path, teacher: Teacher, data: Data, *, seed: int, views: int) -> None:
-        self.folder = present(folder)
+        self.folder = current_folder(folder)
         try:
             self._index: dict[str, Any] = json.loads((self.folder / INDEX).read_text())
         except (OSError, json.JSONDecodeError) as error:
@@ -137,7 +137,7 @@ def cached(
     stale = _stale(folder, _identity(teacher, data, seed, views))
     if stale:
         print(f"teacher cache: {folder} was written with another {stale}; it is replaced", file=sys.stderr, flush=True)
-    if stale or not present(folder).is_dir():
+    if stale or not current_folder(folder).is_dir():
         _write(folder, teacher, data, seed, views, limit, torch.device(device))
     return TeacherCache(folder, teacher, data, seed=seed, views=views)
 
@@ -205,7 +205,7 @@ def _difference(index: dict[str, Any], identity: dict[str, Any]) -> str:
 def _stale(folder: Path, identity: dict[str, Any]) -> str:
     """In what a readable cache in the folder differs; empty where there is none, or the same."""
     try:
-        index = json.loads((present(folder) / INDEX).read_text())
+        index = json.loads((current_folder(folder) / INDEX).read_text())
     except (OSError, json.JSONDecodeError):
         return ""
     return _difference(index, identity) if isinstance(index, dict) else ""

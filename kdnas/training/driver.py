@@ -7,7 +7,7 @@ from typing import Any
 
 from kdnas.runs.checkpoint import load_state, save_state
 from kdnas.runs.files import remove_drafts
-from kdnas.runs.folder import Metrics, Run
+from kdnas.runs.folder import Metrics, RunFolder
 from kdnas.runs.progress import progress
 from kdnas.training.guard import Guard
 from kdnas.training.loop import Training
@@ -16,11 +16,11 @@ CHECKPOINT_SECONDS = 10.0
 Health = Callable[[], dict[str, float]]
 
 
-def drive(
+def train_with_checkpoints(
     training: Training,
     phase: str,
     checkpoint: Path,
-    run: Run | None,
+    storage: RunFolder | None,
     watch: Callable[[], dict[str, float]] | None = None,
     after: Callable[[int], None] | None = None,
     guard: Guard | None = None,
@@ -31,7 +31,7 @@ def drive(
         training: what is left to do.
         phase: its name, in metrics and on the progress line.
         checkpoint: the file to go on from, and to write.
-        run: where metrics go; None for nowhere.
+        storage: where metrics go; None for nowhere.
         watch: what to measure now and then.
         after: called with the number of steps taken, after each and before the checkpoint that holds it.
         guard: looks after a supernet.
@@ -46,7 +46,7 @@ def drive(
         spent = state["seconds"]
         if guard is not None:
             guard.load(state["guard"])
-    metrics: Metrics | None = None if run is None else run.metrics(phase, before=training.index)
+    metrics: Metrics | None = None if storage is None else storage.metrics(phase, before=training.index)
     total = training.recipe.steps
     each = max(1, total // 200)
     # A supernet's health is recorded at the end of every epoch, a single network's accuracy about eight times.

@@ -61,7 +61,7 @@ class Guard:
         recipe, uses, found = self.training.recipe, self.supernet.uses, []
         step = Step(max(0, self.training.index - 1), recipe.steps, recipe.seed)
         for choice in self.supernet.space.choices:
-            allowed = self.training.distiller.trains(choice, step)
+            allowed = self.training.distiller.allowed_options(choice, step)
             counts = {option: uses[choice.name, option] for option in allowed}
             since, before = self._since.setdefault(choice.name, (allowed, counts))
             if since != allowed:

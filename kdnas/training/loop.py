@@ -53,7 +53,7 @@ class Training:
         device: torch.device | str = "cpu",
         cache: TeacherCache | None = None,
     ) -> None:
-        distiller.check_teaches(type(model))
+        distiller.check_model_type(type(model))
         self.device = torch.device(device)
         if distiller.every_layer and cache is not None:
             raise ValueError(
@@ -213,7 +213,7 @@ def _optimizer(modules: list[nn.Module], recipe: Recipe) -> torch.optim.Optimize
     # A discriminator at the rate of a student trained with momentum wins at once, and teaches nothing then.
     shares: dict[nn.Parameter, float] = {}
     for loss in (part for module in modules for part in module.modules() if isinstance(part, Loss)):
-        for name, largest in loss.opponents.items():
+        for name, largest in loss.discriminator_rates.items():
             share = min(1.0, largest / recipe.learning_rate)
             shares |= dict.fromkeys(loss.get_submodule(name).parameters(), share)
     groups: list[dict[str, Any]] = []

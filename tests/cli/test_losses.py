@@ -10,7 +10,7 @@ import pytest
 from safetensors import safe_open
 
 from kdnas.cli.commands import main
-from kdnas.jobs._run import Opened
+from kdnas.jobs._run import Run
 from kdnas.jobs.export import export
 from kdnas.jobs.search import search
 from kdnas.jobs.train import train
@@ -36,9 +36,9 @@ def short():
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "short"
-    opened = train(short(), folder)
-    search(opened, dataclasses.replace(opened.experiment.search, num_evaluations=3, control=False))
-    export(opened)
+    run = train(short(), folder)
+    search(run, dataclasses.replace(run.experiment.search, num_evaluations=3, control=False))
+    export(run)
     return folder
 
 
@@ -103,35 +103,44 @@ def test_taps_pair_convolutions_and_transformers_either_way(tmp_path, capsys, te
             assert any("tokens to map" in line or "pool" in line for line in lines)
 
 
-def test_a_staged_loss_runs_its_stages_from_the_command_line(run, capsys):
-    student = run / "students" / "place-1"
+def test_a_staged_loss_runs_its_stages_from_the_command_line(storage, capsys):
+    student = storage / "students" / "place-1"
     main(["retrain", str(student), "--loss", "hint", "--steps", "6", "--json"])
     found = json.loads(capsys.readouterr().out)
     with safe_open(Path(found["student"]) / "weights.safetensors", "pt") as after:
         names = set(after.keys())
     with safe_open(student / "weights.safetensors", "pt") as before:
         assert names == set(before.keys())
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (storage / "metrics.jsonl").read_text().splitlines()]
     losses = [line["losses"]["student"] for line in lines if line["phase"] == "retrain"]
     # A hundred times a squared difference, then the labels' cross-entropy.
     assert len(losses) == 6
     assert min(losses[:2]) > max(losses[2:])
 
 
-def test_a_teacher_trained_in_the_run_is_kept_on_its_way_and_followed(run, capsys):
-    opened = Opened(run)
-    assert sorted(p.name for p in (run / "teacher-snapshots").iterdir()) == ["1", "2"]
-    assert isinstance(opened.teacher, Route)
-    pixels = opened.data.train.take(opened.data.indices(0, 0, 4))
-    assert len({tuple(s(pixels).logits.flatten().tolist()) for s in opened.teacher.snapshots}) == 3
-    main(["retrain", str(run / "students" / "place-1"), "--loss", "route_constrained", "--out", str(run / "followed")])
+def test_a_teacher_trained_in_the_run_is_kept_on_its_way_and_followed(storage, capsys):
+    run = Run(storage)
+    assert sorted(p.name for p in (storage / "teacher-snapshots").iterdir()) == ["1", "2"]
+    assert isinstance(run.teacher, Route)
+    pixels = run.data.train.take(run.data.indices(0, 0, 4))
+    assert len({tuple(s(pixels).logits.flatten().tolist()) for s in run.teacher.snapshots}) == 3
+    main(
+        [
+            "retrain",
+            str(storage / "students" / "place-1"),
+            "--loss",
+            "route_constrained",
+            "--out",
+            str(storage / "followed"),
+        ]
+    )
     assert "accuracy" in capsys.readouterr().out
 
 
 def test_a_loss_is_put_into_the_supernets_distiller(tmp_path, capsys):
     main(["train", "tests/toy.py", "--out", str(tmp_path / "run"), "--steps", "1", "--loss", "representational=2"])
     capsys.readouterr()
-    held = Opened(tmp_path / "run").experiment.train.distiller
+    held = Run(tmp_path / "run").experiment.train.distiller
     assert held == experiment().train.distiller.replace(
         terms=((2.0, spec(algorithms("kdnas.losses")["representational"])),)
     )

@@ -21,7 +21,7 @@ from kdnas.data.base import Data
 from kdnas.distillers.base import Step
 from kdnas.jobs.prune import prune
 from kdnas.outputs import Outputs
-from kdnas.runs.folder import Run
+from kdnas.runs.folder import RunFolder
 from kdnas.settings import Recipe
 from kdnas.spaces.converted import Node, Part
 from kdnas.students.folder import read_student
@@ -428,7 +428,7 @@ def run(tmp_path_factory):
 
 
 def test_one_command_prunes_retrains_and_puts_the_controls_beside(run, capsys):
-    held = Run(run)
+    held = RunFolder(run)
     rows = {row["name"]: row for row in held.results()["rows"]}
     assert list(rows) == ["teacher", "student", "control", "random"]
     _, card = read_student(run / "students" / "student")
@@ -489,7 +489,7 @@ def test_a_seed_decides_the_weights_of_a_source_that_has_none(tmp_path):
 def test_an_interrupted_pruning_ends_as_an_uninterrupted_one(run, tmp_path, monkeypatch):
     from kdnas.jobs import prune as job
 
-    drive, calls = job.drive, []
+    train_with_checkpoints, calls = job.train_with_checkpoints, []
 
     def killed(training, phase, draft, around, watch):
         calls.append(phase)
@@ -503,7 +503,7 @@ def test_an_interrupted_pruning_ends_as_an_uninterrupted_one(run, tmp_path, monk
     monkeypatch.setattr(job, "drive", killed)
     with pytest.raises(SystemExit):
         main(["prune", "tests/toy.py:pruned", "--out", str(tmp_path / "again")])
-    monkeypatch.setattr(job, "drive", drive)
+    monkeypatch.setattr(job, "drive", train_with_checkpoints)
     main(["prune", "tests/toy.py:pruned", "--out", str(tmp_path / "again")])
     assert calls == ["factors"]
     first, second = (read_student(folder / "students" / "student") for folder in (run, tmp_path / "again"))

@@ -315,12 +315,12 @@ def test_a_run_starts_from_the_weights_and_its_students_stand_alone(tmp_path):
         )
     )
     assert Experiment.from_json(experiment.to_json()) == experiment
-    opened = train(experiment, tmp_path / "run")
+    run = train(experiment, tmp_path / "run")
     weights = three().state_dict()["blocks.0.one.0.weight"]
-    found = opened.supernet.state_dict()["bank.stages_0_0:shared.parts.0.weight"].cpu()
+    found = run.supernet.state_dict()["bank.stages_0_0:shared.parts.0.weight"].cpu()
     torch.testing.assert_close(found, weights, rtol=0, atol=1e-6)
-    search(opened, Search(num_evaluations=3, num_images=30, control=False))
-    export(opened, 1, tmp_path / "student")
+    search(run, Search(num_evaluations=3, num_images=30, control=False))
+    export(run, 1, tmp_path / "student")
     network, card = read_student(tmp_path / "student")
     assert card.cost == cost(network.blueprint)
 

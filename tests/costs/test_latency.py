@@ -9,11 +9,11 @@ from torch import nn
 
 from kdnas.cli.commands import main
 from kdnas.costs.budget import Budget, Cost
-from kdnas.costs.check import Meter
+from kdnas.costs.check import BudgetCheck
 from kdnas.costs.count import peak_activations, peak_memory
 from kdnas.costs.latency import LatencyTable
 from kdnas.network import Network
-from kdnas.runs.folder import LATENCIES, Run
+from kdnas.runs.folder import LATENCIES, RunFolder
 from kdnas.settings import Compare, Grow, Prune, Search
 from kdnas.space import Blueprint, layer
 from kdnas.spaces.toy import Toy
@@ -85,7 +85,7 @@ def test_what_is_bounded_must_be_measured():
     with pytest.raises(ValueError, match="bound on latency"):
         budget.admits(Cost(1, 1))
     with pytest.raises(ValueError, match="needs a latency table"):
-        Meter(SPACE, budget)
+        BudgetCheck(SPACE, budget)
 
 
 @pytest.fixture
@@ -149,10 +149,10 @@ def test_the_meter_asks_the_table_only_where_latency_is_bounded():
     def asked():
         raise AssertionError("no latency is bounded")
 
-    meter = Meter(SPACE, Budget(memory=1e9, macs=1e9), asked)
+    meter = BudgetCheck(SPACE, Budget(memory=1e9, macs=1e9), asked)
     assert meter.admits(SPACE.largest)
     assert meter.measured(SPACE.largest) == {"memory": peak_memory(SPACE.blueprint(SPACE.largest))}
-    assert not Meter(SPACE, Budget(memory=peak_memory(SPACE.blueprint(SPACE.largest)) - 1)).admits(SPACE.largest)
+    assert not BudgetCheck(SPACE, Budget(memory=peak_memory(SPACE.blueprint(SPACE.largest)) - 1)).admits(SPACE.largest)
 
 
 @pytest.fixture(scope="module")
@@ -172,7 +172,7 @@ def bounded(folder, *more):
 def test_a_search_keeps_both_bounds_and_measures_the_first_places_again(trained, capsys):
     bounded(trained)
     said = capsys.readouterr().out
-    run = Run(trained)
+    run = RunFolder(trained)
     bounds = run.phase("search")["budget"]
     entries = run.ranking(run.phase("search")["search"])
     assert bounds["latency"] == 0.05 and len(entries) >= 5
@@ -197,7 +197,7 @@ def test_a_latency_that_no_network_has_names_the_nearest(trained):
 def test_places_that_are_slower_than_promised_are_named(trained, monkeypatch):
     monkeypatch.setattr(LatencyTable, "whole", lambda table, blueprint: 1.0)
     bounded(trained, "--searcher", "random_search")
-    said = Run(trained).results()["controls"]["latency"]["sentence"]
+    said = RunFolder(trained).results()["controls"]["latency"]["sentence"]
     assert "Over the bound as measured: place 1" in said
 
 

@@ -18,7 +18,7 @@ STAGES = (
 
 
 def drawn(choice, index, made=None, total=20):
-    return (made or Progressive(stages=STAGES)).trains(choice, Step(index, total, 0))
+    return (made or Progressive(stages=STAGES)).allowed_options(choice, Step(index, total, 0))
 
 
 def test_stages_begin_at_their_share_and_free_their_kind_only():

@@ -158,7 +158,7 @@ def test_a_graph_that_runs_otherwise_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("kdnas.students.integers.graph_of", lambda module, preprocessing: b"")
     monkeypatch.setattr("kdnas.students.integers._logits", lambda path, images: torch.ones(len(images), 3).numpy())
     with pytest.raises(ValueError, match="other logits in ONNX Runtime"):
-        made.distiller.leave(made.model.eval(), DATA, tmp_path)
+        made.distiller.export_extras(made.model.eval(), DATA, tmp_path)
 
 
 def test_mistakes_are_said(monkeypatch):

@@ -58,7 +58,7 @@ def same(a, b):
 )
 def test_a_distiller_that_asks_no_teacher_trains_without_one_and_any_other_refuses(made, asks):
     distiller = made.build(Distiller)
-    assert distiller.reads_teacher == asks
+    assert distiller.uses_teacher == asks
     if not asks:
         training(distiller).step()
         return

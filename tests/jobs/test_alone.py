@@ -9,10 +9,10 @@ import torch
 from kdnas.cli.commands import main
 from kdnas.jobs import search as job
 from kdnas.jobs._arguments import load_experiment
-from kdnas.jobs._run import Opened
+from kdnas.jobs._run import Run
 from kdnas.jobs.export import place_of
 from kdnas.ranking.order import ranked
-from kdnas.runs.folder import Run
+from kdnas.runs.folder import RunFolder
 from kdnas.settings import Experiment
 
 
@@ -24,17 +24,17 @@ def alone(tmp_path_factory):
 
 
 def test_the_whole_chain_runs_without_a_supernet(alone):
-    run = Run(alone)
-    assert "train" not in run.manifest["phases"]
-    assert {"teacher", "search", "export", "student", "control"} <= set(run.manifest["phases"])
+    storage = RunFolder(alone)
+    assert "train" not in storage.manifest["phases"]
+    assert {"teacher", "search", "export", "student", "control"} <= set(storage.manifest["phases"])
     assert not (alone / "checkpoint.safetensors").exists()
-    entries = run.ranking(1)
+    entries = storage.ranking(1)
     assert len({e.score for e in entries}) > 1
 
 
 def test_its_supernet_has_shapes_and_no_weights(alone):
-    opened = Opened(alone)
-    assert {p.device for p in opened.supernet.parameters()} == {torch.device("meta")}
+    run = Run(alone)
+    assert {p.device for p in run.supernet.parameters()} == {torch.device("meta")}
 
 
 def test_a_scorer_that_looks_at_weights_is_refused(alone, capsys):
@@ -62,41 +62,41 @@ def contrasted(tmp_path_factory):
 
 
 def test_the_same_search_under_another_score_stands_beside_it(contrasted):
-    run = Run(contrasted)
-    entries = run.ranking(1)
+    storage = RunFolder(contrasted)
+    entries = storage.ranking(1)
     own = [e for e in entries if not e.is_control]
     other = [e for e in entries if e.searcher == "contrast"]
     assert len(own) == len(other) == 6
-    found = run.results()["controls"]["contrast"]
+    found = storage.results()["controls"]["contrast"]
     assert -1 <= found["value"] <= 1 and found["networks"] >= 6
     assert ranked(other)[0].code == found["code"]
     assert "FromLabels" in found["sentence"]
     # The contrast's student is retrained too, unless it is the same network.
-    names = {row["name"] for row in run.results()["rows"]}
+    names = {row["name"] for row in storage.results()["rows"]}
     assert ("contrast" in names) == (ranked(own)[0].architecture != ranked(other)[0].architecture)
 
 
 def test_the_comparison_of_scores_obeys_the_time_too(contrasted, monkeypatch):
-    opened = Opened(contrasted)
-    settings = opened.experiment.search
-    own, other = ([e for e in opened.run.ranking(1) if (e.searcher == "contrast") == c] for c in (False, True))
+    run = Run(contrasted)
+    settings = run.experiment.search
+    own, other = ([e for e in run.storage.ranking(1) if (e.searcher == "contrast") == c] for c in (False, True))
     apart = [e for e in own if e.architecture not in {o.architecture for o in other} and not e.is_control]
     scored = []
     monkeypatch.setattr(job, "score_all", lambda *given: scored.append(given))
-    judged = [opened.scorer(settings.scorer), opened.evidence(30, 0), apart, other]
-    found = job._contrast(opened, settings.contrast, *judged, time.perf_counter())
+    judged = [run.scorer(settings.scorer), run.evidence(30, 0), apart, other]
+    found = job._contrast(run, settings.contrast, *judged, time.perf_counter())
     assert "time was over with 0 networks" in found["sentence"]
     assert scored == []
 
 
 def test_the_first_batch_is_the_same_under_both_scores(contrasted):
-    entries = Run(contrasted).ranking(1)
+    entries = RunFolder(contrasted).ranking(1)
     first = {e.architecture for e in [e for e in entries if not e.is_control][:2]}
     assert first & {e.architecture for e in entries if e.searcher == "contrast"}
 
 
 def test_the_controllers_curves_are_in_the_metrics_and_the_report(contrasted):
-    lines = [m for m in Run(contrasted).lines("metrics.jsonl") if m["phase"] == "search 1"]
+    lines = [m for m in RunFolder(contrasted).lines("metrics.jsonl") if m["phase"] == "search 1"]
     assert [m["step"] for m in lines] == sorted(m["step"] for m in lines)
     assert lines[-1]["step"] == 6
     assert all(0 < m["trace"]["unique"] <= 1 and m["trace"]["entropy"] >= 0 for m in lines)
@@ -105,8 +105,8 @@ def test_the_controllers_curves_are_in_the_metrics_and_the_report(contrasted):
 
 
 def test_the_place_of_a_student_counts_the_searchs_own_networks_alone(contrasted):
-    opened = Opened(contrasted)
-    own = ranked([e for e in opened.run.ranking(1) if not e.is_control])
-    assert place_of(opened, 1) == own[0]
+    run = Run(contrasted)
+    own = ranked([e for e in run.storage.ranking(1) if not e.is_control])
+    assert place_of(run, 1) == own[0]
     with pytest.raises(ValueError, match="places 1 to 6"):
-        place_of(opened, 7)
+        place_of(run, 7)

@@ -10,7 +10,7 @@ import torch
 from kdnas.cli.commands import main
 from kdnas.jobs import anchors
 from kdnas.jobs._anchors import divergences, next_anchor, retrain_along
-from kdnas.jobs._run import Opened
+from kdnas.jobs._run import Run
 from kdnas.jobs.export import export
 from kdnas.jobs.retrain import settings_of
 from kdnas.jobs.search import search
@@ -58,9 +58,9 @@ def student(tmp_path_factory):
     teacher = dataclasses.replace(made.train.teacher_recipe, steps=10)
     settings = dataclasses.replace(made.train, teacher_recipe=teacher, teacher_snapshots=5)
     folder = tmp_path_factory.mktemp("runs") / "run"
-    opened = train(Experiment(train=settings, search=made.search, retrain=made.retrain), folder)
-    search(opened, dataclasses.replace(made.search, num_evaluations=3))
-    export(Opened(folder), deploy=False)
+    run = train(Experiment(train=settings, search=made.search, retrain=made.retrain), folder)
+    search(run, dataclasses.replace(made.search, num_evaluations=3))
+    export(Run(folder), deploy=False)
     return folder / "students" / "place-1"
 
 

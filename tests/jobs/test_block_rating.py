@@ -12,7 +12,7 @@ from kdnas.jobs._block_rating import rate_blocks
 from kdnas.jobs.export import place_of
 from kdnas.jobs.search import search
 from kdnas.jobs.train import TEACHER_CACHE, train
-from kdnas.runs.folder import Run
+from kdnas.runs.folder import RunFolder
 from kdnas.scorers.blocks import Blocks
 from kdnas.searchers.exhaustive import Exhaustive
 from kdnas.settings import Experiment, Recipe, Search, Train
@@ -32,34 +32,34 @@ TRAIN = Train(
 
 
 @pytest.fixture(scope="module")
-def opened(tmp_path_factory):
+def run(tmp_path_factory):
     return train(Experiment(train=TRAIN), tmp_path_factory.mktemp("runs") / "dna")
 
 
-def test_a_run_trained_block_wise_caches_its_teacher_and_is_searched_exactly(opened):
-    assert (opened.run.folder / TEACHER_CACHE / "index.json").is_file()
-    found = search(opened, Search(exact=True, num_evaluations=5, num_images=30))
+def test_a_run_trained_block_wise_caches_its_teacher_and_is_searched_exactly(run):
+    assert (run.storage.folder / TEACHER_CACHE / "index.json").is_file()
+    found = search(run, Search(exact=True, num_evaluations=5, num_images=30))
     assert len(found) == 5
-    assert place_of(opened, 1).architecture == found[0].architecture
-    assert opened.run.phase("search")["search"] == 1
+    assert place_of(run, 1).architecture == found[0].architecture
+    assert run.storage.phase("search")["search"] == 1
     # The same network is the best of scoring all of them one by one, with the same score.
     settings = Search(scorer=spec(Blocks), searcher=spec(Exhaustive), num_images=30, control=False)
-    every = search(opened, settings)
+    every = search(run, settings)
     assert every[0].score == pytest.approx(found[0].score, rel=1e-5)
     assert [e.code for e in every[:5]] == [e.code for e in found]
 
 
-def test_the_budget_is_kept_and_one_that_no_network_meets_is_refused(opened):
-    cheapest = min(e.macs for e in search(opened, Search(exact=True, num_images=30)))
-    inside = search(opened, Search(exact=True, budget=Budget(macs=cheapest), num_images=30))
+def test_the_budget_is_kept_and_one_that_no_network_meets_is_refused(run):
+    cheapest = min(e.macs for e in search(run, Search(exact=True, num_images=30)))
+    inside = search(run, Search(exact=True, budget=Budget(macs=cheapest), num_images=30))
     assert [e.macs for e in inside] == [cheapest] * len(inside)
     with pytest.raises(Infeasible):
-        search(opened, Search(exact=True, budget=Budget(macs=10), num_images=30))
+        search(run, Search(exact=True, budget=Budget(macs=10), num_images=30))
 
 
-def test_the_trained_adapters_are_those_of_the_checkpoint(opened):
-    again = type(opened)(opened.run.folder)
-    tables = [rate_blocks(o.supernet, o.distiller, o.evidence(30, 0)) for o in (opened, again)]
+def test_the_trained_adapters_are_those_of_the_checkpoint(run):
+    again = type(run)(run.storage.folder)
+    tables = [rate_blocks(o.supernet, o.distiller, o.evidence(30, 0)) for o in (run, again)]
     assert tables[0] == tables[1]
 
 
@@ -70,38 +70,38 @@ def test_another_distiller_is_refused(tmp_path):
         search(other, Search(exact=True, num_images=30))
 
 
-def test_an_exact_search_has_its_controls_and_the_best_is_no_worse_than_a_random_one(opened):
-    found = search(opened, Search(exact=True, num_evaluations=5, num_images=30))
-    controls = opened.run.results()["controls"]
+def test_an_exact_search_has_its_controls_and_the_best_is_no_worse_than_a_random_one(run):
+    found = search(run, Search(exact=True, num_evaluations=5, num_images=30))
+    controls = run.storage.results()["controls"]
     assert {"tau params", "tau macs", "tau layers", "tau depth", "random search"} <= set(controls)
     assert controls["random search"]["value"] <= found[0].score + 1e-6
-    number = opened.run.phase("search")["search"]
-    drawn = [e for e in opened.run.ranking(number) if e.searcher == "random control"]
+    number = run.storage.phase("search")["search"]
+    drawn = [e for e in run.storage.ranking(number) if e.searcher == "random control"]
     assert len(drawn) == 5
     assert controls["tau macs"]["value"] == pytest.approx(
         kendall([e.score for e in drawn], [float(e.macs) for e in drawn])
     )
-    assert "block paths instead of" in opened.run.phase("search")["stopped"]
+    assert "block paths instead of" in run.storage.phase("search")["stopped"]
 
 
-def test_an_exact_search_that_was_killed_while_recording_ends_like_an_uninterrupted_one(opened):
+def test_an_exact_search_that_was_killed_while_recording_ends_like_an_uninterrupted_one(run):
     settings = Search(exact=True, num_evaluations=5, num_images=30)
-    search(opened, settings)
-    run = Run(opened.run.folder)
-    number = len(run.manifest["searches"])
-    whole = run.ranking(number)
-    run.manifest["searches"][-1]["state"] = "running"
-    run.save()
-    lines = run.path("ranking.jsonl").read_text().splitlines()
-    run.path("ranking.jsonl").write_text("\n".join(lines[:-7]) + "\n" + lines[-7][:20])
-    search(type(opened)(run.folder), settings)
-    again = Run(run.folder)
+    search(run, settings)
+    storage = RunFolder(run.storage.folder)
+    number = len(storage.manifest["searches"])
+    whole = storage.ranking(number)
+    storage.manifest["searches"][-1]["state"] = "running"
+    storage.save()
+    lines = storage.path("ranking.jsonl").read_text().splitlines()
+    storage.path("ranking.jsonl").write_text("\n".join(lines[:-7]) + "\n" + lines[-7][:20])
+    search(type(run)(storage.folder), settings)
+    again = RunFolder(storage.folder)
     assert len(again.manifest["searches"]) == number
     assert [(e.code, e.searcher) for e in again.ranking(number)] == [(e.code, e.searcher) for e in whole]
 
 
-def test_the_command_line_can_ask_for_an_exact_search_and_another_searcher_asks_for_none(opened, capsys):
-    main(["search", str(opened.run.folder), "--exact", "--num-evaluations", "3", "--json"])
+def test_the_command_line_can_ask_for_an_exact_search_and_another_searcher_asks_for_none(run, capsys):
+    main(["search", str(run.storage.folder), "--exact", "--num-evaluations", "3", "--json"])
     shown = json.loads(capsys.readouterr().out)
     assert [p["searcher"] for p in shown["places"]] == ["exact"] * 3
     assert "random search" in shown["controls"]

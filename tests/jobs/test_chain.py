@@ -17,14 +17,14 @@ from kdnas.cli.commands import main
 from kdnas.costs.count import cost
 from kdnas.data.base import Data
 from kdnas.distillers.from_labels import FromLabels
-from kdnas.jobs._run import Opened, build_teacher
+from kdnas.jobs._run import Run, build_teacher
 from kdnas.jobs.chain import chain, closing_table
 from kdnas.jobs.retrain import retrain, settings_of
 from kdnas.jobs.search import search, training_free
 from kdnas.network import Network
 from kdnas.randomness import initialised
 from kdnas.runs.checkpoint import load_state
-from kdnas.runs.folder import Run
+from kdnas.runs.folder import RunFolder
 from kdnas.settings import Experiment, Recipe, Retrain, Search
 from kdnas.specs import spec
 from kdnas.students.folder import Card, load_source, write_student
@@ -67,11 +67,11 @@ def searched(trained):
 
 
 def test_training_leaves_what_later_commands_need(trained):
-    run = Run(trained)
-    assert set(run.manifest["phases"]) == {"teacher", "train"}
-    assert run.phase("train")["steps"] == 12
-    assert {m["phase"] for m in run.lines("metrics.jsonl")} == {"teacher", "train"}
-    assert {"largest", "smallest", "random"} == set(run.lines("metrics.jsonl")[-1]["losses"])
+    storage = RunFolder(trained)
+    assert set(storage.manifest["phases"]) == {"teacher", "train"}
+    assert storage.phase("train")["steps"] == 12
+    assert {m["phase"] for m in storage.lines("metrics.jsonl")} == {"teacher", "train"}
+    assert {"largest", "smallest", "random"} == set(storage.lines("metrics.jsonl")[-1]["losses"])
     assert (trained / "teacher" / "weights.safetensors").exists()
 
 
@@ -135,9 +135,9 @@ def test_json_is_one_object_and_nothing_else(searched, capsys):
 def test_the_front_is_what_nothing_beats(searched, capsys):
     main(["search", str(searched), "--num-evaluations", "12", "--front", "--json"])
     shown = json.loads(capsys.readouterr().out)["places"]
-    run = Run(searched)
-    number = run.phase("search")["search"]
-    every = [e for e in run.ranking(number) if not e.is_control]
+    storage = RunFolder(searched)
+    number = storage.phase("search")["search"]
+    every = [e for e in storage.ranking(number) if not e.is_control]
 
     def beaten(e):
         return any(
@@ -151,20 +151,20 @@ def test_the_front_is_what_nothing_beats(searched, capsys):
 
 
 def test_training_free_controls_are_left_out_with_the_reason_when_there_is_no_time(searched):
-    opened = Opened(searched)
-    entries = search(opened, Search(num_evaluations=12, num_images=30, control=False))
-    evidence = opened.evidence(30, 0)
+    run = Run(searched)
+    entries = search(run, Search(num_evaluations=12, num_images=30, control=False))
+    evidence = run.evidence(30, 0)
     for seconds, reason in ((0.0, "the time is over"), (1e-9, "s for each network")):
-        found = training_free(opened, evidence, entries, seconds)
+        found = training_free(run, evidence, entries, seconds)
         assert set(found) == {"tau depth", "tau nwot", "tau synflow", "tau zen"}
         assert all(reason in control["sentence"] and "value" not in control for control in found.values())
 
 
 def test_a_search_appends_to_the_ranking(searched):
-    run = Run(searched)
-    before = run.ranking()
+    storage = RunFolder(searched)
+    before = storage.ranking()
     main(["search", str(searched), "--num-evaluations", "5"])
-    after = run.ranking()
+    after = storage.ranking()
     assert after[: len(before)] == before
     assert len({e.architecture for e in after[len(before) :] if e.searcher == "evolution"}) == 5
 
@@ -172,16 +172,16 @@ def test_a_search_appends_to_the_ranking(searched):
 def test_an_interrupted_search_goes_on_and_ends_like_an_uninterrupted_one(searched):
     arguments = ["search", str(searched), "--num-evaluations", "9", "--max-time", "1000s"]
     main(arguments)
-    run = Run(searched)
-    number = len(run.manifest["searches"])
-    whole = run.ranking(number)
+    storage = RunFolder(searched)
+    number = len(storage.manifest["searches"])
+    whole = storage.ranking(number)
     # As after a kill: the search is still marked as running, and part of its lines were never written.
-    run.manifest["searches"][-1]["state"] = "running"
-    run.save()
-    lines = run.path("ranking.jsonl").read_text().splitlines()
-    run.path("ranking.jsonl").write_text("\n".join(lines[:-14]) + "\n" + lines[-14][:30])
+    storage.manifest["searches"][-1]["state"] = "running"
+    storage.save()
+    lines = storage.path("ranking.jsonl").read_text().splitlines()
+    storage.path("ranking.jsonl").write_text("\n".join(lines[:-14]) + "\n" + lines[-14][:30])
     main(arguments)
-    again = Run(searched)
+    again = RunFolder(searched)
     assert len(again.manifest["searches"]) == number
     assert [(e.code, e.score, e.searcher) for e in again.ranking(number)] == [
         (e.code, e.score, e.searcher) for e in whole
@@ -409,7 +409,7 @@ def test_what_a_command_does_is_said_first(searched, capsys):
 
 def test_a_student_outside_its_run_is_retrained_by_the_recipe_of_its_run(tmp_path, searched):
     main(["export", str(searched), "--out", str(tmp_path / "taken")])
-    assert settings_of(tmp_path / "taken").recipe == Opened(searched).experiment.retrain.recipe != Recipe()
+    assert settings_of(tmp_path / "taken").recipe == Run(searched).experiment.retrain.recipe != Recipe()
     card = json.loads((tmp_path / "taken" / "student.json").read_text())
     card["origin"]["recipe"]["steps"] = "many"
     (tmp_path / "taken" / "student.json").write_text(json.dumps(card))
@@ -440,7 +440,7 @@ def test_a_manifest_with_a_wrong_type_is_refused(name, wrong):
 
 @pytest.mark.parametrize("number", ["0", "-5"])
 def test_a_number_of_images_that_is_none_is_refused_everywhere(tmp_path, searched, number, capsys):
-    codes = sorted({entry.code for entry in Run(searched).ranking()})
+    codes = sorted({entry.code for entry in RunFolder(searched).ranking()})
     table = tmp_path / "table.csv"
     table.write_text("arch,mean_acc\n" + "".join(f"{code},{place}\n" for place, code in enumerate(codes)))
     for arguments in (["why", str(searched), codes[0]], ["rank-check", str(searched), str(table)]):
@@ -482,12 +482,12 @@ def test_a_teacher_that_was_given_has_a_row_in_the_closing_table(tmp_path):
         search=dataclasses.replace(made.search, num_evaluations=3),
         retrain=Retrain(recipe=one),
     )
-    opened = chain(made, tmp_path / "run", deploy=False)
-    row = opened.run.results()["rows"][0]
+    run = chain(made, tmp_path / "run", deploy=False)
+    row = run.storage.results()["rows"][0]
     assert row["name"] == "teacher" and 0 <= row["accuracy"] <= 1
     # Two convolutions with bias, two batch norms, a linear layer; MACs on 8 x 8 and 4 x 4.
     assert row["params"] == 3 * 6 * 9 + 6 + 12 + 6 * 12 * 9 + 12 + 24 + 12 * 3 + 3
     assert row["macs"] == 3 * 6 * 9 * 64 + 6 * 12 * 9 * 16 + 12 * 3
-    assert closing_table(opened.run).splitlines()[1].startswith("teacher")
-    opened.run.record_result({**row, "macs": None})
-    assert closing_table(opened.run).count(" - ") == 1
+    assert closing_table(run.storage).splitlines()[1].startswith("teacher")
+    run.storage.record_result({**row, "macs": None})
+    assert closing_table(run.storage).count(" - ") == 1

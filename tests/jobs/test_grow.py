@@ -22,10 +22,10 @@ from kdnas.distillers.from_labels import FromLabels
 from kdnas.distillers.from_teacher import FromTeacher
 from kdnas.jobs._arguments import load_settings
 from kdnas.jobs._mixture import fitted_weights, mixture, mixture_blueprint
-from kdnas.jobs.grow import Ensemble, Member, grow, raised, teacher_of
+from kdnas.jobs.grow import Ensemble, Member, grow, next_larger, teacher_of
 from kdnas.network import Network
 from kdnas.randomness import initialised, torch_rng
-from kdnas.runs.folder import Run
+from kdnas.runs.folder import RunFolder
 from kdnas.settings import Grow, Recipe
 from kdnas.specs import spec
 from kdnas.students.folder import load_source, read_student
@@ -61,7 +61,7 @@ def grown(tmp_path_factory):
 
 
 def members(count=3):
-    architectures = [SPACE.smallest, SPACE.largest, raised(SPACE, SPACE.smallest, "depth")][:count]
+    architectures = [SPACE.smallest, SPACE.largest, next_larger(SPACE, SPACE.smallest, "depth")][:count]
     made = [initialised(lambda a=a: Network(SPACE.blueprint(a)), k).eval() for k, a in enumerate(architectures)]
     return [Member(a, n, cost(n.blueprint)) for a, n in zip(architectures, made, strict=True)]
 
@@ -198,22 +198,22 @@ def test_a_candidate_that_completes_the_ensemble_stays_rather_than_a_better_one_
     monkeypatch.setattr(growth._Growth, "trained", trained)
     monkeypatch.setattr(growth, "_logits", lambda network, *_: logits[network])
     settings = dataclasses.replace(SETTINGS, num_members=2)
-    job = growth._Growth(settings, Run.create(tmp_path / "run", settings.to_json(), 0), DATA)
+    job = growth._Growth(settings, RunFolder.create(tmp_path / "run", settings.to_json(), 0), DATA)
     members = job.grow("grown", settings).members
     _, deeper, wider = (torch.nn.functional.cross_entropy(z, part.labels) for z in logits.values())
     assert deeper < wider
-    assert [m.architecture for m in members] == [SPACE.smallest, raised(SPACE, SPACE.smallest, "width")]
+    assert [m.architecture for m in members] == [SPACE.smallest, next_larger(SPACE, SPACE.smallest, "width")]
 
 
 def test_dynamic_candidates_are_the_last_member_made_deeper_and_wider():
-    depths, widths = raised(SPACE, SPACE.smallest, "depth"), raised(SPACE, SPACE.smallest, "width")
+    depths, widths = next_larger(SPACE, SPACE.smallest, "depth"), next_larger(SPACE, SPACE.smallest, "width")
     assert depths["stage0.depth"] == SPACE.smallest["stage0.depth"] + 1
     assert depths["stage0.layer0.width"] == SPACE.smallest["stage0.layer0.width"]
     assert widths["stage0.depth"] == SPACE.smallest["stage0.depth"]
     assert widths["stage0.layer0.width"] > SPACE.smallest["stage0.layer0.width"]
-    assert raised(SPACE, SPACE.largest, "depth") == SPACE.largest
+    assert next_larger(SPACE, SPACE.largest, "depth") == SPACE.largest
     with pytest.raises(ValueError, match="no choice named depth"):
-        raised(load_space("nas_bench_macro"), load_space("nas_bench_macro").smallest, "depth")
+        next_larger(load_space("nas_bench_macro"), load_space("nas_bench_macro").smallest, "depth")
 
 
 def loss_of(weights, logits, labels):
@@ -279,7 +279,7 @@ def test_the_controls_stand_beside_it_and_cost_no_more(tmp_path, capsys):
     arguments += ["--num-members", "2", "--steps", "2", "--batch-size", "16"]
     main(arguments)
     shown = capsys.readouterr().out
-    rows = {row["name"]: row for row in Run(tmp_path / "run").results()["rows"]}
+    rows = {row["name"]: row for row in RunFolder(tmp_path / "run").results()["rows"]}
     assert list(rows) == ["grown", "single network", "random candidates", "not taught"]
     assert all(row["macs"] <= rows["grown"]["macs"] for row in rows.values())
     assert rows["not taught"]["params"] == rows["grown"]["params"]

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from kdnas.cli.commands import main
-from kdnas.runs.folder import Run
+from kdnas.runs.folder import RunFolder
 
 pytestmark = pytest.mark.slow  # each test starts a process of its own
 
@@ -67,7 +67,7 @@ def test_a_teacher_s_training(tmp_path, trained):
     folder = tmp_path / "run"
     arguments = ["train", "tests/toy.py", "--out", str(folder)]
     killed(arguments, lambda: (folder / "teacher.draft.safetensors").exists())
-    assert Run(folder).phase("teacher") is None
+    assert RunFolder(folder).phase("teacher") is None
     main(arguments)
     same_weights(folder / "teacher", trained / "teacher")
     assert drafts(folder) == []
@@ -81,14 +81,14 @@ def test_a_search(tmp_path, trained):
     main(["search", str(whole), *options])
     ranking = folder / "ranking.jsonl"
     killed(["search", str(folder), *options], lambda: ranking.exists() and ranking.read_text().count("\n") >= 3)
-    assert Run(folder).phase("search") is None
+    assert RunFolder(folder).phase("search") is None
     main(["search", str(folder), *options])
 
     def told(place):
-        return [(e.code, e.score, e.searcher, e.search) for e in Run(place).ranking()]
+        return [(e.code, e.score, e.searcher, e.search) for e in RunFolder(place).ranking()]
 
     assert told(folder) == told(whole)
-    assert len(Run(folder).manifest["searches"]) == 1
+    assert len(RunFolder(folder).manifest["searches"]) == 1
 
 
 def test_a_retraining(tmp_path, trained):

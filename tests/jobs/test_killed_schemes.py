@@ -11,7 +11,7 @@ import pytest
 import tests.jobs.test_killed
 from kdnas.cli.commands import main
 from kdnas.jobs._assist import between
-from kdnas.runs.folder import Run
+from kdnas.runs.folder import RunFolder
 from kdnas.scorers.short_training import ShortTraining
 from kdnas.students.folder import load_source, read_student
 from kdnas.tables import space_from_table
@@ -82,7 +82,7 @@ def same_students(one, other):
 
 def same_results(one, other):
     """The closing tables, seconds aside, and the controls."""
-    found = [Run(folder).results() for folder in (one, other)]
+    found = [RunFolder(folder).results() for folder in (one, other)]
     for results in found:
         for row in results["rows"]:
             row.pop("seconds")
@@ -91,7 +91,7 @@ def same_results(one, other):
 
 def curve(folder, phase):
     """A phase's steps and losses, every step once."""
-    lines = [m for m in Run(folder).lines("metrics.jsonl") if m["phase"] == phase]
+    lines = [m for m in RunFolder(folder).lines("metrics.jsonl") if m["phase"] == phase]
     assert [m["step"] for m in lines] == list(range(lines[0]["total"]))
     return [(m["step"], m["losses"], m["lr"]) for m in lines]
 
@@ -110,24 +110,24 @@ def test_a_contrast_in_the_midst_of_a_line(tmp_path, monkeypatch, killed_at):
     killed_at(["search", str(folder)], here, given="from kdnas.runs.folder import Run", name="append", then=torn)
     ranking = folder / "ranking.jsonl"
     written, torn_line = ranking.read_text().rsplit("\n", 1)
-    known = {(e.architecture, e.searcher == "contrast") for e in Run(folder).ranking()}
-    assert torn_line and Run(folder).phase("search") is None
+    known = {(e.architecture, e.searcher == "contrast") for e in RunFolder(folder).ranking()}
+    assert torn_line and RunFolder(folder).phase("search") is None
     calls.clear()
     main(["search", str(folder)])
     assert len(calls) == all_calls - len(known)  # nothing is scored twice
     assert ranking.read_text().startswith(written + "\n")
 
     def told(place):
-        entries = Run(place).ranking()
+        entries = RunFolder(place).ranking()
         assert sum(e.searcher == "contrast" for e in entries) == 6
         return [(e.code, e.score, e.parts, e.scorer, e.searcher, e.search) for e in entries]
 
     assert told(folder) == told(whole)
-    assert Run(folder).results() == Run(whole).results()
-    assert "value" in Run(folder).results()["controls"]["contrast"]
-    traces = [[m for m in Run(place).lines("metrics.jsonl") if "trace" in m] for place in (folder, whole)]
+    assert RunFolder(folder).results() == RunFolder(whole).results()
+    assert "value" in RunFolder(folder).results()["controls"]["contrast"]
+    traces = [[m for m in RunFolder(place).lines("metrics.jsonl") if "trace" in m] for place in (folder, whole)]
     assert traces[0] == traces[1] and traces[0]
-    assert len(Run(folder).manifest["searches"]) == 1
+    assert len(RunFolder(folder).manifest["searches"]) == 1
 
 
 PRUNE = ["prune", "tests/toy.py:pruned", "--steps", "6", "--out"]
@@ -157,7 +157,7 @@ def test_a_pruning(tmp_path, pruned, killed_at, place, call):
     for name in ("pruned", "drawn", "student", "control", "random"):
         same_students(folder / "students" / name, pruned / "students" / name)
     same_results(folder, pruned)
-    assert Run(folder).phase("removal") == Run(pruned).phase("removal") is not None
+    assert RunFolder(folder).phase("removal") == RunFolder(pruned).phase("removal") is not None
     for phase in ("factors", "student"):
         assert curve(folder, phase) == curve(pruned, phase)
     assert drafts(folder) == []
@@ -223,7 +223,7 @@ def test_a_scheme_for_one_student(student, killed_at, distiller):
     # Step 6 of 12 is in the midst of the second of born_again's three generations.
     killed_at([*arguments, str(folder)], "given[1]['training']['index'] == 7", **CHECKPOINT)
     if distiller == "born_again":
-        assert "generation 1" in Run(run).lines("metrics.jsonl")[-1]["losses"]
+        assert "generation 1" in RunFolder(run).lines("metrics.jsonl")[-1]["losses"]
     assert not folder.exists()
     main([*arguments, str(folder)])
     assert curve(run, "retrain") == learned

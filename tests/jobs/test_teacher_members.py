@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from kdnas.cli.commands import main
-from kdnas.jobs._run import Opened
+from kdnas.jobs._run import Run
 from kdnas.runs.checkpoint import load_state
-from kdnas.runs.folder import Run
+from kdnas.runs.folder import RunFolder
 from kdnas.settings import Experiment
 from kdnas.students.folder import read_student
 from kdnas.teachers.combined import Ensemble
@@ -33,18 +33,18 @@ def trained(tmp_path_factory):
 
 
 def test_the_members_differ_in_their_seed_and_teach_as_an_ensemble(trained):
-    opened = Opened(trained)
-    assert isinstance(opened.teacher, Ensemble) and len(opened.teacher.teachers) == 3
+    run = Run(trained)
+    assert isinstance(run.teacher, Ensemble) and len(run.teacher.teachers) == 3
     cards = [read_student(trained / name)[1] for name in MEMBERS]
     assert [card.origin["seed"] for card in cards] == [0, 1, 2]
-    pixels = opened.data.test.take(torch.arange(8))
-    members = opened.teacher(pixels).members
+    pixels = run.data.test.take(torch.arange(8))
+    members = run.teacher(pixels).members
     assert len({tuple(m.logits.flatten().tolist()) for m in members}) == 3
-    run = Run(trained)
-    assert run.phase("teacher")["params"] == sum(card.cost.params for card in cards)
-    assert [row["name"] for row in run.results()["rows"]] == ["teacher"]
-    right = opened.teacher(opened.data.test.take(torch.arange(30))).logits.argmax(1) == opened.data.test.labels
-    assert run.phase("teacher")["accuracy"] == pytest.approx(right.float().mean().item())
+    storage = RunFolder(trained)
+    assert storage.phase("teacher")["params"] == sum(card.cost.params for card in cards)
+    assert [row["name"] for row in storage.results()["rows"]] == ["teacher"]
+    right = run.teacher(run.data.test.take(torch.arange(30))).logits.argmax(1) == run.data.test.labels
+    assert storage.phase("teacher")["accuracy"] == pytest.approx(right.float().mean().item())
 
 
 def test_the_same_command_again_changes_nothing(trained):

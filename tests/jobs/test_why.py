@@ -7,7 +7,7 @@ import torch
 
 from kdnas.cli.commands import main
 from kdnas.costs.count import cost
-from kdnas.jobs._run import Opened
+from kdnas.jobs._run import Run
 from kdnas.jobs.rank_check import rank_check
 from kdnas.jobs.why import neighbours
 from kdnas.network import batch_statistics
@@ -29,44 +29,44 @@ def run(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def table(run):
+def table(storage):
     """Truth is the MACs but for a little noise, so that the control macs is nearly perfect."""
-    space = Opened(run).space
+    space = Run(storage).space
     lines = ["arch,mean_acc,other"]
     for place, architecture in enumerate(space.all()):
         macs = cost(space.blueprint(architecture)).macs
         lines.append(f"{space.code(architecture)},{50 + macs / 1e4 + 0.01 * (place % 3)},{place}")
-    path = run.parent / "table.csv"
+    path = storage.parent / "table.csv"
     path.write_text("\n".join(lines) + "\n")
     return path
 
 
-def test_rank_check_prints_every_statistic_with_the_controls_beside_it(run, table, capsys):
-    main(["rank-check", str(run), str(table), "--scorer", "rdm", "--scorer", "accuracy", "--num-images", "20"])
+def test_rank_check_prints_every_statistic_with_the_controls_beside_it(storage, table, capsys):
+    main(["rank-check", str(storage), str(table), "--scorer", "rdm", "--scorer", "accuracy", "--num-images", "20"])
     shown = capsys.readouterr().out
-    for text in ("36 rows, 36 networks, 20 images", "Kendall's tau-b", "Spearman's rho", "rdm", "accuracy", "raised",
-                 "canonical (36)", "within equal depth", "layers 3", "top 10%",
+    for text in ("36 rows, 36 networks, 20 images", "Kendall's tau-b", "Spearman's rho", "rdm", "accuracy",
+                 "non_minimal",                 "canonical (36)", "within equal depth", "layers 3", "top 10%",
                  "regret q50 <=", "fewer", "not demonstrably better than"):  # fmt: skip
         assert text in shown, text
 
 
-def test_rank_check_json_is_one_object_with_known_numbers(run, table, capsys):
-    main(["rank-check", str(run), str(table), "--json"])
+def test_rank_check_json_is_one_object_with_known_numbers(storage, table, capsys):
+    main(["rank-check", str(storage), str(table), "--json"])
     found = json.loads(capsys.readouterr().out)
     group = found["groups"]["canonical"]
     assert group["rows"] == 36
     assert group["scores"]["macs"]["tau"][0] > 0.95
-    assert set(group["scores"]) == {"rdm", "params", "macs", "layers", "raised"}
+    assert set(group["scores"]) == {"rdm", "params", "macs", "layers", "non_minimal"}
     assert found["column"] == "mean_acc" and found["scorers"] == ["rdm"]
     assert found["saved"].endswith("times fewer)")
 
 
-def test_rank_check_scores_each_row_as_the_scorer_alone_does(run, table):
-    opened = Opened(run)
-    found = rank_check(opened, table, scorers={"mine": spec(Rdm, premature=0.5)}, column="other", resamples=5)
-    evidence = opened.evidence(opened.experiment.search.num_images, 0)
-    networks = list(opened.space.all())
-    alone = [Rdm(premature=0.5).score(opened.supernet.extract(a), evidence).value for a in networks]
+def test_rank_check_scores_each_row_as_the_scorer_alone_does(storage, table):
+    run = Run(storage)
+    found = rank_check(run, table, scorers={"mine": spec(Rdm, premature=0.5)}, column="other", resamples=5)
+    evidence = run.evidence(run.experiment.search.num_images, 0)
+    networks = list(run.space.all())
+    alone = [Rdm(premature=0.5).score(run.supernet.extract(a), evidence).value for a in networks]
     import scipy.stats
 
     expected = scipy.stats.kendalltau(alone, range(36)).statistic
@@ -81,9 +81,9 @@ def test_rank_check_scores_each_row_as_the_scorer_alone_does(run, table):
         (["--scorer", "macs"], "macs is a control"),
     ],
 )
-def test_rank_check_refuses_what_is_not_there(run, table, capsys, arguments, message):
+def test_rank_check_refuses_what_is_not_there(storage, table, capsys, arguments, message):
     with pytest.raises(SystemExit) as stopped:
-        main(["rank-check", str(run), str(table), *arguments])
+        main(["rank-check", str(storage), str(table), *arguments])
     assert stopped.value.code == 2
     assert message in capsys.readouterr().err
 
@@ -108,15 +108,15 @@ def test_neighbours_differ_in_one_choice_and_are_other_networks():
         assert other != MACRO.parse("00000020")
 
 
-def test_why_explains_similarity_cost_and_every_choice(run, capsys):
-    opened = Opened(run)
-    space, code = opened.space, "110110"
-    main(["why", str(run), code, "--json"])
+def test_why_explains_similarity_cost_and_every_choice(storage, capsys):
+    run = Run(storage)
+    space, code = run.space, "110110"
+    main(["why", str(storage), code, "--json"])
     found = json.loads(capsys.readouterr().out)
-    assert found == json.loads((run / "why.json").read_text())
+    assert found == json.loads((storage / "why.json").read_text())
     architecture = space.parse(code)
-    evidence = opened.evidence(opened.experiment.search.num_images, 0)
-    student = opened.supernet.extract(architecture)
+    evidence = run.evidence(run.experiment.search.num_images, 0)
+    student = run.supernet.extract(architecture)
     assert found["score"] == pytest.approx(Rdm().score(student, evidence).value, abs=1e-6)
     with torch.no_grad(), batch_statistics(student):
         outputs = student(evidence.images)
@@ -133,35 +133,35 @@ def test_why_explains_similarity_cost_and_every_choice(run, capsys):
     for c in found["choices"]:
         other = space.parse(c["code"])
         assert cost(space.blueprint(other)).macs - whole.macs == c["macs difference"]
-        alone = Rdm().score(opened.supernet.extract(other), evidence).value
+        alone = Rdm().score(run.supernet.extract(other), evidence).value
         assert found["score"] + c["score difference"] == pytest.approx(alone, abs=1e-6)
 
 
-def test_why_prints_tables_and_the_report_draws_them(run, capsys):
-    main(["why", str(run), "110110", "--scorer", "accuracy"])
+def test_why_prints_tables_and_the_report_draws_them(storage, capsys):
+    main(["why", str(storage), "110110", "--scorer", "accuracy"])
     shown = capsys.readouterr().out
     for text in ("110110: accuracy", "teacher logits", "stage 1", "what changing one choice does", "stage0.depth", "*"):
         assert text in shown, text
-    main(["report", str(run)])
-    page = (run / "report.html").read_text()
+    main(["report", str(storage)])
+    page = (storage / "report.html").read_text()
     for text in ("Why this score", "student (down), teacher (across)", "stage0.layer1.width", "110110"):
         assert text in page, text
 
 
-def test_a_damaged_explanation_does_not_stop_the_report(run):
+def test_a_damaged_explanation_does_not_stop_the_report(storage):
     for damaged in ("{", "[]", '{"similarity": {"student": ["a"], "values": 3}, "stages": [1], "choices": {"a": 1}}'):
-        (run / "why.json").write_text(damaged)
-        main(["report", str(run)])
+        (storage / "why.json").write_text(damaged)
+        main(["report", str(storage)])
 
 
-def test_why_refuses_a_code_of_another_space(run, capsys):
+def test_why_refuses_a_code_of_another_space(storage, capsys):
     with pytest.raises(SystemExit) as stopped:
-        main(["why", str(run), "99"])
+        main(["why", str(storage), "99"])
     assert stopped.value.code == 2
     assert "has 6 digits, got 2" in capsys.readouterr().err
 
 
-def test_the_scorer_of_why_is_named_in_its_result(run):
+def test_the_scorer_of_why_is_named_in_its_result(storage):
     from kdnas.jobs.why import why
 
-    assert why(Opened(run), "110110", scorer=spec(Accuracy))["scorer"] == "accuracy"
+    assert why(Run(storage), "110110", scorer=spec(Accuracy))["scorer"] == "accuracy"

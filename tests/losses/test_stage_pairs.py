@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from kdnas.losses.stage_pairs import Adapter, Taps
+from kdnas.losses.stage_pairs import Adapter, StagePairs
 from kdnas.outputs import Outputs
 
 
@@ -48,7 +48,7 @@ CNN = outputs((8, 16, 16), (16, 8, 8), (32, 4, 4))
     ],
 )
 def test_stages_are_paired_by_resolution(student, teacher, expected):
-    taps = Taps()
+    taps = StagePairs()
     table = taps.prepare(student, teacher)
     assert taps.pairs == expected
     assert tuple((row.student, row.teacher) for row in table) == expected
@@ -57,13 +57,13 @@ def test_stages_are_paired_by_resolution(student, teacher, expected):
 def test_stages_are_paired_by_the_most_similar_dissimilarity_matrix():
     student = outputs((8, 16, 16), (16, 8, 8), batch=8)
     shuffled = student._replace(features=(2 * student.features[1].flatten(1) + 1, student.features[0].flip(1)))
-    taps = Taps(pairs="rdm")
+    taps = StagePairs(pairs="rdm")
     taps.prepare(student, shuffled)
     assert taps.pairs == ((0, 1), (1, 0))
 
 
 def test_stages_are_paired_in_order_where_their_counts_agree():
-    taps = Taps(pairs="order")
+    taps = StagePairs(pairs="order")
     taps.prepare(CNN, outputs((3, 2, 2), (4, 8, 8), (5, 1, 1)))
     assert taps.pairs == ((0, 0), (1, 1), (2, 2))
     with pytest.raises(ValueError, match=r"equal counts, student \[\(8, 16, 16\).* teacher \[\(3, 2, 2\)\]"):
@@ -71,24 +71,24 @@ def test_stages_are_paired_in_order_where_their_counts_agree():
 
 
 def test_explicit_pairs_may_count_from_the_end():
-    taps = Taps(pairs=((0, 1), (-1, -1)))
+    taps = StagePairs(pairs=((0, 1), (-1, -1)))
     taps.prepare(CNN, CNN)
     assert taps.pairs == ((0, 1), (2, 2))
     for wrong, who in ((((3, 0),), "student"), (((0, -4),), "teacher")):
         with pytest.raises(ValueError, match=f"the {who} has stages 0 to 2, got"):
-            Taps(pairs=wrong).prepare(CNN, CNN)
+            StagePairs(pairs=wrong).prepare(CNN, CNN)
 
 
 def test_an_unknown_way_of_pairing_and_a_network_without_stages_are_refused():
     with pytest.raises(ValueError, match="taps must be resolution, rdm, order or explicit pairs, got 'name'"):
-        Taps(pairs="name")
+        StagePairs(pairs="name")
     with pytest.raises(ValueError, match="stages to pair are missing: student 3, teacher 0"):
-        Taps().prepare(CNN, outputs())
+        StagePairs().prepare(CNN, outputs())
 
 
 def test_features_of_any_shape_are_passed_through_where_nothing_is_to_be_aligned():
     teacher = outputs((5, 7))
-    ((s, t),) = Taps(pairs=((0, 0),))(CNN, teacher)
+    ((s, t),) = StagePairs(pairs=((0, 0),))(CNN, teacher)
     assert s is CNN.features[0] and t is teacher.features[0]
 
 
@@ -105,7 +105,7 @@ def test_features_of_any_shape_are_passed_through_where_nothing_is_to_be_aligned
 )
 def test_pairs_are_brought_to_one_shape(student, teacher, size, adapter):
     s, t = outputs(student), outputs(teacher)
-    taps = Taps(alignment="channels")
+    taps = StagePairs(alignment="channels")
     (row,) = taps.prepare(s, t)
     ((mine, theirs),) = taps(s, t)
     assert mine.shape == theirs.shape
@@ -120,7 +120,7 @@ def test_tokens_are_laid_out_like_the_map_they_are_compared_with():
     student = Outputs(torch.zeros(2, 2), (image,))
     teacher = Outputs(torch.zeros(2, 2), (image.flatten(2).transpose(1, 2),))
     for a, b in ((student, teacher), (teacher, student)):
-        ((mine, theirs),) = Taps(alignment="positions")(a, b)
+        ((mine, theirs),) = StagePairs(alignment="positions")(a, b)
         assert torch.equal(mine, image) and torch.equal(theirs, image)
 
 
@@ -129,18 +129,18 @@ def test_a_pair_that_cannot_be_matched_fails_at_once_naming_both_shapes():
     with pytest.raises(
         ValueError, match=r"student stage 0 \(4, 3, 4, 4, 4\) and teacher stage 0 \(4, 8, 4, 4\) cannot"
     ):
-        Taps(alignment="positions").prepare(student, teacher)
+        StagePairs(alignment="positions").prepare(student, teacher)
 
 
 def test_other_channels_without_preparation_fail_naming_both_shapes():
     with pytest.raises(ValueError, match=r"\(4, 8, 4, 4\) and teacher stage 0 \(4, 9, 4, 4\) .* loss.prepare"):
-        Taps(alignment="channels")(outputs((8, 4, 4)), outputs((9, 4, 4)))
+        StagePairs(alignment="channels")(outputs((8, 4, 4)), outputs((9, 4, 4)))
     # It is the pairs that count, not the stages in order.
-    Taps(pairs=((0, 1),), alignment="channels")(outputs((8, 4, 4)), outputs((9, 4, 4), (8, 4, 4)))
+    StagePairs(pairs=((0, 1),), alignment="channels")(outputs((8, 4, 4)), outputs((9, 4, 4), (8, 4, 4)))
 
 
 def test_a_narrower_student_without_an_elastic_preparation_fails():
-    taps = Taps(alignment="channels")
+    taps = StagePairs(alignment="channels")
     taps.prepare(outputs((8, 4, 4)), outputs((8, 4, 4)))
     with pytest.raises(ValueError, match="elastic=True"):
         taps(outputs((6, 4, 4)), outputs((8, 4, 4)))
@@ -164,7 +164,7 @@ def test_a_narrow_student_trains_the_leading_columns_only():
 
 def test_adapters_of_a_supernet_are_built_for_equal_widths_too_and_start_as_the_identity():
     wide, narrow = outputs((8, 4, 4)), outputs((6, 4, 4))
-    taps = Taps(alignment="channels")
+    taps = StagePairs(alignment="channels")
     (row,) = taps.prepare(wide, wide, elastic=True)
     assert row.parameters == 64
     ((mine, _),) = taps(wide, wide)
@@ -175,7 +175,7 @@ def test_adapters_of_a_supernet_are_built_for_equal_widths_too_and_start_as_the_
 
 
 def test_preparing_again_replaces_pairs_and_adapters():
-    taps = Taps(alignment="channels")
+    taps = StagePairs(alignment="channels")
     taps.prepare(CNN, outputs((9, 16, 16), (9, 8, 8), (9, 4, 4)))
     assert len(list(taps.parameters())) == 3
     taps.prepare(CNN, outputs((8, 16, 16), (16, 8, 8), (33, 4, 4)))

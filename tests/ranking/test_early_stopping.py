@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from kdnas.cli.commands import main
-from kdnas.jobs._run import Opened
+from kdnas.jobs._run import Run
 from kdnas.jobs.search import search
-from kdnas.ranking.early_stopping import Stopping, pruner_named
+from kdnas.ranking.early_stopping import EarlyStopping, pruner_named
 from kdnas.ranking.order import ranked
 from kdnas.runs.entry import RANDOM, Entry
-from kdnas.runs.folder import RANKING, Run
+from kdnas.runs.folder import RANKING, RunFolder
 from kdnas.scorers.base import Score, Scorer
 from kdnas.scorers.macs import Macs
 from kdnas.scorers.reward import Reward
@@ -52,7 +52,7 @@ def judged(stopping, scorer, curves):
 
 def test_successive_halving_by_hand():
     scorer = Rungs((1, 3, 9))
-    stopping = Stopping(HALVING, scorer)
+    stopping = EarlyStopping(HALVING, scorer)
     curves = [
         (0.5, 0.6, 0.7),  # the first goes on unopposed
         (0.4, 0.9, 0.9),  # of two, the best third is the best one: stopped, whatever it would have become
@@ -81,10 +81,10 @@ def test_what_was_judged_before_is_replayed_and_the_rest_is_judged_as_ever(name)
     rng = random.Random(0)
     curves = [[rng.random() + k for k in range(3)] for _ in range(40)]
     scorer = Rungs((1, 2, 4))
-    whole = judged(Stopping(pruner_named(name), scorer), scorer, curves)
+    whole = judged(EarlyStopping(pruner_named(name), scorer), scorer, curves)
     assert {s.share for s in whole} > {1.0}
     for known in (1, 7, 39):
-        again = Stopping(pruner_named(name), scorer)
+        again = EarlyStopping(pruner_named(name), scorer)
         for score in whole[:known]:
             again.replay(score)
         assert judged(again, scorer, curves[known:]) == whole[known:]
@@ -92,16 +92,16 @@ def test_what_was_judged_before_is_replayed_and_the_rest_is_judged_as_ever(name)
 
 def test_the_pruner_s_resources_are_the_scorer_s_unless_they_are_told():
     scorer = Rungs((10, 40, 160))
-    assert vars(Stopping(HALVING, scorer).study.pruner) | {"_min_resource": 10, "_reduction_factor": 4} == vars(
-        Stopping(HALVING, scorer).study.pruner
+    assert vars(EarlyStopping(HALVING, scorer).study.pruner) | {"_min_resource": 10, "_reduction_factor": 4} == vars(
+        EarlyStopping(HALVING, scorer).study.pruner
     )
-    told = Stopping(HALVING.replace(min_resource=40, reduction_factor=2), scorer).study.pruner
+    told = EarlyStopping(HALVING.replace(min_resource=40, reduction_factor=2), scorer).study.pruner
     assert (vars(told)["_min_resource"], vars(told)["_reduction_factor"]) == (40, 2)
 
 
 def test_mistakes_are_said():
     with pytest.raises(ValueError, match="shows its last alone"):
-        Stopping(HALVING, Macs())
+        EarlyStopping(HALVING, Macs())
     with pytest.raises(ValueError, match="successive_halving"):
         pruner_named("sucessive_halving")
     with pytest.raises(ValueError, match="min_resource"):
@@ -138,7 +138,7 @@ def test_a_reward_weighs_every_rung():
 def chained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "two"
     main(["run", "--experiment", "tests/toy.py:two_phases", "--out", str(folder)])
-    return Run(folder)
+    return RunFolder(folder)
 
 
 def test_stopped_networks_are_recorded_with_their_rung_and_come_last(chained):
@@ -175,16 +175,16 @@ def test_a_search_with_a_pruner_goes_on_where_it_was_interrupted(tmp_path, chain
     shutil.copytree(chained.folder, folder)
     lines = (folder / RANKING).read_text().splitlines(keepends=True)
     (folder / RANKING).write_text("".join(lines[:kept]))
-    run = Run(folder)
+    run = RunFolder(folder)
     run.manifest["searches"] = [{**run.manifest["searches"][0], "state": "running"}]
     run.save()
-    search(Opened(folder), two_phases().search)
+    search(Run(folder), two_phases().search)
 
     def told(run):
         return [(e.code, e.score, e.share, e.searcher) for e in run.ranking(1)]
 
-    assert told(Run(folder)) == told(chained)
-    stopped = Run(folder).results()["controls"]["stopping"]
+    assert told(RunFolder(folder)) == told(chained)
+    stopped = RunFolder(folder).results()["controls"]["stopping"]
     entries = [e for e in chained.ranking(1) if not e.is_control]
     assert stopped["value"] == pytest.approx(sum(e.share for e in entries))
     assert stopped["stopped"] == sum(e.share < 1 for e in entries)
@@ -196,7 +196,7 @@ def test_a_command_line_names_pruner_and_begins_from_the_search_before(tmp_path,
     scorer = "short_training,steps=4,batch_size=16,num_rungs=2,reduction=2"
     main(["search", str(folder), "--scorer", scorer, "--pruner", "median,n_startup_trials=2", "--initial", "3"])
     assert "evaluations were stopped early" in capsys.readouterr().out
-    third, second = ([e for e in Run(folder).ranking(n) if not e.is_control] for n in (3, 2))
+    third, second = ([e for e in RunFolder(folder).ranking(n) if not e.is_control] for n in (3, 2))
     assert [e.architecture for e in third[:3]] == [e.architecture for e in ranked(second)[:3]]
 
 

@@ -8,7 +8,7 @@ import torch
 
 from kdnas.architecture import Architecture
 from kdnas.costs.budget import Budget
-from kdnas.costs.check import Infeasible, Meter, check_feasible
+from kdnas.costs.check import BudgetCheck, Infeasible, check_feasible
 from kdnas.costs.count import cost
 from kdnas.network import Network
 from kdnas.randomness import initialised
@@ -262,8 +262,8 @@ def test_evolution_finds_the_optimum_of_the_toy_space(supernet, evidence):
 
 def test_a_budget_below_the_smallest_network_names_the_nearest():
     with pytest.raises(Infeasible, match=rf"infeasible.*{SPACE.code(SPACE.smallest)}"):
-        check_feasible(Meter(SPACE, Budget(macs=10)), random.Random(0), attempts=20)
-    check_feasible(Meter(SPACE, Budget(macs=1e9)), random.Random(0))
+        check_feasible(BudgetCheck(SPACE, Budget(macs=10)), random.Random(0), attempts=20)
+    check_feasible(BudgetCheck(SPACE, Budget(macs=1e9)), random.Random(0))
 
 
 def test_ties_go_to_the_network_that_uses_more_of_the_budget():

@@ -1,6 +1,6 @@
 import pytest
 
-from kdnas.runs.files import new_folder, present
+from kdnas.runs.files import current_folder, new_folder
 
 
 def fill(folder, text):
@@ -49,11 +49,11 @@ def test_stopped_between_the_two_renames_the_old_folder_is_still_found_and_the_n
     folder.rename(tmp_path / ".a.old")  # as a kill at that moment leaves it
     (tmp_path / ".a.new").mkdir()
     (tmp_path / ".a.new" / "stale").write_text("half written")
-    assert (present(folder) / "content").read_text() == "first"
+    assert (current_folder(folder) / "content").read_text() == "first"
     with pytest.raises(KeyboardInterrupt), new_folder(folder):
         raise KeyboardInterrupt
     assert (folder / "content").read_text() == "first"
     fill(folder, "second")
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
     assert sorted(path.name for path in folder.iterdir()) == ["content"]
-    assert present(folder) == folder.resolve()
+    assert current_folder(folder) == folder.resolve()

@@ -4,7 +4,7 @@ import pytest
 
 from kdnas.architecture import Architecture
 from kdnas.runs.entry import Entry
-from kdnas.runs.folder import METRICS, RANKING, Run
+from kdnas.runs.folder import METRICS, RANKING, RunFolder
 
 JOB = {"steps": 3, "space": {"family": "toy"}}
 
@@ -14,57 +14,57 @@ def entry(code):
 
 
 def test_a_run_is_created_once_and_opened_again_by_the_same_job(tmp_path):
-    run = Run.create(tmp_path / "r", JOB, 7)
+    run = RunFolder.create(tmp_path / "r", JOB, 7)
     run.finish("train", seconds=1.0)
-    again = Run.create(tmp_path / "r", JOB, 7)
+    again = RunFolder.create(tmp_path / "r", JOB, 7)
     assert again.phase("train") == {"seconds": 1.0}
     assert set(again.manifest) >= {"kdnas", "torch", "python", "commit", "seed", "created", "job", "phases"}
     assert again.manifest["seed"] == 7
 
 
 def test_another_job_in_the_same_folder_is_refused_naming_the_difference(tmp_path):
-    Run.create(tmp_path, JOB, 0)
+    RunFolder.create(tmp_path, JOB, 0)
     with pytest.raises(ValueError, match=r"another steps: 3 there, 4 asked"):
-        Run.create(tmp_path, {**JOB, "steps": 4}, 0)
+        RunFolder.create(tmp_path, {**JOB, "steps": 4}, 0)
 
 
 def test_a_difference_deep_in_a_job_is_named_by_its_path(tmp_path):
-    Run.create(tmp_path, {"grow": {"space": {"widths": [4, 8]}, "num_members": 2}}, 0)
+    RunFolder.create(tmp_path, {"grow": {"space": {"widths": [4, 8]}, "num_members": 2}}, 0)
     with pytest.raises(ValueError, match=r"another grow.num_members: 2 there, 3 asked"):
-        Run.create(tmp_path, {"grow": {"space": {"widths": [4, 8]}, "num_members": 3}}, 0)
+        RunFolder.create(tmp_path, {"grow": {"space": {"widths": [4, 8]}, "num_members": 3}}, 0)
     with pytest.raises(ValueError, match=r"another grow.space.widths: \[4, 8\] there, null asked"):
-        Run.create(tmp_path, {"grow": {"space": {}, "num_members": 2}}, 0)
+        RunFolder.create(tmp_path, {"grow": {"space": {}, "num_members": 2}}, 0)
 
 
 def test_a_folder_that_holds_something_else_is_left_alone(tmp_path):
     (tmp_path / "thesis.tex").write_text("work of years")
     with pytest.raises(ValueError, match=r"holds something else \(thesis.tex\)"):
-        Run.create(tmp_path, JOB, 0)
+        RunFolder.create(tmp_path, JOB, 0)
     with pytest.raises(ValueError, match="is a file"):
-        Run.create(tmp_path / "thesis.tex", JOB, 0)
+        RunFolder.create(tmp_path / "thesis.tex", JOB, 0)
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
 
 
 def test_what_is_no_run_is_refused(tmp_path):
     with pytest.raises(ValueError, match="there is no run"):
-        Run(tmp_path / "none")
+        RunFolder(tmp_path / "none")
     with pytest.raises(ValueError, match=r"no run: it has no run\.json"):
-        Run(tmp_path)
+        RunFolder(tmp_path)
     (tmp_path / "run.json").write_text('{"job": ')
     with pytest.raises(ValueError, match="damaged"):
-        Run(tmp_path)
+        RunFolder(tmp_path)
     (tmp_path / "run.json").write_text("[]")
     with pytest.raises(ValueError, match="damaged"):
-        Run(tmp_path)
+        RunFolder(tmp_path)
 
 
 def test_a_phase_that_is_not_finished_names_the_command(tmp_path):
     with pytest.raises(ValueError, match="Run: kdnas train X"):
-        Run.create(tmp_path, JOB, 0).require("train", "kdnas train X")
+        RunFolder.create(tmp_path, JOB, 0).require("train", "kdnas train X")
 
 
 def test_metrics_of_steps_taken_again_are_replaced(tmp_path):
-    run = Run.create(tmp_path, JOB, 0)
+    run = RunFolder.create(tmp_path, JOB, 0)
     metrics = run.metrics("train")
     for step in range(5):
         metrics.write(step=step, value="first")
@@ -82,7 +82,7 @@ def test_metrics_of_steps_taken_again_are_replaced(tmp_path):
 
 
 def test_a_ranking_survives_a_last_line_cut_short(tmp_path):
-    run = Run.create(tmp_path, JOB, 0)
+    run = RunFolder.create(tmp_path, JOB, 0)
     run.append([entry("a"), entry("b")])
     path = run.path(RANKING)
     path.write_text(path.read_text()[:-20])
@@ -94,14 +94,14 @@ def test_a_ranking_survives_a_last_line_cut_short(tmp_path):
 
 
 def test_a_damaged_line_in_the_middle_is_named(tmp_path):
-    run = Run.create(tmp_path, JOB, 0)
+    run = RunFolder.create(tmp_path, JOB, 0)
     run.path(RANKING).write_text('{"a": \n' + json.dumps(entry("b").to_json()) + "\n")
     with pytest.raises(ValueError, match="line 1, is damaged"):
         run.ranking()
 
 
 def test_results_keep_one_row_per_name_and_all_controls(tmp_path):
-    run = Run.create(tmp_path, JOB, 0)
+    run = RunFolder.create(tmp_path, JOB, 0)
     run.record_result({"name": "teacher", "accuracy": 0.5})
     run.record_result({"name": "student", "accuracy": 0.6})
     run.record_result({"name": "student", "accuracy": 0.7})

@@ -28,7 +28,7 @@ BASE = cost(MACRO.blueprint(MACRO.smallest))
 
 @functools.cache
 def added(name: str, option: str) -> Cost:
-    """What one operation costs more than the identity in its place; this space's costs add up (tests/ranking/test_exact.py)."""
+    """What one operation costs more than the identity in its place; this space's costs add up (test_exact.py)."""
     c = cost(MACRO.blueprint(Architecture({**MACRO.smallest, name: option})))
     return Cost(c.params - BASE.params, c.macs - BASE.macs)
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from kdnas.cli.commands import main
-from kdnas.jobs._run import Opened
+from kdnas.jobs._run import Run
 from kdnas.jobs.export import export
 from kdnas.students.integers import quantize
 from tests.toy import data
@@ -18,7 +18,7 @@ def student(tmp_path_factory):
     folder = tmp_path_factory.mktemp("quantized")
     main(["train", "tests/toy.py", "--out", str(folder / "run")])
     main(["search", str(folder / "run"), "--num-evaluations", "4"])
-    export(Opened(folder / "run"), out=folder / "student")
+    export(Run(folder / "run"), out=folder / "student")
     return folder / "student"
 
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from kdnas.cli.commands import main
-from kdnas.jobs._run import Opened
+from kdnas.jobs._run import Run
 from kdnas.preprocessing import Preprocessing
 from kdnas.teachers.base import Frozen, Teacher
 from kdnas.teachers.combined import Ensemble, Streamed
@@ -120,9 +120,9 @@ def test_a_streamed_teacher_says_the_same_and_holds_nothing():
 def test_they_are_named_on_the_command_line(tmp_path):
     main(["train", "tests/toy.py", "--out", str(tmp_path / "run")])
     one = f"checkpoint:{tmp_path}/run/teacher"
-    opened = Opened(tmp_path / "run")
-    options = {"classes": 3, "preprocessing": opened.data.preprocessing}
-    pixels = opened.data.test.take(torch.arange(4))
+    run = Run(tmp_path / "run")
+    options = {"classes": 3, "preprocessing": run.data.preprocessing}
+    pixels = run.data.test.take(torch.arange(4))
     plain = load_teacher(one).build(Teacher, **options)(pixels).logits
     for text in (f"streamed:{one}", f"ensemble+logits:{one},{one}", f"ensemble+reliable:{one},streamed:{one}"):
         found = load_teacher(text).build(Teacher, **options)

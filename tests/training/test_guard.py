@@ -9,9 +9,9 @@ import torch
 from kdnas.distillers.base import Distiller
 from kdnas.distillers.sandwich import Sandwich
 from kdnas.runs.checkpoint import load_state, save_state
-from kdnas.runs.folder import Run
+from kdnas.runs.folder import RunFolder
 from kdnas.settings import Experiment, Recipe
-from kdnas.training.driver import drive
+from kdnas.training.driver import train_with_checkpoints
 from kdnas.training.guard import Guard
 from kdnas.training.loop import Training
 from tests.distillers.spaces import DATA, TOY, supernet
@@ -62,9 +62,11 @@ def test_what_was_said_is_not_said_again_after_a_kill(tmp_path):
 
 
 def test_health_is_recorded_at_the_end_of_every_epoch(tmp_path):
-    run = Run.create(tmp_path / "run", {"note": 1}, 0)
+    run = RunFolder.create(tmp_path / "run", {"note": 1}, 0)
     made = training(steps=13)  # epochs of 4 steps
-    drive(made, "train", tmp_path / "c.safetensors", run, lambda: {"largest": 0.5}, guard=guard(tmp_path, made))
+    train_with_checkpoints(
+        made, "train", tmp_path / "c.safetensors", run, lambda: {"largest": 0.5}, guard=guard(tmp_path, made)
+    )
     lines = run.lines("metrics.jsonl")
     assert made.epoch_steps == 4
     healthy = [line for line in lines if "health" in line]
@@ -166,14 +168,14 @@ class Breaking(Distiller):
 def test_a_loss_that_is_not_finite_is_taken_back_on_request_and_else_stops(tmp_path):
     for rollback in (True, False):
         made = training(Breaking(30))
-        run = Run.create(tmp_path / str(rollback), experiment().to_json(), 0)
+        run = RunFolder.create(tmp_path / str(rollback), experiment().to_json(), 0)
         found = guard(run.folder, made, rollback=rollback)
         arguments = made, "train", run.path("checkpoint.safetensors"), run, lambda: {"largest": 0.9}
         if not rollback:
             with pytest.raises(FloatingPointError):
-                drive(*arguments, guard=found)
+                train_with_checkpoints(*arguments, guard=found)
             continue
-        drive(*arguments, guard=found)
+        train_with_checkpoints(*arguments, guard=found)
         assert made.done
         lines = [json.loads(line) for line in run.path("metrics.jsonl").read_text().splitlines()]
         assert [line["step"] for line in lines if "warnings" in line] == [30]
@@ -181,8 +183,10 @@ def test_a_loss_that_is_not_finite_is_taken_back_on_request_and_else_stops(tmp_p
 
 def test_records_hold_conflict_gradient_norm_and_uses(tmp_path):
     made = training(steps=8)
-    run = Run.create(tmp_path / "run", experiment().to_json(), 0)
-    drive(made, "train", run.path("c.safetensors"), run, lambda: {"largest": 0.5}, guard=guard(run.folder, made))
+    run = RunFolder.create(tmp_path / "run", experiment().to_json(), 0)
+    train_with_checkpoints(
+        made, "train", run.path("c.safetensors"), run, lambda: {"largest": 0.5}, guard=guard(run.folder, made)
+    )
     lines = run.lines("metrics.jsonl")
     assert all(line["gradient_norm"] > 0 for line in lines)
     assert all(-1 <= line["conflict"] <= 1 for line in lines)

@@ -163,7 +163,7 @@ def test_a_recipe_refuses_what_makes_no_sense(wrong):
 @pytest.mark.parametrize("name", sorted(algorithms("kdnas.distillers")))
 def test_a_distiller_for_another_kind_of_model_is_refused_before_anything_is_trained(name, tmp_path):
     made = named("kdnas.distillers", name)
-    kind = resolve(made.make).teaches
+    kind = resolve(made.make).model_type
     assert kind in (Supernet, Network)
     phase, field = ("retrain", "a single network") if kind is Supernet else ("train", "a supernet")
     job = experiment()

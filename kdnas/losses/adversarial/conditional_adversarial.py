@@ -47,7 +47,7 @@ class ConditionalAdversarial(Loss):
 
     needs: ClassVar[tuple[str, ...]] = ("logits", "labels")
     golden: ClassVar[float] = 4.3785606475600805
-    opponents: ClassVar[Mapping[str, float]] = {"discriminator": 1e-3}
+    discriminator_rates: ClassVar[Mapping[str, float]] = {"discriminator": 1e-3}
 
     def __init__(self, *, conditional: bool = True, regression: float = 1.0, width: int = 128) -> None:
         super().__init__()

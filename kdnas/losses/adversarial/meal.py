@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdnas.losses.base import Loss, frozen
-from kdnas.losses.stage_pairs import Pairs, Taps
+from kdnas.losses.stage_pairs import Pairs, StagePairs
 from kdnas.outputs import Outputs
 
 Similarity = Literal["soft_cross_entropy", "l1", "l2"]
@@ -41,7 +41,7 @@ class Meal(Loss):
         gammas: $\gamma$, one per paired stage and one for the logits; by default the last of the authors' 0.001,
             0.01, 0.05, 0.1, 1.
         adversarial: $\lambda$.
-        taps: how stages are paired, as in `Taps`.
+        taps: how stages are paired, as in `StagePairs`.
 
     Raises:
         ValueError: an unknown similarity, the wrong number of gammas, or the loss was not prepared.
@@ -55,7 +55,7 @@ class Meal(Loss):
 
     needs: ClassVar[tuple[str, ...]] = ("logits", "features")
     golden: ClassVar[float] = 6.040192068329766
-    opponents: ClassVar[Mapping[str, float]] = {"discriminators": 1e-3}
+    discriminator_rates: ClassVar[Mapping[str, float]] = {"discriminators": 1e-3}
 
     def __init__(
         self,
@@ -69,7 +69,7 @@ class Meal(Loss):
         if similarity not in get_args(Similarity):
             raise ValueError(f"similarity must be one of {', '.join(get_args(Similarity))}, got {similarity!r}.")
         self.similarity, self.gammas, self.adversarial = similarity, gammas, adversarial
-        self.taps = Taps(pairs=taps)
+        self.taps = StagePairs(pairs=taps)
         self.lengths: tuple[int, ...] = ()
         self.discriminators = nn.ModuleList()
 

@@ -49,7 +49,7 @@ class Holistic(Loss):
 
     weight: ClassVar[float] = 0.1
     golden: ClassVar[float] = 0.2240961839213031
-    opponents: ClassVar[Mapping[str, float]] = {"discriminator": 4e-4}
+    discriminator_rates: ClassVar[Mapping[str, float]] = {"discriminator": 4e-4}
     dense: ClassVar[bool] = True
 
     def __init__(self, *, penalty: float = 10.0, width: int = 64, seed: int = 0) -> None:

@@ -28,7 +28,7 @@ class PairWise(FeatureLoss):
     Args:
         grid: nodes per side: 2 is the authors' pooling with half the map's size.
         pool: `max` or `average` over each node's patch.
-        taps: which stages are compared, as in `Taps`; by default the deepest of each, before the classifier.
+        taps: which stages are compared, as in `StagePairs`; by default the deepest of each, before the classifier.
         weights: one weight per pair.
 
     Raises:

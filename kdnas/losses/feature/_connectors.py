@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdnas.losses.stage_pairs import Adapter, Taps
+from kdnas.losses.stage_pairs import Adapter, StagePairs
 from kdnas.numerics import as_map
 from kdnas.outputs import Outputs
 
@@ -52,7 +52,7 @@ class Projection(nn.Sequential):
         super().__init__(Adapter(student_channels, teacher_channels), BatchNorm(teacher_channels))
 
 
-def paired_maps(taps: Taps, student: Outputs, teacher: Outputs) -> list[tuple[Tensor, Tensor]]:
+def paired_maps(taps: StagePairs, student: Outputs, teacher: Outputs) -> list[tuple[Tensor, Tensor]]:
     """The prepared pairs as maps, at their own sizes: what learnable parts are built from.
 
     Raises:

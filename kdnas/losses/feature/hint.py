@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from kdnas.losses.base import FeatureLoss, Stage
 from kdnas.losses.feature._connectors import LeadingConvolution, Projection, paired_maps, part
-from kdnas.losses.stage_pairs import Adapter, Pairs, Taps
+from kdnas.losses.stage_pairs import Adapter, Pairs, StagePairs
 from kdnas.numerics import as_map, safe_normalize, same_positions
 from kdnas.outputs import Outputs
 
@@ -81,10 +81,10 @@ class Hint(FeatureLoss):
     def prepare(self, student: Outputs, teacher: Outputs, *, elastic: bool = False) -> None:
         """Choose the pairs and build the regressors."""
         if self.layers == "middle" and isinstance(self.rule, str) and student.features and teacher.features:
-            rows = Taps(pairs=self.rule).prepare(student, teacher)
+            rows = StagePairs(pairs=self.rule).prepare(student, teacher)
             # Lower middle: the deeper the guided layer, the less freedom the student keeps (section 2.2).
             middle = rows[(len(rows) - 1) // 2]
-            self.taps = Taps(pairs=((middle.student, middle.teacher),))
+            self.taps = StagePairs(pairs=((middle.student, middle.teacher),))
         super().prepare(student, teacher, elastic=elastic)
         self.regressors = nn.ModuleList()
         for s, t in paired_maps(self.taps, student, teacher):

@@ -49,7 +49,7 @@ class SelfAttention(Loss):
     """
 
     needs: ClassVar[tuple[str, ...]] = ("features",)
-    reads_teacher: ClassVar[bool] = False
+    uses_teacher: ClassVar[bool] = False
     weight: ClassVar[float] = 0.1
     golden: ClassVar[float] = 0.00036050177240966465
     own_gradient: ClassVar[bool] = True

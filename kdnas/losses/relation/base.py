@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from kdnas.losses.base import Loss
-from kdnas.losses.stage_pairs import Pairs, Row, Taps
+from kdnas.losses.stage_pairs import Pairs, Row, StagePairs
 from kdnas.outputs import Outputs
 
 
@@ -26,7 +26,7 @@ class LayerRelation(Loss):
 
     def __init__(self, *, taps: str | Pairs = "resolution", weights: tuple[float, ...] | None = None) -> None:
         super().__init__()
-        self.taps = Taps(pairs=taps, alignment="channels")
+        self.taps = StagePairs(pairs=taps, alignment="channels")
         self.weights = weights
 
     def prepare(self, student: Outputs, teacher: Outputs, *, elastic: bool = False) -> None:

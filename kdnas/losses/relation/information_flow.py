@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from kdnas.losses.base import Loss, Stage, connected_zero
-from kdnas.losses.stage_pairs import Pairs, Taps
+from kdnas.losses.stage_pairs import Pairs, StagePairs
 from kdnas.numerics import safe_normalize, safe_sqrt, squared_distances, widen
 from kdnas.outputs import Outputs
 from kdnas.specs import Spec
@@ -76,7 +76,7 @@ class InformationFlow(Loss):
             raise ValueError(f"embedding must be one of {', '.join(get_args(Embedding))}, got {embedding!r}.")
         if not 0 < decay <= 1:
             raise ValueError(f"decay must be above 0 and at most 1 (no decay), got {decay}.")
-        self.taps = Taps(pairs=taps)
+        self.taps = StagePairs(pairs=taps)
         self.embedding, self.first_weight, self.decay, self.epochs = embedding, first_weight, decay, epochs
         self.auxiliary: nn.Module | None = auxiliary.build(nn.Module) if isinstance(auxiliary, Spec) else auxiliary
 

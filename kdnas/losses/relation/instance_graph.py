@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdnas.losses.base import Loss
-from kdnas.losses.stage_pairs import Adapter, Taps
+from kdnas.losses.stage_pairs import Adapter, StagePairs
 from kdnas.numerics import as_map, rescale, same_positions, squared_distances
 from kdnas.outputs import Outputs, embedding
 
@@ -65,7 +65,7 @@ class InstanceGraph(Loss):
             raise ValueError(f"vertices must be logits or features, got {vertices!r}.")
         self.vertex, self.edge, self.transformation = vertex, edge, transformation
         self.vertices, self.through_max = vertices, through_max
-        self.taps = Taps(pairs=taps)
+        self.taps = StagePairs(pairs=taps)
         self.projector: Adapter | None = None
 
     def prepare(self, student: Outputs, teacher: Outputs, *, elastic: bool = False) -> None:

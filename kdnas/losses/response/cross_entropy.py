@@ -32,7 +32,7 @@ class CrossEntropy(Loss):
     """
 
     needs: ClassVar[tuple[str, ...]] = ("logits", "labels")
-    reads_teacher: ClassVar[bool] = False
+    uses_teacher: ClassVar[bool] = False
     golden: ClassVar[float] = 3.2529208139396064
 
     def __init__(self, *, label_smoothing: float = 0.0) -> None:
