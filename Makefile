@@ -16,6 +16,7 @@ check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/pyrefly check
 	$(BIN)/lint-imports
+	$(BIN)/python .ci/words.py kdnas
 
 format: $(STAMP)
 	$(BIN)/ruff format .
