@@ -1,8 +1,8 @@
 """Counts identifiers that say nothing about their value: bare participles and `one`.
 
 Usage: `python .ci/words.py [FOLDER] [--limit PER_THOUSAND]`. The share is taken of all names and arguments (`ast.Name`
-and `ast.arg`) of the Python files below FOLDER, `kdnas` by default; outer underscores are ignored. Prints the share, the
-words and the files with the most, and exits with 1 above the limit.
+and `ast.arg`) of the Python files below FOLDER, `kdnas` by default; outer underscores are ignored. Prints the share,
+the words and the files with the most, and exits with 1 above the limit.
 """
 
 import argparse
