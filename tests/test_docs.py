@@ -1,8 +1,11 @@
 """Every code block in docs/ that is Python or a kdnas command runs, or says above it why it is not run."""
 
+import functools
+import importlib
 import re
 import shlex
 import sys
+import tomllib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,7 +14,8 @@ import pytest
 from kdnas.cli.commands import main
 from kdnas.students.folder import load_source
 
-DOCS = Path(__file__).parents[1] / "docs"
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
 BLOCK = re.compile(r"(?:^<!-- (?P<mark>.*?) -->\n)?^```(?P<kind>\w*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
 PAGES = sorted(p.name for p in DOCS.glob("*.md"))
 
@@ -70,6 +74,41 @@ def test_every_page_is_on_the_map_and_every_link_leads_somewhere():
         assert page == "index.md" or f"({page})" in index, page
         for link in re.findall(r"\]\(([^)#]+)\)", (DOCS / page).read_text(encoding="utf-8")):
             assert link.startswith("https://") or (DOCS / link).exists(), f"{page}: {link}"
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "experiments/README.md", "benchmarks/README.md"])
+def test_every_link_of_the_pages_outside_docs_leads_somewhere(page):
+    path = ROOT / page
+    for link in re.findall(r"\]\(([^)#]+)\)", path.read_text(encoding="utf-8")):
+        assert link.startswith("https://") or (path.parent / link).exists(), link
+
+
+def test_every_name_and_path_in_contributing_exists():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    names = re.findall(r"`(kdnas[\w.]*):([\w.]+)`", text)
+    paths = re.findall(r"`((?:kdnas|tests|experiments|search_spaces|docs)/[\w./]*)`", text)
+    assert len(names) > 30 and len(paths) > 10
+    for module, name in names:
+        assert functools.reduce(getattr, name.split("."), importlib.import_module(module)), name
+    for path in paths:
+        assert (ROOT / path).exists(), path
+
+
+def test_the_map_of_the_rooms_is_the_import_contract():
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"][
+        "contracts"
+    ]
+    layers = next(c["layers"] for c in contracts if c["type"] == "layers")
+    floors = {entry: len(layers) - i for i, layer in enumerate(layers) for entry in layer.split(" | ")}
+    sources = [m for c in contracts if c.get("forbidden_modules") == ["torch"] for m in c["source_modules"]]
+    rows = re.findall(
+        r"^\| (\d+) \| `(\w+)`( ∅)? \|", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), re.MULTILINE
+    )
+    assert {entry: int(floor) for floor, entry, _ in rows} == floors
+    assert [int(floor) for floor, _, _ in rows] == sorted(floors.values(), reverse=True)
+    assert {entry for _, entry, mark in rows if mark} == {
+        m.removeprefix("kdnas.") for m in sources if m.count(".") == 1
+    }
 
 
 def test_every_command_is_shown_with_an_example():
