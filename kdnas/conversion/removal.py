@@ -1,18 +1,28 @@
 """The smaller network that is left when channels and blocks are removed."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kdnas.conversion.channels import blueprint_of
-from kdnas.conversion.scale_factors import Factors, _held
 from kdnas.costs.budget import Budget, Cost
 from kdnas.costs.count import cost
 from kdnas.network import Network
 from kdnas.space import Blueprint
 
+if TYPE_CHECKING:
+    from kdnas.conversion.scale_factors import Factors
+
 WITHIN = 0.02
+
+
+def _held(factors: nn.ParameterDict) -> dict[str, Tensor]:
+    """Factors by their unit's key, on the CPU, where looking at single ones costs nothing."""
+    return {key: value.detach().clone().cpu() for key, value in factors.items()}
 
 
 def living(factors: Factors) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from kdnas.conversion.channels import Unit, branch_end, operations, saved, units
-from kdnas.conversion.removal import _within, living, narrowed
+from kdnas.conversion.removal import _held, _within, living, narrowed
 from kdnas.costs.budget import Budget
 from kdnas.costs.count import cost
 from kdnas.distillers.base import Batch, Distiller, Model, Step
@@ -158,8 +158,3 @@ class Factors(Distiller):
             self.alive[key].copy_(mask)
             self.factors[key].data.mul_(self.alive[key])
         self.met.fill_(True)
-
-
-def _held(factors: nn.ParameterDict) -> dict[str, Tensor]:
-    """Factors by their unit's key, on the CPU, where looking at single ones costs nothing."""
-    return {key: value.detach().clone().cpu() for key, value in factors.items()}

@@ -500,10 +500,10 @@ def test_an_interrupted_pruning_ends_as_an_uninterrupted_one(run, tmp_path, monk
         save_state(draft, {"training": training.state(), "seconds": 0.0})
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(job, "drive", killed)
+    monkeypatch.setattr(job, "train_with_checkpoints", killed)
     with pytest.raises(SystemExit):
         main(["prune", "tests/toy.py:pruned", "--out", str(tmp_path / "again")])
-    monkeypatch.setattr(job, "drive", train_with_checkpoints)
+    monkeypatch.setattr(job, "train_with_checkpoints", train_with_checkpoints)
     main(["prune", "tests/toy.py:pruned", "--out", str(tmp_path / "again")])
     assert calls == ["factors"]
     first, second = (read_student(folder / "students" / "student") for folder in (run, tmp_path / "again"))
