@@ -19,7 +19,7 @@ def row(code, truth, space=TOY, **changes):
     return dataclasses.replace(made, **changes)
 
 
-def next_larger(architecture):
+def non_minimal(architecture):
     return sum(option != "identity" for option in architecture.values())
 
 
@@ -35,7 +35,7 @@ def rows_of(num, seed=0):
             rng.randint(1, 9),
             rng.randint(1, 10**6),
             rng.randint(5, 8),
-            next_larger(a),
+            non_minimal(a),
         )
         for a in chosen
     ]
@@ -113,7 +113,7 @@ def test_the_interval_has_the_width_that_theory_gives():
 
 def test_groups_are_parts_of_the_distinct_networks():
     codes = ["00000012", "00000102", "00000002", "00000020"]  # the last two are one network: identities commute
-    rows = [row(c, 1.0, MACRO) for c in codes] + [r for r in rows_of(130) if r.next_larger > 2][:120]
+    rows = [row(c, 1.0, MACRO) for c in codes] + [r for r in rows_of(130) if r.non_minimal > 2][:120]
     found = groups(rows)
     canonical = canonical_rows(rows)
     assert len(canonical) == len({r.architecture for r in rows}) == 123
@@ -165,8 +165,8 @@ def test_a_table_is_read_by_its_arch_column_or_its_first(tmp_path):
     assert [r.code for r in rows] == CODES
     assert rows[3].truth == 53.0
     smallest = rows[CODES.index(TOY.code(TOY.smallest))]
-    assert smallest.next_larger == 0 and smallest.layers == 2
-    assert max(r.next_larger for r in rows) >= 1
+    assert smallest.non_minimal == 0 and smallest.layers == 2
+    assert max(r.non_minimal for r in rows) >= 1
 
 
 def test_size_is_exact_whatever_the_table_says(tmp_path):
@@ -179,7 +179,7 @@ def test_size_is_exact_whatever_the_table_says(tmp_path):
         (890_666, 47_327_744),
         (1_985_514, 85_164_544),
     ]
-    assert [r.next_larger for r in rows[:4]] == [0, 8, 4, 7]
+    assert [r.non_minimal for r in rows[:4]] == [0, 8, 4, 7]
 
 
 @pytest.mark.parametrize(
