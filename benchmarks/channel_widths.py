@@ -102,8 +102,7 @@ def shares_of(
     network: Network, data: Data, recipe: Recipe, budget: float, by_cost: bool
 ) -> tuple[list[float], dict[str, float]]:
     """What is kept of each width, in the order of execution, and what became of the network."""
-    image = (data.channels, data.preprocessing.height, data.preprocessing.width)
-    conversion = convert(Plain(network), image=image)
+    conversion = convert(Plain(network), image=data.image)
     student = conversion.supernet.extract(conversion.space.largest)
     whole = cost(student.blueprint).macs
     bound = Budget(macs=budget * whole)

@@ -47,7 +47,7 @@ from kdnas.settings import Experiment, Recipe, Retrain, Train
 from kdnas.space import SearchSpace
 from kdnas.specs import Spec, named_with, spec
 from kdnas.students.folder import Card, read_student, write_student
-from kdnas.tables import load_space, table_of
+from kdnas.tables import load_space
 from kdnas.teachers.combined import several_teachers, streamed_teacher
 
 SEEDS = 5
@@ -241,17 +241,9 @@ def teachers(size: Size, folder: Path) -> tuple[dict[str, Spec], dict[str, Any]]
 def write_fresh(size: Size, folder: Path) -> None:
     """The student folder that every run begins with."""
     data: Data = size.data.build(Data)
-    blueprint = size.space.blueprint(size.architecture)
-    card = Card(
-        architecture=size.architecture,
-        space=table_of(size.space),
-        blueprint=blueprint,
-        cost=cost(blueprint),
-        preprocessing=data.preprocessing,
-        class_names=data.class_names,
-        origin={"role": "student of the schemes"},
-    )
-    write_student(folder, initialised(lambda: Network(blueprint), 0), card, deploy=False)
+    network = initialised(lambda: Network(size.space.blueprint(size.architecture)), 0)
+    card = Card.of(network, data, {"role": "student of the schemes"}, size.architecture, size.space)
+    write_student(folder, network, card, deploy=False)
 
 
 def one_run(scheme: Scheme, seed: int, size: Size, teacher: Spec | None, folder: Path) -> dict[str, Any]:

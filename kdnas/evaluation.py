@@ -17,8 +17,8 @@ from kdnas.teachers.base import Teacher
 def teacher_accuracy(teacher: Teacher, part: Images) -> float:
     """Share of a part's images that a teacher classifies right."""
     hits = []
-    for chunk in torch.arange(len(part)).split(500):
-        pixels, labels = part.take(chunk).to(default_device()), part.labels[chunk].to(default_device())
+    for pixels, labels in part.batches():
+        pixels, labels = pixels.to(default_device()), labels.to(default_device())
         hits.append(teacher(pixels, labels).logits.argmax(1) == labels)
     return float(torch.cat(hits).float().mean())
 
@@ -27,8 +27,8 @@ def health(supernet: Supernet, data: Data, most: int = 1000) -> dict[str, float]
     """Accuracy on search images of the smallest, a middle and the largest subnet, by batch statistics."""
     part, space = data.search, supernet.space
     device = next(supernet.parameters()).device
-    chosen = torch.arange(min(most, len(part)))
-    images, labels = data.normalise(part.take(chosen).to(device)), part.labels[chosen].to(device)
+    pixels, labels = next(part.batches(most))
+    images, labels = data.normalise(pixels.to(device)), labels.to(device)
     middle = space.decide(lambda choice: choice.options[len(choice.options) // 2])
     was_training = supernet.training
     supernet.eval()
@@ -53,10 +53,10 @@ def correct(network: nn.Module, part: Images, data: Data) -> Tensor:
     network.eval()
     found = []
     with torch.no_grad():
-        for chunk in torch.arange(len(part)).split(500):
-            outputs = network(data.normalise(part.take(chunk).to(device)))
+        for pixels, labels in part.batches():
+            outputs = network(data.normalise(pixels.to(device)))
             logits = outputs.logits if isinstance(outputs, Outputs) else outputs
-            found.append(logits.argmax(1).cpu() == part.labels[chunk])
+            found.append(logits.argmax(1).cpu() == labels)
     network.train(was_training)
     return torch.cat(found)
 

@@ -493,7 +493,8 @@ def _retrain(given: argparse.Namespace) -> None:
     from kdnas.distillers.base import Distiller
     from kdnas.distillers.from_labels import FromLabels
     from kdnas.jobs._arguments import terms_of, with_losses, with_overrides
-    from kdnas.jobs.retrain import retrain, run_around, settings_of
+    from kdnas.jobs.retrain import retrain, settings_of
+    from kdnas.runs.folder import run_around
     from kdnas.specs import named_with, spec
     from kdnas.teachers.load import load_teacher
 

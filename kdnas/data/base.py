@@ -2,7 +2,7 @@
 
 import abc
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +26,12 @@ class Images(abc.ABC):
     @abc.abstractmethod
     def take(self, indices: Tensor) -> Tensor:
         """Images `[len(indices), channels, height, width]`, float32 in [0, 1]."""
+
+    @final
+    def batches(self, size: int = 500) -> Iterator[tuple[Tensor, Tensor]]:
+        """Every image with its label, in order: pairs of images as `take` gives them and labels, `size` at a time."""
+        for indices in torch.arange(len(self)).split(size):
+            yield self.take(indices), self.labels[indices]
 
     @final
     def __len__(self) -> int:
@@ -146,6 +152,11 @@ class Data:
     def channels(self) -> int:
         """Channels of an image."""
         return len(self.preprocessing.mean)
+
+    @property
+    def image(self) -> tuple[int, int, int]:
+        """Channels, height and width of an image."""
+        return self.channels, self.preprocessing.height, self.preprocessing.width
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """Pixels in [0, 1] as a student's input."""

@@ -75,7 +75,5 @@ def _in_memory(files: FileImages, limit: int = 2**30) -> Images:
     """Files decoded once into memory where they fit in a gibibyte as uint8."""
     if len(files) * 3 * files.size**2 > limit:
         return files
-    pixels = torch.cat(
-        [(files.take(chunk) * 255).round().to(torch.uint8) for chunk in torch.arange(len(files)).split(256)]
-    )
+    pixels = torch.cat([(images * 255).round().to(torch.uint8) for images, _ in files.batches(256)])
     return TensorImages(pixels, files.labels)

@@ -11,12 +11,13 @@ from torch import Tensor
 
 from kdnas.data.base import Data
 from kdnas.jobs._run import build_teacher
-from kdnas.jobs.retrain import forget_drafts, lock_settings, retrain, source_of, taught_by_teacher
+from kdnas.jobs.retrain import forget_drafts, lock_settings, retrain, taught_by_teacher
 from kdnas.network import Network, default_device
 from kdnas.runs.files import current_folder, write_json
 from kdnas.settings import Retrain
 from kdnas.specs import Spec
 from kdnas.students.folder import read_student
+from kdnas.students.trust import provenance
 from kdnas.tables import unstructure
 from kdnas.teachers.base import Teacher
 
@@ -66,9 +67,7 @@ def retrain_along(
         raise ValueError(f"threshold must be at least 1, got {threshold}: at 1 the next anchor is no harder.")
     taught_by_teacher(settings, "anchors")
     _, card = read_student(student)
-    data, teacher = data or source_of(student, card, "data"), teacher or source_of(student, card, "teacher")
-    if data is None:
-        raise ValueError(f"{student} does not say which data it was found on. Give --data.")
+    data, teacher = provenance(student, card, data, teacher)
     snapshots = _snapshots(teacher)
     stages = min(num_stages, len(snapshots))
     if not 1 <= stages <= settings.recipe.steps:
@@ -124,8 +123,8 @@ def divergences(network: Network, teachers: list[Teacher], data: Data) -> list[f
     network = network.to(device).eval()
     sums = torch.zeros(len(teachers), dtype=torch.float64)
     with torch.no_grad():
-        for chunk in torch.arange(len(data.search)).split(500):
-            pixels, labels = data.search.take(chunk).to(device), data.search.labels[chunk].to(device)
+        for pixels, labels in data.search.batches():
+            pixels, labels = pixels.to(device), labels.to(device)
             student = network(data.normalise(pixels)).logits.float().log_softmax(1)
             for place, teacher in enumerate(teachers):
                 target: Tensor = teacher.to(device)(pixels, labels).logits.float().log_softmax(1)

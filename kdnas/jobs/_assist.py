@@ -10,7 +10,7 @@ from kdnas.architecture import Architecture
 from kdnas.costs.count import cost
 from kdnas.data.base import Data
 from kdnas.evaluation import accuracy
-from kdnas.jobs.retrain import forget_drafts, lock_settings, retrain, source_of, taught_by_teacher
+from kdnas.jobs.retrain import forget_drafts, lock_settings, retrain, taught_by_teacher
 from kdnas.network import Network
 from kdnas.randomness import initialised, python_rng
 from kdnas.runs.files import current_folder, write_json
@@ -18,6 +18,7 @@ from kdnas.settings import Retrain
 from kdnas.space import SearchSpace
 from kdnas.specs import Spec, spec
 from kdnas.students.folder import Card, read_student, write_student
+from kdnas.students.trust import provenance
 from kdnas.tables import space_from_table, unstructure
 from kdnas.teachers.zoo import student_teacher
 
@@ -66,10 +67,7 @@ def retrain_assisted(
     _, card = read_student(student)
     if card.space is None:
         raise ValueError(f"{student} knows no search space to take assistants from. Export it from a run.")
-    made_data = data or source_of(student, card, "data")
-    if made_data is None:
-        raise ValueError(f"{student} does not say which data it was found on. Give --data.")
-    teacher = teacher or source_of(student, card, "teacher")
+    made_data, teacher = provenance(student, card, data, teacher)
     space = space_from_table(dict(card.space))
     named_codes = () if assistants == AUTO else _descending(space, assistants, card)
     folder = out.parent / f"{out.name}-assistants"

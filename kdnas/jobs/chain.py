@@ -108,7 +108,7 @@ def _trainings(run: Run, settings: Retrain) -> Iterator[tuple[str, Path, Retrain
         if not folder.exists():
             origin = {"control": name, "score": entry.score}
             network = inherited(run, entry.architecture)
-            write_student(folder, network, card_of(run, entry.architecture, origin), deploy=False)
+            write_student(folder, network, card_of(run, network, entry.architecture, origin), deploy=False)
         yield name, folder, settings
 
 

@@ -136,8 +136,7 @@ def _opened(settings: Compare, folder: Path) -> dict[str, Any]:
 def _taught(settings: Compare, data: Data, folder: Path, held: dict[str, Any], save: Any) -> Spec:
     """The teacher trained here, in a run of its own without a supernet."""
     if "teacher_job" not in held:
-        image = (data.channels, data.preprocessing.height, data.preprocessing.width)
-        blueprint = fitted_teacher(image, data.classes)
+        blueprint = fitted_teacher(data.image, data.classes)
         each = timed_step(partial(Network, blueprint), FromLabels(), data, None, Recipe())
         epochs = 30 * len(data.train) // min(128, len(data.train))
         steps = max(LEAST_STEPS, min(epochs, int(_TEACHER_SHARE * settings.max_time / each)))

@@ -6,7 +6,6 @@ from typing import Any
 import torch
 
 from kdnas.architecture import Architecture
-from kdnas.costs.count import cost
 from kdnas.data.base import Data
 from kdnas.evaluation import accuracy
 from kdnas.jobs._run import Run
@@ -16,7 +15,7 @@ from kdnas.ranking.order import ranked
 from kdnas.runs.entry import Entry
 from kdnas.runs.folder import STUDENTS
 from kdnas.students.folder import Card, write_student
-from kdnas.tables import table_of, unstructure
+from kdnas.tables import unstructure
 
 
 def export(run: Run, place: int = 1, out: Path | None = None, *, deploy: bool = True) -> dict[str, Any]:
@@ -39,7 +38,7 @@ def export(run: Run, place: int = 1, out: Path | None = None, *, deploy: bool = 
     network = inherited(run, entry.architecture)
     found = accuracy(network, run.data.search, run.data)
     origin = {"place": place, "score": entry.score, "scorer": entry.scorer, "search_accuracy": found}
-    checked = write_student(folder, network, card_of(run, entry.architecture, origin), deploy=deploy)
+    checked = write_student(folder, network, card_of(run, network, entry.architecture, origin), deploy=deploy)
     return {
         "student": str(folder),
         "place": place,
@@ -83,17 +82,8 @@ def calibration_batches(data: Data, device: torch.device, most: int = 2048, size
     return [data.normalise(data.train.take(chunk).to(device)) for chunk in chosen.split(size)]
 
 
-def card_of(run: Run, architecture: Architecture, origin: dict[str, Any]) -> Card:
+def card_of(run: Run, network: Network, architecture: Architecture, origin: dict[str, Any]) -> Card:
     """The card of a subnet of this run; its origin also says what to retrain it on, and how long."""
-    blueprint = run.space.blueprint(architecture)
     sources = {"data": run.experiment.train.data.to_json(), "teacher": run.teacher_spec.to_json()}
     sources["recipe"] = unstructure(run.experiment.retrain.recipe)
-    return Card(
-        architecture=architecture,
-        space=table_of(run.space),
-        blueprint=blueprint,
-        cost=cost(blueprint),
-        preprocessing=run.data.preprocessing,
-        class_names=run.data.class_names,
-        origin={**origin, **sources},
-    )
+    return Card.of(network, run.data, {**origin, **sources}, architecture, run.space)

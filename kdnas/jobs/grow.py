@@ -31,7 +31,6 @@ from kdnas.space import SearchSpace
 from kdnas.specs import spec
 from kdnas.statistics import compare_accuracy
 from kdnas.students.folder import Card, read_student, write_student
-from kdnas.tables import table_of
 from kdnas.teachers.base import Frozen, Teacher
 from kdnas.training.driver import train_with_checkpoints
 from kdnas.training.loop import Training
@@ -62,7 +61,7 @@ class Ensemble(NamedTuple):
 
     def network(self, data: Data) -> Network:
         """The members as one network."""
-        return mixture([member.network for member in self.members], self.weights, _image(data))
+        return mixture([member.network for member in self.members], self.weights, data.image)
 
     @property
     def cost(self) -> Cost:
@@ -125,7 +124,7 @@ def grow(settings: Grow, folder: Path) -> dict[str, Any]:
         origin = {"grown": settings.to_json()["grow"], "members": codes, "weights": weights}
         origin |= {"data": settings.data.to_json(), "test_accuracy": rows["grown"]["accuracy"]}
         network = grown.network(data)
-        write_student(out, network, _card(network, data, None, None, origin))
+        write_student(out, network, Card.of(network, data, origin))
     done = {**rows["grown"], "members": codes, "weights": weights}
     if storage.phase("grow") is None:
         storage.finish("grow", **done)
@@ -216,7 +215,7 @@ class _Growth:
             training = Training(network, distiller, self.data, teacher, recipe, default_device())
             watch = lambda: {"accuracy": accuracy(network, self.data.search, self.data)}  # noqa: E731
             seconds = train_with_checkpoints(training, name, draft, self.storage, watch)
-            card = _card(network, self.data, architecture, table_of(self.space), {"seconds": seconds, "member": name})
+            card = Card.of(network, self.data, {"seconds": seconds, "member": name}, architecture, self.space)
             write_student(out, network.cpu(), card, deploy=False)
         # Here, so that also what a kill right after the member was written left is removed.
         draft.unlink(missing_ok=True)
@@ -301,32 +300,9 @@ def _taught(label_smoothing: float) -> FromTeacher:
     return FromTeacher(terms=((1.0, task), (1.0, spec(SoftTargets, form="soft_cross_entropy", temperature=1.0))))
 
 
-def _card(
-    network: Network,
-    data: Data,
-    architecture: Architecture | None,
-    space: dict[str, Any] | None,
-    origin: dict[str, Any],
-) -> Card:
-    return Card(
-        architecture=architecture,
-        space=space,
-        blueprint=network.blueprint,
-        cost=cost(network.blueprint),
-        preprocessing=data.preprocessing,
-        class_names=data.class_names,
-        origin=origin,
-    )
-
-
-def _image(data: Data) -> tuple[int, int, int]:
-    return data.channels, data.preprocessing.height, data.preprocessing.width
-
-
 @torch.no_grad()
 def _logits(network: Network, part: Images, data: Data) -> Tensor:
     """Of all images of a part, `[images, classes]`, on the CPU."""
     device = next(network.parameters()).device
     network.eval()
-    chunks = torch.arange(len(part)).split(500)
-    return torch.cat([network(data.normalise(part.take(chunk).to(device))).logits.cpu() for chunk in chunks])
+    return torch.cat([network(data.normalise(pixels.to(device))).logits.cpu() for pixels, _ in part.batches()])

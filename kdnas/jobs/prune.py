@@ -136,15 +136,14 @@ def _taught(settings: Prune, storage: RunFolder) -> Spec:
 
 
 def _converted(settings: Prune, storage: RunFolder, data: Data) -> Conversion:
-    image = (data.channels, data.preprocessing.height, data.preprocessing.width)
     kind, _, rest = settings.source.partition(":")
     if settings.source == "teacher" or kind == "checkpoint":
         network, _ = read_student(storage.path("teaching", TEACHER) if settings.source == "teacher" else Path(rest))
         source: nn.Module = _Plain(network)
     else:
-        load = partial(load_source, settings.source, size=image[1], classes=data.classes)
+        load = partial(load_source, settings.source, size=data.image[1], classes=data.classes)
         source = initialised(load, settings.recipe.seed)  # fresh weights, where it has no others
-    found = convert(source, image=image, needs_choices=False)
+    found = convert(source, image=data.image, needs_choices=False)
     if found.space.classes != data.classes:
         raise ValueError(
             f"the source {settings.source} knows {found.space.classes} classes, the data has {data.classes}. Give a "
@@ -202,13 +201,4 @@ def _search(settings: Prune, storage: RunFolder, data: Data, teacher_spec: Spec,
 
 
 def _write(folder: Path, network: Network, data: Data, origin: dict[str, Any]) -> None:
-    card = Card(
-        architecture=None,
-        space=None,
-        blueprint=network.blueprint,
-        cost=cost(network.blueprint),
-        preprocessing=data.preprocessing,
-        class_names=data.class_names,
-        origin=origin,
-    )
-    write_student(folder, network, card, deploy=False)
+    write_student(folder, network, Card.of(network, data, origin), deploy=False)

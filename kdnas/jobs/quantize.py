@@ -6,11 +6,11 @@ from typing import Any
 import torch
 
 from kdnas.data.base import Data, TensorImages
-from kdnas.jobs.retrain import source_of
 from kdnas.randomness import torch_rng
 from kdnas.specs import Spec
 from kdnas.students.folder import read_student
 from kdnas.students.integers import MOST_LOST, quantize
+from kdnas.students.trust import data_of
 
 
 def quantize_student(
@@ -35,10 +35,7 @@ def quantize_student(
     if num_images < 1:
         raise ValueError(f"num_images must be at least 1, got {num_images}.")
     _, card = read_student(student)
-    made = data or source_of(student, card, "data")
-    if made is None:
-        raise ValueError(f"{student} does not say which data it was found on. Give --data.")
-    loaded: Data = made.build(Data)
-    drawn = torch.randperm(len(loaded.train), generator=torch_rng("calibration", seed))[:num_images]
-    images = TensorImages(loaded.train.take(drawn), loaded.train.labels[drawn])
+    loaded: Data = data_of(student, card, data).build(Data)
+    indices = torch.randperm(len(loaded.train), generator=torch_rng("calibration", seed))[:num_images]
+    images = TensorImages(loaded.train.take(indices), loaded.train.labels[indices])
     return {"graph": str(out), **quantize(student, out, images, loaded.test, most)}

@@ -15,10 +15,11 @@ from kdnas.jobs._run import build_teacher, check_model_type, other_classes
 from kdnas.network import Network, default_device
 from kdnas.randomness import initialised
 from kdnas.runs.files import current_folder, write_json
-from kdnas.runs.folder import MANIFEST, STUDENTS, RunFolder
+from kdnas.runs.folder import run_around
 from kdnas.settings import Experiment, Recipe, Retrain
 from kdnas.specs import Spec
-from kdnas.students.folder import WEIGHTS, Card, check_place, read_student, write_student
+from kdnas.students.folder import WEIGHTS, check_place, read_student, write_student
+from kdnas.students.trust import provenance
 from kdnas.tables import structure, unstructure
 from kdnas.training.driver import train_with_checkpoints
 from kdnas.training.loop import Training
@@ -54,11 +55,7 @@ def retrain(
     check_model_type(settings.distiller, Network)
     check_place(Path(out))
     network, card = read_student(student)
-    made_data, made_teacher = (
-        given or source_of(student, card, name) for name, given in (("data", data), ("teacher", teacher))
-    )
-    if made_data is None:
-        raise ValueError(f"{student} does not say which data it was found on. Give --data.")
+    made_data, made_teacher = provenance(student, card, data, teacher)
     loaded: Data = made_data.build(Data)
     if loaded.class_names != card.class_names:
         raise ValueError(f"{other_classes(card.class_names, loaded, 'the student')} Give the data it was found on.")
@@ -145,39 +142,3 @@ def settings_of(student: Path) -> Retrain:
         return Retrain() if recipe is None else Retrain(recipe=structure(recipe, Recipe))
     except ValueError as error:
         raise ValueError(f"the recipe in the card of {student} is none: {error}") from error
-
-
-def run_around(folder: Path) -> RunFolder | None:
-    """The run a student folder lies in, if it lies in one."""
-    above = folder.resolve().parent
-    if above.name == STUDENTS and (above.parent / MANIFEST).is_file():
-        return RunFolder(above.parent)
-    return None
-
-
-def _only(made: Any, makers: list[str]) -> bool:
-    """Whether a spec, and every spec among its arguments, is made by one of these."""
-    if isinstance(made, tuple):
-        return all(_only(one, makers) for one in made)
-    return not isinstance(made, Spec) or (made.make in makers and all(_only(v, makers) for _, v in made.arguments))
-
-
-_OURS = {
-    "data": ("digits", "folder", "cifar10", "cifar100", "strong"),
-    "teacher": ("student_teacher", "zoo_teacher", "several_teachers", "streamed_teacher"),
-}
-
-
-def source_of(student: Path, card: Card, name: str) -> Spec | None:
-    """What the card says of its data or teacher; a student from elsewhere may name kdnas's own loaders only."""
-    held = card.origin.get(name)
-    if held is None:
-        return None
-    found = Spec.from_json(held)
-    ours = [f"kdnas.{name if name == 'data' else 'teachers'}:{loader}" for loader in _OURS[name]]
-    if not _only(found, ours) and run_around(student) is None:
-        raise ValueError(
-            f"{student} names {found.make} as its {name}, and a student outside its run is not trusted to run code. "
-            f"Give --{name}."
-        )
-    return found

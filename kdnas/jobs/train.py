@@ -4,7 +4,6 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from kdnas.costs.count import cost
 from kdnas.distillers.base import Distiller
 from kdnas.distillers.from_labels import FromLabels
 from kdnas.evaluation import accuracy, health, teacher_accuracy
@@ -64,20 +63,11 @@ def _train_teacher(run: Run) -> None:
 def _train_member(run: Run, phase: str, member: int) -> dict[str, Any]:
     settings, data, storage = run.experiment.train, run.data, run.storage
     recipe = dataclasses.replace(settings.teacher_recipe, seed=settings.teacher_recipe.seed + member - 1)
-    image = (data.channels, data.preprocessing.height, data.preprocessing.width)
-    blueprint = fitted_teacher(image, data.classes, settings.teacher_blocks)
+    blueprint = fitted_teacher(data.image, data.classes, settings.teacher_blocks)
     network = initialised(lambda: Network(blueprint), recipe.seed)
     training = Training(network, FromLabels(label_smoothing=0.1), data, None, recipe, default_device())
     draft = storage.path(f"{phase.replace(' ', '-')}.draft.safetensors")
-    card = Card(
-        architecture=None,
-        space=None,
-        blueprint=blueprint,
-        cost=cost(blueprint),
-        preprocessing=data.preprocessing,
-        class_names=data.class_names,
-        origin={"role": "teacher", "seed": recipe.seed},
-    )
+    card = Card.of(network, data, {"role": "teacher", "seed": recipe.seed})
     count = settings.teacher_snapshots
     due = {recipe.steps * k // count: k for k in range(1, count)}
 

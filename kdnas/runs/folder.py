@@ -184,6 +184,14 @@ class RunFolder:
         write_json(self.path(RESULTS), results)
 
 
+def run_around(folder: Path) -> RunFolder | None:
+    """The run a student folder lies in, or None."""
+    above = folder.resolve().parent
+    if above.name == STUDENTS and (above.parent / MANIFEST).is_file():
+        return RunFolder(above.parent)
+    return None
+
+
 @final
 class Metrics:
     """Appends one phase's lines to `metrics.jsonl`."""

@@ -18,16 +18,17 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from kdnas.architecture import Architecture
 from kdnas.costs.budget import Cost
-from kdnas.data.base import normalise
+from kdnas.costs.count import cost
+from kdnas.data.base import Data, normalise
 from kdnas.network import Network
 from kdnas.preprocessing import Preprocessing
 from kdnas.randomness import torch_rng
 from kdnas.runs.files import current_folder, new_folder
-from kdnas.space import Blueprint
+from kdnas.space import Blueprint, SearchSpace
 from kdnas.specs import nearest
 from kdnas.students.definitions import importable
 from kdnas.students.source import check_modules, student_source
-from kdnas.tables import structure, unstructure
+from kdnas.tables import structure, table_of, unstructure
 
 CARD, WEIGHTS, SOURCE, GRAPH = "student.json", "weights.safetensors", "student.py", "student.onnx"
 INTEGERS = "student-int8.onnx"
@@ -71,6 +72,34 @@ class Card:
             )
         if not self.class_names:
             raise ValueError("a student needs the names of its classes, got none.")
+
+    @classmethod
+    def of(
+        cls,
+        network: Network,
+        data: Data,
+        origin: Mapping[str, Any],
+        architecture: Architecture | None = None,
+        space: SearchSpace | None = None,
+    ) -> "Card":
+        """The card of a network for the classes and images of a data set.
+
+        Args:
+            network: the student.
+            data: gives preprocessing and class names.
+            origin: where the student comes from, plain JSON.
+            architecture: its choices, for a subnet of a space.
+            space: that space.
+        """
+        return cls(
+            architecture=architecture,
+            space=None if space is None else table_of(space),
+            blueprint=network.blueprint,
+            cost=cost(network.blueprint),
+            preprocessing=data.preprocessing,
+            class_names=data.class_names,
+            origin=origin,
+        )
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object that `from_json` turns back into an equal Card.

@@ -184,8 +184,8 @@ def _logits(graph: Path, images: Images) -> np.ndarray:
 
 
 def _batches(images: Images) -> Iterator[np.ndarray]:
-    for chunk in torch.arange(len(images)).split(_BATCH):
-        yield images.take(chunk).contiguous().numpy()
+    for pixels, _ in images.batches(_BATCH):
+        yield pixels.contiguous().numpy()
 
 
 def _compared(ours: np.ndarray, theirs: np.ndarray, labels: np.ndarray) -> dict[str, float]:

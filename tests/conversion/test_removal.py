@@ -444,7 +444,8 @@ def test_one_command_prunes_retrains_and_puts_the_controls_beside(run, capsys):
 
 
 def test_its_student_is_retrained_and_quantized_by_what_its_card_and_run_say(run, monkeypatch, tmp_path):
-    from kdnas.jobs.retrain import retrain, settings_of, source_of
+    from kdnas.jobs.retrain import retrain, settings_of
+    from kdnas.students.trust import source_of
     from tests.toy import pruned
 
     student = run / "students" / "student"

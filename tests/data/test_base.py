@@ -246,3 +246,17 @@ def test_every_distortion_happens_and_changes_its_own_images_alone():
     assert 5 < int(cut.sum()) < 80 and int(grey.sum()) > 2
     assert 5 < int((levels < 70).sum()) < 80
     assert torch.equal(distorted(pixels, torch.Generator().manual_seed(1), num_operations=0), pixels)
+
+
+def test_batches_hold_every_image_once_in_order_with_its_label():
+    loaded = digits()
+    pairs = list(loaded.search.batches(100))
+    assert [len(labels) for _, labels in pairs] == [100, 100, 20]
+    assert torch.equal(torch.cat([pixels for pixels, _ in pairs]), loaded.search.take(torch.arange(220)))
+    assert torch.equal(torch.cat([labels for _, labels in pairs]), loaded.search.labels)
+
+
+def test_the_shape_of_an_image_is_channels_height_and_width(tmp_path):
+    root = write_images(tmp_path, {"a": 6, "b": 6}, size=(20, 16))
+    assert folder(str(root), size=12).image == (3, 12, 12)
+    assert digits().image == (1, 8, 8)

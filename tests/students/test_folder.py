@@ -14,6 +14,7 @@ from torch import nn
 import kdnas.students.folder
 from kdnas.costs.budget import Cost
 from kdnas.costs.count import cost
+from kdnas.data.builtin import digits
 from kdnas.network import Network
 from kdnas.preprocessing import Preprocessing
 from kdnas.space import layer
@@ -472,3 +473,21 @@ def test_a_student_of_every_family_is_written(tmp_path, name):
     parity = write_student(tmp_path / "a", network, card)
     assert parity["student.py"] <= 1e-5 and parity["student.onnx"] <= 1e-5
     assert read_student(tmp_path / "a")[1] == card
+
+
+def test_the_card_of_a_network_takes_classes_and_preprocessing_from_the_data():
+    data = digits()
+    space = SPACE.fitted(classes=data.classes, image_channels=data.channels)
+    network = Network(space.blueprint(space.smallest))
+    card = Card.of(network, data, ORIGIN, space.smallest, space)
+    assert card == Card(
+        architecture=space.smallest,
+        space=table_of(space),
+        blueprint=network.blueprint,
+        cost=cost(network.blueprint),
+        preprocessing=data.preprocessing,
+        class_names=data.class_names,
+        origin=ORIGIN,
+    )
+    alone = Card.of(network, data, {})
+    assert alone.architecture is None and alone.space is None
