@@ -29,10 +29,10 @@ CASES: dict[str, dict[str, Any]] = {
     "digits": {},
 }
 FORMATS = {"contiguous": torch.contiguous_format, "channels-last": torch.channels_last}
-RunFolder = Callable[[], torch.Tensor]
+Call = Callable[[], torch.Tensor]
 
 
-def runs_of(space: SearchSpace, images: torch.Tensor, memory: torch.memory_format) -> dict[str, RunFolder]:
+def runs_of(space: SearchSpace, images: torch.Tensor, memory: torch.memory_format) -> dict[str, Call]:
     """A training step and a scoring of three subnets, on images in one memory format; weights stay as they are."""
     rng = python_rng(0, "architectures")
     chosen = [space.largest, space.sample(rng), space.sample(rng)]

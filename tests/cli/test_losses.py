@@ -34,7 +34,7 @@ def short():
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def storage(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "short"
     run = train(short(), folder)
     search(run, dataclasses.replace(run.experiment.search, num_evaluations=3, control=False))

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from kdnas.cli.commands import main
-from kdnas.jobs import anchors
+from kdnas.jobs import _anchors as anchors
 from kdnas.jobs._anchors import divergences, next_anchor, retrain_along
 from kdnas.jobs._run import Run
 from kdnas.jobs.export import export

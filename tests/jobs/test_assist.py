@@ -7,7 +7,7 @@ import pytest
 
 from kdnas.cli.commands import main
 from kdnas.costs.count import cost
-from kdnas.jobs import assist
+from kdnas.jobs import _assist as assist
 from kdnas.jobs._run import Run
 from kdnas.jobs.export import export
 from kdnas.students.folder import read_student
@@ -15,7 +15,7 @@ from kdnas.tables import load_space
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def storage(tmp_path_factory):
     folder = tmp_path_factory.mktemp("assisted") / "run"
     main(["train", "tests/toy.py", "--out", str(folder)])
     main(["search", str(folder), "--num-evaluations", "5"])

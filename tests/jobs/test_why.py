@@ -22,7 +22,7 @@ MACRO = load_space("nas_bench_macro")
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def storage(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "run"
     main(["train", "tests/toy.py", "--out", str(folder)])
     return folder
