@@ -6,11 +6,11 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, final, get_args
+from typing import Any, Literal, final
 
 from kdnas.costs.budget import COUNTS, Budget
 from kdnas.space import SearchSpace
-from kdnas.specs import Spec, nearest, spec
+from kdnas.specs import Spec, check_literals, nearest, spec
 from kdnas.tables import shared_folder, space_from_table, structure, table_of, unstructure
 
 
@@ -55,10 +55,7 @@ class Recipe:
         for name in ("warmup", "floor"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is a share and must be in [0, 1], got {getattr(self, name)}.")
-        if self.optimizer not in ("sgd", "adamw"):
-            raise ValueError(f"optimizer must be sgd or adamw, got {self.optimizer!r}.")
-        if self.precision not in ("float32", "bfloat16"):
-            raise ValueError(f"precision must be float32 or bfloat16, got {self.precision!r}.")
+        check_literals(type(self), vars(self))
 
     def rate(self, step: int, steps: int | None = None) -> float:
         """Linear warm-up, then a cosine down to the floor; a function of the step and the number of steps alone."""
@@ -192,8 +189,7 @@ class Retrain:
     num_random: int = 1
 
     def __post_init__(self) -> None:
-        if self.weights not in ("fresh", "inherited"):
-            raise ValueError(f"weights must be fresh or inherited, got {self.weights!r}.")
+        check_literals(type(self), vars(self))
 
 
 @final
@@ -333,11 +329,7 @@ class Grow:
         for name in ("num_members", "num_candidates"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
-        for name, known in (("generator", get_args(Generator)), ("teacher", get_args(Teaches))):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}.")
-        if self.mixture not in ("uniform", "learned"):
-            raise ValueError(f"mixture must be uniform or learned, got {self.mixture!r}.")
+        check_literals(type(self), vars(self))
         self.budget.only(COUNTS, "a growing ensemble")
         if self.architecture:
             self.space.parse(self.architecture)

@@ -7,7 +7,8 @@ import pkgutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, final, get_args
+from types import UnionType
+from typing import Any, Literal, Union, final, get_args, get_origin
 
 
 @final
@@ -205,6 +206,38 @@ def _read(text: str) -> bool | int | float | str:
         except ValueError:
             continue
     return text
+
+
+def check_literals(target: Callable[..., Any], values: Mapping[str, Any]) -> None:
+    """Check every argument whose annotation is `Literal[...]`, alone or beside other types.
+
+    Beside other types, as in `Literal["all"] | tuple[int, ...]` or `Literal["all"] | None`, only strings are checked.
+
+    Args:
+        target: the class or function that is called; its signature is read.
+        values: its arguments by name: `locals()` in a function or constructor, `vars(self)` in a dataclass. Other names
+            are ignored.
+
+    Raises:
+        ValueError: an argument is none of the values; the message lists them.
+
+    Example:
+        >>> def blur(*, mode: Literal["box", "gaussian"] = "box") -> None:
+        ...     check_literals(blur, locals())
+        >>> blur(mode="median")
+        Traceback (most recent call last):
+        ValueError: `mode` must be one of box, gaussian, got 'median'.
+    """
+    for name, parameter in inspect.signature(target).parameters.items():
+        annotation = parameter.annotation
+        kinds = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+        options = [value for kind in kinds if get_origin(kind) is Literal for value in get_args(kind)]
+        others = [inspect.formatannotation(kind) for kind in kinds if get_origin(kind) is not Literal]
+        if not options or name not in values or (others and not isinstance(values[name], str)):
+            continue
+        if values[name] not in options:
+            known = " or ".join([", ".join(map(str, options)), *others]).replace("NoneType", "None")
+            raise ValueError(f"`{name}` must be one of {known}, got {values[name]!r}.")
 
 
 def _class_name(file_name: str) -> str:

@@ -1,9 +1,13 @@
+import inspect
 import json
+import typing
+from typing import Any, Literal
 
 import pytest
 from torch import nn
 
-from kdnas.specs import Spec, algorithms, named, named_with, nearest, resolve, spec
+from kdnas import settings
+from kdnas.specs import Spec, algorithms, check_literals, named, named_with, nearest, resolve, spec
 
 
 def test_a_spec_builds_what_it_names_and_hands_nested_specs_on():
@@ -116,3 +120,61 @@ def takes(a, b, c):
 def test_options_that_are_not_there_are_refused(text, message):
     with pytest.raises(ValueError, match=message):
         named_with("kdnas.scorers", text)
+
+
+def blur(
+    *,
+    mode: Literal["box", "gaussian"] = "box",
+    levels: Literal[1, 2] = 1,
+    sizes: Literal["all"] | tuple[int, ...] = "all",
+    edge: Literal["wrap"] | None = None,
+    name: str = "",
+) -> None:
+    check_literals(blur, locals())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"mode": "median"}, "`mode` must be one of box, gaussian, got 'median'."),
+        ({"mode": None}, "`mode` must be one of box, gaussian, got None."),
+        ({"levels": 3}, "`levels` must be one of 1, 2, got 3."),
+        ({"sizes": "some"}, "`sizes` must be one of all or tuple[int, ...], got 'some'."),
+        ({"edge": "cut"}, "`edge` must be one of wrap or None, got 'cut'."),
+    ],
+)
+def test_an_argument_outside_its_literal_is_refused_with_the_known_values(options, message):
+    with pytest.raises(ValueError) as error:
+        blur(**options)
+    assert str(error.value) == message
+
+
+def test_values_of_a_literal_and_of_the_types_beside_it_are_accepted():
+    blur()
+    blur(mode="gaussian", levels=2, sizes=(1, 2), edge="wrap", name="any")
+
+
+def literals(target: Any) -> list[str]:
+    """The parameters that take one of a few strings or numbers."""
+    kinds = {
+        name: (parameter.annotation, *typing.get_args(parameter.annotation))
+        for name, parameter in inspect.signature(target).parameters.items()
+    }
+    return [name for name, parts in kinds.items() if any(typing.get_origin(part) is Literal for part in parts)]
+
+
+KINDS = ("losses", "scorers", "searchers", "distillers")
+ALGORITHMS = [resolve(path) for kind in KINDS for path in algorithms(f"kdnas.{kind}").values()]
+SETTINGS = [value for value in vars(settings).values() if getattr(value, "__module__", "") == "kdnas.settings"]
+CHECKED = [(target, name) for target in (*ALGORITHMS, *filter(inspect.isclass, SETTINGS)) for name in literals(target)]
+
+
+@pytest.mark.parametrize(("target", "name"), CHECKED, ids=lambda value: getattr(value, "__name__", value))
+def test_every_option_of_an_algorithm_or_setting_that_takes_a_few_values_refuses_another(target, name):
+    required = {
+        parameter.name: None
+        for parameter in inspect.signature(target).parameters.values()
+        if parameter.default is parameter.empty
+    }
+    with pytest.raises(ValueError, match=f"`{name}` must be one of .*, got 'another'"):
+        target(**(required | {name: "another"}))

@@ -17,7 +17,7 @@ from kdnas.distillers._wrapping import Wrapping
 from kdnas.distillers.base import Batch, Model, Step
 from kdnas.distillers.sandwich import Sandwich
 from kdnas.space import SearchSpace
-from kdnas.specs import Spec, spec
+from kdnas.specs import Spec, check_literals, spec
 from kdnas.supernet import Supernet
 
 
@@ -112,8 +112,7 @@ class Attentive(Wrapping):
         num_sampled: int = 2000,
     ) -> None:
         super().__init__(inner)
-        if pick not in ("best", "worst"):
-            raise ValueError(f"pick must be best or worst, got {pick!r}.")
+        check_literals(type(self), locals())
         for name, value in (("num_candidates", num_candidates), ("num_sampled", num_sampled)):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}.")

@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar, final
+from typing import Any, ClassVar, Literal, final
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,7 @@ from kdnas.outputs import Outputs
 from kdnas.randomness import python_rng
 from kdnas.similarity import relative_l1
 from kdnas.space import Blueprint, SearchSpace
+from kdnas.specs import check_literals
 from kdnas.supernet import Supernet
 
 
@@ -79,10 +80,11 @@ class BlockWise(Distiller):
 
     model_type: ClassVar[type[Supernet]] = Supernet
 
-    def __init__(self, *, schedule: str = "together", pairs: tuple[tuple[int, int], ...] = ()) -> None:
+    def __init__(
+        self, *, schedule: Literal["together", "one_by_one"] = "together", pairs: tuple[tuple[int, int], ...] = ()
+    ) -> None:
         super().__init__()
-        if schedule not in ("together", "one_by_one"):
-            raise ValueError(f"schedule must be together or one_by_one, got {schedule!r}.")
+        check_literals(type(self), locals())
         if any(i >= k or j >= m for (i, j), (k, m) in itertools.pairwise(pairs)):
             raise ValueError(f"pairs must ascend in both stages, got {pairs}.")
         self.schedule, self.given = schedule, pairs

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator
-from typing import ClassVar, NamedTuple, final
+from typing import ClassVar, Literal, NamedTuple, final
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +16,7 @@ from kdnas.losses.base import Loss
 from kdnas.numerics import widen
 from kdnas.outputs import Outputs
 from kdnas.space import SearchSpace
-from kdnas.specs import Spec, spec
+from kdnas.specs import Spec, check_literals, spec
 from kdnas.supernet import Supernet
 
 SOFT = spec("kdnas.losses.response.soft_targets:SoftTargets", temperature=1.0)
@@ -108,7 +108,7 @@ class Prioritized(Distiller):
         every: int = 200,
         meta_rate: float = 1e-4,
         look_ahead: float = 0.1,
-        admission: str = "paper",
+        admission: Literal["paper", "dominance"] = "paper",
         soft: Spec = SOFT,
         label_smoothing: float = 0.0,
     ) -> None:
@@ -118,8 +118,7 @@ class Prioritized(Distiller):
                 raise ValueError(f"{name} must be at least 1, got {value}.")
         if not 0 <= warmup <= 1:
             raise ValueError(f"warmup must lie between 0 and 1, got {warmup}.")
-        if admission not in ("paper", "dominance"):
-            raise ValueError(f"admission must be paper or dominance, got {admission!r}.")
+        check_literals(type(self), locals())
         self.size, self.slice_size, self.warmup, self.every = size, slice_size, warmup, every
         self.meta_rate, self.look_ahead, self.admission = meta_rate, look_ahead, admission
         self.soft, self.label_smoothing = soft.build(Loss), label_smoothing

@@ -15,7 +15,7 @@ from kdnas.network import Network
 from kdnas.outputs import Outputs
 from kdnas.sharing import sort_channels
 from kdnas.space import SearchSpace
-from kdnas.specs import Spec, spec
+from kdnas.specs import Spec, check_literals, spec
 from kdnas.supernet import Supernet
 
 # Epochs of the released code, warm-up included; the full network's are those of the paper.
@@ -99,8 +99,7 @@ class Progressive(Distiller):
         for phase in self.phases:
             if not phase.share > 0 or phase.paths < 1 or phase.options < 0:
                 raise ValueError(f"a stage has a positive share, paths and options of 0 or more, got {phase}.")
-        if source not in ("largest", "teacher"):
-            raise ValueError(f"source must be largest or teacher, got {source!r}.")
+        check_literals(type(self), locals())
         task = spec("kdnas.losses.response.cross_entropy:CrossEntropy", label_smoothing=label_smoothing)
         self.objective, self.task = Objective(((1.0, task), *terms)), task.build(Loss)
         self.has_teacher = bool(terms)

@@ -18,6 +18,7 @@ from sklearn.model_selection import LeaveOneOut, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from kdnas.specs import check_literals
 from kdnas.statistics import kendall
 
 Kind = Literal["linear", "gaussian_process"]
@@ -93,6 +94,7 @@ def fit(features: ArrayLike, targets: ArrayLike, kind: Kind = "linear") -> Predi
         2020 (a Gaussian process). Leave-one-out with the kernel held: Rasmussen and Williams, Gaussian Processes for
         Machine Learning, 2006, section 5.4.2.
     """
+    check_literals(fit, locals())
     x, y = _finite(np.asarray(features, float), "features"), _finite(np.asarray(targets, float), "targets")
     if x.ndim != 2 or y.shape != x.shape[:1]:
         raise ValueError(f"features are [networks, features] and targets [networks], got {x.shape} and {y.shape}.")
@@ -117,11 +119,9 @@ def fit(features: ArrayLike, targets: ArrayLike, kind: Kind = "linear") -> Predi
 def _model(kind: Kind, num_features: int) -> Any:
     if kind == "linear":
         regressor: Any = LinearRegression()
-    elif kind == "gaussian_process":
+    else:
         kernel = ConstantKernel() * RBF([1.0] * num_features, (1e-2, 1e3)) + WhiteKernel(0.1, (1e-6, 10.0))
         regressor = GaussianProcessRegressor(kernel, n_restarts_optimizer=1, random_state=0)
-    else:
-        raise ValueError(f"kind must be linear or gaussian_process, got {kind!r}.")
     return TransformedTargetRegressor(make_pipeline(StandardScaler(), regressor), transformer=StandardScaler())
 
 

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -11,20 +12,10 @@ from kdnas.network import BATCH_NORMS, Network
 from kdnas.randomness import initialised
 
 ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.SiLU, nn.Hardswish, nn.GELU)
+Weights = Literal["fresh", "inherited"]
 
 
-def check_weights(weights: str) -> str:
-    """The argument, if it is one of the two.
-
-    Raises:
-        ValueError: it is neither.
-    """
-    if weights not in ("fresh", "inherited"):
-        raise ValueError(f"weights must be fresh or inherited, got {weights!r}.")
-    return weights
-
-
-def probed(network: nn.Module, weights: str, seed: int, device: torch.device) -> nn.Module:
+def probed(network: nn.Module, weights: Weights, seed: int, device: torch.device) -> nn.Module:
     """A copy of the network to take apart; with `fresh` weights, its own initialisation drawn from the seed.
 
     Drawn on the CPU, so that a score is the same on every device. Norms start at scale one even where a search space

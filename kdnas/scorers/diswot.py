@@ -9,8 +9,9 @@ from kdnas.network import batch_statistics
 from kdnas.numerics import safe_normalize, widen
 from kdnas.outputs import Outputs
 from kdnas.randomness import seed_of
-from kdnas.scorers._probing import check_weights, probed, watching
+from kdnas.scorers._probing import Weights, probed, watching
 from kdnas.scorers.base import Evidence, Score, Scorer, outputs_of
+from kdnas.specs import check_literals
 
 
 @final
@@ -44,12 +45,13 @@ class Diswot(Scorer):
     """
 
     def __init__(
-        self, *, relation: float = 1.0, semantic: float = 1.0, num_images: int = 64, weights: str = "fresh"
+        self, *, relation: float = 1.0, semantic: float = 1.0, num_images: int = 64, weights: Weights = "fresh"
     ) -> None:
+        check_literals(type(self), locals())
         if num_images < 2:
             raise ValueError(f"num_images must be at least 2, got {num_images}.")
         self.relation, self.semantic, self.num_images = relation, semantic, num_images
-        self.weights = check_weights(weights)
+        self.weights = weights
         self.reads_weights = weights == "inherited"
 
     def score(self, student: nn.Module, evidence: Evidence) -> Score:

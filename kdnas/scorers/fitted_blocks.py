@@ -1,7 +1,7 @@
 """DNA's rating for any network: how far its stages are from the teacher's, through adapters fitted to the evidence."""
 
 from collections.abc import Sequence
-from typing import Any, final
+from typing import Any, Literal, final
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from kdnas.numerics import as_map, same_positions, widen
 from kdnas.outputs import Outputs
 from kdnas.scorers.base import Evidence, OutputScorer, Score
 from kdnas.similarity import relative_l1
+from kdnas.specs import check_literals
 
 _FIT, _RATE = slice(0, None, 2), slice(1, None, 2)
 
@@ -42,12 +43,11 @@ class FittedBlocks(OutputScorer):
     def __init__(
         self,
         *,
-        adapters: str = "fitted",
+        adapters: Literal["fitted", "none"] = "fitted",
         pairs: str | tuple[tuple[int, int], ...] = "resolution",
         weights: tuple[float, ...] = (),
     ) -> None:
-        if adapters not in ("fitted", "none"):
-            raise ValueError(f"adapters must be fitted or none, got {adapters!r}.")
+        check_literals(type(self), locals())
         self.adapters, self.taps, self.weights = adapters, StagePairs(pairs=pairs), weights
 
     def digest(self, stage: int, feature: Tensor, evidence: Evidence) -> Any:

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from kdnas.network import batch_statistics
-from kdnas.scorers._probing import ACTIVATIONS, check_weights, probed, watching
+from kdnas.scorers._probing import ACTIVATIONS, Weights, probed, watching
 from kdnas.scorers.base import Evidence, Score, Scorer
+from kdnas.specs import check_literals
 
 
 @final
@@ -30,10 +31,11 @@ class Nwot(Scorer):
     Differs: codes of SiLU, Hardswish and GELU too, by the sign of their inputs; 32 images where the authors take 128.
     """
 
-    def __init__(self, *, num_images: int = 32, weights: str = "fresh") -> None:
+    def __init__(self, *, num_images: int = 32, weights: Weights = "fresh") -> None:
+        check_literals(type(self), locals())
         if num_images < 2:
             raise ValueError(f"num_images must be at least 2, got {num_images}.")
-        self.num_images, self.weights = num_images, check_weights(weights)
+        self.num_images, self.weights = num_images, weights
         self.reads_weights = weights == "inherited"
 
     def score(self, student: nn.Module, evidence: Evidence) -> Score:

@@ -7,7 +7,7 @@ import numpy as np
 
 from kdnas.scorers._predictor import Predictor, fit
 from kdnas.scorers.base import CombinedScorer, Evidence, Score, Scorer, score_all
-from kdnas.specs import Spec, named
+from kdnas.specs import Spec, check_literals, named
 
 
 @final
@@ -41,6 +41,7 @@ class Predicted(CombinedScorer):
         num_fitted: int = 30,
         kind: Literal["linear", "gaussian_process"] = "gaussian_process",
     ) -> None:
+        check_literals(type(self), locals())
         super().__init__(members)
         made = named("kdnas.scorers", target) if isinstance(target, str) else target
         self.target: Scorer = made.build(Scorer)

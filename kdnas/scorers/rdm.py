@@ -1,13 +1,14 @@
 """Teacher similarity by representational dissimilarity: TGSA."""
 
 from collections.abc import Sequence
-from typing import Any, final
+from typing import Any, Literal, final
 
 import torch
 from torch import Tensor
 
 from kdnas.scorers.base import Evidence, OutputScorer, Score
 from kdnas.similarity import dissimilarity, pearson, triangle
+from kdnas.specs import check_literals
 
 
 @final
@@ -27,9 +28,8 @@ class Rdm(OutputScorer):
     Differs: the paper takes every layer; here the layers are the stages' outputs and the logits.
     """
 
-    def __init__(self, *, compare: str = "pearson", premature: float = 0.0) -> None:
-        if compare not in ("pearson", "spearman"):
-            raise ValueError(f"compare must be pearson or spearman, got {compare!r}.")
+    def __init__(self, *, compare: Literal["pearson", "spearman"] = "pearson", premature: float = 0.0) -> None:
+        check_literals(type(self), locals())
         self.compare, self.premature = compare, premature
 
     def digest(self, stage: int, feature: Tensor, evidence: Evidence) -> Any:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Literal, final
 
 from kdnas.scorers.base import CombinedScorer, Evidence, Score
-from kdnas.specs import Spec
+from kdnas.specs import Spec, check_literals
 
 
 @final
@@ -37,8 +37,7 @@ class Reward(CombinedScorer):
         target: float = 1e6,
         exponent: float = -0.07,
     ) -> None:
-        if cost not in ("macs", "params", "latency"):
-            raise ValueError(f"cost must be macs, params or latency, got {cost!r}.")
+        check_literals(type(self), locals())
         if not target > 0:
             raise ValueError(f"target must be positive, got {target}.")
         super().__init__((scorer, cost))

@@ -8,11 +8,11 @@ from torch import nn
 
 from kdnas.distillers.base import Distiller
 from kdnas.network import Network
-from kdnas.scorers._probing import check_weights, probed
+from kdnas.scorers._probing import Weights, probed
 from kdnas.scorers.accuracy import Accuracy
 from kdnas.scorers.base import Evidence, Score, Scorer
 from kdnas.settings import Recipe
-from kdnas.specs import Spec, spec
+from kdnas.specs import Spec, check_literals, spec
 from kdnas.training.loop import Training
 
 FROM_TEACHER = spec("kdnas.distillers.from_teacher:FromTeacher")
@@ -50,12 +50,13 @@ class ShortTraining(Scorer):
         *,
         steps: int = 20,
         distiller: Spec = FROM_TEACHER,
-        weights: str = "fresh",
+        weights: Weights = "fresh",
         batch_size: int = 64,
         learning_rate: float = 0.1,
         num_rungs: int = 1,
         reduction: int = 3,
     ) -> None:
+        check_literals(type(self), locals())
         self.recipe = Recipe(steps=steps, batch_size=batch_size, learning_rate=learning_rate)
         if num_rungs < 1 or reduction < 2 or steps < reduction ** (num_rungs - 1):
             raise ValueError(
@@ -63,7 +64,7 @@ class ShortTraining(Scorer):
                 f"least 2) that takes steps >= {max(2, reduction) ** (max(1, num_rungs) - 1)}, got {steps}."
             )
         self.resources = tuple(steps // reduction**k for k in reversed(range(num_rungs)))
-        self.distiller, self.weights = distiller, check_weights(weights)
+        self.distiller, self.weights = distiller, weights
         self.reads_weights = weights == "inherited"
 
     def score(self, student: nn.Module, evidence: Evidence) -> Score:

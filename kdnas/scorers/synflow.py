@@ -6,8 +6,9 @@ import torch
 from torch import nn
 
 from kdnas.outputs import Outputs
-from kdnas.scorers._probing import check_weights, probed
+from kdnas.scorers._probing import Weights, probed
 from kdnas.scorers.base import Evidence, Score, Scorer
+from kdnas.specs import check_literals
 
 _NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
 
@@ -29,8 +30,9 @@ class Synflow(Scorer):
     Differs: the logarithm, which keeps the ranking and the digits; it is held within float64's range.
     """
 
-    def __init__(self, *, weights: str = "fresh") -> None:
-        self.weights = check_weights(weights)
+    def __init__(self, *, weights: Weights = "fresh") -> None:
+        check_literals(type(self), locals())
+        self.weights = weights
         self.reads_weights = weights == "inherited"
 
     def score(self, student: nn.Module, evidence: Evidence) -> Score:

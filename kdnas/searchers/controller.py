@@ -13,6 +13,7 @@ from kdnas.architecture import Architecture, Choice, Value
 from kdnas.runs.entry import Entry
 from kdnas.searchers.base import Searcher
 from kdnas.space import SearchSpace
+from kdnas.specs import check_literals
 
 _ATTEMPTS = 50
 
@@ -182,8 +183,7 @@ class Controller(Searcher):
         patience: int = 20,
     ) -> None:
         super().__init__(space=space, admits=admits, rng=rng)
-        if algorithm not in ("ppo", "reinforce"):
-            raise ValueError(f"algorithm must be ppo or reinforce, got {algorithm!r}.")
+        check_literals(type(self), locals())
         for name, number in (("batch", batch), ("hidden", hidden), ("epochs", epochs), ("patience", patience)):
             if number < 1:
                 raise ValueError(f"{name} must be at least 1, got {number}.")

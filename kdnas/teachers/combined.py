@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Literal, final, get_args
+from typing import Any, Literal, final
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from kdnas.outputs import Outputs
 from kdnas.preprocessing import Preprocessing
 from kdnas.randomness import seed_of
-from kdnas.specs import Spec
+from kdnas.specs import Spec, check_literals
 from kdnas.teachers.base import Teacher
 
 Mean = Literal["probabilities", "logits", "random", "reliable"]
@@ -53,8 +53,7 @@ class Ensemble(Teacher):
         super().__init__()
         if len(teachers) < 2:
             raise ValueError(f"an ensemble has at least two teachers, got {len(teachers)}.")
-        if mean not in get_args(Mean):
-            raise ValueError(f"mean must be one of {', '.join(get_args(Mean))}, got {mean!r}.")
+        check_literals(type(self), locals())
         if weights and (mean in ("random", "reliable") or len(weights) != len(teachers)):
             raise ValueError(
                 f"weights are one per teacher for probabilities or logits, got {tuple(weights)} for {mean}."

@@ -107,7 +107,7 @@ RUN = ["run", "--data", "tests.toy:data", "--space", "toy", "--out", "OUT"]
         ([*RUN, "--teacher", "torchvision:resnet1@w.safetensors"], "torchvision has no"),
         ([*RUN, "--teacher", "checkpoint:/no/such"], "is no student"),
         ([*RUN, "--teacher", "tests.toy:other_classes"], "knows 7 classes, the data has 3"),
-        ([*RUN, "--optimizer", "adm"], "sgd or adamw"),
+        ([*RUN, "--optimizer", "adm"], "one of sgd, adamw"),
         (["run", "--space", "toy", "--out", "OUT"], "--data is missing"),
         (["run", "--experiment", "dmo", "--out", "OUT"], "Did you mean 'demo'"),
         (["train", "no_such", "--out", "OUT"], "no experiment is named"),

@@ -113,7 +113,7 @@ def test_a_resumed_training_is_an_uninterrupted_one():
 
 
 def test_settings_without_sense_are_refused():
-    with pytest.raises(ValueError, match="best or worst"):
+    with pytest.raises(ValueError, match="`pick` must be one of best, worst"):
         Attentive(pick="middle")
     with pytest.raises(ValueError, match="num_candidates"):
         Attentive(num_candidates=0)

@@ -290,7 +290,7 @@ def test_an_entry_remembers_its_own_probabilities_and_cost():
 
 @pytest.mark.parametrize("wrong", [{"size": 0}, {"slice_size": 0}, {"every": 0}, {"warmup": 2.0}, {"admission": "a"}])
 def test_settings_that_make_no_sense_are_refused(wrong):
-    with pytest.raises(ValueError, match=f"{next(iter(wrong))} must"):
+    with pytest.raises(ValueError, match=f"{next(iter(wrong))}`? must"):
         Prioritized(**wrong)
 
 

@@ -135,7 +135,7 @@ def test_the_outside_teacher_may_be_the_source():
         ({"stages": STAGES[1:]}, "first stage must be full"),
         ({"stages": (*STAGES, ("hight", 0, 1.0, 1))}, "'hight'"),
         ({"stages": (("full", 1, 0.0, 1),)}, "positive share"),
-        ({"source": "student"}, "largest or teacher"),
+        ({"source": "student"}, "`source` must be one of largest, teacher"),
     ],
 )
 def test_settings_without_sense_are_refused(wrong, says):

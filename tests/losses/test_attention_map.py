@@ -114,9 +114,9 @@ def test_layers_are_summed():
 
 
 def test_wrong_options_and_missing_maps_are_refused():
-    with pytest.raises(ValueError, match="kind must be one of cosine, kl, mse, inner, got 'dot'"):
+    with pytest.raises(ValueError, match="`kind` must be one of cosine, kl, mse, inner, got 'dot'"):
         AttentionMap(kind="dot")
-    with pytest.raises(ValueError, match="layers must be uniform, last or pairs"):
+    with pytest.raises(ValueError, match="`layers` must be one of uniform, last or tuple"):
         AttentionMap(layers="first")
     with pytest.raises(ValueError, match="pool is the side of a window"):
         AttentionMap(pool=0)

@@ -126,7 +126,7 @@ def test_wrong_options_are_refused():
     student, teacher, _ = example()
     with pytest.raises(ValueError, match=r"1 relations, got 2"):
         Flow(weights=(1.0, 2.0)).prepare(student, teacher)
-    with pytest.raises(ValueError, match="pool must be one of max, average, got 'min'"):
+    with pytest.raises(ValueError, match="`pool` must be one of max, average, got 'min'"):
         Flow(pool="min")
-    with pytest.raises(ValueError, match="reduction must be one of mean, frobenius, got 'sum'"):
+    with pytest.raises(ValueError, match="`reduction` must be one of mean, frobenius, got 'sum'"):
         Flow(reduction="sum")

@@ -144,7 +144,7 @@ def test_an_auxiliary_teacher_without_images_is_an_error():
 
 
 def test_wrong_options_are_refused():
-    with pytest.raises(ValueError, match="embedding must be one of flat, pooled, got 'mean'"):
+    with pytest.raises(ValueError, match="`embedding` must be one of flat, pooled, got 'mean'"):
         InformationFlow(embedding="mean")
     with pytest.raises(ValueError, match="decay must be above 0"):
         InformationFlow(decay=0.0)

@@ -97,5 +97,5 @@ def test_feature_vertices_go_through_a_learnable_projection():
 
 
 def test_other_vertices_are_refused():
-    with pytest.raises(ValueError, match="vertices must be logits or features, got 'images'"):
+    with pytest.raises(ValueError, match="`vertices` must be one of logits, features, got 'images'"):
         InstanceGraph(vertices="images")

@@ -108,7 +108,7 @@ def test_what_helps_the_student_hurts_the_discriminators():
 
 def test_wrong_settings_and_unprepared_calls_are_refused():
     student, teacher, labels = example()
-    with pytest.raises(ValueError, match="similarity must be one of"):
+    with pytest.raises(ValueError, match="`similarity` must be one of"):
         Meal(similarity="kl")
     with pytest.raises(ValueError, match="gammas needs 3 numbers"):
         Meal(gammas=(1.0,)).prepare(student, teacher)

@@ -84,5 +84,5 @@ def test_equal_maps_and_single_nodes_give_zero():
 def test_wrong_settings_are_refused():
     with pytest.raises(ValueError, match="grid must be at least 1"):
         PairWise(grid=0)
-    with pytest.raises(ValueError, match="pool must be one of max, average"):
+    with pytest.raises(ValueError, match="`pool` must be one of max, average"):
         PairWise(pool="mean")

@@ -69,5 +69,5 @@ def test_equal_samples_and_huge_maps_stay_finite(phi, normalize):
 
 @pytest.mark.parametrize("wrong", [{"phi": "l1"}, {"normalize": "sum"}, {"reduction": "none"}])
 def test_wrong_settings_are_refused(wrong):
-    with pytest.raises(ValueError, match=f"{next(iter(wrong))} must be one of"):
+    with pytest.raises(ValueError, match=f"`{next(iter(wrong))}` must be one of"):
         Pairwise(**wrong)

@@ -177,7 +177,9 @@ def test_wrong_options_are_refused():
     student, teacher, labels = ensemble(2)
     with pytest.raises(ValueError, match="one weight per teacher: 2 teachers, got 3"):
         TeacherGraph(edges=(1.0, 1.0, 1.0)).prepare(student, teacher)
-    with pytest.raises(ValueError, match="edges must be one of equal, confidence, got 'learnt'"):
+    with pytest.raises(
+        ValueError, match=r"`edges` must be one of equal, confidence or tuple\[float, ...\], got 'learnt'"
+    ):
         TeacherGraph(edges="learnt")
     with pytest.raises(ValueError, match="none negative, not all 0"):
         TeacherGraph(edges=(0.0, 0.0))

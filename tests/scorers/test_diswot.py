@@ -94,7 +94,7 @@ def test_what_the_paper_does_not_define_is_refused_with_the_fix(held):
     shown = held.teacher
     with pytest.raises(ValueError, match="the student ends in none"):
         Diswot().score(Shows(shown.logits, *shown.features), held)
-    with pytest.raises(ValueError, match="weights must be fresh or inherited"):
+    with pytest.raises(ValueError, match="`weights` must be one of fresh, inherited"):
         Diswot(weights="trained")
     with pytest.raises(ValueError, match="at least 2"):
         Diswot(num_images=1)

@@ -113,7 +113,7 @@ def test_weights_and_pairs_are_as_given(held):
 
 
 def test_what_cannot_be_rated_is_refused(held):
-    with pytest.raises(ValueError, match="adapters must be"):
+    with pytest.raises(ValueError, match="`adapters` must be one of fitted, none"):
         FittedBlocks(adapters="trained")
     with pytest.raises(ValueError, match="student shows none"):
         FittedBlocks().score(Shows(normal(20, 3)), held)

@@ -78,5 +78,5 @@ def test_a_deeper_network_scores_higher_and_fresh_weights_ignore_the_inherited()
 def test_nonsense_is_refused():
     with pytest.raises(ValueError, match="num_images must be at least 2"):
         Nwot(num_images=1)
-    with pytest.raises(ValueError, match="weights must be"):
+    with pytest.raises(ValueError, match="`weights` must be one of fresh, inherited"):
         Nwot(weights="")

@@ -115,7 +115,7 @@ def test_constant_and_repeated_features_and_constant_targets_are_survived(kind):
         (lambda: fit([[1.0], [2.0]], [1, 2]), "at least 3"),
         (lambda: fit([[1.0], [2.0], [3.0]], [1, 2]), r"\[networks\]"),
         (lambda: fit([[1.0], [2.0], [float("inf")]], [1, 2, 3]), "features must be finite"),
-        (lambda: fit([[1.0], [2.0], [3.0]], [1, 2, 3], "forest"), "kind must be"),
+        (lambda: fit([[1.0], [2.0], [3.0]], [1, 2, 3], "forest"), "`kind` must be one of linear, gaussian_process"),
     ],
 )
 def test_wrong_input_is_refused_with_the_reason(call, said):

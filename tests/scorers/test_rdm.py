@@ -116,5 +116,5 @@ def test_a_matrix_from_batches_is_that_of_one_shot(sizes, seed):
 
 
 def test_another_comparison_is_refused():
-    with pytest.raises(ValueError, match="compare must be pearson or spearman, got 'kendall'"):
+    with pytest.raises(ValueError, match="`compare` must be one of pearson, spearman, got 'kendall'"):
         Rdm(compare="kendall")

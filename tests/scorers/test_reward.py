@@ -44,7 +44,7 @@ def test_negative_scores_and_senseless_targets_are_refused():
         reward(100.0, worth=-0.1)
     with pytest.raises(ValueError, match="target must be positive"):
         Reward(target=0.0)
-    with pytest.raises(ValueError, match="cost must be"):
+    with pytest.raises(ValueError, match="`cost` must be one of macs, params, latency"):
         Reward(cost="joule")
 
 

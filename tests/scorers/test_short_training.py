@@ -66,7 +66,7 @@ def test_longer_training_lowers_the_loss_on_the_toy_data(held):
 def test_what_it_cannot_train_is_refused(held):
     with pytest.raises(ValueError, match="no data"):
         short().score(network(1), dataclasses.replace(held, data=None))
-    with pytest.raises(ValueError, match="weights must be fresh or inherited"):
+    with pytest.raises(ValueError, match="`weights` must be one of fresh, inherited"):
         short(weights="old")
     with pytest.raises(ValueError, match="steps must be at least 1"):
         short(steps=0)

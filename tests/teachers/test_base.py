@@ -261,5 +261,5 @@ def test_several_teachers_are_named_on_one_line():
         load_teacher(f"ensemble:{name}").build(Teacher, classes=3, preprocessing=GREY)
     with pytest.raises(ValueError, match="at least one snapshot"):
         Route([])
-    with pytest.raises(ValueError, match="mean must be"):
+    with pytest.raises(ValueError, match="`mean` must be one of probabilities"):
         Ensemble([Frozen(small(), preprocessing=GREY)] * 2, mean="median")

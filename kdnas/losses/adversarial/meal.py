@@ -1,7 +1,7 @@
 """Similar outputs at several depths, and a discriminator at each."""
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal, final, get_args
+from typing import ClassVar, Literal, final
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from kdnas.losses.base import Loss, frozen
 from kdnas.losses.stage_pairs import Pairs, StagePairs
 from kdnas.outputs import Outputs
+from kdnas.specs import check_literals
 
 Similarity = Literal["soft_cross_entropy", "l1", "l2"]
 
@@ -66,8 +67,7 @@ class Meal(Loss):
         taps: str | Pairs = "resolution",
     ) -> None:
         super().__init__()
-        if similarity not in get_args(Similarity):
-            raise ValueError(f"similarity must be one of {', '.join(get_args(Similarity))}, got {similarity!r}.")
+        check_literals(type(self), locals())
         self.similarity, self.gammas, self.adversarial = similarity, gammas, adversarial
         self.taps = StagePairs(pairs=taps)
         self.lengths: tuple[int, ...] = ()

@@ -1,7 +1,7 @@
 """The attention maps of transformers."""
 
 import math
-from typing import ClassVar, Literal, final, get_args
+from typing import ClassVar, Literal, final
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +10,7 @@ from torch import Tensor
 from kdnas.losses.base import Loss
 from kdnas.numerics import safe_normalize
 from kdnas.outputs import Outputs
+from kdnas.specs import check_literals
 
 Kind = Literal["cosine", "kl", "mse", "inner"]
 
@@ -59,13 +60,14 @@ class AttentionMap(Loss):
     golden: ClassVar[float | None] = 0.11378612987447068
 
     def __init__(
-        self, *, kind: Kind = "cosine", layers: str | tuple[tuple[int, int], ...] = "uniform", pool: int = 1
+        self,
+        *,
+        kind: Kind = "cosine",
+        layers: Literal["uniform", "last"] | tuple[tuple[int, int], ...] = "uniform",
+        pool: int = 1,
     ) -> None:
         super().__init__()
-        if kind not in get_args(Kind):
-            raise ValueError(f"kind must be one of {', '.join(get_args(Kind))}, got {kind!r}.")
-        if isinstance(layers, str) and layers not in ("uniform", "last"):
-            raise ValueError(f"layers must be uniform, last or pairs of layers, got {layers!r}.")
+        check_literals(type(self), locals())
         if pool < 1:
             raise ValueError(f"pool is the side of a window and at least 1, got {pool}.")
         self.kind, self.layers, self.pool = kind, layers, pool

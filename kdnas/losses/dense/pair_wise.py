@@ -1,6 +1,6 @@
 """Similarities between the regions of one image."""
 
-from typing import ClassVar, Literal, final, get_args
+from typing import ClassVar, Literal, final
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -8,6 +8,7 @@ from torch import Tensor
 from kdnas.losses.base import FeatureLoss
 from kdnas.losses.stage_pairs import Alignment, Pairs
 from kdnas.numerics import as_map, safe_normalize
+from kdnas.specs import check_literals
 
 Pool = Literal["max", "average"]
 
@@ -54,8 +55,7 @@ class PairWise(FeatureLoss):
         super().__init__(taps=taps, weights=weights)
         if grid < 1:
             raise ValueError(f"grid must be at least 1 node per side, got {grid}. The authors' pooling gives 2.")
-        if pool not in get_args(Pool):
-            raise ValueError(f"pool must be one of {', '.join(get_args(Pool))}, got {pool!r}.")
+        check_literals(type(self), locals())
         self.grid, self.pool = grid, pool
 
     def between(self, student: Tensor, teacher: Tensor, pair: int) -> Tensor:

@@ -10,6 +10,7 @@ from kdnas.losses.feature._connectors import Projection, paired_maps, part
 from kdnas.losses.stage_pairs import Pairs
 from kdnas.numerics import as_map, same_positions
 from kdnas.outputs import Outputs
+from kdnas.specs import check_literals
 
 
 @final
@@ -64,12 +65,9 @@ class ActivationBoundary(FeatureLoss):
         staged: bool = True,
     ) -> None:
         super().__init__(taps=taps, weights=weights)
-        if connector not in ("conv1x1_norm", "none"):
-            raise ValueError(f"connector must be conv1x1_norm or none, got {connector!r}.")
+        check_literals(type(self), locals())
         if not margin > 0:
             raise ValueError(f"margin must be above 0, got {margin}: without it all-zero maps are a solution.")
-        if reduction not in ("sum", "mean"):
-            raise ValueError(f"reduction must be sum or mean, got {reduction!r}.")
         self.connector, self.margin, self.reduction, self.staged = connector, margin, reduction, staged
         self.connectors = nn.ModuleList()
 

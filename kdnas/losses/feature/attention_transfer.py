@@ -5,9 +5,10 @@ from typing import ClassVar, Literal, final
 from torch import Tensor
 
 from kdnas.losses.base import FeatureLoss
-from kdnas.losses.feature._attention_map import Pool, attention_map, check_pool
+from kdnas.losses.feature._attention_map import Pool, attention_map, check_exponent
 from kdnas.losses.stage_pairs import Pairs
 from kdnas.numerics import as_map, rescale, safe_norm, safe_normalize, same_positions
+from kdnas.specs import check_literals
 
 
 @final
@@ -55,9 +56,8 @@ class AttentionTransfer(FeatureLoss):
         reduction: Literal["mean", "paper"] = "mean",
     ) -> None:
         super().__init__(taps=taps, weights=weights)
-        check_pool(pool, p)
-        if reduction not in ("mean", "paper"):
-            raise ValueError(f"reduction must be mean or paper, got {reduction!r}.")
+        check_exponent(p)
+        check_literals(type(self), locals())
         self.pool, self.p, self.reduction = pool, p, reduction
 
     def between(self, student: Tensor, teacher: Tensor, pair: int) -> Tensor:

@@ -9,6 +9,7 @@ from kdnas.losses.base import Loss
 from kdnas.losses.feature._connectors import BatchNorm, LeadingConvolution, Projection
 from kdnas.numerics import as_map, safe_normalize, same_positions
 from kdnas.outputs import Outputs
+from kdnas.specs import check_literals
 
 # The length of queries and keys: the authors' at a batch of 64.
 DIMS = 16
@@ -57,8 +58,7 @@ class CrossLayer(Loss):
         temperature: float = 1.0,
     ) -> None:
         super().__init__()
-        if descriptor not in ("pooled", "gram_row"):
-            raise ValueError(f"descriptor must be pooled or gram_row, got {descriptor!r}.")
+        check_literals(type(self), locals())
         if (descriptor == "gram_row") != (batch_size is not None):
             raise ValueError(f"batch_size belongs to gram_row, and gram_row needs it; got {descriptor}, {batch_size}.")
         if not temperature > 0:

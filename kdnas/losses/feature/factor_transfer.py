@@ -10,6 +10,7 @@ from kdnas.losses.feature._connectors import LeadingConvolution, paired_maps, pa
 from kdnas.losses.stage_pairs import Pairs
 from kdnas.numerics import as_map, safe_normalize, same_positions, widen
 from kdnas.outputs import Outputs
+from kdnas.specs import check_literals
 
 
 @final
@@ -55,17 +56,14 @@ class FactorTransfer(FeatureLoss):
         taps: str | Pairs = ((-1, -1),),
         weights: tuple[float, ...] | None = None,
         rate: float = 0.5,
-        p: int = 1,
+        p: Literal[1, 2] = 1,
         reconstruction: Literal["l2", "l1"] = "l2",
         staged: bool = True,
     ) -> None:
         super().__init__(taps=taps, weights=weights)
         if not rate > 0:
             raise ValueError(f"rate must be above 0, got {rate}. The paper takes 0.5 to 4.")
-        if p not in (1, 2):
-            raise ValueError(f"p must be 1 or 2, got {p}.")
-        if reconstruction not in ("l2", "l1"):
-            raise ValueError(f"reconstruction must be l2 or l1, got {reconstruction!r}.")
+        check_literals(type(self), locals())
         self.rate, self.p, self.reconstruction, self.staged = rate, p, reconstruction, staged
         self.encoders, self.decoders, self.translators = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
 

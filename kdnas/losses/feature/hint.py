@@ -1,6 +1,6 @@
 """FitNets: a hidden layer of the student predicts a hidden layer of the teacher."""
 
-from typing import ClassVar, Literal, final, get_args
+from typing import ClassVar, Literal, final
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -10,6 +10,7 @@ from kdnas.losses.feature._connectors import LeadingConvolution, Projection, pai
 from kdnas.losses.stage_pairs import Adapter, Pairs, StagePairs
 from kdnas.numerics import as_map, safe_normalize, same_positions
 from kdnas.outputs import Outputs
+from kdnas.specs import check_literals
 
 Regressor = Literal["none", "conv1x1", "conv1x1_norm", "conv"]
 Difference = Literal["mse", "smooth_l1", "l1", "cosine", "normalised"]
@@ -68,12 +69,7 @@ class Hint(FeatureLoss):
         staged: bool = True,
     ) -> None:
         super().__init__(taps=taps, weights=weights)
-        if layers not in ("middle", "all"):
-            raise ValueError(f"layers must be middle or all, got {layers!r}. Name one pair by taps=((1, 2),).")
-        if regressor not in get_args(Regressor):
-            raise ValueError(f"regressor must be one of {', '.join(get_args(Regressor))}, got {regressor!r}.")
-        if difference not in get_args(Difference):
-            raise ValueError(f"difference must be one of {', '.join(get_args(Difference))}, got {difference!r}.")
+        check_literals(type(self), locals())
         self.rule, self.layers, self.regressor = taps, layers, regressor
         self.difference, self.staged = difference, staged
         self.regressors = nn.ModuleList()

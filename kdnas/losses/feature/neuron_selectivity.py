@@ -1,6 +1,6 @@
 """Neuron selectivity transfer: the channels' patterns have the teacher's distribution."""
 
-from typing import ClassVar, Literal, final, get_args
+from typing import ClassVar, Literal, final
 
 import torch
 from torch import Tensor
@@ -8,6 +8,7 @@ from torch import Tensor
 from kdnas.losses.base import FeatureLoss
 from kdnas.losses.stage_pairs import Alignment, Pairs
 from kdnas.numerics import safe_normalize, squared_distances
+from kdnas.specs import check_literals
 
 Kernel = Literal["linear", "polynomial", "gaussian"]
 
@@ -68,8 +69,7 @@ class NeuronSelectivity(FeatureLoss):
         bandwidth: float | None = None,
     ) -> None:
         super().__init__(taps=taps, weights=weights)
-        if kernel not in get_args(Kernel):
-            raise ValueError(f"kernel must be one of {', '.join(get_args(Kernel))}, got {kernel!r}.")
+        check_literals(type(self), locals())
         if degree < 1 or degree != int(degree):
             raise ValueError(f"degree must be a whole number of at least 1, got {degree}.")
         if offset < 0:

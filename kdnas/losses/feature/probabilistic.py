@@ -8,6 +8,7 @@ from torch import Tensor
 from kdnas.losses.base import Loss, connected_zero
 from kdnas.numerics import safe_normalize
 from kdnas.outputs import Outputs, embedding
+from kdnas.specs import check_literals
 
 # The authors': keeps the logarithm finite where two embeddings are opposite.
 EPSILON = 1e-7
@@ -57,10 +58,7 @@ class Probabilistic(Loss):
         reduction: Literal["pairs", "batch"] = "pairs",
     ) -> None:
         super().__init__()
-        if divergence not in ("kl", "jeffreys"):
-            raise ValueError(f"divergence must be kl or jeffreys, got {divergence!r}.")
-        if reduction not in ("pairs", "batch"):
-            raise ValueError(f"reduction must be pairs or batch, got {reduction!r}.")
+        check_literals(type(self), locals())
         self.divergence, self.diagonal, self.reduction = divergence, diagonal, reduction
 
     def compute(self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor:

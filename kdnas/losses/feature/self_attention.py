@@ -7,10 +7,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdnas.losses.base import Loss, Stage
-from kdnas.losses.feature._attention_map import Pool, attention_map, check_pool
+from kdnas.losses.feature._attention_map import Pool, attention_map, check_exponent
 from kdnas.losses.stage_pairs import Pairs
 from kdnas.numerics import as_map
 from kdnas.outputs import Outputs
+from kdnas.specs import check_literals
 
 
 @final
@@ -65,13 +66,12 @@ class SelfAttention(Loss):
         start: float = 2 / 3,
     ) -> None:
         super().__init__()
-        check_pool(pool, p)
+        check_exponent(p)
         if (isinstance(pairs, str) and pairs != "adjacent") or not pairs:
             raise ValueError(f"pairs must be adjacent or ((shallow, deep), ...), got {pairs!r}.")
         if not temperature > 0:
             raise ValueError(f"temperature must be above 0, got {temperature}.")
-        if reduction not in ("mean", "sum"):
-            raise ValueError(f"reduction must be mean or sum, got {reduction!r}.")
+        check_literals(type(self), locals())
         if not 0 <= start < 1:
             raise ValueError(f"start is a share of the training, at least 0 and below 1, got {start}.")
         self.pairs, self.pool, self.p = pairs, pool, p

@@ -1,7 +1,7 @@
 """Correlation congruence (CCKD)."""
 
 import math
-from typing import ClassVar, final
+from typing import ClassVar, Literal, final
 
 import torch
 from torch import Tensor
@@ -9,6 +9,7 @@ from torch import Tensor
 from kdnas.losses.base import Loss
 from kdnas.numerics import safe_normalize
 from kdnas.outputs import Outputs, embedding
+from kdnas.specs import check_literals
 
 
 @final
@@ -41,10 +42,11 @@ class CorrelationCongruence(Loss):
     needs: ClassVar[tuple[str, ...]] = ("features",)
     golden: ClassVar[float | None] = 0.03703937630437521
 
-    def __init__(self, *, kernel: str = "rbf_taylor", gamma: float = 0.4, order: int = 2) -> None:
+    def __init__(
+        self, *, kernel: Literal["rbf_taylor", "rbf", "bilinear"] = "rbf_taylor", gamma: float = 0.4, order: int = 2
+    ) -> None:
         super().__init__()
-        if kernel not in ("rbf_taylor", "rbf", "bilinear"):
-            raise ValueError(f"kernel must be rbf_taylor, rbf or bilinear, got {kernel!r}.")
+        check_literals(type(self), locals())
         if not gamma > 0:
             raise ValueError(f"gamma must be positive, got {gamma}.")
         if order < 1:

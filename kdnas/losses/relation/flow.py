@@ -1,6 +1,6 @@
 """The flow of the solution procedure: Gram matrices between two stages."""
 
-from typing import ClassVar, Literal, final, get_args
+from typing import ClassVar, Literal, final
 
 from torch import Tensor
 
@@ -8,6 +8,7 @@ from kdnas.losses.base import Stage
 from kdnas.losses.relation.base import LayerRelation
 from kdnas.losses.stage_pairs import Pairs
 from kdnas.numerics import same_positions
+from kdnas.specs import check_literals
 
 Pool = Literal["max", "average"]
 Reduction = Literal["mean", "frobenius"]
@@ -61,10 +62,7 @@ class Flow(LayerRelation):
         staged: bool = True,
     ) -> None:
         super().__init__(taps=taps, weights=weights)
-        if pool not in get_args(Pool):
-            raise ValueError(f"pool must be one of {', '.join(get_args(Pool))}, got {pool!r}.")
-        if reduction not in get_args(Reduction):
-            raise ValueError(f"reduction must be one of {', '.join(get_args(Reduction))}, got {reduction!r}.")
+        check_literals(type(self), locals())
         self.pool, self.reduction, self.staged = pool, reduction, staged
 
     def relate(self, first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor], index: int) -> Tensor:

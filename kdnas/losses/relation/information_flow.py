@@ -1,6 +1,6 @@
 """Information flow: the similarities between samples, layer by layer, deep layers last."""
 
-from typing import ClassVar, Literal, final, get_args
+from typing import ClassVar, Literal, final
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +9,7 @@ from kdnas.losses.base import Loss, Stage, connected_zero
 from kdnas.losses.stage_pairs import Pairs, StagePairs
 from kdnas.numerics import safe_normalize, safe_sqrt, squared_distances, widen
 from kdnas.outputs import Outputs
-from kdnas.specs import Spec
+from kdnas.specs import Spec, check_literals
 
 Embedding = Literal["flat", "pooled"]
 
@@ -72,8 +72,7 @@ class InformationFlow(Loss):
         auxiliary: nn.Module | Spec | None = None,
     ) -> None:
         super().__init__()
-        if embedding not in get_args(Embedding):
-            raise ValueError(f"embedding must be one of {', '.join(get_args(Embedding))}, got {embedding!r}.")
+        check_literals(type(self), locals())
         if not 0 < decay <= 1:
             raise ValueError(f"decay must be above 0 and at most 1 (no decay), got {decay}.")
         self.taps = StagePairs(pairs=taps)

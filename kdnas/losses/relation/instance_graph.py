@@ -1,7 +1,7 @@
 """Instance relationship graph (IRG)."""
 
 from itertools import pairwise
-from typing import ClassVar, final
+from typing import ClassVar, Literal, final
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +11,7 @@ from kdnas.losses.base import Loss
 from kdnas.losses.stage_pairs import Adapter, StagePairs
 from kdnas.numerics import as_map, rescale, same_positions, squared_distances
 from kdnas.outputs import Outputs, embedding
+from kdnas.specs import check_literals
 
 
 @final
@@ -56,13 +57,12 @@ class InstanceGraph(Loss):
         vertex: float = 0.1,
         edge: float = 5.0,
         transformation: float = 5.0,
-        vertices: str = "logits",
+        vertices: Literal["logits", "features"] = "logits",
         through_max: bool = True,
         taps: str | tuple[tuple[int, int], ...] = "resolution",
     ) -> None:
         super().__init__()
-        if vertices not in ("logits", "features"):
-            raise ValueError(f"vertices must be logits or features, got {vertices!r}.")
+        check_literals(type(self), locals())
         self.vertex, self.edge, self.transformation = vertex, edge, transformation
         self.vertices, self.through_max = vertices, through_max
         self.taps = StagePairs(pairs=taps)

@@ -1,6 +1,6 @@
 """The generic loss between pairs of samples."""
 
-from typing import ClassVar, final
+from typing import ClassVar, Literal, final
 
 import torch
 from torch import Tensor
@@ -9,6 +9,7 @@ from kdnas.losses.base import Loss, connected_zero
 from kdnas.numerics import pairwise_distances, safe_normalize, squared_distances
 from kdnas.outputs import Outputs, embedding
 from kdnas.similarity import upper
+from kdnas.specs import check_literals
 
 
 @final
@@ -41,15 +42,15 @@ class Pairwise(Loss):
     golden: ClassVar[float | None] = 0.38750605519854114
     pairwise: ClassVar[bool] = True
 
-    def __init__(self, *, phi: str = "cosine", normalize: str = "none", reduction: str = "mean") -> None:
+    def __init__(
+        self,
+        *,
+        phi: Literal["cosine", "inner", "l2", "sq_l2"] = "cosine",
+        normalize: Literal["none", "mean", "max"] = "none",
+        reduction: Literal["mean", "sum"] = "mean",
+    ) -> None:
         super().__init__()
-        for name, value, known in (
-            ("phi", phi, ("cosine", "inner", "l2", "sq_l2")),
-            ("normalize", normalize, ("none", "mean", "max")),
-            ("reduction", reduction, ("mean", "sum")),
-        ):
-            if value not in known:
-                raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}.")
+        check_literals(type(self), locals())
         self.phi, self.normalize, self.reduction = phi, normalize, reduction
 
     def compute(self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor:

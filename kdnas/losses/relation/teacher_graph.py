@@ -2,7 +2,7 @@
 
 import random
 from itertools import combinations
-from typing import ClassVar, Literal, final, get_args
+from typing import ClassVar, Literal, final
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from kdnas.losses.base import Loss
 from kdnas.losses.stage_pairs import Adapter
 from kdnas.numerics import safe_normalize, squared_distances
 from kdnas.outputs import Outputs, embedding
+from kdnas.specs import check_literals
 
 Distance = Literal["total_variation", "ordered"]
 Fusion = Literal["compact_bilinear", "bilinear", "concatenation"]
@@ -71,7 +72,7 @@ class TeacherGraph(Loss):
         *,
         distance: Distance = "total_variation",
         fusion: Fusion = "compact_bilinear",
-        edges: str | tuple[float, ...] = "equal",
+        edges: Literal["equal", "confidence"] | tuple[float, ...] = "equal",
         temperature: float = 4.0,
         logits_weight: float = 1.0,
         representation_weight: float = 1.0,
@@ -79,13 +80,7 @@ class TeacherGraph(Loss):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        for name, value, known in (
-            ("distance", distance, get_args(Distance)),
-            ("fusion", fusion, get_args(Fusion)),
-            ("edges", "equal" if isinstance(edges, tuple) else edges, ("equal", "confidence")),
-        ):
-            if value not in known:
-                raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}.")
+        check_literals(type(self), locals())
         if isinstance(edges, tuple) and not (min(edges, default=-1) >= 0 and sum(edges) > 0):
             raise ValueError(f"edges are weights of teachers: none negative, not all 0; got {edges}.")
         if not temperature > 0:

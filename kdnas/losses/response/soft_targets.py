@@ -1,12 +1,13 @@
 """Knowledge distillation by temperature-softened class distributions."""
 
-from typing import ClassVar, Literal, final, get_args
+from typing import ClassVar, Literal, final
 
 import torch
 from torch import Tensor
 
 from kdnas.losses.base import Loss
 from kdnas.outputs import Outputs
+from kdnas.specs import check_literals
 
 Form = Literal["kl", "soft_cross_entropy", "reverse_kl", "js"]
 
@@ -52,8 +53,7 @@ class SoftTargets(Loss):
 
     def __init__(self, *, form: Form = "kl", temperature: float = 4.0) -> None:
         super().__init__()
-        if form not in get_args(Form):
-            raise ValueError(f"form must be one of {', '.join(get_args(Form))}, got {form!r}.")
+        check_literals(type(self), locals())
         if not temperature > 0:
             raise ValueError(f"temperature must be above 0, got {temperature}. Hinton et al. use 1 to 20.")
         self.form, self.temperature = form, temperature
