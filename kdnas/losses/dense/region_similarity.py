@@ -14,7 +14,7 @@ Pool = Literal["max", "average"]
 
 
 @final
-class PairWise(FeatureLoss):
+class RegionSimilarity(FeatureLoss):
     r"""The student's regions are alike where the teacher's are.
 
     A map is pooled to a grid of $n$ nodes, $a_{ij}$ is the cosine of nodes $i$ and $j$, and

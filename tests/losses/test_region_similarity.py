@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from kdnas.losses.dense.pair_wise import PairWise
+from kdnas.losses.dense.region_similarity import RegionSimilarity
 from kdnas.losses.example import example
 from kdnas.outputs import Outputs
 
@@ -42,20 +42,20 @@ def test_two_nodes_by_hand():
     # Student nodes (1, 0) and (0, 1): cosine 0. Teacher nodes (1, 1) twice: cosine 1. Two of four pairs differ by 1.
     student = torch.tensor([[[[1.0, 0.0]], [[0.0, 1.0]]]])
     teacher = torch.ones(1, 2, 1, 2)
-    assert PairWise()(outputs(student), outputs(teacher), torch.zeros(1)).item() == pytest.approx(0.5)
+    assert RegionSimilarity()(outputs(student), outputs(teacher), torch.zeros(1)).item() == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize("pool", ["max", "average"])
 def test_agrees_with_a_loop(pool):
     student, teacher, labels = example()
-    value = PairWise(pool=pool, taps=((0, 0),))(student, teacher, labels).item()
+    value = RegionSimilarity(pool=pool, taps=((0, 0),))(student, teacher, labels).item()
     expected = reference(student.features[0], teacher.features[0], 2, 2, {"max": np.max, "average": np.mean}[pool])
     assert value == pytest.approx(expected, rel=1e-12)
 
 
 def test_a_finer_grid_agrees_with_a_loop():
     student, teacher, labels = example()
-    value = PairWise(grid=10, taps=((1, 1),))(student, teacher, labels).item()
+    value = RegionSimilarity(grid=10, taps=((1, 1),))(student, teacher, labels).item()
     assert value == pytest.approx(reference(student.features[1], teacher.features[1], 4, 3, np.max), rel=1e-12)
 
 
@@ -64,25 +64,25 @@ def test_golden_compares_the_deepest_stages():
     # On maps of 4x3 the two columns of nodes overlap in the middle column.
     wide = [torch.cat([f[..., :2], f[..., 1:]], -1) for f in (student.features[1], teacher.features[1])]
     expected = reference(*wide, 2, 2, np.max)
-    assert PairWise()(student, teacher, labels).item() == pytest.approx(expected, rel=1e-12)
-    assert PairWise.golden == pytest.approx(expected, rel=1e-12)
+    assert RegionSimilarity()(student, teacher, labels).item() == pytest.approx(expected, rel=1e-12)
+    assert RegionSimilarity.golden == pytest.approx(expected, rel=1e-12)
 
 
 def test_the_size_of_a_map_does_not_matter():
     student, teacher, labels = example()
     larger = student._replace(features=tuple(7 * f for f in student.features))
-    expected = PairWise()(student, teacher, labels).item()
-    assert PairWise()(larger, teacher, labels).item() == pytest.approx(expected, rel=1e-12)
+    expected = RegionSimilarity()(student, teacher, labels).item()
+    assert RegionSimilarity()(larger, teacher, labels).item() == pytest.approx(expected, rel=1e-12)
 
 
 def test_equal_maps_and_single_nodes_give_zero():
     student, teacher, labels = example()
-    assert PairWise()(teacher, teacher, labels).item() == pytest.approx(0, abs=1e-15)
-    assert PairWise(grid=1)(student, teacher, labels).item() == pytest.approx(0, abs=1e-15)
+    assert RegionSimilarity()(teacher, teacher, labels).item() == pytest.approx(0, abs=1e-15)
+    assert RegionSimilarity(grid=1)(student, teacher, labels).item() == pytest.approx(0, abs=1e-15)
 
 
 def test_wrong_settings_are_refused():
     with pytest.raises(ValueError, match="grid must be at least 1"):
-        PairWise(grid=0)
+        RegionSimilarity(grid=0)
     with pytest.raises(ValueError, match="`pool` must be one of max, average"):
-        PairWise(pool="mean")
+        RegionSimilarity(pool="mean")
