@@ -35,7 +35,7 @@ from kdnas.evaluation import accuracy
 from kdnas.losses.base import Loss
 from kdnas.losses.objective import Objective
 from kdnas.network import Network
-from kdnas.outputs import Outputs
+from kdnas.outputs import Moment, Outputs
 from kdnas.randomness import initialised
 from kdnas.settings import Recipe
 from kdnas.space import Blueprint, layer
@@ -68,7 +68,7 @@ class Remembered(Teacher):
         self.places = {image.numpy().tobytes(): place for place, image in enumerate(images)}
         self.outputs = teacher(images)
 
-    def teach(self, pixels: Tensor, labels: Tensor | None) -> Outputs:
+    def teach(self, pixels: Tensor, labels: Tensor | None, at: Moment) -> Outputs:
         """The remembered outputs of these very pixels."""
         rows = torch.tensor([self.places[image.numpy().tobytes()] for image in pixels])
         return self.outputs.map(lambda held: held[rows])

@@ -56,7 +56,7 @@ class Network(nn.Module):
                 features.append(x)
             return Outputs(self.head(x), tuple(features), tuple(attentions), images=images)
 
-    def rest(self, stage: int, feature: Tensor) -> Tensor:
+    def remaining_layers(self, stage: int, feature: Tensor) -> Tensor:
         """The logits that the layers after a stage give for this map in place of the stage's own output.
 
         In training mode their batch norms use this map's statistics and leave the running ones alone.

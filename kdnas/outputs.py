@@ -1,7 +1,8 @@
 """What a network shows a loss."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import NamedTuple, final
 
 from torch import Tensor
 
@@ -39,6 +40,27 @@ class Outputs(NamedTuple):
             None if self.images is None else change(self.images),
             tuple(member.map(change) for member in self.members),
         )
+
+
+@final
+@dataclass(frozen=True)
+class Moment:
+    """Where in a training a teacher or a loss is called.
+
+    Attributes:
+        progress: the share of the training that is done, 0 to 1.
+        remaining: the student's remaining layers: `remaining(stage, map)` gives the logits that the layers after a
+            stage give for this map. Losses get it in the stages of their schedule that ask for it (`Stage.through`).
+        ids: `[batch]`, the samples' indices in the train part; None outside a training.
+    """
+
+    progress: float = 0.0
+    remaining: Callable[[int, Tensor], Tensor] | None = None
+    ids: Tensor | None = None
+
+
+START = Moment()
+END = Moment(progress=1.0)
 
 
 def embedding(outputs: Outputs) -> Tensor:

@@ -111,7 +111,7 @@ class Supernet(nn.Module):
         logits = self.run("head", blueprint.head, x, **modes)
         return Outputs(logits, tuple(features), tuple(attentions), images=images)
 
-    def rest(self, stage: int, feature: Tensor, architecture: Architecture) -> Tensor:
+    def remaining_layers(self, stage: int, feature: Tensor, architecture: Architecture) -> Tensor:
         """The logits that a subnet's layers after a stage give for this map in place of the stage's own output."""
         blueprint = self.space.blueprint(architecture)
         for i in range(stage + 1, len(blueprint.stages)):

@@ -12,7 +12,7 @@ from kdnas.losses.base import connected_zero
 from kdnas.losses.feature.aggregation import Aggregation as AggregatedHint
 from kdnas.losses.feature.aggregation import Groups
 from kdnas.network import Network, batch_statistics
-from kdnas.outputs import Outputs
+from kdnas.outputs import Moment, Outputs
 from kdnas.randomness import initialised
 
 
@@ -108,18 +108,18 @@ class Aggregation(Distiller):
         if step.index < self._switch(step.total):
             own = batch.ids.to(batch.images.device) % 2 == 0
             if own.any():
-                self.hint.rest = model.rest
-                yield "bridge", self.hint(model(batch.images[own]), _rows(batch.teacher, own), batch.labels[own])
+                at = Moment(step.progress, model.remaining_layers, batch.ids[own.cpu()])
+                yield "bridge", self.hint(model(batch.images[own]), _rows(batch.teacher, own), batch.labels[own], at)
             else:
                 yield "bridge", connected_zero(*model.parameters())
             return
         if self.anew and step.index == self._switch(step.total) > 0:
             fresh = initialised(lambda: Network(model.blueprint), step.seed)
             model.load_state_dict(fresh.state_dict())
-        self.hint.rest = None
         student = model(batch.images)
         task = F.cross_entropy(student.logits.float(), batch.labels)
-        yield "student", task + self.weight * self.hint(student, batch.teacher, batch.labels)
+        hint = self.hint(student, batch.teacher, batch.labels, Moment(step.progress, ids=batch.ids))
+        yield "student", task + self.weight * hint
 
     def after(self, model: Model, batch: Batch, step: Step) -> None:
         """Move the shares, on the images that the weights do not see."""
@@ -127,12 +127,12 @@ class Aggregation(Distiller):
         other = batch.ids.to(batch.images.device) % 2 == 1
         if step.index >= self._switch(step.total) or not other.any():
             return
-        self.hint.rest = model.rest
+        at = Moment(step.progress, model.remaining_layers, batch.ids[other.cpu()])
         with batch_statistics(model):
             with torch.no_grad():
                 student = model(batch.images[other])
             self.hint.betas.requires_grad_(True)
-            bridge = self.hint(student, _rows(batch.teacher, other), batch.labels[other])
+            bridge = self.hint(student, _rows(batch.teacher, other), batch.labels[other], at)
             regulariser = torch.stack([beta.square().sum() for beta in self.hint.betas]).sum()
             gradients = torch.autograd.grad(bridge + self.decay / 2 * regulariser, list(self.hint.betas))
             self.hint.betas.requires_grad_(False)

@@ -17,8 +17,8 @@ from kdnas.randomness import python_rng
 from kdnas.supernet import Supernet
 
 Model = Supernet | Network
-Teaches = Callable[[Tensor, Tensor], Outputs]
-"""Pixels and labels to what a teacher shows: a teacher, or a memory of one."""
+Teaching = Callable[[Tensor, Tensor], Outputs]
+"""Pixels and labels to a teacher's outputs: a teacher at one moment, or a cache of its outputs."""
 
 
 @final
@@ -32,7 +32,7 @@ class Batch:
         ids: `[batch]`, the images' places in the train part.
     """
 
-    def __init__(self, pixels: Tensor, labels: Tensor, ids: Tensor, data: Data, teacher: Teaches | None) -> None:
+    def __init__(self, pixels: Tensor, labels: Tensor, ids: Tensor, data: Data, teacher: Teaching | None) -> None:
         self.pixels, self.labels, self.ids = pixels, labels, ids
         self.images = data.normalise(pixels)
         self._teacher = teacher

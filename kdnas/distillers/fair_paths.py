@@ -11,6 +11,7 @@ from torch import Tensor
 from kdnas.architecture import Architecture, Choice, Value
 from kdnas.distillers.base import Batch, Distiller, Model, Step
 from kdnas.losses.objective import Objective
+from kdnas.outputs import Moment
 from kdnas.space import SearchSpace
 from kdnas.specs import Spec, spec
 from kdnas.supernet import Supernet
@@ -72,9 +73,8 @@ class FairPaths(Distiller):
                 student,
                 batch.teacher if self.has_teacher else student.detach(),
                 batch.labels,
-                step.progress,
+                Moment(step.progress, partial(model.remaining_layers, architecture=path), batch.ids),
                 learner=model,
-                rest=partial(model.rest, architecture=path),
             )
             del student  # the graph: one path's activations alive at a time
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from kdnas.distillers.base import Batch, Distiller, Model, Step
 from kdnas.losses.objective import Objective
 from kdnas.network import Network
-from kdnas.outputs import Outputs
+from kdnas.outputs import Moment, Outputs
 from kdnas.specs import Spec, spec
 
 HINTON = (
@@ -55,9 +55,8 @@ class FromTeacher(Distiller):
             student,
             self._teacher(batch, student),
             batch.labels,
-            step.progress,
+            Moment(step.progress, model.remaining_layers, batch.ids),
             learner=model,
-            rest=model.rest,
         )
 
     def _teacher(self, batch: Batch, student: Outputs) -> Outputs:

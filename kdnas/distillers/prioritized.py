@@ -14,7 +14,7 @@ from kdnas.costs.count import cost
 from kdnas.distillers.base import Batch, Distiller, Model, Step
 from kdnas.losses.base import Loss
 from kdnas.numerics import widen
-from kdnas.outputs import Outputs
+from kdnas.outputs import Moment, Outputs
 from kdnas.space import SearchSpace
 from kdnas.specs import Spec, check_literals, spec
 from kdnas.supernet import Supernet
@@ -164,7 +164,8 @@ class Prioritized(Distiller):
         student = model(batch.images, path)
         loss = F.cross_entropy(widen(student.logits), batch.labels, label_smoothing=self.label_smoothing)
         if match is not None:
-            loss = loss + match.weight * self.soft(student, self._taught(model, match, batch.images), batch.labels)
+            teacher, at = self._taught(model, match, batch.images), Moment(step.progress, ids=batch.ids)
+            loss = loss + match.weight * self.soft(student, teacher, batch.labels, at)
         self._trained = path, student.logits.detach(), match
         yield "path", loss
 
@@ -185,7 +186,7 @@ class Prioritized(Distiller):
         path, logits, match = self._trained
         self._trained = None
         if match is not None and (step.index + 1) % self.every == 0:
-            gradients = self.meta_gradient(model, batch, path, match)
+            gradients = self.meta_gradient(model, batch, path, match, step)
             for tensor, gradient in zip((self.weight, self.bias), gradients, strict=True):
                 tensor -= self.meta_rate * gradient
         accuracy = float((logits.argmax(1) == batch.labels).double().mean())
@@ -193,14 +194,17 @@ class Prioritized(Distiller):
         macs = cost(model.space.blueprint(path)).macs
         self.admit(path, accuracy, macs, batch.images[: self.slice_size], probabilities)
 
-    def meta_gradient(self, model: Supernet, batch: Batch, path: Architecture, match: _Match) -> tuple[Tensor, Tensor]:
+    def meta_gradient(
+        self, model: Supernet, batch: Batch, path: Architecture, match: _Match, step: Step
+    ) -> tuple[Tensor, Tensor]:
         """The gradients, with respect to the matcher's weight and bias, of the loss after the imagined step."""
         first, second = slice(self.slice_size), slice(self.slice_size, 2 * self.slice_size)
         parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         uses = Counter(model.uses)  # imagined steps train nothing
         student = _still(model, path, batch.images[first])
         teacher = self._taught(model, match, batch.images[first])
-        distilled = self.soft(student, teacher, batch.labels[first])
+        at = Moment(step.progress, ids=batch.ids[first])
+        distilled = self.soft(student, teacher, batch.labels[first], at)
         # The match does not depend on the weights, so the inner gradient needs no graph of its own.
         inner = torch.autograd.grad(distilled, list(parameters.values()), allow_unused=True)
         matcher = self.weight.clone().requires_grad_(), self.bias.clone().requires_grad_()

@@ -12,7 +12,7 @@ from kdnas.distillers.base import Batch, Distiller, Model, Step
 from kdnas.losses.base import Loss
 from kdnas.losses.objective import Objective
 from kdnas.network import Network
-from kdnas.outputs import Outputs
+from kdnas.outputs import Moment, Outputs
 from kdnas.sharing import sort_channels
 from kdnas.space import SearchSpace
 from kdnas.specs import Spec, check_literals, spec
@@ -158,16 +158,15 @@ class Progressive(Distiller):
                 student,
                 batch.teacher if self.has_teacher else student.detach(),
                 batch.labels,
-                step.progress,
+                Moment(step.progress, partial(model.remaining_layers, architecture=chosen[0]), batch.ids),
                 learner=model,
-                rest=partial(model.rest, architecture=chosen[0]),
             )
             return
-        target = self._target(batch)
+        target, at = self._target(batch), Moment(step.progress, ids=batch.ids)
         for one in chosen:
             student = model(batch.images, one)
-            loss = self.task(student, target, batch.labels)
-            yield "path", loss + self.weight * self.soft(student, target, batch.labels)
+            loss = self.task(student, target, batch.labels, at)
+            yield "path", loss + self.weight * self.soft(student, target, batch.labels, at)
             del student, loss  # the graph: one subnet's activations alive at a time
 
     def _enter(self, model: Supernet, place: int, step: Step) -> None:

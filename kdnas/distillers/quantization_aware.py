@@ -16,7 +16,7 @@ from kdnas.distillers.base import Batch, Distiller, Model, Step
 from kdnas.distillers.from_teacher import HINTON
 from kdnas.losses.objective import Objective
 from kdnas.network import BATCH_NORMS, Network
-from kdnas.outputs import Outputs
+from kdnas.outputs import Moment, Outputs
 from kdnas.specs import Spec
 from kdnas.students.integers import write_trained
 
@@ -99,9 +99,8 @@ class QuantizationAware(Distiller):
             shown,
             batch.teacher if self.uses_teacher else shown.detach(),
             batch.labels,
-            step.progress,
+            Moment(step.progress, model.remaining_layers, batch.ids),
             learner=model,
-            rest=model.rest,
         )
 
     def restarts(self, total: int) -> frozenset[int]:

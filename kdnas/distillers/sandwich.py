@@ -10,7 +10,7 @@ from kdnas.architecture import Architecture
 from kdnas.distillers.base import Batch, Distiller, Model, Step
 from kdnas.losses.base import Loss
 from kdnas.losses.objective import Objective
-from kdnas.outputs import Outputs
+from kdnas.outputs import Moment, Outputs
 from kdnas.specs import Spec, spec
 from kdnas.supernet import Supernet
 
@@ -89,11 +89,11 @@ class Sandwich(Distiller):
             largest,
             teacher,
             batch.labels,
-            step.progress,
+            Moment(step.progress, partial(model.remaining_layers, architecture=space.largest), batch.ids),
             learner=model,
-            rest=partial(model.rest, architecture=space.largest),
         )
+        at = Moment(step.progress, ids=batch.ids)
         del largest  # the graph: one subnet's activations alive at a time
         for name in ("smallest", *("random",) * self.num_random):
             child = space.smallest if name == "smallest" else draw()
-            yield name, self.soft(model(batch.images, child, regularise=False), target, batch.labels)
+            yield name, self.soft(model(batch.images, child, regularise=False), target, batch.labels, at)

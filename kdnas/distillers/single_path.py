@@ -8,6 +8,7 @@ from torch import Tensor
 
 from kdnas.distillers.base import Batch, Distiller, Model, Step
 from kdnas.losses.objective import Objective
+from kdnas.outputs import Moment
 from kdnas.specs import Spec, spec
 from kdnas.supernet import Supernet
 
@@ -54,7 +55,6 @@ class SinglePath(Distiller):
             student,
             teacher,
             batch.labels,
-            step.progress,
+            Moment(step.progress, partial(model.remaining_layers, architecture=chosen), batch.ids),
             learner=model,
-            rest=partial(model.rest, architecture=chosen),
         )

@@ -1,7 +1,7 @@
 """What every loss is: student first, teacher second, labels third; a scalar; float32 or better."""
 
 import abc
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, final
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from kdnas.losses.stage_pairs import Alignment, StagePairs
 from kdnas.numerics import widen
-from kdnas.outputs import Outputs
+from kdnas.outputs import START, Moment, Outputs
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Stage:
         trains: whose parameters move: the student's, the loss's own parts, or both.
         uses: what is minimised: `loss` (this loss alone), `task` (the other terms alone),
             `both` (their sum), or `preparation` (`Loss.preparation`, which sees the teacher only).
-        through: whether the loss looks through the student's remaining layers in this stage: it is handed `rest`.
+        through: whether the loss needs the student's remaining layers in this stage (`Moment.remaining`).
     """
 
     name: str
@@ -53,17 +53,8 @@ class Loss(nn.Module, abc.ABC):
             `Objective.teach` sees to it.
         opponents: names of the submodules that play against the student, discriminators, and the learning rate that
             theirs must not exceed; it follows the run's schedule.
-
-    Attributes:
-        progress: how much of the run lies behind, 0 to 1, for losses whose formula changes during training (a
-            decaying weight, a late start). Whoever owns the loop assigns it before each step; it follows from
-            the step, so no checkpoint holds it.
-        rest: in stages that ask for it (`Stage.through`), the student's layers after a stage:
-            `rest(stage, map)` gives logits. A function or bound method, since a module would become a part.
     """
 
-    progress: float = 0.0
-    rest: Callable[[int, Tensor], Tensor] | None = None
     needs: ClassVar[tuple[str, ...]] = ("logits",)
     uses_teacher: ClassVar[bool] = True
     weight: ClassVar[float] = 1.0
@@ -102,14 +93,24 @@ class Loss(nn.Module, abc.ABC):
             )
 
     @final
-    def forward(self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor:
-        """The loss, a scalar."""
+    def forward(self, student: Outputs, teacher: Outputs, labels: Tensor, at: Moment = START) -> Tensor:
+        """The loss, a scalar.
+
+        Args:
+            student: the student's outputs.
+            teacher: the teacher's outputs.
+            labels: `[batch]`.
+            at: where in the training.
+        """
         with torch.autocast(student.logits.device.type, enabled=False):
-            return self.compute(student.map(widen), teacher.detach().map(widen), labels)
+            return self.compute(student.map(widen), teacher.detach().map(widen), labels, at)
 
     @abc.abstractmethod
-    def compute(self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor:
-        """The loss; the teacher is detached and everything is float32 or float64."""
+    def compute(self, student: Outputs, teacher: Outputs, labels: Tensor, at: Moment) -> Tensor:
+        """The loss; the teacher is detached and everything is float32 or float64.
+
+        What changes during a training, a decaying weight for example, follows from `at`; nothing is stored on the loss.
+        """
 
     def stages(self) -> tuple[Stage, ...]:
         """The schedule this instance asks for; one joint stage unless its constructor was told otherwise."""
@@ -120,16 +121,16 @@ class Loss(nn.Module, abc.ABC):
         raise NotImplementedError(f"{type(self).__name__} has no preparation stage")
 
     @final
-    def adversary(self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor | None:
+    def adversary(self, student: Outputs, teacher: Outputs, labels: Tensor, at: Moment = START) -> Tensor | None:
         """What a discriminator of this loss minimises, or None where there is no discriminator.
 
         It sees detached students, so its backward pass reaches the discriminator only; `compute` in turn
         runs the discriminator with detached weights (`frozen`), so that the student's pass leaves it alone.
         """
         with torch.autocast(student.logits.device.type, enabled=False):
-            return self.discriminate(student.detach().map(widen), teacher.detach().map(widen), labels)
+            return self.discriminate(student.detach().map(widen), teacher.detach().map(widen), labels, at)
 
-    def discriminate(self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor | None:
+    def discriminate(self, student: Outputs, teacher: Outputs, labels: Tensor, at: Moment) -> Tensor | None:
         """The discriminator's loss; both sides are detached and everything is float32 or float64."""
         return None
 
@@ -169,7 +170,7 @@ class FeatureLoss(Loss):
                 f"weights needs one number per pair: {len(self.taps.pairs)} pairs, got {len(self.pair_weights)}."
             )
 
-    def compute(self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor:
+    def compute(self, student: Outputs, teacher: Outputs, labels: Tensor, at: Moment) -> Tensor:
         """The weighted sum of `between` over the paired maps."""
         pairs = self.taps(student, teacher)
         weights = self.pair_weights or (1.0,) * len(pairs)

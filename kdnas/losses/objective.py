@@ -1,6 +1,7 @@
 """A weighted sum of losses that reports its parts and keeps their schedules."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import NamedTuple, final
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor, nn
 
 from kdnas.losses.base import Loss, Stage, frozen
 from kdnas.numerics import safe_norm
-from kdnas.outputs import Outputs
+from kdnas.outputs import START, Moment, Outputs
 from kdnas.specs import Spec
 
 
@@ -20,7 +21,6 @@ class Term(NamedTuple):
 
 
 JOINT = Stage("joint", 1.0)
-Rest = Callable[[int, Tensor], Tensor]
 
 
 @final
@@ -55,7 +55,7 @@ class Objective(nn.Module):
             loss.prepare(student, teacher, elastic=elastic)
 
     def forward(
-        self, student: Outputs, teacher: Outputs, labels: Tensor, progress: float = 0.0, rest: Rest | None = None
+        self, student: Outputs, teacher: Outputs, labels: Tensor, at: Moment = START
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The sum, and each term unweighted and detached.
 
@@ -66,11 +66,10 @@ class Objective(nn.Module):
             student: the student's outputs.
             teacher: the teacher's outputs.
             labels: `[batch]`.
-            progress: the share of the training that is done; decides every staged loss's stage.
-            rest: the student's layers after a stage, for losses that look through them.
+            at: where in the training; its progress decides every staged loss's stage.
         """
         total, parts = torch.zeros((), device=student.logits.device), {}
-        for name, weight, value in self._terms(student, teacher, labels, progress, rest):
+        for name, weight, value in self._terms(student, teacher, labels, at):
             total = total + weight * value
             parts[name] = value.detach()
         return total, parts
@@ -81,10 +80,9 @@ class Objective(nn.Module):
         student: Outputs,
         teacher: Outputs,
         labels: Tensor,
-        progress: float,
+        at: Moment,
         *,
         learner: nn.Module,
-        rest: Rest | None = None,
     ) -> Iterator[tuple[str, Tensor]]:
         """What a distiller yields for one student, first of all in a step.
 
@@ -97,11 +95,10 @@ class Objective(nn.Module):
             student: the student's outputs, with their graph.
             teacher: the teacher's outputs.
             labels: `[batch]`.
-            progress: the share of the training that is done.
+            at: where in the training.
             learner: the student's module.
-            rest: the student's layers after a stage, for losses that look through them.
         """
-        terms = {n: weight * value for n, weight, value in self._terms(student, teacher, labels, progress, rest)}
+        terms = {n: weight * value for n, weight, value in self._terms(student, teacher, labels, at)}
         clipped = [n for n, loss in self.losses.items() if isinstance(loss, Loss) and loss.clipped]
         apart = {n: term for n, term in terms.items() if n in clipped}
         if len(apart) == len(terms):
@@ -117,27 +114,27 @@ class Objective(nn.Module):
                 if gradient is not None:
                     carrier = carrier + (parameter * _clipped(gradient, parameter.grad)).sum()
             yield n, apart[n].detach() + (carrier - carrier.detach())
-        yield from self.adversaries(student.detach(), teacher, labels)
+        yield from self.adversaries(student.detach(), teacher, labels, at)
 
     def _terms(
-        self, student: Outputs, teacher: Outputs, labels: Tensor, progress: float, rest: Rest | None
+        self, student: Outputs, teacher: Outputs, labels: Tensor, at: Moment
     ) -> Iterator[tuple[str, float, Tensor]]:
         """Name, weight and value of every term that takes part now."""
-        running = self.stages_at(progress)
+        running = self.stages_at(at.progress)
         alone = [name for name, stage in running.items() if stage.uses in ("loss", "preparation")]
         for (name, loss), weight in zip(self.losses.items(), self.weights, strict=True):
             assert isinstance(loss, Loss)
             stage = running.get(name, JOINT)
-            loss.progress, loss.rest = progress, rest if stage.through else None
+            moment = at if stage.through else replace(at, remaining=None)
             if (alone and name not in alone) or stage.uses == "task":
                 continue
             if stage.uses == "preparation":
                 yield name, weight, loss.preparation(teacher)
             elif stage.trains == "student":
-                yield name, weight, frozen(loss, student, teacher, labels)
+                yield name, weight, frozen(loss, student, teacher, labels, moment)
             else:
                 seen = student.detach() if stage.trains == "parts" else student
-                yield name, weight, loss(seen, teacher, labels)
+                yield name, weight, loss(seen, teacher, labels, moment)
 
     def stages_at(self, progress: float) -> dict[str, Stage]:
         """The stage every staged loss is in after this share of the training."""
@@ -166,12 +163,14 @@ class Objective(nn.Module):
                 found.add(round(passed * total))
         return frozenset(found)
 
-    def adversaries(self, student: Outputs, teacher: Outputs, labels: Tensor) -> list[tuple[str, Tensor]]:
+    def adversaries(
+        self, student: Outputs, teacher: Outputs, labels: Tensor, at: Moment = START
+    ) -> list[tuple[str, Tensor]]:
         """What the discriminators of the losses minimise, by name."""
         found = []
         for name, loss in self.losses.items():
             assert isinstance(loss, Loss)
-            value = loss.adversary(student, teacher, labels)
+            value = loss.adversary(student, teacher, labels, replace(at, remaining=None))
             if value is not None:
                 found.append((f"{name}_discriminator", value))
         return found

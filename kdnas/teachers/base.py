@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from kdnas.blocks.basic import resize
 from kdnas.data.base import normalise
 from kdnas.network import Network
-from kdnas.outputs import Outputs
+from kdnas.outputs import END, Moment, Outputs
 from kdnas.preprocessing import Preprocessing
 from kdnas.specs import nearest
 
@@ -22,12 +22,9 @@ class Teacher(nn.Module, abc.ABC):
     Its parameters are frozen, `train()` leaves it in evaluation mode, and its weights are no part of a checkpoint.
 
     Attributes:
-        progress: the share of the student's training that is done, for teachers that change with it; the training
-            loop assigns it before each step. 1 outside of training.
         class_names: one per logit, where they are known.
     """
 
-    progress: float = 1.0
     class_names: tuple[str, ...] | None = None
 
     @final
@@ -42,13 +39,19 @@ class Teacher(nn.Module, abc.ABC):
         return self.requires_grad_(False).train(False)
 
     @final
-    def forward(self, pixels: Tensor, labels: Tensor | None = None) -> Outputs:
-        """Logits `[batch, classes]` and one feature map per stage."""
+    def forward(self, pixels: Tensor, labels: Tensor | None = None, at: Moment = END) -> Outputs:
+        """Logits `[batch, classes]` and one feature map per stage.
+
+        Args:
+            pixels: `[batch, channels, height, width]` in [0, 1].
+            labels: `[batch]`, where they are known.
+            at: where in the student's training, for teachers that change with it; outside a training its end.
+        """
         with torch.no_grad():
-            return self.teach(pixels, labels)
+            return self.teach(pixels, labels, at)
 
     @abc.abstractmethod
-    def teach(self, pixels: Tensor, labels: Tensor | None) -> Outputs:
+    def teach(self, pixels: Tensor, labels: Tensor | None, at: Moment) -> Outputs:
         """What the teacher shows; labels are for teachers that pick who is right."""
 
 
@@ -79,7 +82,7 @@ class Frozen(Teacher):
                 raise ValueError(f"the teacher has no submodule {name!r}.{nearest(name, known)}")
         self.stages = tuple(stages)
 
-    def teach(self, pixels: Tensor, labels: Tensor | None) -> Outputs:
+    def teach(self, pixels: Tensor, labels: Tensor | None, at: Moment) -> Outputs:
         """Logits and the named stages' maps."""
         images = normalise(resize(pixels, self.preprocessing.height, self.preprocessing.width), self.preprocessing)
         if isinstance(self.module, Network) and not self.stages:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdnas.outputs import Outputs
+from kdnas.outputs import Moment, Outputs
 from kdnas.preprocessing import Preprocessing
 from kdnas.randomness import seed_of
 from kdnas.specs import Spec, check_literals
@@ -65,15 +65,12 @@ class Ensemble(Teacher):
         self.weights = tuple(w / total for w in (weights or (1.0,) * len(teachers)))
         self.freeze()
 
-    def teach(self, pixels: Tensor, labels: Tensor | None) -> Outputs:
+    def teach(self, pixels: Tensor, labels: Tensor | None, at: Moment) -> Outputs:
         """The joint logits, the first teacher's features, and every teacher's own outputs."""
-        for teacher in self.teachers:
-            assert isinstance(teacher, Teacher)
-            teacher.progress = self.progress
         if self.mean == "random":
-            place = seed_of("member", repr(self.progress)) % len(self.teachers)
-            return self.teachers[place](pixels, labels)
-        members = tuple(teacher(pixels, labels) for teacher in self.teachers)
+            place = seed_of("member", repr(at.progress)) % len(self.teachers)
+            return self.teachers[place](pixels, labels, at)
+        members = tuple(teacher(pixels, labels, at) for teacher in self.teachers)
         shapes = [tuple(member.logits.shape[1:]) for member in members]
         if len(set(shapes)) > 1:
             raise ValueError(f"teachers of an ensemble know the same classes, got logits of shapes {shapes}.")
@@ -103,11 +100,9 @@ class Streamed(Teacher):
         super().__init__()
         self.make = make
 
-    def teach(self, pixels: Tensor, labels: Tensor | None) -> Outputs:
+    def teach(self, pixels: Tensor, labels: Tensor | None, at: Moment) -> Outputs:
         """What the teacher shows, which is then let go."""
-        teacher = self.make().to(pixels.device)
-        teacher.progress = self.progress
-        return teacher(pixels, labels)
+        return self.make().to(pixels.device)(pixels, labels, at)
 
 
 @final
@@ -134,14 +129,11 @@ class Route(Teacher):
         self.snapshots = nn.ModuleList(snapshots)
         self.freeze()
 
-    def teach(self, pixels: Tensor, labels: Tensor | None) -> Outputs:
+    def teach(self, pixels: Tensor, labels: Tensor | None, at: Moment) -> Outputs:
         """What the snapshot of now shows."""
         count = len(self.snapshots)
         # The step at which a part begins belongs to it, whatever the product of the shares is rounded to.
-        snapshot = self.snapshots[min(int(self.progress * count + 1e-9), count - 1)]
-        assert isinstance(snapshot, Teacher)
-        snapshot.progress = self.progress
-        return snapshot(pixels, labels)
+        return self.snapshots[min(int(at.progress * count + 1e-9), count - 1)](pixels, labels, at)
 
 
 def several_teachers(

@@ -17,7 +17,7 @@ from torch import Tensor
 from kdnas.losses.base import Loss, connected_zero
 from kdnas.losses.check import agrees, value
 from kdnas.losses.example import example, fill
-from kdnas.outputs import Outputs
+from kdnas.outputs import Moment, Outputs
 
 Change = Callable[[Outputs], Outputs]
 
@@ -174,6 +174,16 @@ class LossContract:
         for old, new in zip(_all_tensors(*before[:2]), _all_tensors(student, teacher), strict=True):
             assert torch.equal(old, new)
         assert torch.equal(before[2], labels)
+
+    def test_a_call_stores_nothing_on_the_loss_but_in_buffers(self) -> None:
+        student, teacher, labels = self._example()
+        loss = self._prepared(student, teacher)
+        before = [dict(vars(module)) for module in loss.modules()]
+        moment = Moment(0.5, ids=torch.arange(len(labels)))
+        loss(student, teacher, labels, moment)
+        loss.adversary(student, teacher, labels, moment)
+        after = [dict(vars(module)) for module in loss.modules()]
+        assert before == after, "what changes with the training is read from `at`, and kept nowhere"
 
     def test_the_order_of_the_batch_does_not_matter(self) -> None:
         student, teacher, labels = self._example(torch.float64)

@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from functools import partial
 from typing import Any, final
 
 import torch
@@ -11,6 +12,7 @@ from kdnas.data.base import Data
 from kdnas.distillers.base import Batch, Distiller, Model, Step
 from kdnas.losses.base import Loss
 from kdnas.network import Network
+from kdnas.outputs import Moment
 from kdnas.randomness import seed_of
 from kdnas.settings import Recipe
 from kdnas.supernet import Supernet
@@ -188,10 +190,9 @@ class Training:
         pixels = pixels.to(self.device, non_blocking=True)
         if not torch.isfinite(pixels).all():
             raise ValueError(f"training images {ids[~pixels.isfinite().flatten(1).all(1).cpu()].tolist()} hold NaN.")
-        if self.teacher is not None:
-            self.teacher.progress = index / self.recipe.steps
-        taught = self.teacher if cache is None else lambda pixels, _: cache.outputs(ids, view, pixels)
-        batch = Batch(pixels, self.data.train.labels[ids].to(self.device), ids, self.data, taught)
+        live = None if self.teacher is None else partial(self.teacher, at=Moment(index / self.recipe.steps, ids=ids))
+        teach = live if cache is None else lambda pixels, _: cache.outputs(ids, view, pixels)
+        batch = Batch(pixels, self.data.train.labels[ids].to(self.device), ids, self.data, teach)
         if self._memory_format is not None:
             # A clone: images of one channel count as either, and layers hand on the one that their strides say.
             batch.images = batch.images.clone(memory_format=self._memory_format)

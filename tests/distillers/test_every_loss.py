@@ -87,13 +87,13 @@ def test_a_loss_that_is_clipped_reports_its_value_apart():
 
 def test_aggregation_looks_through_the_student_while_it_searches_and_not_after(monkeypatch):
     seen = []
-    rest = Network.rest
+    remaining_layers = Network.remaining_layers
 
     def watched(self, stage, feature):
         seen.append(stage)
-        return rest(self, stage, feature)
+        return remaining_layers(self, stage, feature)
 
-    monkeypatch.setattr(Network, "rest", watched)
+    monkeypatch.setattr(Network, "remaining_layers", watched)
     made = training(distiller_of(FromTeacher, "aggregation"), Recipe(steps=3, batch_size=16, learning_rate=0.01))
     made.step()
     assert seen == [0, 1]
@@ -107,7 +107,7 @@ def test_what_runs_through_the_student_leaves_its_running_statistics_alone():
     images = DATA.normalise(DATA.train.take(torch.arange(8)))
     features = network(images).features
     before = {n: b.clone() for n, b in network.named_buffers()}
-    logits = network.rest(0, features[0])
+    logits = network.remaining_layers(0, features[0])
     assert all(torch.equal(b, before[n]) for n, b in network.named_buffers())
     torch.testing.assert_close(logits, network(images).logits)
     assert all(m.track_running_stats for m in network.modules() if hasattr(m, "track_running_stats"))
@@ -118,10 +118,10 @@ def test_a_subnet_and_its_network_go_on_from_a_map_alike():
     network = supernet.extract(SPACE.smallest)
     images = DATA.normalise(DATA.train.take(torch.arange(8)))
     feature = network(images).features[0].detach()
-    assert torch.equal(supernet.rest(0, feature, SPACE.smallest), network.rest(0, feature))
+    assert torch.equal(supernet.remaining_layers(0, feature, SPACE.smallest), network.remaining_layers(0, feature))
 
 
-def test_the_snapshots_of_a_route_teach_one_after_the_other():
+def test_the_snapshots_of_a_route_teach_one_after_the_other(monkeypatch):
     snapshots = [frozen(seed) for seed in (1, 2, 3)]
     route, pixels = Route(snapshots), DATA.train.take(torch.arange(4))
     assert torch.equal(route(pixels).logits, snapshots[-1](pixels).logits)
@@ -129,12 +129,17 @@ def test_the_snapshots_of_a_route_teach_one_after_the_other():
     network = initialised(lambda: Network(SPACE.blueprint(SPACE.smallest)), 0)
     made = Training(network, distiller, DATA, route, Recipe(steps=6, batch_size=16, learning_rate=0.01))
     assert distiller.restarts(6) == frozenset({2, 4})
-    who = []
+    who, teach = [], Frozen.teach
+
+    def watched(self, *arguments):
+        who.append(snapshots.index(self))
+        return teach(self, *arguments)
+
+    monkeypatch.setattr(Frozen, "teach", watched)
     while not made.done:
         made.step()
-        found = route(pixels).logits
-        who.append([torch.equal(found, s(pixels).logits) for s in snapshots].index(True))
     assert who == [0, 0, 1, 1, 2, 2]
+    assert torch.equal(route(pixels).logits, snapshots[-1](pixels).logits)
 
 
 def test_the_dense_ones_refuse_a_classifier_by_name():

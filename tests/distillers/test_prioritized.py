@@ -174,7 +174,7 @@ def test_the_meta_gradient_is_that_of_finite_differences():
     one.images = one.images.double()
     path = PATHS[7]
     match = distiller.match(model, path)
-    weight, bias = distiller.meta_gradient(model, one, path, match)
+    weight, bias = distiller.meta_gradient(model, one, path, match, Step(0, 6, 0))
 
     def loss_after(direction, size):
         weight, bias = distiller.weight + size * direction[0], distiller.bias + size * direction[1]
@@ -205,7 +205,7 @@ def test_the_meta_gradient_leaves_weights_gradients_statistics_and_counts_as_the
     distiller = filled(model)
     before = {n: t.clone() for n, t in model.state_dict().items()}
     model.uses.clear()
-    distiller.meta_gradient(model, one, PATHS[7], distiller.match(model, PATHS[7]))
+    distiller.meta_gradient(model, one, PATHS[7], distiller.match(model, PATHS[7]), Step(0, 6, 0))
     assert all(torch.equal(t, before[n]) for n, t in model.state_dict().items())
     assert all(p.grad is None for p in model.parameters())
     assert not model.uses

@@ -5,7 +5,7 @@ import torch
 from kdnas.losses.example import example, fill, wave
 from kdnas.losses.feature.aggregation import Aggregation
 from kdnas.losses.feature.feature_mse import FeatureMse
-from kdnas.outputs import Outputs
+from kdnas.outputs import Moment, Outputs
 
 LABELS = torch.tensor([0, 1, 0, 1])
 
@@ -60,9 +60,9 @@ def test_two_layers_by_hand():
     loss.betas[0].data = torch.tensor([0.0, np.log(3.0)])
     assert loss(student, teacher, LABELS[:1]).item() == pytest.approx(4)
     # The rest gives its map and 0 as logits: 7 against 0, label 0.
-    loss.rest = lambda stage, features: torch.cat([features.flatten(1), 0 * features.flatten(1)], 1)
+    at = Moment(remaining=lambda stage, features: torch.cat([features.flatten(1), 0 * features.flatten(1)], 1))
     expected = 0.5 * 4 + 3 * np.log1p(np.exp(-7))
-    assert loss(student, teacher, LABELS[:1]).item() == pytest.approx(expected, rel=1e-5)
+    assert loss(student, teacher, LABELS[:1], at).item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_agrees_with_a_loop_in_both_stages():
@@ -70,9 +70,8 @@ def test_agrees_with_a_loop_in_both_stages():
     loss = prepared(student, teacher, student_to_teacher=0.7, teacher_to_student=0.2)
     assert loss.groups == ((0, (0, 1, 2)),)
     assert loss(student, teacher, LABELS).item() == pytest.approx(reference(loss, student, teacher), rel=1e-12)
-    loss.rest = classifier
     expected = reference(loss, student, teacher, classifier, LABELS, 0.7, 0.2)
-    assert loss(student, teacher, LABELS).item() == pytest.approx(expected, rel=1e-12)
+    assert loss(student, teacher, LABELS, Moment(remaining=classifier)).item() == pytest.approx(expected, rel=1e-12)
 
 
 def test_all_the_weight_on_one_layer_is_the_plain_hint():
@@ -98,8 +97,7 @@ def test_the_proportions_learn_from_both_paths_in_the_search_and_stand_still_aft
     gradients = []
     for paths in ({"student_to_teacher": 0.0}, {"teacher_to_student": 0.0}):
         loss = prepared(student, teacher, **paths)
-        loss.rest = classifier
-        loss(student, teacher, LABELS).backward()
+        loss(student, teacher, LABELS, Moment(remaining=classifier)).backward()
         gradients.append(loss.betas[0].grad)
         assert loss.betas[0].grad.abs().max() > 0
     assert not torch.allclose(*gradients)
@@ -117,12 +115,13 @@ def test_without_the_path_through_the_student_the_easiest_layer_wins():
     def learnt(share):
         loss = Aggregation(teacher_to_student=share)
         loss.prepare(student, teacher)
-        loss.double().rest = lambda stage, features: 10 * classifier(stage, features - same)
+        loss.double()
+        at = Moment(remaining=lambda stage, features: 10 * classifier(stage, features - same))
         labels = classifier(0, teacher.features[1] - same).argmax(1)
         optimizer = torch.optim.Adam(loss.betas.parameters(), 0.2)
         for _ in range(60):
             optimizer.zero_grad()
-            loss(student, teacher, labels).backward()
+            loss(student, teacher, labels, at).backward()
             optimizer.step()
         return loss.alpha()[0][0].item()
 
@@ -135,13 +134,12 @@ def test_a_narrower_student_is_fed_its_own_width():
     loss = prepared(student, teacher)
     widths = []
 
-    def rest(stage, features):
+    def remaining(stage, features):
         widths.append(tuple(features.shape[1:]))
         return features.mean((2, 3))[:, :2]
 
-    loss.rest = rest
     narrow = student._replace(features=(student.features[0][:, :2, :2],))
-    assert loss(narrow, teacher, LABELS).isfinite()
+    assert loss(narrow, teacher, LABELS, Moment(remaining=remaining)).isfinite()
     assert widths == [(2, 2, 6)]
 
 

@@ -7,7 +7,7 @@ from torch import nn
 
 from kdnas.losses.example import example, wave
 from kdnas.losses.relation.information_flow import InformationFlow
-from kdnas.outputs import Outputs
+from kdnas.outputs import Moment, Outputs
 from kdnas.specs import spec
 
 LABELS = torch.zeros(4, dtype=torch.int64)
@@ -76,8 +76,7 @@ def test_intermediate_layers_fade_with_progress_and_the_last_one_stays():
     assert loss.intermediate_weight(1.0) == pytest.approx(100 * 0.7**10)
     last = float(InformationFlow(first_weight=0.0)(student, teacher, labels))
     at_start = float(loss(student, teacher, labels))
-    loss.progress = 0.5
-    half = float(loss(student, teacher, labels))
+    half = float(loss(student, teacher, labels, Moment(0.5)))
     assert half - last == pytest.approx((at_start - last) * 0.7**5)
 
 

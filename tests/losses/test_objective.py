@@ -3,6 +3,7 @@ import torch
 
 from kdnas.losses.example import example
 from kdnas.losses.objective import Objective
+from kdnas.outputs import START, Moment
 from kdnas.specs import algorithms, named
 
 STUDENT, TEACHER, LABELS = example()
@@ -23,15 +24,15 @@ def test_the_sum_is_weighted_and_its_parts_are_not():
 
 def test_a_staged_loss_is_alone_first_and_silent_then():
     made = objective((1.0, "cross_entropy", {}), (100.0, "hint", {"staged": True}))
-    assert set(made(STUDENT, TEACHER, LABELS, 0.0)[1]) == {"hint"}
-    assert set(made(STUDENT, TEACHER, LABELS, 0.9)[1]) == {"cross_entropy"}
+    assert set(made(STUDENT, TEACHER, LABELS, START)[1]) == {"hint"}
+    assert set(made(STUDENT, TEACHER, LABELS, Moment(0.9))[1]) == {"cross_entropy"}
     assert made.restarts(300) == frozenset({100})
 
 
 def test_a_preparation_teaches_the_parts_and_not_the_student():
     made = objective((1.0, "cross_entropy", {}), (1.0, "factor_transfer", {}))
     logits = STUDENT.logits.clone().requires_grad_()
-    total, parts = made(STUDENT._replace(logits=logits), TEACHER, LABELS, 0.0)
+    total, parts = made(STUDENT._replace(logits=logits), TEACHER, LABELS, START)
     total.backward()
     assert set(parts) == {"factor_transfer"}
     assert logits.grad is None
@@ -43,10 +44,23 @@ def test_the_same_loss_twice_keeps_two_names():
     assert len(made(STUDENT, TEACHER, LABELS)[1]) == 2
 
 
-def test_every_loss_hears_how_far_the_run_is():
+def watched(made, name):
+    """The moments that a loss gets from now on."""
+    moments, compute = [], made.losses[name].compute
+
+    def watch(student, teacher, labels, at):
+        moments.append(at)
+        return compute(student, teacher, labels, at)
+
+    made.losses[name].compute = watch
+    return moments
+
+
+def test_every_loss_gets_the_progress_and_the_ids():
     made = objective((1.0, "soft_targets", {}))
-    made(STUDENT, TEACHER, LABELS, 0.7)
-    assert made.losses["soft_targets"].progress == 0.7
+    moments, ids = watched(made, "soft_targets"), torch.arange(4)
+    made(STUDENT, TEACHER, LABELS, Moment(0.7, ids=ids))
+    assert [(at.progress, at.remaining) for at in moments] == [(0.7, None)] and moments[0].ids is ids
 
 
 def test_an_empty_objective_is_refused():
@@ -66,7 +80,7 @@ def test_every_loss_goes_into_an_objective_beside_the_labels(name):
     made.prepare(student, teacher)
     for progress in (0.0, 0.99):
         leaf = student.logits.clone().requires_grad_()
-        total, _ = made(student._replace(logits=leaf), teacher, labels, progress)
+        total, _ = made(student._replace(logits=leaf), teacher, labels, Moment(progress))
         for _, value in made.adversaries(student, teacher, labels):
             total = total + value
         assert torch.isfinite(total)
@@ -90,7 +104,7 @@ class Learner(torch.nn.Module):
 def gradients(weight):
     learner = Learner()
     made = objective((1.0, "cross_entropy", {}), (weight, "singular_value", {}))
-    yielded, found = made.teach("student", learner(), TEACHER, LABELS, 0.5, learner=learner), []
+    yielded, found = made.teach("student", learner(), TEACHER, LABELS, Moment(0.5), learner=learner), []
     for name, loss in yielded:
         loss.backward()
         found.append(
@@ -107,7 +121,7 @@ def test_a_clipped_loss_gives_no_parameter_more_than_the_task_does():
     found, made = gradients(1e6)
     (_, _, task), (name, value, both) = found
     assert name == "singular_value"
-    _, parts = made(STUDENT, TEACHER, LABELS, 0.5)
+    _, parts = made(STUDENT, TEACHER, LABELS, Moment(0.5))
     assert value == pytest.approx(1e6 * float(parts["singular_value"]), rel=1e-5)
     for parameter, gradient in task.items():
         distilled = both[parameter] - gradient
@@ -130,17 +144,18 @@ def test_a_gradient_shorter_than_the_tasks_is_left_as_it_is():
 
 def test_where_nothing_else_is_minimised_nothing_is_clipped():
     learner, made = Learner(), objective((1.0, "singular_value", {}))
-    assert [name for name, _ in made.teach("student", learner(), TEACHER, LABELS, 0.0, learner=learner)] == ["student"]
+    assert [name for name, _ in made.teach("student", learner(), TEACHER, LABELS, START, learner=learner)] == [
+        "student"
+    ]
 
 
-def test_the_rest_of_the_student_is_handed_in_while_a_stage_asks_for_it():
+def test_the_remaining_layers_reach_a_loss_only_in_the_stages_that_ask_for_them():
     made = objective((1.0, "cross_entropy", {}), (1.0, "aggregation", {}))
-    loss = made.losses["aggregation"]
+    moments = watched(made, "aggregation")
 
-    def rest(stage, feature):
+    def remaining(stage, feature):
         return feature.mean((2, 3)) @ torch.ones(feature.shape[1], STUDENT.logits.shape[1])
 
-    made(STUDENT, TEACHER, LABELS, 0.0, rest)
-    assert loss.rest is rest
-    made(STUDENT, TEACHER, LABELS, 0.9, rest)
-    assert loss.rest is None
+    made(STUDENT, TEACHER, LABELS, Moment(0.0, remaining))
+    made(STUDENT, TEACHER, LABELS, Moment(0.9, remaining))
+    assert [at.remaining for at in moments] == [remaining, None]

@@ -9,7 +9,7 @@ from kdnas.losses.feature.feature_mse import FeatureMse
 from kdnas.losses.feature.hint import Hint
 from kdnas.losses.feature.route_constrained import RouteConstrained, equal_intervals
 from kdnas.losses.response.soft_targets import SoftTargets
-from kdnas.outputs import Outputs
+from kdnas.outputs import Moment, Outputs
 from kdnas.specs import Spec, spec
 
 
@@ -39,9 +39,10 @@ def test_an_inner_discriminator_and_the_progress_of_the_run_are_passed_on():
     student, teacher, labels = example()
     loss = RouteConstrained(loss=spec(ConditionalAdversarial))
     loss.prepare(student, teacher)
-    loss.double().progress = 0.5
-    expected = loss.loss.adversary(student, teacher, labels)
-    assert loss.adversary(student, teacher, labels) == expected and loss.loss.progress == 0.5
+    expected = loss.double().loss.adversary(student, teacher, labels)
+    moments, discriminate, at = [], loss.loss.discriminate, Moment(0.5)
+    loss.loss.discriminate = lambda *arguments: moments.append(arguments[3]) or discriminate(*arguments)
+    assert loss.adversary(student, teacher, labels, at) == expected and moments == [at]
     assert RouteConstrained().adversary(student, teacher, labels) is None
 
 

@@ -290,7 +290,7 @@ def test_a_network_scored_against_itself_has_similarity_one(supernet, evidence):
     from kdnas.network import batch_statistics
 
     with batch_statistics(taught.module):
-        own = Evidence(evidence.pixels, evidence.images, evidence.labels, taught.teach(evidence.pixels, None))
+        own = Evidence(evidence.pixels, evidence.images, evidence.labels, taught(evidence.pixels))
     assert Rdm().score(network, own).value == pytest.approx(1.0, abs=1e-5)
 
 

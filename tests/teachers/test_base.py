@@ -6,7 +6,7 @@ from torch import nn
 from kdnas.blocks.basic import resize
 from kdnas.jobs._run import build_teacher
 from kdnas.network import Network
-from kdnas.outputs import Outputs
+from kdnas.outputs import Moment, Outputs
 from kdnas.preprocessing import Preprocessing
 from kdnas.teachers.base import Frozen, Teacher, every_layer, find_stages
 from kdnas.teachers.combined import Ensemble, Route, Streamed
@@ -199,13 +199,12 @@ def test_a_route_shows_the_snapshot_of_now_and_the_last_outside_of_training():
     snapshots = [Frozen(small(), preprocessing=GREY) for _ in range(4)]
     route, pixels = Route(snapshots), torch.rand(2, 3, 16, 16)
 
-    def shown():
-        return [torch.equal(route(pixels).logits, s(pixels).logits) for s in snapshots].index(True)
+    def shown(**options):
+        return [torch.equal(route(pixels, **options).logits, s(pixels).logits) for s in snapshots].index(True)
 
     assert shown() == 3
     for progress, expected in ((0.0, 0), (0.2499, 0), (0.25, 1), (0.5, 2), (0.75, 3), (1.0, 3)):
-        route.progress = progress
-        assert shown() == expected
+        assert shown(at=Moment(progress)) == expected
 
 
 class Saying(Teacher):
@@ -215,7 +214,7 @@ class Saying(Teacher):
         super().__init__()
         self.number = number
 
-    def teach(self, pixels, labels):
+    def teach(self, pixels, labels, at):
         return Outputs(torch.full((len(pixels), 2), float(self.number)))
 
 
@@ -225,8 +224,8 @@ def test_the_step_at_which_a_part_of_a_route_begins_belongs_to_it():
         route = Route([Saying(k) for k in range(count)])
         for steps in (count, 3 * count):
             for k in range(count):
-                route.progress = (k * steps // count) / steps
-                assert route(pixels).logits[0, 0] == k, (count, steps, k)
+                at = Moment((k * steps // count) / steps)
+                assert route(pixels, at=at).logits[0, 0] == k, (count, steps, k)
 
 
 def test_teachers_made_of_others_pass_on_how_far_the_training_is():
@@ -239,13 +238,11 @@ def test_teachers_made_of_others_pass_on_how_far_the_training_is():
     pixels = torch.zeros(1, 3, 2, 2)
     for made in (Streamed(route), Ensemble([route(), route()], mean="logits"), Route([Streamed(route)])):
         for progress, expected in ((0.0, 0), (0.6, 1), (0.2, 0)):
-            made.progress = progress
-            assert made(pixels).logits[0, 0] == expected
+            assert made(pixels, at=Moment(progress)).logits[0, 0] == expected
     for made in (Route([drawn()]), Ensemble([drawn(), Streamed(drawn)], mean="logits")):
         found = set()
         for step in range(12):
-            made.progress = step / 12
-            found.add(made(pixels).logits[0, 0].item())
+            found.add(made(pixels, at=Moment(step / 12)).logits[0, 0].item())
         assert found == {0, 1}
 
 

@@ -6,6 +6,7 @@ from torch import nn
 
 from kdnas.cli.commands import main
 from kdnas.jobs._run import Run
+from kdnas.outputs import Moment
 from kdnas.preprocessing import Preprocessing
 from kdnas.teachers.base import Frozen, Teacher
 from kdnas.teachers.combined import Ensemble, Streamed
@@ -69,9 +70,9 @@ def test_one_at_random_is_one_of_them_drawn_anew_and_alike_for_the_same_step():
     made, each = Ensemble([teacher(seed) for seed in (1, 2, 3)], mean="random"), logits(1, 2, 3)
     counts = [0, 0, 0]
     for step in range(60):
-        made.progress = step / 60
-        found = made(PIXELS).logits
-        assert torch.equal(made(PIXELS).logits, found)
+        at = Moment(step / 60)
+        found = made(PIXELS, at=at).logits
+        assert torch.equal(made(PIXELS, at=at).logits, found)
         counts[[torch.equal(found, one) for one in each].index(True)] += 1
     assert min(counts) > 8
 

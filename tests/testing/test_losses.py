@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from kdnas.losses.base import Loss, Stage
+from kdnas.outputs import START
 from kdnas.testing.losses import LossContract
 
 
@@ -19,7 +20,7 @@ class Sound(Loss):
 
     golden = 5.010215808345228
 
-    def compute(self, student, teacher, labels):
+    def compute(self, student, teacher, labels, at):
         return (student.logits - teacher.logits).square().mean()
 
 
@@ -40,28 +41,33 @@ def squared(student, teacher):
     return (student.logits - teacher.logits).square().mean()
 
 
-def written(self, student, teacher, labels):
+def written(self, student, teacher, labels, at):
     student.logits.data.clamp_(max=1.0)
     return squared(student, teacher)
 
 
-def of_labels_rank(self, student, teacher, labels):
+def of_labels_rank(self, student, teacher, labels, at):
     return (student.logits * torch.arange(len(labels)).unsqueeze(1)).mean()
 
 
-def stopped(self, student, teacher, labels):
+def remembering(self, student, teacher, labels, at):
+    self.progress = at.progress
+    return squared(student, teacher)
+
+
+def stopped(self, student, teacher, labels, at):
     return squared(student, teacher) + student.logits.detach().sum()
 
 
-def rooted(self, student, teacher, labels):
+def rooted(self, student, teacher, labels, at):
     return (student.features[0] ** 2).sum((1, 2, 3)).sqrt().mean()
 
 
-def halved(self, student, teacher, labels):
+def halved(self, student, teacher, labels, at):
     return (student.features[0].half() ** 2).mean().float()
 
 
-def unaligned(self, student, teacher, labels):
+def unaligned(self, student, teacher, labels, at):
     return (student.features[0] - teacher.features[0][:, :3]).square().mean()
 
 
@@ -69,11 +75,11 @@ def prepare_discriminator(self, student, teacher, *, elastic=False):
     self.discriminator = nn.Linear(5, 1)
 
 
-def follow(self, student, teacher, labels):
+def follow(self, student, teacher, labels, at):
     return self.discriminator(student.logits).mean()
 
 
-def judge(self, student, teacher, labels):
+def judge(self, student, teacher, labels, at=START):
     return self.discriminator(student.logits.detach()).mean() - self.discriminator(teacher.logits).mean()
 
 
@@ -91,30 +97,31 @@ FAULTS = [
     ("test_value_and_gradient_are_finite_on_hard_inputs_under_float16_autocast", variant(rooted, ("features",))),
     (
         "test_value_and_gradient_are_finite_on_identical_inputs",
-        variant(lambda self, s, t, labels: (s.logits - t.logits).square().sum().sqrt()),
+        variant(lambda self, s, t, labels, at: (s.logits - t.logits).square().sum().sqrt()),
     ),
     (
         "test_value_and_gradient_are_finite_for_a_batch_of_one",
-        variant(lambda self, s, t, labels: s.logits.var(0, correction=0).sum() / (len(labels) - 1)),
+        variant(lambda self, s, t, labels, at: s.logits.var(0, correction=0).sum() / (len(labels) - 1)),
     ),
     ("test_a_student_and_a_teacher_of_other_map_sizes_are_matched", variant(unaligned, ("features",))),
     ("test_a_convolutional_network_and_a_transformer_are_matched", variant(unaligned, ("features",))),
     (
         "test_a_narrower_student_is_served_when_prepared_for_a_supernet",
-        variant(lambda self, s, t, labels: s.features[0].mean((0, 2, 3)) @ torch.ones(3), ("features",)),
+        variant(lambda self, s, t, labels, at: s.features[0].mean((0, 2, 3)) @ torch.ones(3), ("features",)),
     ),
     ("test_gradient_is_that_of_the_value", variant(stopped)),
     ("test_inputs_are_never_written_to", variant(written)),
+    ("test_a_call_stores_nothing_on_the_loss_but_in_buffers", variant(remembering)),
     ("test_the_order_of_the_batch_does_not_matter", variant(of_labels_rank)),
     (
         "test_repeating_the_batch_keeps_a_mean_over_samples",
-        variant(lambda self, s, t, labels: (s.logits - t.logits).square().sum()),
+        variant(lambda self, s, t, labels, at: (s.logits - t.logits).square().sum()),
     ),
     ("test_repeating_the_batch_keeps_a_mean_over_samples", variant(pairwise=True)),
     (
         "test_learnable_parts_are_checkpointed",
         variant(
-            lambda self, s, t, labels: (s.logits @ self.weight[0]).mean(),
+            lambda self, s, t, labels, at: (s.logits @ self.weight[0]).mean(),
             prepare=prepare_unregistered,
         ),
     ),

@@ -88,7 +88,7 @@ def test_options_that_a_schedule_holds_back_are_not_starved(tmp_path, monkeypatc
     found = guard(tmp_path)
     allowed = {"stage0.depth": (2,)}
     trains = lambda self, choice, step: allowed.get(choice.name, choice.options)  # noqa: E731
-    monkeypatch.setattr(Sandwich, "trains", trains)
+    monkeypatch.setattr(Sandwich, "allowed_options", trains)
     found.supernet.uses.update({("stage0.depth", 2): 1})
     found.starved()
     found.supernet.uses.update({("stage0.depth", 2): 100})

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdnas.losses.base import Loss, frozen
-from kdnas.outputs import Outputs
+from kdnas.outputs import Moment, Outputs
 
 
 @final
@@ -73,14 +73,14 @@ class ConditionalAdversarial(Loss):
             nn.Linear(self.width, 1 + classes if self.conditional else 1),
         ).to(student.logits.device)
 
-    def compute(self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor:
+    def compute(self, student: Outputs, teacher: Outputs, labels: Tensor, at: Moment) -> Tensor:
         """The student's loss."""
         self._check()
         judged = frozen(self.discriminator, student.logits)
         loss = F.softplus(-judged[:, 0]).mean() + self._classes(judged, labels)
         return loss + self.regression * (student.logits - teacher.logits).abs().mean()
 
-    def discriminate(self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor:
+    def discriminate(self, student: Outputs, teacher: Outputs, labels: Tensor, at: Moment) -> Tensor:
         """The discriminator's loss."""
         self._check()
         ours, theirs = self.discriminator(student.logits), self.discriminator(teacher.logits)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from kdnas.losses.base import Loss, frozen
 from kdnas.losses.stage_pairs import Pairs, StagePairs
-from kdnas.outputs import Outputs
+from kdnas.outputs import Moment, Outputs
 from kdnas.specs import check_literals
 
 Similarity = Literal["soft_cross_entropy", "l1", "l2"]
@@ -86,7 +86,7 @@ class Meal(Loss):
         self.lengths = tuple(min(u.shape[1], v.shape[1]) for u, v in pairs)
         self.discriminators = nn.ModuleList(_discriminator(length) for length in self.lengths).to(student.logits.device)
 
-    def compute(self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor:
+    def compute(self, student: Outputs, teacher: Outputs, labels: Tensor, at: Moment) -> Tensor:
         """The student's loss."""
         loss = student.logits.new_zeros(())
         pooled = self._pooled(student, teacher)
@@ -96,7 +96,7 @@ class Meal(Loss):
             loss = loss + self.adversarial * F.softplus(-frozen(discriminator, u)).mean()
         return loss
 
-    def discriminate(self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor:
+    def discriminate(self, student: Outputs, teacher: Outputs, labels: Tensor, at: Moment) -> Tensor:
         """The discriminators' loss."""
         losses = [
             F.softplus(-discriminator(v)).mean() + F.softplus(discriminator(u)).mean()

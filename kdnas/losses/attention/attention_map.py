@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kdnas.losses.base import Loss
 from kdnas.numerics import safe_normalize
-from kdnas.outputs import Outputs
+from kdnas.outputs import Moment, Outputs
 from kdnas.specs import check_literals
 
 Kind = Literal["cosine", "kl", "mse", "inner"]
@@ -72,7 +72,7 @@ class AttentionMap(Loss):
             raise ValueError(f"pool is the side of a window and at least 1, got {pool}.")
         self.kind, self.layers, self.pool = kind, layers, pool
 
-    def compute(self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor:
+    def compute(self, student: Outputs, teacher: Outputs, labels: Tensor, at: Moment) -> Tensor:
         """The sum over the paired layers."""
         return torch.stack(
             [

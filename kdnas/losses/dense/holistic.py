@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from kdnas.losses.base import Loss, frozen
 from kdnas.numerics import safe_norm, same_positions
-from kdnas.outputs import Outputs
+from kdnas.outputs import Moment, Outputs
 
 
 @final
@@ -34,7 +34,7 @@ class Holistic(Loss):
     Args:
         penalty: $\mu$, the weight of the gradient penalty.
         width: channels of the first convolution; the next two double them.
-        seed: of the draws of $\epsilon$, which depend on it and on `progress`.
+        seed: of the draws of $\epsilon$, which depend on it and on the training's progress.
 
     Raises:
         ValueError: logits are not maps, the classes differ, the loss was not prepared, or images it was prepared
@@ -67,17 +67,17 @@ class Holistic(Loss):
         extra = student.images.shape[1] if student.images is not None and self.sees_images else 0
         self.discriminator = _discriminator(student.logits.shape[1] + extra, self.width).to(student.logits.device)
 
-    def compute(self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor:
+    def compute(self, student: Outputs, teacher: Outputs, labels: Tensor, at: Moment) -> Tensor:
         """The student's loss."""
         p, _, image = self._seen(student, teacher)
         return -frozen(self.discriminator, torch.cat([p, image], 1)).mean()
 
-    def discriminate(self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor:
+    def discriminate(self, student: Outputs, teacher: Outputs, labels: Tensor, at: Moment) -> Tensor:
         """The discriminator's loss."""
         p, q, image = self._seen(student, teacher)
         scores = self.discriminator(torch.cat([p, image], 1)) - self.discriminator(torch.cat([q, image], 1))
         # The generator reads the low 32 bits of its seed.
-        generator = torch.Generator().manual_seed(self.seed + round(self.progress * 2**31))
+        generator = torch.Generator().manual_seed(self.seed + round(at.progress * 2**31))
         share = torch.rand(len(p), 1, 1, 1, generator=generator, dtype=torch.float64).to(p)
         with torch.enable_grad():
             between = (share * q + (1 - share) * p).requires_grad_()

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from kdnas.losses.base import Loss, connected_zero
 from kdnas.numerics import same_positions
-from kdnas.outputs import Outputs
+from kdnas.outputs import Moment, Outputs
 
 
 @final
@@ -50,7 +50,7 @@ class PixelWise(Loss):
         """Check that both show maps of the same classes."""
         _check(student, teacher)
 
-    def compute(self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor:
+    def compute(self, student: Outputs, teacher: Outputs, labels: Tensor, at: Moment) -> Tensor:
         """The divergence, averaged over positions."""
         _check(student, teacher)
         z_s, z_t = same_positions(student.logits, teacher.logits)

@@ -9,7 +9,7 @@ from kdnas.losses.base import FeatureLoss, Stage
 from kdnas.losses.feature._connectors import Projection, paired_maps, part
 from kdnas.losses.stage_pairs import Pairs
 from kdnas.numerics import as_map, same_positions
-from kdnas.outputs import Outputs
+from kdnas.outputs import Moment, Outputs
 from kdnas.specs import check_literals
 
 
@@ -84,7 +84,7 @@ class ActivationBoundary(FeatureLoss):
                     f"{tuple(t.shape[1:])}{', of a width that changes' if elastic else ''}. Use conv1x1_norm."
                 )
 
-    def compute(self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor:
+    def compute(self, student: Outputs, teacher: Outputs, labels: Tensor, at: Moment) -> Tensor:
         """The weighted sum over the pairs."""
         pairs = self.taps(student, teacher)
         weights = self.pair_weights or tuple(0.5**k for k in reversed(range(len(pairs))))

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from kdnas.losses.base import Loss, Stage
 from kdnas.losses.stage_pairs import Adapter
 from kdnas.numerics import as_map
-from kdnas.outputs import Outputs
+from kdnas.outputs import Moment, Outputs
 
 Groups = tuple[tuple[int, tuple[int, ...]], ...]
 
@@ -22,15 +22,15 @@ class Aggregation(Loss):
     $\alpha_i = \mathrm{softmax}(\beta_i)$, uniform at first, and connectors, 1x1 convolutions, $F_s$ to the teacher's
     channels and $F_t$ to the student's.
 
-    - While `rest` is None, the distillation of the second stage: $L = \sum_i \frac{1}{B C H W} |F_s(S_i) - A_i|^2$,
+    - Without `at.remaining`, the distillation of the second stage: $L = \sum_i \frac{1}{B C H W} |F_s(S_i) - A_i|^2$,
       $\beta$ fixed.
-    - While `rest` is set, the bridge loss of the search: $L = \sum_i \gamma_{ST} \frac{1}{B C H W} |F_s(S_i) - A_i|^2 +
+    - With `at.remaining`, the bridge loss of the search: $L = \sum_i \gamma_{ST} \frac{1}{B C H W} |F_s(S_i) - A_i|^2 +
       \gamma_{TS}\,\mathrm{CE}(\mathrm{rest}(i, F_t(A_i)), y)$, with a gradient to $\beta$. The first path alone moves
       $\beta$ to the shallow layers that the student matches already; the second asks for what classifies.
 
-    `rest(i, map)` gives the logits of the student's layers after stage $i$, fed with `map`
-    `[batch, student channels, h, w]` in place of stage $i$'s output. The distiller knows the student and hands it in
-    during the stage `search`.
+    `at.remaining(i, map)`, the $\mathrm{rest}$ of the formula, gives the logits of the student's layers after stage $i$
+    for `map` `[batch, student channels, h, w]` in place of stage $i$'s output. The distiller, which knows the student,
+    passes it during the stage `search`.
 
     Stages: `search`, then `distil`. `staged=False` is the second alone, with the $\beta$ there is.
 
@@ -94,25 +94,25 @@ class Aggregation(Loss):
         """The proportions of each group; each sums to 1."""
         return tuple(beta.softmax(0) for beta in self.betas)
 
-    def compute(self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor:
-        """The bridge loss where `rest` is set, otherwise the hint with fixed proportions."""
+    def compute(self, student: Outputs, teacher: Outputs, labels: Tensor, at: Moment) -> Tensor:
+        """The bridge loss where the remaining layers are there, otherwise the hint with fixed proportions."""
         if not self.groups:
             raise ValueError("aggregation has learnable parts. Call loss.prepare(student, teacher) first.")
         values = []
         for index, ((i, members), alpha) in enumerate(zip(self.groups, self.alpha(), strict=True)):
             s = as_map(student.features[i])
-            if self.rest is None:
+            if at.remaining is None:
                 alpha = alpha.detach()
             maps = [as_map(teacher.features[j]) for j in members]
             size = (min(f.shape[2] for f in (s, *maps)), min(f.shape[3] for f in (s, *maps)))
             mixed = torch.stack([a * _resized(t, size) for a, t in zip(alpha, maps, strict=True)]).sum(0)
             hint = (self.to_teacher[index](_resized(s, size)) - mixed).square().mean()
-            if self.rest is None:
+            if at.remaining is None:
                 values.append(hint)
                 continue
             # A narrower subnet takes the leading channels, as its own layers would give.
             fed = self.to_student[index](_resized(mixed, (s.shape[2], s.shape[3])))[:, : s.shape[1]]
-            bridge = F.cross_entropy(self.rest(i, fed).to(fed.dtype), labels)
+            bridge = F.cross_entropy(at.remaining(i, fed).to(fed.dtype), labels)
             values.append(self.student_to_teacher * hint + self.teacher_to_student * bridge)
         return torch.stack(values).sum()
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from kdnas.losses.base import Loss
 from kdnas.losses.feature._connectors import BatchNorm, LeadingConvolution, Projection
 from kdnas.numerics import as_map, safe_normalize, same_positions
-from kdnas.outputs import Outputs
+from kdnas.outputs import Moment, Outputs
 from kdnas.specs import check_literals
 
 # The length of queries and keys: the authors' at a batch of 64.
@@ -74,7 +74,7 @@ class CrossLayer(Loss):
         self.regressors = nn.ModuleList(_regressor(s.shape[1], t.shape[1]) for s in ours for t in theirs)
         self.to(student.logits.device)
 
-    def compute(self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor:
+    def compute(self, student: Outputs, teacher: Outputs, labels: Tensor, at: Moment) -> Tensor:
         """The weighted differences, averaged over batch and student layers."""
         shares = self.attention(student, teacher)
         total = shares.new_zeros(len(shares))

@@ -9,7 +9,7 @@ from kdnas.losses.base import FeatureLoss, Stage
 from kdnas.losses.feature._connectors import LeadingConvolution, paired_maps, part
 from kdnas.losses.stage_pairs import Pairs
 from kdnas.numerics import as_map, safe_normalize, same_positions, widen
-from kdnas.outputs import Outputs
+from kdnas.outputs import Moment, Outputs
 from kdnas.specs import check_literals
 
 
@@ -81,9 +81,9 @@ class FactorTransfer(FeatureLoss):
             self.decoders.append(decoder.to(s.device))
             self.translators.append(translator.to(s.device))
 
-    def compute(self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor:
+    def compute(self, student: Outputs, teacher: Outputs, labels: Tensor, at: Moment) -> Tensor:
         """The factors' difference; without stages, and the paraphraser's reconstruction."""
-        value = super().compute(student, teacher, labels)
+        value = super().compute(student, teacher, labels, at)
         return value if self.staged else value + self.preparation(teacher)
 
     def between(self, student: Tensor, teacher: Tensor, pair: int) -> Tensor:

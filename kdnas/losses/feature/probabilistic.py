@@ -7,7 +7,7 @@ from torch import Tensor
 
 from kdnas.losses.base import Loss, connected_zero
 from kdnas.numerics import safe_normalize
-from kdnas.outputs import Outputs, embedding
+from kdnas.outputs import Moment, Outputs, embedding
 from kdnas.specs import check_literals
 
 # The authors': keeps the logarithm finite where two embeddings are opposite.
@@ -61,7 +61,7 @@ class Probabilistic(Loss):
         check_literals(type(self), locals())
         self.divergence, self.diagonal, self.reduction = divergence, diagonal, reduction
 
-    def compute(self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor:
+    def compute(self, student: Outputs, teacher: Outputs, labels: Tensor, at: Moment) -> Tensor:
         """The divergence of the two probability matrices."""
         s, t = embedding(student), embedding(teacher)
         if len(s) == 1:

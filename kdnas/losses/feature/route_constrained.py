@@ -6,7 +6,7 @@ from torch import Tensor
 
 from kdnas.losses.base import Loss, Stage
 from kdnas.losses.response.soft_targets import SoftTargets
-from kdnas.outputs import Outputs
+from kdnas.outputs import Moment, Outputs
 from kdnas.specs import Spec, spec
 
 
@@ -19,7 +19,7 @@ class RouteConstrained(Loss):
     teacher's $k$-th anchor. Which checkpoints those are, `equal_intervals` says; greedy anchors depend on what the
     student has learnt and are a job of their own (`kdnas retrain --greedy-anchors`).
 
-    Shapes, units, parts, discriminators and `needs` are those of the inner loss; it sees the whole run's `progress`.
+    Shapes, units, parts, discriminators and `needs` are those of the inner loss; it gets the whole run's progress.
 
     Default weight 1; give it the inner loss's.
 
@@ -56,15 +56,13 @@ class RouteConstrained(Loss):
         super().prepare(student, teacher, elastic=elastic)
         self.loss.prepare(student, teacher, elastic=elastic)
 
-    def compute(self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor:
+    def compute(self, student: Outputs, teacher: Outputs, labels: Tensor, at: Moment) -> Tensor:
         """The inner loss, against the anchor that was handed in."""
-        self.loss.progress = self.progress
-        return self.loss(student, teacher, labels)
+        return self.loss(student, teacher, labels, at)
 
-    def discriminate(self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor | None:
+    def discriminate(self, student: Outputs, teacher: Outputs, labels: Tensor, at: Moment) -> Tensor | None:
         """The inner loss's."""
-        self.loss.progress = self.progress
-        return self.loss.discriminate(student, teacher, labels)
+        return self.loss.discriminate(student, teacher, labels, at)
 
     def stages(self) -> tuple[Stage, ...]:
         """One stage per anchor, of equal length."""

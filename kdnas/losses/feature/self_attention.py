@@ -10,7 +10,7 @@ from kdnas.losses.base import Loss, Stage
 from kdnas.losses.feature._attention_map import Pool, attention_map, check_exponent
 from kdnas.losses.stage_pairs import Pairs
 from kdnas.numerics import as_map
-from kdnas.outputs import Outputs
+from kdnas.outputs import Moment, Outputs
 from kdnas.specs import check_literals
 
 
@@ -81,7 +81,7 @@ class SelfAttention(Loss):
         """Check that the student's stages exist; the teacher may show none."""
         self._chosen(student)
 
-    def compute(self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor:
+    def compute(self, student: Outputs, teacher: Outputs, labels: Tensor, at: Moment) -> Tensor:
         """The differences of the pairs' attention maps."""
         values = []
         for shallow, deep in self._chosen(student):

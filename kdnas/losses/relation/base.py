@@ -8,7 +8,7 @@ from torch import Tensor
 
 from kdnas.losses.base import Loss
 from kdnas.losses.stage_pairs import Pairs, Row, StagePairs
-from kdnas.outputs import Outputs
+from kdnas.outputs import Moment, Outputs
 
 
 class LayerRelation(Loss):
@@ -38,7 +38,7 @@ class LayerRelation(Loss):
     def build(self, rows: tuple[Row, ...]) -> None:
         """Build further learnable parts for the paired stages; none by default."""
 
-    def compute(self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor:
+    def compute(self, student: Outputs, teacher: Outputs, labels: Tensor, at: Moment) -> Tensor:
         """The weighted sum over neighbouring stages."""
         described = [self.describe(s, t) for s, t in self.taps(student, teacher)]
         self._check(len(described))

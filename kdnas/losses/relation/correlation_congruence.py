@@ -8,7 +8,7 @@ from torch import Tensor
 
 from kdnas.losses.base import Loss
 from kdnas.numerics import safe_normalize
-from kdnas.outputs import Outputs, embedding
+from kdnas.outputs import Moment, Outputs, embedding
 from kdnas.specs import check_literals
 
 
@@ -53,7 +53,7 @@ class CorrelationCongruence(Loss):
             raise ValueError(f"order must be at least 1, or the kernel is constant; got {order}.")
         self.kernel, self.gamma, self.order = kernel, gamma, order
 
-    def compute(self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor:
+    def compute(self, student: Outputs, teacher: Outputs, labels: Tensor, at: Moment) -> Tensor:
         """Mean squared difference of the kernel matrices."""
         return (self._matrix(embedding(student)) - self._matrix(embedding(teacher))).square().mean()
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from kdnas.losses.base import Loss, Stage, connected_zero
 from kdnas.losses.stage_pairs import Pairs, StagePairs
 from kdnas.numerics import safe_normalize, safe_sqrt, squared_distances, widen
-from kdnas.outputs import Outputs
+from kdnas.outputs import Moment, Outputs
 from kdnas.specs import Spec, check_literals
 
 Embedding = Literal["flat", "pooled"]
@@ -87,13 +87,13 @@ class InformationFlow(Loss):
             teacher = self._auxiliary(student)
         self.taps.prepare(student, teacher, elastic)
 
-    def compute(self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor:
+    def compute(self, student: Outputs, teacher: Outputs, labels: Tensor, at: Moment) -> Tensor:
         """The deepest pair's divergence plus the weighted ones of the others."""
         if self.auxiliary is not None:
             teacher = self._auxiliary(student)
         pairs = self.taps(student, teacher)
         values = [_divergence(self._embedded(s), self._embedded(t)) for s, t in pairs]
-        weight = self.intermediate_weight(self.progress)
+        weight = self.intermediate_weight(at.progress)
         return values[-1] + sum((weight * value for value in values[:-1]), start=connected_zero(values[-1]))
 
     def intermediate_weight(self, progress: float) -> float:

@@ -10,7 +10,7 @@ from torch import Tensor
 from kdnas.losses.base import Loss
 from kdnas.losses.stage_pairs import Adapter, StagePairs
 from kdnas.numerics import as_map, rescale, same_positions, squared_distances
-from kdnas.outputs import Outputs, embedding
+from kdnas.outputs import Moment, Outputs, embedding
 from kdnas.specs import check_literals
 
 
@@ -77,7 +77,7 @@ class InstanceGraph(Loss):
             if elastic or mine != theirs:
                 self.projector = Adapter(mine, theirs).to(student.logits.device)
 
-    def compute(self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor:
+    def compute(self, student: Outputs, teacher: Outputs, labels: Tensor, at: Moment) -> Tensor:
         """The weighted sum of the three terms."""
         pairs = self.taps(student, teacher)
         ends = (embedding(student), embedding(teacher))

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from kdnas.losses.base import Loss, connected_zero
 from kdnas.numerics import pairwise_distances, squared_distances
-from kdnas.outputs import Outputs, embedding
+from kdnas.outputs import Moment, Outputs, embedding
 
 
 @final
@@ -48,7 +48,7 @@ class LocalityPreserving(Loss):
             raise ValueError(f"sigma2 must be positive, or 0 for the teacher's own scale; got {sigma2}.")
         self.neighbours, self.sigma2 = neighbours, sigma2
 
-    def compute(self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor:
+    def compute(self, student: Outputs, teacher: Outputs, labels: Tensor, at: Moment) -> Tensor:
         """Half the affinity-weighted squared distances, per sample."""
         rows = embedding(student)
         if len(rows) < 2:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from kdnas.losses.base import Loss, connected_zero
 from kdnas.numerics import pairwise_distances, safe_normalize, squared_distances
-from kdnas.outputs import Outputs, embedding
+from kdnas.outputs import Moment, Outputs, embedding
 from kdnas.similarity import upper
 from kdnas.specs import check_literals
 
@@ -53,7 +53,7 @@ class Pairwise(Loss):
         check_literals(type(self), locals())
         self.phi, self.normalize, self.reduction = phi, normalize, reduction
 
-    def compute(self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor:
+    def compute(self, student: Outputs, teacher: Outputs, labels: Tensor, at: Moment) -> Tensor:
         """Mean squared difference of the relations."""
         rows = embedding(student)
         if len(rows) < 2:

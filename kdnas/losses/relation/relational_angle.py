@@ -7,7 +7,7 @@ from torch import Tensor
 
 from kdnas.losses.base import Loss
 from kdnas.numerics import safe_normalize
-from kdnas.outputs import Outputs, embedding
+from kdnas.outputs import Moment, Outputs, embedding
 
 
 @final
@@ -44,7 +44,7 @@ class RelationalAngle(Loss):
             raise ValueError(f"vertices must be 0 (every sample) or a positive count, got {vertices}.")
         self.vertices = vertices
 
-    def compute(self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor:
+    def compute(self, student: Outputs, teacher: Outputs, labels: Tensor, at: Moment) -> Tensor:
         """Huber distance of the cosines of all angles."""
         return F.smooth_l1_loss(self._cosines(embedding(student)), self._cosines(embedding(teacher)))
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from kdnas.losses.base import Loss
 from kdnas.numerics import pairwise_distances, safe_normalize
-from kdnas.outputs import Outputs, embedding
+from kdnas.outputs import Moment, Outputs, embedding
 
 
 @final
@@ -41,7 +41,7 @@ class RelationalDistance(Loss):
         super().__init__()
         self.normalize = normalize
 
-    def compute(self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor:
+    def compute(self, student: Outputs, teacher: Outputs, labels: Tensor, at: Moment) -> Tensor:
         """Huber distance of the two matrices of relative distances."""
         return F.smooth_l1_loss(self._relative(embedding(student)), self._relative(embedding(teacher)))
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from kdnas.losses.base import Loss
 from kdnas.losses.stage_pairs import Adapter
 from kdnas.numerics import safe_normalize, squared_distances
-from kdnas.outputs import Outputs, embedding
+from kdnas.outputs import Moment, Outputs, embedding
 from kdnas.specs import check_literals
 
 Distance = Literal["total_variation", "ordered"]
@@ -108,7 +108,7 @@ class TeacherGraph(Loss):
             Adapter(width, fused.shape[1]).to(fused.device) for fused in self._fused(features)
         )
 
-    def compute(self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor:
+    def compute(self, student: Outputs, teacher: Outputs, labels: Tensor, at: Moment) -> Tensor:
         """The two graphs' weighted sum."""
         members = teacher.members or (teacher,)
         if not len(self.projections):

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from kdnas.losses.base import Loss
-from kdnas.outputs import Outputs
+from kdnas.outputs import Moment, Outputs
 
 # The divergence of one sample is e to the power of the logit gap: no number format holds it at a gap of 1e4.
 LARGEST_LOG = 60.0
@@ -65,7 +65,7 @@ class AlphaDivergence(Loss):
             raise ValueError(f"clip must be at least 1, the ratio of equal distributions, got {clip}.")
         self.alpha_min, self.alpha_max, self.clip = alpha_min, alpha_max, clip
 
-    def compute(self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor:
+    def compute(self, student: Outputs, teacher: Outputs, labels: Tensor, at: Moment) -> Tensor:
         """The divergence, averaged over samples."""
         z_s, z_t = student.logits.movedim(1, -1), teacher.logits.movedim(1, -1)
         values = _ClippedGradient.apply(z_s, z_t, self.alpha_min, self.alpha_max, self.clip)

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdnas.losses.base import Loss, connected_zero
-from kdnas.outputs import Outputs
+from kdnas.outputs import Moment, Outputs
 
 
 @final
@@ -44,7 +44,7 @@ class CrossEntropy(Loss):
     def prepare(self, student: Outputs, teacher: Outputs, *, elastic: bool = False) -> None:
         """Nothing to build, and nothing to match: the teacher may know other classes."""
 
-    def compute(self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor:
+    def compute(self, student: Outputs, teacher: Outputs, labels: Tensor, at: Moment) -> Tensor:
         """The cross-entropy, averaged over the labels."""
         counted = (labels != -100).sum()
         total = F.cross_entropy(student.logits, labels, reduction="sum", label_smoothing=self.label_smoothing)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from kdnas.losses.base import Loss, connected_zero
-from kdnas.outputs import Outputs
+from kdnas.outputs import Moment, Outputs
 
 
 @final
@@ -52,7 +52,7 @@ class Decoupled(Loss):
         super().prepare(student, teacher, elastic=elastic)
         _at_least_three(student.logits)
 
-    def compute(self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor:
+    def compute(self, student: Outputs, teacher: Outputs, labels: Tensor, at: Moment) -> Tensor:
         """The two weighted divergences, averaged over the labels."""
         _at_least_three(student.logits)
         kept = labels.flatten() != -100

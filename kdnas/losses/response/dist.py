@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from kdnas.losses.base import Loss, connected_zero
-from kdnas.outputs import Outputs
+from kdnas.outputs import Moment, Outputs
 from kdnas.similarity import pearson
 
 
@@ -49,7 +49,7 @@ class Dist(Loss):
             raise ValueError(f"temperature must be above 0, got {temperature}. The paper uses 1 and 4.")
         self.inter, self.intra, self.temperature = inter, intra, temperature
 
-    def compute(self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor:
+    def compute(self, student: Outputs, teacher: Outputs, labels: Tensor, at: Moment) -> Tensor:
         """The two weighted sums."""
         log_p, log_q = (
             (o.logits / self.temperature).movedim(1, -1).flatten(0, -2).log_softmax(-1) for o in (student, teacher)

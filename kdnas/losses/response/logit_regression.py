@@ -5,7 +5,7 @@ from typing import ClassVar, final
 from torch import Tensor
 
 from kdnas.losses.base import Loss
-from kdnas.outputs import Outputs
+from kdnas.outputs import Moment, Outputs
 
 
 @final
@@ -33,7 +33,7 @@ class LogitRegression(Loss):
         super().__init__()
         self.centre = centre
 
-    def compute(self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor:
+    def compute(self, student: Outputs, teacher: Outputs, labels: Tensor, at: Moment) -> Tensor:
         """The mean squared difference."""
         gap = student.logits - teacher.logits
         if self.centre:

@@ -7,7 +7,7 @@ from torch import Tensor
 from kdnas.losses.base import Loss
 from kdnas.losses.response.soft_targets import SoftTargets
 from kdnas.numerics import centre, safe_normalize
-from kdnas.outputs import Outputs
+from kdnas.outputs import Moment, Outputs
 from kdnas.specs import Spec
 
 
@@ -49,9 +49,9 @@ class LogitStandardization(Loss):
         super().prepare(student, teacher, elastic=elastic)
         self.of.prepare(_standardize(student), _standardize(teacher), elastic=elastic)
 
-    def compute(self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor:
+    def compute(self, student: Outputs, teacher: Outputs, labels: Tensor, at: Moment) -> Tensor:
         """The loss inside, on standardised logits."""
-        return self.of.compute(_standardize(student), _standardize(teacher), labels)
+        return self.of.compute(_standardize(student), _standardize(teacher), labels, at)
 
 
 def _standardize(outputs: Outputs) -> Outputs:

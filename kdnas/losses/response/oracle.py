@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdnas.losses.base import Loss, connected_zero
-from kdnas.outputs import Outputs
+from kdnas.outputs import Moment, Outputs
 
 
 @final
@@ -56,7 +56,7 @@ class Oracle(Loss):
             raise ValueError(f"temperature must be above 0, got {temperature}. Hinton et al. use 1 to 20.")
         self.share, self.temperature = share, temperature
 
-    def compute(self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor:
+    def compute(self, student: Outputs, teacher: Outputs, labels: Tensor, at: Moment) -> Tensor:
         """The mean over the labels of the right members' mean loss, or of the cross-entropy."""
         counted = labels != -100
         if not labels.numel():

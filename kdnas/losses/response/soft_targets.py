@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from kdnas.losses.base import Loss
-from kdnas.outputs import Outputs
+from kdnas.outputs import Moment, Outputs
 from kdnas.specs import check_literals
 
 Form = Literal["kl", "soft_cross_entropy", "reverse_kl", "js"]
@@ -58,7 +58,7 @@ class SoftTargets(Loss):
             raise ValueError(f"temperature must be above 0, got {temperature}. Hinton et al. use 1 to 20.")
         self.form, self.temperature = form, temperature
 
-    def compute(self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor:
+    def compute(self, student: Outputs, teacher: Outputs, labels: Tensor, at: Moment) -> Tensor:
         """The divergence summed over classes, averaged over the rest, times the squared temperature."""
         log_p = (student.logits / self.temperature).log_softmax(1)
         log_q = (teacher.logits / self.temperature).log_softmax(1)

@@ -5,7 +5,7 @@ from typing import ClassVar, final
 from torch import Tensor
 
 from kdnas.losses.base import Loss
-from kdnas.outputs import Outputs
+from kdnas.outputs import Moment, Outputs
 
 
 @final
@@ -51,7 +51,7 @@ class TopKDistillation(Loss):
             )
         self.num_classes, self.renormalize = num_classes, renormalize
 
-    def compute(self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor:
+    def compute(self, student: Outputs, teacher: Outputs, labels: Tensor, at: Moment) -> Tensor:
         """The sum over the teacher's top classes, averaged over samples."""
         best = teacher.logits.topk(min(self.num_classes, teacher.logits.shape[1]), 1).indices
         if self.renormalize:
