@@ -144,7 +144,7 @@ def test_they_are_named_on_the_command_line(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"mean": "median"}, "mean must be one of"),
+        ({"mean": "median"}, "`mean` must be one of"),
         ({"weights": (1.0,)}, "one per teacher"),
         ({"mean": "random", "weights": (1.0, 1.0)}, "one per teacher"),
         ({"weights": (-1.0, 2.0)}, "not be negative"),
