@@ -186,11 +186,11 @@ def test_what_cannot_be_cached_is_refused(tmp_path):
 def test_a_broken_writing_leaves_no_cache(tmp_path, monkeypatch):
     calls = []
 
-    def failing(self, pixels, labels):
+    def failing(self, pixels, labels, at):
         calls.append(len(pixels))
         if len(calls) > 2:
             raise KeyboardInterrupt
-        return teach(self, pixels, labels)
+        return teach(self, pixels, labels, at)
 
     teach = Frozen.teach
     taught = teacher()
