@@ -19,9 +19,9 @@ from kdnas.jobs.chain import say
 from kdnas.jobs.train import train
 from kdnas.network import Network
 from kdnas.randomness import python_rng
-from kdnas.report.comparison import COMPARISON, write_comparison
+from kdnas.report.comparison import write_comparison
 from kdnas.runs.files import write_json
-from kdnas.runs.folder import TEACHER
+from kdnas.runs.folder import COMPARISON, TEACHER
 from kdnas.settings import Compare, Experiment, Recipe, Train, systems
 from kdnas.specs import Spec, spec
 from kdnas.teachers.fitted import fitted_teacher

@@ -15,10 +15,10 @@ from kdnas.jobs._run import build_teacher, check_model_type, other_classes
 from kdnas.network import Network, default_device
 from kdnas.randomness import initialised
 from kdnas.runs.files import current_folder, write_json
-from kdnas.runs.folder import run_around
+from kdnas.runs.folder import WEIGHTS, run_around
 from kdnas.settings import Experiment, Recipe, Retrain
 from kdnas.specs import Spec
-from kdnas.students.folder import WEIGHTS, check_place, read_student, write_student
+from kdnas.students.folder import check_place, read_student, write_student
 from kdnas.students.trust import provenance
 from kdnas.tables import structure, unstructure
 from kdnas.training.driver import train_with_checkpoints

@@ -10,4 +10,11 @@ def ranked(entries: Sequence[Entry]) -> list[Entry]:
 
     Those whose evaluation was stopped early come after those that went further: their scores are not comparable.
     """
-    return sorted(entries, key=lambda e: (-e.share, -e.score, -e.macs, e.code))
+    return sorted(entries, key=lambda e: order_key(e.code, e.score, e.share, e.macs))
+
+
+def order_key(
+    code: str, score: float | None, share: float | None, macs: float | None
+) -> tuple[bool, float, float, float, str]:
+    """The sort key of `ranked`; an entry without a score comes last, a missing share or cost counts as 0."""
+    return score is None, -(share or 0.0), -(score or 0.0), -(macs or 0.0), code

@@ -4,10 +4,11 @@ import shlex
 from collections.abc import Iterator, Sequence
 
 from kdnas.report.charts import Point, scatter
+from kdnas.report.content import RunContent, SearchRanking, mapping
 from kdnas.report.drawing import drawing
-from kdnas.report.folder import Found, Record, Search, mapping
 from kdnas.report.markup import Column, Markup, decimal, finite, join, scaled, table, tag, text, whole
 from kdnas.report.todo import commands, missing
+from kdnas.runs.folder import JsonObject
 from kdnas.space import Blueprint
 
 _MOST_PLACES = 50
@@ -17,13 +18,13 @@ _SPENT = {
 }
 
 
-def front(found: Found) -> Iterator[Markup]:
+def front(run: RunContent) -> Iterator[Markup]:
     """Score against MACs and against params, for the last search."""
-    if not found.searches:
-        yield missing(*commands(found)["search"])
+    if not run.rankings:
+        yield missing(*commands(run)["search"])
         return
-    search = found.searches[-1]
-    scorer = search.said("scorer")
+    search = run.rankings[-1]
+    scorer = search.common("scorer")
     unit, label = ("%", "accuracy") if scorer == "accuracy" else ("", f"score ({scorer})")
     charts = []
     for cost, name in (("macs", "MACs"), ("params", "params")):
@@ -33,8 +34,8 @@ def front(found: Found) -> Iterator[Markup]:
             if finite(row.get("score")) is not None and (finite(row.get(cost)) or 0) > 0
         ]
         points = [Point(search.rows[i][cost], search.rows[i]["score"], _said(search.rows[i], i)) for i in places]
-        bounds = {f"budget {scaled(b)}": b for n, b in found.budget().items() if n == cost}
-        stars = {names: places.index(i) for names, i in _starred(found, search).items() if i in places}
+        bounds = {f"budget {scaled(b)}": b for n, b in run.budget().items() if n == cost}
+        stars = {names: places.index(i) for names, i in _starred(run, search).items() if i in places}
         if points:
             charts.append(scatter(points, x_label=name, y_label=label, y_unit=unit, bounds=bounds, stars=stars))
     if not charts:
@@ -42,21 +43,21 @@ def front(found: Found) -> Iterator[Markup]:
         return
     yield tag("p", f"{_summary(search)} Higher is better, further left is cheaper.", class_="soft")
     yield tag("div", *charts, class_="pair")
-    if found.students and not _starred(found, search):
+    if run.students and not _starred(run, search):
         yield tag("p", "The exported students are not among the architectures of this search.", class_="soft")
 
 
-def _starred(found: Found, search: Search) -> dict[str, int]:
+def _starred(run: RunContent, search: SearchRanking) -> dict[str, int]:
     """Names of the students to their index in the search; students of one architecture share a mark."""
     held: dict[int, list[str]] = {}
-    for name, student in found.students.items():
-        place = search.place_of(student.get("architecture"))
+    for name, student in run.students.items():
+        place = search.index_of(student.get("architecture"))
         if place is not None and "architecture" in student:
             held.setdefault(place, []).append(name)
     return {", ".join(names): place for place, names in held.items()}
 
 
-def _said(row: Record, index: int) -> str:
+def _said(row: JsonObject, index: int) -> str:
     lines = [f"place {index + 1:,}: {row.get('code', '')}", f"score {decimal(row.get('score'))}"]
     return "\n".join(
         [
@@ -68,28 +69,28 @@ def _said(row: Record, index: int) -> str:
     )
 
 
-def _summary(search: Search) -> str:
+def _summary(search: SearchRanking) -> str:
     again = search.num_evaluations - len(search.rows)
     repeated = f" ({again:,} scored again)" if again else ""
     return (
         f"Search {search.number}: {len(search.rows):,} architectures{repeated}, "
-        f"scorer {search.said('scorer')}, searcher {search.said('searcher')}."
+        f"scorer {search.common('scorer')}, searcher {search.common('searcher')}."
     )
 
 
-def ranking(found: Found) -> Iterator[Markup]:
+def ranking(run: RunContent) -> Iterator[Markup]:
     """The best of the last search as a table; earlier searches unfold."""
-    if not found.searches:
-        yield missing(*commands(found)["search"])
+    if not run.rankings:
+        yield missing(*commands(run)["search"])
         return
-    *earlier, last = found.searches
+    *earlier, last = run.rankings
     yield tag("p", f"{_summary(last)} The best {min(_MOST_PLACES, len(last.rows))}:", class_="soft")
-    yield _ranked(found, last)
+    yield _ranked(run, last)
     for search in reversed(earlier):
-        yield tag("details", tag("summary", _summary(search)), _ranked(found, search))
+        yield tag("details", tag("summary", _summary(search)), _ranked(run, search))
 
 
-def _ranked(found: Found, search: Search) -> Markup:
+def _ranked(run: RunContent, search: SearchRanking) -> Markup:
     rows = search.rows[:_MOST_PLACES]
     parts = list(dict.fromkeys(str(name) for row in rows for name in mapping(row.get("parts"))))
     spent = [name for name in _SPENT if any(name in mapping(row.get("spent")) for row in rows)]
@@ -116,19 +117,19 @@ def _ranked(found: Found, search: Search) -> Markup:
         )
         for place, row in enumerate(rows, 1)
     ]
-    return table(columns, listed, shown=12, marked=set(_starred(found, search).values()), what="places")
+    return table(columns, listed, shown=12, marked=set(_starred(run, search).values()), what="places")
 
 
-def students(found: Found) -> Iterator[Markup]:
+def students(run: RunContent) -> Iterator[Markup]:
     """A drawing per distinct student."""
-    if not found.students:
-        yield missing(*commands(found)["export"])
+    if not run.students:
+        yield missing(*commands(run)["export"])
         return
     same: dict[str, list[str]] = {}
-    for name, student in found.students.items():
+    for name, student in run.students.items():
         same.setdefault(str(student.get("architecture", name)), []).append(name)
     for place, names in enumerate(same.values()):
-        content = _student(found, names)
+        content = _student(run, names)
         title = ", ".join(names)
         if place == 0:
             yield tag("h3", title)
@@ -137,14 +138,14 @@ def students(found: Found) -> Iterator[Markup]:
             yield tag("details", tag("summary", title), content)
 
 
-def _student(found: Found, names: Sequence[str]) -> Markup:
-    student = found.students[names[0]]
+def _student(run: RunContent, names: Sequence[str]) -> Markup:
+    student = run.students[names[0]]
     said: list[Markup] = []
-    if found.searches:
-        place = found.searches[-1].place_of(student.get("architecture"))
+    if run.rankings:
+        place = run.rankings[-1].index_of(student.get("architecture"))
         if place is not None:
-            row = found.searches[-1].rows[place]
-            words = f"Place {place + 1:,} of {len(found.searches[-1].rows):,}, score {decimal(row.get('score'))}, code "
+            row = run.rankings[-1].rows[place]
+            words = f"Place {place + 1:,} of {len(run.rankings[-1].rows):,}, score {decimal(row.get('score'))}, code "
             said.append(tag("p", words, tag("code", row.get("code", "–")), "."))
     held = mapping(student.get("cost"))
     if held:
@@ -152,8 +153,8 @@ def _student(found: Found, names: Sequence[str]) -> Markup:
     try:
         blueprint = Blueprint.from_json(student["blueprint"])
     except (KeyError, TypeError, ValueError, AttributeError):
-        path = shlex.quote(f"{found.name}/students/{names[0]}")
-        folder = shlex.quote(found.name)
+        path = shlex.quote(f"{run.name}/students/{names[0]}")
+        folder = shlex.quote(run.name)
         said.append(missing("student.json holds no blueprint that can be read.", f"kdnas export {folder} --out {path}"))
         return join(said)
     return join([*said, drawing(blueprint)])

@@ -6,10 +6,22 @@ from pathlib import Path
 from typing import Any
 
 from kdnas.report.charts import Point, scatter
-from kdnas.report.folder import mapping
-from kdnas.report.markup import Column, Markup, accuracy, document, duration, finite, percent, table, tag, text, whole
-
-COMPARISON = "compare.json"
+from kdnas.report.content import mapping
+from kdnas.report.markup import (
+    Column,
+    Markup,
+    accuracy,
+    document,
+    duration,
+    finite,
+    percent,
+    table,
+    tag,
+    text,
+    whole,
+    write_page,
+)
+from kdnas.runs.folder import COMPARISON
 
 
 def write_comparison(folder: Path) -> Path:
@@ -40,10 +52,7 @@ def write_comparison(folder: Path) -> Path:
         f"{duration(asked['max_time'])} for all together"
     )
     page = document(f"kdnas comparison: {folder.name}", folder.name, [tag("p", intro, class_="soft")], sections)
-    report = folder / "report.html"
-    unfinished = report.with_name(".report.html.unfinished")
-    unfinished.write_bytes(page.encode("utf-8", "replace"))
-    return unfinished.replace(report)
+    return write_page(folder, page)
 
 
 def _result(ordered: list[tuple[str, Any]], teacher: Any, said: Any) -> Iterator[Markup]:

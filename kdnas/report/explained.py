@@ -1,16 +1,16 @@
-"""What `kdnas why` found of one architecture."""
+"""What `kdnas why` run of one architecture."""
 
 from collections.abc import Iterator
 from typing import Any
 
 from kdnas.report.charts import heat_map
-from kdnas.report.folder import Found, mapping
+from kdnas.report.content import RunContent, mapping
 from kdnas.report.markup import Column, Markup, decimal, finite, percent, table, tag, text, whole
 
 
-def explanation(found: Found) -> Iterator[Markup]:
+def explanation(run: RunContent) -> Iterator[Markup]:
     """Similarity of every student stage to every teacher stage, cost per stage, and what each choice would do."""
-    why = found.why
+    why = run.why
     scorer = f", {text(why.get('scorer'))} {decimal(why.get('score'))}."
     yield tag("p", "Architecture ", tag("code", text(why.get("code"))), scorer)
     similarity = mapping(why.get("similarity"))

@@ -4,9 +4,12 @@ import html
 import math
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, final
 
 from kdnas.report.style import STYLE
+from kdnas.runs.files import write_atomically
+from kdnas.runs.folder import REPORT
 
 _NOTHING = "–"
 
@@ -41,6 +44,14 @@ def tag(name: str, *content: Any, **attributes: Any) -> Markup:
 def _short(value: Any) -> Any:
     """A coordinate to a tenth of a pixel."""
     return f"{value:.1f}".removesuffix(".0") if isinstance(value, float) else value
+
+
+def write_page(folder: Path, page: str) -> Path:
+    """Write a folder's `report.html` and return its path."""
+    path = folder / REPORT
+    # A lone surrogate, which JSON can spell, has no UTF-8 form.
+    write_atomically(path, lambda draft: draft.write_bytes(page.encode("utf-8", "replace")))
+    return path
 
 
 def finite(value: Any) -> float | int | None:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from kdnas.report.folder import Found, Record, mapping
+from kdnas.report.content import RunContent, mapping
 from kdnas.report.markup import (
     Column,
     Markup,
@@ -19,24 +19,25 @@ from kdnas.report.markup import (
     whole,
 )
 from kdnas.report.todo import commands, missing
+from kdnas.runs.folder import JsonObject
 
 _NAMES = {"teacher": "Teacher", "student": "Student, distilled", "control": "Control: student without a teacher"}
 
 
-def result(found: Found) -> Iterator[Markup]:
+def result(run: RunContent) -> Iterator[Markup]:
     """The closing table, its main numbers and a sentence."""
-    rows = dict(found.closing)
-    if not rows and found.phase("teacher"):
-        rows = {"teacher": found.phase("teacher")}
-    if not found.closing and not {"grow", "prune"} & set(mapping(found.run.get("job"))):
-        yield missing("The closing table needs a retrained student.", commands(found)["retrain"][1])
+    rows = dict(run.closing)
+    if not rows and run.phase("teacher"):
+        rows = {"teacher": run.phase("teacher")}
+    if not run.closing and not {"grow", "prune"} & set(run.job()):
+        yield missing("The closing table needs a retrained student.", commands(run)["retrain"][1])
     sentence = _sentence(rows)
     if sentence:
         yield tag("p", sentence, class_="lead")
-    for words in (_removed(found.phase("removal")), _grown(found.phase("grow"))):
+    for words in (_removed(run.phase("removal")), _grown(run.phase("grow"))):
         if words:
             yield tag("p", words)
-    tiles = list(_tiles(rows, sum(taken for taken, _ in found.seconds().values())))
+    tiles = list(_tiles(rows, sum(taken for taken, _ in run.seconds().values())))
     if tiles:
         yield tag(
             "div",
@@ -64,7 +65,7 @@ def result(found: Found) -> Iterator[Markup]:
         yield table(columns, listed, marked=marked)
 
 
-def _removed(removal: Record) -> str:
+def _removed(removal: JsonObject) -> str:
     """What a pruning removed, in words."""
     before, after = mapping(removal.get("whole")), mapping(removal.get("left"))
     if not (before and after):
@@ -77,7 +78,7 @@ def _removed(removal: Record) -> str:
     )
 
 
-def _grown(growth: Record) -> str:
+def _grown(growth: JsonObject) -> str:
     """An ensemble's members and their weights, in words."""
     codes, weights = growth.get("members"), growth.get("weights")
     if not (isinstance(codes, list) and isinstance(weights, list) and len(codes) == len(weights)):
@@ -86,11 +87,11 @@ def _grown(growth: Record) -> str:
     return f"The ensemble's members, with their weights: {members}."
 
 
-def _accuracies(rows: Mapping[str, Record]) -> list[float | None]:
+def _accuracies(rows: Mapping[str, JsonObject]) -> list[float | None]:
     return [finite(mapping(rows.get(name)).get("accuracy")) for name in ("teacher", "student", "control")]
 
 
-def _sentence(rows: Mapping[str, Record]) -> str:
+def _sentence(rows: Mapping[str, JsonObject]) -> str:
     """The result in words, from the closing table alone."""
     teacher, student, control = _accuracies(rows)
     if student is None:
@@ -109,7 +110,7 @@ def _points(difference: float) -> str:
     return f"{abs(100 * difference):.2f} points"
 
 
-def _tiles(rows: Mapping[str, Record], seconds: float) -> Iterator[tuple[str, str]]:
+def _tiles(rows: Mapping[str, JsonObject], seconds: float) -> Iterator[tuple[str, str]]:
     teacher, student, control = _accuracies(rows)
     large, small = (finite(mapping(rows.get(name)).get("macs")) for name in ("teacher", "student"))
     if student is not None:
@@ -126,23 +127,23 @@ def _tiles(rows: Mapping[str, Record], seconds: float) -> Iterator[tuple[str, st
         yield duration(seconds), "in all phases"
 
 
-def controls(found: Found) -> Iterator[Markup]:
+def controls(run: RunContent) -> Iterator[Markup]:
     """What size alone, luck, and training without a teacher would give, as `results.json` has it."""
-    if not found.controls:
+    if not run.controls:
         yield missing(
             "The controls (rank agreement with size alone, random search with equal budget, the student without a "
             "teacher) come with the closing table.",
-            commands(found)["retrain"][1],
+            commands(run)["retrain"][1],
         )
         return
-    sentences = [str(c["sentence"]) for c in found.controls.values() if c.get("sentence")]
+    sentences = [str(c["sentence"]) for c in run.controls.values() if c.get("sentence")]
     yield tag("div", *(tag("p", sentence) for sentence in sentences), class_="honest")
     columns = [
         Column("Control", text, numeric=False),
         Column("Value", _three),
         Column("95 % interval", _interval),
     ]
-    yield table(columns, [(name, c.get("value"), c.get("interval")) for name, c in found.controls.items()])
+    yield table(columns, [(name, c.get("value"), c.get("interval")) for name, c in run.controls.items()])
 
 
 def _three(value: Any) -> str:

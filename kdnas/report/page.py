@@ -7,12 +7,26 @@ from typing import Any
 
 from kdnas.report.candidates import front, ranking, students
 from kdnas.report.charts import bars, curves
-from kdnas.report.comparison import COMPARISON, write_comparison
+from kdnas.report.comparison import write_comparison
+from kdnas.report.content import RunContent, mapping
 from kdnas.report.explained import explanation
-from kdnas.report.folder import Found, Record, mapping
-from kdnas.report.markup import Column, Markup, accuracy, document, duration, finite, percent, table, tag, text, whole
+from kdnas.report.markup import (
+    Column,
+    Markup,
+    accuracy,
+    document,
+    duration,
+    finite,
+    percent,
+    table,
+    tag,
+    text,
+    whole,
+    write_page,
+)
 from kdnas.report.outcome import controls, result
 from kdnas.report.todo import commands, missing, next_command
+from kdnas.runs.folder import COMPARISON, JsonObject
 
 _PHASES = {
     "teacher": "Teacher",
@@ -40,30 +54,25 @@ def write_report(run_folder: Path) -> Path:
         )
     if (run_folder / COMPARISON).exists():
         return write_comparison(run_folder)
-    page = _page(Found.read(run_folder))
-    path = run_folder / "report.html"
-    unfinished = path.with_name(".report.html.unfinished")
-    # A lone surrogate, which JSON can spell, has no UTF-8 form.
-    unfinished.write_bytes(page.encode("utf-8", "replace"))
-    return unfinished.replace(path)
+    return write_page(run_folder, _page(RunContent.read(run_folder)))
 
 
-def _page(found: Found) -> str:
+def _page(run: RunContent) -> str:
     sections = [
-        ("result", "Result", result(found)),
-        ("controls", "Is it better than chance, and than size?", controls(found)),
-        ("front", "Score against cost", front(found)),
-        ("training", "Training", _training(found)),
-        ("ranking", "Ranking", ranking(found)),
-        ("student", "The student", students(found)),
-        ("time", "Cost and time per phase", _time(found)),
-        ("settings", "Settings", _settings(found)),
+        ("result", "Result", result(run)),
+        ("controls", "Is it better than chance, and than size?", controls(run)),
+        ("front", "Score against cost", front(run)),
+        ("training", "Training", _training(run)),
+        ("ranking", "Ranking", ranking(run)),
+        ("student", "The student", students(run)),
+        ("time", "Cost and time per phase", _time(run)),
+        ("settings", "Settings", _settings(run)),
     ]
-    name = Path(found.name).name or found.name
-    if found.why:
-        sections.insert(6, ("why", "Why this score", explanation(found)))
-    todo = next_command(found)
-    job = mapping(found.run.get("job"))
+    name = Path(run.name).name or run.name
+    if run.why:
+        sections.insert(6, ("why", "Why this score", explanation(run)))
+    todo = next_command(run)
+    job = run.job()
     for kind, absent, last in (
         ("grow", ("front", "ranking", "student"), "grow"),
         ("prune", ("front", "ranking"), "random"),
@@ -71,29 +80,28 @@ def _page(found: Found) -> str:
         if kind in job:
             # No supernet, ranking or export is missing there.
             sections = [s for s in sections if s[0] not in absent]
-            again = f"kdnas {kind} … --out {shlex.quote(found.name)}"
-            todo = None if found.phase(last) else ("This is not finished; the same command goes on.", again)
+            again = f"kdnas {kind} … --out {shlex.quote(run.name)}"
+            todo = None if run.phase(last) else ("This is not finished; the same command goes on.", again)
     notes = [missing(*todo, "Next")] if todo else []
-    notes += [tag("p", problem, class_="missing") for problem in found.problems]
-    return document(f"kdnas report: {name}", name, [tag("p", _origin(found), class_="soft")], sections, notes)
+    notes += [tag("p", problem, class_="missing") for problem in run.problems]
+    return document(f"kdnas report: {name}", name, [tag("p", _origin(run.manifest), class_="soft")], sections, notes)
 
 
-def _origin(found: Found) -> str:
-    run = found.run
-    if not run:
+def _origin(manifest: JsonObject) -> str:
+    if not manifest:
         return "No run is recorded in this folder."
-    parts = [str(run["created"])] if "created" in run else []
-    parts += [f"seed {run['seed']}"] if "seed" in run else []
-    parts += [f"{name} {run[name]}" for name in ("kdnas", "torch") if name in run]
-    parts += [f"Python {run['python']}"] if "python" in run else []
-    parts += [f"commit {str(run['commit'])[:12]}"] if run.get("commit") else []
+    parts = [str(manifest["created"])] if "created" in manifest else []
+    parts += [f"seed {manifest['seed']}"] if "seed" in manifest else []
+    parts += [f"{name} {manifest[name]}" for name in ("kdnas", "torch") if name in manifest]
+    parts += [f"Python {manifest['python']}"] if "python" in manifest else []
+    parts += [f"commit {str(manifest['commit'])[:12]}"] if manifest.get("commit") else []
     return " · ".join(parts)
 
 
-def _training(found: Found) -> Iterator[Markup]:
-    if not found.metrics:
-        yield missing(*commands(found)["train"])
-    for phase, lines in found.metrics.items():
+def _training(run: RunContent) -> Iterator[Markup]:
+    if not run.metrics:
+        yield missing(*commands(run)["train"])
+    for phase, lines in run.metrics.items():
         yield tag("h3", _PHASES.get(phase, phase))
         last = lines[-1]
         total = finite(last.get("total"))
@@ -115,7 +123,9 @@ def _training(found: Found) -> Iterator[Markup]:
             yield tag("p", f"{lost:,} logged losses are not finite and are left out of the curve.", class_="missing")
 
 
-def _series(lines: Sequence[Record], pick: Callable[[Record], Record]) -> dict[str, list[tuple[float, float]]]:
+def _series(
+    lines: Sequence[JsonObject], pick: Callable[[JsonObject], JsonObject]
+) -> dict[str, list[tuple[float, float]]]:
     series: dict[str, list[tuple[float, float]]] = {}
     for line in lines:
         for name, value in pick(line).items():
@@ -124,10 +134,10 @@ def _series(lines: Sequence[Record], pick: Callable[[Record], Record]) -> dict[s
     return series
 
 
-def _time(found: Found) -> Iterator[Markup]:
-    taken = found.seconds()
+def _time(run: RunContent) -> Iterator[Markup]:
+    taken = run.seconds()
     if not taken:
-        yield missing("No phase has ended yet.", commands(found)["train"][1])
+        yield missing("No phase has ended yet.", commands(run)["train"][1])
         return
     names = {p: _PHASES.get(p, p) + ("" if ended else " (so far)") for p, (_, ended) in taken.items()}
     chart = bars({names[p]: seconds for p, (seconds, _) in taken.items()}, write=duration)
@@ -143,8 +153,8 @@ def _time(found: Found) -> Iterator[Markup]:
     ]
     rows = []
     for phase, (seconds, _) in taken.items():
-        held = found.phase(phase)
-        steps = held.get("steps") or found.metrics.get(phase, [{}])[-1].get("step")
+        held = run.phase(phase)
+        steps = held.get("steps") or run.metrics.get(phase, [{}])[-1].get("step")
         share = seconds / total if total else None
         rows.append((names[phase], seconds, share, steps, *(held.get(k) for k in ("accuracy", "params", "macs"))))
     rows.append(("All", total, 1.0, None, None, None, None))
@@ -152,17 +162,17 @@ def _time(found: Found) -> Iterator[Markup]:
     yield table(columns, rows)
 
 
-def _settings(found: Found) -> Iterator[Markup]:
-    job = mapping(found.run.get("job"))
+def _settings(run: RunContent) -> Iterator[Markup]:
+    job = run.job()
     if not job:
-        yield missing("run.json, which holds the settings, is not there yet.", commands(found)["train"][1])
+        yield missing("run.json, which holds the settings, is not there yet.", commands(run)["train"][1])
         return
     columns = [Column("Setting", text, numeric=False, code=True), Column("Value", text, numeric=False, code=True)]
     listed = table(columns, list(_flat(job)))
     yield tag("details", tag("summary", f"All settings of the run ({len(job)} fields)"), listed)
 
 
-def _flat(value: Record, before: str = "") -> Iterator[tuple[str, str]]:
+def _flat(value: JsonObject, before: str = "") -> Iterator[tuple[str, str]]:
     for name, held in value.items():
         if isinstance(held, dict) and held and "make" not in held:
             yield from _flat(held, f"{before}{name}.")

@@ -2,15 +2,15 @@
 
 import shlex
 
-from kdnas.report.folder import Found
+from kdnas.report.content import RunContent
 from kdnas.report.markup import Markup, tag
 
 
-def commands(found: Found) -> dict[str, tuple[str, str]]:
+def commands(run: RunContent) -> dict[str, tuple[str, str]]:
     """Per step of a run, in their order: what is said while it is not done, and the command that does it."""
-    folder = shlex.quote(found.name)
-    student = next(iter(found.students), "place1")
-    path = shlex.quote(f"{found.name}/students/{student}")
+    folder = shlex.quote(run.name)
+    student = next(iter(run.students), "place1")
+    path = shlex.quote(f"{run.name}/students/{student}")
     return {
         "train": (
             "The supernet is not trained yet. The same command goes on with a run that was stopped.",
@@ -22,11 +22,11 @@ def commands(found: Found) -> dict[str, tuple[str, str]]:
     }
 
 
-def next_command(found: Found) -> tuple[str, str] | None:
+def next_command(run: RunContent) -> tuple[str, str] | None:
     """The first step that is not done yet; None for a finished run."""
-    trained = bool(found.phase("train")) or bool(found.searches)
-    done = {"train": trained, "search": found.searches, "export": found.students, "retrain": found.closing}
-    return next((commands(found)[step] for step, is_done in done.items() if not is_done), None)
+    trained = bool(run.phase("train")) or bool(run.rankings)
+    done = {"train": trained, "search": run.rankings, "export": run.students, "retrain": run.closing}
+    return next((commands(run)[step] for step, is_done in done.items() if not is_done), None)
 
 
 def missing(sentence: str, command: str, lead: str = "Made by") -> Markup:

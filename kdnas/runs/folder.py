@@ -13,30 +13,40 @@ from typing import Any, final
 from kdnas.runs.entry import Entry
 from kdnas.runs.files import write_atomically, write_json
 
+# The files of a run folder.
 MANIFEST, METRICS, RANKING, RESULTS = "run.json", "metrics.jsonl", "ranking.jsonl", "results.json"
 CHECKPOINT, TEACHER, STUDENTS, REPORT = "checkpoint.safetensors", "teacher", "students", "report.html"
 SNAPSHOTS, MEMBERS, WHY, LATENCIES = "teacher-snapshots", "teacher-members", "why.json", "latency.jsonl"
+# The files of a student folder.
+CARD, WEIGHTS, SOURCE, GRAPH = "student.json", "weights.safetensors", "student.py", "student.onnx"
+INTEGERS = "student-int8.onnx"
+# The file of a comparison's folder, whose sub-folders are runs.
+COMPARISON = "compare.json"
+
+JsonObject = dict[str, Any]
 
 
 @final
 class RunFolder:
     """A run folder: `run.json`, metrics, checkpoint, ranking, teacher, students, results, report.
 
+    Args:
+        folder: where it is.
+        strict: raise on a missing or damaged file; otherwise leave it out and describe it in `problems`, as a report of
+            an unfinished run needs it.
+
     Raises:
-        ValueError: the folder is missing, holds something else, or its manifest is damaged.
+        ValueError: strict, and the folder is missing, holds something else, or its manifest is damaged.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = Path(folder)
-        if not self.folder.is_dir():
+    def __init__(self, folder: Path, *, strict: bool = True) -> None:
+        self.folder, self.strict = Path(folder), strict
+        self.problems: list[str] = []
+        if strict and not self.folder.is_dir():
             raise ValueError(f"there is no run {folder}. Make one with `kdnas run` or `kdnas train`.")
-        try:
-            self.manifest: dict[str, Any] = json.loads(self.path(MANIFEST).read_text())
-            self.manifest["job"], self.manifest["phases"]
-        except FileNotFoundError:
-            raise ValueError(f"{folder} is no run: it has no {MANIFEST}.") from None
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{self.path(MANIFEST)} is damaged ({error!r}). Start again in another folder.") from error
+        if strict and not self.path(MANIFEST).is_file():
+            raise ValueError(f"{folder} is no run: it has no {MANIFEST}.")
+        self.manifest = self.read(MANIFEST, "Start again in another folder.", job=dict, phases=dict)
 
     @classmethod
     def create(cls, folder: Path, job: Mapping[str, Any], seed: int) -> "RunFolder":
@@ -54,8 +64,8 @@ class RunFolder:
             if differs is not None:
                 name, old, new = differs
                 raise ValueError(
-                    f"{folder} holds a run with another {name}: {_short(old)} there, {_short(new)} asked. Use another "
-                    "--out, or the settings it was begun with to resume it."
+                    f"{folder} holds a run whose {name} is {_short(old)}, got {_short(new)}. Use another --out, or the "
+                    "settings of that run to resume it."
                 )
             return run
         # A kill before the first manifest leaves its draft; that is ours.
@@ -112,28 +122,69 @@ class RunFolder:
 
     def metrics(self, phase: str, before: int | None = None) -> "Metrics":
         """Where to write a phase's metrics; lines of this phase at or after step `before` are taken out first."""
-        kept = [m for m in self.lines(METRICS) if m["phase"] != phase or (before is not None and m["step"] < before)]
-        _write_lines(self.path(METRICS), kept)
+        lines = [m for m in self.lines(METRICS) if m["phase"] != phase or (before is not None and m["step"] < before)]
+        _write_lines(self.path(METRICS), lines)
         return Metrics(self.path(METRICS), phase)
 
-    def lines(self, name: str) -> list[dict[str, Any]]:
+    def read(self, name: str, advice: str = "Remove it.", **kinds: type) -> JsonObject:
+        """The JSON object of a file; empty where there is none, or where it is damaged and the reader is not strict.
+
+        Args:
+            name: path inside the run.
+            advice: what to do about a damaged file.
+            **kinds: keys that a strict reader requires, with the types of their values.
+
+        Raises:
+            ValueError: strict, and the file is damaged.
+        """
+        path = self.path(name)
+        if not path.is_file():
+            return {}
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            return self._damaged(path, f"cannot be read ({error})", advice)
+        if not isinstance(content, dict):
+            return self._damaged(path, "holds no JSON object", advice)
+        for key, kind in kinds.items() if self.strict else ():
+            if not isinstance(content.get(key), kind):
+                self._damaged(path, f"needs a JSON {kind.__name__} {key!r}", advice)
+        return content
+
+    def _damaged(self, path: Path, problem: str, advice: str) -> JsonObject:
+        if self.strict:
+            raise ValueError(f"{path} is damaged: it {problem}. {advice}")
+        self.problems.append(f"{path.name} {problem}; it is left out.")
+        return {}
+
+    def lines(self, name: str) -> list[JsonObject]:
         """The objects of a JSON-lines file; a last line cut short by a kill is left out.
 
         Raises:
-            ValueError: an earlier line is damaged.
+            ValueError: strict, and an earlier line is damaged.
         """
         path = self.path(name)
-        if not path.exists():
+        if not path.is_file():
             return []
-        found, texts = [], path.read_text().splitlines()
+        objects: list[JsonObject] = []
+        damaged: list[int] = []
+        texts = path.read_bytes().splitlines()
         for number, text in enumerate(texts, 1):
             try:
-                found.append(json.loads(text))
-            except json.JSONDecodeError as error:
-                if number == len(texts):
-                    break
-                raise ValueError(f"{path}, line {number}, is damaged: {error}. Remove that line.") from error
-        return found
+                content = json.loads(text)
+            except ValueError:
+                content = None
+            if isinstance(content, dict):
+                objects.append(content)
+            elif text.strip():
+                damaged.append(number)
+        if self.strict and damaged and damaged[0] < len(texts):
+            raise ValueError(f"{path}, line {damaged[0]}, is damaged. Remove that line.")
+        if damaged and not self.strict:
+            self.problems.append(
+                f"{path.name}: {len(damaged)} of {len(damaged) + len(objects)} lines cannot be read and are left out."
+            )
+        return objects
 
     def ranking(self, search: int | None = None) -> list[Entry]:
         """The scored architectures, of one search or of all."""
@@ -154,16 +205,10 @@ class RunFolder:
             handle.flush()
             os.fsync(handle.fileno())
 
-    def results(self) -> dict[str, Any]:
-        """The closing table and the controls so far."""
-        path = self.path(RESULTS)
-        if not path.exists():
-            return {"rows": [], "controls": {}}
-        try:
-            held = json.loads(path.read_text())
-            return {"rows": list(held["rows"]), "controls": dict(held["controls"])}
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} is damaged ({error!r}). Remove it; the next phase writes it anew.") from error
+    def results(self) -> JsonObject:
+        """The rows of the closing table and the controls so far."""
+        content = self.read(RESULTS, "Remove it; the next phase writes it anew.", rows=list, controls=dict)
+        return {"rows": [], "controls": {}} | content
 
     def record_result(self, row: Mapping[str, Any]) -> None:
         """Add a row of the closing table, or replace the one of that name."""
@@ -211,13 +256,13 @@ def _write_lines(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _difference(old: Any, new: Any, name: str = "") -> tuple[str, Any, Any] | None:
-    """The first place where two jobs differ, as deep as both are objects, and what is there; None where nowhere."""
+    """Path, old and new value of the first difference between two jobs; None where they are equal."""
     if not (isinstance(old, Mapping) and isinstance(new, Mapping)):
         return None if old == new else (name or "job", old, new)
     for key in {**old, **new}:
-        found = _difference(old.get(key), new.get(key), f"{name}.{key}" if name else str(key))
-        if found is not None:
-            return found
+        difference = _difference(old.get(key), new.get(key), f"{name}.{key}" if name else str(key))
+        if difference is not None:
+            return difference
     return None
 
 
@@ -228,8 +273,8 @@ def _short(value: Any) -> str:
 
 def _commit() -> str | None:
     """The commit of the checkout kdnas runs from, or None for an installed package."""
-    asked = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     try:
-        return subprocess.run(asked, capture_output=True, text=True, timeout=5, check=True).stdout.strip()
+        return subprocess.run(command, capture_output=True, text=True, timeout=5, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None

@@ -24,14 +24,13 @@ from kdnas.network import Network
 from kdnas.preprocessing import Preprocessing
 from kdnas.randomness import torch_rng
 from kdnas.runs.files import current_folder, new_folder
+from kdnas.runs.folder import CARD, GRAPH, INTEGERS, SOURCE, WEIGHTS
 from kdnas.space import Blueprint, SearchSpace
 from kdnas.specs import nearest
 from kdnas.students.definitions import importable
 from kdnas.students.source import check_modules, student_source
 from kdnas.tables import structure, table_of, unstructure
 
-CARD, WEIGHTS, SOURCE, GRAPH = "student.json", "weights.safetensors", "student.py", "student.onnx"
-INTEGERS = "student-int8.onnx"
 TOLERANCE = 1e-5
 
 _FORMAT = 1

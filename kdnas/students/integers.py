@@ -17,7 +17,8 @@ from kdnas.data.base import Data, Images, normalise
 from kdnas.network import Network
 from kdnas.preprocessing import Preprocessing
 from kdnas.runs.files import current_folder, write_atomically
-from kdnas.students.folder import GRAPH, INTEGERS, graph_of
+from kdnas.runs.folder import GRAPH, INTEGERS
+from kdnas.students.folder import graph_of
 
 _BATCH = 64
 MOST_LOST = 0.02

@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from kdnas.runs.folder import run_around
+from kdnas.runs.folder import CARD, run_around
 from kdnas.specs import Spec, resolve
-from kdnas.students.folder import CARD, Card
+from kdnas.students.folder import Card
 
 TRUSTED = {
     "data": tuple(f"kdnas.data:{name}" for name in ("digits", "folder", "cifar10", "cifar100", "strong")),

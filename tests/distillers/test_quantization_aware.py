@@ -13,9 +13,10 @@ from kdnas.distillers.quantization_aware import QuantizationAware
 from kdnas.network import Network
 from kdnas.randomness import initialised
 from kdnas.runs.checkpoint import load_state, save_state
+from kdnas.runs.folder import INTEGERS
 from kdnas.settings import Recipe
 from kdnas.space import Blueprint, layer
-from kdnas.students.folder import INTEGERS, check_place, read_student
+from kdnas.students.folder import check_place, read_student
 from kdnas.tables import load_space
 from kdnas.teachers.base import Frozen
 from kdnas.training.loop import Training

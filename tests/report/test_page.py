@@ -23,7 +23,7 @@ from kdnas.report import (
     table,
     write_report,
 )
-from kdnas.report.folder import Found
+from kdnas.report.content import RunContent, SearchRanking
 from kdnas.report.markup import decimal, duration, escape, percent, scaled, tag, whole
 from kdnas.space import SearchSpace
 from kdnas.tables import load_space
@@ -111,7 +111,7 @@ def make_run(folder: Path, *, num_architectures: int = 120, steps: int = 600, se
         {"name": "student", "accuracy": 0.9713, **size, "seconds": 16.0},
         {"name": "control", "accuracy": 0.9584, **size, "seconds": 12.8},
     ]
-    write(folder / "results.json", {"table": closing, "controls": CONTROLS})
+    write(folder / "results.json", {"rows": closing, "controls": CONTROLS})
     return space
 
 
@@ -223,7 +223,7 @@ def test_the_closing_table_says_what_results_json_says(demo):
 
 def test_a_student_that_gains_nothing_from_its_teacher_is_said_to(tmp_path):
     rows = [{"name": "student", "accuracy": 0.95}, {"name": "control", "accuracy": 0.95}]
-    write(tmp_path / "results.json", {"table": rows})
+    write(tmp_path / "results.json", {"rows": rows})
     said = Walk(read(tmp_path)).said
     assert "distillation did not help here" in said and "+0.00 points" in said
 
@@ -243,7 +243,6 @@ def test_the_ranked_table_has_fifty_places_best_first_with_the_student_marked(de
 
 def test_rows_are_in_the_order_in_which_export_counts_places():
     from kdnas.ranking.order import ranked
-    from kdnas.report.folder import _ranked
     from kdnas.runs.entry import Entry
 
     rng = random.Random(3)
@@ -255,7 +254,9 @@ def test_rows_are_in_the_order_in_which_export_counts_places():
         code = space.code(architecture)
         entries[code] = Entry(architecture, code, score, {}, 1, macs, 3, 0.1)
     expected = [entry.code for entry in ranked(list(entries.values()))]
-    assert [row["code"] for row in _ranked([entry.to_json() for entry in entries.values()])] == expected
+    assert [
+        row["code"] for row in SearchRanking.of(1, [entry.to_json() for entry in entries.values()]).rows
+    ] == expected
 
 
 def test_controls_take_no_place_of_those_that_export_counts(tmp_path):
@@ -264,7 +265,7 @@ def test_controls_take_no_place_of_those_that_export_counts(tmp_path):
     found += [("22", 0.7, "contrast"), ("01", 0.2, "evolution")]
     rows = [{**row, "code": c, "architecture": {"a": c}, "score": s, "searcher": by} for c, s, by in found]
     write_lines(tmp_path / "ranking.jsonl", rows)
-    (search,) = Found.read(tmp_path).searches
+    (search,) = RunContent.read(tmp_path).rankings
     assert [(one["code"], one["score"]) for one in search.rows] == [("01", 0.2), ("00", 0.1)]
 
 
@@ -360,7 +361,7 @@ def test_values_of_another_kind_or_not_finite_do_not_stop_the_report(tmp_path):
     ]
     write_lines(tmp_path / "metrics.jsonl", lines)
     write(
-        tmp_path / "results.json", {"table": [{"name": "student"}, 3], "controls": {"macs": {"interval": [1]}, "x": 2}}
+        tmp_path / "results.json", {"rows": [{"name": "student"}, 3], "controls": {"macs": {"interval": [1]}, "x": 2}}
     )
     write(tmp_path / "students/s/student.json", {"architecture": {"x": 1}, "blueprint": {"image": 3}})
     page = Walk(read(tmp_path))

@@ -1,10 +1,12 @@
 import json
+import subprocess
+import sys
 
 import pytest
 
 from kdnas.architecture import Architecture
 from kdnas.runs.entry import Entry
-from kdnas.runs.folder import METRICS, RANKING, RunFolder
+from kdnas.runs.folder import MANIFEST, METRICS, RANKING, RESULTS, RunFolder
 
 JOB = {"steps": 3, "space": {"family": "toy"}}
 
@@ -24,15 +26,15 @@ def test_a_run_is_created_once_and_opened_again_by_the_same_job(tmp_path):
 
 def test_another_job_in_the_same_folder_is_refused_naming_the_difference(tmp_path):
     RunFolder.create(tmp_path, JOB, 0)
-    with pytest.raises(ValueError, match=r"another steps: 3 there, 4 asked"):
+    with pytest.raises(ValueError, match=r"whose steps is 3, got 4"):
         RunFolder.create(tmp_path, {**JOB, "steps": 4}, 0)
 
 
 def test_a_difference_deep_in_a_job_is_named_by_its_path(tmp_path):
     RunFolder.create(tmp_path, {"grow": {"space": {"widths": [4, 8]}, "num_members": 2}}, 0)
-    with pytest.raises(ValueError, match=r"another grow.num_members: 2 there, 3 asked"):
+    with pytest.raises(ValueError, match=r"whose grow.num_members is 2, got 3"):
         RunFolder.create(tmp_path, {"grow": {"space": {"widths": [4, 8]}, "num_members": 3}}, 0)
-    with pytest.raises(ValueError, match=r"another grow.space.widths: \[4, 8\] there, null asked"):
+    with pytest.raises(ValueError, match=r"whose grow.space.widths is \[4, 8\], got null"):
         RunFolder.create(tmp_path, {"grow": {"space": {}, "num_members": 2}}, 0)
 
 
@@ -109,3 +111,39 @@ def test_results_keep_one_row_per_name_and_all_controls(tmp_path):
     run.record_controls({"random": {"value": 0.2}})
     assert [(r["name"], r["accuracy"]) for r in run.results()["rows"]] == [("teacher", 0.5), ("student", 0.7)]
     assert set(run.results()["controls"]) == {"tau macs", "random"}
+
+
+def test_a_reader_that_is_not_strict_leaves_out_what_is_damaged_and_names_it(tmp_path):
+    run = RunFolder.create(tmp_path, JOB, 0)
+    run.append([entry("a"), entry("b")])
+    run.path(RANKING).write_text('{"a": \n[1]\n\n' + run.path(RANKING).read_text() + '{"code"')
+    run.path(RESULTS).write_text("[]")
+    run.path(MANIFEST).write_bytes(b'{"job": "\xff"}')
+    tolerant = RunFolder(tmp_path, strict=False)
+    assert tolerant.manifest == {} and tolerant.results() == {"rows": [], "controls": {}}
+    assert [line["code"] for line in tolerant.lines(RANKING)] == ["a", "b"]
+    unreadable, other, cut = tolerant.problems
+    assert unreadable.startswith("run.json cannot be read (") and unreadable.endswith("; it is left out.")
+    assert other == "results.json holds no JSON object; it is left out."
+    assert cut == "ranking.jsonl: 3 of 5 lines cannot be read and are left out."
+
+
+@pytest.mark.parametrize(
+    "content", ["[]", "{", '{"rows": []}', '{"rows": {}, "controls": {}}', '{"rows": [], "controls": 1}']
+)
+def test_a_strict_reader_refuses_damaged_results(tmp_path, content):
+    run = RunFolder.create(tmp_path, JOB, 0)
+    run.path(RESULTS).write_text(content)
+    with pytest.raises(ValueError, match=r"results\.json is damaged: .* Remove it; the next phase writes it anew"):
+        run.results()
+
+
+def test_a_folder_that_is_not_there_is_empty_to_a_reader_that_is_not_strict(tmp_path):
+    run = RunFolder(tmp_path / "none", strict=False)
+    assert run.manifest == {} and run.lines(METRICS) == [] and run.problems == []
+
+
+@pytest.mark.parametrize("module", ["kdnas.runs.folder", "kdnas.report"])
+def test_reading_a_run_imports_no_torch(module):
+    code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
