@@ -30,7 +30,7 @@ def test_the_package_runs_as_a_module_too():
 
 
 def test_help_and_values_need_no_torch_and_come_at_once():
-    code = "import sys; from kdnas.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
+    code = "import sys; from kdnas.cli.commands import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
     code += "import random; from kdnas.tables import load_space; s = load_space('nas_bench_macro'); s.count()\n"
     code += "s.validate(s.sample(random.Random(0))); assert 'torch' not in sys.modules, 'torch was imported'"
     used = []

@@ -300,7 +300,7 @@ def test_training_killed_at_any_time_ends_with_the_same_weights(tmp_path, traine
     """SIGKILL after the first checkpoint, then the same command: weights equal those of the uninterrupted run."""
     folder = tmp_path / "killed"
     code = "import kdnas.jobs.train as t; t.CHECKPOINT_SECONDS = 0.0; import sys; "
-    code += "from kdnas.cli import main; main(sys.argv[1:])"
+    code += "from kdnas.cli.commands import main; main(sys.argv[1:])"
     arguments = ["train", "tests/toy.py", "--out", str(folder)]
     started = subprocess.Popen(
         [sys.executable, "-c", code, *arguments], cwd=ROOT, env=ENVIRONMENT, stderr=subprocess.DEVNULL
