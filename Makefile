@@ -17,8 +17,10 @@ check: $(STAMP)
 	$(BIN)/pyrefly check
 	$(BIN)/lint-imports
 	$(BIN)/python .ci/words.py kdnas
+	$(BIN)/python .ci/faces.py --check
 
 format: $(STAMP)
+	$(BIN)/python .ci/faces.py
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 

@@ -1,9 +1,11 @@
 """How to make something, as a value: which callable, with which arguments."""
 
 import difflib
+import functools
 import importlib
 import inspect
 import pkgutil
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -123,7 +125,7 @@ def nearest(name: str, known: Iterator[str] | list[str] | tuple[str, ...] | Mapp
 def algorithms(package: str) -> dict[str, str]:
     """The algorithms in a folder, by walking it: file name to import path `module:Class`.
 
-    Each file defines one public class, named after the file; nothing but packages is imported here.
+    Each file defines one class that is named after the file; nothing but packages is imported here.
     Where a folder has sub-folders, those hold the algorithms, and its own files are what they share.
     """
     found: dict[str, str] = {}
@@ -133,7 +135,7 @@ def algorithms(package: str) -> dict[str, str]:
         folder, _, name = module.name.rpartition(".")
         shared = (has_folders and folder == package) or name == "base" or name.startswith("_")
         if not module.ispkg and not shared:
-            found[name] = f"{module.name}:{_class_name(name)}"
+            found[name] = f"{module.name}:{_class_name(module)}"
     return found
 
 
@@ -240,8 +242,15 @@ def check_literals(target: Callable[..., Any], values: Mapping[str, Any]) -> Non
             raise ValueError(f"`{name}` must be one of {known}, got {values[name]!r}.")
 
 
-def _class_name(file_name: str) -> str:
-    return "".join(part.capitalize() for part in file_name.split("_"))
+@functools.cache
+def _class_name(module: pkgutil.ModuleInfo) -> str:
+    """The class that a file is named after, read from its text: `soft_targets` SoftTargets, `vit` ViT."""
+    file_name = module.name.rpartition(".")[2]
+    loader: Any = getattr(module.module_finder.find_spec(module.name, None), "loader", None)
+    text = loader.get_source(module.name) if loader else ""
+    classes = re.findall(r"^class (\w+)", text or "", re.MULTILINE)
+    near = [name for name in classes if name.lower().startswith(file_name.replace("_", ""))]
+    return min(near, key=len, default="".join(part.capitalize() for part in file_name.split("_")))
 
 
 def _check_names(path: str, target: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
@@ -291,26 +300,34 @@ def _revive(value: Any) -> Any:
 
 
 def face(
-    package: str, modules: Mapping[str, str] | None = None
+    package: str, names: Mapping[str, str], *, with_algorithms: bool = False
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """`__getattr__` and `__dir__` of a package that offers names without importing their modules.
+    """`__getattr__` and `__dir__` of a package that offers names and imports their modules on first use.
+
+    Unknown names raise an AttributeError that offers the nearest known one. `make format` writes the package's
+    `__init__.pyi`, from which type checkers and editors read the same names.
 
     Args:
-        package: its name.
-        modules: name to the module that defines it. Without them, and beside them, the package offers its algorithms
-            by class name.
+        package: its name, `__name__`.
+        names: name to the module that defines it; the module `PACKAGE.NAME` itself is offered as a module.
+        with_algorithms: also offer the classes of `algorithms(package)`.
+
+    Example:
+        >>> import kdnas.losses
+        >>> kdnas.losses.SoftTargets.__module__
+        'kdnas.losses.response.soft_targets'
     """
 
-    def known() -> dict[str, str]:
-        classes = {path.partition(":")[2]: path.partition(":")[0] for path in algorithms(package).values()}
-        return classes | dict(modules or {})
+    def modules() -> dict[str, str]:
+        paths = algorithms(package).values() if with_algorithms else ()
+        return {name: module for module, _, name in (path.partition(":") for path in paths)} | dict(names)
 
     def getattr_(name: str) -> Any:
-        module = (modules or {}).get(name)
-        if module is None and not name.startswith("_"):
-            module = known().get(name)
+        module = names.get(name) or (None if name.startswith("_") else modules().get(name))
         if module is None:
-            raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        return getattr(importlib.import_module(module), name)
+            hint = "" if name.startswith("_") else nearest(name, modules())
+            raise AttributeError(f"module {package!r} has no attribute {name!r}.{hint}")
+        imported = importlib.import_module(module)
+        return imported if module == f"{package}.{name}" else getattr(imported, name)
 
-    return getattr_, lambda: sorted({*vars(sys.modules[package]), *known()})
+    return getattr_, lambda: sorted({*vars(sys.modules[package]), *modules()} - {"face"})

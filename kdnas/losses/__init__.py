@@ -1,0 +1,17 @@
+"""Distillation losses: what a student is compared by, their sum as an objective, and stage pairs."""
+
+from kdnas.specs import face
+
+__getattr__, __dir__ = face(
+    __name__,
+    {
+        "FeatureLoss": "kdnas.losses.base",
+        "Loss": "kdnas.losses.base",
+        "Objective": "kdnas.losses.objective",
+        "Outputs": "kdnas.outputs",
+        "Stage": "kdnas.losses.base",
+        "StagePairs": "kdnas.losses.stage_pairs",
+        "Term": "kdnas.losses.objective",
+    },
+    with_algorithms=True,
+)

@@ -1,0 +1,10 @@
+"""Contracts: what every loss must fulfil, as test classes to derive from."""
+
+from kdnas.specs import face
+
+__getattr__, __dir__ = face(
+    __name__,
+    {
+        "LossContract": "kdnas.testing.losses",
+    },
+)

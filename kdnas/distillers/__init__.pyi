@@ -1,0 +1,21 @@
+# Written by .ci/faces.py (`make format`).
+
+from kdnas.distillers.aggregation import Aggregation as Aggregation
+from kdnas.distillers.attentive import Attentive as Attentive
+from kdnas.distillers.base import Batch as Batch
+from kdnas.distillers.base import Distiller as Distiller
+from kdnas.distillers.base import Step as Step
+from kdnas.distillers.block_wise import BlockWise as BlockWise
+from kdnas.distillers.born_again import BornAgain as BornAgain
+from kdnas.distillers.conflict_free import ConflictFree as ConflictFree
+from kdnas.distillers.fair_paths import FairPaths as FairPaths
+from kdnas.distillers.from_labels import FromLabels as FromLabels
+from kdnas.distillers.from_teacher import FromTeacher as FromTeacher
+from kdnas.distillers.mutual import Mutual as Mutual
+from kdnas.distillers.prioritized import Prioritized as Prioritized
+from kdnas.distillers.progressive import Progressive as Progressive
+from kdnas.distillers.quantization_aware import QuantizationAware as QuantizationAware
+from kdnas.distillers.ranked import Ranked as Ranked
+from kdnas.distillers.sandwich import Sandwich as Sandwich
+from kdnas.distillers.self_distillation import SelfDistillation as SelfDistillation
+from kdnas.distillers.single_path import SinglePath as SinglePath

@@ -1,0 +1,26 @@
+# Written by .ci/faces.py (`make format`).
+
+from kdnas.scorers.accuracy import Accuracy as Accuracy
+from kdnas.scorers.base import CombinedScorer as CombinedScorer
+from kdnas.scorers.base import Evidence as Evidence
+from kdnas.scorers.base import OutputScorer as OutputScorer
+from kdnas.scorers.base import Score as Score
+from kdnas.scorers.base import Scorer as Scorer
+from kdnas.scorers.blocks import Blocks as Blocks
+from kdnas.scorers.cka import Cka as Cka
+from kdnas.scorers.depth import Depth as Depth
+from kdnas.scorers.diswot import Diswot as Diswot
+from kdnas.scorers.fitted_blocks import FittedBlocks as FittedBlocks
+from kdnas.scorers.in_place import InPlace as InPlace
+from kdnas.scorers.latency import Latency as Latency
+from kdnas.scorers.loss import Loss as Loss
+from kdnas.scorers.macs import Macs as Macs
+from kdnas.scorers.nwot import Nwot as Nwot
+from kdnas.scorers.params import Params as Params
+from kdnas.scorers.predicted import Predicted as Predicted
+from kdnas.scorers.rank_ensemble import RankEnsemble as RankEnsemble
+from kdnas.scorers.rdm import Rdm as Rdm
+from kdnas.scorers.reward import Reward as Reward
+from kdnas.scorers.short_training import ShortTraining as ShortTraining
+from kdnas.scorers.synflow import Synflow as Synflow
+from kdnas.scorers.zen import Zen as Zen

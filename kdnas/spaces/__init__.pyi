@@ -1,0 +1,20 @@
+# Written by .ci/faces.py (`make format`).
+
+from kdnas.space import SearchSpace as SearchSpace
+from kdnas.spaces.cell import Cell as Cell
+from kdnas.spaces.channels import Channels as Channels
+from kdnas.spaces.channels import ChannelStage as ChannelStage
+from kdnas.spaces.converted import Converted as Converted
+from kdnas.spaces.enlarged import Enlarged as Enlarged
+from kdnas.spaces.macro import Macro as Macro
+from kdnas.spaces.macro import MacroOperation as MacroOperation
+from kdnas.spaces.mbconv import Head as Head
+from kdnas.spaces.mbconv import MBConvSpace as MBConvSpace
+from kdnas.spaces.mbconv import Stage as Stage
+from kdnas.spaces.mbconv import Stem as Stem
+from kdnas.spaces.resnet import ResNet as ResNet
+from kdnas.spaces.resnet import ResNetStage as ResNetStage
+from kdnas.spaces.shuffle import Shuffle as Shuffle
+from kdnas.spaces.shuffle import ShuffleStage as ShuffleStage
+from kdnas.spaces.toy import Toy as Toy
+from kdnas.spaces.vit import ViT as ViT

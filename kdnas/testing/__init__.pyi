@@ -1,0 +1,3 @@
+# Written by .ci/faces.py (`make format`).
+
+from kdnas.testing.losses import LossContract as LossContract
