@@ -48,7 +48,7 @@ from kdnas.scorers.short_training import ShortTraining
 from kdnas.settings import Recipe
 from kdnas.space import SearchSpace
 from kdnas.specs import spec
-from kdnas.statistics import bootstrap_interval, kendall
+from kdnas.statistics import interval, kendall
 from kdnas.tables import load_space
 from kdnas.teachers.base import Frozen
 from kdnas.teachers.fitted import fitted_teacher
@@ -138,7 +138,7 @@ def apart(kd: Columns, ce: Columns) -> float:
 
 def cell(x: Columns, truth: Columns, statistic: Callable[[Columns, Columns], float]) -> str:
     """A statistic and its interval over networks."""
-    low, high = bootstrap_interval(x, truth, statistic)  # type: ignore[arg-type]
+    low, high = interval(lambda a, b, rows: np.array([statistic(a[r], b[r]) for r in rows]), x, truth)
     return f"{statistic(x, truth):+.2f} [{low:+.2f}, {high:+.2f}]"
 
 

@@ -1,82 +1,111 @@
-"""Rank correlations, intervals, and the sentences that claims are made of."""
+"""Rank correlations, bootstrap intervals, Pareto fronts, and the sentences that claims are made of.
+
+SciPy is imported where a correlation is computed: its statistics take longer to import than a report to write.
+"""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import scipy.stats
 from numpy.typing import ArrayLike, NDArray
+
+Array = NDArray[np.float64]
+Rows = NDArray[np.int64]
+"""Indices of rows drawn with replacement, `[resamples, rows]`."""
+
+_AT_ONCE = 2**22  # indices drawn before they are used: bounds memory to a few dozen MB
+_PAIRWISE = 48  # so few points are compared all with all
 
 
 def kendall(x: ArrayLike, y: ArrayLike) -> float:
     """Kendall's tau-b; 0 where it is undefined (fewer than 2 values, or a constant side)."""
-    return _defined(scipy.stats.kendalltau, x, y)
+    from scipy.stats import kendalltau
+
+    return _defined(kendalltau, x, y)
 
 
 def spearman(x: ArrayLike, y: ArrayLike) -> float:
     """Spearman's rho; 0 where it is undefined."""
-    return _defined(scipy.stats.spearmanr, x, y)
+    from scipy.stats import spearmanr
+
+    return _defined(spearmanr, x, y)
 
 
-def _defined(statistic: object, x: ArrayLike, y: ArrayLike) -> float:
+def _defined(correlation: Callable[[Array, Array], Any], x: ArrayLike, y: ArrayLike) -> float:
     a, b = np.asarray(x, float), np.asarray(y, float)
     if len(a) < 2 or np.ptp(a) == 0 or np.ptp(b) == 0:
         return 0.0
-    return float(statistic(a, b).statistic)  # type: ignore[operator]
+    return float(correlation(a, b).statistic)
 
 
-def bootstrap_interval(
-    x: Sequence[float], y: Sequence[float], statistic: object, seed: int = 0, resamples: int = 1000
+def interval(
+    statistic: Callable[..., Array], *columns: ArrayLike, seed: int | Sequence[int] = 0, resamples: int = 1000
 ) -> tuple[float, float]:
-    """The 95 % percentile bootstrap interval of a rank statistic over paired values."""
-    a, b = np.asarray(x, float), np.asarray(y, float)
-    rng = np.random.default_rng(seed)
-    values = []
-    for _ in range(resamples):
-        chosen = rng.integers(len(a), size=len(a))
-        values.append(statistic(a[chosen], b[chosen]))  # type: ignore[operator]
+    """The 95 % percentile bootstrap interval of a statistic of paired columns.
+
+    Args:
+        statistic: `statistic(*columns, rows)` with the rows drawn, `[resamples, rows]`, gives one value per resample:
+            `resampled_mean`, `resampled_max`, `resampled_kendall`, `resampled_spearman`, or any other.
+        columns: `[rows]` each, or more axes where the statistic takes them; rows stay together.
+        seed: of the resamples.
+        resamples: how many.
+
+    Returns:
+        The 2.5 % and the 97.5 % percentile, linear between order statistics.
+    """
+    arrays = [np.asarray(column, float) for column in columns]
+    count, rng = len(arrays[0]), np.random.default_rng(seed)
+    size = max(1, _AT_ONCE // max(1, count))
+    parts = [min(size, resamples - start) for start in range(0, resamples, size)]
+    return percentiles(np.concatenate([statistic(*arrays, rng.integers(count, size=(n, count))) for n in parts]))
+
+
+def percentiles(values: ArrayLike) -> tuple[float, float]:
+    """The 2.5 % and the 97.5 % percentile of values of a bootstrap."""
     low, high = np.percentile(values, [2.5, 97.5])
     return float(low), float(high)
 
 
-Array = NDArray[np.float64]
+def difference_interval(first: Array, second: Array, resamples: int = 2000) -> tuple[float, float, float]:
+    """Mean of the first less mean of the second over paired rows, and its 95 % bootstrap interval over rows."""
+    difference = first - second
+    return float(difference.mean()), *interval(resampled_mean, difference, resamples=resamples)
 
 
-def precision_at_top(scores: Array, truths: Array, share: float) -> float:
-    """Of the `k = ceil(share * n)` best by score, the part that is among the `k` best by truth.
-
-    A network counts as among the best when its truth reaches that of the k-th. Where equal scores straddle the k-th
-    place, the value expected from breaking the tie at random is taken.
-    """
-    num = max(1, math.ceil(share * len(scores) - 1e-9))
-    true_best = truths >= np.partition(truths, -num)[-num]
-    edge = np.partition(scores, -num)[-num]
-    above, tied = scores > edge, scores == edge
-    return float((true_best[above].sum() + (num - above.sum()) * true_best[tied].mean()) / num)
-
-
-def regret(scores: Array, truths: Array, costs: Array, bound: float) -> float:
-    """How much better than the network with the highest score within the bound the truly best one there is.
-
-    In the truth's own unit, 0 at best; the mean over networks that tie for the highest score. NaN when nothing is
-    within the bound.
-    """
-    within = costs <= bound
-    if not within.any():
-        return math.nan
-    scores, truths = scores[within], truths[within]
-    return float(truths.max() - truths[scores == scores.max()].mean())
-
-
-def resampled_kendall(x: Array, y: Array, counts: NDArray[np.int64]) -> Array:
-    """Kendall's tau-b of many resamples at once, 0 where it is undefined.
+def compare_accuracy(what: str, hits: Array, other: Array, words: str, otherwise: str = "") -> dict[str, Any]:
+    """What may be said of two networks on the test images: difference, interval and sentence of a control.
 
     Args:
-        x: `[rows]`.
-        y: `[rows]`.
-        counts: `[resamples, rows]`, how often each row was drawn. Copies of one row tie in both.
+        what: the first network.
+        hits: which images it classifies right.
+        other: the same of the second network, or a mean over several.
+        words: the second network.
+        otherwise: what follows where the second is surely better.
     """
+    gain, low, high = difference_interval(hits, other)
+    sentence = f"The {what}'s test accuracy less that of {words}: {100 * gain:+.2f} points "
+    sentence += f"[{100 * low:+.2f}, {100 * high:+.2f}]."
+    if low <= 0 <= high:
+        sentence += f" On {len(other)} test images and one seed the two are not distinguishable."
+    elif high < 0 and otherwise:
+        sentence += f" Here {otherwise}."
+    return {"value": gain, "interval": [low, high], "sentence": sentence}
+
+
+def resampled_mean(x: Array, rows: Rows) -> Array:
+    """The mean of every resample of a column `[rows]`."""
+    return x[rows].mean(1)
+
+
+def resampled_max(x: Array, rows: Rows) -> Array:
+    """The largest value of every resample of a column `[rows]`."""
+    return x[rows].max(1)
+
+
+def resampled_kendall(x: Array, y: Array, rows: Rows) -> Array:
+    """Kendall's tau-b of every resample of two columns `[rows]`, 0 where it is undefined; copies of a row tie."""
+    counts = _counts(rows)
     agree, in_x, in_y = (np.zeros(len(counts)) for _ in range(3))
     weights = counts.astype(np.float32)
     for start in range(0, len(x), 512):  # bounds memory to 512 rows of the matrix of pairs
@@ -89,12 +118,18 @@ def resampled_kendall(x: Array, y: Array, counts: NDArray[np.int64]) -> Array:
     return np.divide(agree, size, out=np.zeros_like(agree), where=size > 0)
 
 
-def resampled_spearman(x: Array, y: Array, counts: NDArray[np.int64]) -> Array:
-    """Spearman's rho of many resamples at once; arguments as in `resampled_kendall`."""
-    number = counts.sum(1, keepdims=True)
-    a, b = (_mean_ranks(v, counts) - (number + 1) / 2 for v in (x, y))
+def resampled_spearman(x: Array, y: Array, rows: Rows) -> Array:
+    """Spearman's rho of every resample of two columns `[rows]`, 0 where it is undefined."""
+    counts = _counts(rows)
+    centre = (counts.sum(1, keepdims=True) + 1) / 2
+    a, b = (_mean_ranks(v, counts) - centre for v in (x, y))
     covariance, size = (counts * a * b).sum(1), np.sqrt((counts * a * a).sum(1) * (counts * b * b).sum(1))
     return np.divide(covariance, size, out=np.zeros_like(covariance), where=size > 0)
+
+
+def _counts(rows: Rows) -> NDArray[np.int64]:
+    """How often each row is in each resample, `[resamples, rows]`."""
+    return np.stack([np.bincount(places, minlength=rows.shape[1]) for places in rows])
 
 
 def _mean_ranks(values: Array, counts: NDArray[np.int64]) -> Array:
@@ -102,44 +137,81 @@ def _mean_ranks(values: Array, counts: NDArray[np.int64]) -> Array:
     order = np.argsort(values, kind="stable")
     _, first, place = np.unique(values[order], return_index=True, return_inverse=True)
     tied = np.add.reduceat(counts[:, order], first, axis=1).astype(float)
-    found = np.empty(counts.shape)
-    found[:, order] = (np.cumsum(tied, 1) - (tied - 1) / 2)[:, place]
-    return found
+    ranks = np.empty(counts.shape)
+    ranks[:, order] = (np.cumsum(tied, 1) - (tied - 1) / 2)[:, place]
+    return ranks
 
 
-def _with_interval(value: float, drawn: Array) -> list[float | None]:
-    defined = drawn[np.isfinite(drawn)]
-    if not math.isfinite(value) or not len(defined):
-        return [value if math.isfinite(value) else None, None, None]
-    low, high = np.percentile(defined, [2.5, 97.5])
-    return [float(value), float(low), float(high)]
+def precision_at_top(scores: Array, truths: Array, share: float) -> Array:
+    """Of the `k = ceil(share * n)` best by score, the part that is among the `k` best by truth.
+
+    A network counts as among the best when its truth reaches that of the k-th. Where equal scores straddle the k-th
+    place, the value expected from breaking the tie at random is taken. `[..., networks]` to `[...]`.
+    """
+    num = max(1, math.ceil(share * scores.shape[-1] - 1e-9))
+    true_best = truths >= np.partition(truths, -num)[..., -num, None]
+    edge = np.partition(scores, -num)[..., -num, None]
+    above, tied = scores > edge, scores == edge
+    tied_share = (true_best & tied).sum(-1) / tied.sum(-1)
+    return ((true_best & above).sum(-1) + (num - above.sum(-1)) * tied_share) / num
 
 
-def compare_accuracy(what: str, hits: np.ndarray, other: np.ndarray, words: str, otherwise: str = "") -> dict[str, Any]:
-    """What may be said of two networks on the test images: difference, interval and sentence of a control.
+def regret(scores: Array, truths: Array, costs: Array, bound: float) -> Array:
+    """How much better than the network with the highest score within the bound the truly best one there is.
+
+    In the truth's own unit, 0 at best; the mean over networks that tie for the highest score. NaN when nothing is
+    within the bound. `[..., networks]` to `[...]`.
+    """
+    within = costs <= bound
+    best = np.where(within, truths, -math.inf).max(-1)
+    highest = np.where(within, scores, -math.inf).max(-1, keepdims=True)
+    chosen = within & (scores == highest)
+    count = chosen.sum(-1)
+    mean = np.where(chosen, truths, 0.0).sum(-1) / np.maximum(count, 1)
+    return np.where(count > 0, best - mean, math.nan)
+
+
+def pareto_front(objectives: ArrayLike, *, distinct: bool = False) -> NDArray[np.int64]:
+    """Ascending indices of the points that no other dominates: none is as small in all objectives, smaller in one.
 
     Args:
-        what: the first network.
-        hits: which images it classifies right.
-        other: the same of the second network, or a mean over several.
-        words: the second network.
-        otherwise: what follows where the second is surely better.
+        objectives: finite, `[points, objectives]`, all minimised.
+        distinct: of equal points the first alone; by default all of them are on the front.
+
+    Reference: Kung, Luccio, Preparata, On Finding the Maxima of a Set of Vectors, JACM 1975: sorted by one objective,
+        halved, and the second half's front filtered by the first's.
     """
-    gain, low, high = gain_interval(hits, other)
-    sentence = f"The {what}'s test accuracy less that of {words}: {100 * gain:+.2f} points "
-    sentence += f"[{100 * low:+.2f}, {100 * high:+.2f}]."
-    if low <= 0 <= high:
-        sentence += f" On {len(other)} test images and one seed the two are not distinguishable."
-    elif high < 0 and otherwise:
-        sentence += f" Here {otherwise}."
-    return {"value": gain, "interval": [low, high], "sentence": sentence}
+    values = np.asarray(objectives, float)
+    if not len(values):
+        return np.zeros(0, int)
+    order = np.lexsort(values.T[::-1])
+    points = values[order]
+    front = _sweep(points[:, 1:])
+    if not distinct:
+        number = np.concatenate([[0], np.cumsum((points[1:] != points[:-1]).any(1))])
+        front = np.flatnonzero(np.isin(number, number[front]))
+    return np.sort(order[front])
 
 
-def gain_interval(hits: np.ndarray, other: np.ndarray, resamples: int = 2000) -> tuple[float, float, float]:
-    """Mean difference of two paired hit vectors, with its 95 % bootstrap interval over images."""
-    difference = hits - other
-    rng = np.random.default_rng(0)
-    # One at a time: of 50,000 images all would take a gigabyte and more.
-    means = [difference[rng.integers(len(difference), size=len(difference))].mean() for _ in range(resamples)]
-    low, high = np.percentile(means, [2.5, 97.5])
-    return float(difference.mean()), float(low), float(high)
+def _sweep(points: Array) -> NDArray[np.int64]:
+    """Indices of the points that no point before them equals or beats in every coordinate."""
+    if points.shape[1] == 1:
+        before = np.concatenate([[math.inf], np.minimum.accumulate(points[:, 0])[:-1]])[: len(points)]
+        return np.flatnonzero(points[:, 0] < before)
+    if len(points) <= _PAIRWISE:
+        beaten = (points[None] <= points[:, None]).all(2)
+        return np.flatnonzero(~np.tril(beaten, -1).any(1))
+    half = len(points) // 2
+    first = _sweep(points[:half])
+    later = half + np.flatnonzero(~_beaten(points[half:], points[first]))
+    return np.concatenate([first, later[_sweep(points[later])]])
+
+
+def _beaten(points: Array, by: Array) -> NDArray[np.bool_]:
+    """Whether any of `by` is as small in every coordinate."""
+    if points.shape[1] != 2:
+        return np.array([bool((by <= point).all(1).any()) for point in points], bool)
+    by = by[np.argsort(by[:, 0], kind="stable")]
+    least = np.minimum.accumulate(by[:, 1])
+    place = np.searchsorted(by[:, 0], points[:, 0], side="right")
+    return (place > 0) & (least[np.maximum(place - 1, 0)] <= points[:, 1])

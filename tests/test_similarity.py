@@ -6,7 +6,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdnas.similarity import dissimilarity, linear_cka, pearson, ranks, rdm_similarity, upper
-from kdnas.statistics import bootstrap_interval, kendall, spearman
 
 SEEDS = st.integers(0, 10_000)
 
@@ -151,36 +150,3 @@ def test_linear_cka_neither_overflows_nor_underflows_in_float32():
     x, y = normal(6, 4).float(), normal(6, 5, seed=1).float()
     for scale in (1e-20, 1e20):
         assert float(linear_cka(scale * x, y)) == pytest.approx(float(linear_cka(x, y)), rel=1e-5)
-
-
-def test_kendall_by_hand_with_ties():
-    # Of six pairs, (1, 2) is tied in x; five are concordant or discordant: 4 - 1. tau-b = 3 / sqrt(5 * 6).
-    assert kendall([1, 1, 2, 3], [1, 2, 4, 3]) == pytest.approx((4 - 1) / (5 * 6) ** 0.5)
-    assert kendall([1, 2, 3], [3, 2, 1]) == pytest.approx(-1)
-
-
-def test_spearman_by_hand():
-    # Rank differences 0, 1, 1: 1 - 6 * 2 / (3 * 8).
-    assert spearman([1, 2, 3], [10, 30, 20]) == pytest.approx(0.5)
-
-
-@pytest.mark.parametrize("statistic", [kendall, spearman])
-def test_rank_statistics_are_zero_where_undefined(statistic):
-    assert statistic([], []) == 0
-    assert statistic([1], [2]) == 0
-    assert statistic([1, 1, 1], [1, 2, 3]) == 0
-
-
-def test_the_bootstrap_interval_covers_the_statistic_and_follows_its_seed():
-    x = normal(200).numpy()
-    y = x + normal(200, seed=1).numpy()
-    low, high = bootstrap_interval(x, y, spearman, resamples=200)
-    assert low < spearman(x, y) < high
-    assert 0.05 < high - low < 0.3
-    assert bootstrap_interval(x, y, spearman, resamples=200) == (low, high)
-    assert bootstrap_interval(x, y, spearman, seed=1, resamples=200) != (low, high)
-
-
-def test_the_bootstrap_resamples_pairs():
-    x = np.arange(20)
-    assert bootstrap_interval(x, 2 * x, kendall, resamples=50) == pytest.approx((1, 1))

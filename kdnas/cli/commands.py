@@ -426,7 +426,8 @@ def _search(given: argparse.Namespace) -> None:
     import dataclasses
 
     from kdnas.jobs._run import Run
-    from kdnas.jobs.search import front_of, ranking_json, ranking_table, search
+    from kdnas.jobs.search import ranking_json, ranking_table, search
+    from kdnas.ranking.order import front_of
 
     run = Run(given.folder)
     settings = _search_settings(given, run.experiment.search)

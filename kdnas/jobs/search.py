@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 
 from kdnas.architecture import Architecture
@@ -37,7 +36,7 @@ from kdnas.searchers.random_search import RandomSearch
 from kdnas.settings import Search
 from kdnas.space import SearchSpace
 from kdnas.specs import Spec, spec
-from kdnas.statistics import bootstrap_interval, kendall
+from kdnas.statistics import interval, kendall, resampled_kendall, resampled_max
 from kdnas.tables import unstructure
 
 FLUSH_SECONDS = 1.0  # between writings of scores, so that a kill costs little
@@ -262,7 +261,7 @@ def _contrast(
     if len(both) < 3:
         return {"sentence": f"The two scores are not compared: the time was over with {len(both)} networks in common."}
     value = kendall([own[a] for a in both], [other[a] for a in both])
-    low, high = bootstrap_interval([own[a] for a in both], [other[a] for a in both], kendall, resamples=200)
+    low, high = interval(resampled_kendall, [own[a] for a in both], [other[a] for a in both], resamples=200)
     first, second = ranked(entries)[0], ranked(others)[0]
     choices = {c.name for c in run.space.choices}
     differing = sorted(n for n in choices if first.architecture.get(n) != second.architecture.get(n))
@@ -291,7 +290,7 @@ def _agreement(scores: list[float], others: list[float], said: str) -> dict[str,
     if len(scores) < 3:
         return {"sentence": f"Agreement with {said} is left out: {len(scores)} networks are too few to be ranked."}
     value = kendall(scores, others)
-    low, high = bootstrap_interval(scores, others, kendall, resamples=200)
+    low, high = interval(resampled_kendall, scores, others, resamples=200)
     sentence = f"Kendall's tau between the score and {said}: {value:.2f} [{low:.2f}, {high:.2f}]."
     return {"value": value, "interval": [low, high], "sentence": sentence}
 
@@ -336,23 +335,12 @@ def _random_control(entries: list[Entry], drawn: list[Entry]) -> dict[str, Any]:
     if not drawn:
         return {"sentence": "Random search at equal cost is left out: it drew no network within the budget."}
     best = max(e.score for e in entries)
-    scores = np.array([e.score for e in drawn])
-    rng = np.random.default_rng(0)
-    tops = scores[rng.integers(len(scores), size=(1000, len(scores)))].max(1)
-    low, high = (float(v) for v in np.percentile(tops, [2.5, 97.5]))
-    sentence = f"The search's best score is {best:.4f}, that of {len(drawn)} random subnets {scores.max():.4f}."
-    if best <= scores.max():
+    scores = [e.score for e in drawn]
+    low, high = interval(resampled_max, scores)
+    sentence = f"The search's best score is {best:.4f}, that of {len(drawn)} random subnets {max(scores):.4f}."
+    if best <= max(scores):
         sentence += " The search is not distinguishable from random search at this cost."
-    return {"value": float(scores.max()), "interval": [low, high], "sentence": sentence}
-
-
-def front_of(entries: list[Entry]) -> list[Entry]:
-    """The entries that no other beats in score, MACs and params at once, cheapest first; one of equal ones."""
-    kept: list[Entry] = []
-    for entry in sorted(entries, key=lambda e: (-e.score, e.macs, e.params, e.code)):
-        if not any(k.macs <= entry.macs and k.params <= entry.params for k in kept):
-            kept.append(entry)
-    return sorted(kept, key=lambda e: (e.macs, e.params))
+    return {"value": max(scores), "interval": [low, high], "sentence": sentence}
 
 
 def ranking_json(storage: RunFolder, entries: list[Entry], top: int) -> str:

@@ -15,10 +15,10 @@ from kdnas.costs.check import Infeasible
 from kdnas.costs.count import cost
 from kdnas.randomness import python_rng
 from kdnas.space import SearchSpace
+from kdnas.statistics import pareto_front
 
 _MOST_AT_ONCE = 2_000_000  # states made before the dominated ones are dropped: bounds memory to a few hundred MB
 _BEAM = 2_000  # states per block of the inexact first pass, which only has to find a good lower bound
-_PAIRWISE = 48  # so few states are compared all with all
 
 
 @final
@@ -147,7 +147,8 @@ def front(
         raise _infeasible(blocks, bounds)
     # Those equal on the axes were kept for a bounded cost off them; the cheapest there must come first to stay.
     order = np.lexsort((np.arange(len(states.score)), *states.cost.T[::-1], -states.score))
-    kept = order[_undominated(states.score[order], states.cost[order][:, : len(costs)])]
+    axes = np.column_stack([states.cost[:, : len(costs)], -states.score])
+    kept = order[pareto_front(axes[order], distinct=True)]
     kept = kept[np.lexsort((states.score[kept], *states.cost[kept][:, : len(costs)].T[::-1]))]
     return [task.found(states, int(i)) for i in kept]
 
@@ -400,44 +401,13 @@ def _kept(score: NDArray[np.float64], cost_: NDArray[np.float64], num: int) -> N
     left = np.arange(len(score))
     if cost_.shape[1] == 0:
         return np.sort(np.lexsort((left, -score))[:num])
+    values = np.column_stack([cost_, -score])
     fronts = []
     for _ in itertools.repeat(None, num):
         if not len(left):
             break
         chosen = np.zeros(len(left), bool)
-        chosen[_undominated(score[left], cost_[left])] = True
+        chosen[pareto_front(values[left], distinct=True)] = True
         fronts.append(left[chosen])
         left = left[~chosen]
     return np.sort(np.concatenate(fronts)) if fronts else left
-
-
-def _undominated(score: NDArray[np.float64], cost_: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Ascending indices of those that no other equals or beats in everything; of equal ones the first."""
-    order = np.lexsort((np.arange(len(score)), -score, *cost_.T[::-1]))
-    s, c = score[order], cost_[order]
-    if c.shape[1] == 1:
-        before = np.concatenate([[-math.inf], np.maximum.accumulate(s)[:-1]]) if len(s) else s
-        return np.sort(order[s > before])
-    return np.sort(order[_sweep(s, c[:, 1:])])
-
-
-def _sweep(s: NDArray[np.float64], c: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Those of a sequence, sorted by the first cost, that none before equals or beats in score and further costs."""
-    if len(s) <= _PAIRWISE:
-        beaten = (s[None] >= s[:, None]) & (c[None] <= c[:, None]).all(2)
-        return np.flatnonzero(~np.tril(beaten, -1).any(1))
-    half = len(s) // 2
-    first = _sweep(s[:half], c[:half])
-    later = half + np.flatnonzero(~_beaten(s[half:], c[half:], s[first], c[first]))
-    return np.concatenate([first, later[_sweep(s[later], c[later])]])
-
-
-def _beaten(
-    s: NDArray[np.float64], c: NDArray[np.float64], by_s: NDArray[np.float64], by_c: NDArray[np.float64]
-) -> NDArray[np.bool_]:
-    if c.shape[1] > 1:
-        return np.array([bool(((by_s >= a) & (by_c <= b).all(1)).any()) for a, b in zip(s, c, strict=True)], bool)
-    order = np.argsort(by_c[:, 0], kind="stable")
-    best_so_far = np.maximum.accumulate(by_s[order])
-    place = np.searchsorted(by_c[order, 0], c[:, 0], side="right")
-    return (place > 0) & (best_so_far[np.maximum(place - 1, 0)] >= s)

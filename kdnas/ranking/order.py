@@ -1,8 +1,9 @@
-"""The order of a ranking."""
+"""The order of a ranking, and its Pareto front."""
 
 from collections.abc import Sequence
 
 from kdnas.runs.entry import Entry
+from kdnas.statistics import pareto_front
 
 
 def ranked(entries: Sequence[Entry]) -> list[Entry]:
@@ -18,3 +19,10 @@ def order_key(
 ) -> tuple[bool, float, float, float, str]:
     """The sort key of `ranked`; an entry without a score comes last, a missing share or cost counts as 0."""
     return score is None, -(share or 0.0), -(score or 0.0), -(macs or 0.0), code
+
+
+def front_of(entries: Sequence[Entry]) -> list[Entry]:
+    """The Pareto front of score, MACs and params, cheapest first; of equal entries the one with the first code."""
+    by_code = sorted(entries, key=lambda e: e.code)
+    front = pareto_front([(e.macs, e.params, -e.score) for e in by_code], distinct=True)
+    return sorted((by_code[i] for i in front), key=lambda e: (e.macs, e.params))

@@ -15,8 +15,8 @@ from kdnas.space import SearchSpace
 from kdnas.specs import nearest
 from kdnas.statistics import (
     Array,
-    _with_interval,
     kendall,
+    percentiles,
     precision_at_top,
     regret,
     resampled_kendall,
@@ -175,35 +175,43 @@ def quality(
     budgets = {f"q{round(100 * q)}": float(np.quantile(macs, q)) for q in _QUANTILES}
     measured: dict[str, Any] = {}
     samples: dict[str, dict[str, Array]] = {}
-    for place, (group, held) in enumerate(groups(rows).items()):
-        index = np.array(held)
-        drawn = np.random.default_rng((seed, place)).integers(len(index), size=(resamples, len(index)))
-        counts = np.stack([np.bincount(draw, minlength=len(index)) for draw in drawn])
-        shown: dict[str, dict[str, Any]] = {}
+    for place, (group, indices) in enumerate(groups(rows).items()):
+        index = np.array(indices)
+        drawn_rows = np.random.default_rng((seed, place)).integers(len(index), size=(resamples, len(index)))
+        statistics: dict[str, dict[str, Any]] = {}
         taus: dict[str, Array] = {}
         for name, values in every.items():
             s, t = values[index], truths[index]
-            taus[name] = resampled_kendall(s, t, counts)
-            shown[name] = {
+            taus[name] = resampled_kendall(s, t, drawn_rows)
+            statistics[name] = {
                 "tau": _with_interval(kendall(s, t), taus[name]),
-                "rho": _with_interval(spearman(s, t), resampled_spearman(s, t, counts)),
+                "rho": _with_interval(spearman(s, t), resampled_spearman(s, t, drawn_rows)),
             }
             if group in ("all", "canonical"):
-                value = _choice(s, t, macs[index], budgets)
-                each = [_choice(s[draw], t[draw], macs[index][draw], budgets) for draw in drawn]
-                shown[name] |= {n: _with_interval(v, np.array([one[n] for one in each])) for n, v in value.items()}
+                whole = _of_choice(s, t, macs[index], budgets)
+                resampled = _of_choice(s[drawn_rows], t[drawn_rows], macs[index][drawn_rows], budgets)
+                statistics[name] |= {n: _with_interval(float(v), resampled[n]) for n, v in whole.items()}
         for name in scores:
             for control in CONTROLS:
-                gap = shown[name]["tau"][0] - shown[control]["tau"][0]
-                shown[name][f"tau - {control}"] = _with_interval(gap, taus[name] - taus[control])
-        measured[group] = {"rows": len(index), "scores": shown}
+                gap = statistics[name]["tau"][0] - statistics[control]["tau"][0]
+                statistics[name][f"tau - {control}"] = _with_interval(gap, taus[name] - taus[control])
+        measured[group] = {"rows": len(index), "scores": statistics}
         samples[group] = taus
     return {"budgets": budgets, "groups": measured, "within": _within(measured, samples, list(every))}
 
 
-def _choice(scores: Array, truths: Array, macs: Array, budgets: Mapping[str, float]) -> dict[str, float]:
-    found = {f"top {round(100 * share)}%": precision_at_top(scores, truths, share) for share in _SHARES}
-    return found | {f"regret {name}": regret(scores, truths, macs, bound) for name, bound in budgets.items()}
+def _with_interval(value: float, resampled: Array) -> list[float | None]:
+    """`[value, low, high]`, with None for what is undefined."""
+    defined = resampled[np.isfinite(resampled)]
+    if not math.isfinite(value) or not len(defined):
+        return [value if math.isfinite(value) else None, None, None]
+    return [float(value), *percentiles(defined)]
+
+
+def _of_choice(scores: Array, truths: Array, macs: Array, budgets: Mapping[str, float]) -> dict[str, Array]:
+    """Precision at the top and regret, of `[..., networks]`."""
+    precisions = {f"top {round(100 * share)}%": precision_at_top(scores, truths, share) for share in _SHARES}
+    return precisions | {f"regret {name}": regret(scores, truths, macs, bound) for name, bound in budgets.items()}
 
 
 def _within(

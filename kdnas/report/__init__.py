@@ -5,7 +5,6 @@ from kdnas.report.charts import Point as Point
 from kdnas.report.charts import bars as bars
 from kdnas.report.charts import curves as curves
 from kdnas.report.charts import heat_map as heat_map
-from kdnas.report.charts import pareto_front as pareto_front
 from kdnas.report.charts import scatter as scatter
 from kdnas.report.comparison import write_comparison as write_comparison
 from kdnas.report.drawing import drawing as drawing

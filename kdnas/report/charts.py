@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from kdnas.report.axis import Axis
 from kdnas.report.markup import Markup, decimal, escape, finite, join, tag
+from kdnas.statistics import pareto_front
 
 _WIDTH, _HEIGHT = 540, 330
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 16, 16, 46
@@ -21,18 +22,6 @@ class Point(NamedTuple):
     x: float
     y: float
     title: str
-
-
-def pareto_front(costs: Sequence[float], scores: Sequence[float]) -> list[int]:
-    """Indices, by ascending cost, of what nothing beats: no other costs no more, scores no less and differs in one."""
-    front: list[int] = []
-    best = -math.inf
-    for i in sorted(range(len(costs)), key=lambda i: (costs[i], -scores[i])):
-        equal = bool(front) and costs[i] == costs[front[-1]] and scores[i] == scores[front[-1]]
-        if scores[i] > best or equal:
-            front.append(i)
-            best = scores[i]
-    return front
 
 
 def scatter(
@@ -58,7 +47,7 @@ def scatter(
     limit = min(bounds.values(), default=math.inf)
     x = Axis.around([p.x for p in points] + list(bounds.values()), _LEFT, _WIDTH - _RIGHT)
     y = Axis.around([p.y for p in points], _HEIGHT - _BOTTOM, _TOP, unit=y_unit, may_be_log=False)
-    front = pareto_front([p.x for p in points], [p.y for p in points])
+    front = sorted(pareto_front([(p.x, -p.y) for p in points]).tolist(), key=lambda i: points[i].x)
     every = (
         (i * len(points) // _MOST_POINTS for i in range(_MOST_POINTS))
         if len(points) > _MOST_POINTS

@@ -1,12 +1,10 @@
-"""Several scores as one: an ensemble of rankings, and a fitted predictor of accuracy."""
+"""A fitted predictor of accuracy from cheap scores."""
 
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, final
 
 import numpy as np
-import scipy.stats
 from numpy.typing import ArrayLike
 from sklearn.base import clone
 from sklearn.compose import TransformedTargetRegressor
@@ -22,34 +20,6 @@ from kdnas.specs import check_literals
 from kdnas.statistics import kendall
 
 Kind = Literal["linear", "gaussian_process"]
-
-
-def rank_ensemble(scores: Sequence[ArrayLike], weights: Sequence[float] | None = None) -> np.ndarray:
-    """The weighted mean of a network's ranks under several scorers: `[scorers, networks]` to `[networks]` in [0, 1].
-
-    A rank is the share of the other networks that score lower, ties counting half; a scorer that finds all equal gives
-    every network 1/2. Monotone: raising a network's score under any scorer never lowers it here, and a network that
-    all scorers place above another stays above it. Only order counts, so scores of any units mix.
-
-    Args:
-        scores: one row per scorer over the same networks, higher is better.
-        weights: one per scorer, not negative; equal by default.
-
-    Raises:
-        ValueError: no scorers, rows of unequal length, NaN, or wrong weights.
-
-    Reference: de Borda, Mémoire sur les élections au scrutin, 1781: positional voting.
-    """
-    lengths = {np.size(row) for row in scores}
-    if len(lengths) != 1:
-        raise ValueError(f"scores needs rows of one length, one per scorer, got lengths {sorted(lengths)}.")
-    table = _finite(np.asarray(scores, float), "scores")
-    share = np.ones(len(table)) if weights is None else np.asarray(weights, float)
-    if share.shape != (len(table),) or not (share >= 0).all() or share.sum() == 0:
-        raise ValueError(f"weights needs {len(table)} numbers that are not negative and not all zero, got {weights}.")
-    count = table.shape[1]
-    ranks = (scipy.stats.rankdata(table, axis=1) - 1) / max(1, count - 1)
-    return share @ ranks / share.sum()
 
 
 @final

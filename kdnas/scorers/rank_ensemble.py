@@ -27,7 +27,7 @@ class RankEnsemble(CombinedScorer):
         ValueError: no members, wrong weights, or no supernet to draw from.
 
     Reference: de Borda, Mémoire sur les élections au scrutin, 1781: positional voting.
-    Differs: ranks are among a fixed sample. `kdnas.scorers._predictor.rank_ensemble` ranks a finished set of networks.
+    Differs: ranks are among a fixed sample, not among the candidates.
     """
 
     def __init__(

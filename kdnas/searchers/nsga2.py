@@ -11,6 +11,7 @@ from kdnas.architecture import Architecture
 from kdnas.runs.entry import Entry
 from kdnas.searchers.base import Searcher
 from kdnas.space import SearchSpace
+from kdnas.statistics import pareto_front
 
 
 @final
@@ -104,7 +105,7 @@ class Nsga2(Searcher):
         self.tell(scored)
 
     def _best(self, entries: Sequence[Entry]) -> list[Entry]:
-        kept = [entries[i] for i in sorted_fronts(self._objectives(entries))[0]] if entries else []
+        kept = [entries[i] for i in pareto_front(self._objectives(entries))]
         return sorted(kept, key=lambda e: (-e.score, e.macs, e.code))
 
     def _objectives(self, entries: Sequence[Entry]) -> NDArray[np.float64]:
@@ -124,13 +125,12 @@ class Nsga2(Searcher):
 
 def sorted_fronts(values: NDArray[np.float64]) -> list[list[int]]:
     """Indices in fronts, best first; `values` is `[points, objectives]`, all minimised."""
-    beats = (values[:, None] <= values[None]).all(2) & (values[:, None] < values[None]).any(2)
-    left = np.ones(len(values), bool)
+    left = np.arange(len(values))
     fronts = []
-    while left.any():
-        front = np.flatnonzero(left & ~(beats & left[:, None]).any(0))
-        fronts.append(front.tolist())
-        left[front] = False
+    while len(left):
+        front = pareto_front(values[left])
+        fronts.append(left[front].tolist())
+        left = np.delete(left, front)
     return fronts
 
 

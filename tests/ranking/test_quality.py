@@ -7,7 +7,6 @@ import pytest
 import scipy.stats
 
 from kdnas.ranking.quality import Row, canonical_rows, groups, quality, read_table
-from kdnas.statistics import precision_at_top, regret, resampled_kendall, resampled_spearman
 from kdnas.tables import load_space
 
 TOY = load_space("toy").fitted(classes=3, image_channels=3)
@@ -39,45 +38,6 @@ def rows_of(num, seed=0):
         )
         for a in chosen
     ]
-
-
-def test_precision_at_the_top_by_hand():
-    truths = np.array([9.0, 8.0, 7.0, 6.0, 5.0, 4.0, 3.0, 2.0, 1.0, 0.0])
-    scores = np.array([5.0, 9.0, 1.0, 8.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0])
-    assert precision_at_top(truths, truths, 0.3) == 1.0
-    assert precision_at_top(scores, truths, 0.3) == pytest.approx(2 / 3)  # 9, 8 and 5 are picked: ranks 2, 4 and 1
-    assert precision_at_top(scores, truths, 0.1) == 0.0
-    assert precision_at_top(scores, truths, 0.05) == 0.0  # half a network is one network
-    # All scores equal: any three of ten, three of which are right.
-    assert precision_at_top(np.zeros(10), truths, 0.3) == pytest.approx(0.3)
-    # Truths tie at the third place: two networks are equally third, and either is right.
-    assert precision_at_top(np.array([3.0, 2.0, 0.0, 1.0]), np.array([3.0, 2.0, 1.0, 1.0]), 0.75) == 1.0
-
-
-def test_regret_by_hand():
-    truths, macs = np.array([90.0, 92.0, 91.0, 95.0]), np.array([10.0, 20.0, 30.0, 40.0])
-    scores = np.array([1.0, 2.0, 3.0, 0.0])
-    assert regret(scores, truths, macs, 30) == 1.0  # picks 91 where 92 is within the budget
-    assert regret(scores, truths, macs, 40) == 4.0
-    assert regret(np.array([1.0, 1.0, 1.0, 0.0]), truths, macs, 30) == pytest.approx(1.0)  # the mean of 2, 0 and 1
-    assert np.isnan(regret(scores, truths, macs, 5))
-
-
-@pytest.mark.parametrize("ties", [False, True])
-def test_resampled_correlations_are_scipys_on_the_rows_drawn(ties):
-    rng = np.random.default_rng(0)
-    x, y = rng.normal(size=600), rng.normal(size=600)
-    y += x
-    if ties:
-        x, y = np.round(x), np.round(2 * y)
-    draws = rng.integers(600, size=(5, 600))
-    counts = np.stack([np.bincount(d, minlength=600) for d in draws])
-    tau = [scipy.stats.kendalltau(x[d], y[d]).statistic for d in draws]
-    rho = [scipy.stats.spearmanr(x[d], y[d]).statistic for d in draws]
-    assert resampled_kendall(x, y, counts) == pytest.approx(tau, abs=1e-6)
-    assert resampled_spearman(x, y, counts) == pytest.approx(rho, abs=1e-9)
-    assert not resampled_kendall(np.zeros(600), y, counts).any()
-    assert not resampled_spearman(np.zeros(600), y, counts).any()
 
 
 def test_every_group_has_scipys_numbers():

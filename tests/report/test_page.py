@@ -18,7 +18,6 @@ from kdnas.report import (
     curves,
     drawing,
     heat_map,
-    pareto_front,
     scatter,
     table,
     write_report,
@@ -418,28 +417,6 @@ def test_a_folder_that_is_not_there_is_refused_with_the_way_out(tmp_path):
 
 
 # The pieces.
-
-
-def test_the_front_by_hand():
-    costs = [1, 2, 3, 4, 4, 2]
-    scores = [1, 3, 2, 5, 4, 3]
-    assert pareto_front(costs, scores) == [0, 1, 5, 3]
-    assert pareto_front([], []) == []
-
-
-@pytest.mark.parametrize("seed", range(30))
-def test_the_front_is_what_no_other_beats(seed):
-    rng = random.Random(seed)
-    # Small ranges: many ties in cost, in score and in both.
-    pairs = [(rng.randrange(8), rng.randrange(8)) for _ in range(rng.randrange(1, 60))]
-
-    def beaten(i: int) -> bool:
-        cost, score = pairs[i]
-        return any(c <= cost and s >= score and (c, s) != (cost, score) for c, s in pairs)
-
-    found = pareto_front([c for c, _ in pairs], [s for _, s in pairs])
-    assert sorted(found) == [i for i in range(len(pairs)) if not beaten(i)]
-    assert [pairs[i][0] for i in found] == sorted(pairs[i][0] for i in found)
 
 
 def test_an_axis_is_logarithmic_from_twenty_times_on():

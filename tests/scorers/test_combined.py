@@ -1,13 +1,16 @@
 """Scores made of other scores, and the largest subnet in the teacher's place."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy.stats import rankdata
 
-from kdnas.scorers._predictor import fit, rank_ensemble
-from kdnas.scorers.base import Saved, score_all
+from kdnas.scorers._predictor import fit
+from kdnas.scorers.base import Saved, Score, score_all
 from kdnas.scorers.in_place import InPlace
 from kdnas.scorers.params import Params
 from kdnas.scorers.predicted import Predicted
@@ -59,6 +62,55 @@ def test_a_reference_of_equal_values_ranks_by_sign():
     assert [rank_among(v, np.ones(3)) for v in (0.5, 1.0, 2.0)] == [0.0, 0.5, 1.0]
 
 
+def ensemble(table, **arguments):
+    """The scores of networks that are themselves the reference, from `[members, networks]`."""
+    scorer = RankEnsemble(members=("params",) * len(table), **arguments)
+    reference = SimpleNamespace(once=lambda key, make: [np.sort(np.asarray(row, float)) for row in table])
+    return [scorer.combine([Score(v, {}) for v in column], reference).value for column in zip(*table, strict=True)]
+
+
+TABLES = st.integers(1, 4).flatmap(
+    lambda members: st.integers(2, 7).flatmap(
+        lambda networks: st.lists(
+            st.lists(st.integers(-3, 3), min_size=networks, max_size=networks), min_size=members, max_size=members
+        )
+    )
+)
+
+
+def test_an_ensemble_by_hand():
+    # Ranks of three networks: (0, 1/2, 1), and with a tie (1, 1/4, 1/4).
+    assert ensemble([[1, 2, 3], [9, 4, 4]]) == pytest.approx([0.5, 0.375, 0.625])
+    assert ensemble([[1, 2, 3], [9, 4, 4]], weights=(1, 3)) == pytest.approx([0.75, 0.3125, 0.4375])
+    assert ensemble([[5, 5, 5]]) == pytest.approx([0.5, 0.5, 0.5])
+
+
+@settings(max_examples=60, deadline=None)
+@given(TABLES)
+def test_a_network_that_all_members_place_above_another_stays_above_it(table):
+    found, array = ensemble(table), np.asarray(table)
+    assert min(found) >= 0 and max(found) <= 1
+    for i in range(array.shape[1]):
+        for j in range(array.shape[1]):
+            if (array[:, i] > array[:, j]).all():
+                assert found[i] > found[j]
+
+
+@settings(max_examples=60, deadline=None)
+@given(TABLES, st.data())
+def test_an_ensemble_is_monotone_in_every_members_score(table, data):
+    member = data.draw(st.integers(0, len(table) - 1))
+    network = data.draw(st.integers(0, len(table[0]) - 1))
+    before = ensemble(table)
+    table[member][network] += data.draw(st.integers(0, 5))
+    assert ensemble(table)[network] >= before[network] - 1e-12
+
+
+def test_an_ensembles_members_may_have_any_units():
+    scores = np.random.default_rng(0).normal(size=(3, 20))
+    assert ensemble([np.exp(scores[0]), scores[1] * 7 - 2, scores[2] ** 3]) == pytest.approx(ensemble(scores))
+
+
 def test_an_ensemble_of_one_orders_as_its_member_and_of_two_as_borda_on_the_whole_space():
     held, networks = evidence(), list(SPACE.all())
     one = values(RankEnsemble(members=("rdm",)), held, networks)
@@ -66,7 +118,7 @@ def test_an_ensemble_of_one_orders_as_its_member_and_of_two_as_borda_on_the_whol
     assert (np.argsort(one) == np.argsort(rdm)).all()
     both = values(RankEnsemble(members="rdm+params", num_reference=4000), held, networks)
     # The reference then is nearly the whole space.
-    assert np.corrcoef(both, rank_ensemble([rdm, params]))[0, 1] > 0.999
+    assert np.corrcoef(both, rankdata([rdm, params], axis=1).mean(0))[0, 1] > 0.999
 
 
 def test_a_weight_of_zero_leaves_a_member_out():

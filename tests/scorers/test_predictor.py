@@ -1,53 +1,8 @@
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from kdnas.scorers._predictor import fit, rank_ensemble
+from kdnas.scorers._predictor import fit
 from kdnas.statistics import kendall
-
-TABLES = st.integers(1, 4).flatmap(
-    lambda scorers: st.integers(2, 7).flatmap(
-        lambda networks: st.lists(
-            st.lists(st.integers(-3, 3), min_size=networks, max_size=networks), min_size=scorers, max_size=scorers
-        )
-    )
-)
-
-
-def test_an_ensemble_by_hand():
-    # Ranks of three networks: (0, 1/2, 1), and with a tie (1, 1/4, 1/4).
-    assert rank_ensemble([[1, 2, 3], [9, 4, 4]]) == pytest.approx([0.5, 0.375, 0.625])
-    assert rank_ensemble([[1, 2, 3], [9, 4, 4]], weights=[1, 3]) == pytest.approx([0.75, 0.3125, 0.4375])
-    assert rank_ensemble([[5, 5, 5]]) == pytest.approx([0.5, 0.5, 0.5])
-    assert rank_ensemble([[5]]) == pytest.approx([0])
-
-
-@settings(max_examples=60, deadline=None)
-@given(TABLES, st.data())
-def test_an_ensemble_is_monotone_in_every_score(table, data):
-    scorer = data.draw(st.integers(0, len(table) - 1))
-    network = data.draw(st.integers(0, len(table[0]) - 1))
-    before = rank_ensemble(table)
-    table[scorer][network] += data.draw(st.integers(0, 5))
-    assert rank_ensemble(table)[network] >= before[network] - 1e-12
-
-
-@settings(max_examples=60, deadline=None)
-@given(TABLES)
-def test_a_network_that_all_scorers_place_above_another_stays_above_it(table):
-    found, array = rank_ensemble(table), np.asarray(table)
-    assert found.min() >= 0 and found.max() <= 1
-    for i in range(array.shape[1]):
-        for j in range(array.shape[1]):
-            if (array[:, i] > array[:, j]).all():
-                assert found[i] > found[j]
-
-
-def test_an_ensemble_sees_order_only():
-    rng = np.random.default_rng(0)
-    scores = rng.normal(size=(3, 20))
-    assert rank_ensemble([np.exp(scores[0]), scores[1] * 7 - 2, scores[2] ** 3]) == pytest.approx(rank_ensemble(scores))
 
 
 def test_a_linear_predictor_recovers_a_linear_target_and_its_coefficients_units_do_not_matter():
@@ -107,11 +62,6 @@ def test_constant_and_repeated_features_and_constant_targets_are_survived(kind):
 @pytest.mark.parametrize(
     ("call", "said"),
     [
-        (lambda: rank_ensemble([]), "one length"),
-        (lambda: rank_ensemble([[1, 2], [1]]), "one length"),
-        (lambda: rank_ensemble([[1, float("nan")]]), "finite"),
-        (lambda: rank_ensemble([[1, 2]], weights=[-1]), "not negative"),
-        (lambda: rank_ensemble([[1, 2]], weights=[1, 1]), "1 numbers"),
         (lambda: fit([[1.0], [2.0]], [1, 2]), "at least 3"),
         (lambda: fit([[1.0], [2.0], [3.0]], [1, 2]), r"\[networks\]"),
         (lambda: fit([[1.0], [2.0], [float("inf")]], [1, 2, 3]), "features must be finite"),

@@ -1,0 +1,145 @@
+"""Correlations, intervals and fronts, against values by hand, SciPy and their definitions."""
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from kdnas import statistics
+from kdnas.statistics import (
+    difference_interval,
+    interval,
+    kendall,
+    pareto_front,
+    precision_at_top,
+    regret,
+    resampled_kendall,
+    resampled_max,
+    resampled_mean,
+    resampled_spearman,
+    spearman,
+)
+
+
+def normal(size, seed=0):
+    return np.random.default_rng(seed).normal(size=size)
+
+
+def test_kendall_by_hand_with_ties():
+    # Of six pairs, (1, 2) is tied in x; five are concordant or discordant: 4 - 1. tau-b = 3 / sqrt(5 * 6).
+    assert kendall([1, 1, 2, 3], [1, 2, 4, 3]) == pytest.approx((4 - 1) / (5 * 6) ** 0.5)
+    assert kendall([1, 2, 3], [3, 2, 1]) == pytest.approx(-1)
+
+
+def test_spearman_by_hand():
+    # Rank differences 0, 1, 1: 1 - 6 * 2 / (3 * 8).
+    assert spearman([1, 2, 3], [10, 30, 20]) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("statistic", [kendall, spearman])
+def test_rank_statistics_are_zero_where_undefined(statistic):
+    assert statistic([], []) == 0
+    assert statistic([1], [2]) == 0
+    assert statistic([1, 1, 1], [1, 2, 3]) == 0
+
+
+@pytest.mark.parametrize("one_by_one, resampled", [(kendall, resampled_kendall), (spearman, resampled_spearman)])
+def test_the_interval_is_that_of_the_statistic_on_every_resample_and_follows_its_seed(one_by_one, resampled):
+    x = normal(200)
+    y = x + normal(200, seed=1)
+    low, high = interval(resampled, x, y, resamples=200)
+    assert low < one_by_one(x, y) < high
+    assert 0.05 < high - low < 0.3
+    rng = np.random.default_rng(0)
+    rows = [rng.integers(200, size=200) for _ in range(200)]
+    assert (low, high) == pytest.approx(np.percentile([one_by_one(x[r], y[r]) for r in rows], [2.5, 97.5]), abs=1e-12)
+    assert interval(resampled, x, y, resamples=200) == (low, high)
+    assert interval(resampled, x, y, seed=1, resamples=200) != (low, high)
+
+
+def test_the_bootstrap_resamples_pairs():
+    x = np.arange(20)
+    assert interval(resampled_kendall, x, 2 * x, resamples=50) == pytest.approx((1, 1))
+
+
+@pytest.mark.parametrize("indices", [1, 60, 7 * 60])
+def test_however_many_resamples_are_computed_at_once_the_interval_is_the_same(indices, monkeypatch):
+    x = normal(60)
+    whole = [interval(statistic, x, resamples=50) for statistic in (resampled_mean, resampled_max)]
+    monkeypatch.setattr(statistics, "_AT_ONCE", indices)
+    assert [interval(statistic, x, resamples=50) for statistic in (resampled_mean, resampled_max)] == whole
+
+
+def test_a_difference_of_means_has_the_interval_of_the_normal_distribution():
+    first, second = normal(2000), normal(2000, seed=1)
+    value, low, high = difference_interval(first, second)
+    assert value == pytest.approx(first.mean() - second.mean())
+    spread = np.std(first - second) / 2000**0.5
+    assert [low, high] == pytest.approx([value - 1.96 * spread, value + 1.96 * spread], abs=0.15 * spread)
+
+
+def test_precision_at_the_top_by_hand():
+    truths = np.array([9.0, 8.0, 7.0, 6.0, 5.0, 4.0, 3.0, 2.0, 1.0, 0.0])
+    scores = np.array([5.0, 9.0, 1.0, 8.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0])
+    assert precision_at_top(truths, truths, 0.3) == 1.0
+    assert precision_at_top(scores, truths, 0.3) == pytest.approx(2 / 3)  # 9, 8 and 5 are picked: ranks 2, 4 and 1
+    assert precision_at_top(scores, truths, 0.1) == 0.0
+    assert precision_at_top(scores, truths, 0.05) == 0.0  # half a network is one network
+    # All scores equal: any three of ten, three of which are right.
+    assert precision_at_top(np.zeros(10), truths, 0.3) == pytest.approx(0.3)
+    # Truths tie at the third place: two networks are equally third, and either is right.
+    assert precision_at_top(np.array([3.0, 2.0, 0.0, 1.0]), np.array([3.0, 2.0, 1.0, 1.0]), 0.75) == 1.0
+
+
+def test_regret_by_hand():
+    truths, macs = np.array([90.0, 92.0, 91.0, 95.0]), np.array([10.0, 20.0, 30.0, 40.0])
+    scores = np.array([1.0, 2.0, 3.0, 0.0])
+    assert regret(scores, truths, macs, 30) == 1.0  # picks 91 where 92 is within the budget
+    assert regret(scores, truths, macs, 40) == 4.0
+    assert regret(np.array([1.0, 1.0, 1.0, 0.0]), truths, macs, 30) == pytest.approx(1.0)  # the mean of 2, 0 and 1
+    assert np.isnan(regret(scores, truths, macs, 5))
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_resampled_correlations_are_scipys_on_the_rows_drawn(ties):
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=600), rng.normal(size=600)
+    y += x
+    if ties:
+        x, y = np.round(x), np.round(2 * y)
+    draws = rng.integers(600, size=(5, 600))
+    tau = [scipy.stats.kendalltau(x[d], y[d]).statistic for d in draws]
+    rho = [scipy.stats.spearmanr(x[d], y[d]).statistic for d in draws]
+    assert resampled_kendall(x, y, draws) == pytest.approx(tau, abs=1e-6)
+    assert resampled_spearman(x, y, draws) == pytest.approx(rho, abs=1e-9)
+    assert not resampled_kendall(np.zeros(600), y, draws).any()
+    assert not resampled_spearman(np.zeros(600), y, draws).any()
+
+
+def test_regret_and_precision_of_many_resamples_are_those_of_each():
+    scores, truths, costs = np.round(normal(40)), np.round(normal(40, 1), 1), normal(40, 2)
+    rows = np.random.default_rng(3).integers(40, size=(30, 40))
+    for share in (0.05, 0.3):
+        each = [precision_at_top(scores[r], truths[r], share) for r in rows]
+        assert precision_at_top(scores[rows], truths[rows], share).tolist() == each
+    for bound in (-3.0, -1.5, 0.0):
+        each = [float(regret(scores[r], truths[r], costs[r], bound)) for r in rows]
+        assert regret(scores[rows], truths[rows], costs[rows], bound) == pytest.approx(each, nan_ok=True)
+
+
+def test_the_front_by_hand():
+    points = [(1, -1), (2, -3), (3, -2), (4, -5), (4, -4), (2, -3)]
+    assert pareto_front(points).tolist() == [0, 1, 3, 5]
+    assert pareto_front(points, distinct=True).tolist() == [0, 1, 3]
+    assert pareto_front([]).tolist() == []
+
+
+@pytest.mark.parametrize("objectives", [1, 2, 3, 4])
+@pytest.mark.parametrize("count", [1, 7, 60, 200])
+def test_the_front_is_what_no_other_dominates(objectives, count):
+    # Small ranges: many ties in one objective and in all.
+    points = np.random.default_rng((objectives, count)).integers(0, 9, (count, objectives))
+    dominated = [any((q <= p).all() and (q < p).any() for q in points) for p in points]
+    expected = [i for i in range(count) if not dominated[i]]
+    assert pareto_front(points).tolist() == expected
+    first = {tuple(points[i]): i for i in reversed(expected)}
+    assert pareto_front(points, distinct=True).tolist() == sorted(first.values())
