@@ -63,7 +63,7 @@ def interval(
 
 def percentiles(values: ArrayLike) -> tuple[float, float]:
     """The 2.5 % and the 97.5 % percentile of values of a bootstrap."""
-    low, high = np.percentile(values, [2.5, 97.5])
+    low, high = np.percentile(np.asarray(values, float), [2.5, 97.5])
     return float(low), float(high)
 
 
