@@ -28,9 +28,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kdnas.conversion.removal import chosen, removed
+from kdnas.conversion.convert import convert
 from kdnas.conversion.scale_factors import Factors
-from kdnas.conversion.trace import convert
 from kdnas.costs.budget import Budget
 from kdnas.costs.count import cost
 from kdnas.data.base import Data
@@ -109,8 +108,8 @@ def shares_of(
     factors = Factors(conversion.space, budget=bound, by_cost=by_cost, blocks=False)
     training = Training(student, factors, data, Frozen(network, preprocessing=data.preprocessing), recipe)
     taken(training, f"factors {budget:g}")
-    kept = chosen(factors, bound)
-    small = removed(student.eval(), factors, kept).eval()
+    kept = factors.within(bound)
+    small = factors.removed(student.eval(), kept).eval()
     found = {"accuracy": accuracy(small, data.search, data), "share": cost(small.blueprint).macs / whole}
     found |= {"met": float(factors.met)}
     return [float(kept[unit.key].float().mean()) for unit in factors.units], found

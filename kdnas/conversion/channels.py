@@ -1,22 +1,19 @@
-"""What can be taken out of a converted network: channels that are made, passed on and mixed together, whole blocks."""
+"""Which channels of a network belong together: the one answer for conversion, which narrows them, and for removal."""
 
-import dataclasses
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple, final
 
-from kdnas.costs.budget import Cost
-from kdnas.costs.count import cost
-from kdnas.space import Blueprint, Layer, layer
 from kdnas.spaces.converted import Converted
 
-DENSE = ("conv", "linear")
 ACTIVATIONS = ("relu", "relu6", "swish", "hswish", "gelu", "sigmoid", "hsigmoid")
 Place = tuple[str, int]
-"""A layer's position, as in `Blueprint.named`, and a node's place in its graph."""
+"""A layer's position, as in `Blueprint.named`, and the index of a node in its graph."""
 
 
 class Operation(NamedTuple):
-    """A node of `kdnas.blocks.graph`."""
+    """A node of `kdnas.blocks.graph`: operation, numbers of its input tensors (0 is the layer's input), settings."""
 
     op: str
     inputs: tuple[int, ...]
@@ -24,199 +21,228 @@ class Operation(NamedTuple):
 
     @property
     def mixes(self) -> bool:
-        """Whether each output channel is made of all input channels."""
+        """Whether each output channel depends on all input channels."""
         return self.op == "linear" or (self.op == "conv" and not self.values[6])
 
     @property
     def passes(self) -> bool:
-        """Whether it has numbers of its own for each channel, and passes channels on."""
-        depthwise = self.op == "conv" and self.values[6] == 1 and self.values[0] == self.values[1]
-        return self.op == "norm" or depthwise
+        """Whether it has weights per channel and keeps the channels: batch norm, depthwise or grouped convolution."""
+        return self.op == "norm" or (self.op == "conv" and not self.mixes and self.values[0] == self.values[1])
 
-    def narrowed(self, inputs: int | None, outputs: int | None) -> "Operation":
-        """The same with other numbers of channels, where they are given."""
+    def with_channels(self, inputs: Any, outputs: Any) -> "Operation":
+        """The same operation with other numbers of channels; None leaves a number as it is."""
         values = list(self.values)
-        if self.mixes:
+        if self.passes and inputs is None:
+            inputs = outputs
+        if self.op in ("conv", "linear"):
             values[:2] = (inputs or values[0], outputs or values[1])
-        elif self.passes:
-            values[: 1 if self.op == "norm" else 2] = [outputs or values[0]] * (1 if self.op == "norm" else 2)
+        elif self.op == "norm":
+            values[0] = outputs or values[0]
         return self._replace(values=tuple(values))
 
 
 def operations(space: Converted) -> dict[str, tuple[Operation, ...]]:
-    """The largest network's nodes, by position."""
-    found = {}
-    for position, one in space.blueprint(space.largest).named():
-        nodes: Any = dict(one.make.arguments)["nodes"]
-        found[position] = tuple(Operation(op, inputs, tuple(values)) for op, inputs, *values in nodes)
-    return found
+    """The nodes of the largest network's layers, by position."""
+    nodes: dict[str, Any] = {
+        position: dict(layer.make.arguments)["nodes"] for position, layer in space.blueprint(space.largest).named()
+    }
+    return {
+        position: tuple(Operation(op, inputs, tuple(values)) for op, inputs, *values in layer)
+        for position, layer in nodes.items()
+    }
 
 
 @final
-@dataclasses.dataclass(frozen=True)
-class Unit:
-    """Channels that come and go together, with one factor each, or a whole block with one.
+@dataclass(frozen=True)
+class ChannelGroup:
+    """Channels that every node using them must keep or lose together.
 
     Attributes:
-        key: a name, also for a parameter: where the channels are first made, or the block's position.
-        size: number of factors.
-        writes: nodes that make or pass on these channels: they lose outputs.
-        takes: nodes that mix them: they lose inputs, and what is multiplied are their weights' columns.
-        block: position of the block, or empty.
+        size: number of channels.
+        multiple: how many of them remain must be a multiple of this: whole groups of grouped convolutions.
+        writers: convolutions and linear layers that compute these channels, depthwise and grouped ones included; they
+            lose outputs (a depthwise or grouped one also the inputs).
+        normalisations: batch norms on these channels.
+        readers: convolutions and linear layers that mix these channels; they lose inputs.
+        fixed: why the channels cannot change, or empty.
     """
 
-    key: str
     size: int
-    writes: tuple[Place, ...] = ()
-    takes: tuple[Place, ...] = ()
-    block: str = ""
+    multiple: int = 1
+    writers: tuple[Place, ...] = ()
+    normalisations: tuple[Place, ...] = ()
+    readers: tuple[Place, ...] = ()
+    fixed: str = ""
+
+    @property
+    def outputs(self) -> tuple[Place, ...]:
+        """Nodes whose output has these channels as its own: writers and normalisations."""
+        return (*self.writers, *self.normalisations)
+
+    @property
+    def key(self) -> str:
+        """A name, also for a parameter: the first writer, marked `stream` where the channels cross layers."""
+        position, index = self.writers[0]
+        crosses = any(other != position for other, _ in (*self.outputs, *self.readers))
+        return f"{position}:{index}{':stream' * crosses}".replace(".", "_")
 
 
-class _Groups:
-    """Sets of tensors whose channels are the same, merged as they are found to be."""
+def channel_groups(
+    layers: Mapping[str, Sequence[Operation]],
+    channels: int,
+    side: int,
+    *,
+    input_fixed: str = "they are the images'",
+    output_fixed: str = "they are the logits",
+) -> list[ChannelGroup]:
+    """The groups of a chain of layers, in the order in which their channels are first computed.
+
+    Channels continue through activations, batch norm, depthwise and grouped convolutions, pooling, and through sums
+    and products: those of a residual stream are one group, from its first convolution to the convolutions that read
+    it. Fixed are the channels of the chain's input and output, those that are concatenated, flattened from several
+    positions or broadcast over others, and those around a grouped convolution that changes their number.
+
+    Args:
+        layers: nodes by position, in order of execution.
+        channels: of the chain's input.
+        side: height and width of the chain's input; 0 for a vector.
+        input_fixed: why the input's channels are fixed.
+        output_fixed: why the output's channels are fixed.
+    """
+    tensors = _Tensors()
+    current = tensors.add(channels, side)
+    tensors.fix(current, input_fixed)
+    for position, nodes in layers.items():
+        numbers = [current]
+        for index, node in enumerate(nodes):
+            numbers.append(tensors.follow((position, index), node, [numbers[number] for number in node.inputs]))
+        current = numbers[-1]
+    tensors.fix(current, output_fixed)
+    return tensors.groups()
+
+
+class _Tensors:
+    """A union-find over a network's tensors: those of one set have the same channels."""
 
     def __init__(self) -> None:
+        self.shapes: list[tuple[int, int]] = []
         self.parents: list[int] = []
-        self.channels: list[int] = []
-        self.fixed: set[int] = set()
-        self.writes: dict[int, list[Place]] = {}
-        self.takes: dict[int, list[Place]] = {}
+        # The rest by tensor: of a set, those of its root count.
+        self.multiples: dict[int, int] = {}
+        self.reasons: dict[int, str] = {}
+        self.nodes: dict[str, list[tuple[int, Place]]] = {"writers": [], "normalisations": [], "readers": []}
 
-    def new(self, channels: int) -> int:
+    def add(self, channels: int, side: int) -> int:
+        self.shapes.append((channels, side))
         self.parents.append(len(self.parents))
-        self.channels.append(channels)
         return self.parents[-1]
 
-    def root(self, label: int) -> int:
-        while self.parents[label] != label:
-            label = self.parents[label]
-        return label
+    def root(self, tensor: int) -> int:
+        while self.parents[tensor] != tensor:
+            tensor = self.parents[tensor]
+        return tensor
 
-    def join(self, labels: Sequence[int]) -> int:
-        """One label for all; the first that was made, so that groups keep the network's order.
+    def fix(self, tensor: int, reason: str) -> None:
+        """Fix the channels of a tensor; the first reason stands."""
+        self.reasons.setdefault(self.root(tensor), reason)
 
-        Fewer channels than the others' are spread over those, and stay as they are.
-        """
-        roots = sorted({self.root(label) for label in labels})
-        most = max(self.channels[root] for root in roots)
-        first, *others = [root for root in roots if self.channels[root] in (0, most)]
-        self.fixed.update(set(roots) - {first, *others})
-        for other in others:
-            self.parents[other] = first
-            self.writes[first] = self.writes.get(first, []) + self.writes.pop(other, [])
-            self.takes[first] = self.takes.get(first, []) + self.takes.pop(other, [])
-            if other in self.fixed:
-                self.fixed.add(first)
-        return first
+    def require(self, tensor: int, multiple: int) -> None:
+        root = self.root(tensor)
+        self.multiples[root] = math.lcm(self.multiples.get(root, 1), multiple)
 
-    def fix(self, label: int) -> int:
-        self.fixed.add(self.root(label))
-        return label
+    def join(self, first: int, second: int) -> None:
+        """Unite two sets; where both have a reason, that of the first stands."""
+        parent, child = self.root(first), self.root(second)
+        if parent != child:
+            self.parents[child] = parent
+            self.require(parent, self.multiples.pop(child, 1))
+            if child in self.reasons:
+                self.fix(parent, self.reasons.pop(child))
 
-
-def units(space: Converted) -> list[Unit]:
-    """What can be removed, in the network's order: groups of channels, then blocks that add to their input.
-
-    Channels run on through activations, normalisation, depthwise convolutions, pooling, and over every sum and product:
-    those of a residual stream are one group, from where it begins to where a convolution makes another. The
-    image's channels and the logits stay, and what is concatenated, flattened from several positions, or enters a
-    grouped convolution that is not depthwise.
-    """
-    groups, nodes = _Groups(), operations(space)
-    incoming, single = groups.fix(groups.new(0)), False
-    for position, held in nodes.items():
-        incoming, single = _followed(groups, position, held, incoming, single)
-    groups.fix(incoming)
-    made = []
-    for label in sorted({groups.root(label) for label in range(len(groups.parents))} - groups.fixed):
-        writes, takes = groups.writes.get(label, []), groups.takes.get(label, [])
-        if writes and takes:
-            position, place = writes[0]
-            inside = {p for p, _ in (*writes, *takes)} == {position}
-            key = f"{position}:{place}" if inside else f"{position}:{place}:stream"
-            size = nodes[position][place].values[1]
-            made.append(Unit(key.replace(".", "_"), size, tuple(writes), tuple(takes)))
-    for position, held in nodes.items():
-        if position.startswith("stages") and branch_end(held) is not None:
-            made.append(Unit(f"{position}:block".replace(".", "_"), 1, block=position))
-    return made
-
-
-def _followed(
-    groups: _Groups, position: str, nodes: Sequence[Operation], incoming: int, single: bool
-) -> tuple[int, bool]:
-    """The label of a layer's output, and whether it has one position only, given those of its input."""
-    labels, singles = [incoming], [single]
-    for place, node in enumerate(nodes):
-        given, one = [labels[n] for n in node.inputs], all(singles[n] for n in node.inputs)
-        label, here = groups.root(given[0]), (position, place)
+    def follow(self, place: Place, node: Operation, inputs: Sequence[int]) -> int:
+        """Add a node's output, joined with those of its inputs that have the same channels."""
+        source, output = inputs[0], self.add(*_shape(node, [self.shapes[tensor] for tensor in inputs]))
         if node.mixes:
-            groups.takes.setdefault(label, []).append(here)
-            label = groups.new(node.values[1])
-            groups.writes[label] = [here]
-        elif node.passes:
-            groups.writes.setdefault(label, []).append(here)
-        elif node.op in ("conv", "cat") or (node.op == "flatten" and not one):
-            for other in given:
-                groups.fix(other)
-            label = groups.fix(groups.new(0))  # how many they are need not be known: they stay
-        elif node.op in ("add", "mul"):
-            label = groups.join(given)
-        labels.append(label)
-        singles.append(one or node.op == "mean" or (node.op == "pool" and node.values[0] == 1))
-    return labels[-1], singles[-1]
+            self.nodes["readers"].append((source, place))
+        if node.op in ("conv", "linear"):
+            self.nodes["writers"].append((output, place))
+        elif node.op == "norm":
+            self.nodes["normalisations"].append((output, place))
+        if node.mixes:
+            return output
+        reason = ""
+        if node.op == "cat":
+            reason = "its channels are concatenated with others"
+        elif node.op == "conv" and not node.passes:
+            reason = "a grouped convolution changes the number of channels"
+        elif node.op == "flatten" and self.shapes[source][1] > 1:
+            reason = "its positions are flattened into channels"
+        if reason:
+            for tensor in (*inputs, output):
+                self.fix(tensor, reason)
+            return output
+        for tensor in inputs:
+            if self.shapes[tensor][0] == self.shapes[output][0]:
+                self.join(tensor, output)
+            else:
+                self.fix(tensor, "its channel is spread over others")
+        if node.op == "conv":
+            self.require(output, node.values[6])
+        return output
+
+    def groups(self) -> list[ChannelGroup]:
+        """The sets, by their first tensor."""
+        roots = list(dict.fromkeys(map(self.root, range(len(self.parents)))))
+        nodes: dict[int, dict[str, tuple[Place, ...]]] = {root: {} for root in roots}
+        for role, places in self.nodes.items():
+            for tensor, place in places:
+                group = nodes[self.root(tensor)]
+                group[role] = (*group.get(role, ()), place)
+        return [
+            ChannelGroup(
+                self.shapes[root][0], self.multiples.get(root, 1), fixed=self.reasons.get(root, ""), **nodes[root]
+            )
+            for root in roots
+        ]
+
+
+def _shape(node: Operation, inputs: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    """Channels and side of a node's output, given those of its inputs; a vector's side is 0."""
+    channels, side = max(count for count, _ in inputs), max(side for _, side in inputs)
+    if node.op == "conv":
+        _, channels, kernel, stride, padding, dilation, *_ = node.values
+        return channels, (side + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
+    if node.op in ("max_pool", "avg_pool"):
+        kernel, stride, padding = node.values
+        return channels, (side + 2 * padding - kernel) // stride + 1
+    if node.op == "linear":
+        return node.values[1], side
+    if node.op == "pool":
+        return channels, node.values[0]
+    if node.op == "cat":
+        return sum(count for count, _ in inputs), side
+    if node.op == "flatten":
+        return channels * max(1, side) ** 2, 0
+    return channels, 0 if node.op == "mean" else side
 
 
 def branch_end(nodes: Sequence[Operation]) -> int | None:
-    """The place of the node before the sum of a layer with its own input: a normalisation or a convolution, or None.
+    """Index of the last weighted node of a residual branch: the batch norm or convolution before the sum, or None.
 
-    Dropout of elements or of the whole path may stand between: it hands on zeros as zeros.
+    The layer must end in a sum with its own input, with or without an activation. Dropout of elements or of the whole
+    path may stand between: it passes zeros on as zeros.
     """
     last = len(nodes) - 1
     if last > 0 and nodes[last].op in ACTIVATIONS:
         last -= 1
     if last < 0 or nodes[last].op != "add" or 0 not in nodes[last].inputs:
         return None
-    others, taker = [number for number in nodes[last].inputs if number != 0], last
-    while len(others) == 1 and others[0]:
-        end = others[0] - 1
-        if any(others[0] in n.inputs for place, n in enumerate(nodes) if place != taker):
+    branch, reader = [number for number in nodes[last].inputs if number != 0], last
+    while len(branch) == 1 and branch[0]:
+        end = branch[0] - 1
+        if any(branch[0] in node.inputs for index, node in enumerate(nodes) if index != reader):
             return None
         if nodes[end].op in ("norm", "conv"):
             return end
-        others, taker = (list(nodes[end].inputs) if nodes[end].op in ("drop_path", "dropout") else []), end
+        branch, reader = (list(nodes[end].inputs) if nodes[end].op in ("drop_path", "dropout") else []), end
     return None
-
-
-def blueprint_of(space: Converted, of: Sequence[Unit], kept: Mapping[str, int]) -> Blueprint:
-    """The network with the kept channels and blocks alone.
-
-    Args:
-        space: of the whole network.
-        of: its units.
-        kept: how many factors of each unit stay, by its key; of a block none or one.
-    """
-    whole = space.blueprint(space.largest)
-    gives = {place: kept[unit.key] for unit in of for place in unit.writes}
-    mixes = {place: kept[unit.key] for unit in of for place in unit.takes}
-    gone = {unit.block for unit in of if unit.block and not kept[unit.key]}
-    layers: dict[str, Layer] = {}
-    for position, nodes in operations(space).items():
-        left = tuple(n.narrowed(mixes.get((position, i)), gives.get((position, i))) for i, n in enumerate(nodes))
-        if position in gone:
-            # What stood behind the sum stays: it acts on the input alone then.
-            left = (Operation(nodes[-1].op, (0,), ()),) if nodes[-1].op in ACTIVATIONS else ()
-        layers[position] = layer("kdnas.blocks.graph:Graph", nodes=tuple((n.op, n.inputs, *n.values) for n in left))
-    stages = tuple(tuple(layers[f"stages.{i}.{j}"] for j in range(len(s))) for i, s in enumerate(whole.stages))
-    return Blueprint(layers["stem"], stages, layers["head"], whole.image)
-
-
-def saved(space: Converted, of: Sequence[Unit]) -> dict[str, Cost]:
-    """What removing one factor of each unit saves, by its key."""
-    whole = cost(space.blueprint(space.largest))
-    kept = {unit.key: unit.size for unit in of}
-    found = {}
-    for unit in of:
-        left = cost(blueprint_of(space, of, {**kept, unit.key: unit.size - 1}))
-        found[unit.key] = Cost(whole.params - left.params, whole.macs - left.macs)
-    return found

@@ -1,134 +1,209 @@
-"""The smaller network that is left when channels and blocks are removed."""
+"""Removing channels and whole blocks from a converted network: what can go, what it saves, and the network left."""
 
-from __future__ import annotations
-
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from kdnas.conversion.channels import blueprint_of
+from kdnas.conversion.channels import (
+    ACTIVATIONS,
+    ChannelGroup,
+    Operation,
+    Place,
+    branch_end,
+    channel_groups,
+    operations,
+)
 from kdnas.costs.budget import Budget, Cost
 from kdnas.costs.count import cost
 from kdnas.network import Network
-from kdnas.space import Blueprint
+from kdnas.space import Blueprint, Layer, layer
+from kdnas.spaces.converted import Converted
 
-if TYPE_CHECKING:
-    from kdnas.conversion.scale_factors import Factors
-
-WITHIN = 0.02
-
-
-def _held(factors: nn.ParameterDict) -> dict[str, Tensor]:
-    """Factors by their unit's key, on the CPU, where looking at single ones costs nothing."""
-    return {key: value.detach().clone().cpu() for key, value in factors.items()}
+TOLERANCE = 0.02  # of a budget
+Masks = dict[str, Tensor]
+"""Per unit, by its key, which of its channels stay; of a block whether it stays."""
 
 
-def living(factors: Factors) -> dict[str, Tensor]:
-    """Which factors are not 0; of each group of channels the largest in any case. On the CPU."""
-    values = _held(factors.factors)
-    kept = {key: value != 0 for key, value in values.items()}
-    for unit in factors.units:
-        if not unit.block and not bool(kept[unit.key].any()):
-            kept[unit.key][values[unit.key].abs().argmax()] = True
-    return kept
+@final
+@dataclass(frozen=True)
+class ResidualBlock:
+    """A layer that adds to its own input, and can be removed whole.
 
-
-def narrowed(factors: Factors, kept: Mapping[str, Tensor]) -> Blueprint:
-    """The network of the factors that stay."""
-    return blueprint_of(factors.space, factors.units, {key: int(mask.sum()) for key, mask in kept.items()})
-
-
-def removed(model: Network, factors: Factors, kept: Mapping[str, Tensor]) -> Network:
-    """The smaller network with the factors folded in; where all that is removed has factor 0, its outputs are equal."""
-    blueprint = narrowed(factors, kept)
-    state = {**model.state_dict(), **{name: t.detach() for name, t in factors.folded(model).items()}}
-    gives = {place: kept[unit.key] for unit in factors.units for place in unit.writes}
-    mixes = {place: kept[unit.key] for unit in factors.units for place in unit.takes}
-    made: dict[str, Tensor] = {}
-    for name, tensor in state.items():
-        position, _, rest = name.partition(".parts.")
-        place, _, kind = rest.partition(".")
-        here = (position, int(place))
-        if here in gives and tensor.dim():
-            tensor = tensor[gives[here]]
-        if here in mixes and kind == "weight":
-            tensor = tensor[:, mixes[here]]
-        made[name] = tensor.clone()
-    with torch.device("meta"):
-        network = Network(blueprint)
-    wanted = network.state_dict()
-    network.load_state_dict({name: made[name] for name in wanted}, assign=True)
-    return network.requires_grad_(True).train(model.training)
-
-
-def chosen(factors: Factors, budget: Budget) -> dict[str, Tensor]:
-    """Which factors stay: the largest by absolute value, as many as the budget allows; one channel of a width at least.
-
-    Factors that are 0 go in any case. The cost that is left is within 2 % of the budget, or below it by less than one
-    unit, unless what is 0 already cost more.
-
-    Raises:
-        ValueError: the budget is below what is left when everything removable is gone.
+    Attributes:
+        position: of the layer, as in `Blueprint.named`.
+        end: index of the node before the sum; its outputs are the branch's.
     """
-    return _within(factors, budget, {key: value.abs() for key, value in _held(factors.factors).items()})
+
+    position: str
+    end: int
+    size: int = 1
+
+    @property
+    def key(self) -> str:
+        """A name, also for a parameter."""
+        return f"{self.position}:block".replace(".", "_")
 
 
-def _within(factors: Factors, budget: Budget, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What is left when the least of these values, in the order of the factors that are not 0, go; see `chosen`."""
-    kept = living(factors)
-    listed = [
-        (value, unit, place)
-        for unit in factors.units
-        for place, (value, stays) in enumerate(zip(values[unit.key].tolist(), kept[unit.key].tolist(), strict=True))
-        if stays
+Unit = ChannelGroup | ResidualBlock
+
+
+def units(space: Converted) -> tuple[Unit, ...]:
+    """What can be removed: groups of channels (`channel_groups`) in the network's order, then residual blocks.
+
+    Groups in front of a grouped convolution that is not depthwise stay whole.
+    """
+    nodes = operations(space)
+    groups = channel_groups(nodes, space.image_channels, space.blueprint(space.largest).image[1])
+    free = [group for group in groups if not group.fixed and group.multiple == 1 and group.writers and group.readers]
+    blocks = [
+        ResidualBlock(position, end)
+        for position, layer_nodes in nodes.items()
+        if position.startswith("stages") and (end := branch_end(layer_nodes)) is not None
     ]
-    order = [(unit, place) for _, unit, place in sorted(listed, key=lambda v: (v[0], v[1].key, v[2]))]
-    spared: set[tuple[str, int]] = set()
+    return (*free, *blocks)
 
-    def after(count: int) -> dict[str, Tensor]:
-        left = {key: int(mask.sum()) for key, mask in kept.items()}
-        gone: dict[str, list[int]] = {key: [] for key in kept}
-        for unit, place in order:
+
+@final
+@dataclass(frozen=True)
+class Removal:
+    """A network and the units that may be removed from it.
+
+    Attributes:
+        space: the converted network's; its largest subnet is the network.
+        units: see `units`.
+    """
+
+    space: Converted
+    units: tuple[Unit, ...]
+
+    def blueprint(self, counts: Mapping[str, int]) -> Blueprint:
+        """The network with this many channels of each group, by its key; a block with 0 is gone."""
+        whole = self.space.blueprint(self.space.largest)
+        outputs, inputs = ({place: counts[key] for place, key in keys.items()} for keys in self._keys())
+        gone = {unit.position for unit in self.units if isinstance(unit, ResidualBlock) and not counts[unit.key]}
+        layers: dict[str, Layer] = {}
+        for position, nodes in operations(self.space).items():
+            left = [n.with_channels(inputs.get((position, i)), outputs.get((position, i))) for i, n in enumerate(nodes)]
+            if position in gone:
+                # The activation behind the sum stays: it acts on the layer's input then.
+                left = [Operation(nodes[-1].op, (0,), ())] if nodes[-1].op in ACTIVATIONS else []
+            layers[position] = layer("kdnas.blocks.graph:Graph", nodes=tuple((n.op, n.inputs, *n.values) for n in left))
+        stages = tuple(tuple(layers[f"stages.{i}.{j}"] for j in range(len(s))) for i, s in enumerate(whole.stages))
+        return Blueprint(layers["stem"], stages, layers["head"], whole.image)
+
+    def remaining(self, masks: Mapping[str, Tensor]) -> Blueprint:
+        """The network of the channels and blocks that stay."""
+        return self.blueprint({key: int(mask.sum()) for key, mask in masks.items()})
+
+    def savings(self) -> dict[str, Cost]:
+        """What removing one channel of each group, or a block, saves, by key."""
+        sizes = {unit.key: unit.size for unit in self.units}
+        whole = cost(self.blueprint(sizes))
+        saved = {}
+        for key, size in sizes.items():
+            left = cost(self.blueprint({**sizes, key: size - 1}))
+            saved[key] = Cost(whole.params - left.params, whole.macs - left.macs)
+        return saved
+
+    def nonzero(self, values: Mapping[str, Tensor]) -> Masks:
+        """Where values are not 0; of each group of channels the largest by absolute value in any case."""
+        masks = {key: value != 0 for key, value in values.items()}
+        for unit in self.units:
+            if isinstance(unit, ChannelGroup) and not bool(masks[unit.key].any()):
+                masks[unit.key][values[unit.key].abs().argmax()] = True
+        return masks
+
+    def within(self, budget: Budget, values: Mapping[str, Tensor], masks: Masks) -> Masks:
+        """What stays of `masks` when the least values are removed, as many as the budget requires.
+
+        One channel of each group stays at least. The cost is within 2 % of the budget, or below it by less than one
+        unit, unless `masks` alone already cost less.
+
+        Raises:
+            ValueError: the budget is below the cost of what is left when everything removable is gone.
+        """
+        order = sorted(
+            (value, unit.key, index)
+            for unit in self.units
+            for index, (value, stays) in enumerate(
+                zip(values[unit.key].tolist(), masks[unit.key].tolist(), strict=True)
+            )
+            if stays
+        )
+        skipped: set[tuple[str, int]] = set()
+
+        def after(count: int) -> Masks:
+            return self._without([(key, index) for _, key, index in order if (key, index) not in skipped], count, masks)
+
+        def cost_after(count: int) -> Cost:
+            return cost(self.remaining(after(count)))
+
+        if budget.admits(cost_after(0)):
+            return masks
+        least = cost_after(len(order))
+        if not budget.admits(least):
+            raise ValueError(
+                f"the smallest network that can be left has {least.params:,} params and {least.macs:,} MACs, more than "
+                f"{budget}. Raise the budget, or start from a smaller network."
+            )
+        while True:
+            low, high = 0, len(order)  # low is over the budget, high within it
+            while high - low > 1:
+                middle = (low + high) // 2
+                low, high = (low, middle) if budget.admits(cost_after(middle)) else (middle, high)
+            smaller = after(high)
+            if -budget.excess(cost(self.remaining(smaller))) <= TOLERANCE:
+                return smaller
+            larger = after(low)
+            differing = [(key, larger[key] != mask) for key, mask in smaller.items() if not larger[key].equal(mask)]
+            jump = next(((key, int(places.nonzero()[0, 0])) for key, places in differing), None)
+            if jump is None or jump in skipped:
+                return smaller
+            skipped.add(jump)  # one unit that costs more than the tolerance: it stays, and others are tried
+            if not budget.admits(cost_after(len(order))):
+                return smaller
+
+    def network(self, state: Mapping[str, Tensor], masks: Masks) -> Network:
+        """The network that is left, with its part of the whole network's weights."""
+        outputs, inputs = ({place: masks[key] for place, key in keys.items()} for keys in self._keys())
+        tensors: dict[str, Tensor] = {}
+        for name, tensor in state.items():
+            position, _, path = name.partition(".parts.")
+            index, _, kind = path.partition(".")
+            place = (position, int(index))
+            if place in outputs and tensor.dim():
+                tensor = tensor[outputs[place]]
+            if place in inputs and kind == "weight":
+                tensor = tensor[:, inputs[place]]
+            tensors[name] = tensor.clone()
+        with torch.device("meta"):
+            network = Network(self.remaining(masks))
+        network.load_state_dict({name: tensors[name] for name in network.state_dict()}, assign=True)
+        return network.requires_grad_(True)
+
+    def _keys(self) -> tuple[dict[Place, str], dict[Place, str]]:
+        """The group of each node's outputs, and of the inputs of those that read one."""
+        groups = [unit for unit in self.units if isinstance(unit, ChannelGroup)]
+        outputs = {place: group.key for group in groups for place in group.outputs}
+        return outputs, {place: group.key for group in groups for place in group.readers}
+
+    def _without(self, order: Sequence[tuple[str, int]], count: int, masks: Masks) -> Masks:
+        """The masks after removing the first `count` of the order, sparing the last channel of every group."""
+        spared = {unit.key for unit in self.units if isinstance(unit, ChannelGroup)}
+        left = {key: int(mask.sum()) for key, mask in masks.items()}
+        removed: dict[str, list[int]] = {key: [] for key in masks}
+        for key, index in order:
             if count == 0:
                 break
-            if (unit.key, place) in spared or (not unit.block and left[unit.key] == 1):
+            if key in spared and left[key] == 1:
                 continue
-            gone[unit.key].append(place)
-            left[unit.key] -= 1
+            removed[key].append(index)
+            left[key] -= 1
             count -= 1
-        made = {key: mask.clone() for key, mask in kept.items()}
-        for key, places in gone.items():
-            made[key][places] = False
-        return made
-
-    def costs(count: int) -> Cost:
-        return cost(narrowed(factors, after(count)))
-
-    if budget.admits(costs(0)):
-        return kept
-    least = costs(len(order))
-    if not budget.admits(least):
-        raise ValueError(
-            f"the smallest network that is left has {least.params:,} params and {least.macs:,} MACs, more than "
-            f"{budget}. Raise the budget, or begin with a smaller network."
-        )
-    while True:
-        low, high = 0, len(order)  # low is over the budget, high within it
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (low, middle) if budget.admits(costs(middle)) else (middle, high)
-        if -budget.excess(costs(high)) <= WITHIN:
-            return after(high)
-        before, now = after(low), after(high)
-        changed = [key for key in before if not before[key].equal(now[key])]
-        jump = None
-        if changed:
-            key = changed[0]
-            jump = key, int((before[key] != now[key]).nonzero()[0, 0])
-        if jump is None or jump in spared:
-            return now
-        spared.add(jump)  # one unit that costs more than the tolerance: leave it, and look on
-        if not budget.admits(costs(len(order))):
-            return now
+        smaller = {key: mask.clone() for key, mask in masks.items()}
+        for key, indices in removed.items():
+            smaller[key][indices] = False
+        return smaller

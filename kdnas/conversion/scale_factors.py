@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from kdnas.conversion.channels import Unit, branch_end, operations, saved, units
-from kdnas.conversion.removal import _held, _within, living, narrowed
+from kdnas.conversion.removal import Masks, Removal, ResidualBlock, Unit, units
 from kdnas.costs.budget import Budget
 from kdnas.costs.count import cost
 from kdnas.distillers.base import Batch, Distiller, Model, Step
@@ -72,14 +71,15 @@ class Factors(Distiller):
         temperature: float = 1.0,
     ) -> None:
         super().__init__()
-        self.space, self.units = space, tuple(unit for unit in units(space) if blocks or not unit.block)
+        self.units = tuple(unit for unit in units(space) if blocks or not isinstance(unit, ResidualBlock))
+        self.removal = Removal(space, self.units)
         if not self.units:
-            raise ValueError("no channel and no block of this network can be removed. See `kdnas convert` for why.")
+            raise ValueError("no channel and no block of this network can be removed. `kdnas convert` reports why.")
         if penalty is None and not budget.bounds():
-            raise ValueError("a penalty is given, or grows until a budget is met. Give one of the two.")
+            raise ValueError("scale factors need a penalty, or a budget for which it grows; got neither.")
         self.penalty, self.budget = penalty, budget
-        prices = saved(space, self.units)
-        shares = tuple(max(prices[u.key].macs, 1) for u in self.units) if by_cost else None
+        savings = self.removal.savings()
+        shares = tuple(max(savings[u.key].macs, 1) for u in self.units) if by_cost else None
         self.regulariser = ScaleFactors(strength=1.0 if penalty is None else penalty, costs=shares)
         self.divergence = SoftTargets(temperature=temperature)
         self.factors = nn.ParameterDict({unit.key: nn.Parameter(torch.ones(unit.size)) for unit in self.units})
@@ -90,36 +90,45 @@ class Factors(Distiller):
             for _ in range(2)
         )
 
-    def shown(self, model: Network, images: Tensor) -> Outputs:
-        """What the network shows with its factors in place."""
+    def outputs(self, model: Network, images: Tensor) -> Outputs:
+        """The network's outputs with its factors in place."""
         return functional_call(model, self.folded(model), (images,))
 
     def folded(self, model: Network) -> dict[str, Tensor]:
-        """The weights that the factors change, with the factors in them."""
-        held = dict(model.named_parameters())
+        """The weights that the factors change, multiplied by them."""
+        parameters = dict(model.named_parameters())
         changed: dict[str, Tensor] = {}
         for unit in self.units:
             factor = self.factors[unit.key]
-            for name, column in self._touched(unit):
-                if name in held:
-                    shape = [1, -1, *[1] * (held[name].dim() - 2)] if column else [-1, *[1] * (held[name].dim() - 1)]
-                    changed[name] = changed.get(name, held[name]) * factor.reshape(shape)
+            for name, dim in _scaled(unit):
+                if name in parameters:
+                    shape = [-1 if d == dim else 1 for d in range(parameters[name].dim())]
+                    changed[name] = changed.get(name, parameters[name]) * factor.reshape(shape)
         return changed
 
-    def _touched(self, unit: Unit) -> Iterator[tuple[str, bool]]:
-        """Tensors that a unit's factors multiply, and whether along their columns."""
-        for position, place in unit.takes:
-            yield f"{position}.parts.{place}.weight", True
-        if unit.block:
-            end = branch_end(operations(self.space)[unit.block])
-            yield f"{unit.block}.parts.{end}.weight", False
-            yield f"{unit.block}.parts.{end}.bias", False
+    def nonzero(self) -> Masks:
+        """Which factors are not 0; of each group of channels the largest in any case. On the CPU."""
+        return self.removal.nonzero(_on_cpu(self.factors))
+
+    def within(self, budget: Budget) -> Masks:
+        """Which factors stay within a budget: the largest by absolute value, and none that is 0; see `Removal.within`.
+
+        Raises:
+            ValueError: the budget is below the cost of what is left when everything removable is gone.
+        """
+        values = {key: value.abs() for key, value in _on_cpu(self.factors).items()}
+        return self.removal.within(budget, values, self.nonzero())
+
+    def removed(self, model: Network, masks: Masks) -> Network:
+        """The smaller network, factors folded in; where all that is removed has factor 0, its outputs are the same."""
+        state = {**model.state_dict(), **{name: tensor.detach() for name, tensor in self.folded(model).items()}}
+        return self.removal.network(state, masks).train(model.training)
 
     def losses(self, model: Model, batch: Batch, step: Step) -> Iterator[tuple[str, Tensor]]:
         """The divergence from the teacher."""
         del step
         assert isinstance(model, Network)
-        yield "teacher", self.divergence(self.shown(model, batch.images), batch.teacher, batch.labels)
+        yield "teacher", self.divergence(self.outputs(model, batch.images), batch.teacher, batch.labels)
 
     def after(self, model: Model, batch: Batch, step: Step) -> None:
         """The proximal step."""
@@ -127,7 +136,7 @@ class Factors(Distiller):
         if self.penalty is not None:
             self.regulariser.proximal(self._values(), (1 + math.cos(math.pi * step.progress)) / 2)
         elif bool(self.met):
-            for unit in self.units:  # a gradient moves what is 0, and it is put back
+            for unit in self.units:  # the gradient moves factors that are 0: back to 0
                 self.factors[unit.key].data.mul_(self.alive[unit.key])
         else:
             self._grow(step)
@@ -141,12 +150,12 @@ class Factors(Distiller):
         self.regulariser.proximal(self._values(), strength)
         if step.index % max(1, step.total // _LOOKS):
             return
-        if self.budget.excess(cost(narrowed(self, living(self)))) > 0:
+        if self.budget.excess(cost(self.removal.remaining(self.nonzero()))) > 0:
             for key, value in self.factors.items():
                 self.before[key].copy_(value.detach())
             return
         # Between two looks too much may have become 0: it comes back, and goes again one by one.
-        values, before = _held(self.factors), _held(self.before)
+        values, before = _on_cpu(self.factors), _on_cpu(self.before)
         costs = self.regulariser.costs or (1.0,) * len(self.units)
         gone = {key: (value == 0) & (before[key] != 0) for key, value in values.items()}
         near = {u.key: before[u.key].abs().double() / share for u, share in zip(self.units, costs, strict=True)}
@@ -154,7 +163,22 @@ class Factors(Distiller):
         for key, value in values.items():
             self.factors[key].data.copy_(torch.where(gone[key], before[key], value))
         order = {key: torch.where(gone[key], near[key], most + 1 + value.abs()) for key, value in values.items()}
-        for key, mask in _within(self, self.budget, order).items():
+        for key, mask in self.removal.within(self.budget, order, self.nonzero()).items():
             self.alive[key].copy_(mask)
             self.factors[key].data.mul_(self.alive[key])
         self.met.fill_(True)
+
+
+def _scaled(unit: Unit) -> Iterator[tuple[str, int]]:
+    """Names of the tensors that a unit's factors multiply, and along which dimension."""
+    if isinstance(unit, ResidualBlock):
+        yield f"{unit.position}.parts.{unit.end}.weight", 0
+        yield f"{unit.position}.parts.{unit.end}.bias", 0
+    else:
+        for position, index in unit.readers:
+            yield f"{position}.parts.{index}.weight", 1
+
+
+def _on_cpu(factors: nn.ParameterDict) -> dict[str, Tensor]:
+    """Factors by their unit's key, on the CPU, where reading single ones costs nothing."""
+    return {key: value.detach().clone().cpu() for key, value in factors.items()}

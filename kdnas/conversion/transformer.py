@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kdnas.conversion.base import Conversion, ModuleReport, compare
 from kdnas.randomness import torch_rng
 from kdnas.spaces.converted import UNIT, narrower
 from kdnas.spaces.vit import ViT
@@ -111,20 +112,6 @@ _PLAIN = (
 )
 
 
-class Found(NamedTuple):
-    """A recognised transformer.
-
-    Attributes:
-        space: the transformers inside it.
-        supernet: with its weights.
-        rows: per part that has weights its name, whether it is elastic, and why.
-    """
-
-    space: ViT
-    supernet: Supernet
-    rows: tuple[tuple[str, bool, str], ...]
-
-
 class _Shape(NamedTuple):
     """The numbers of a recognised transformer."""
 
@@ -139,7 +126,7 @@ class _Shape(NamedTuple):
     classes: int
 
 
-def transformer(module: nn.Module, image: tuple[int, int, int], name: str) -> Found | None:
+def transformer(module: nn.Module, image: tuple[int, int, int], name: str) -> Conversion | None:
     r"""A plain vision transformer as a supernet, or None where nothing attends.
 
     The space is one of `kdnas.spaces.vit`. *Depth*: the last blocks may be left out, at most a half. *Heads* of each
@@ -213,7 +200,8 @@ def transformer(module: nn.Module, image: tuple[int, int, int], name: str) -> Fo
         except RuntimeError as error:
             raise _refusal(f"{position} has weights of other shapes: {str(error).splitlines()[-1].strip()}") from error
     _compare(module, supernet, layout, dict(zip(positions, blocks, strict=True)), image)
-    return Found(space, supernet, tuple(_rows(parts, tensors, layout, blocks, space)))
+    report = tuple(ModuleReport(*row) for row in _rows(parts, tensors, layout, blocks, space))
+    return Conversion(space, supernet, report, compare(module, supernet))
 
 
 def _refusal(what: str) -> ValueError:

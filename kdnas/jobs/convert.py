@@ -7,7 +7,8 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import nn
 
-from kdnas.conversion.trace import Conversion, convert
+from kdnas.conversion.base import Conversion
+from kdnas.conversion.convert import convert
 from kdnas.preprocessing import Preprocessing
 from kdnas.runs.files import new_folder
 from kdnas.specs import Spec

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kdnas.conversion.removal import chosen, removed
+from kdnas.conversion.base import Conversion
+from kdnas.conversion.convert import convert
 from kdnas.conversion.scale_factors import Factors
-from kdnas.conversion.trace import Conversion, convert
 from kdnas.costs.budget import Budget
 from kdnas.costs.count import cost
 from kdnas.data.base import Data
@@ -60,7 +60,7 @@ class _Folded(nn.Module):
         self.network, self.factors = network, factors
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.factors.shown(self.network, images).logits
+        return self.factors.outputs(self.network, images).logits
 
 
 def prune(settings: Prune, folder: Path) -> dict[str, Any]:
@@ -169,15 +169,15 @@ def _search(settings: Prune, storage: RunFolder, data: Data, teacher_spec: Spec,
             f"nothing is to be removed: the network has {whole.params:,} params and {whole.macs:,} MACs, within "
             f"{settings.budget}. Lower the budget, or begin with a larger network."
         )
-    chosen(factors, settings.budget)  # refuses a budget that cannot be met before anything is trained
+    factors.within(settings.budget)  # refuses a budget that cannot be met before anything is trained
     training = Training(network, factors, data, build_teacher(teacher_spec, data), settings.recipe, default_device())
 
     watch = lambda: {"accuracy": accuracy(_Folded(network, factors), data.search, data)}  # noqa: E731
     train_with_checkpoints(training, "factors", storage.path(FACTORS), storage, watch)
     network, factors = network.cpu().eval(), factors.cpu()
     zeros = sum(int((f.detach() == 0).sum()) for f in factors.factors.values())
-    kept = chosen(factors, settings.budget)
-    small = removed(network, factors, kept).eval()
+    kept = factors.within(settings.budget)
+    small = factors.removed(network, kept).eval()
     origin = {"data": settings.data.to_json(), "teacher": teacher_spec.to_json()}
     origin |= {"recipe": unstructure(settings.retrain.recipe)}
     facts = {"zero factors": zeros, "whole": whole._asdict()}
@@ -188,11 +188,11 @@ def _search(settings: Prune, storage: RunFolder, data: Data, teacher_spec: Spec,
     with torch.no_grad():
         for value in factors.factors.values():
             value.copy_(torch.rand(value.shape, generator=rng) + 1)
-        drawn = chosen(factors, Budget(macs=found.macs, params=None))
+        drawn = factors.within(Budget(macs=found.macs, params=None))
         for value in factors.factors.values():
             value.fill_(1.0)
     _write(
-        storage.path(STUDENTS, "drawn"), removed(network, factors, drawn).eval(), data, origin | {"control": "random"}
+        storage.path(STUDENTS, "drawn"), factors.removed(network, drawn).eval(), data, origin | {"control": "random"}
     )
     before = accuracy(small.to(default_device()), data.test, data)
     count = sum(f.numel() for f in factors.factors.values())

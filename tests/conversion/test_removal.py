@@ -11,10 +11,9 @@ from torchvision.ops import StochasticDepth
 
 from kdnas.architecture import Architecture
 from kdnas.cli.commands import main
-from kdnas.conversion.channels import saved
-from kdnas.conversion.removal import chosen, living, narrowed, removed
+from kdnas.conversion.convert import convert
+from kdnas.conversion.removal import ResidualBlock
 from kdnas.conversion.scale_factors import Factors
-from kdnas.conversion.trace import convert
 from kdnas.costs.budget import Budget
 from kdnas.costs.count import cost
 from kdnas.data.base import Data
@@ -79,8 +78,8 @@ def drawn(factors, share=0.4):
 @torch.no_grad()
 def gap(network, factors):
     images = torch.randn(4, 3, 8, 8)
-    small = removed(network, factors, chosen(factors, Budget())).eval()
-    return (small(images).logits - factors.shown(network, images).logits).abs().max().item(), small
+    small = factors.removed(network, factors.within(Budget())).eval()
+    return (small(images).logits - factors.outputs(network, images).logits).abs().max().item(), small
 
 
 def test_what_has_factors_and_what_has_none(found):
@@ -100,7 +99,9 @@ def test_what_has_factors_and_what_has_none(found):
 
 def test_blocks_may_be_spared():
     factors = Factors(SPACE, penalty=0.0, blocks=False)
-    assert [u.key for u in factors.units] == [u.key for u in Factors(SPACE, penalty=0.0).units if not u.block]
+    assert [u.key for u in factors.units] == [
+        u.key for u in Factors(SPACE, penalty=0.0).units if not isinstance(u, ResidualBlock)
+    ]
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -132,8 +133,8 @@ def test_streams_of_known_networks_lose_channels_exactly(name):
     assert len(streams) == counts[name]
     images = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
-        shown = factors.shown(network, images).logits
-        small = removed(network, factors, chosen(factors, Budget())).eval()
+        shown = factors.outputs(network, images).logits
+        small = factors.removed(network, factors.within(Budget())).eval()
         assert (small(images).logits - shown).abs().max() <= 1e-5 * max(1.0, float(shown.abs().max()))
     assert cost(small.blueprint).macs < cost(network.blueprint).macs
 
@@ -162,7 +163,7 @@ def test_a_dropped_path_is_a_block_and_one_channel_spread_over_others_stays(seed
     factors = Factors(conversion.space, penalty=0.0)
     sizes = {u.key: u.size for u in factors.units}
     assert sizes["stages_0_0:block"] == 1 and sizes["stages_0_1:0"] == 24 and min(sizes.values()) == 1
-    assert not any(u.size == 1 for u in factors.units if not u.block)
+    assert not any(u.size == 1 for u in factors.units if not isinstance(u, ResidualBlock))
     drawn(factors)
     with torch.no_grad():
         factors.factors["stages_0_0:block"].zero_()
@@ -176,7 +177,7 @@ def test_a_block_of_factor_zero_goes_whole_and_what_stood_behind_its_sum_stays(f
     drawn(factors, 0.0)
     with torch.no_grad():
         for unit in factors.units:
-            if unit.block:
+            if isinstance(unit, ResidualBlock):
                 factors.factors[unit.key].zero_()
     difference, small = gap(network, factors)
     assert difference < 1e-5
@@ -190,7 +191,7 @@ def test_it_is_ordinary_trains_and_depthwise_channels_are_gone_with_theirs(found
     drawn(factors)
     with torch.no_grad():
         for unit in factors.units:
-            if unit.block:
+            if isinstance(unit, ResidualBlock):
                 factors.factors[unit.key].fill_(1.0)
     _, small = gap(network, factors)
     convs = [m for m in small.modules() if isinstance(m, nn.Conv2d)]
@@ -211,11 +212,11 @@ def test_every_group_is_the_one_that_torch_pruning_finds(found):
         return plain[positions.index(place[0])].parts[str(place[1])]
 
     for unit in factors.units:
-        if unit.block:
+        if isinstance(unit, ResidualBlock):
             continue
-        group = graph.get_pruning_group(module(unit.writes[0]), tp.prune_conv_out_channels, idxs=[0])
+        group = graph.get_pruning_group(module(unit.writers[0]), tp.prune_conv_out_channels, idxs=[0])
         touched = {id(d.target.module) for d, _ in group if isinstance(d.target.module, layers)}
-        assert touched == {id(module(place)) for place in (*unit.writes, *unit.takes)}, unit.key
+        assert touched == {id(module(place)) for place in (*unit.outputs, *unit.readers)}, unit.key
 
 
 @pytest.mark.parametrize("share", [0.9, 0.7, 0.5, 0.35])
@@ -226,20 +227,20 @@ def test_a_budget_is_met_within_two_per_cent(found, name, share):
         for value in factors.factors.values():
             value.copy_(torch.rand(value.shape) + 0.1)
     bound = share * getattr(cost(network.blueprint), name)
-    kept = chosen(factors, Budget(**{name: bound}))
-    left = getattr(cost(narrowed(factors, kept)), name)
+    kept = factors.within(Budget(**{name: bound}))
+    left = getattr(cost(factors.removal.remaining(kept)), name)
     assert left <= bound
     # One channel of this small network is up to 2 % of it.
-    unit = max(getattr(c, name) for key, c in saved(factors.space, factors.units).items() if "block" not in key)
+    unit = max(getattr(c, name) for key, c in factors.removal.savings().items() if "block" not in key)
     assert left > 0.98 * bound - unit
 
 
 def test_an_impossible_budget_and_none_at_all(found):
     network, factors = found
-    with pytest.raises(ValueError, match="smallest network that is left"):
-        chosen(factors, Budget(macs=10))
-    kept = chosen(factors, Budget())
-    assert narrowed(factors, kept) == network.blueprint
+    with pytest.raises(ValueError, match="smallest network that can be left"):
+        factors.within(Budget(macs=10))
+    kept = factors.within(Budget())
+    assert factors.removal.remaining(kept) == network.blueprint
 
 
 def test_the_smallest_factors_go_first(found):
@@ -250,8 +251,8 @@ def test_the_smallest_factors_go_first(found):
             factors.factors[unit.key].copy_(torch.linspace(0.5, 1.0, unit.size) * signs)
         wide = next(u for u in factors.units if u.size == 32)
         factors.factors[wide.key][:16] = 0.01
-    whole = cost(factors.space.blueprint(factors.space.largest)).macs
-    kept = chosen(factors, Budget(macs=0.97 * whole))
+    whole = cost(factors.removal.space.blueprint(factors.removal.space.largest)).macs
+    kept = factors.within(Budget(macs=0.97 * whole))
     assert not kept[wide.key][:5].any() and kept[wide.key][16:].all()
     assert all(bool(kept[u.key].all()) for u in factors.units if u is not wide)
 
@@ -278,7 +279,7 @@ def test_what_is_minimised_is_the_divergence_of_the_network_with_its_factors_fro
     images, teacher = torch.randn(4, 3, 8, 8), Outputs(torch.randn(4, 3))
     batch = types.SimpleNamespace(images=images, teacher=teacher, labels=torch.zeros(4, dtype=torch.long))
     ((_, loss),) = factors.losses(network, batch, Step(0, 9, 0))
-    log_p = factors.shown(network, images).logits.log_softmax(1)
+    log_p = factors.outputs(network, images).logits.log_softmax(1)
     q = teacher.logits.softmax(1)
     assert loss.item() == pytest.approx((q * (q.log() - log_p)).sum(1).mean().item(), rel=1e-5)
     assert not torch.allclose(log_p, network(images).logits.log_softmax(1), atol=1e-2)
@@ -330,7 +331,7 @@ def test_two_factors_on_one_weight_both_count():
             factors.factors[unit.key].fill_(by)
         # The branch's weights times 2 and a half, its bias times a half: a bias of 0 leaves the branch as it was.
         network.get_parameter("stages.0.0.parts.2.bias").zero_()
-        assert torch.allclose(factors.shown(network, images).logits, network(images).logits, atol=1e-5)
+        assert torch.allclose(factors.outputs(network, images).logits, network(images).logits, atol=1e-5)
     drawn(factors)
     assert gap(network, factors)[0] < 1e-5
 
@@ -344,7 +345,7 @@ def test_no_penalty_removes_nothing_and_a_larger_one_never_keeps_more():
     for penalty in (0.0, 0.05, 0.2, 1.0):
         network, factors, _ = trained(penalty)
         counts.append(zeros(factors))
-        macs.append(cost(removed(network, factors, chosen(factors, Budget())).blueprint).macs)
+        macs.append(cost(factors.removed(network, factors.within(Budget())).blueprint).macs)
     assert counts[0] == 0 and macs[0] == cost(network.blueprint).macs
     assert counts == sorted(counts) and counts[-1] > 0
     assert macs == sorted(macs, reverse=True)
@@ -356,10 +357,10 @@ def test_a_growing_penalty_meets_the_budget_with_zeros_alone_and_leaves_them(nam
     bound = share * getattr(whole, name)
     _, factors, _ = trained(None, steps=60, budget=Budget(**{name: bound}))
     assert bool(factors.met)
-    kept = living(factors)
-    assert all(torch.equal(mask, kept[key]) for key, mask in chosen(factors, Budget(**{name: bound})).items())
-    met = getattr(cost(narrowed(factors, kept)), name)
-    unit = max(getattr(c, name) for key, c in saved(factors.space, factors.units).items() if "block" not in key)
+    kept = factors.nonzero()
+    assert all(torch.equal(mask, kept[key]) for key, mask in factors.within(Budget(**{name: bound})).items())
+    met = getattr(cost(factors.removal.remaining(kept)), name)
+    unit = max(getattr(c, name) for key, c in factors.removal.savings().items() if "block" not in key)
     assert 0.98 * bound - unit <= met <= bound
     zeros_before = {key: value == 0 for key, value in factors.factors.items()}
     assert all(torch.equal(zeros_before[key], alive == 0) for key, alive in factors.alive.items())
@@ -376,7 +377,7 @@ def test_looks_that_are_far_apart_remove_no_more_than_the_budget_asks(total):
     space = convert(Plain().eval(), image=(3, 8, 8)).space
     bound = 0.5 * cost(space.blueprint(space.largest)).macs
     factors = Factors(space, budget=Budget(macs=bound))
-    assert not any(u.block for u in factors.units)
+    assert not any(isinstance(u, ResidualBlock) for u in factors.units)
     with torch.no_grad():
         for value in factors.factors.values():
             value.uniform_(0.5, 1.5)
@@ -384,7 +385,7 @@ def test_looks_that_are_far_apart_remove_no_more_than_the_budget_asks(total):
         factors.after(None, None, Step(index, total, 0))
         if factors.met:
             break
-    assert 0.98 * bound <= cost(narrowed(factors, living(factors))).macs <= bound
+    assert 0.98 * bound <= cost(factors.removal.remaining(factors.nonzero())).macs <= bound
     # Of a group, what came back (as it was at the look before) was farther from 0 than what did not.
     came, went = [], []
     for key, value in factors.factors.items():
@@ -402,7 +403,7 @@ def test_what_was_met_survives_a_checkpoint(tmp_path):
     budget = Budget(macs=0.5 * cost(SPACE.blueprint(SPACE.largest)).macs)
     _, factors, _ = trained(None, steps=60, budget=budget)
     save_state(tmp_path / "state.safetensors", dict(factors.state_dict()))
-    again = Factors(factors.space, budget=budget)
+    again = Factors(factors.removal.space, budget=budget)
     again.load_state_dict(load_state(tmp_path / "state.safetensors"))
     assert bool(again.met) and all(torch.equal(again.alive[key], alive) for key, alive in factors.alive.items())
 
@@ -410,8 +411,8 @@ def test_what_was_met_survives_a_checkpoint(tmp_path):
 def test_costs_move_removal_to_expensive_channels():
     def share(by_cost):
         _, factors, _ = trained(0.15, by_cost)
-        prices = saved(factors.space, factors.units)
-        channels = [u for u in factors.units if not u.block]
+        prices = factors.removal.savings()
+        channels = [u for u in factors.units if not isinstance(u, ResidualBlock)]
         dear = max(channels, key=lambda u: prices[u.key].macs)
         cheap = min(channels, key=lambda u: prices[u.key].macs)
         size = {u: float(factors.factors[u.key].detach().abs().mean()) for u in (dear, cheap)}
@@ -465,7 +466,7 @@ def test_a_source_or_budget_that_does_not_fit_is_refused_before_anything_is_trai
     assert not (tmp_path / "source" / "teaching").exists()
     teacher = f"checkpoint:{run / 'teaching' / 'teacher'}"
     whole = read_student(run / "teaching" / "teacher")[1].cost
-    for macs, message in ((10, "the smallest network that is left has"), (whole.macs, "nothing is to be removed")):
+    for macs, message in ((10, "the smallest network that can be left has"), (whole.macs, "nothing is to be removed")):
         settings = dataclasses.replace(pruned(), source=teacher, budget=Budget(macs=macs))
         with pytest.raises(ValueError, match=message):
             prune(settings, tmp_path / str(macs))
@@ -534,7 +535,7 @@ def test_settings_that_make_no_sense_are_refused():
 
     with pytest.raises(ValueError, match="penalty must not be negative"):
         dataclasses.replace(pruned(), penalty=-1.0)
-    with pytest.raises(ValueError, match="Give one of the two"):
+    with pytest.raises(ValueError, match="got neither"):
         Factors(SPACE)
     with pytest.raises(ValueError, match="no channel"):
         flat = Part(nodes=(Node(op="flatten"), Node(op="linear", inputs=(1,), values=(1024, "classes", 1))))

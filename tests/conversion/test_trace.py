@@ -8,7 +8,8 @@ from torch import nn
 from torchvision import models
 
 from kdnas.cli.commands import main
-from kdnas.conversion.trace import TOLERANCE, convert
+from kdnas.conversion.base import TOLERANCE
+from kdnas.conversion.convert import convert
 from kdnas.costs.count import cost
 from kdnas.jobs.convert import SPACE, WEIGHTS, convert_source, load_source
 from kdnas.network import Network
@@ -73,7 +74,7 @@ def small():
 
 
 def rows(found):
-    return {row.module: (row.elastic, row.why) for row in found.report}
+    return {row.module: (row.elastic, row.reason) for row in found.report}
 
 
 def check(module, images, **expected):
@@ -250,7 +251,7 @@ class Attentive(nn.Module):
 
 def test_one_channel_that_is_spread_over_others_stays_one():
     found = check(Attentive(), torch.randn(2, 3, 16, 16))
-    assert {row.module: row.why for row in found.report}["attention"].startswith("channels in 16, 24, 32")
+    assert {row.module: row.reason for row in found.report}["attention"].startswith("channels in 16, 24, 32")
     names = [choice.name for choice in found.space.choices]
     assert names == ["stage0.block0.width0"]
     for options in found.space.all():

@@ -14,7 +14,8 @@ from torchvision.models import swin_t
 from torchvision.models.vision_transformer import ConvStemConfig, VisionTransformer
 
 from kdnas.cli.commands import main
-from kdnas.conversion.trace import TOLERANCE, convert
+from kdnas.conversion.base import TOLERANCE
+from kdnas.conversion.convert import convert
 from kdnas.costs.budget import Budget
 from kdnas.costs.count import cost
 from kdnas.distillers.base import Batch, Step
@@ -377,7 +378,7 @@ def test_a_shallower_subnet_is_the_source_without_its_last_block():
 
 
 def rows(source):
-    return {row.module: (row.elastic, row.why) for row in convert(source, image=IMAGE).report}
+    return {row.module: (row.elastic, row.reason) for row in convert(source, image=IMAGE).report}
 
 
 def test_every_part_with_weights_is_listed_elastic_or_fixed_and_why():
@@ -490,7 +491,7 @@ def test_scale_factors_are_for_convolutions(tmp_path):
         budget=Budget(macs=1000),
         teacher=spec("kdnas.teachers:own_teacher", function="tests.toy:cnn"),
     )
-    with pytest.raises(ValueError, match=r"tests\.test_convert_transformer:tiny is a vision transformer"):
+    with pytest.raises(ValueError, match=r"tests\.conversion\.test_transformer:tiny is a vision transformer"):
         prune(settings, tmp_path / "pruned")
 
 

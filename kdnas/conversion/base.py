@@ -1,0 +1,73 @@
+"""What a conversion returns: an elastic supernet, a report, and how far it is from the source."""
+
+from dataclasses import dataclass
+from typing import NamedTuple, final
+
+import torch
+from torch import nn
+
+from kdnas.randomness import torch_rng
+from kdnas.spaces.converted import Converted
+from kdnas.spaces.vit import ViT
+from kdnas.supernet import Supernet
+
+TOLERANCE = 1e-5
+
+
+class ModuleReport(NamedTuple):
+    """One module of the source.
+
+    Attributes:
+        module: its path.
+        elastic: whether some subnet has less of it.
+        reason: what can be chosen, or why nothing can.
+    """
+
+    module: str
+    elastic: bool
+    reason: str
+
+
+@final
+@dataclass(frozen=True)
+class Conversion:
+    """A converted network.
+
+    Attributes:
+        space: its search space; the largest network is the source.
+        supernet: with the source's weights, in evaluation mode.
+        report: every module of the source with weights, elastic or fixed, and why; of a transformer also dropouts.
+        error: largest difference between the logits of the source and of the largest subnet, on random images.
+    """
+
+    space: Converted | ViT
+    supernet: Supernet
+    report: tuple[ModuleReport, ...]
+    error: float
+
+    def __str__(self) -> str:
+        width = max(len(row.module) for row in self.report)
+        rows = [f"{r.module:<{width}}  {'elastic' if r.elastic else 'fixed':<7}  {r.reason}" for r in self.report]
+        elastic = sum(row.elastic for row in self.report)
+        rows.append(f"{elastic} of {len(rows)} modules are elastic; {self.space.count():,} subnets; ")
+        rows[-1] += f"the largest reproduces the source within {self.error:.1e}"
+        return "\n".join(rows)
+
+
+def compare(module: nn.Module, supernet: Supernet) -> float:
+    """The largest difference between the logits of the source and of the largest subnet, on random images.
+
+    Raises:
+        ValueError: it is above 1e-5 of the source's largest logit, or above 1e-5 where that is below 1.
+    """
+    largest = supernet.space.largest
+    images = torch.randn(2, *supernet.space.blueprint(largest).image, generator=torch_rng("convert"))
+    with torch.no_grad():
+        source = module(images)
+        difference = float((source - supernet(images, largest).logits).abs().max())
+    if not difference <= TOLERANCE * max(1.0, float(source.abs().max())):
+        raise ValueError(
+            f"the largest subnet differs from the source by {difference:.3g}. The source may be random or depend on "
+            "the batch in evaluation mode."
+        )
+    return difference

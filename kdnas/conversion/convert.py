@@ -1,0 +1,43 @@
+"""A trained network as an elastic supernet whose largest subnet is that network."""
+
+from torch import nn
+
+from kdnas.conversion.base import Conversion
+from kdnas.conversion.chain import chain
+from kdnas.conversion.transformer import transformer
+
+
+def convert(
+    module: nn.Module,
+    *,
+    image: tuple[int, int, int] = (3, 224, 224),
+    name: str = "converted",
+    needs_choices: bool = True,
+) -> Conversion:
+    """An elastic supernet from a trained network.
+
+    A plain vision transformer is recognised by its parts (`kdnas.conversion.transformer`). Any other network is
+    traced, cut into a chain of parts and made elastic in depth and inner width (`kdnas.conversion.chain`). The weights
+    are copied, and the largest subnet is compared with the source.
+
+    Args:
+        module: returns logits `[batch, classes]`; convolutions, batch norms, linear layers, pooling, sums, products,
+            concatenations and the usual activations, without control flow on values; or a plain vision transformer.
+        image: channels, height and width, which are equal.
+        name: of the space.
+        needs_choices: whether a network in which nothing is elastic is refused; scale factors need no choices.
+
+    Raises:
+        ValueError: it cannot be traced, has an operation that is not supported (it is named), nothing in it is
+            elastic, the images are not square, or the result differs from the source.
+    """
+    if image[1] != image[2]:
+        raise ValueError(f"a search space's images must be square, got {image[1]} x {image[2]}. Resize them.")
+    module = module.eval()
+    conversion = transformer(module, image, name) or chain(module, image, name)
+    if needs_choices and not any(row.elastic for row in conversion.report):
+        raise ValueError(
+            "no elastic module found: no block may be left out and no inner width narrowed. The modules are:\n"
+            + "\n".join(f"{row.module}: {row.reason}" for row in conversion.report)
+        )
+    return conversion
