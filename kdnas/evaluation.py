@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from kdnas.data.base import Data, Images
-from kdnas.network import default_device
+from kdnas.network import default_device, modes
 from kdnas.outputs import Outputs
 from kdnas.students.folder import read_student
 from kdnas.supernet import Supernet
@@ -30,14 +30,11 @@ def health(supernet: Supernet, data: Data, most: int = 1000) -> dict[str, float]
     pixels, labels = next(part.batches(most))
     images, labels = data.normalise(pixels.to(device)), labels.to(device)
     middle = space.decide(lambda choice: choice.options[len(choice.options) // 2])
-    was_training = supernet.training
-    supernet.eval()
     found = {}
-    with torch.no_grad():
+    with modes(supernet), torch.no_grad():
         for name, one in (("smallest", space.smallest), ("middle", middle), ("largest", space.largest)):
             logits = supernet(images, one, batch_statistics=True).logits
             found[name] = float((logits.argmax(1) == labels).float().mean())
-    supernet.train(was_training)
     return found
 
 
@@ -49,15 +46,12 @@ def accuracy(network: nn.Module, part: Images, data: Data) -> float:
 def correct(network: nn.Module, part: Images, data: Data) -> Tensor:
     """Which of a part's images are classified right, `[count]`; the network keeps its mode."""
     device = next(network.parameters()).device
-    was_training = network.training
-    network.eval()
     found = []
-    with torch.no_grad():
+    with modes(network), torch.no_grad():
         for pixels, labels in part.batches():
             outputs = network(data.normalise(pixels.to(device)))
             logits = outputs.logits if isinstance(outputs, Outputs) else outputs
             found.append(logits.argmax(1).cpu() == labels)
-    network.train(was_training)
     return torch.cat(found)
 
 

@@ -1,6 +1,6 @@
 """A blueprint as an ordinary PyTorch network."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, final
 
@@ -49,7 +49,7 @@ class Network(nn.Module):
 
     def forward(self, images: Tensor) -> Outputs:
         """Logits `[batch, classes]`, one feature map per stage, and every attention layer's map."""
-        with shown_attentions(self.modules()) as attentions:
+        with attention_maps(self.modules()) as attentions:
             x, features = self.stem(resize(images, *self.blueprint.image[1:])), []
             for stage in self.stages:
                 x = stage(x)
@@ -61,33 +61,70 @@ class Network(nn.Module):
 
         In training mode their batch norms use this map's statistics and leave the running ones alone.
         """
-        later = (*self.stages[stage + 1 :], self.head)
-        norms = [m for part in later for m in part.modules() if isinstance(m, BATCH_NORMS) and m.track_running_stats]
-        for norm in norms:
-            norm.track_running_stats = False
-        try:
+        later = nn.ModuleList((*self.stages[stage + 1 :], self.head))
+        with untracked(later):
             for part in later:
                 feature = part(feature)
-        finally:
-            for norm in norms:
-                norm.track_running_stats = True
         return feature
 
 
 @contextmanager
-def shown_attentions(modules: Iterable[nn.Module]) -> Iterator[list[Tensor]]:
-    """The maps that attention layers among these modules put out inside, in order of execution; no hook stays."""
-    seen: list[Tensor] = []
-    handles = [
-        module.register_forward_hook(lambda _, __, output: seen.append(output))
-        for module in modules
-        if isinstance(module, AttentionMap)
-    ]
+def hooked(
+    modules: Iterable[nn.Module],
+    *,
+    before: Callable[[nn.Module, tuple[Any, ...]], None] | None = None,
+    after: Callable[[nn.Module, tuple[Any, ...], Any], None] | None = None,
+) -> Iterator[None]:
+    """Inside, every call of these modules is preceded by `before(module, inputs)`, followed by `after(..., output)`.
+
+    No hook is left behind.
+    """
+    handles = []
     try:
-        yield seen
+        for module in modules:
+            if before is not None:
+                handles.append(module.register_forward_pre_hook(before))
+            if after is not None:
+                handles.append(module.register_forward_hook(after))
+        yield
     finally:
         for handle in handles:
             handle.remove()
+
+
+@contextmanager
+def modes(network: nn.Module) -> Iterator[None]:
+    """Inside, the network is in evaluation mode; afterwards each of its modules has its own mode again."""
+    before = {module: module.training for module in network.modules()}
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, mode in before.items():
+            module.training = mode
+
+
+@contextmanager
+def untracked(network: nn.Module) -> Iterator[list[nn.Module]]:
+    """Inside, its batch norms leave their running statistics alone, and in training mode use those of their input."""
+    norms: list[Any] = [m for m in network.modules() if isinstance(m, BATCH_NORMS)]
+    before = {norm: norm.track_running_stats for norm in norms}
+    for norm in norms:
+        norm.track_running_stats = False
+    try:
+        yield norms
+    finally:
+        for norm, tracks in before.items():
+            norm.track_running_stats = tracks
+
+
+@contextmanager
+def attention_maps(modules: Iterable[nn.Module]) -> Iterator[list[Tensor]]:
+    """The outputs of attention layers among these modules inside, in order of execution."""
+    maps: list[Tensor] = []
+    layers = [module for module in modules if isinstance(module, AttentionMap)]
+    with hooked(layers, after=lambda _, __, output: maps.append(output)):
+        yield maps
 
 
 def calibrate(network: nn.Module, batches: Iterable[Tensor]) -> None:
@@ -96,22 +133,18 @@ def calibrate(network: nn.Module, batches: Iterable[Tensor]) -> None:
     Each batch is normalised by its own statistics meanwhile. Only buffers change; the network keeps its mode.
     """
     norms = [m for m in network.modules() if isinstance(m, BATCH_NORMS) and m.track_running_stats]
-    modes = {m: m.training for m in network.modules()}
-    momenta = {m: m.momentum for m in norms}
-    network.eval()
-    try:
-        for norm in norms:
-            norm.reset_running_stats()
-            norm.momentum = None  # a cumulative average
-            norm.train()
-        with torch.no_grad():
+    momenta = {norm: norm.momentum for norm in norms}
+    with modes(network), torch.no_grad():
+        try:
+            for norm in norms:
+                norm.reset_running_stats()
+                norm.momentum = None  # a cumulative average
+                norm.train()
             for images in batches:
                 network(images)
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-        for norm, momentum in momenta.items():
-            norm.momentum = momentum
+        finally:
+            for norm, momentum in momenta.items():
+                norm.momentum = momentum
 
 
 @contextmanager
@@ -120,19 +153,10 @@ def batch_statistics(network: nn.Module) -> Iterator[None]:
 
     Running statistics are neither used nor changed.
     """
-    modes = {m: m.training for m in network.modules()}
-    norms = [m for m in network.modules() if isinstance(m, BATCH_NORMS)]
-    tracking = {m: m.track_running_stats for m in norms}
-    network.eval()
-    try:
+    with modes(network), untracked(network) as norms:
         for norm in norms:
-            norm.training, norm.track_running_stats = True, False
+            norm.training = True
         yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-        for norm, tracked in tracking.items():
-            norm.track_running_stats = tracked
 
 
 def default_device() -> torch.device:

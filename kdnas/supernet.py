@@ -10,7 +10,7 @@ from torch.func import functional_call
 
 from kdnas.architecture import Architecture, Value
 from kdnas.blocks.basic import AttentionMap, DropPath, resize
-from kdnas.network import BATCH_NORMS, Network, build, shown_attentions
+from kdnas.network import BATCH_NORMS, Network, attention_maps, build
 from kdnas.outputs import Outputs
 from kdnas.space import Layer, SearchSpace
 
@@ -104,9 +104,9 @@ class Supernet(nn.Module):
         for i, stage in enumerate(blueprint.stages):
             for j, layer in enumerate(stage):
                 name = f"stages.{i}.{j}"
-                with shown_attentions(self._plan(name, layer).maps) as seen:
+                with attention_maps(self._plan(name, layer).maps) as maps:
                     x = self.run(name, layer, x, **modes)
-                attentions += seen
+                attentions += maps
             features.append(x)
         logits = self.run("head", blueprint.head, x, **modes)
         return Outputs(logits, tuple(features), tuple(attentions), images=images)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdnas.conversion.base import Conversion, ModuleReport, compare
+from kdnas.network import hooked
 from kdnas.randomness import torch_rng
 from kdnas.spaces.converted import UNIT, narrower
 from kdnas.spaces.vit import ViT
@@ -378,21 +379,17 @@ def _compare(
     """Refuse a source whose stem, a block or head computes something else than its names say."""
     taken: dict[str, Tensor] = {}
     given: dict[str, Tensor] = {}
-    handles = []
-    for path in (*blocks.values(), layout.head):
+    paths = {module.get_submodule(path): path for path in (*blocks.values(), layout.head)}
 
-        def see(_: nn.Module, inputs: Any, output: Any, path: str = path) -> None:
-            taken[path], given[path] = inputs[0], output
+    def keep(part: nn.Module, inputs: Any, output: Any) -> None:
+        taken[paths[part]], given[paths[part]] = inputs[0], output
 
-        handles.append(module.get_submodule(path).register_forward_hook(see))
     images = torch.randn(2, *image, generator=torch_rng("convert"))
     try:
-        module(images)
+        with hooked(paths, after=keep):
+            module(images)
     except Exception as error:  # the source's own code, which may raise anything
         raise ValueError(f"the network cannot run on images of {image}: {str(error).splitlines()[0]}") from error
-    finally:
-        for handle in handles:
-            handle.remove()
     layers = dict(supernet.space.blueprint(supernet.space.largest).named())
     first = next(iter(blocks.values()))
     x = supernet.run("stem", layers["stem"], images)

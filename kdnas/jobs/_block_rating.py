@@ -10,6 +10,7 @@ from kdnas.architecture import Architecture
 from kdnas.blocks.basic import resize
 from kdnas.distillers.block_wise import BlockWise, stages_of
 from kdnas.jobs._run import Run
+from kdnas.network import modes
 from kdnas.ranking.exact import Block, best, blocks_of
 from kdnas.ranking.loop import entry_of
 from kdnas.runs.entry import Entry
@@ -38,13 +39,8 @@ def rate_blocks(supernet: Supernet, distiller: BlockWise, evidence: Evidence) ->
                 "belongs to one block. Give widths that two blocks share, and those of the head, one option."
             )
         groups.setdefault(f"stage{min(stages)}", []).append(choice)
-    was_training = supernet.training
-    supernet.eval()
-    try:
-        with torch.no_grad():
-            return blocks_of(space, _Rater(supernet, distiller, evidence, groups), groups)
-    finally:
-        supernet.train(was_training)
+    with modes(supernet), torch.no_grad():
+        return blocks_of(space, _Rater(supernet, distiller, evidence, groups), groups)
 
 
 class _Rater:

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from kdnas.network import BATCH_NORMS, Network
+from kdnas.network import BATCH_NORMS, Network, hooked
 from kdnas.randomness import initialised
 
 ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.SiLU, nn.Hardswish, nn.GELU)
@@ -46,13 +46,6 @@ def watching(
     network: nn.Module, kinds: tuple[type[nn.Module], ...], see: Callable[[nn.Module, Tensor], None]
 ) -> Iterator[None]:
     """Inside, `see(module, input)` is called before every call of a module of these kinds."""
-
-    def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        see(module, inputs[0].detach())
-
-    handles = [m.register_forward_pre_hook(hook) for m in network.modules() if isinstance(m, kinds)]
-    try:
+    modules = [module for module in network.modules() if isinstance(module, kinds)]
+    with hooked(modules, before=lambda module, inputs: see(module, inputs[0].detach())):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()

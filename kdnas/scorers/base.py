@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from kdnas.architecture import Architecture
 from kdnas.blocks.basic import resize
-from kdnas.network import batch_statistics
+from kdnas.network import batch_statistics, modes
 from kdnas.outputs import Outputs
 from kdnas.randomness import python_rng
 from kdnas.space import Blueprint
@@ -284,36 +284,31 @@ def _walked(
     scores: list[list[Score | None]] = [[None] * len(paths) for _ in scorers]
     walk: list[tuple[Any, Tensor, list[Any]]] = []  # one path: step, activation, digests of the stage it closes
     latest: list[Score] = []
-    was_training = supernet.training
-    supernet.eval()
-    try:
-        with torch.no_grad():
-            for index in order:
-                path, blueprint = paths[index], blueprints[index]
-                shared = 0
-                while shared < min(len(walk), len(path)) and walk[shared][0] == path[shared]:
-                    shared += 1
-                del walk[shared:]
-                for step in path[shared:]:
-                    name, layer, closes = step
-                    if layer is None:
-                        x = resize(evidence.images, *blueprint.image[1:])
-                    else:
-                        x = supernet.run(name, layer, walk[-1][1], batch_statistics=True)
-                        saved.evaluated += 1
-                    digests = [] if closes is None else [s.digest(closes, x, evidence) for s in scorers]
-                    walk.append((step, x, digests))
-                saved.one_by_one += len(path) - 1
-                if shared != len(path) or not latest:  # else another spelling of the network just scored
-                    stages = [digests for step, _, digests in walk if step[2] is not None]
-                    latest = [
-                        scorer.judge(walk[-1][1], [digests[i] for digests in stages], evidence)
-                        for i, scorer in enumerate(scorers)
-                    ]
-                for column, score in zip(scores, latest, strict=True):
-                    column[index] = score
-    finally:
-        supernet.train(was_training)
+    with modes(supernet), torch.no_grad():
+        for index in order:
+            path, blueprint = paths[index], blueprints[index]
+            shared = 0
+            while shared < min(len(walk), len(path)) and walk[shared][0] == path[shared]:
+                shared += 1
+            del walk[shared:]
+            for step in path[shared:]:
+                name, layer, closes = step
+                if layer is None:
+                    x = resize(evidence.images, *blueprint.image[1:])
+                else:
+                    x = supernet.run(name, layer, walk[-1][1], batch_statistics=True)
+                    saved.evaluated += 1
+                digests = [] if closes is None else [s.digest(closes, x, evidence) for s in scorers]
+                walk.append((step, x, digests))
+            saved.one_by_one += len(path) - 1
+            if shared != len(path) or not latest:  # else another spelling of the network just scored
+                stages = [digests for step, _, digests in walk if step[2] is not None]
+                latest = [
+                    scorer.judge(walk[-1][1], [digests[i] for digests in stages], evidence)
+                    for i, scorer in enumerate(scorers)
+                ]
+            for column, score in zip(scores, latest, strict=True):
+                column[index] = score
     return [[score for score in column if score is not None] for column in scores]
 
 

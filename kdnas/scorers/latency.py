@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from kdnas.costs.latency import timed
+from kdnas.network import modes
 from kdnas.scorers.base import Evidence, Score, Scorer
 
 
@@ -40,8 +41,6 @@ class Latency(Scorer):
             with torch.no_grad():
                 for tensor in (*student.parameters(), *student.buffers()):
                     tensor.zero_()
-        was_training = student.training
-        student.eval()
-        seconds = statistics.median(timed(lambda: student(image), device, self.repeats))
-        student.train(was_training)
+        with modes(student):
+            seconds = statistics.median(timed(lambda: student(image), device, self.repeats))
         return Score(-seconds, {"latency": seconds})

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from kdnas.blocks.basic import resize
 from kdnas.data.base import normalise
-from kdnas.network import Network
+from kdnas.network import Network, hooked
 from kdnas.outputs import END, Moment, Outputs
 from kdnas.preprocessing import Preprocessing
 from kdnas.specs import nearest
@@ -101,22 +101,17 @@ class Frozen(Teacher):
 
 @contextmanager
 def recorded(module: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
-    """Outputs of submodules during one call: registered, filled and removed here."""
-    seen: dict[str, Tensor] = {}
-    handles = []
+    """Outputs of submodules inside, by name, in order of their first call; of several calls the last output."""
     known = dict(module.named_modules())
-    for name in names:
+    names_of = {known[name]: name for name in names}
+    outputs: dict[str, Tensor] = {}
 
-        def keep(_: nn.Module, __: Any, output: Any, name: str = name) -> None:
-            if isinstance(output, Tensor):
-                seen[name] = output
+    def keep(part: nn.Module, _: Any, output: Any) -> None:
+        if isinstance(output, Tensor):
+            outputs[names_of[part]] = output
 
-        handles.append(known[name].register_forward_hook(keep))
-    try:
-        yield seen
-    finally:
-        for handle in handles:
-            handle.remove()
+    with hooked(names_of, after=keep):
+        yield outputs
 
 
 def find_stages(module: nn.Module, images: Tensor, most: int = 6) -> tuple[str, ...]:
