@@ -1,0 +1,51 @@
+"""Exhaustive search under a budget that hardly any network meets: the time limit holds while it looks for one."""
+
+import random
+import time
+
+import torch
+
+from kdnas.costs.budget import Budget
+from kdnas.costs.check import BudgetCheck
+from kdnas.costs.count import cost
+from kdnas.ranking.loop import Limits, search
+from kdnas.scorers.base import Evidence, Score, Scorer
+from kdnas.searchers.exhaustive import Exhaustive
+from kdnas.supernet import Supernet
+from kdnas.tables import load_space
+
+ISSUE = 14
+SECONDS, GRACE = 0.2, 1.0
+
+
+class Late(Exception):
+    """The search still tests candidates long after its time."""
+
+
+class Arbitrary(Scorer):
+    reads_weights = False
+
+    def score(self, student, evidence):
+        return Score(random.random(), {})
+
+
+def check(folder):
+    space = load_space("digits")
+    with torch.device("meta"):
+        supernet = Supernet(space)
+    smallest = cost(space.blueprint(space.smallest)).macs
+    budget = BudgetCheck(space, Budget(macs=1.01 * smallest))
+    began = time.perf_counter()
+
+    def admits(architecture):
+        if time.perf_counter() - began > SECONDS + GRACE:
+            raise Late
+        return budget.admits(architecture)
+
+    searcher = Exhaustive(space=space, admits=admits, rng=random.Random(0))
+    empty = torch.zeros(0)
+    try:
+        for _ in search(supernet, Arbitrary(), searcher, Evidence(empty, empty, empty, None), Limits(50, SECONDS)):
+            pass
+    except Late:
+        raise AssertionError(f"still searching {GRACE:g} s after the limit of {SECONDS:g} s") from None
