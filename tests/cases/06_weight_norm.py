@@ -5,7 +5,7 @@ import warnings
 import torch
 from torch import nn
 
-from kdnas.conversion.trace import convert
+from kdnas.conversion.convert import convert
 from tests.cases import outcome
 
 ISSUE = 14

@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import nn
 
-from kdnas.conversion.trace import convert
+from kdnas.conversion.convert import convert
 from kdnas.costs.count import cost
 from tests.cases import outcome
 

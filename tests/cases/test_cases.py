@@ -13,16 +13,13 @@ HERE = Path(__file__).parent
 CASES = sorted(path.stem for path in HERE.glob("[0-9][0-9]_*.py"))
 
 
-def parameter(name):
+@pytest.mark.parametrize("name", CASES)
+def test_case(name, tmp_path, request):
     case = importlib.import_module(f"tests.cases.{name}")
     issue = getattr(case, "ISSUE", None)
-    # Only a failed assertion is the known fault: an error says that the case itself is out of date.
-    fault = pytest.mark.xfail(strict=True, raises=AssertionError, reason=f"issue {issue}")
-    return pytest.param(case, id=name, marks=() if issue is None else fault)
-
-
-@pytest.mark.parametrize("case", [parameter(name) for name in CASES])
-def test_case(case, tmp_path):
+    if issue is not None:
+        # Only a failed assertion is the known fault: an error says that the case itself is out of date.
+        request.applymarker(pytest.mark.xfail(strict=True, raises=AssertionError, reason=f"issue {issue}"))
     case.check(tmp_path)
 
 
