@@ -67,3 +67,13 @@ def test_every_old_module_leads_to_modules_of_today(old):
 @pytest.mark.parametrize("old, name", sorted(old_paths.RENAMED))
 def test_every_renamed_name_exists_today(run, old, name):
     run(f"from kdnas.{old} import {name}\n")
+
+
+def test_the_changelog_lists_the_same_moves_and_names():
+    text = (HERE.parents[1] / "docs" / "changelog.md").read_text(encoding="utf-8")
+    moves = re.findall(r"^\| `kdnas\.([\w.]+)` \| (.*) \|$", text, re.MULTILINE)
+    assert {old: set(re.findall(r"`kdnas\.([\w.]+)`", new)) for old, new in moves} == {
+        old: set(new.split()) for old, new in old_paths.MOVED.items()
+    }
+    names = re.findall(r"^\| `kdnas\.([\w.]+):(\w+)` \| `(\w+)` \|$", text, re.MULTILINE)
+    assert {(old, name): new for old, name, new in names} == old_paths.RENAMED
