@@ -22,15 +22,15 @@ from kdnas.ranking.quality import Row, canonical_rows, read_table
 from kdnas.runs.entry import Entry
 from kdnas.searchers.base import Searcher
 from kdnas.space import SearchSpace
-from kdnas.specs import Spec, named
+from kdnas.specs import Spec, find_spec
 from kdnas.tables import load_space
 
 SEARCHERS = {
-    "random_search": named("kdnas.searchers", "random_search"),
-    "evolution": named("kdnas.searchers", "evolution"),
-    "nsga2": named("kdnas.searchers", "nsga2"),
-    "optuna tpe": named("kdnas.searchers", "optuna_sampler"),
-    "optuna nsgaii": named("kdnas.searchers", "optuna_sampler", sampler="nsgaii"),
+    "random_search": find_spec("kdnas.searchers", "random_search"),
+    "evolution": find_spec("kdnas.searchers", "evolution"),
+    "nsga2": find_spec("kdnas.searchers", "nsga2"),
+    "optuna tpe": find_spec("kdnas.searchers", "optuna_sampler"),
+    "optuna nsgaii": find_spec("kdnas.searchers", "optuna_sampler", sampler="nsgaii"),
 }
 
 

@@ -18,7 +18,7 @@ from typing import Any
 from kdnas.jobs._run import Run
 from kdnas.jobs.rank_check import rank_check
 from kdnas.ranking.quality import CONTROLS
-from kdnas.specs import named_with
+from kdnas.specs import parse_spec
 
 FROM_WEIGHTS = (
     "rdm",
@@ -43,7 +43,7 @@ PARTS = ("top tenth", "layers", "non_minimal", "macs")
 def measure(run: Path, table: Path, names: tuple[str, ...], num_images: int) -> dict[str, Any]:
     """What rank-check finds for these scorers, cut down to what the table shows."""
     began = time.perf_counter()
-    scorers = {name: named_with("kdnas.scorers", name) for name in names}
+    scorers = {name: parse_spec("kdnas.scorers", name) for name in names}
     found = rank_check(Run(run), table, scorers=scorers, num_images=num_images)
     held = found["groups"]
     cells: dict[str, Any] = {}

@@ -45,7 +45,7 @@ from kdnas.network import Network
 from kdnas.randomness import initialised, python_rng
 from kdnas.settings import Experiment, Recipe, Retrain, Train
 from kdnas.space import SearchSpace
-from kdnas.specs import Spec, named_with, spec
+from kdnas.specs import Spec, parse_spec, spec
 from kdnas.students.folder import Card, read_student, write_student
 from kdnas.tables import load_space
 from kdnas.teachers.combined import several_teachers, streamed_teacher
@@ -92,7 +92,7 @@ class Scheme:
     def settings(self, recipe: Recipe) -> Retrain:
         """What `kdnas retrain` makes of these options."""
         if self.distiller:
-            made = with_losses(named_with("kdnas.distillers", self.distiller), self.losses)
+            made = with_losses(parse_spec("kdnas.distillers", self.distiller), self.losses)
             assert made is not None
             return Retrain(recipe=recipe, distiller=made)
         return Retrain(recipe=recipe, distiller=terms_of(self.losses)) if self.losses else Retrain(recipe=recipe)

@@ -1,4 +1,4 @@
-"""How to make something, as a value: which callable, with which arguments."""
+"""A callable and its arguments as a value, and the names by which people type one."""
 
 import difflib
 import functools
@@ -18,36 +18,43 @@ from typing import Any, Literal, Union, final, get_args, get_origin
 class Spec:
     """A callable's import path and its keyword arguments. Immutable, equal by content, JSON.
 
-    A job holds specs where it would otherwise hold modules: a run builds each as often as it
-    needs to, `run.json` shows it, and any later command can build it again.
+    Settings hold specs instead of modules: a run builds each as often as it needs to, `run.json` shows it, and any
+    later command can build it again. `spec` makes one.
 
     Attributes:
         make: `package.module:name`.
         arguments: sorted pairs of name and value; a value is a plain value, a tuple or a Spec.
+
+    Example:
+        >>> linear = spec("torch.nn:Linear", in_features=2, out_features=3)
+        >>> linear.build()
+        Linear(in_features=2, out_features=3, bias=True)
+        >>> linear.replace(bias=False).to_json()
+        {'make': 'torch.nn:Linear', 'arguments': {'bias': False, 'in_features': 2, 'out_features': 3}}
     """
 
     make: str
     arguments: tuple[tuple[str, Any], ...] = ()
 
     def build(self, expect: type | None = None, **more: Any) -> Any:
-        """Import the callable and call it; nested specs are handed on for the callee to build.
+        """Import the callable and call it; specs among the arguments are passed on unbuilt.
 
         Args:
-            expect: a class the callable must be, or derive from, or (for a function) return.
+            expect: the class of which the callable must be a subclass or, for a function, return an instance.
             **more: arguments only known at run time.
 
         Raises:
-            ValueError: the path cannot be imported, an argument is unknown, or `expect` is missed.
+            ValueError: the path cannot be imported, an argument is unknown or missing, or the class is another.
         """
         target = resolve(self.make)
         if expect is not None and isinstance(target, type) and not issubclass(target, expect):
-            raise ValueError(f"{self.make} must be a {expect.__name__}, but it derives from none.")
+            raise ValueError(f"{self.make} is not a subclass of {expect.__name__}.")
         arguments = dict(self.arguments) | more
-        _check_names(self.make, target, arguments)
-        made = target(**arguments)
-        if expect is not None and not isinstance(made, expect):
-            raise ValueError(f"{self.make} must return a {expect.__name__}, it returned {type(made).__name__}.")
-        return made
+        _check_arguments(self.make, target, arguments)
+        built = target(**arguments)
+        if expect is not None and not isinstance(built, expect):
+            raise ValueError(f"{self.make} must return a {expect.__name__}, it returned a {type(built).__name__}.")
+        return built
 
     def replace(self, **arguments: Any) -> "Spec":
         """The same callable with some arguments changed or added."""
@@ -58,37 +65,49 @@ class Spec:
 
     @property
     def name(self) -> str:
-        """The name of the file that holds the callable, by which `named` finds an algorithm."""
+        """The name of the file that defines the callable, by which `find_spec` finds an algorithm."""
         return self.make.partition(":")[0].rpartition(".")[2]
 
     def __str__(self) -> str:
-        inner = ", ".join(f"{name}={value}" for name, value in self.arguments)
-        return f"{self.make.rpartition(':')[2]}({inner})"
+        arguments = ", ".join(f"{name}={value}" for name, value in self.arguments)
+        return f"{self.make.rpartition(':')[2]}({arguments})"
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object that `Spec.from_json` turns back into an equal Spec."""
-        return {"make": self.make, "arguments": {name: _plain(value) for name, value in self.arguments}}
+        return {"make": self.make, "arguments": {name: _to_json(value) for name, value in self.arguments}}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "Spec":
         """The Spec that `to_json` wrote."""
         if set(value) != {"make", "arguments"}:
             raise ValueError(f"a spec has the keys make and arguments, got {sorted(value)}.")
-        return spec(value["make"], **{n: _revive(v) for n, v in value["arguments"].items()})
+        return spec(value["make"], **{name: _from_json(argument) for name, argument in value["arguments"].items()})
 
 
 def spec(make: Callable[..., Any] | str, **arguments: Any) -> Spec:
     """A Spec from a class, a function or its import path.
 
+    Args:
+        make: the class or function, or `package.module:name`.
+        **arguments: numbers, strings, None, specs, and lists or tuples of these.
+
     Raises:
-        ValueError: for a callable that cannot be found again by its name, such as a lambda.
+        ValueError: for a callable that cannot be found again by its name, such as a lambda, or another argument.
+
+    Example:
+        >>> from fractions import Fraction
+        >>> half = spec(Fraction, numerator=1, denominator=2)
+        >>> half == spec("fractions:Fraction", denominator=2, numerator=1)
+        True
+        >>> half.build()
+        Fraction(1, 2)
     """
     if not isinstance(make, str):
         path = f"{make.__module__}:{make.__qualname__}"
         if "<" in path:
             raise ValueError(f"{path} has no importable name. Move it to the top of a module and pass it again.")
         make = path
-    return Spec(make, tuple(sorted((name, _frozen(value)) for name, value in arguments.items())))
+    return Spec(make, tuple(sorted((name, _immutable(value)) for name, value in arguments.items())))
 
 
 def resolve(path: str) -> Callable[..., Any]:
@@ -99,18 +118,64 @@ def resolve(path: str) -> Callable[..., Any]:
     """
     module, _, name = path.partition(":")
     if not name:
-        raise ValueError(f"an import path is package.module:name, got {path!r}.")
+        raise ValueError(f"an import path must be package.module:name, got {path!r}.")
     try:
-        found: Any = importlib.import_module(module)
+        target: Any = importlib.import_module(module)
     except ImportError as error:
         raise ValueError(f"cannot import {module!r} ({error}). Install it, or run from the folder it is in.") from error
-    for part in name.split("."):
-        if not hasattr(found, part):
-            raise ValueError(f"{module} has no {name!r}.{nearest(part, dir(found))}")
-        found = getattr(found, part)
-    if not (inspect.isclass(found) or inspect.isfunction(found)):
-        raise ValueError(f"{path} must be a class or a function, it is a {type(found).__name__}.")
-    return found
+    for attribute in name.split("."):
+        if not hasattr(target, attribute):
+            raise ValueError(f"{module} has no {name!r}.{nearest(attribute, dir(target))}")
+        target = getattr(target, attribute)
+    if not (inspect.isclass(target) or inspect.isfunction(target)):
+        raise ValueError(f"{path} must be a class or a function, it is a {type(target).__name__}.")
+    return target
+
+
+def _check_arguments(path: str, target: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
+    _check_known(path, target, arguments)
+    parameters = inspect.signature(target).parameters.values()
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return
+    for parameter in parameters:
+        required = parameter.default is parameter.empty and parameter.kind is not parameter.VAR_POSITIONAL
+        if required and parameter.name not in arguments:
+            raise ValueError(f"{path} needs the argument {parameter.name!r}.")
+
+
+def _check_known(path: str, target: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
+    parameters = inspect.signature(target).parameters
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return
+    for name in arguments:
+        if name not in parameters:
+            raise ValueError(f"{path} has no argument {name!r}.{nearest(name, list(parameters))}")
+
+
+def _immutable(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return tuple(map(_immutable, value))
+    if value is None or isinstance(value, Spec | bool | int | float | str):
+        return value
+    raise ValueError(
+        f"arguments of a spec must be numbers, strings, tuples and specs, got {type(value).__name__} {value!r}. "
+        "Pass what makes it, spec(Class, ...), instead of the object."
+    )
+
+
+def _to_json(value: Any) -> Any:
+    if isinstance(value, Spec):
+        return value.to_json()
+    return [_to_json(element) for element in value] if isinstance(value, tuple) else value
+
+
+def _from_json(value: Any) -> Any:
+    if isinstance(value, dict):
+        return Spec.from_json(value)
+    return tuple(map(_from_json, value)) if isinstance(value, list) else value
+
+
+# Names that people type.
 
 
 def nearest(name: str, known: Iterator[str] | list[str] | tuple[str, ...] | Mapping[str, Any]) -> str:
@@ -128,22 +193,37 @@ def algorithms(package: str) -> dict[str, str]:
     Each file defines one class that is named after the file; nothing but packages is imported here.
     Where a folder has sub-folders, those hold the algorithms, and its own files are what they share.
     """
-    found: dict[str, str] = {}
+    paths: dict[str, str] = {}
     root = importlib.import_module(package)
     has_folders = any(module.ispkg for module in pkgutil.iter_modules(root.__path__))
     for module in pkgutil.walk_packages(root.__path__, package + "."):
         folder, _, name = module.name.rpartition(".")
         shared = (has_folders and folder == package) or name == "base" or name.startswith("_")
         if not module.ispkg and not shared:
-            found[name] = f"{module.name}:{_class_name(module)}"
-    return found
+            paths[name] = f"{module.name}:{_class_name(module)}"
+    return paths
 
 
-def named(package: str, name: str, **arguments: Any) -> Spec:
+@functools.cache
+def _class_name(module: pkgutil.ModuleInfo) -> str:
+    """The class that a file is named after, read from its text: `soft_targets` SoftTargets, `vit` ViT."""
+    file_name = module.name.rpartition(".")[2]
+    loader: Any = getattr(module.module_finder.find_spec(module.name, None), "loader", None)
+    text = loader.get_source(module.name) if loader else ""
+    classes = re.findall(r"^class (\w+)", text or "", re.MULTILINE)
+    near = [name for name in classes if name.lower().startswith(file_name.replace("_", ""))]
+    return min(near, key=len, default="".join(part.capitalize() for part in file_name.split("_")))
+
+
+def find_spec(package: str, name: str, **arguments: Any) -> Spec:
     """The Spec of an algorithm by its file's name, or by `package.module:Class`.
 
     Raises:
         ValueError: no such file; the nearest name is offered.
+
+    Example:
+        >>> find_spec("kdnas.losses", "soft_targets", temperature=4.0).make
+        'kdnas.losses.response.soft_targets:SoftTargets'
     """
     if ":" in name:
         return spec(name, **arguments)
@@ -153,40 +233,43 @@ def named(package: str, name: str, **arguments: Any) -> Spec:
     return spec(known[name], **arguments)
 
 
-def named_with(package: str, text: str) -> Spec:
-    """The Spec of `NAME` or `NAME,key=value,key=value`, as a person types it; the name as in `named`.
+def parse_spec(package: str, text: str) -> Spec:
+    """The Spec of `NAME` or `NAME,key=value,key=value`, as a person types it; the name as in `find_spec`.
 
     A value is a number, `true` or `false`, or else text.
 
     Raises:
-        ValueError: an unknown name or key (the nearest is offered), or a part without `=`.
+        ValueError: an unknown name or key (the nearest is offered), a part without `=`, or a value of a wrong type.
+
+    Example:
+        >>> parse_spec("kdnas.losses", "soft_targets,temperature=4").arguments
+        (('temperature', 4),)
     """
-    name, *parts = text.split(",")
+    name, *options = text.split(",")
     arguments: dict[str, Any] = {}
-    for part in parts:
-        key, equals, value = part.partition("=")
+    for option in options:
+        key, equals, value = option.partition("=")
         if not (equals and key and value):
-            raise ValueError(f"options follow a name as NAME,key=value,key=value, got {part!r} in {text!r}.")
-        arguments[key] = _read(value)
-    made = named(package, name, **arguments)
-    target = resolve(made.make)
-    _check_known(made.make, target, arguments)
+            raise ValueError(f"options follow a name as NAME,key=value,key=value, got {option!r} in {text!r}.")
+        arguments[key] = _parse_value(value)
+    algorithm = find_spec(package, name, **arguments)
+    target = resolve(algorithm.make)
+    _check_known(algorithm.make, target, arguments)
     for key, parameter in inspect.signature(target).parameters.items():
-        if key in arguments and not _fits(
-            arguments[key], kinds := get_args(parameter.annotation) or (parameter.annotation,)
-        ):
-            wanted = " or ".join(
+        kinds = get_args(parameter.annotation) or (parameter.annotation,)
+        if key in arguments and not _fits(arguments[key], kinds):
+            expected = " or ".join(
                 _TYPED.get(kind, "made in an experiment file") for kind in kinds if kind is not type(None)
             )
-            raise ValueError(f"{key} of {name} must be {wanted}, got {arguments[key]!r}.")
-    return made
+            raise ValueError(f"{key} of {name} must be {expected}, got {arguments[key]!r}.")
+    return algorithm
 
 
 _TYPED = {bool: "true or false", int: "a whole number", float: "a number"}
 
 
 def _fits(value: Any, kinds: Sequence[Any]) -> bool:
-    """Whether a typed value may be one of these; kinds other than plain numbers and specs look for themselves."""
+    """Whether a typed value may be of one of these types; types other than numbers and specs check themselves."""
     for kind in kinds:
         if kind is float:
             fits = isinstance(value, int | float) and not isinstance(value, bool) and value == value
@@ -199,7 +282,7 @@ def _fits(value: Any, kinds: Sequence[Any]) -> bool:
     return False
 
 
-def _read(text: str) -> bool | int | float | str:
+def _parse_value(text: str) -> bool | int | float | str:
     if text in ("true", "false"):
         return text == "true"
     for kind in (int, float):
@@ -240,63 +323,6 @@ def check_literals(target: Callable[..., Any], values: Mapping[str, Any]) -> Non
         if values[name] not in options:
             known = " or ".join([", ".join(map(str, options)), *others]).replace("NoneType", "None")
             raise ValueError(f"`{name}` must be one of {known}, got {values[name]!r}.")
-
-
-@functools.cache
-def _class_name(module: pkgutil.ModuleInfo) -> str:
-    """The class that a file is named after, read from its text: `soft_targets` SoftTargets, `vit` ViT."""
-    file_name = module.name.rpartition(".")[2]
-    loader: Any = getattr(module.module_finder.find_spec(module.name, None), "loader", None)
-    text = loader.get_source(module.name) if loader else ""
-    classes = re.findall(r"^class (\w+)", text or "", re.MULTILINE)
-    near = [name for name in classes if name.lower().startswith(file_name.replace("_", ""))]
-    return min(near, key=len, default="".join(part.capitalize() for part in file_name.split("_")))
-
-
-def _check_names(path: str, target: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
-    _check_known(path, target, arguments)
-    parameters = inspect.signature(target).parameters
-    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        return
-    for name, parameter in parameters.items():
-        if (
-            parameter.default is parameter.empty
-            and name not in arguments
-            and parameter.kind not in (parameter.VAR_POSITIONAL,)
-        ):
-            raise ValueError(f"{path} needs {name!r}, and it was not given.")
-
-
-def _check_known(path: str, target: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
-    parameters = inspect.signature(target).parameters
-    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        return
-    for name in arguments:
-        if name not in parameters:
-            raise ValueError(f"{path} takes no {name!r}.{nearest(name, list(parameters))}")
-
-
-def _frozen(value: Any) -> Any:
-    if isinstance(value, list | tuple):
-        return tuple(_frozen(v) for v in value)
-    if value is None or isinstance(value, Spec | bool | int | float | str):
-        return value
-    raise ValueError(
-        f"a spec holds numbers, strings, tuples and specs, got {type(value).__name__} {value!r}. "
-        "Pass what makes it, spec(Class, ...), instead of the object."
-    )
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Spec):
-        return value.to_json()
-    return [_plain(v) for v in value] if isinstance(value, tuple) else value
-
-
-def _revive(value: Any) -> Any:
-    if isinstance(value, dict):
-        return Spec.from_json(value)
-    return tuple(_revive(v) for v in value) if isinstance(value, list) else value
 
 
 def face(

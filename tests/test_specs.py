@@ -7,13 +7,13 @@ import pytest
 from torch import nn
 
 from kdnas import settings
-from kdnas.specs import Spec, algorithms, check_literals, named, named_with, nearest, resolve, spec
+from kdnas.specs import Spec, algorithms, check_literals, find_spec, nearest, parse_spec, resolve, spec
 
 
 def test_a_spec_builds_what_it_names_and_hands_nested_specs_on():
     made = spec("torch.nn:Linear", in_features=2, out_features=3).build(nn.Module)
     assert made.weight.shape == (3, 2)
-    sandwich = named("kdnas.distillers", "sandwich", soft=named("kdnas.losses", "soft_targets")).build()
+    sandwich = find_spec("kdnas.distillers", "sandwich", soft=find_spec("kdnas.losses", "soft_targets")).build()
     assert type(sandwich.soft).__name__ == "SoftTargets"
 
 
@@ -48,14 +48,14 @@ def test_what_cannot_be_made_is_refused(path, message):
 
 
 def test_an_unknown_or_a_missing_argument_is_named():
-    with pytest.raises(ValueError, match=r"takes no 'in_feature'.*in_features"):
+    with pytest.raises(ValueError, match=r"has no argument 'in_feature'.*in_features"):
         spec("torch.nn:Linear", in_feature=2, out_features=3).build()
-    with pytest.raises(ValueError, match="needs 'out_features'"):
+    with pytest.raises(ValueError, match="needs the argument 'out_features'"):
         spec("torch.nn:Linear", in_features=2).build()
 
 
 def test_what_is_built_must_be_what_was_expected():
-    with pytest.raises(ValueError, match="must be a Linear"):
+    with pytest.raises(ValueError, match="ReLU is not a subclass of Linear"):
         spec("torch.nn:ReLU").build(nn.Linear)
 
 
@@ -81,18 +81,18 @@ def test_the_nearest_name_is_offered_and_all_when_none_is_near():
     assert nearest("evolutoin", ["evolution", "random"]) == " Did you mean 'evolution'?"
     assert nearest("xyz", ["evolution", "random"]) == " Known: evolution, random."
     with pytest.raises(ValueError, match="Did you mean 'evolution'"):
-        named("kdnas.searchers", "evolutoin")
+        find_spec("kdnas.searchers", "evolutoin")
 
 
 def test_a_typed_name_carries_its_options():
-    made = named_with("kdnas.scorers", "rdm,compare=spearman,premature=0.5")
-    assert made == named("kdnas.scorers", "rdm", compare="spearman", premature=0.5)
+    made = parse_spec("kdnas.scorers", "rdm,compare=spearman,premature=0.5")
+    assert made == find_spec("kdnas.scorers", "rdm", compare="spearman", premature=0.5)
     assert made.name == "rdm"
-    assert named_with("kdnas.searchers", "evolution,population=8") == named(
+    assert parse_spec("kdnas.searchers", "evolution,population=8") == find_spec(
         "kdnas.searchers", "evolution", population=8
     )
-    assert named_with("kdnas.scorers", "rdm") == named("kdnas.scorers", "rdm")
-    assert dict(named_with("tests.toy", "tests.test_specs:takes,a=true,b=-1e-3,c=x+y").arguments) == {
+    assert parse_spec("kdnas.scorers", "rdm") == find_spec("kdnas.scorers", "rdm")
+    assert dict(parse_spec("tests.toy", "tests.test_specs:takes,a=true,b=-1e-3,c=x+y").arguments) == {
         "a": True,
         "b": -1e-3,
         "c": "x+y",
@@ -106,7 +106,7 @@ def takes(a, b, c):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("rdm,compar=spearman", "takes no 'compar'. Did you mean 'compare'"),
+        ("rdm,compar=spearman", "has no argument 'compar'. Did you mean 'compare'"),
         ("rdm,compare", "NAME,key=value"),
         ("rdm,=3", "NAME,key=value"),
         ("rmd", "Did you mean 'rdm'"),
@@ -119,7 +119,7 @@ def takes(a, b, c):
 )
 def test_options_that_are_not_there_are_refused(text, message):
     with pytest.raises(ValueError, match=message):
-        named_with("kdnas.scorers", text)
+        parse_spec("kdnas.scorers", text)
 
 
 def blur(

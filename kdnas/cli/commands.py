@@ -336,7 +336,7 @@ def _run(given: argparse.Namespace) -> None:
     from kdnas.data.load import load_data
     from kdnas.jobs._arguments import with_losses, with_overrides
     from kdnas.settings import Experiment, Recipe, Retrain, Search, Train
-    from kdnas.specs import named_with
+    from kdnas.specs import parse_spec
     from kdnas.tables import load_space
     from kdnas.teachers.load import load_teacher
 
@@ -345,7 +345,7 @@ def _run(given: argparse.Namespace) -> None:
     teacher = load_teacher(given.teacher)
     if teacher is not None and given.teacher_members != 1:
         raise ValueError("--teacher-members counts the teachers that fit trains. Drop it, or use --teacher fit.")
-    distiller = None if given.distiller == "none" else named_with("kdnas.distillers", given.distiller)
+    distiller = None if given.distiller == "none" else parse_spec("kdnas.distillers", given.distiller)
     distiller = with_losses(distiller, given.loss)
     search = _search_settings(given, Search())
     if given.seed is not None:
@@ -381,15 +381,15 @@ def _search_settings(given: argparse.Namespace, default: Any) -> Any:
     import dataclasses
 
     from kdnas.costs.budget import Budget
-    from kdnas.specs import named_with
+    from kdnas.specs import parse_spec
 
     changed: dict[str, Any] = {}
     if given.scorer:
-        changed["scorer"] = named_with("kdnas.scorers", given.scorer)
+        changed["scorer"] = parse_spec("kdnas.scorers", given.scorer)
     if given.searcher:
-        changed["searcher"] = named_with("kdnas.searchers", given.searcher)
+        changed["searcher"] = parse_spec("kdnas.searchers", given.searcher)
     if given.contrast:
-        changed["contrast"] = named_with("kdnas.scorers", given.contrast)
+        changed["contrast"] = parse_spec("kdnas.scorers", given.contrast)
     if given.pruner:
         from kdnas.ranking.early_stopping import pruner_named
 
@@ -445,9 +445,9 @@ def _rank_check(given: argparse.Namespace) -> None:
     _say(f"kdnas rank-check: {given.folder} against {given.table}")
     from kdnas.jobs._run import Run
     from kdnas.jobs.rank_check import rank_check, rank_check_table
-    from kdnas.specs import named_with
+    from kdnas.specs import parse_spec
 
-    scorers = {name: named_with("kdnas.scorers", name) for name in given.scorer} or None
+    scorers = {name: parse_spec("kdnas.scorers", name) for name in given.scorer} or None
     found = rank_check(
         Run(given.folder), given.table, scorers=scorers, column=given.column, num_images=given.num_images
     )
@@ -458,9 +458,9 @@ def _why(given: argparse.Namespace) -> None:
     _say(f"kdnas why: {given.architecture} of {given.folder}")
     from kdnas.jobs._run import Run
     from kdnas.jobs.why import why, why_table
-    from kdnas.specs import named_with
+    from kdnas.specs import parse_spec
 
-    scorer = named_with("kdnas.scorers", given.scorer) if given.scorer else None
+    scorer = parse_spec("kdnas.scorers", given.scorer) if given.scorer else None
     found = why(Run(given.folder), given.architecture, scorer=scorer, num_images=given.num_images)
     print(json.dumps(found) if given.json else why_table(found))
     _say(f"next: kdnas report {given.folder}")
@@ -496,7 +496,7 @@ def _retrain(given: argparse.Namespace) -> None:
     from kdnas.jobs._arguments import terms_of, with_losses, with_overrides
     from kdnas.jobs.retrain import retrain, settings_of
     from kdnas.runs.folder import run_around
-    from kdnas.specs import named_with, spec
+    from kdnas.specs import parse_spec, spec
     from kdnas.teachers.load import load_teacher
 
     storage = run_around(given.student)
@@ -510,7 +510,7 @@ def _retrain(given: argparse.Namespace) -> None:
             "run's, or name another."
         )
     if given.distiller is not None:
-        made = with_losses(named_with("kdnas.distillers", given.distiller), given.loss)
+        made = with_losses(parse_spec("kdnas.distillers", given.distiller), given.loss)
         assert made is not None
         settings = dataclasses.replace(settings, distiller=made)
     elif given.loss:

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from kdnas.distillers.base import Distiller
 from kdnas.distillers.from_teacher import FromTeacher
 from kdnas.settings import Experiment, Recipe
-from kdnas.specs import Spec, named, nearest, resolve, spec
+from kdnas.specs import Spec, find_spec, nearest, resolve, spec
 from kdnas.tables import shared_folder
 
 _Settings = TypeVar("_Settings")
@@ -68,7 +68,7 @@ def with_overrides(recipe: Recipe, overrides: Mapping[str, Any]) -> Recipe:
 
 def terms_of(texts: Sequence[str]) -> Spec:
     """FromTeacher with cross-entropy and the losses named `NAME` or `NAME=WEIGHT`, as `losses_of` reads them."""
-    return spec(FromTeacher, terms=((1.0, named("kdnas.losses", "cross_entropy")), *losses_of(texts)))
+    return spec(FromTeacher, terms=((1.0, find_spec("kdnas.losses", "cross_entropy")), *losses_of(texts)))
 
 
 def with_losses(distiller: Spec | None, texts: Sequence[str]) -> Spec | None:
@@ -95,7 +95,7 @@ def losses_of(texts: Sequence[str]) -> tuple[tuple[float, Spec], ...]:
     terms: list[tuple[float, Spec]] = []
     for text in texts:
         name, _, number = text.partition("=")
-        made = named("kdnas.losses", name)
+        made = find_spec("kdnas.losses", name)
         try:
             weight = float(number) if number else getattr(resolve(made.make), "weight", 1.0)
         except ValueError:

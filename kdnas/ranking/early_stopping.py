@@ -10,7 +10,7 @@ from optuna.pruners import BasePruner
 from optuna.trial import TrialState
 
 from kdnas.scorers.base import Score, Scorer
-from kdnas.specs import Spec, named_with, nearest, resolve
+from kdnas.specs import Spec, nearest, parse_spec, resolve
 
 
 @final
@@ -97,4 +97,4 @@ def pruner_named(text: str) -> Spec:
         if name not in known:
             raise ValueError(f"Optuna has no pruner {name!r}.{nearest(name, known)}")
         name = f"optuna.pruners:{known[name]}"
-    return named_with("optuna.pruners", ",".join([name, *options]))
+    return parse_spec("optuna.pruners", ",".join([name, *options]))

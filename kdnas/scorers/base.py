@@ -14,7 +14,7 @@ from kdnas.network import batch_statistics, modes
 from kdnas.outputs import Outputs
 from kdnas.randomness import python_rng
 from kdnas.space import Blueprint
-from kdnas.specs import Spec, named
+from kdnas.specs import Spec, find_spec
 from kdnas.supernet import Supernet
 from kdnas.teachers.base import Teacher, find_stages, recorded
 
@@ -131,7 +131,7 @@ class CombinedScorer(Scorer):
 
     def __init__(self, members: Sequence[Spec | str] | str) -> None:
         listed = members.split("+") if isinstance(members, str) else members
-        specs = [named("kdnas.scorers", m) if isinstance(m, str) else m for m in listed]
+        specs = [find_spec("kdnas.scorers", m) if isinstance(m, str) else m for m in listed]
         if not specs:
             raise ValueError("a combined scorer needs at least one member, got none.")
         self.members: list[Scorer] = [m.build(Scorer) for m in specs]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kdnas.network import batch_statistics
 from kdnas.scorers.base import Evidence, OutputScorer, Score, Scorer, outputs_of
-from kdnas.specs import Spec, named
+from kdnas.specs import Spec, find_spec
 
 
 @final
@@ -32,7 +32,7 @@ class InPlace(OutputScorer):
     """
 
     def __init__(self, *, scorer: Spec | str = "rdm") -> None:
-        made = named("kdnas.scorers", scorer) if isinstance(scorer, str) else scorer
+        made = find_spec("kdnas.scorers", scorer) if isinstance(scorer, str) else scorer
         built: Scorer = made.build(Scorer)
         if not isinstance(built, OutputScorer):
             raise ValueError(

@@ -9,7 +9,7 @@ from kdnas.losses.base import Loss as DistillationLoss
 from kdnas.losses.example import example
 from kdnas.outputs import Outputs
 from kdnas.scorers.base import Evidence, OutputScorer, Score
-from kdnas.specs import Spec, named
+from kdnas.specs import Spec, find_spec
 
 
 @final
@@ -27,7 +27,7 @@ class Loss(OutputScorer):
     """
 
     def __init__(self, *, loss: Spec | str = "soft_targets") -> None:
-        made = named("kdnas.losses", loss) if isinstance(loss, str) else loss
+        made = find_spec("kdnas.losses", loss) if isinstance(loss, str) else loss
         self.loss: DistillationLoss = made.build(DistillationLoss)
         tried: DistillationLoss = made.build(DistillationLoss)
         tried.prepare(*example(dense=tried.dense)[:2])

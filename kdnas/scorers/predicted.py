@@ -7,7 +7,7 @@ import numpy as np
 
 from kdnas.scorers._predictor import Predictor, fit
 from kdnas.scorers.base import CombinedScorer, Evidence, Score, Scorer, score_all
-from kdnas.specs import Spec, check_literals, named
+from kdnas.specs import Spec, check_literals, find_spec
 
 
 @final
@@ -43,7 +43,7 @@ class Predicted(CombinedScorer):
     ) -> None:
         check_literals(type(self), locals())
         super().__init__(members)
-        made = named("kdnas.scorers", target) if isinstance(target, str) else target
+        made = find_spec("kdnas.scorers", target) if isinstance(target, str) else target
         self.target: Scorer = made.build(Scorer)
         self.reads_weights = self.reads_weights or self.target.reads_weights
         self.num_fitted, self.kind = num_fitted, kind

@@ -10,7 +10,7 @@ from kdnas.jobs._arguments import losses_of, terms_of
 from kdnas.network import Network
 from kdnas.randomness import initialised
 from kdnas.settings import Recipe
-from kdnas.specs import algorithms, named, resolve
+from kdnas.specs import algorithms, find_spec, resolve
 from kdnas.supernet import Supernet
 from kdnas.tables import load_space
 from kdnas.teachers.base import Frozen
@@ -125,7 +125,7 @@ def test_the_snapshots_of_a_route_teach_one_after_the_other(monkeypatch):
     snapshots = [frozen(seed) for seed in (1, 2, 3)]
     route, pixels = Route(snapshots), DATA.train.take(torch.arange(4))
     assert torch.equal(route(pixels).logits, snapshots[-1](pixels).logits)
-    distiller = FromTeacher(terms=((1.0, named("kdnas.losses", "route_constrained", num_anchors=3)),))
+    distiller = FromTeacher(terms=((1.0, find_spec("kdnas.losses", "route_constrained", num_anchors=3)),))
     network = initialised(lambda: Network(SPACE.blueprint(SPACE.smallest)), 0)
     made = Training(network, distiller, DATA, route, Recipe(steps=6, batch_size=16, learning_rate=0.01))
     assert distiller.restarts(6) == frozenset({2, 4})

@@ -4,14 +4,14 @@ import torch
 from kdnas.losses.example import example
 from kdnas.losses.objective import Objective
 from kdnas.outputs import START, Moment
-from kdnas.specs import algorithms, named
+from kdnas.specs import algorithms, find_spec
 
 STUDENT, TEACHER, LABELS = example()
 STUDENT, TEACHER = STUDENT.map(torch.Tensor.float), TEACHER.map(torch.Tensor.float)
 
 
 def objective(*terms):
-    made = Objective(tuple((weight, named("kdnas.losses", name, **more)) for weight, name, more in terms))
+    made = Objective(tuple((weight, find_spec("kdnas.losses", name, **more)) for weight, name, more in terms))
     made.prepare(STUDENT, TEACHER)
     return made
 
@@ -75,7 +75,7 @@ def test_every_loss_goes_into_an_objective_beside_the_labels(name):
     dense = resolve(algorithms("kdnas.losses")[name]).dense
     student, teacher, labels = example(dense=dense)
     student, teacher = student.map(torch.Tensor.float), teacher.map(torch.Tensor.float)
-    terms = ((1.0, named("kdnas.losses", "cross_entropy")), (1.0, named("kdnas.losses", name)))
+    terms = ((1.0, find_spec("kdnas.losses", "cross_entropy")), (1.0, find_spec("kdnas.losses", name)))
     made = Objective(terms)
     made.prepare(student, teacher)
     for progress in (0.0, 0.99):

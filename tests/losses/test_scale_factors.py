@@ -4,7 +4,7 @@ import torch
 from kdnas.losses.check import value
 from kdnas.losses.example import gates
 from kdnas.losses.regulariser.scale_factors import ScaleFactors
-from kdnas.specs import named
+from kdnas.specs import find_spec
 
 
 def test_two_layers_by_hand():
@@ -61,7 +61,7 @@ def test_the_penalty_has_the_sign_as_gradient_and_none_at_zero():
 
 
 def test_it_is_found_by_name():
-    assert isinstance(named("kdnas.losses", "scale_factors", strength=0.5).build(), ScaleFactors)
+    assert isinstance(find_spec("kdnas.losses", "scale_factors", strength=0.5).build(), ScaleFactors)
 
 
 def test_wrong_settings_are_refused():

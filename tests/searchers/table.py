@@ -10,7 +10,7 @@ from kdnas.costs.budget import Budget, Cost
 from kdnas.costs.count import cost
 from kdnas.runs.entry import Entry
 from kdnas.space import SearchSpace
-from kdnas.specs import named
+from kdnas.specs import find_spec
 from kdnas.tables import load_space
 
 MACRO = load_space("nas_bench_macro")
@@ -65,7 +65,7 @@ def searched(
     name: str, seed: int, evaluations: int, budget: Budget = Budget(), space: SearchSpace = MACRO, **arguments: object
 ) -> tuple[list[Entry], str]:
     """Unique networks in the order they were asked, and why it ended; the loop of `kdnas.ranking.loop` on a table."""
-    searcher = named("kdnas.searchers", name, **arguments).build(
+    searcher = find_spec("kdnas.searchers", name, **arguments).build(
         object, space=space, admits=lambda a: budget.admits(cost_of(a)), rng=random.Random(seed)
     )
     found: dict[Architecture, Entry] = {}

@@ -10,7 +10,7 @@ from kdnas.ranking.loop import entry_of
 from kdnas.scorers.base import Score
 from kdnas.searchers.base import Searcher
 from kdnas.searchers.evolution import Evolution
-from kdnas.specs import algorithms, named
+from kdnas.specs import algorithms, find_spec
 from kdnas.tables import load_space
 from tests.searchers.table import MACRO, SMALL, cost_of, searched, value
 
@@ -51,7 +51,7 @@ def test_the_same_seed_takes_the_same_path_and_another_another(name):
 @pytest.mark.parametrize("name", ["evolution", "nsga2"])
 def test_a_population_smaller_than_a_batch_is_drawn_first(name):
     space = load_space("toy")
-    made = named("kdnas.searchers", name).build(
+    made = find_spec("kdnas.searchers", name).build(
         Searcher, space=space, admits=lambda a: True, rng=random.Random(0), population=3, batch=8
     )
     asked = made.ask(100)

@@ -148,7 +148,7 @@ def wanting(path):
     ("name", "message"),
     [
         ("gray", r"cannot be run on images of 3 x 8 x 8 \(.*1 channel"),
-        ("wanting", "wanting needs 'path', and it was not given"),
+        ("wanting", "wanting needs the argument 'path'"),
     ],
 )
 def test_a_function_that_makes_no_teacher_of_these_images_is_refused(name, message):

@@ -15,7 +15,7 @@ from kdnas.network import Network
 from kdnas.randomness import initialised
 from kdnas.settings import Recipe
 from kdnas.spaces.mbconv import MBConvSpace, Stage, Stem
-from kdnas.specs import algorithms, named, resolve, spec
+from kdnas.specs import algorithms, find_spec, resolve, spec
 from kdnas.supernet import Supernet
 from kdnas.tables import load_space
 from kdnas.teachers.base import Frozen
@@ -162,7 +162,7 @@ def test_a_recipe_refuses_what_makes_no_sense(wrong):
 
 @pytest.mark.parametrize("name", sorted(algorithms("kdnas.distillers")))
 def test_a_distiller_for_another_kind_of_model_is_refused_before_anything_is_trained(name, tmp_path):
-    made = named("kdnas.distillers", name)
+    made = find_spec("kdnas.distillers", name)
     kind = resolve(made.make).model_type
     assert kind in (Supernet, Network)
     phase, field = ("retrain", "a single network") if kind is Supernet else ("train", "a supernet")

@@ -12,7 +12,7 @@ from kdnas.network import Network
 from kdnas.outputs import Outputs
 from kdnas.randomness import initialised
 from kdnas.settings import Recipe
-from kdnas.specs import named
+from kdnas.specs import find_spec
 from kdnas.supernet import Supernet
 from kdnas.tables import load_space
 from kdnas.teachers.base import Frozen, Teacher
@@ -22,7 +22,7 @@ from tests.toy import data
 
 SPACE, DATA = load_space("toy").fitted(classes=3, image_channels=3), data()
 RECIPE = Recipe(steps=6, batch_size=16, learning_rate=0.05)
-TERMS = tuple((1.0, named("kdnas.losses", name)) for name in ("route_constrained", "aggregation"))
+TERMS = tuple((1.0, find_spec("kdnas.losses", name)) for name in ("route_constrained", "aggregation"))
 
 
 def frozen(seed=5):
