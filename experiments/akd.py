@@ -19,7 +19,7 @@ from kdnas.distillers.from_labels import FromLabels
 from kdnas.scorers.reward import Reward
 from kdnas.scorers.short_training import ShortTraining
 from kdnas.searchers.controller import Controller
-from kdnas.settings import Experiment, Recipe, Retrain, Search, Train
+from kdnas.settings import Experiment, FitTeacher, Recipe, Retrain, Search, Train
 from kdnas.specs import spec
 from kdnas.tables import load_space
 from kdnas.teachers.load import load_teacher
@@ -54,7 +54,7 @@ def small() -> Experiment:
             space=load_space("digits"),
             data=spec(digits),
             distiller=None,
-            teacher_recipe=Recipe(steps=200, learning_rate=0.1),
+            teacher=FitTeacher(recipe=Recipe(steps=200, learning_rate=0.1)),
         ),
         search=Search(
             scorer=spec(Reward, scorer=spec(ShortTraining, **short), target=4e5),

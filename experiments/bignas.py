@@ -25,7 +25,7 @@ from kdnas.data.folders import folder
 from kdnas.distillers.sandwich import Sandwich
 from kdnas.scorers.accuracy import Accuracy
 from kdnas.searchers.evolution import Evolution
-from kdnas.settings import Experiment, Recipe, Retrain, Search, Train
+from kdnas.settings import Experiment, FitTeacher, Recipe, Retrain, Search, Train
 from kdnas.specs import spec
 from kdnas.tables import load_space
 from kdnas.teachers.load import load_teacher
@@ -65,7 +65,7 @@ def small() -> Experiment:
             data=spec(digits),
             distiller=spec(Sandwich, soft=SOFT, terms=(), label_smoothing=0.1),
             recipe=Recipe(steps=250, learning_rate=0.1, floor=0.05),
-            teacher_recipe=Recipe(steps=200, learning_rate=0.1),
+            teacher=FitTeacher(recipe=Recipe(steps=200, learning_rate=0.1)),
         ),
         search=Search(scorer=spec(Accuracy), budget=Budget(macs=6e5), num_evaluations=150, num_images=220),
         retrain=Retrain(weights="inherited", recipe=Recipe(steps=100, learning_rate=0.02)),

@@ -19,7 +19,7 @@ from kdnas.data.builtin import digits
 from kdnas.data.folders import folder
 from kdnas.distillers.prioritized import Prioritized
 from kdnas.scorers.accuracy import Accuracy
-from kdnas.settings import Experiment, Recipe, Retrain, Search, Train
+from kdnas.settings import Experiment, FitTeacher, Recipe, Retrain, Search, Train
 from kdnas.specs import spec
 from kdnas.tables import load_space
 from kdnas.teachers.load import load_teacher
@@ -48,7 +48,7 @@ def small() -> Experiment:
             data=spec(digits),
             distiller=spec(Prioritized, every=20, meta_rate=0.1, look_ahead=0.1, label_smoothing=0.1),
             recipe=Recipe(steps=300, learning_rate=0.1),
-            teacher_recipe=Recipe(steps=200, learning_rate=0.1),
+            teacher=FitTeacher(recipe=Recipe(steps=200, learning_rate=0.1)),
         ),
         search=Search(scorer=spec(Accuracy), budget=Budget(macs=6e5), num_evaluations=150, num_images=220),
         retrain=Retrain(recipe=Recipe(steps=250, learning_rate=0.1)),

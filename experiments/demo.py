@@ -6,7 +6,7 @@ kdnas train demo --out runs/mine           # or phase by phase
 
 from kdnas.costs.budget import Budget
 from kdnas.data.builtin import digits
-from kdnas.settings import Experiment, Recipe, Retrain, Search, Train
+from kdnas.settings import Experiment, FitTeacher, Recipe, Retrain, Search, Train
 from kdnas.specs import spec
 from kdnas.tables import load_space
 
@@ -17,7 +17,7 @@ def experiment() -> Experiment:
             space=load_space("digits"),
             data=spec(digits),
             recipe=Recipe(steps=150, learning_rate=0.1),
-            teacher_recipe=Recipe(steps=200, learning_rate=0.1),
+            teacher=FitTeacher(recipe=Recipe(steps=200, learning_rate=0.1)),
         ),
         search=Search(budget=Budget(macs=6e5), num_evaluations=200, num_images=220),
         retrain=Retrain(recipe=Recipe(steps=220, learning_rate=0.1)),

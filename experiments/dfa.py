@@ -19,7 +19,7 @@ from kdnas.data.cifar import cifar100
 from kdnas.distillers.aggregation import Aggregation
 from kdnas.distillers.single_path import SinglePath
 from kdnas.scorers.accuracy import Accuracy
-from kdnas.settings import Experiment, Recipe, Retrain, Search, Train
+from kdnas.settings import Experiment, FitTeacher, Recipe, Retrain, Search, Train
 from kdnas.specs import spec
 from kdnas.tables import load_space
 
@@ -33,8 +33,7 @@ def experiment() -> Experiment:
             data=spec(cifar100, path=os.environ.get("KDNAS_CIFAR100", "cifar100")),
             distiller=spec(SinglePath),
             recipe=Recipe(steps=60_000, batch_size=128, learning_rate=0.05),
-            teacher_recipe=Recipe(steps=60_000, batch_size=128, learning_rate=0.1),
-            teacher_blocks=3,
+            teacher=FitTeacher(recipe=Recipe(steps=60_000, batch_size=128, learning_rate=0.1), blocks=3),
         ),
         search=Search(scorer=spec(Accuracy), budget=Budget(macs=60e6), num_evaluations=1000, num_images=5000),
         retrain=Retrain(distiller=spec(Aggregation), recipe=Recipe(steps=120_000, batch_size=128)),
@@ -48,8 +47,7 @@ def small() -> Experiment:
             data=spec(digits),
             distiller=spec(SinglePath),
             recipe=Recipe(steps=200, learning_rate=0.1),
-            teacher_recipe=Recipe(steps=150, learning_rate=0.1),
-            teacher_blocks=3,
+            teacher=FitTeacher(recipe=Recipe(steps=150, learning_rate=0.1), blocks=3),
         ),
         search=Search(scorer=spec(Accuracy), budget=Budget(macs=3e5), num_evaluations=60, num_images=220),
         retrain=Retrain(distiller=spec(Aggregation), recipe=Recipe(steps=300, learning_rate=0.1)),

@@ -18,7 +18,7 @@ from kdnas.data.builtin import digits
 from kdnas.data.folders import folder
 from kdnas.distillers.block_wise import BlockWise
 from kdnas.scorers.blocks import Blocks
-from kdnas.settings import Experiment, Recipe, Retrain, Search, Train
+from kdnas.settings import Experiment, FitTeacher, Recipe, Retrain, Search, Train
 from kdnas.spaces.mbconv import MBConvSpace, Stage, Stem
 from kdnas.specs import spec
 from kdnas.tables import load_space
@@ -66,7 +66,7 @@ def small() -> Experiment:
             data=spec(digits),
             distiller=spec(BlockWise),
             recipe=Recipe(steps=400, optimizer="adamw", learning_rate=0.005, clip=0.0),
-            teacher_recipe=Recipe(steps=200, learning_rate=0.1),
+            teacher=FitTeacher(recipe=Recipe(steps=200, learning_rate=0.1)),
             teacher_views=4,
         ),
         search=Search(scorer=spec(Blocks), budget=Budget(macs=2.5e5), num_evaluations=150, num_images=220, exact=True),

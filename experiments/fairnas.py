@@ -17,7 +17,7 @@ from kdnas.data.folders import folder
 from kdnas.distillers.fair_paths import FairPaths
 from kdnas.scorers.accuracy import Accuracy
 from kdnas.searchers.nsga2 import Nsga2
-from kdnas.settings import Experiment, Recipe, Retrain, Search, Train
+from kdnas.settings import Experiment, FitTeacher, Recipe, Retrain, Search, Train
 from kdnas.spaces.mbconv import Head, MBConvSpace, Stage, Stem
 from kdnas.specs import spec
 from kdnas.teachers.load import load_teacher
@@ -82,7 +82,7 @@ def small() -> Experiment:
             data=spec(digits),
             distiller=spec(FairPaths),
             recipe=Recipe(steps=120, learning_rate=0.1),
-            teacher_recipe=Recipe(steps=200, learning_rate=0.1),
+            teacher=FitTeacher(recipe=Recipe(steps=200, learning_rate=0.1)),
         ),
         search=Search(
             scorer=spec(Accuracy), searcher=spec(Nsga2), budget=Budget(macs=6e5), num_evaluations=100, num_images=220

@@ -22,7 +22,7 @@ from kdnas.data.cifar import cifar10
 from kdnas.distillers.from_labels import FromLabels
 from kdnas.scorers.short_training import ShortTraining
 from kdnas.searchers.gaussian_process import GaussianProcess
-from kdnas.settings import Experiment, Recipe, Retrain, Search, Train
+from kdnas.settings import Experiment, FitTeacher, Recipe, Retrain, Search, Train
 from kdnas.specs import spec
 from kdnas.tables import load_space
 
@@ -37,7 +37,7 @@ def experiment() -> Experiment:
             space=load_space("elastic_resnet"),
             data=spec(cifar10, path=os.environ.get("KDNAS_CIFAR10", "cifar10")),
             distiller=None,
-            teacher_recipe=Recipe(steps=35_000, batch_size=128, learning_rate=0.1),
+            teacher=FitTeacher(recipe=Recipe(steps=35_000, batch_size=128, learning_rate=0.1)),
         ),
         search=Search(
             scorer=spec(ShortTraining, **short),
@@ -67,7 +67,7 @@ def small() -> Experiment:
             space=load_space("digits"),
             data=spec(digits),
             distiller=None,
-            teacher_recipe=Recipe(steps=200, learning_rate=0.1),
+            teacher=FitTeacher(recipe=Recipe(steps=200, learning_rate=0.1)),
         ),
         search=Search(
             scorer=spec(ShortTraining, **short),

@@ -17,8 +17,8 @@ import os
 
 from kdnas.data.cifar import cifar10
 from kdnas.distillers.single_path import SinglePath
-from kdnas.settings import Experiment, Recipe, Retrain, Search, Train
-from kdnas.specs import spec
+from kdnas.settings import Experiment, FitTeacher, Recipe, Retrain, Search, Train
+from kdnas.specs import Spec, spec
 from kdnas.tables import load_space
 from kdnas.teachers.load import load_teacher
 
@@ -31,10 +31,9 @@ def experiment() -> Experiment:
         train=Train(
             space=load_space("nas_bench_macro"),
             data=spec(cifar10, path=_path()),
-            teacher=load_teacher(os.environ.get("KDNAS_TEACHER", "fit")),
             distiller=spec(SinglePath, terms=TERMS),
             recipe=recipe,
-            teacher_recipe=Recipe(steps=35_000, batch_size=128, learning_rate=0.1),
+            teacher=_teacher(Recipe(steps=35_000, batch_size=128, learning_rate=0.1)),
         ),
         search=Search(num_evaluations=1000, num_images=512),
         retrain=Retrain(recipe=recipe),
@@ -49,7 +48,7 @@ def small() -> Experiment:
         space=space,
         data=spec(cifar10, path=_path(), size=16),
         recipe=Recipe(steps=5270, batch_size=128, learning_rate=0.1),
-        teacher_recipe=Recipe(steps=1500, batch_size=128, learning_rate=0.1),
+        teacher=_teacher(Recipe(steps=1500, batch_size=128, learning_rate=0.1)),
     )
     return dataclasses.replace(full, train=train)
 
@@ -70,6 +69,11 @@ def initial() -> Experiment:
     made = small()
     # One step at a vanishing rate: a run must be trained to be searched.
     return dataclasses.replace(made, train=dataclasses.replace(made.train, recipe=Recipe(steps=1, learning_rate=1e-9)))
+
+
+def _teacher(recipe: Recipe) -> Spec | FitTeacher:
+    teacher = load_teacher(os.environ.get("KDNAS_TEACHER", "fit"))
+    return FitTeacher(recipe=recipe) if isinstance(teacher, FitTeacher) else teacher
 
 
 def _path() -> str:

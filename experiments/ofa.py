@@ -19,7 +19,7 @@ from kdnas.data.folders import folder
 from kdnas.distillers.progressive import Progressive
 from kdnas.scorers.accuracy import Accuracy
 from kdnas.searchers.evolution import Evolution
-from kdnas.settings import Experiment, Recipe, Retrain, Search, Train
+from kdnas.settings import Experiment, FitTeacher, Recipe, Retrain, Search, Train
 from kdnas.sharing import KernelTransform
 from kdnas.specs import spec
 from kdnas.tables import load_space
@@ -60,7 +60,7 @@ def small() -> Experiment:
             distiller=spec(Progressive, label_smoothing=0.1),
             share=spec(KernelTransform),
             recipe=Recipe(steps=300, learning_rate=0.1),
-            teacher_recipe=Recipe(steps=200, learning_rate=0.1),
+            teacher=FitTeacher(recipe=Recipe(steps=200, learning_rate=0.1)),
         ),
         search=Search(scorer=spec(Accuracy), budget=Budget(macs=6e5), num_evaluations=150, num_images=220),
         retrain=Retrain(weights="inherited", recipe=Recipe(steps=100, learning_rate=0.02)),

@@ -22,7 +22,7 @@ from kdnas.distillers.single_path import SinglePath
 from kdnas.losses.response.oracle import Oracle
 from kdnas.scorers.accuracy import Accuracy
 from kdnas.searchers.controller import Controller
-from kdnas.settings import Experiment, Recipe, Retrain, Search, Train
+from kdnas.settings import Experiment, FitTeacher, Recipe, Retrain, Search, Train
 from kdnas.specs import spec
 from kdnas.tables import load_space
 
@@ -37,8 +37,7 @@ def experiment() -> Experiment:
             data=spec(cifar100, path=os.environ.get("KDNAS_CIFAR100", "cifar100")),
             distiller=spec(SinglePath, terms=ORACLE),
             recipe=Recipe(steps=60_000, batch_size=128, learning_rate=0.05),
-            teacher_recipe=Recipe(steps=60_000, batch_size=128, learning_rate=0.1),
-            teacher_members=5,
+            teacher=FitTeacher(recipe=Recipe(steps=60_000, batch_size=128, learning_rate=0.1), members=5),
         ),
         search=Search(
             scorer=spec(Accuracy),
@@ -58,8 +57,7 @@ def small() -> Experiment:
             data=spec(digits),
             distiller=spec(SinglePath, terms=ORACLE),
             recipe=Recipe(steps=400, learning_rate=0.1),
-            teacher_recipe=Recipe(steps=60, learning_rate=0.1),
-            teacher_members=3,
+            teacher=FitTeacher(recipe=Recipe(steps=60, learning_rate=0.1), members=3),
         ),
         search=Search(
             scorer=spec(Accuracy),

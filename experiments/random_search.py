@@ -13,7 +13,7 @@ from kdnas.data.builtin import digits
 from kdnas.data.folders import folder
 from kdnas.scorers.short_training import ShortTraining
 from kdnas.searchers.random_search import RandomSearch
-from kdnas.settings import Experiment, Recipe, Retrain, Search, Train
+from kdnas.settings import Experiment, FitTeacher, Recipe, Retrain, Search, Train
 from kdnas.specs import spec
 from kdnas.tables import load_space
 from kdnas.teachers.load import load_teacher
@@ -47,7 +47,7 @@ def small() -> Experiment:
             space=load_space("digits"),
             data=spec(digits),
             distiller=None,
-            teacher_recipe=Recipe(steps=200, learning_rate=0.1),
+            teacher=FitTeacher(recipe=Recipe(steps=200, learning_rate=0.1)),
         ),
         search=Search(
             scorer=spec(ShortTraining, steps=30),

@@ -15,7 +15,7 @@ import os
 from kdnas.costs.budget import Budget
 from kdnas.data.builtin import digits
 from kdnas.data.cifar import cifar10
-from kdnas.settings import Prune, Recipe, Retrain
+from kdnas.settings import FitTeacher, Prune, Recipe, Retrain
 from kdnas.specs import spec
 
 SYSTEM = "scale factors on the teacher's topology, structured removal to the budget"
@@ -26,7 +26,7 @@ def experiment() -> Prune:
         data=spec(cifar10, path=os.environ.get("KDNAS_CIFAR10", "cifar10")),
         budget=Budget(macs=60e6),
         recipe=Recipe(steps=20_000, learning_rate=0.02),
-        teacher_recipe=Recipe(steps=35_000, learning_rate=0.1),
+        teacher=FitTeacher(recipe=Recipe(steps=35_000, learning_rate=0.1)),
         retrain=Retrain(weights="inherited", recipe=Recipe(steps=40_000, learning_rate=0.05)),
     )
 
@@ -36,6 +36,6 @@ def small() -> Prune:
         data=spec(digits),
         budget=Budget(macs=1e6),
         recipe=Recipe(steps=400, learning_rate=0.05),
-        teacher_recipe=Recipe(steps=200, learning_rate=0.1),
+        teacher=FitTeacher(recipe=Recipe(steps=200, learning_rate=0.1)),
         retrain=Retrain(weights="inherited", recipe=Recipe(steps=150, learning_rate=0.02)),
     )

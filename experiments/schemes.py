@@ -43,7 +43,7 @@ from kdnas.jobs.train import train
 from kdnas.losses.feature.route_constrained import equal_intervals
 from kdnas.network import Network
 from kdnas.randomness import initialised, python_rng
-from kdnas.settings import Experiment, Recipe, Retrain, Train
+from kdnas.settings import Experiment, FitTeacher, Recipe, Retrain, Train
 from kdnas.space import SearchSpace
 from kdnas.specs import Spec, parse_spec, spec
 from kdnas.students.folder import Card, read_student, write_student
@@ -166,7 +166,7 @@ class Size:
     teacher_data: Spec
     space: SearchSpace
     architecture: Architecture
-    teacher_recipe: Recipe
+    teacher: FitTeacher
     recipe: Recipe
 
 
@@ -180,7 +180,7 @@ def small() -> Size:
         teacher_data=spec(digits),
         space=space,
         architecture=min(drawn, key=lambda a: abs(cost(space.blueprint(a)).macs - 220_000)),
-        teacher_recipe=Recipe(steps=160, batch_size=128, learning_rate=0.1),
+        teacher=FitTeacher(recipe=Recipe(steps=160, batch_size=128, learning_rate=0.1)),
         recipe=Recipe(steps=250, batch_size=64, learning_rate=0.1),
     )
 
@@ -194,7 +194,7 @@ def full() -> Size:
         teacher_data=data,
         space=space,
         architecture=space.smallest,
-        teacher_recipe=Recipe(steps=35_000, batch_size=128, learning_rate=0.1),
+        teacher=FitTeacher(recipe=Recipe(steps=35_000, batch_size=128, learning_rate=0.1)),
         recipe=Recipe(steps=80_000, batch_size=128, learning_rate=0.1),
     )
 
@@ -208,9 +208,9 @@ def few_digits() -> Data:
 def teachers(size: Size, folder: Path) -> tuple[dict[str, Spec], dict[str, Any]]:
     """Teachers by the names that SCHEMES use, trained as `kdnas train` trains them, and what the page says of them."""
     common = {"space": size.space, "data": size.teacher_data, "distiller": None}
-    following = dataclasses.replace(size.teacher_recipe, seed=size.teacher_recipe.seed + 1)
-    first = Train(**common, teacher_recipe=size.teacher_recipe, teacher_snapshots=NUM_SNAPSHOTS)
-    others = Train(**common, teacher_recipe=following, teacher_members=NUM_TEACHERS - 1)
+    following = dataclasses.replace(size.teacher.recipe, seed=size.teacher.recipe.seed + 1)
+    first = Train(**common, teacher=dataclasses.replace(size.teacher, snapshots=NUM_SNAPSHOTS))
+    others = Train(**common, teacher=FitTeacher(recipe=following, members=NUM_TEACHERS - 1))
     route: tuple[Spec, ...] = train(Experiment(train=first), folder / "first").teacher_spec["members"]
     members = (route[-1], *train(Experiment(train=others), folder / "others").teacher_spec["members"])
     data: Data = size.data.build(Data)
@@ -325,7 +325,7 @@ def page(size: Size, records: list[dict[str, Any]], said: dict[str, Any]) -> str
         f"- Recipe: {recipe.steps} steps of {recipe.batch_size} images, SGD, learning rate {recipe.learning_rate}, "
         f"weight decay {recipe.weight_decay}, cosine; seeds 0 to {max(r['seed'] for r in records)}.",
         f"- Teachers A, B, C, trained on {seen} images for "
-        f"{size.teacher_recipe.steps} steps of {size.teacher_recipe.batch_size}: {_percents(said['one by one'])}; "
+        f"{size.teacher.recipe.steps} steps of {size.teacher.recipe.batch_size}: {_percents(said['one by one'])}; "
         f"their mean {_percents([said['mean']])}. Weights by accuracy on the search part: "
         f"{', '.join(f'{w:.4f}' for w in said['weights'])}. A1 to A{NUM_ANCHORS}, snapshots of A's training at equal "
         f"intervals: {_percents(said['anchors'])}.",

@@ -16,7 +16,7 @@ from kdnas.data.builtin import digits
 from kdnas.data.folders import folder
 from kdnas.distillers.single_path import SinglePath
 from kdnas.scorers.rdm import Rdm
-from kdnas.settings import Experiment, Recipe, Retrain, Search, Train
+from kdnas.settings import Experiment, FitTeacher, Recipe, Retrain, Search, Train
 from kdnas.specs import spec
 from kdnas.tables import load_space
 from kdnas.teachers.load import load_teacher
@@ -45,7 +45,7 @@ def small() -> Experiment:
             data=spec(digits),
             distiller=spec(SinglePath, label_smoothing=0.1),
             recipe=Recipe(steps=300, learning_rate=0.1),
-            teacher_recipe=Recipe(steps=200, learning_rate=0.1),
+            teacher=FitTeacher(recipe=Recipe(steps=200, learning_rate=0.1)),
         ),
         search=Search(scorer=spec(Rdm), budget=Budget(macs=6e5), num_evaluations=150, num_images=220),
         retrain=Retrain(recipe=Recipe(steps=250, learning_rate=0.1)),

@@ -1,8 +1,6 @@
 """What a person decides, as frozen values that `run.json` shows and any later command builds again."""
 
 import ast
-import dataclasses
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,7 +9,7 @@ from typing import Any, Literal, final
 from kdnas.costs.budget import COUNTS, Budget
 from kdnas.space import SearchSpace
 from kdnas.specs import Spec, check_literals, nearest, spec
-from kdnas.tables import shared_folder, space_from_table, structure, table_of, unstructure
+from kdnas.tables import shared_folder, structure, unstructure
 
 
 @final
@@ -69,39 +67,77 @@ class Recipe:
 
 @final
 @dataclass(frozen=True, kw_only=True)
+class FitTeacher:
+    """Fit a teacher here: a ResNet whose size follows the images', trained on labels.
+
+    Attributes:
+        recipe: optimizer settings.
+        members: number of teachers, trained with the seeds `recipe.seed`, `recipe.seed + 1`, ...; with more than one,
+            the teacher is their `Ensemble`.
+        snapshots: number of equally spaced snapshots of the training, the last one at its end; with more than one, the
+            teacher is their `Route`.
+        blocks: residual blocks per stage; 0 for one on images of up to 16 x 16 pixels and two on larger ones.
+    """
+
+    recipe: Recipe = Recipe()
+    members: int = 1
+    snapshots: int = 1
+    blocks: int = 0
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.snapshots <= self.recipe.steps:
+            raise ValueError(
+                f"`snapshots` must be from 1 to {self.recipe.steps} (`recipe.steps`), got {self.snapshots}."
+            )
+        if self.members < 1:
+            raise ValueError(f"`members` must be at least 1, got {self.members}.")
+        if self.blocks < 0:
+            raise ValueError(f"`blocks` must be at least 0, got {self.blocks}.")
+        if self.members > 1 and self.snapshots > 1:
+            raise ValueError(
+                f"`members` or `snapshots` must be 1, got {self.members} and {self.snapshots}: a teacher is "
+                "an ensemble or a route."
+            )
+
+
+@final
+@dataclass(frozen=True)
+class NoTeacher:
+    """No teacher: the labels alone."""
+
+
+@final
+@dataclass(frozen=True)
+class CardTeacher:
+    """The teacher that the student's card names."""
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
 class Train:
     """Supernet training under a teacher.
 
     Attributes:
-        space: the search space; its classes and channels are taken from the data.
+        space: the search space; its classes and image channels are set to those of the data.
         data: makes the Data.
-        teacher: makes the teacher, given `classes` and `preprocessing`; None trains one in the run.
-        distiller: the supernet's way of learning; None trains no supernet, and candidates are then scored by what needs
-            none of its weights, such as a short training of each.
-        recipe: of the supernet.
-        teacher_recipe: of a teacher trained in the run.
-        teacher_snapshots: at how many equal intervals of its training such a teacher is kept; with more than one, the
-            run's teacher is their `Route`.
-        teacher_members: how many such teachers are trained, with the seeds from the recipe's on; with more than one,
-            the run's teacher is their `Ensemble`.
-        teacher_blocks: residual blocks per stage of such a teacher; 0 for what suits the size of the images.
-        teacher_views: 0 to run the teacher at every step on fresh augmentations; otherwise the supernet sees so many
-            fixed augmentations of each image, and the teacher's outputs on them are computed once and kept in the run.
-        cache_limit: most gigabytes that those may take.
-        weights: a safetensors file that the supernet starts from, such as `kdnas convert` writes; none if empty.
+        teacher: makes the teacher, called with `classes` and `preprocessing`; or `FitTeacher`.
+        distiller: how the supernet is trained; None trains no supernet, and the scorer must then need no supernet
+            weights.
+        recipe: optimizer settings of the supernet.
+        teacher_views: number of fixed augmentations per image, whose teacher outputs are computed once and cached in
+            the run; 0 runs the teacher at every step on new augmentations.
+        cache_limit: largest size of that cache in gigabytes.
+        weights: a safetensors file with the supernet's initial weights, as `kdnas convert` writes it; "" for random
+            weights.
         share: makes the supernet's sharing rule, such as `KernelTransform`; None is the leading corner.
-        rollback: whether a collapse is taken back, once, to the last healthy weights.
+        rollback: whether the supernet returns to its last healthy weights, once, when its accuracy collapses.
     """
 
     space: SearchSpace
     data: Spec
-    teacher: Spec | None = None
+    teacher: Spec | FitTeacher = FitTeacher()
     distiller: Spec | None = spec("kdnas.distillers.sandwich:Sandwich")
     recipe: Recipe = Recipe()
-    teacher_recipe: Recipe = Recipe()
-    teacher_snapshots: int = 1
-    teacher_members: int = 1
-    teacher_blocks: int = 0
     share: Spec | None = None
     rollback: bool = False
     teacher_views: int = 0
@@ -109,19 +145,8 @@ class Train:
     weights: str = ""
 
     def __post_init__(self) -> None:
-        if not 1 <= self.teacher_snapshots <= self.teacher_recipe.steps:
-            raise ValueError(
-                f"teacher_snapshots must lie between 1 and the teacher's {self.teacher_recipe.steps} steps, got "
-                f"{self.teacher_snapshots}."
-            )
-        if self.teacher_members < 1:
-            raise ValueError(f"teacher_members must be at least 1, got {self.teacher_members}.")
-        if self.teacher_blocks < 0:
-            raise ValueError(f"teacher_blocks must not be negative, got {self.teacher_blocks}.")
-        if self.teacher_members > 1 and self.teacher_snapshots > 1:
-            raise ValueError("a teacher is a route of snapshots or an ensemble of members. Set one of the two to 1.")
         if self.teacher_views < 0:
-            raise ValueError(f"teacher_views must not be negative, got {self.teacher_views}.")
+            raise ValueError(f"`teacher_views` must be at least 0, got {self.teacher_views}.")
 
 
 @final
@@ -130,22 +155,21 @@ class Search:
     """Ranking of subnets.
 
     Attributes:
-        scorer: higher is better.
-        searcher: who proposes; built with `space`, `admits` and `rng`.
-        budget: hard bounds.
-        num_evaluations: unique architectures.
+        scorer: rates a subnet; higher is better.
+        searcher: proposes candidates; built with `space`, `admits` and `rng`.
+        budget: upper bounds on each candidate's costs.
+        num_evaluations: number of distinct candidates to score.
         max_time: seconds, in equal parts for the search and each of its controls.
-        num_images: of the search part, the evidence.
-        control: also run random search at equal cost.
-        contrast: a second scorer, under which the same searcher runs again at equal cost, such as a short training
-            without the teacher; how the two rankings and the networks they find differ is recorded. None for none.
-        pruner: makes a pruner of Optuna, which may stop an evaluation early where the scorer shows scores on its way,
-            such as a short training of several rungs; None to evaluate everything whole.
-        initial: how many of the best networks of the run's search before are scored first, and begin this one: the
-            second phase of a multi-fidelity search, under a scorer of higher fidelity.
-        exact: of a run trained block-wise, rate every path of every block once and rank the best networks exactly, in
-            place of scorer and searcher; `max_time` then bounds the controls only.
-        seed: of the searcher.
+        num_images: images of the search part on which candidates are scored.
+        control: also run random search with the same number of evaluations and time.
+        contrast: a second scorer, under which the same searcher runs again at equal cost; the difference of the two
+            rankings is recorded. None for no second search.
+        pruner: makes an Optuna pruner, which may stop an evaluation early where the scorer reports intermediate scores;
+            None evaluates every candidate in full.
+        initial: number of best candidates of the run's previous search that are scored first and start this one.
+        exact: for a run trained block-wise, rate every option of every block once and compute the best networks exactly
+            instead of using `scorer` and `searcher`; `max_time` then bounds the controls only.
+        seed: random seed of the searcher.
     """
 
     scorer: Spec = spec("kdnas.scorers.rdm:Rdm")
@@ -164,9 +188,9 @@ class Search:
     def __post_init__(self) -> None:
         for name, least in (("num_evaluations", 1), ("num_images", 3), ("initial", 0)):
             if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}.")
+                raise ValueError(f"`{name}` must be at least {least}, got {getattr(self, name)}.")
         if self.max_time <= 0:
-            raise ValueError(f"max_time must be positive, got {self.max_time}.")
+            raise ValueError(f"`max_time` must be positive, got {self.max_time}.")
         if self.exact:
             self.budget.only(COUNTS, "an exact search")
 
@@ -177,10 +201,10 @@ class Retrain:
     """Training of an exported student.
 
     Attributes:
-        distiller: with a teacher, or `FromLabels` without.
-        recipe: how long and how fast.
-        weights: `fresh`, or `inherited` from the supernet.
-        num_random: how many random subnets within the budget a whole chain retrains beside it, as a control.
+        distiller: how the student is trained: `FromTeacher`, or `FromLabels` without a teacher.
+        recipe: optimizer settings.
+        weights: initial weights: `fresh` (random), or `inherited` from the supernet.
+        num_random: number of random subnets within the budget that a whole chain retrains as controls.
     """
 
     distiller: Spec = spec("kdnas.distillers.from_teacher:FromTeacher")
@@ -198,8 +222,11 @@ class Experiment:
     """The whole chain: train, search, export, retrain.
 
     Attributes:
-        second: another search behind the first, which may begin from its best (`initial`); the last one's best is
-            exported. None for none.
+        train: the supernet's training, and the teacher's.
+        search: the ranking of subnets.
+        retrain: the student's training, and its controls'.
+        second: another search after `search`, which may start from its best candidates (`initial`); the best candidate
+            of the last search is exported. None for one search.
     """
 
     train: Train
@@ -209,16 +236,13 @@ class Experiment:
 
     def __post_init__(self) -> None:
         if self.search.initial:
-            raise ValueError("the first search has none before it to begin from. Set its initial to 0.")
+            raise ValueError("`search.initial` must be 0: there is no earlier search to start from.")
         if self.train.distiller is None and self.retrain.weights == "inherited":
-            raise ValueError("a run without a supernet has no weights to inherit. Retrain from fresh ones.")
+            raise ValueError("`retrain.weights` must be fresh where `train.distiller` is None: there is no supernet.")
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object that `from_json` turns back into an equal Experiment."""
-        train = {f.name: getattr(self.train, f.name) for f in dataclasses.fields(self.train)}
-        train["space"] = table_of(self.train.space)
-        held = {"train": train, "search": self.search, "retrain": self.retrain}
-        return unstructure(held if self.second is None else held | {"second": self.second})
+        return {name: value for name, value in unstructure(self).items() if value is not None}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "Experiment":
@@ -227,67 +251,65 @@ class Experiment:
         Raises:
             ValueError: an unknown key or a wrong type.
         """
-        held = dict(value["train"])
-        teacher = held.pop("teacher")
-        kinds = {f.name: f.type for f in dataclasses.fields(Train)}
-        plain = {name: dict[str, kind] for name, kind in kinds.items() if kind in (int, float, bool, str)}
-        train = Train(
-            space=space_from_table(held.pop("space")),
-            teacher=None if teacher is None else Spec.from_json(teacher),
-            data=Spec.from_json(held.pop("data")),
-            distiller=None if (taught := held.pop("distiller")) is None else Spec.from_json(taught),
-            share=None if (share := held.pop("share", None)) is None else Spec.from_json(share),
-            **{name: structure({name: held.pop(name)}, kind)[name] for name, kind in plain.items() if name in held},
-            **{name: structure(recipe, Recipe) for name, recipe in held.items()},
-        )
-        second = structure(value["second"], Search) if "second" in value else None
-        search, retrain = structure(value["search"], Search), structure(value["retrain"], Retrain)
-        return cls(train=train, search=search, retrain=retrain, second=second)
+        return structure({**value, "train": _current(value["train"])}, cls)
+
+
+def _current(train: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The training settings of a run in today's form; runs of version 0.1 held the teacher's beside them."""
+    if "teacher_recipe" not in train:
+        return train
+    rest = dict(train)
+    fit = {
+        name.removeprefix("teacher_"): rest.pop(name)
+        for name in train
+        if name.startswith("teacher_") and name != "teacher_views"
+    }
+    return rest | {"teacher": fit if train["teacher"] is None else train["teacher"]}
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
 class Prune:
-    """Search for a student among the sub-networks of one network.
+    """A student cut out of one network.
 
     Attributes:
         data: makes the Data.
-        budget: of the student, met within 2 %.
-        source: the network to begin with, with its weights: `teacher` (the teacher trained here), `checkpoint:FOLDER`,
-            or as in `kdnas.jobs.convert.load_source`.
-        teacher: makes the teacher; None trains one in the run.
-        penalty: of the factors, lambda; None to let it grow until the budget is met.
-        by_cost: whether what a channel costs weighs its penalty.
-        recipe: of the training with factors.
-        teacher_recipe: of a teacher trained in the run.
-        retrain: of the student, from its inherited weights, and of its controls.
+        budget: upper bounds on the student's costs, met within 2 %.
+        source: the network to prune: `teacher` (the one fitted here), `checkpoint:FOLDER`, or as `kdnas convert` takes
+            it.
+        teacher: makes the teacher; or `FitTeacher`.
+        penalty: weight of the scale factors' penalty; None increases it until the budget is met.
+        by_cost: whether each channel's penalty is weighted by its cost.
+        recipe: optimizer settings of the training with scale factors.
+        retrain: the training of the student and of its controls.
     """
 
     data: Spec
     budget: Budget
     source: str = "teacher"
-    teacher: Spec | None = None
+    teacher: Spec | FitTeacher = FitTeacher()
     penalty: float | None = None
     by_cost: bool = True
     recipe: Recipe = Recipe(steps=400, learning_rate=0.02)
-    teacher_recipe: Recipe = Recipe()
     retrain: Retrain = field(default_factory=lambda: Retrain(weights="inherited", recipe=Recipe(learning_rate=0.05)))
 
     def __post_init__(self) -> None:
         self.budget.only(COUNTS, "a pruning")
         if self.penalty is not None and not self.penalty >= 0:
-            raise ValueError(f"penalty must not be negative, got {self.penalty}.")
-        if self.source == "teacher" and self.teacher is not None:
-            raise ValueError("the source `teacher` is the one trained here. Name a source, or leave the teacher out.")
+            raise ValueError(f"`penalty` must be at least 0, got {self.penalty}.")
+        if self.source == "teacher" and isinstance(self.teacher, Spec):
+            raise ValueError(
+                "`source` must name a network where `teacher` is not one fitted here, got 'teacher'. Give "
+                "checkpoint:FOLDER or a zoo's network, or leave `teacher` out."
+            )
 
     def to_json(self) -> dict[str, Any]:
         """What must be equal for a pruning to be resumed."""
-        held = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return {"prune": unstructure(held)}
+        return {"prune": unstructure(self)}
 
 
 Generator = Literal["simple", "dynamic", "random"]
-Teaches = Literal["ensemble", "last", "none"]
+CandidateTeacher = Literal["ensemble", "last", "none"]
 
 
 @final
@@ -319,7 +341,7 @@ class Grow:
     generator: Generator = "dynamic"
     num_candidates: int = 2
     architecture: str = ""
-    teacher: Teaches = "ensemble"
+    teacher: CandidateTeacher = "ensemble"
     mixture: Literal["uniform", "learned"] = "uniform"
     label_smoothing: float = 0.1
     budget: Budget = Budget()
@@ -336,8 +358,7 @@ class Grow:
 
     def to_json(self) -> dict[str, Any]:
         """What must be equal for a growth to be resumed."""
-        held = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return {"grow": unstructure(held | {"space": table_of(self.space)})}
+        return {"grow": unstructure(self)}
 
 
 _MARK = "SYSTEM"
@@ -351,7 +372,7 @@ class Compare:
     Attributes:
         data: makes the Data.
         space: the search space of all systems.
-        teacher: of all systems; None trains one first.
+        teacher: makes the teacher of all systems; or `FitTeacher`, whose steps are planned within `max_time`.
         systems: names from `systems()`; empty for all of them.
         budget: of every student.
         max_time: seconds for everything.
@@ -360,7 +381,7 @@ class Compare:
 
     data: Spec
     space: SearchSpace
-    teacher: Spec | None = None
+    teacher: Spec | FitTeacher = FitTeacher()
     systems: tuple[str, ...] = ()
     budget: Budget = Budget()
     max_time: float = 1200.0
@@ -377,10 +398,7 @@ class Compare:
 
     def to_json(self) -> dict[str, Any]:
         """What must be equal for a comparison to be resumed."""
-        teacher = None if self.teacher is None else self.teacher.to_json()
-        held = {"data": self.data.to_json(), "space": table_of(self.space), "teacher": teacher, "seed": self.seed}
-        held |= {"systems": list(self.systems), "budget": self.budget.bounds(), "max_time": self.max_time}
-        return json.loads(json.dumps(unstructure(held)))
+        return unstructure(self)
 
 
 def systems() -> dict[str, str]:

@@ -5,12 +5,13 @@ import importlib
 import inspect
 import json
 import tomllib
+import typing
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import cattrs
-from cattrs.gen import make_dict_structure_fn
+from cattrs.gen import make_dict_structure_fn, make_dict_unstructure_fn
 
 from kdnas.space import SearchSpace
 from kdnas.specs import Spec, nearest
@@ -72,12 +73,7 @@ def space_from_table(content: Mapping[str, Any]) -> SearchSpace:
 
 def table_of(space: SearchSpace) -> dict[str, Any]:
     """The mapping from which `space_from_table` makes an equal space."""
-    kind = type(space)
-    module = kind.__module__
-    family = (
-        module.removeprefix("kdnas.spaces.") if module.startswith("kdnas.spaces.") else f"{module}:{kind.__qualname__}"
-    )
-    return {"family": family, **unstructure(space)}
+    return unstructure(space)
 
 
 def structure(content: Any, kind: Any) -> Any:
@@ -145,7 +141,31 @@ def _converter() -> cattrs.Converter:
         lambda kind: hasattr(kind, "__dataclass_fields__"),
         lambda kind: make_dict_structure_fn(kind, converter, _cattrs_forbid_extra_keys=True),
     )
+    converter.register_structure_hook_factory(
+        lambda kind: Spec in typing.get_args(kind),
+        lambda kind: functools.partial(_structure_choice, converter, typing.get_args(kind)),
+    )
+    converter.register_structure_hook_func(lambda kind: kind is SearchSpace, lambda value, _: space_from_table(value))
+    converter.register_unstructure_hook_func(
+        lambda kind: isinstance(kind, type) and issubclass(kind, SearchSpace),
+        lambda space: _family_key(type(space)) | make_dict_unstructure_fn(type(space), converter)(space),
+    )
     return converter
+
+
+def _family_key(kind: type) -> dict[str, str]:
+    module = kind.__module__
+    own = module.startswith("kdnas.spaces.")
+    return {"family": module.removeprefix("kdnas.spaces.") if own else f"{module}:{kind.__qualname__}"}
+
+
+def _structure_choice(converter: cattrs.Converter, kinds: tuple[Any, ...], value: Any, _: Any) -> Any:
+    """A value of a union with Spec: None, a spec by its keys, or the other kind."""
+    if value is None and type(None) in kinds:
+        return None
+    others = [kind for kind in kinds if kind not in (Spec, type(None))]
+    is_spec = not others or (isinstance(value, Mapping) and "make" in value)
+    return Spec.from_json(value) if is_spec else converter.structure(value, others[0])
 
 
 def _explain(error: BaseException, where: str = "") -> list[str]:

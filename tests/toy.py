@@ -8,7 +8,7 @@ from torch import nn
 from kdnas.costs.budget import Budget
 from kdnas.data.base import Data, TensorImages
 from kdnas.randomness import torch_rng
-from kdnas.settings import Experiment, Prune, Recipe, Retrain, Search, Train
+from kdnas.settings import Experiment, FitTeacher, Prune, Recipe, Retrain, Search, Train
 from kdnas.specs import spec
 from kdnas.tables import load_space
 
@@ -31,7 +31,7 @@ def experiment() -> Experiment:
             space=load_space("toy"),
             data=spec("tests.toy:data"),
             recipe=Recipe(steps=12, batch_size=16, learning_rate=0.05),
-            teacher_recipe=Recipe(steps=3, batch_size=16, learning_rate=0.05),
+            teacher=FitTeacher(recipe=Recipe(steps=3, batch_size=16, learning_rate=0.05)),
         ),
         search=Search(budget=Budget(macs=70_000), num_evaluations=12, num_images=30),
         retrain=Retrain(recipe=Recipe(steps=3, batch_size=16, learning_rate=0.05)),
@@ -74,7 +74,12 @@ def oracle() -> Experiment:
     taught = spec(
         "kdnas.distillers.single_path:SinglePath", terms=((1.0, spec("kdnas.losses.response.oracle:Oracle")),)
     )
-    return dataclasses.replace(made, train=dataclasses.replace(made.train, distiller=taught, teacher_members=3))
+    return dataclasses.replace(
+        made,
+        train=dataclasses.replace(
+            made.train, distiller=taught, teacher=dataclasses.replace(made.train.teacher, members=3)
+        ),
+    )
 
 
 def contrasted() -> Experiment:
@@ -113,6 +118,6 @@ def pruned() -> Prune:
         data=spec("tests.toy:data"),
         budget=Budget(macs=350_000),
         recipe=short,
-        teacher_recipe=short,
+        teacher=FitTeacher(recipe=short),
         retrain=Retrain(weights="inherited", recipe=Recipe(steps=3, batch_size=16, learning_rate=0.02)),
     )

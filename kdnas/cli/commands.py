@@ -335,7 +335,7 @@ def _run(given: argparse.Namespace) -> None:
     from kdnas.data.base import Data
     from kdnas.data.load import load_data
     from kdnas.jobs._arguments import with_losses, with_overrides
-    from kdnas.settings import Experiment, Recipe, Retrain, Search, Train
+    from kdnas.settings import Experiment, FitTeacher, Recipe, Retrain, Search, Train
     from kdnas.specs import parse_spec
     from kdnas.tables import load_space
     from kdnas.teachers.load import load_teacher
@@ -343,7 +343,7 @@ def _run(given: argparse.Namespace) -> None:
     space = load_space(given.space)
     data = load_data(given.data)
     teacher = load_teacher(given.teacher)
-    if teacher is not None and given.teacher_members != 1:
+    if not isinstance(teacher, FitTeacher) and given.teacher_members != 1:
         raise ValueError("--teacher-members counts the teachers that fit trains. Drop it, or use --teacher fit.")
     distiller = None if given.distiller == "none" else parse_spec("kdnas.distillers", given.distiller)
     distiller = with_losses(distiller, given.loss)
@@ -356,6 +356,8 @@ def _run(given: argparse.Namespace) -> None:
     batch = given.batch_size or min(128, len(loaded.train))
     steps = min(20_000, max(300, 30 * len(loaded.train) // batch))
     recipe = with_overrides(Recipe(steps=steps, batch_size=batch), _overrides(given))
+    if isinstance(teacher, FitTeacher):
+        teacher = FitTeacher(recipe=recipe, members=given.teacher_members)
     experiment = Experiment(
         train=Train(
             space=space,
@@ -363,8 +365,6 @@ def _run(given: argparse.Namespace) -> None:
             teacher=teacher,
             distiller=distiller,
             recipe=recipe,
-            teacher_recipe=recipe,
-            teacher_members=given.teacher_members,
             weights="" if given.weights is None else str(given.weights.resolve()),
         ),
         search=search,
@@ -496,6 +496,7 @@ def _retrain(given: argparse.Namespace) -> None:
     from kdnas.jobs._arguments import terms_of, with_losses, with_overrides
     from kdnas.jobs.retrain import retrain, settings_of
     from kdnas.runs.folder import run_around
+    from kdnas.settings import FitTeacher
     from kdnas.specs import parse_spec, spec
     from kdnas.teachers.load import load_teacher
 
@@ -524,6 +525,7 @@ def _retrain(given: argparse.Namespace) -> None:
     if given.teacher not in (None, "none") and not asks:
         raise ValueError(f"{settings.distiller.name} asks no teacher. Drop --teacher, or name another --distiller.")
     teacher = load_teacher(given.teacher) if given.teacher not in (None, "none") else None
+    assert not isinstance(teacher, FitTeacher)
     data = None if given.data is None else load_data(given.data)
     if given.assistants and given.greedy_anchors is not None:
         raise ValueError("a student learns from assistants or along a route. Drop one of the two.")
@@ -552,7 +554,7 @@ def _prune(given: argparse.Namespace) -> None:
     from kdnas.jobs.chain import closing_table
     from kdnas.jobs.prune import prune
     from kdnas.runs.folder import RunFolder
-    from kdnas.settings import Prune
+    from kdnas.settings import FitTeacher, Prune
     from kdnas.teachers.load import load_teacher
 
     if given.experiment is not None:
@@ -566,9 +568,11 @@ def _prune(given: argparse.Namespace) -> None:
     settings = dataclasses.replace(
         settings,
         recipe=with_overrides(settings.recipe, overrides),
-        teacher_recipe=with_overrides(settings.teacher_recipe, overrides),
         retrain=dataclasses.replace(settings.retrain, recipe=with_overrides(settings.retrain.recipe, overrides)),
     )
+    if isinstance(settings.teacher, FitTeacher):
+        fit = with_overrides(settings.teacher.recipe, overrides)
+        settings = dataclasses.replace(settings, teacher=dataclasses.replace(settings.teacher, recipe=fit))
     if given.penalty is not None:
         settings = dataclasses.replace(settings, penalty=given.penalty)
     found = prune(settings, given.out)

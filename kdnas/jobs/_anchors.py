@@ -104,7 +104,7 @@ def _snapshots(teacher: Spec | None) -> tuple[Spec, ...]:
     if held.get("kind") != "route":
         raise ValueError(
             "greedy anchors lie on a route. Give --teacher route:SPEC,SPEC, or a student of a run with "
-            "teacher_snapshots."
+            "FitTeacher(snapshots=...)."
         )
     return held["members"]
 

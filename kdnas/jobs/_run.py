@@ -14,7 +14,7 @@ from kdnas.randomness import initialised, torch_rng
 from kdnas.runs.checkpoint import load_state
 from kdnas.runs.folder import CHECKPOINT, MANIFEST, MEMBERS, SNAPSHOTS, TEACHER, RunFolder
 from kdnas.scorers.base import Evidence, Scorer
-from kdnas.settings import Experiment
+from kdnas.settings import Experiment, FitTeacher
 from kdnas.space import SearchSpace
 from kdnas.specs import Spec, resolve, spec
 from kdnas.supernet import Supernet, corner
@@ -57,15 +57,9 @@ class Run:
 
     @property
     def teacher_spec(self) -> Spec:
-        """What makes the teacher: the one given, or the one trained in the run, its snapshots' route, an ensemble."""
-        train = self.experiment.train
-        if train.teacher is not None:
-            return train.teacher
-        folders = [self.storage.path(SNAPSHOTS, str(k)) for k in range(1, train.teacher_snapshots)]
-        folders += [self.storage.path(MEMBERS, str(k)) for k in range(1, train.teacher_members)]
-        made = tuple(spec(student_teacher, path=str(f.resolve())) for f in (*folders, self.storage.path(TEACHER)))
-        kind = "route" if train.teacher_snapshots > 1 else "ensemble"
-        return made[0] if len(made) == 1 else spec(several_teachers, kind=kind, members=made)
+        """What makes the teacher."""
+        teacher = self.experiment.train.teacher
+        return fitted_spec(teacher, self.storage) if isinstance(teacher, FitTeacher) else teacher
 
     @cached_property
     def teacher(self) -> Teacher:
@@ -195,3 +189,12 @@ def check_model_type(made: Spec | None, model: type[Supernet | Network]) -> None
     target = None if made is None else resolve(made.make)
     if isinstance(target, type) and issubclass(target, Distiller):
         target.check_model_type(model)
+
+
+def fitted_spec(settings: FitTeacher, storage: RunFolder) -> Spec:
+    """The spec of a fitted teacher: one network, the route of its snapshots, or the ensemble of its members."""
+    folders = [storage.path(SNAPSHOTS, str(k)) for k in range(1, settings.snapshots)]
+    folders += [storage.path(MEMBERS, str(k)) for k in range(1, settings.members)]
+    members = tuple(spec(student_teacher, path=str(f.resolve())) for f in (*folders, storage.path(TEACHER)))
+    kind = "route" if settings.snapshots > 1 else "ensemble"
+    return members[0] if len(members) == 1 else spec(several_teachers, kind=kind, members=members)

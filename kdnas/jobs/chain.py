@@ -43,7 +43,7 @@ def chain(experiment: Experiment, folder: Path, *, deploy: bool = True) -> Run:
         deploy: write and check every form of the student, or what kdnas reads alone.
     """
     run = train(experiment, folder)
-    if experiment.train.teacher is not None and all(row["name"] != "teacher" for row in run.storage.results()["rows"]):
+    if all(row["name"] != "teacher" for row in run.storage.results()["rows"]):
         run.storage.record_result({"name": "teacher", **given_teacher(run.teacher, run.data)})
     say(f"next: kdnas search {folder}")
     if run.storage.phase("search") is None:

@@ -1,5 +1,6 @@
 """Several systems on the same data, under the same teacher and budget, at equal cost: one table."""
 
+import dataclasses
 import json
 import time
 from collections.abc import Sequence
@@ -16,16 +17,16 @@ from kdnas.distillers.from_teacher import FromTeacher
 from kdnas.jobs._contestants import LEAST_STEPS, RETRAIN_SHARE, Task, contestant, timed_step
 from kdnas.jobs._run import build_teacher
 from kdnas.jobs.chain import say
-from kdnas.jobs.train import train
+from kdnas.jobs.fit import fit_teacher
 from kdnas.network import Network
 from kdnas.randomness import python_rng
 from kdnas.report.comparison import write_comparison
 from kdnas.runs.files import write_json
-from kdnas.runs.folder import COMPARISON, TEACHER
-from kdnas.settings import Compare, Experiment, Recipe, Train, systems
-from kdnas.specs import Spec, spec
+from kdnas.runs.folder import COMPARISON, RunFolder
+from kdnas.settings import Compare, FitTeacher, Recipe, systems
+from kdnas.specs import Spec
+from kdnas.tables import structure, unstructure
 from kdnas.teachers.fitted import fitted_teacher
-from kdnas.teachers.zoo import student_teacher
 
 _TEACHER_SHARE = 0.10
 
@@ -60,8 +61,8 @@ def compare(settings: Compare, folder: Path) -> dict[str, Any]:
         write_json(folder / COMPARISON, held)
 
     teacher_spec = settings.teacher
-    if teacher_spec is None:
-        teacher_spec = _taught(settings, data, folder, held, save)
+    if isinstance(teacher_spec, FitTeacher):
+        teacher_spec = _fit_teacher(teacher_spec, settings, data, folder, held, save)
     task = Task(
         data=settings.data,
         loaded=data,
@@ -133,21 +134,22 @@ def _opened(settings: Compare, folder: Path) -> dict[str, Any]:
     return held
 
 
-def _taught(settings: Compare, data: Data, folder: Path, held: dict[str, Any], save: Any) -> Spec:
-    """The teacher trained here, in a run of its own without a supernet."""
+def _fit_teacher(fit: FitTeacher, settings: Compare, data: Data, folder: Path, held: dict[str, Any], save: Any) -> Spec:
+    """The teacher fitted here, in a run of its own, with as many steps as its share of the time allows."""
     if "teacher_job" not in held:
-        blueprint = fitted_teacher(data.image, data.classes)
+        blueprint = fitted_teacher(data.image, data.classes, fit.blocks)
         each = timed_step(partial(Network, blueprint), FromLabels(), data, None, Recipe())
         epochs = 30 * len(data.train) // min(128, len(data.train))
         steps = max(LEAST_STEPS, min(epochs, int(_TEACHER_SHARE * settings.max_time / each)))
-        recipe = Recipe(steps=steps, seed=settings.seed)
-        job = Experiment(train=Train(space=settings.space, data=settings.data, distiller=None, teacher_recipe=recipe))
-        held["teacher_job"] = job.to_json()
+        fit = dataclasses.replace(fit, recipe=dataclasses.replace(fit.recipe, steps=steps, seed=settings.seed))
+        held["teacher_job"] = {"teacher": unstructure(fit), "data": settings.data.to_json()}
         save()
-    run = train(Experiment.from_json(held["teacher_job"]), folder / "teacher")
-    held["teacher"] = run.storage.require("teacher", "kdnas compare")
+    fit = structure(held["teacher_job"]["teacher"], FitTeacher)
+    storage = RunFolder.create(folder / "teacher", held["teacher_job"], fit.recipe.seed)
+    teacher = fit_teacher(fit, data, storage)
+    held["teacher"] = storage.require("teacher", "kdnas compare")
     save()
-    return spec(student_teacher, path=str((folder / "teacher" / TEACHER).resolve()))
+    return teacher
 
 
 def _example(meter: BudgetCheck, seed: int) -> Architecture:

@@ -26,7 +26,7 @@ from kdnas.randomness import initialised, python_rng
 from kdnas.report import write_report
 from kdnas.runs.files import current_folder, remove_drafts
 from kdnas.runs.folder import RunFolder
-from kdnas.settings import Grow, Teaches
+from kdnas.settings import CandidateTeacher, Grow
 from kdnas.space import SearchSpace
 from kdnas.specs import spec
 from kdnas.statistics import compare_accuracy
@@ -264,7 +264,7 @@ class _Growth:
         return Ensemble(members, self.mixed(members)[0], sum(seconds for _, seconds in made), 0.0)
 
 
-def teacher_of(how: Teaches, ensemble: Ensemble, data: Data) -> Teacher | None:
+def teacher_of(how: CandidateTeacher, ensemble: Ensemble, data: Data) -> Teacher | None:
     """Who teaches the next member: the ensemble so far, its last member, or nobody; nobody teaches the first."""
     if how == "none" or not ensemble.members:
         return None

@@ -19,19 +19,18 @@ from kdnas.evaluation import accuracy, student_hits
 from kdnas.jobs._run import build_teacher
 from kdnas.jobs.chain import given_teacher, say
 from kdnas.jobs.convert import load_source
+from kdnas.jobs.fit import fit_teacher
 from kdnas.jobs.retrain import retrain
-from kdnas.jobs.train import train
 from kdnas.network import Network, default_device
 from kdnas.randomness import initialised, torch_rng
 from kdnas.report import write_report
 from kdnas.runs.folder import STUDENTS, TEACHER, RunFolder
-from kdnas.settings import Experiment, Prune, Train
+from kdnas.settings import FitTeacher, Prune
 from kdnas.spaces.converted import Converted
 from kdnas.specs import Spec, spec
 from kdnas.statistics import compare_accuracy
 from kdnas.students.folder import Card, read_student, write_student
-from kdnas.tables import load_space, unstructure
-from kdnas.teachers.zoo import student_teacher
+from kdnas.tables import unstructure
 from kdnas.training.driver import train_with_checkpoints
 from kdnas.training.loop import Training
 
@@ -84,11 +83,14 @@ def prune(settings: Prune, folder: Path) -> dict[str, Any]:
     data: Data = settings.data.build(Data)
     # A source that does not fit is refused before anything is trained.
     given = None if settings.source == "teacher" else _converted(settings, storage, data)
-    teacher_spec = settings.teacher or _taught(settings, storage)
+    if isinstance(settings.teacher, FitTeacher):
+        teacher_spec = fit_teacher(settings.teacher, data, storage)
+    else:
+        teacher_spec = settings.teacher
     conversion = given or _converted(settings, storage, data)
     pruned = storage.path(STUDENTS, "pruned")
-    if settings.teacher is not None and all(row["name"] != "teacher" for row in storage.results()["rows"]):
-        storage.record_result({"name": "teacher", **given_teacher(build_teacher(settings.teacher, data), data)})
+    if all(row["name"] != "teacher" for row in storage.results()["rows"]):
+        storage.record_result({"name": "teacher", **given_teacher(build_teacher(teacher_spec, data), data)})
     if storage.phase("removal") is None:
         _search(settings, storage, data, teacher_spec, conversion)
     rows: dict[str, Any] = {}
@@ -126,19 +128,10 @@ def prune(settings: Prune, folder: Path) -> dict[str, Any]:
     }
 
 
-def _taught(settings: Prune, storage: RunFolder) -> Spec:
-    """The teacher trained here, in a run of its own; no space is searched there."""
-    recipe = settings.teacher_recipe
-    job = Train(space=load_space("toy"), data=settings.data, distiller=None, recipe=recipe, teacher_recipe=recipe)
-    found = train(Experiment(train=job), storage.path("teaching")).storage.require("teacher", "kdnas prune")
-    storage.record_result({"name": "teacher", **found})
-    return spec(student_teacher, path=str(storage.path("teaching", TEACHER).resolve()))
-
-
 def _converted(settings: Prune, storage: RunFolder, data: Data) -> Conversion:
     kind, _, rest = settings.source.partition(":")
     if settings.source == "teacher" or kind == "checkpoint":
-        network, _ = read_student(storage.path("teaching", TEACHER) if settings.source == "teacher" else Path(rest))
+        network, _ = read_student(storage.path(TEACHER) if settings.source == "teacher" else Path(rest))
         source: nn.Module = _Plain(network)
     else:
         load = partial(load_source, settings.source, size=data.image[1], classes=data.classes)

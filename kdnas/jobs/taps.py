@@ -7,6 +7,7 @@ from kdnas.data.load import load_data
 from kdnas.jobs._run import build_teacher
 from kdnas.losses.stage_pairs import StagePairs
 from kdnas.randomness import initialised
+from kdnas.specs import Spec
 from kdnas.supernet import Supernet
 from kdnas.tables import load_space
 from kdnas.teachers.load import load_teacher
@@ -26,7 +27,7 @@ def taps_table(teacher: str, space: str, data: str, by: str) -> str:
     """
     loaded: Data = load_data(data).build(Data)
     made = load_teacher(teacher)
-    if made is None:
+    if not isinstance(made, Spec):
         raise ValueError("the teacher fit exists in a run only. Give checkpoint:RUN/teacher.")
     taught = build_teacher(made, loaded)
     fitted = load_space(space).fitted(classes=loaded.classes, image_channels=loaded.channels)

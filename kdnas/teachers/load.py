@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
+from kdnas.settings import FitTeacher
 from kdnas.specs import Spec, resolve, spec
 from kdnas.teachers.combined import Mean, several_teachers, streamed_teacher
 from kdnas.teachers.zoo import own_teacher, student_teacher, zoo_teacher
@@ -11,8 +12,8 @@ from kdnas.teachers.zoo import own_teacher, student_teacher, zoo_teacher
 FIT = "fit"
 
 
-def load_teacher(text: str) -> Spec | None:
-    """The Spec of a teacher from what a person types; None for `fit`, which trains one in the run.
+def load_teacher(text: str) -> Spec | FitTeacher:
+    """The spec of a teacher from its text form; `FitTeacher()` for `fit`.
 
     Args:
         text: `fit`, `torchvision:NAME`, `timm:NAME` (either may end in `@weights.safetensors`), `checkpoint:FOLDER`
@@ -25,23 +26,17 @@ def load_teacher(text: str) -> Spec | None:
         ValueError: another form.
     """
     if text == FIT:
-        return None
+        return FitTeacher()
     kind, _, rest = text.partition(":")
     if kind in ("torchvision", "timm") and rest:
         name, _, weights = rest.partition("@")
         return spec(zoo_teacher, zoo=kind, name=name, weights=str(Path(weights).resolve()) if weights else "")
     if kind == "streamed" and rest:
-        member = load_teacher(rest)
-        if member is None:
-            raise ValueError("fit trains a teacher, and a streamed one is read from its files. Give a finished one.")
-        return spec(streamed_teacher, member=member)
+        return spec(streamed_teacher, member=_finished(rest, text))
     if kind in ("route", "ensemble", *(f"ensemble+{mean}" for mean in get_args(Mean))) and rest:
         parts, weights = _weighed(rest.split(","))
-        members = [load_teacher(part) for part in parts]
-        if None in members:
-            raise ValueError(f"fit trains one teacher, and {text!r} names several. Give finished ones.")
-        told = {"weights": weights} if weights else {}
-        return spec(several_teachers, kind=kind, members=tuple(m for m in members if m is not None), **told)
+        options = {"weights": weights} if weights else {}
+        return spec(several_teachers, kind=kind, members=tuple(_finished(part, text) for part in parts), **options)
     if kind == "checkpoint" and rest:
         return spec(student_teacher, path=str(Path(rest).resolve()))
     if rest.isidentifier():
@@ -51,6 +46,13 @@ def load_teacher(text: str) -> Spec | None:
         f"a teacher is fit, torchvision:NAME, timm:NAME, checkpoint:FOLDER, package.module:function, "
         f"ensemble:SPEC,SPEC or route:SPEC,SPEC, got {text!r}."
     )
+
+
+def _finished(text: str, whole: str) -> Spec:
+    teacher = load_teacher(text)
+    if not isinstance(teacher, Spec):
+        raise ValueError(f"each teacher of {whole!r} must be a trained one, got {text!r}.")
+    return teacher
 
 
 def _weighed(parts: Sequence[str]) -> tuple[list[str], tuple[float, ...]]:

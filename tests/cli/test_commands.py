@@ -179,7 +179,7 @@ def test_a_seed_of_a_whole_chain_is_that_of_its_search_too(monkeypatch, tmp_path
     monkeypatch.setattr("kdnas.cli.commands._chain", lambda experiment, out: made.append(experiment))
     for given in ([], ["--seed", "5"]):
         main(["run", "--data", "tests.toy:data", "--space", "toy", "--out", str(tmp_path), *given])
-    seeds = [(e.train.recipe.seed, e.train.teacher_recipe.seed, e.search.seed, e.retrain.recipe.seed) for e in made]
+    seeds = [(e.train.recipe.seed, e.train.teacher.recipe.seed, e.search.seed, e.retrain.recipe.seed) for e in made]
     assert seeds == [(0, 0, 0, 0), (5, 5, 5, 5)]
 
 

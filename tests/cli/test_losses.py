@@ -29,7 +29,8 @@ def short():
     """The toy experiment with a teacher that is kept three times."""
     made = experiment()
     recipe = dataclasses.replace(made.train.recipe, steps=2)
-    settings = dataclasses.replace(made.train, recipe=recipe, teacher_snapshots=3)
+    teacher = dataclasses.replace(made.train.teacher, snapshots=3)
+    settings = dataclasses.replace(made.train, recipe=recipe, teacher=teacher)
     return dataclasses.replace(made, train=settings)
 
 
@@ -153,5 +154,5 @@ def test_a_loss_is_put_into_the_supernets_distiller(tmp_path, capsys):
 
 
 def test_more_snapshots_than_steps_are_refused():
-    with pytest.raises(ValueError, match="teacher_snapshots must lie between 1 and"):
-        dataclasses.replace(experiment().train, teacher_snapshots=99)
+    with pytest.raises(ValueError, match="`snapshots` must be from 1 to"):
+        dataclasses.replace(experiment().train.teacher, snapshots=99)

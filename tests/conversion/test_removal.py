@@ -453,7 +453,7 @@ def test_its_student_is_retrained_and_quantized_by_what_its_card_and_run_say(run
     assert settings_of(student) == pruned().retrain
     _, card = read_student(student)
     assert source_of(student, card, "data") == pruned().data
-    assert source_of(student, card, "teacher")["path"] == str((run / "teaching" / "teacher").resolve())
+    assert source_of(student, card, "teacher")["path"] == str((run / "teacher").resolve())
     found = retrain(student, settings_of(student), tmp_path / "again", deploy=False)
     assert found["macs"] == card.cost.macs
 
@@ -463,9 +463,9 @@ def test_a_source_or_budget_that_does_not_fit_is_refused_before_anything_is_trai
 
     with pytest.raises(ValueError, match="no_such"):
         prune(dataclasses.replace(pruned(), source="tests.toy:no_such"), tmp_path / "source")
-    assert not (tmp_path / "source" / "teaching").exists()
-    teacher = f"checkpoint:{run / 'teaching' / 'teacher'}"
-    whole = read_student(run / "teaching" / "teacher")[1].cost
+    assert not (tmp_path / "source" / "teacher").exists()
+    teacher = f"checkpoint:{run / 'teacher'}"
+    whole = read_student(run / "teacher")[1].cost
     for macs, message in ((10, "the smallest network that can be left has"), (whole.macs, "nothing is to be removed")):
         settings = dataclasses.replace(pruned(), source=teacher, budget=Budget(macs=macs))
         with pytest.raises(ValueError, match=message):

@@ -301,7 +301,7 @@ def test_a_run_starts_from_the_weights_and_its_students_stand_alone(tmp_path):
     from kdnas.jobs.export import export
     from kdnas.jobs.search import search
     from kdnas.jobs.train import train
-    from kdnas.settings import Experiment, Recipe, Search, Train
+    from kdnas.settings import Experiment, FitTeacher, Recipe, Search, Train
     from kdnas.specs import spec
 
     convert_source("tests.conversion.test_trace:three", tmp_path / "c", size=8)
@@ -311,7 +311,7 @@ def test_a_run_starts_from_the_weights_and_its_students_stand_alone(tmp_path):
             space=load_space(tmp_path / "c" / SPACE),
             data=spec("tests.toy:data"),
             recipe=recipe,
-            teacher_recipe=recipe,
+            teacher=FitTeacher(recipe=recipe),
             weights=str(tmp_path / "c" / WEIGHTS),
         )
     )

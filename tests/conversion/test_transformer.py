@@ -525,13 +525,13 @@ from kdnas.costs.count import cost
 from kdnas.settings import Experiment, Search, Train
 from kdnas.specs import spec
 from kdnas.tables import load_space
-from kdnas.settings import Recipe
+from kdnas.settings import FitTeacher, Recipe
 
 
 def experiment():
     space, recipe = load_space({space!r}), Recipe(steps=2, batch_size=16, learning_rate=1e-9)
     train = Train(
-        space=space, data=spec("tests.toy:data"), recipe=recipe, teacher_recipe=recipe, weights={weights!r}
+        space=space, data=spec("tests.toy:data"), recipe=recipe, teacher=FitTeacher(recipe=recipe), weights={weights!r}
     )
     budget = Budget(macs=cost(space.blueprint(space.largest)).macs - 1)
     return Experiment(train=train, search=Search(budget=budget, num_evaluations=4, num_images=30))

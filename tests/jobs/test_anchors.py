@@ -16,7 +16,7 @@ from kdnas.jobs.retrain import settings_of
 from kdnas.jobs.search import search
 from kdnas.jobs.train import train
 from kdnas.network import Network
-from kdnas.settings import Experiment, Recipe
+from kdnas.settings import Experiment, FitTeacher, Recipe
 from kdnas.students.folder import read_student
 from kdnas.teachers.base import Frozen
 from tests.toy import data, experiment
@@ -55,8 +55,8 @@ def test_divergences_by_hand():
 def student(tmp_path_factory):
     """A student of a run whose teacher was kept five times."""
     made = experiment()
-    teacher = dataclasses.replace(made.train.teacher_recipe, steps=10)
-    settings = dataclasses.replace(made.train, teacher_recipe=teacher, teacher_snapshots=5)
+    teacher = FitTeacher(recipe=dataclasses.replace(made.train.teacher.recipe, steps=10), snapshots=5)
+    settings = dataclasses.replace(made.train, teacher=teacher)
     folder = tmp_path_factory.mktemp("runs") / "run"
     run = train(Experiment(train=settings, search=made.search, retrain=made.retrain), folder)
     search(run, dataclasses.replace(made.search, num_evaluations=3))

@@ -15,7 +15,7 @@ from kdnas.jobs.train import TEACHER_CACHE, train
 from kdnas.runs.folder import RunFolder
 from kdnas.scorers.blocks import Blocks
 from kdnas.searchers.exhaustive import Exhaustive
-from kdnas.settings import Experiment, Recipe, Search, Train
+from kdnas.settings import Experiment, FitTeacher, Recipe, Search, Train
 from kdnas.spaces.macro import Macro
 from kdnas.specs import spec
 from kdnas.statistics import kendall
@@ -26,7 +26,7 @@ TRAIN = Train(
     data=spec("tests.toy:data"),
     distiller=spec(BlockWise),
     recipe=RECIPE,
-    teacher_recipe=dataclasses.replace(RECIPE, steps=2),
+    teacher=FitTeacher(recipe=dataclasses.replace(RECIPE, steps=2)),
     teacher_views=1,
 )
 

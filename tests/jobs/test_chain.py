@@ -1,6 +1,7 @@
 """The chain on the toy space: phase by phase, interrupted, and as a new user would type it."""
 
 import dataclasses
+import functools
 import json
 import os
 import shutil
@@ -425,15 +426,16 @@ def test_a_student_outside_its_run_is_retrained_by_the_recipe_of_its_run(tmp_pat
     [
         ("rollback", "yes"),
         ("teacher_views", 1.5),
-        ("teacher_snapshots", "2"),
+        ("teacher.snapshots", "2"),
         ("cache_limit", "4"),
         ("weights", 3),
-        ("teacher_blocks", True),
+        ("teacher.blocks", True),
     ],
 )
 def test_a_manifest_with_a_wrong_type_is_refused(name, wrong):
     job = experiment().to_json()
-    job["train"][name] = wrong
+    *above, key = name.split(".")
+    functools.reduce(dict.__getitem__, above, job["train"])[key] = wrong
     with pytest.raises(ValueError, match=f"must be a.*{wrong}"):
         Experiment.from_json(job)
 

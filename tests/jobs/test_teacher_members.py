@@ -15,7 +15,7 @@ from kdnas.cli.commands import main
 from kdnas.jobs._run import Run
 from kdnas.runs.checkpoint import load_state
 from kdnas.runs.folder import RunFolder
-from kdnas.settings import Experiment
+from kdnas.settings import Experiment, FitTeacher
 from kdnas.students.folder import read_student
 from kdnas.teachers.combined import Ensemble
 from kdnas.teachers.fitted import fitted_teacher
@@ -79,20 +79,20 @@ def test_a_kill_between_two_members_ends_with_the_same_supernet(trained, tmp_pat
 def test_settings_survive_their_manifest_and_a_contradiction_is_refused():
     made = oracle()
     assert Experiment.from_json(made.to_json()) == made
-    with pytest.raises(ValueError, match="a route of snapshots or an ensemble of members"):
-        dataclasses.replace(made.train, teacher_snapshots=2)
+    with pytest.raises(ValueError, match="an ensemble or a route"):
+        dataclasses.replace(made.train.teacher, snapshots=2)
     with pytest.raises(ValueError, match="at least 1"):
-        dataclasses.replace(experiment().train, teacher_members=0)
+        FitTeacher(members=0)
 
 
 def test_a_fitted_teacher_has_as_many_blocks_as_asked():
     assert [len(stage) for stage in fitted_teacher((1, 8, 8), 3, 3).stages] == [3, 3, 3]
     assert fitted_teacher((1, 8, 8), 3, 1) == fitted_teacher((1, 8, 8), 3)
     assert fitted_teacher((1, 32, 32), 3, 2) == fitted_teacher((1, 32, 32), 3)
-    asked = dataclasses.replace(experiment().train, teacher_blocks=2)
+    asked = dataclasses.replace(experiment().train, teacher=FitTeacher(blocks=2))
     assert Experiment.from_json(Experiment(train=asked).to_json()).train == asked
-    with pytest.raises(ValueError, match="teacher_blocks"):
-        dataclasses.replace(asked, teacher_blocks=-1)
+    with pytest.raises(ValueError, match="`blocks` must be at least 0"):
+        FitTeacher(blocks=-1)
 
 
 def test_a_number_of_members_without_teachers_to_train_is_refused(tmp_path, capsys):

@@ -252,7 +252,7 @@ def test_several_teachers_are_named_on_one_line():
         taught = load_teacher(f"{kind}:{name},{name}").build(Teacher, classes=3, preprocessing=GREY)
         assert isinstance(taught, made)
         assert not any(p.requires_grad for p in taught.parameters())
-    with pytest.raises(ValueError, match="fit trains one teacher"):
+    with pytest.raises(ValueError, match="must be a trained one"):
         load_teacher(f"ensemble:{name},fit")
     with pytest.raises(ValueError, match="at least two"):
         load_teacher(f"ensemble:{name}").build(Teacher, classes=3, preprocessing=GREY)

@@ -135,7 +135,7 @@ def test_they_are_named_on_the_command_line(tmp_path):
         load_teacher(f"ensemble:{one}=3,{one}")
     with pytest.raises(ValueError, match="have no weights"):
         load_teacher(f"route:{one}=3,{one}=1").build(Teacher, **options)
-    with pytest.raises(ValueError, match="a streamed one"):
+    with pytest.raises(ValueError, match="must be a trained one"):
         load_teacher("streamed:fit")
     with pytest.raises(ValueError, match="a teacher is fit"):
         load_teacher(f"ensemble+median:{one},{one}")
