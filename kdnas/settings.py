@@ -398,7 +398,7 @@ class Compare:
 
     def to_json(self) -> dict[str, Any]:
         """What must be equal for a comparison to be resumed."""
-        return unstructure(self)
+        return unstructure(self) | {"budget": self.budget.bounds()}
 
 
 def systems() -> dict[str, str]:

@@ -533,7 +533,7 @@ def test_a_source_in_which_nothing_is_elastic_is_pruned_all_the_same(tmp_path):
 def test_settings_that_make_no_sense_are_refused():
     from tests.toy import pruned
 
-    with pytest.raises(ValueError, match="penalty must not be negative"):
+    with pytest.raises(ValueError, match="`penalty` must be at least 0"):
         dataclasses.replace(pruned(), penalty=-1.0)
     with pytest.raises(ValueError, match="got neither"):
         Factors(SPACE)

@@ -93,7 +93,7 @@ def test_what_a_kill_left_beside_a_finished_teacher_is_removed(trained):
 def test_other_settings_on_an_existing_run_are_refused(trained, capsys):
     with pytest.raises(SystemExit):
         main(["train", "tests/toy.py", "--out", str(trained), "--steps", "13"])
-    assert "another train" in capsys.readouterr().err
+    assert "train.recipe.steps is 12, got 13" in capsys.readouterr().err
 
 
 def test_a_search_prints_the_ranking_with_its_controls(searched, capsys):
@@ -245,7 +245,7 @@ def test_a_retraining_that_inherits_does_not_go_on_from_another_students(tmp_pat
         drafts.append(draft.name)
         return 0.0
 
-    monkeypatch.setattr("kdnas.jobs.retrain.drive", noted)
+    monkeypatch.setattr("kdnas.jobs.retrain.train_with_checkpoints", noted)
     for weights in ("inherited", "fresh"):
         how = Retrain(distiller=spec(FromLabels), recipe=Recipe(steps=1), weights=weights)
         for student in students:
