@@ -8,6 +8,7 @@ from kdnas.jobs._run import build_teacher
 from kdnas.network import Network
 from kdnas.outputs import Moment, Outputs
 from kdnas.preprocessing import Preprocessing
+from kdnas.settings import FitTeacher
 from kdnas.teachers.base import Frozen, Teacher, every_layer, find_stages
 from kdnas.teachers.combined import Ensemble, Route, Streamed
 from kdnas.teachers.fitted import fitted_teacher
