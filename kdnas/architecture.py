@@ -32,12 +32,12 @@ class Architecture(Mapping[str, Value]):
     def __repr__(self) -> str:
         return f"Architecture({self._values})"
 
-    def part(self, prefix: str) -> "Architecture":
+    def under(self, prefix: str) -> "Architecture":
         """The choices under `prefix.`, with the prefix removed."""
         start = prefix + "."
         return Architecture({n[len(start) :]: v for n, v in self.items() if n.startswith(start)})
 
-    def whole(self, name: str) -> int:
+    def integer(self, name: str) -> int:
         """The option of an integer choice, as an int."""
         return int(self._values[name])
 

@@ -111,8 +111,8 @@ def _nested(supernet: Supernet, nested: Iterable[Architecture]) -> dict[int, dic
     """For each block of the bank, how many of its inner channels and squeezed units the subnets use."""
     found: dict[int, dict[str, set[int]]] = {}
     for architecture in nested:
-        for name, one in supernet.space.blueprint(architecture).named():
-            held = supernet.held(name, one)
+        for name, one in supernet.space.blueprint(architecture).named_layers():
+            held = supernet.bank_module(name, one)
             arguments = dict(one.make.arguments)
             used = found.setdefault(id(held), {"inner": set(), "units": set()})
             # A ResNet block whose arguments name no inner width has as many as it gives.

@@ -56,7 +56,7 @@ class Blueprint:
     head: Layer
     image: tuple[int, int, int]
 
-    def named(self) -> Iterator[tuple[str, Layer]]:
+    def named_layers(self) -> Iterator[tuple[str, Layer]]:
         """Position and layer, in order of execution."""
         yield "stem", self.stem
         for i, stage in enumerate(self.stages):
@@ -66,7 +66,7 @@ class Blueprint:
 
     def __str__(self) -> str:
         lines = [f"image       {' x '.join(map(str, self.image))}"]
-        lines += [f"{position:<11} {one}" for position, one in self.named()]
+        lines += [f"{position:<11} {one}" for position, one in self.named_layers()]
         return "\n".join(lines)
 
     def to_json(self) -> dict[str, Any]:
@@ -133,14 +133,14 @@ class SearchSpace(abc.ABC):
         """Architectures that together use every weight; an elastic space needs only its largest."""
         return (self.largest,)
 
-    def held_layers(self) -> Iterator[tuple[str, Layer]]:
+    def bank_layers(self) -> Iterator[tuple[str, Layer]]:
         """Position and layer of all that a supernet holds weights for: those of the covering architectures.
 
         Where one position has several in one bank, the supernet holds the one with most parameters. A family
         overrides this when no architecture has a layer with all the weights that others use there.
         """
         for architecture in self.covering():
-            yield from self.blueprint(architecture).named()
+            yield from self.blueprint(architecture).named_layers()
 
     def canonical(self, architecture: Architecture) -> Architecture:
         """The one value for all architectures that are the same network; the identity unless overridden."""
@@ -190,7 +190,7 @@ class SearchSpace(abc.ABC):
         if found is None:
             canonical = self.canonical(architecture)
             stem, stages, head = self.layers(canonical)
-            side = canonical.whole("resolution") if "resolution" in canonical else self.resolutions[0]
+            side = canonical.integer("resolution") if "resolution" in canonical else self.resolutions[0]
             found = Blueprint(stem, stages, head, (self.image_channels, side, side))
             if len(self._blueprints) >= _REMEMBERED:
                 self._blueprints.clear()

@@ -72,7 +72,7 @@ class Supernet(nn.Module):
         super().__init__()
         self.space, self.share = space, share
         widest: dict[str, tuple[int, Layer]] = {}
-        for name, layer in space.held_layers():
+        for name, layer in space.bank_layers():
             size = sum(p.numel() for p in _skeleton(layer).parameters())
             key = _key(name, layer)
             if size >= widest.get(key, (0, layer))[0]:
@@ -125,7 +125,7 @@ class Supernet(nn.Module):
         """One layer of a subnet at position `name`, with the bank's weights.
 
         Args:
-            name: the position, as in `Blueprint.named`.
+            name: the position, as in `Blueprint.named_layers`.
             layer: the layer.
             x: its input.
             regularise: whether dropout and drop-path act in training mode.
@@ -153,13 +153,13 @@ class Supernet(nn.Module):
             network = Network(blueprint)
         state = {
             f"{name}.{key}": tensor.detach().clone(memory_format=torch.contiguous_format)
-            for name, layer in blueprint.named()
+            for name, layer in blueprint.named_layers()
             for key, tensor in self._weights(name, self._plan(name, layer)).items()
         }
         network.load_state_dict(state, assign=True)
         return network.requires_grad_(True).train(self.training)
 
-    def held(self, name: str, layer: Layer) -> nn.Module:
+    def bank_module(self, name: str, layer: Layer) -> nn.Module:
         """The bank's module that a layer at a position draws on.
 
         Raises:
@@ -175,7 +175,7 @@ class Supernet(nn.Module):
 
     def _plan(self, name: str, layer: Layer) -> _Plan:
         if (name, layer) not in self._plans:
-            module, bank = _skeleton(layer), self.held(name, layer)
+            module, bank = _skeleton(layer), self.bank_module(name, layer)
             sources = []
             for path, tensor in _tensors(module):
                 owner, _, attribute = path.rpartition(".")

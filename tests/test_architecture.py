@@ -34,9 +34,9 @@ def test_its_dict_is_its_json():
 
 def test_a_part_is_the_subtree_without_its_prefix():
     architecture = Architecture({"stage1.depth": 2, "stage1.block0.kernel": 3, "stage10.depth": 4})
-    assert architecture.part("stage1") == Architecture({"depth": 2, "block0.kernel": 3})
-    assert architecture.part("stage1").part("block0").whole("kernel") == 3
-    assert len(architecture.part("stage")) == 0
+    assert architecture.under("stage1") == Architecture({"depth": 2, "block0.kernel": 3})
+    assert architecture.under("stage1").under("block0").integer("kernel") == 3
+    assert len(architecture.under("stage")) == 0
 
 
 def test_a_missing_choice_is_a_key_error_and_get_works():

@@ -236,8 +236,8 @@ def test_a_space_decides_what_is_held():
         def layers(self, architecture):
             return SPACE.layers(architecture)
 
-        def held_layers(self):
-            for name, one in super().held_layers():
+        def bank_layers(self):
+            for name, one in super().bank_layers():
                 yield name, one
                 if name == "stem":
                     yield name, layer(one.make.make, **{**dict(one.make.arguments), "outputs": 32})

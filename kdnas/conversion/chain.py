@@ -98,9 +98,9 @@ def chain(module: nn.Module, image: tuple[int, int, int], name: str) -> Conversi
         head=_part(traced, parts.head),
     )
     supernet = Supernet(space).eval()
-    layers = dict(space.blueprint(space.largest).named())
+    layers = dict(space.blueprint(space.largest).named_layers())
     for position, _, segment in parts.segments():
-        bank = supernet.held(position, layers[position])
+        bank = supernet.bank_module(position, layers[position])
         for number in segment.numbers:
             if traced[number].operation.op in _WEIGHTED:
                 weights = module.get_submodule(traced[number].module).state_dict()

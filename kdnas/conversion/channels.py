@@ -9,7 +9,7 @@ from kdnas.spaces.converted import Converted
 
 ACTIVATIONS = ("relu", "relu6", "swish", "hswish", "gelu", "sigmoid", "hsigmoid")
 Place = tuple[str, int]
-"""A layer's position, as in `Blueprint.named`, and the index of a node in its graph."""
+"""A layer's position, as in `Blueprint.named_layers`, and the index of a node in its graph."""
 
 
 class Operation(NamedTuple):
@@ -44,7 +44,8 @@ class Operation(NamedTuple):
 def operations(space: Converted) -> dict[str, tuple[Operation, ...]]:
     """The nodes of the largest network's layers, by position."""
     nodes: dict[str, Any] = {
-        position: dict(layer.make.arguments)["nodes"] for position, layer in space.blueprint(space.largest).named()
+        position: dict(layer.make.arguments)["nodes"]
+        for position, layer in space.blueprint(space.largest).named_layers()
     }
     return {
         position: tuple(Operation(op, inputs, tuple(values)) for op, inputs, *values in layer)

@@ -33,7 +33,7 @@ class ResidualBlock:
     """A layer that adds to its own input, and can be removed whole.
 
     Attributes:
-        position: of the layer, as in `Blueprint.named`.
+        position: of the layer, as in `Blueprint.named_layers`.
         end: index of the node before the sum; its outputs are the branch's.
     """
 

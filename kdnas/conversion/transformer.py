@@ -191,13 +191,13 @@ def transformer(module: nn.Module, image: tuple[int, int, int], name: str) -> Co
         qkv_bias=shape.bias,
     )
     supernet = Supernet(space).eval()
-    layers = dict(space.blueprint(space.largest).named())
+    layers = dict(space.blueprint(space.largest).named_layers())
     positions = [position for position in layers if position.startswith("stages")]
     weights = {"stem": _stem(tensors, layout, shape), "head": _head(tensors, layout)}
     weights |= {p: _block(tensors, b, layout, shape) for p, b in zip(positions, blocks, strict=True)}
     for position, held in weights.items():
         try:
-            supernet.held(position, layers[position]).load_state_dict(held)
+            supernet.bank_module(position, layers[position]).load_state_dict(held)
         except RuntimeError as error:
             raise _refusal(f"{position} has weights of other shapes: {str(error).splitlines()[-1].strip()}") from error
     _compare(module, supernet, layout, dict(zip(positions, blocks, strict=True)), image)
@@ -390,7 +390,7 @@ def _compare(
             module(images)
     except Exception as error:  # the source's own code, which may raise anything
         raise ValueError(f"the network cannot run on images of {image}: {str(error).splitlines()[0]}") from error
-    layers = dict(supernet.space.blueprint(supernet.space.largest).named())
+    layers = dict(supernet.space.blueprint(supernet.space.largest).named_layers())
     first = next(iter(blocks.values()))
     x = supernet.run("stem", layers["stem"], images)
     _check(f"what {first} is given", "the patches and their positions behind the class token", taken.get(first), x)
@@ -398,7 +398,7 @@ def _compare(
         x = supernet.run(position, layers[position], x)
         what = "attention and two linear layers, each with its norm before it and added to its own input"
         _check(f"{path} ({type(module.get_submodule(path)).__name__})", what, given.get(path), x)
-    head: Any = supernet.held("head", layers["head"])
+    head: Any = supernet.bank_module("head", layers["head"])
     _check(
         f"what {layout.head} is given",
         "the class token behind the last norm",

@@ -34,7 +34,7 @@ def feature_shapes(blueprint: Blueprint) -> dict[str, tuple[int, ...]]:
 def layer_inputs(blueprint: Blueprint) -> Iterator[tuple[str, Layer, tuple[int, ...]]]:
     """Every position with its layer and the shape of the layer's input for a batch of one."""
     shape: tuple[int, ...] = (1, *blueprint.image)
-    for name, layer in blueprint.named():
+    for name, layer in blueprint.named_layers():
         yield name, layer, shape
         _, shape = _measure(layer, shape)
 

@@ -24,7 +24,7 @@ def mixture_blueprint(members: Sequence[Blueprint], image: tuple[int, int, int])
 
 
 def _member(member: Blueprint) -> Spec:
-    parts = tuple(one.make for _, one in member.named())
+    parts = tuple(one.make for _, one in member.named_layers())
     _, height, width = member.image
     return spec("kdnas.blocks.mixture:Member", parts=parts, height=height, width=width)
 

@@ -66,7 +66,7 @@ def drawing(blueprint: Blueprint) -> Markup:
 
 
 def _measured(blueprint: Blueprint) -> tuple[list[_Drawn], str | None]:
-    named = list(blueprint.named())
+    named = list(blueprint.named_layers())
     try:
         from kdnas.costs.count import feature_shapes, layer_costs  # torch: only where a network is drawn
 

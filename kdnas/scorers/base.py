@@ -248,7 +248,7 @@ def score_by_all(
         student = supernet.extract(architecture)
         for scorer, found in zip(rest, alone, strict=True):
             found.append(scorer.score(student, evidence))
-            layers = len(list(supernet.space.blueprint(architecture).named()))
+            layers = len(list(supernet.space.blueprint(architecture).named_layers()))
             saved.evaluated += layers
             saved.one_by_one += layers
     other = iter(alone)

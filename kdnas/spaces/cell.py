@@ -79,10 +79,10 @@ class Cell(SearchSpace):
             self.decide(lambda c, one=one: one if one in c.options else c.options[-1]) for one in self.operations
         )
 
-    def held_layers(self) -> Iterator[tuple[str, Layer]]:
+    def bank_layers(self) -> Iterator[tuple[str, Layer]]:
         """The layers of a network with the sum of all operations on every edge; no architecture has them all."""
         mixture = dict.fromkeys(_NAMES, "+".join(self.operations))
-        yield from self.blueprint(Architecture({**self.largest, **mixture})).named()
+        yield from self.blueprint(Architecture({**self.largest, **mixture})).named_layers()
 
     def layers(self, architecture: Architecture) -> tuple[Layer, tuple[tuple[Layer, ...], ...], Layer]:
         """Stem, stages and head."""

@@ -87,7 +87,7 @@ class Channels(SearchSpace):
 
     def layers(self, architecture: Architecture) -> tuple[Layer, tuple[tuple[Layer, ...], ...], Layer]:
         """Stem, stages and head."""
-        width = architecture.whole("stem.width")
+        width = architecture.integer("stem.width")
         stem = layer(
             "kdnas.blocks.basic:ConvNormAct",
             inputs=self.image_channels,
@@ -99,9 +99,9 @@ class Channels(SearchSpace):
         for index, stage in enumerate(self.stages):
             made = []
             for place in range(len(stage.hidden)):
-                hidden = architecture.whole(f"stage{index}.block{place}.hidden")
+                hidden = architecture.integer(f"stage{index}.block{place}.hidden")
                 begins = place == 0 and stage.width > 0
-                outputs = architecture.whole(f"stage{index}.width") if begins else width
+                outputs = architecture.integer(f"stage{index}.width") if begins else width
                 shapes = {
                     "inputs": width,
                     "outputs": outputs,
@@ -117,7 +117,7 @@ class Channels(SearchSpace):
             head = layer(
                 "kdnas.blocks.macro:ConvPoolLinear",
                 inputs=width,
-                hidden=architecture.whole("head.width"),
+                hidden=architecture.integer("head.width"),
                 classes=self.classes,
             )
         else:

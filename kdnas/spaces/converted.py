@@ -101,12 +101,12 @@ class Converted(SearchSpace):
         """Stem, stages and head."""
         stages = []
         for index, stage in enumerate(self.stages):
-            chosen = architecture.part(f"stage{index}")
-            depth = chosen.whole("depth") if "depth" in chosen else stage.depths[0]
-            stages.append(tuple(self._layer(p, chosen.part(f"block{i}")) for i, p in enumerate(stage.parts[:depth])))
+            chosen = architecture.under(f"stage{index}")
+            depth = chosen.integer("depth") if "depth" in chosen else stage.depths[0]
+            stages.append(tuple(self._layer(p, chosen.under(f"block{i}")) for i, p in enumerate(stage.parts[:depth])))
         stem, head = (
-            self._layer(self.stem, architecture.part("stem")),
-            self._layer(self.head, architecture.part("head")),
+            self._layer(self.stem, architecture.under("stem")),
+            self._layer(self.head, architecture.under("head")),
         )
         return stem, tuple(stages), head
 

@@ -115,7 +115,7 @@ class Enlarged(SearchSpace):
             for one in self.operations
         )
 
-    def held_layers(self) -> Iterator[tuple[str, Layer]]:
+    def bank_layers(self) -> Iterator[tuple[str, Layer]]:
         """The layers of a network with all operations side by side everywhere; no architecture has them all."""
         mixture = "+".join(self.operations)
         nodes: list[_Graph] = [tuple((mixture, place) for place in range(number)) for number in self.added]

@@ -194,14 +194,14 @@ class MBConvSpace(SearchSpace):
         """Stem, stages and head."""
         return self._chain(architecture)
 
-    def held_layers(self) -> Iterator[tuple[str, Layer]]:
+    def bank_layers(self) -> Iterator[tuple[str, Layer]]:
         """Position and layer of all that a supernet holds weights for.
 
         Where the widths before and in a stage are equal in the largest network and not in others, the
         shortcut's 1x1 convolution is held at full size although the largest network has none.
         """
         for architecture in self.covering():
-            yield from Blueprint(*self._chain(architecture, held=True), (0, 0, 0)).named()
+            yield from Blueprint(*self._chain(architecture, held=True), (0, 0, 0)).named_layers()
 
     def _chain(
         self, architecture: Architecture, *, held: bool = False

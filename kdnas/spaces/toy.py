@@ -47,9 +47,9 @@ class Toy(SearchSpace):
         )
         inputs, stages = self.widths[0], []
         for index in range(self.num_stages):
-            stage, chosen = [], architecture.part(f"stage{index}")
-            for place in range(chosen.whole("depth")):
-                width = chosen.whole(f"layer{place}.width")
+            stage, chosen = [], architecture.under(f"stage{index}")
+            for place in range(chosen.integer("depth")):
+                width = chosen.integer(f"layer{place}.width")
                 stride = 2 if index > 0 and place == 0 else 1
                 stage.append(
                     layer(

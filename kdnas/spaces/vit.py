@@ -74,8 +74,8 @@ class ViT(SearchSpace):
 
     def layers(self, architecture: Architecture) -> tuple[Layer, tuple[tuple[Layer, ...], ...], Layer]:
         """Stem, stages and head."""
-        width, depth = architecture.whole("width"), architecture.whole("depth")
-        resolution = architecture.whole("resolution") if "resolution" in architecture else self.resolutions[0]
+        width, depth = architecture.integer("width"), architecture.integer("depth")
+        resolution = architecture.integer("resolution") if "resolution" in architecture else self.resolutions[0]
         stem = layer(
             "kdnas.blocks.vit:PatchTokens",
             inputs=self.image_channels,
@@ -87,7 +87,7 @@ class ViT(SearchSpace):
             layer(
                 "kdnas.blocks.vit:EncoderBlock",
                 width=width,
-                heads=architecture.whole(f"layer{place}.heads"),
+                heads=architecture.integer(f"layer{place}.heads"),
                 # A ratio that is a quotient of whole numbers gives its numerator back, however it was rounded.
                 hidden=int(width * float(architecture[f"layer{place}.ratio"]) + 1e-6),
                 head_width=self.head_width,

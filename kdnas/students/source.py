@@ -88,7 +88,7 @@ def student_source(blueprint: Blueprint, preprocessing: Preprocessing, class_nam
             other than torch.
     """
     check_modules(blueprint)
-    makes = [made.make for _, layer in blueprint.named() for made in _modules(layer.make)]
+    makes = [made.make for _, layer in blueprint.named_layers() for made in _modules(layer.make)]
     own = {make.partition(":")[0].partition(".")[0] for make in makes}
     definitions = Definitions({"kdnas", *own}, reserved=("CLASS_NAMES", "Student", "load", "main"))
     for one in _IMPORTS:
@@ -121,7 +121,7 @@ def check_modules(blueprint: Blueprint) -> None:
     Among them may be specs of such classes, whose modules the layer takes. A blueprint may come from a file. Held to
     this, building its network calls nothing else.
     """
-    for position, layer in blueprint.named():
+    for position, layer in blueprint.named_layers():
         for made in _modules(layer.make):
             found = resolve(made.make)
             if not (inspect.isclass(found) and issubclass(found, nn.Module)):

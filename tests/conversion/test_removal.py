@@ -203,7 +203,7 @@ def test_it_is_ordinary_trains_and_depthwise_channels_are_gone_with_theirs(found
 def test_every_group_is_the_one_that_torch_pruning_finds(found):
     tp = pytest.importorskip("torch_pruning")
     network, factors = found
-    positions = [position for position, _ in network.blueprint.named()]
+    positions = [position for position, _ in network.blueprint.named_layers()]
     plain = nn.Sequential(*[network.get_submodule(position) for position in positions]).eval()
     graph = tp.DependencyGraph().build_dependency(plain, example_inputs=torch.zeros(1, 3, 8, 8))
     layers = (nn.Conv2d, nn.BatchNorm2d, nn.Linear)

@@ -41,7 +41,7 @@ def test_banks_outside_the_path_keep_weights_buffers_and_momentum_bit_for_bit():
     touched = 0
     for index in range(8):
         path = OPERATIONS.sample(Step(index, 8, 0).rng("architectures"))
-        used = {f"{n}:{layer.bank}".replace(".", "_") for n, layer in OPERATIONS.blueprint(path).named()}
+        used = {f"{n}:{layer.bank}".replace(".", "_") for n, layer in OPERATIONS.blueprint(path).named_layers()}
         weights = {name: tensor.clone() for name, tensor in made.model.state_dict().items()}
         momenta = {n: copy.deepcopy(made.optimizer.state.get(p)) for n, p in made.model.named_parameters()}
         made.step()

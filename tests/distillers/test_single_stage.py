@@ -59,7 +59,7 @@ def test_inside_a_shared_tensor_decay_and_momentum_move_what_a_step_did_not_use(
     moved = 0
     for index in range(12):
         path = ELASTIC.sample(Step(index, 30, 0).rng("architectures"))
-        used = 8 * path.whole("stage0.block0.expansion")
+        used = 8 * path.integer("stage0.block0.expansion")
         before = block.reduce[0].weight.detach().clone()
         made.step()
         gradient, after = block.reduce[0].weight.grad, block.reduce[0].weight.detach()

@@ -48,9 +48,9 @@ class Own(SearchSpace):
         stem = layer(nn.Conv2d, in_channels=self.image_channels, out_channels=8, kernel_size=3, padding=1)
         width, stages = 8, []
         for i in range(3):
-            chosen, blocks = architecture.part(f"stage{i}"), []
-            for j in range(chosen.whole("depth")):
-                outputs, kernel = chosen.whole("width"), chosen.whole(f"block{j}.kernel")
+            chosen, blocks = architecture.under(f"stage{i}"), []
+            for j in range(chosen.integer("depth")):
+                outputs, kernel = chosen.integer("width"), chosen.integer(f"block{j}.kernel")
                 stride = 2 if i > 0 and j == 0 else 1
                 blocks.append(layer(Residual, inputs=width, outputs=outputs, kernel=kernel, stride=stride))
                 width = outputs

@@ -14,7 +14,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from own_space import Own
 
 import kdnas.blocks
 from kdnas.architecture import Architecture
@@ -23,6 +22,7 @@ from kdnas.network import Network
 from kdnas.space import Blueprint
 from kdnas.supernet import Supernet
 from kdnas.tables import load_space, shared_folder, space_from_table, table_of
+from tests.spaces.own_space import Own
 
 TABLES = sorted(path.stem for path in shared_folder("search_spaces").glob("*.toml"))
 SEEDS = st.integers(0, 2**32 - 1)
@@ -147,7 +147,7 @@ def test_every_weight_is_used_by_some_covering_architecture(name):
     space, supernet = tiny(name), supernet_of(name)
     used = set()
     for architecture in {*space.covering(), space.smallest}:
-        for position, layer in space.blueprint(architecture).named():
+        for position, layer in space.blueprint(architecture).named_layers():
             plan = supernet._plan(position, layer)
             used |= {id(getattr(owner, attribute)) for _, owner, attribute, _ in plan.sources}
     held = {id(p): n for n, p in supernet.named_parameters()}
@@ -199,9 +199,9 @@ def test_the_documented_space_of_ones_own_is_the_one_tested_here():
 
 
 def test_a_space_of_ones_own_keeps_the_laws():
-    space = space_from_table({"family": "own_space:Own", "widths": [4, 8], "resolutions": [8]})
+    space = space_from_table({"family": "tests.spaces.own_space:Own", "widths": [4, 8], "resolutions": [8]})
     assert isinstance(space, Own) and space.count() == (2 * (2 + 4)) ** 3
-    assert table_of(space)["family"] == "own_space:Own"
+    assert table_of(space)["family"] == "tests.spaces.own_space:Own"
     supernet, rng = Supernet(space).eval(), random.Random(0)
     for architecture in (space.smallest, space.largest, *(space.sample(rng) for _ in range(5))):
         _is_its_student(supernet, architecture)

@@ -442,7 +442,7 @@ def test_the_code_runs_in_a_process_of_its_own_without_kdnas(student, tmp_path):
 def families():
     """Of every family the space whose smallest network has the fewest layers."""
     spaces = [load_space(path.stem) for path in sorted(shared_folder("search_spaces").glob("*.toml"))]
-    spaces.sort(key=lambda space: -len(list(space.blueprint(space.smallest).named())))
+    spaces.sort(key=lambda space: -len(list(space.blueprint(space.smallest).named_layers())))
     return {type(space).__name__: space for space in spaces}
 
 
