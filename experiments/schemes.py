@@ -46,7 +46,8 @@ from kdnas.randomness import initialised, python_rng
 from kdnas.settings import Experiment, FitTeacher, Recipe, Retrain, Train
 from kdnas.space import SearchSpace
 from kdnas.specs import Spec, parse_spec, spec
-from kdnas.students.folder import Card, read_student, write_student
+from kdnas.students.card import Card
+from kdnas.students.folder import read_student, write_student
 from kdnas.tables import load_space
 from kdnas.teachers.combined import several_teachers, streamed_teacher
 

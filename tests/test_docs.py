@@ -12,7 +12,7 @@ from typing import NamedTuple
 import pytest
 
 from kdnas.cli.commands import main
-from kdnas.students.folder import load_source
+from kdnas.students.source import load_source
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -41,7 +41,7 @@ def commands(text):
 def test_every_block_of_a_page_runs(page, tmp_path, monkeypatch, capsys):
     # Every graph takes seconds to convert, and has tests of its own.
     monkeypatch.setattr("kdnas.students.folder.graph_of", lambda *_: b"")
-    monkeypatch.setattr("kdnas.students.folder._runtime", lambda path: load_source(path.parent))
+    monkeypatch.setattr("kdnas.students.folder.load_graph", lambda path: load_source(path.parent))
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     # Another page's package of the same name must not answer.

@@ -10,7 +10,8 @@ import torch
 from kdnas.cli.commands import main
 from kdnas.jobs._run import Run
 from kdnas.ranking.order import ranked
-from kdnas.students.folder import load_source, read_student
+from kdnas.students.folder import read_student
+from kdnas.students.source import load_source
 
 GOLDEN = Path(__file__).parent / "golden"
 

@@ -17,7 +17,8 @@ from kdnas.runs.files import current_folder, write_json
 from kdnas.settings import Retrain
 from kdnas.space import SearchSpace
 from kdnas.specs import Spec, spec
-from kdnas.students.folder import Card, read_student, write_student
+from kdnas.students.card import Card
+from kdnas.students.folder import read_student, write_student
 from kdnas.students.trust import provenance
 from kdnas.tables import space_from_table, unstructure
 from kdnas.teachers.zoo import student_teacher

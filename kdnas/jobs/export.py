@@ -14,7 +14,8 @@ from kdnas.randomness import initialised, torch_rng
 from kdnas.ranking.order import ranked
 from kdnas.runs.entry import Entry
 from kdnas.runs.folder import STUDENTS
-from kdnas.students.folder import Card, write_student
+from kdnas.students.card import Card
+from kdnas.students.folder import write_student
 from kdnas.tables import unstructure
 
 

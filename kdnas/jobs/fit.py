@@ -12,7 +12,8 @@ from kdnas.randomness import initialised
 from kdnas.runs.folder import MEMBERS, SNAPSHOTS, TEACHER, RunFolder
 from kdnas.settings import FitTeacher
 from kdnas.specs import Spec
-from kdnas.students.folder import Card, write_student
+from kdnas.students.card import Card
+from kdnas.students.folder import write_student
 from kdnas.teachers.fitted import fitted_teacher
 from kdnas.training.driver import train_with_checkpoints
 from kdnas.training.loop import Training

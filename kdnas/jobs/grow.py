@@ -30,7 +30,8 @@ from kdnas.settings import CandidateTeacher, Grow
 from kdnas.space import SearchSpace
 from kdnas.specs import spec
 from kdnas.statistics import compare_accuracy
-from kdnas.students.folder import Card, read_student, write_student
+from kdnas.students.card import Card
+from kdnas.students.folder import read_student, write_student
 from kdnas.teachers.base import Frozen, Teacher
 from kdnas.training.driver import train_with_checkpoints
 from kdnas.training.loop import Training

@@ -29,7 +29,8 @@ from kdnas.settings import FitTeacher, Prune
 from kdnas.spaces.converted import Converted
 from kdnas.specs import Spec, spec
 from kdnas.statistics import compare_accuracy
-from kdnas.students.folder import Card, read_student, write_student
+from kdnas.students.card import Card
+from kdnas.students.folder import read_student, write_student
 from kdnas.tables import unstructure
 from kdnas.training.driver import train_with_checkpoints
 from kdnas.training.loop import Training

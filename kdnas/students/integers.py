@@ -18,7 +18,7 @@ from kdnas.network import Network
 from kdnas.preprocessing import Preprocessing
 from kdnas.runs.files import current_folder, write_atomically
 from kdnas.runs.folder import GRAPH, INTEGERS
-from kdnas.students.folder import graph_of
+from kdnas.students.graph import graph_of
 
 _BATCH = 64
 MOST_LOST = 0.02
@@ -37,7 +37,7 @@ def quantize(student: Path, out: Path, calibration: Images, test: Images, most: 
         out: the file to write.
         calibration: training images.
         test: what both graphs are compared on.
-        most: largest loss of accuracy that is accepted, a share of the test images.
+        most: largest accepted loss of accuracy, a share of the test images.
 
     Returns:
         `error` (Euclidean norm of the difference of all logits over that of the float ones), `agreement` (share of
@@ -52,29 +52,30 @@ def quantize(student: Path, out: Path, calibration: Images, test: Images, most: 
     """
     graph = current_folder(student) / GRAPH
     if not graph.is_file():
-        raise ValueError(f"{student} has no {GRAPH}. Export it, or retrain it, with every form.")
+        raise ValueError(f"{student} has no {GRAPH}. Export or retrain the student with every form.")
     if out.suffix != ".onnx":
-        raise ValueError(f"the int8 graph is an .onnx file, got {out.name}.")
+        raise ValueError(f"`out` must be an .onnx file, got {out.name}.")
     with tempfile.TemporaryDirectory() as folder:
         draft = Path(folder) / "int8.onnx"
         try:
-            with _quietly():
-                _quantized(graph, draft, calibration)
+            with _silenced():
+                _quantize(graph, draft, calibration)
             ours, theirs = (_logits(path, test) for path in (draft, graph))
-        except Exception as error:  # the library raises whatever an operator it does not know makes it raise
+        except Exception as error:  # for an operator that it does not know the library may raise anything
             raise ValueError(f"{graph} cannot be quantised by ONNX Runtime: {error}") from error
-        found = _compared(ours, theirs, test.labels.numpy())
-        found |= {"bytes": float(draft.stat().st_size), "float bytes": float(graph.stat().st_size)}
-        lost = found["float accuracy"] - found["accuracy"]
-        if lost > most:
+        comparison = _compare(ours, theirs, test.labels.numpy())
+        comparison |= {"bytes": float(draft.stat().st_size), "float bytes": float(graph.stat().st_size)}
+        loss = comparison["float accuracy"] - comparison["accuracy"]
+        if loss > most:
             raise ValueError(
-                f"in int8 the student loses {lost:.2%} of accuracy (logits differ by {found['error']:.3f}), more than "
-                f"{most:.2%}. Give more calibration images (--num-images), or allow more (--most)."
+                f"in int8 the student loses {loss:.2%} of accuracy (relative error of the logits "
+                f"{comparison['error']:.3f}), more than {most:.2%}. Calibrate on more images (--num-images), or accept "
+                "more (--most)."
             )
         content = draft.read_bytes()
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(out, lambda path: path.write_bytes(content))
-    return found
+    return comparison
 
 
 class _Pixels(torch.nn.Module):
@@ -92,21 +93,21 @@ def _unshared(content: bytes) -> bytes:
     """A graph in which every node has initializers of its own.
 
     The exporter shares equal ones, such as zero points, and ONNX Runtime refuses to change a shared one into unsigned
-    integers where it is asked for sums that do not saturate.
+    integers when it is configured for sums that do not saturate.
     """
     import onnx
 
     model = onnx.load_from_string(content)
-    held = {tensor.name: tensor for tensor in model.graph.initializer}
-    seen: set[str] = set()
+    initializers = {tensor.name: tensor for tensor in model.graph.initializer}
+    used: set[str] = set()
     for node in model.graph.node:
         for place, name in enumerate(node.input):
-            if name in held and name in seen:
-                copied = onnx.TensorProto()
-                copied.CopyFrom(held[name])
-                copied.name = node.input[place] = f"{name}_{len(model.graph.initializer)}"
-                model.graph.initializer.append(copied)
-            seen.add(name)
+            if name in initializers and name in used:
+                tensor = onnx.TensorProto()
+                tensor.CopyFrom(initializers[name])
+                tensor.name = node.input[place] = f"{name}_{len(model.graph.initializer)}"
+                model.graph.initializer.append(tensor)
+            used.add(name)
     return model.SerializeToString(deterministic=True)
 
 
@@ -133,25 +134,25 @@ def write_trained(prepared: torch.fx.GraphModule, folder: Path, data: Data, netw
         warnings.simplefilter("ignore")
         simulated = _Pixels(prepared, data.preprocessing)
         theirs = np.concatenate([simulated(torch.from_numpy(batch)).numpy() for batch in _batches(data.test)])
-        shown = [
+        logits = [
             network(normalise(torch.from_numpy(batch), data.preprocessing)).logits for batch in _batches(data.test)
         ]
         content = graph_of(_Pixels(convert_pt2e(prepared), data.preprocessing), data.preprocessing)
     content = _unshared(content)
     (folder / INTEGERS).write_bytes(content)
     labels = data.test.labels.numpy()
-    found = _compared(_logits(folder / INTEGERS, data.test), theirs, labels)
-    if not found["error"] <= MOST_APART:
+    comparison = _compare(_logits(folder / INTEGERS, data.test), theirs, labels)
+    if not comparison["error"] <= MOST_APART:
         raise ValueError(
-            f"{INTEGERS} gives other logits in ONNX Runtime than the network it was trained as: {found['error']:.3f} "
-            f"apart, {MOST_APART} is allowed. Train longer with fixed ranges (a lower `freeze`)."
+            f"{INTEGERS} gives other logits in ONNX Runtime than in training: the relative error is "
+            f"{comparison['error']:.3f}, the tolerance {MOST_APART}. Train longer with fixed ranges (a lower `freeze`)."
         )
-    floating = float((torch.cat(shown).argmax(1).numpy() == labels).mean())
-    named = {f"int8 {name}": found[name] for name in ("error", "agreement", "accuracy")}
-    return named | {"float accuracy": floating, "int8 bytes": float(len(content))}
+    float_accuracy = float((torch.cat(logits).argmax(1).numpy() == labels).mean())
+    measurements = {f"int8 {name}": comparison[name] for name in ("error", "agreement", "accuracy")}
+    return measurements | {"float accuracy": float_accuracy, "int8 bytes": float(len(content))}
 
 
-def _quantized(graph: Path, draft: Path, images: Images) -> None:
+def _quantize(graph: Path, draft: Path, images: Images) -> None:
     import onnx
     from onnxruntime import quantization
 
@@ -177,7 +178,7 @@ def _logits(graph: Path, images: Images) -> np.ndarray:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    # Without the newest integer instructions, sums of two products saturate at 16 bits unless this is asked for.
+    # Without the newest integer instructions, sums of two products saturate at 16 bits unless this is set.
     options.add_session_config_entry("session.x64quantprecision", "1")
     session = onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
@@ -189,7 +190,7 @@ def _batches(images: Images) -> Iterator[np.ndarray]:
         yield pixels.contiguous().numpy()
 
 
-def _compared(ours: np.ndarray, theirs: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+def _compare(ours: np.ndarray, theirs: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     return {
         "error": float(np.linalg.norm(ours - theirs) / max(np.linalg.norm(theirs), 1e-12)),
         "agreement": float((ours.argmax(1) == theirs.argmax(1)).mean()),
@@ -199,7 +200,7 @@ def _compared(ours: np.ndarray, theirs: np.ndarray, labels: np.ndarray) -> dict[
 
 
 @contextlib.contextmanager
-def _quietly() -> Iterator[None]:
+def _silenced() -> Iterator[None]:
     """Without the library's advice to preprocess, which the exporter has done already."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)

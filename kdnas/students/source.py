@@ -1,17 +1,22 @@
 """A student's network as one file of plain PyTorch code."""
 
+import builtins
 import inspect
 import json
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from kdnas.preprocessing import Preprocessing
+from kdnas.runs.folder import SOURCE, WEIGHTS
 from kdnas.space import Blueprint
 from kdnas.specs import Spec, resolve
-from kdnas.students.definitions import Definitions, Import, bracketed, importable
+from kdnas.students.definitions import Definitions, Import, bracketed
+from kdnas.students.modules import importable
 
 _HEADER = '''"""An image classifier as plain PyTorch code, written by kdnas; it needs nothing but torch.
 
@@ -88,20 +93,20 @@ def student_source(blueprint: Blueprint, preprocessing: Preprocessing, class_nam
             other than torch.
     """
     check_modules(blueprint)
-    makes = [made.make for _, layer in blueprint.named_layers() for made in _modules(layer.make)]
+    makes = [module.make for _, layer in blueprint.named_layers() for module in _modules(layer.make)]
     own = {make.partition(":")[0].partition(".")[0] for make in makes}
     definitions = Definitions({"kdnas", *own}, reserved=("CLASS_NAMES", "Student", "load", "main"))
-    for one in _IMPORTS:
-        definitions.name_import(one)
+    for statement in _IMPORTS:
+        definitions.name_import(statement)
     resize = definitions.name("kdnas.blocks.basic", "resize")
-    given = {"channels": len(preprocessing.mean), "height": preprocessing.height, "width": preprocessing.width}
+    size = {"channels": len(preprocessing.mean), "height": preprocessing.height, "width": preprocessing.width}
     height, width = blueprint.image[1:]
     student = _STUDENT.format(
-        **given,
+        **size,
         classes=len(class_names),
         layers="\n".join(_layer_lines(blueprint, preprocessing, definitions)),
         resize=resize,
-        inner="x" if (height, width) == (given["height"], given["width"]) else f"{resize}(x, {height}, {width})",
+        inner="x" if (height, width) == (size["height"], size["width"]) else f"{resize}(x, {height}, {width})",
     )
     names = [_literal(name) for name in class_names]
     parts = [
@@ -112,22 +117,20 @@ def student_source(blueprint: Blueprint, preprocessing: Preprocessing, class_nam
         "\n",
         student,
     ]
-    return _HEADER.format(**given) + "\n" + "\n".join(parts)
+    return _HEADER.format(**size) + "\n" + "\n".join(parts)
 
 
 def check_modules(blueprint: Blueprint) -> None:
     """Raise a ValueError unless every layer is a class derived from nn.Module with plain values as arguments.
 
-    Among them may be specs of such classes, whose modules the layer takes. A blueprint may come from a file. Held to
-    this, building its network calls nothing else.
+    Arguments may be specs of such classes, whose modules the layer takes. A blueprint may come from a file; after this
+    check, building its network calls nothing else.
     """
     for position, layer in blueprint.named_layers():
-        for made in _modules(layer.make):
-            found = resolve(made.make)
-            if not (inspect.isclass(found) and issubclass(found, nn.Module)):
-                raise ValueError(
-                    f"a layer is made by a class derived from torch.nn.Module, and {made.make} at {position} is none."
-                )
+        for module in _modules(layer.make):
+            target = resolve(module.make)
+            if not (inspect.isclass(target) and issubclass(target, nn.Module)):
+                raise ValueError(f"{module.make} at {position} must be a class derived from torch.nn.Module.")
 
 
 def _modules(make: Spec) -> Iterator[Spec]:
@@ -168,13 +171,13 @@ def _layer_lines(blueprint: Blueprint, preprocessing: Preprocessing, definitions
 
 def _call(before: str, make: Spec, after: str, indent: int, definitions: Definitions) -> list[str]:
     order = list(inspect.signature(resolve(make.make)).parameters)
-    given = sorted(make.arguments, key=lambda pair: order.index(pair[0]) if pair[0] in order else len(order))
-    opened = f"{before}{_class(make, definitions)}("
-    if not any(isinstance(value, Spec) for value in _flat(value for _, value in given)):
-        return bracketed(opened, [f"{name}={_literal(value)}" for name, value in given], f"){after}", indent)
+    arguments = sorted(make.arguments, key=lambda pair: order.index(pair[0]) if pair[0] in order else len(order))
+    start = f"{before}{_class(make, definitions)}("
+    if not any(isinstance(value, Spec) for value in _flat(value for _, value in arguments)):
+        return bracketed(start, [f"{name}={_literal(value)}" for name, value in arguments], f"){after}", indent)
     space = " " * indent
-    lines = [space + opened]
-    for name, value in given:
+    lines = [space + start]
+    for name, value in arguments:
         lines += _nested(f"{name}=", value, indent + 4, definitions)
     return [*lines, f"{space}){after}"]
 
@@ -184,18 +187,18 @@ def _nested(before: str, value: Any, indent: int, definitions: Definitions) -> l
     space = " " * indent
     if isinstance(value, Spec):
         return _call(before, value, ",", indent, definitions)
-    if not any(isinstance(held, Spec) for held in _flat((value,))):
+    if not any(isinstance(leaf, Spec) for leaf in _flat((value,))):
         return [f"{space}{before}{_literal(value)},"]
-    inner = [line for held in value for line in _nested("", held, indent + 4, definitions)]
+    inner = [line for entry in value for line in _nested("", entry, indent + 4, definitions)]
     return [f"{space}{before}(", *inner, f"{space}),"]
 
 
 def _class(make: Spec, definitions: Definitions) -> str:
     module, _, qualified = make.make.partition(":")
     root, *inner = qualified.split(".")
-    found = resolve(make.make)
-    if getattr(nn, found.__name__, None) is found:
-        return f"nn.{found.__name__}"
+    target = resolve(make.make)
+    if getattr(nn, target.__name__, None) is target:
+        return f"nn.{target.__name__}"
     name = definitions.name_import(Import(module, root)) if importable(module) else definitions.name(module, root)
     return ".".join([name, *inner])
 
@@ -208,3 +211,35 @@ def _literal(value: Any) -> str:
     if isinstance(value, str) and '"' not in value:
         return json.dumps(value, ensure_ascii=False)
     return repr(value)
+
+
+def load_source(folder: str | Path) -> nn.Module:
+    """The module that the folder's student.py builds from its weights, while it cannot import kdnas.
+
+    Raises:
+        ValueError: it imports more than torch and the standard library, or does not run.
+    """
+
+    def import_torch_only(name: str, *rest: Any, **more: Any) -> Any:
+        if not importable(name) and name.partition(".")[0] != "safetensors":
+            raise ImportError(f"{SOURCE} imports {name!r}, which users of the student may not have.")
+        return builtins.__import__(name, *rest, **more)
+
+    def length(value: Any) -> Any:
+        return value.shape[0] if isinstance(value, Tensor) else len(value)
+
+    # len is the batch size made a number, which the exporter would take for a constant of the graph.
+    known = {**vars(builtins), "__import__": import_torch_only, "len": length}
+    code = compile(Path(folder, SOURCE).read_text(encoding="utf-8"), SOURCE, "exec")
+    names: dict[str, Any] = {"__name__": "student", "__builtins__": known}
+    try:
+        with torch.random.fork_rng(devices=[]):
+            exec(code, names)
+            return names["load"](Path(folder, WEIGHTS))
+    except Exception as error:
+        raise ValueError(f"{SOURCE} does not run alone ({type(error).__name__}: {shortened(error)}).") from error
+
+
+def shortened(error: Exception) -> str:
+    """The first 400 characters of an error's message, on one line."""
+    return " ".join(str(error).split())[:400]

@@ -6,7 +6,7 @@ from typing import Any
 
 from kdnas.runs.folder import CARD, run_around
 from kdnas.specs import Spec, resolve
-from kdnas.students.folder import Card
+from kdnas.students.card import Card
 
 TRUSTED = {
     "data": tuple(f"kdnas.data:{name}" for name in ("digits", "folder", "cifar10", "cifar100", "strong")),

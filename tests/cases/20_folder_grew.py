@@ -16,7 +16,8 @@ from kdnas.jobs.retrain import retrain
 from kdnas.network import Network
 from kdnas.settings import Recipe, Retrain
 from kdnas.specs import spec
-from kdnas.students.folder import Card, write_student
+from kdnas.students.card import Card
+from kdnas.students.folder import write_student
 from kdnas.tables import load_space
 from tests.cases import outcome
 

@@ -25,7 +25,8 @@ from kdnas.randomness import initialised
 from kdnas.settings import Recipe, Retrain
 from kdnas.space import Blueprint, layer
 from kdnas.specs import spec
-from kdnas.students.folder import Card, read_student, write_student
+from kdnas.students.card import Card
+from kdnas.students.folder import read_student, write_student
 from kdnas.tables import load_space
 from kdnas.teachers.base import Frozen, every_layer
 from kdnas.teachers.combined import Ensemble

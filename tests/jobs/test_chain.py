@@ -28,7 +28,9 @@ from kdnas.runs.checkpoint import load_state
 from kdnas.runs.folder import RunFolder
 from kdnas.settings import Experiment, Recipe, Retrain, Search
 from kdnas.specs import spec
-from kdnas.students.folder import Card, load_source, write_student
+from kdnas.students.card import Card
+from kdnas.students.folder import write_student
+from kdnas.students.source import load_source
 from kdnas.tables import load_space, table_of
 from kdnas.teachers.load import load_teacher
 from tests.toy import data, experiment

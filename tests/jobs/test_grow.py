@@ -28,7 +28,8 @@ from kdnas.randomness import initialised, torch_rng
 from kdnas.runs.folder import RunFolder
 from kdnas.settings import Grow, Recipe
 from kdnas.specs import spec
-from kdnas.students.folder import load_source, read_student
+from kdnas.students.folder import read_student
+from kdnas.students.source import load_source
 from kdnas.tables import load_space
 from tests.toy import data
 
@@ -48,7 +49,7 @@ SETTINGS = Grow(
 def no_graph(monkeypatch):
     """The ONNX graph takes seconds, and has a test of its own."""
     monkeypatch.setattr("kdnas.students.folder.graph_of", lambda *_: b"")
-    monkeypatch.setattr("kdnas.students.folder._runtime", lambda path: load_source(path.parent))
+    monkeypatch.setattr("kdnas.students.folder.load_graph", lambda path: load_source(path.parent))
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +57,7 @@ def grown(tmp_path_factory):
     folder = tmp_path_factory.mktemp("grow") / "whole"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("kdnas.students.folder.graph_of", lambda *_: b"")
-        patch.setattr("kdnas.students.folder._runtime", lambda path: load_source(path.parent))
+        patch.setattr("kdnas.students.folder.load_graph", lambda path: load_source(path.parent))
         return folder, grow(SETTINGS, folder)
 
 

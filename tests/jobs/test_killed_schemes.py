@@ -13,7 +13,8 @@ from kdnas.cli.commands import main
 from kdnas.jobs._assist import between
 from kdnas.runs.folder import RunFolder
 from kdnas.scorers.short_training import ShortTraining
-from kdnas.students.folder import load_source, read_student
+from kdnas.students.folder import read_student
+from kdnas.students.source import load_source
 from kdnas.tables import space_from_table
 from tests.jobs.test_killed import CODE, drafts, killed, same_weights
 
@@ -42,7 +43,7 @@ def no_graph():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("kdnas.students.folder.graph_of", lambda *_: b"")
         patch.setattr("kdnas.distillers.quantization_aware.write_trained", lambda *_: {})
-        patch.setattr("kdnas.students.folder._runtime", lambda path: load_source(path.parent))
+        patch.setattr("kdnas.students.folder.load_graph", lambda path: load_source(path.parent))
         yield
 
 

@@ -15,7 +15,7 @@ from kdnas.network import Network
 from kdnas.preprocessing import Preprocessing
 from kdnas.space import Blueprint, layer
 from kdnas.specs import spec
-from kdnas.students.definitions import importable
+from kdnas.students.modules import importable
 from kdnas.students.source import student_source
 from kdnas.tables import load_space, shared_folder
 
@@ -285,7 +285,7 @@ def test_a_spec_of_anything_but_a_module_is_refused():
     deeper = spec("kdnas.blocks.mixture:Member", parts=(called,), height=6, width=6)
     for inner in (called, deeper):
         block = layer("kdnas.blocks.mixture:Member", parts=(inner,), height=6, width=6)
-        with pytest.raises(ValueError, match=r"subprocess:call at stages.0.0 is none"):
+        with pytest.raises(ValueError, match=r"subprocess:call at stages.0.0 must be a class"):
             written(blueprint_with(block))
 
 
@@ -305,8 +305,11 @@ def test_a_spec_of_anything_but_a_module_is_refused():
             "globals()['scale'] = 2\n\nclass Block(nn.Module):\n    def forward(self, x):\n        return scale * x\n",
             "no readable definition of 'scale'",
         ),
-        ("def Block():\n    return nn.Identity()\n", "class derived from torch.nn.Module"),
-        ("class Block:\n    pass\n", "class derived from torch.nn.Module"),
+        (
+            "def Block():\n    return nn.Identity()\n",
+            "own:Block at stages.0.0 must be a class derived from torch.nn.Module",
+        ),
+        ("class Block:\n    pass\n", "own:Block at stages.0.0 must be a class derived from torch.nn.Module"),
     ],
 )
 def test_code_that_cannot_stand_alone_is_refused(module, text, message):

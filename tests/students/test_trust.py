@@ -6,7 +6,7 @@ from kdnas.data.builtin import digits
 from kdnas.data.load import load_data
 from kdnas.network import Network
 from kdnas.specs import Spec, spec
-from kdnas.students.folder import Card
+from kdnas.students.card import Card
 from kdnas.students.trust import data_of, is_trusted, provenance, source_of
 from kdnas.tables import load_space
 

@@ -1,0 +1,161 @@
+"""The card of a student, `student.json`: what it is, what it costs, how to feed it, where it comes from."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, final
+
+from kdnas.architecture import Architecture
+from kdnas.costs.budget import Cost
+from kdnas.costs.count import cost
+from kdnas.data.base import Data
+from kdnas.network import Network
+from kdnas.preprocessing import Preprocessing
+from kdnas.runs.folder import CARD, GRAPH, SOURCE
+from kdnas.space import Blueprint, SearchSpace
+from kdnas.specs import nearest
+from kdnas.tables import structure, table_of, unstructure
+
+_FORMAT = 1
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """What a student is.
+
+    Attributes:
+        architecture: its choices, or None for a network that belongs to no space.
+        space: the table of its space, or None.
+        blueprint: its network.
+        cost: params and macs, as ranked.
+        preprocessing: how images become its input.
+        class_names: one per logit.
+        origin: where it comes from (run, place, scorer, accuracy), plain JSON.
+
+    Raises:
+        ValueError: the preprocessing is for another number of channels than the network, or there are no class names.
+    """
+
+    architecture: Architecture | None
+    space: Mapping[str, Any] | None
+    blueprint: Blueprint
+    cost: Cost
+    preprocessing: Preprocessing
+    class_names: tuple[str, ...]
+    origin: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        channels = self.blueprint.image[0]
+        if channels != len(self.preprocessing.mean):
+            raise ValueError(
+                f"`preprocessing` must have a mean and a std for each of the network's {channels} channels, got "
+                f"{len(self.preprocessing.mean)}."
+            )
+        if not self.class_names:
+            raise ValueError("`class_names` must not be empty: a student has a name for each logit.")
+
+    @classmethod
+    def of(
+        cls,
+        network: Network,
+        data: Data,
+        origin: Mapping[str, Any],
+        architecture: Architecture | None = None,
+        space: SearchSpace | None = None,
+    ) -> "Card":
+        """The card of a network for the classes and images of a data set.
+
+        Args:
+            network: the student.
+            data: gives preprocessing and class names.
+            origin: where the student comes from, plain JSON.
+            architecture: its choices, for a subnet of a space.
+            space: that space.
+        """
+        return cls(
+            architecture=architecture,
+            space=None if space is None else table_of(space),
+            blueprint=network.blueprint,
+            cost=cost(network.blueprint),
+            preprocessing=data.preprocessing,
+            class_names=data.class_names,
+            origin=origin,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object that `from_json` turns back into an equal Card.
+
+        Its keys `format`, `input` and `output` describe how to use the files beside it.
+        """
+        p = self.preprocessing
+        return {
+            "format": _FORMAT,
+            "architecture": None if self.architecture is None else dict(self.architecture),
+            "space": None if self.space is None else dict(self.space),
+            "cost": self.cost._asdict(),
+            "input": {
+                "name": "images",
+                "shape": ["batch", len(p.mean), p.height, p.width],
+                "dtype": "float32",
+                "values": f"0 to 1, not normalised: {SOURCE} and {GRAPH} do that inside",
+            },
+            "output": {"name": "logits", "shape": ["batch", len(self.class_names)]},
+            "preprocessing": unstructure(p),
+            "class_names": list(self.class_names),
+            "origin": dict(self.origin),
+            "blueprint": self.blueprint.to_json(),
+        }
+
+    def to_text(self) -> str:
+        """The text of `student.json`.
+
+        Raises:
+            ValueError: the origin holds something that JSON cannot, or would change.
+        """
+        content = self.to_json()
+        try:
+            revived = json.loads(json.dumps(content, allow_nan=False))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"`Card.origin` must be plain JSON ({error}).") from error
+        if revived != content:
+            raise ValueError("`Card.origin` must be plain JSON: text keys, lists, finite numbers.")
+        return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def from_json(cls, value: Any) -> "Card":
+        """The Card that `to_json` wrote.
+
+        Raises:
+            ValueError: a key is missing or unknown, a value has another type, or the format is a later one.
+        """
+        if not isinstance(value, Mapping):
+            raise ValueError(f"{CARD} must be a JSON object, got {type(value).__name__}.")
+        if value.get("format") != _FORMAT:
+            raise ValueError(
+                f"`format` must be {_FORMAT}, got {value.get('format')!r}. Read it with the version of kdnas that "
+                "wrote it."
+            )
+        known = ["format", "input", "output", *cls.__dataclass_fields__]
+        for key in value:
+            if key not in known:
+                raise ValueError(f"unknown key {key!r}.{nearest(key, known)}")
+        for key in cls.__dataclass_fields__:
+            if key not in value:
+                raise ValueError(f"`{key}` is missing.")
+        for key, kind in (("class_names", list), ("origin", dict), ("blueprint", dict), ("cost", dict)):
+            if not isinstance(value[key], kind):
+                raise ValueError(f"`{key}` must be a JSON {kind.__name__}, got {value[key]!r}.")
+        architecture, space = value["architecture"], value["space"]
+        try:
+            return cls(
+                architecture=None if architecture is None else Architecture(architecture),
+                space=None if space is None else dict(space),
+                blueprint=Blueprint.from_json(value["blueprint"]),
+                cost=Cost(**structure(value["cost"], dict[str, int])),
+                preprocessing=structure(value["preprocessing"], Preprocessing),
+                class_names=structure(value["class_names"], tuple[str, ...]),
+                origin=value["origin"],
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"a value has the wrong form ({type(error).__name__}: {error}).") from error

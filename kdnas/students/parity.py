@@ -1,0 +1,103 @@
+"""Whether every form of a student computes what its network does, and its card tells the truth."""
+
+import copy
+import math
+from collections.abc import Callable
+from typing import final
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from kdnas.costs.budget import Cost
+from kdnas.data.base import normalise
+from kdnas.network import Network
+from kdnas.randomness import torch_rng
+from kdnas.students.card import Card
+from kdnas.students.source import shortened
+
+TOLERANCE = 1e-5
+
+_NUM_INPUTS = 64
+_BATCH_SIZES = (1, 3)
+
+
+@final
+class Parity:
+    """The network's logits on fixed random images, with which its other forms are compared.
+
+    Attributes:
+        differences: largest difference by file, in units of an image's largest logit or of 1, whichever is more (of the
+            largest logit of all where none reaches 0.1); and `largest_logit`.
+
+    Raises:
+        ValueError: the network differs from its card, or its logits are not finite or all zero.
+    """
+
+    def __init__(self, network: Network, card: Card) -> None:
+        p = card.preprocessing
+        check_card(network, card)
+        rng = torch_rng("parity")
+        # Brightness and contrast of their own, or pooling would make all images one.
+        low, high = torch.rand(2, _NUM_INPUTS, 1, 1, 1, generator=rng)
+        self._images = low + (high - low) * torch.rand(_NUM_INPUTS, len(p.mean), p.height, p.width, generator=rng)
+        with torch.inference_mode():
+            self._logits = network(normalise(self._images, p)).logits
+        if not self._logits.isfinite().all():
+            raise ValueError("the student's logits are not finite. Train it again with a lower learning rate.")
+        sizes = self._logits.abs().flatten(1).amax(1)
+        largest = float(sizes.amax())
+        if largest == 0:
+            raise ValueError("every logit of the student is zero, so nothing can be compared. Train it first.")
+        # A logit is a sum: it is rounded like its largest terms, which the largest logit of the image stands for.
+        self._scale = sizes.clamp(min=1) if largest >= 0.1 else torch.full_like(sizes, largest)
+        self.differences = {"largest_logit": largest}
+
+    def compare(self, name: str, form: Callable[[Tensor], Tensor]) -> None:
+        """Compare one form at every batch size.
+
+        Args:
+            name: of its file, for the message.
+            form: images in [0, 1] to logits.
+
+        Raises:
+            ValueError: it cannot be run, or its logits differ by more than `TOLERANCE`.
+        """
+        difference = 0.0
+        for size in _BATCH_SIZES:
+            try:
+                with torch.inference_mode():
+                    logits = torch.cat([form(batch) for batch in self._images.split(size)])
+            except Exception as error:
+                raise ValueError(f"{name} cannot be run on {size} images ({shortened(error)}).") from error
+            if logits.shape != self._logits.shape:
+                raise ValueError(
+                    f"{name} gives logits of shape {tuple(logits.shape)}, not {tuple(self._logits.shape)}."
+                )
+            apart = (logits - self._logits).abs().flatten(1).amax(1) / self._scale
+            difference = max(difference, float(apart.nan_to_num(math.inf).amax()))
+        if difference > TOLERANCE:
+            raise ValueError(
+                f"{name} gives other logits than the network: the difference is {difference:.2g}, the tolerance "
+                f"{TOLERANCE:g}. Look for a layer that depends on the batch, on the mode or on the device."
+            )
+        self.differences[name] = difference
+
+
+def check_card(network: Network, card: Card) -> None:
+    """Raise a ValueError unless the network has the cost and the number of classes of its card."""
+    # On tensors without storage, as costs are measured everywhere: devices differ in the operations they count.
+    bare = copy.deepcopy(network).to("meta")
+    counter = FlopCounterMode(display=False)
+    with counter, torch.no_grad():
+        logits = bare(torch.empty(1, *network.blueprint.image, device="meta")).logits
+    measured = Cost(sum(p.numel() for p in network.parameters()), counter.get_total_flops() // 2)
+    if measured != card.cost:
+        raise ValueError(
+            f"the network has {measured.params:,} params and {measured.macs:,} macs, but `Card.cost` is "
+            f"{card.cost.params:,} and {card.cost.macs:,}. Take it from kdnas.costs.count.cost(blueprint)."
+        )
+    if logits.shape[1] != len(card.class_names):
+        raise ValueError(
+            f"the network has {logits.shape[1]} logits, but `Card.class_names` has {len(card.class_names)} names."
+        )
