@@ -1,6 +1,6 @@
 """Why a subnet has its score: stage by stage, and choice by choice."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,9 +10,9 @@ from kdnas.costs.count import cost, layer_costs, sum_costs
 from kdnas.jobs._run import Run
 from kdnas.runs.files import write_json
 from kdnas.runs.folder import WHY
-from kdnas.scorers.base import score_all
+from kdnas.scorers.base import Evidence, Score, score_all
 from kdnas.similarity import dissimilarity, rdm_similarity
-from kdnas.space import SearchSpace
+from kdnas.space import Blueprint, SearchSpace
 from kdnas.specs import Spec
 
 
@@ -36,29 +36,59 @@ def why(run: Run, code: str, *, scorer: Spec | None = None, num_images: int | No
     """
     space, settings = run.space, run.experiment.search
     architecture = space.parse(code)
-    made = scorer or settings.scorer
+    scorer = scorer or settings.scorer
     evidence = run.evidence(settings.num_images if num_images is None else num_images, settings.seed)
-    changed = list(neighbours(space, architecture))
-    networks = [architecture, *dict.fromkeys(other for _, _, other in changed)]
-    scores = dict(zip(networks, score_all(run.supernet, networks, run.scorer(made), evidence), strict=True))
+    changes = list(neighbours(space, architecture))
+    networks = [architecture, *dict.fromkeys(other for _, _, other in changes)]
+    scores = dict(zip(networks, score_all(run.supernet, networks, run.scorer(scorer), evidence), strict=True))
+    explanation = {
+        "code": space.code(architecture),
+        "architecture": dict(architecture),
+        "scorer": scorer.name,
+        "score": scores[architecture].value,
+        "parts": scores[architecture].parts,
+        **cost(space.blueprint(architecture))._asdict(),
+        "images": len(evidence.labels),
+        "similarity": _similarity(run, architecture, evidence),
+        "stages": _stages(space.blueprint(architecture)),
+        "choices": _choices(space, architecture, changes, scores),
+    }
+    write_json(run.storage.path(WHY), explanation)
+    return explanation
+
+
+def _similarity(run: Run, architecture: Architecture, evidence: Evidence) -> dict[str, Any]:
     with torch.no_grad():
         outputs = run.supernet(evidence.images, architecture, batch_statistics=True)
         student = [dissimilarity(f) for f in (*outputs.features, outputs.logits)]
         teacher = [dissimilarity(f) for f in (*evidence.teacher.features, evidence.teacher.logits)]
-        table = [[round(float(rdm_similarity(s, t)), 6) for t in teacher] for s in student]
-    blueprint = space.blueprint(architecture)
+        values = [[round(float(rdm_similarity(s, t)), 6) for t in teacher] for s in student]
+    names = ([*(f"stage {i}" for i in range(len(side) - 1)), "logits"] for side in (student, teacher))
+    return {**dict(zip(("student", "teacher"), names, strict=True)), "values": values}
+
+
+def _stages(blueprint: Blueprint) -> list[dict[str, Any]]:
     whole = cost(blueprint)
-    places: dict[str, list[Any]] = {}
+    layers: dict[str, list[Any]] = {}
     for position, layer in layer_costs(blueprint).items():
-        places.setdefault(_stage_of(position), []).append(layer)
+        layers.setdefault(_stage_of(position), []).append(layer)
     stages = []
-    for name, layers in places.items():
-        c = sum_costs(layers)
+    for name, costs in layers.items():
+        c = sum_costs(costs)
         shares = {f"share of {n}": round(getattr(c, n) / max(1, getattr(whole, n)), 6) for n in c._fields}
-        stages.append({"stage": name, "layers": len(layers), **c._asdict(), **shares})
-    score = scores[architecture]
+        stages.append({"stage": name, "layers": len(costs), **c._asdict(), **shares})
+    return stages
+
+
+def _choices(
+    space: SearchSpace,
+    architecture: Architecture,
+    changes: Sequence[tuple[Choice, Value, Architecture]],
+    scores: Mapping[Architecture, Score],
+) -> list[dict[str, Any]]:
+    whole, score = cost(space.blueprint(architecture)), scores[architecture].value
     choices: list[dict[str, Any]] = []
-    for choice, option, other in changed:
+    for choice, option, other in changes:
         c, value = cost(space.blueprint(other)), scores[other].value
         choices.append(
             {
@@ -67,30 +97,13 @@ def why(run: Run, code: str, *, scorer: Spec | None = None, num_images: int | No
                 "to": option,
                 "code": space.code(other),
                 "score": value,
-                "score difference": value - score.value,
+                "score difference": value - score,
                 **c._asdict(),
                 "params difference": c.params - whole.params,
                 "macs difference": c.macs - whole.macs,
             }
         )
-    found = {
-        "code": space.code(architecture),
-        "architecture": dict(architecture),
-        "scorer": made.name,
-        "score": score.value,
-        "parts": score.parts,
-        **whole._asdict(),
-        "images": len(evidence.labels),
-        "similarity": {
-            "student": [*(f"stage {i}" for i in range(len(student) - 1)), "logits"],
-            "teacher": [*(f"stage {i}" for i in range(len(teacher) - 1)), "logits"],
-            "values": table,
-        },
-        "stages": stages,
-        "choices": sorted(choices, key=lambda c: (-c["score"], c["macs"], c["code"])),
-    }
-    write_json(run.storage.path(WHY), found)
-    return found
+    return sorted(choices, key=lambda c: (-c["score"], c["macs"], c["code"]))
 
 
 def neighbours(space: SearchSpace, architecture: Architecture) -> Iterator[tuple[Choice, Value, Architecture]]:

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -47,6 +47,7 @@ def search(
     saved: Saved | None = None,
     stopping: EarlyStopping | None = None,
     first: Sequence[Architecture] = (),
+    after_tell: Callable[[Sequence[Entry]], None] | None = None,
 ) -> Iterator[Entry | str]:
     """Yields every newly scored architecture, and at last why the search stopped.
 
@@ -61,6 +62,7 @@ def search(
         saved: counts layer evaluations.
         stopping: who may end an evaluation early.
         first: scored before the searcher is asked, which then begins with them.
+        after_tell: called with the entries that the searcher has been told, such as to record its trace.
 
     Raises:
         Uninformative: the first 20 candidates have fewer than 3 distinct scores.
@@ -68,8 +70,8 @@ def search(
     """
     space, began = supernet.space, time.perf_counter()
     scores: dict[Architecture, Entry] = {}
-    replayed = known or {}
-    chunk = 1
+    known = known or {}
+    size = 1
     while True:
         room = limits.evaluations - len(scores)
         if room <= 0:
@@ -79,50 +81,69 @@ def search(
             yield f"the time of {limits.seconds:g} s is over after {len(scores)} unique architectures"
             return
         begins = not scores and bool(first)
-        asked = [space.canonical(a) for a in (first[:room] if begins else searcher.ask(room))]
-        if not asked:
+        batch = [space.canonical(a) for a in (first[:room] if begins else searcher.ask(room))]
+        if not batch:
             yield f"{searcher.stopped} after {len(scores)} unique architectures"
             return
-        fresh = list(dict.fromkeys(a for a in asked if a not in scores))
+        fresh = list(dict.fromkeys(a for a in batch if a not in scores))
         place = 0
         while place < len(fresh):
             if place and time.perf_counter() - began >= limits.seconds:
                 yield f"the time of {limits.seconds:g} s is over after {len(scores)} unique architectures"
                 return
             # Chunks grow with measured speed, so that the time limit is met within about a second.
-            some = fresh[place : place + (chunk if stopping is None else 1)]
-            place += len(some)
+            chunk = fresh[place : place + (size if stopping is None else 1)]
+            place += len(chunk)
             started = time.perf_counter()
-            new = [a for a in some if a not in replayed]
-            if stopping is None:
-                found = score_all(supernet, new, scorer, evidence, saved) if new else []
-            else:  # one by one, in order: what is stopped depends on what came before
-                for architecture in some:
-                    if architecture in replayed:
-                        stopping.replay(replayed[architecture])
-                found = [stopping.judge(scorer.rungs(supernet.extract(a), evidence)) for a in new]
-            values = dict(zip(new, found, strict=True))
-            for architecture, value in values.items():
-                if not math.isfinite(value.value):
-                    raise ValueError(
-                        f"the score {labels[0]} of {space.code(architecture)} is {value.value} and cannot be ranked. "
-                        "Use more search images or another scorer, or see that network with `kdnas why`."
-                    )
+            new = _new_scores(supernet, chunk, known, scorer, evidence, saved, stopping)
+            _check_finite(new, space, labels[0])
             each = (time.perf_counter() - started) / max(1, len(new))
             if new:
-                chunk = max(1, min(512, int(1.0 / max(each, 1e-4)))) if limits.seconds < float("inf") else 512
-            for architecture in some:
-                value = values.get(architecture) or replayed[architecture]
-                entry = entry_of(space, architecture, value, each if architecture in values else 0.0, labels)
-                scores[architecture] = entry
-                yield entry
+                size = max(1, min(512, int(1.0 / max(each, 1e-4)))) if limits.seconds < float("inf") else 512
+            for architecture in chunk:
+                score, seconds = (new[architecture], each) if architecture in new else (known[architecture], 0.0)
+                scores[architecture] = entry_of(space, architecture, score, seconds, labels)
+                yield scores[architecture]
         if len(scores) >= 20 and len({e.score for e in list(scores.values())[:20]}) < 3:
             raise Uninformative(
-                f"the score {labels[0]} has fewer than 3 distinct values among the first 20 candidates, so it "
-                f"cannot rank "
-                "them. Train the supernet longer, use more search images, or choose another scorer."
+                f"the score {labels[0]} has fewer than 3 distinct values among the first 20 candidates, so it cannot "
+                "rank them. Train the supernet longer, use more search images, or choose another scorer."
             )
-        (searcher.begin if begins else searcher.tell)([scores[a] for a in asked])
+        entries = [scores[a] for a in batch]
+        if begins:
+            searcher.begin(entries)
+        else:
+            searcher.tell(entries)
+            if after_tell is not None:
+                after_tell(entries)
+
+
+def _new_scores(
+    supernet: Supernet,
+    chunk: Sequence[Architecture],
+    known: Mapping[Architecture, Score],
+    scorer: Scorer,
+    evidence: Evidence,
+    saved: Saved | None,
+    stopping: EarlyStopping | None,
+) -> dict[Architecture, Score]:
+    """Scores of those of a chunk that are not known; the known ones are replayed to the pruner."""
+    new = [a for a in chunk if a not in known]
+    if stopping is None:
+        return dict(zip(new, score_all(supernet, new, scorer, evidence, saved), strict=True)) if new else {}
+    for architecture in chunk:  # one by one, in order: what is stopped depends on what came before
+        if architecture in known:
+            stopping.replay(known[architecture])
+    return {a: stopping.judge(scorer.rungs(supernet.extract(a), evidence)) for a in new}
+
+
+def _check_finite(scores: Mapping[Architecture, Score], space: SearchSpace, scorer: str) -> None:
+    for architecture, score in scores.items():
+        if not math.isfinite(score.value):
+            raise ValueError(
+                f"the score {scorer} of {space.code(architecture)} is {score.value} and cannot be ranked. "
+                "Use more search images or another scorer, or see that network with `kdnas why`."
+            )
 
 
 def entry_of(

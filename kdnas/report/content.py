@@ -8,7 +8,7 @@ from typing import Any, Self, final
 
 from kdnas.ranking.order import order_key
 from kdnas.report.markup import finite
-from kdnas.runs.entry import CONTRAST, RANDOM
+from kdnas.runs.entry import CONTROL_SEARCHERS
 from kdnas.runs.folder import CARD, METRICS, RANKING, STUDENTS, WHY, JsonObject, RunFolder
 
 
@@ -147,6 +147,6 @@ def _rankings(lines: list[JsonObject]) -> tuple[SearchRanking, ...]:
     searches: dict[int, list[JsonObject]] = {}
     for line in lines:
         # Controls are not ranked: export counts places without them, and the contrast's scores are another scorer's.
-        if ("score" in line or "architecture" in line) and line.get("searcher") not in (CONTRAST, RANDOM):
+        if ("score" in line or "architecture" in line) and line.get("searcher") not in CONTROL_SEARCHERS:
             searches.setdefault(int(finite(line.get("search")) or 0), []).append(line)
     return tuple(SearchRanking.of(number, searches[number]) for number in sorted(searches))

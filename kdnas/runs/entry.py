@@ -6,6 +6,7 @@ from typing import Any, final
 from kdnas.architecture import Architecture
 
 RANDOM, CONTRAST = "random control", "contrast"
+CONTROL_SEARCHERS = frozenset((RANDOM, CONTRAST))
 """An entry's `searcher` where it is a control's: random search, and the same search under another score."""
 
 
@@ -36,7 +37,7 @@ class Entry:
     @property
     def is_control(self) -> bool:
         """Whether a control asked for it, not the search itself."""
-        return self.searcher in (RANDOM, CONTRAST)
+        return self.searcher in CONTROL_SEARCHERS
 
     def to_json(self) -> dict[str, Any]:
         """One line of `ranking.jsonl`."""

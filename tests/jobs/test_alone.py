@@ -1,16 +1,15 @@
 """Runs without a supernet: candidates are trained by themselves."""
 
 import dataclasses
-import time
 
 import pytest
 import torch
 
 from kdnas.cli.commands import main
-from kdnas.jobs import search as job
 from kdnas.jobs._arguments import load_experiment
 from kdnas.jobs._run import Run
 from kdnas.jobs.export import place_of
+from kdnas.ranking import controls
 from kdnas.ranking.order import ranked
 from kdnas.runs.folder import RunFolder
 from kdnas.settings import Experiment
@@ -82,9 +81,9 @@ def test_the_comparison_of_scores_obeys_the_time_too(contrasted, monkeypatch):
     own, other = ([e for e in run.storage.ranking(1) if (e.searcher == "contrast") == c] for c in (False, True))
     apart = [e for e in own if e.architecture not in {o.architecture for o in other} and not e.is_control]
     scored = []
-    monkeypatch.setattr(job, "score_all", lambda *given: scored.append(given))
-    judged = [run.scorer(settings.scorer), run.evidence(30, 0), apart, other]
-    found = job._contrast(run, settings.contrast, *judged, time.perf_counter())
+    monkeypatch.setattr(controls, "score_all", lambda *arguments: scored.append(arguments))
+    scorers = run.scorer(settings.scorer), run.scorer(settings.contrast)
+    found = controls.contrast(apart, other, scorers, "another", run.supernet, run.evidence(30, 0), 0.0)
     assert "time was over with 0 networks" in found["sentence"]
     assert scored == []
 

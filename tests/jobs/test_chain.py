@@ -21,9 +21,10 @@ from kdnas.distillers.from_labels import FromLabels
 from kdnas.jobs._run import Run, build_teacher
 from kdnas.jobs.chain import chain, closing_table
 from kdnas.jobs.retrain import retrain, settings_of
-from kdnas.jobs.search import search, training_free
+from kdnas.jobs.search import search
 from kdnas.network import Network
 from kdnas.randomness import initialised
+from kdnas.ranking.controls import training_free
 from kdnas.runs.checkpoint import load_state
 from kdnas.runs.folder import RunFolder
 from kdnas.settings import Experiment, Recipe, Retrain, Search
@@ -158,7 +159,7 @@ def test_training_free_controls_are_left_out_with_the_reason_when_there_is_no_ti
     entries = search(run, Search(num_evaluations=12, num_images=30, control=False))
     evidence = run.evidence(30, 0)
     for seconds, reason in ((0.0, "the time is over"), (1e-9, "s for each network")):
-        found = training_free(run, evidence, entries, seconds)
+        found = training_free(entries, run.space, evidence, seconds)
         assert set(found) == {"tau depth", "tau nwot", "tau synflow", "tau zen"}
         assert all(reason in control["sentence"] and "value" not in control for control in found.values())
 
