@@ -21,6 +21,11 @@ class Wrapping(Distiller):
         super().__init__()
         self.inner: Distiller = inner.build(Distiller)
 
+    @property
+    def uses_teacher(self) -> bool:
+        """Whether the inner one does."""
+        return self.inner.uses_teacher
+
     def prepare(self, model: Model, batch: Batch) -> None:
         """Build the inner one's learnable parts."""
         self.inner.prepare(model, batch)

@@ -135,7 +135,7 @@ class Attentive(Wrapping):
         assert isinstance(model, Supernet)
         assert isinstance(self.inner, Sandwich)
         rng = step.rng("attentive")
-        yield from self.inner.teach(model, batch, step, lambda: self.child(model, batch, rng))
+        yield from self.inner.losses_with(model, batch, step, lambda: self.child(model, batch, rng))
 
     def child(self, model: Supernet, batch: Batch, rng: random.Random) -> Architecture:
         """One random child."""

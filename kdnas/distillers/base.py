@@ -3,17 +3,19 @@
 import abc
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar, final
 
 from torch import Tensor, nn
 
-from kdnas.architecture import Choice, Value
+from kdnas.architecture import Architecture, Choice, Value
 from kdnas.data.base import Data
+from kdnas.losses.objective import Objective
 from kdnas.network import Network
-from kdnas.outputs import Outputs
+from kdnas.outputs import Moment, Outputs
 from kdnas.randomness import python_rng
+from kdnas.specs import Spec, spec
 from kdnas.supernet import Supernet
 
 Model = Supernet | Network
@@ -130,3 +132,69 @@ class Distiller(nn.Module, abc.ABC):
         """The options of a choice that this step may draw: all, unless a schedule holds some back."""
         del step
         return choice.options
+
+
+class ObjectiveDistiller(Distiller):
+    """A distiller whose students minimise an `Objective`. The teacher runs only if one of its losses uses it.
+
+    Args:
+        terms: pairs of weight and loss.
+        label_smoothing: of a cross-entropy with the labels, a further term of weight 1; None for the terms alone.
+    """
+
+    def __init__(self, terms: tuple[tuple[float, Spec], ...], *, label_smoothing: float | None = None) -> None:
+        super().__init__()
+        self.labels_only = label_smoothing is not None and not terms
+        if label_smoothing is not None:
+            labels = spec("kdnas.losses.response.cross_entropy:CrossEntropy", label_smoothing=label_smoothing)
+            terms = ((1.0, labels), *terms)
+        self.objective = Objective(terms)
+
+    @property
+    def uses_teacher(self) -> bool:
+        """Whether one of the losses does."""
+        return self.objective.uses_teacher
+
+    def prepare(self, model: Model, batch: Batch) -> None:
+        """Build the losses' learnable parts for the network, or for every subnet from the largest."""
+        elastic = isinstance(model, Supernet)
+        if elastic and self.labels_only:
+            return  # nothing to build, and a pass would move the running statistics
+        student = model(batch.images, model.space.largest) if elastic else model(batch.images)
+        self.objective.prepare(student, self.teacher_outputs(batch, student), elastic=elastic)
+
+    def restarts(self, total: int) -> frozenset[int]:
+        """Where a stage of one of the losses ends."""
+        return self.objective.restarts(total)
+
+    def student_losses(
+        self,
+        name: str,
+        student: Outputs,
+        model: Model,
+        batch: Batch,
+        step: Step,
+        architecture: Architecture | None = None,
+    ) -> Iterator[tuple[str, Tensor]]:
+        """The objective's losses of one student; see `Objective.teach`.
+
+        Args:
+            name: of their sum, in logs.
+            student: the student's outputs on the batch, with their graph.
+            model: what is trained.
+            batch: the batch.
+            step: the step.
+            architecture: the student's, where the model is a supernet.
+        """
+        if isinstance(model, Network):
+            at = Moment(step.progress, model.remaining_layers, batch.ids)
+        else:
+            assert architecture is not None
+            at = Moment(step.progress, partial(model.remaining_layers, architecture=architecture), batch.ids)
+        yield from self.objective.teach(
+            name, student, self.teacher_outputs(batch, student), batch.labels, at, learner=model
+        )
+
+    def teacher_outputs(self, batch: Batch, student: Outputs) -> Outputs:
+        """The teacher's outputs; in their place the student's own where no loss reads them."""
+        return batch.teacher if self.objective.uses_teacher else student.detach()

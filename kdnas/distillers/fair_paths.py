@@ -3,22 +3,19 @@
 import math
 import random
 from collections.abc import Iterator
-from functools import partial
 from typing import ClassVar, final
 
 from torch import Tensor
 
 from kdnas.architecture import Architecture, Choice, Value
-from kdnas.distillers.base import Batch, Distiller, Model, Step
-from kdnas.losses.objective import Objective
-from kdnas.outputs import Moment
+from kdnas.distillers.base import Batch, Model, ObjectiveDistiller, Step
 from kdnas.space import SearchSpace
-from kdnas.specs import Spec, spec
+from kdnas.specs import Spec
 from kdnas.supernet import Supernet
 
 
 @final
-class FairPaths(Distiller):
+class FairPaths(ObjectiveDistiller):
     r"""One update is m paths, whose gradients are summed: each of a layer's m operations is in exactly one of them.
 
     $\pi_l$ is a random permutation of layer $l$'s options, and path $i$ takes $\pi_l(i)$ in every layer;
@@ -45,37 +42,23 @@ class FairPaths(Distiller):
     def __init__(
         self, *, terms: tuple[tuple[float, Spec], ...] = (), label_smoothing: float = 0.0, most: int = 12
     ) -> None:
-        super().__init__()
-        task = spec("kdnas.losses.response.cross_entropy:CrossEntropy", label_smoothing=label_smoothing)
-        self.objective = Objective(((1.0, task), *terms))
-        self.has_teacher, self.most = bool(terms), most
+        super().__init__(terms, label_smoothing=label_smoothing)
+        self.most = most
 
     def prepare(self, model: Model, batch: Batch) -> None:
-        """Check the space, and build the adapters from the largest subnet."""
+        """Check the space, and build the losses' learnable parts."""
         assert isinstance(model, Supernet)
         num_paths(model.space, self.most)
         for seed in range(4):
             paths(model.space, random.Random(seed), self.most)
-        if self.has_teacher:
-            self.objective.prepare(model(batch.images, model.space.largest), batch.teacher, elastic=True)
-
-    def restarts(self, total: int) -> frozenset[int]:
-        """Where a stage of one of the losses ends."""
-        return self.objective.restarts(total)
+        super().prepare(model, batch)
 
     def losses(self, model: Model, batch: Batch, step: Step) -> Iterator[tuple[str, Tensor]]:
         """One loss per path."""
         assert isinstance(model, Supernet)
         for path in paths(model.space, step.rng("architectures"), self.most):
             student = model(batch.images, path)
-            yield from self.objective.teach(
-                "path",
-                student,
-                batch.teacher if self.has_teacher else student.detach(),
-                batch.labels,
-                Moment(step.progress, partial(model.remaining_layers, architecture=path), batch.ids),
-                learner=model,
-            )
+            yield from self.student_losses("path", student, model, batch, step, path)
             del student  # the graph: one path's activations alive at a time
 
 

@@ -5,10 +5,8 @@ from typing import ClassVar, final
 
 from torch import Tensor
 
-from kdnas.distillers.base import Batch, Distiller, Model, Step
-from kdnas.losses.objective import Objective
+from kdnas.distillers.base import Batch, Model, ObjectiveDistiller, Step
 from kdnas.network import Network
-from kdnas.outputs import Moment, Outputs
 from kdnas.specs import Spec, spec
 
 HINTON = (
@@ -18,7 +16,7 @@ HINTON = (
 
 
 @final
-class FromTeacher(Distiller):
+class FromTeacher(ObjectiveDistiller):
     """A weighted sum of losses between student, teacher and labels, with the stages its losses ask for.
 
     Args:
@@ -32,37 +30,8 @@ class FromTeacher(Distiller):
     model_type: ClassVar[type[Network]] = Network
 
     def __init__(self, *, terms: tuple[tuple[float, Spec], ...] = HINTON) -> None:
-        super().__init__()
-        self.objective = Objective(terms)
-
-    @property
-    def uses_teacher(self) -> bool:
-        """Whether one of its losses does."""
-        return self.objective.uses_teacher
-
-    def prepare(self, model: Model, batch: Batch) -> None:
-        """Build the adapters."""
-        assert isinstance(model, Network)
-        student = model(batch.images)
-        self.objective.prepare(student, self._teacher(batch, student))
+        super().__init__(terms)
 
     def losses(self, model: Model, batch: Batch, step: Step) -> Iterator[tuple[str, Tensor]]:
-        """What the objective yields."""
-        assert isinstance(model, Network)
-        student = model(batch.images)
-        yield from self.objective.teach(
-            "student",
-            student,
-            self._teacher(batch, student),
-            batch.labels,
-            Moment(step.progress, model.remaining_layers, batch.ids),
-            learner=model,
-        )
-
-    def _teacher(self, batch: Batch, student: Outputs) -> Outputs:
-        """The teacher's outputs; the student's own where no loss reads them, so that none need be there."""
-        return batch.teacher if self.objective.uses_teacher else student.detach()
-
-    def restarts(self, total: int) -> frozenset[int]:
-        """Where a stage of one of the losses ends."""
-        return self.objective.restarts(total)
+        """The objective's losses."""
+        yield from self.student_losses("student", model(batch.images), model, batch, step)

@@ -125,6 +125,11 @@ class Prioritized(Distiller):
         self.space: SearchSpace | None = None
         self._trained: tuple[Architecture, Tensor, _Match | None] | None = None
 
+    @property
+    def uses_teacher(self) -> bool:
+        """No: paths teach paths."""
+        return False
+
     def prepare(self, model: Model, batch: Batch) -> None:
         """Make the empty board and the matcher, in the shapes of this batch."""
         assert isinstance(model, Supernet)

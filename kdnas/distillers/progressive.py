@@ -1,16 +1,14 @@
 """Progressive shrinking: the full network first, then elastic kernels, depths and widths, stage by stage."""
 
 from collections.abc import Iterator
-from functools import partial
 from typing import ClassVar, Literal, NamedTuple, final
 
 import torch
 from torch import Tensor
 
 from kdnas.architecture import Architecture, Choice, Value
-from kdnas.distillers.base import Batch, Distiller, Model, Step
+from kdnas.distillers.base import Batch, Model, ObjectiveDistiller, Step
 from kdnas.losses.base import Loss
-from kdnas.losses.objective import Objective
 from kdnas.network import Network
 from kdnas.outputs import Moment, Outputs
 from kdnas.sharing import sort_channels
@@ -48,7 +46,7 @@ class Phase(NamedTuple):
 
 
 @final
-class Progressive(Distiller):
+class Progressive(ObjectiveDistiller):
     r"""Trains the largest network alone, then smaller and smaller ones beside it, under its soft labels.
 
     In the first stage $L = \mathrm{CE}(\mathrm{largest}, \mathrm{labels})$ plus the teacher's terms. In every later one
@@ -89,7 +87,7 @@ class Progressive(Distiller):
         terms: tuple[tuple[float, Spec], ...] = (),
         label_smoothing: float = 0.0,
     ) -> None:
-        super().__init__()
+        super().__init__(terms, label_smoothing=label_smoothing)
         self.phases = tuple(Phase(*stage) for stage in stages)
         if not self.phases or self.phases[0].kind != "full":
             raise ValueError(f"the first stage must be full, got {stages[:1]}. Put ('full', 1, share, 1) before.")
@@ -101,10 +99,13 @@ class Progressive(Distiller):
                 raise ValueError(f"a stage has a positive share, paths and options of 0 or more, got {phase}.")
         check_literals(type(self), locals())
         task = spec("kdnas.losses.response.cross_entropy:CrossEntropy", label_smoothing=label_smoothing)
-        self.objective, self.task = Objective(((1.0, task), *terms)), task.build(Loss)
-        self.has_teacher = bool(terms)
-        self.soft, self.weight, self.source = soft.build(Loss), weight, source
+        self.task, self.soft, self.weight, self.source = task.build(Loss), soft.build(Loss), weight, source
         self.largest: Network | None = None
+
+    @property
+    def uses_teacher(self) -> bool:
+        """Whether it is the source of the soft labels, or one of the losses uses it."""
+        return self.source == "teacher" or super().uses_teacher
 
     def prepare(self, model: Model, batch: Batch) -> None:
         """Check the space, build adapters, and make room for the largest network's copy."""
@@ -119,12 +120,11 @@ class Progressive(Distiller):
         if self.source == "largest":
             self.largest = model.extract(model.space.largest).requires_grad_(False)
         self.soft.prepare(largest, largest if self.source == "largest" else batch.teacher, elastic=True)
-        if self.has_teacher:
-            self.objective.prepare(largest, batch.teacher)
+        self.objective.prepare(largest, self.teacher_outputs(batch, largest))
 
     def restarts(self, total: int) -> frozenset[int]:
         """Where a stage begins, here or in one of the losses."""
-        return frozenset(self.begins(total)[1:]) | self.objective.restarts(total)
+        return frozenset(self.begins(total)[1:]) | super().restarts(total)
 
     def begins(self, total: int) -> tuple[int, ...]:
         """The first step of every stage."""
@@ -153,14 +153,7 @@ class Progressive(Distiller):
         chosen = self._drawn(model.space, step, self.phases[place].paths)
         if place == 0:
             student = model(batch.images, chosen[0])
-            yield from self.objective.teach(
-                "largest",
-                student,
-                batch.teacher if self.has_teacher else student.detach(),
-                batch.labels,
-                Moment(step.progress, partial(model.remaining_layers, architecture=chosen[0]), batch.ids),
-                learner=model,
-            )
+            yield from self.student_losses("largest", student, model, batch, step, chosen[0])
             return
         target, at = self._target(batch), Moment(step.progress, ids=batch.ids)
         for one in chosen:

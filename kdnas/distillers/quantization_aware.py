@@ -12,11 +12,10 @@ from torch import Tensor, nn
 
 from kdnas.blocks.basic import DropPath
 from kdnas.data.base import Data
-from kdnas.distillers.base import Batch, Distiller, Model, Step
+from kdnas.distillers.base import Batch, Model, ObjectiveDistiller, Step
 from kdnas.distillers.from_teacher import HINTON
-from kdnas.losses.objective import Objective
 from kdnas.network import BATCH_NORMS, Network
-from kdnas.outputs import Moment, Outputs
+from kdnas.outputs import Outputs
 from kdnas.specs import Spec
 from kdnas.students.integers import write_trained
 
@@ -24,7 +23,7 @@ _LEAST = 1e-3
 
 
 @final
-class QuantizationAware(Distiller):
+class QuantizationAware(ObjectiveDistiller):
     r"""A weighted sum of losses, as `FromTeacher`, of the network in simulated 8-bit integers.
 
     Convolutions, linear layers and sums compute with rounded numbers,
@@ -59,18 +58,13 @@ class QuantizationAware(Distiller):
     def __init__(
         self, *, terms: tuple[tuple[float, Spec], ...] = HINTON, begin: float = 0.1, freeze: float = 0.7
     ) -> None:
-        super().__init__()
+        super().__init__(terms)
         if not 0 <= begin <= freeze <= 1:
             raise ValueError(f"shares run 0 <= begin <= freeze <= 1, got {begin=}, {freeze=}.")
-        self.objective, self.begin, self.freeze = Objective(terms), begin, freeze
+        self.begin, self.freeze = begin, freeze
         # What is learnt of the ranges is state; the graph around it is made anew and shares the network's tensors.
         self.observers = nn.ModuleList()
         self._graph: list[torch.fx.GraphModule] = []
-
-    @property
-    def uses_teacher(self) -> bool:
-        """Whether one of its losses does."""
-        return self.objective.uses_teacher
 
     def prepare(self, model: Model, batch: Batch) -> None:
         """Trace the network, put the rounding in, and build the losses' adapters."""
@@ -81,31 +75,19 @@ class QuantizationAware(Distiller):
         graph = _prepared(model, batch.images)
         self._graph = [graph]
         self.observers = nn.ModuleList(_observers(graph))
-        shown = self.shown(batch.images)
-        self.objective.prepare(shown, batch.teacher if self.uses_teacher else shown.detach())
+        student = self.outputs(batch.images)
+        self.objective.prepare(student, self.teacher_outputs(batch, student))
 
-    def shown(self, images: Tensor) -> Outputs:
-        """What the network shows in simulated integers."""
+    def outputs(self, images: Tensor) -> Outputs:
+        """The network's outputs in simulated integers."""
         logits, *features = self._graph[0](images)
         return Outputs(logits, tuple(features), images=images)
 
     def losses(self, model: Model, batch: Batch, step: Step) -> Iterator[tuple[str, Tensor]]:
-        """What the objective yields."""
+        """The objective's losses of the network in simulated integers."""
         assert isinstance(model, Network)
         self._set(step)
-        shown = self.shown(batch.images)
-        yield from self.objective.teach(
-            "student",
-            shown,
-            batch.teacher if self.uses_teacher else shown.detach(),
-            batch.labels,
-            Moment(step.progress, model.remaining_layers, batch.ids),
-            learner=model,
-        )
-
-    def restarts(self, total: int) -> frozenset[int]:
-        """Where a stage of one of the losses ends."""
-        return self.objective.restarts(total)
+        yield from self.student_losses("student", self.outputs(batch.images), model, batch, step)
 
     def export_extras(self, model: Network, data: Data, folder: Path) -> dict[str, float]:
         """The integer graph, and how it compares with the simulated and the float network."""

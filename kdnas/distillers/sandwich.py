@@ -1,16 +1,14 @@
 """The sandwich rule with in-place distillation, under an outside teacher."""
 
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import ClassVar, final
 
 from torch import Tensor
 
 from kdnas.architecture import Architecture
-from kdnas.distillers.base import Batch, Distiller, Model, Step
+from kdnas.distillers.base import Batch, Model, ObjectiveDistiller, Step
 from kdnas.losses.base import Loss
-from kdnas.losses.objective import Objective
-from kdnas.outputs import Moment, Outputs
+from kdnas.outputs import Moment
 from kdnas.specs import Spec, spec
 from kdnas.supernet import Supernet
 
@@ -19,7 +17,7 @@ SOFT = ((1.0, spec("kdnas.losses.response.soft_targets:SoftTargets", temperature
 
 
 @final
-class Sandwich(Distiller):
+class Sandwich(ObjectiveDistiller):
     """Each step trains the largest subnet, the smallest, and a few random ones.
 
     The largest learns from the labels and from the teacher, the others from the largest's detached logits alone:
@@ -48,52 +46,34 @@ class Sandwich(Distiller):
         num_random: int = 2,
         label_smoothing: float = 0.0,
     ) -> None:
-        super().__init__()
+        super().__init__(terms, label_smoothing=label_smoothing)
         if num_random < 0:
             raise ValueError(f"num_random must not be negative, got {num_random}.")
-        self.soft = soft.build(Loss)
-        task = spec("kdnas.losses.response.cross_entropy:CrossEntropy", label_smoothing=label_smoothing)
-        self.objective = Objective(((1.0, task), *terms))
-        self.has_teacher = bool(terms)
-        self.num_random = num_random
+        self.soft, self.num_random = soft.build(Loss), num_random
 
     def prepare(self, model: Model, batch: Batch) -> None:
         """Build the adapters between the largest subnet and the teacher."""
         assert isinstance(model, Supernet)
         largest = model(batch.images, model.space.largest)
         self.soft.prepare(largest, largest, elastic=True)
-        if self.has_teacher:
-            self.objective.prepare(largest, batch.teacher)
-
-    def restarts(self, total: int) -> frozenset[int]:
-        """Where a stage of one of the losses ends."""
-        return self.objective.restarts(total)
+        self.objective.prepare(largest, self.teacher_outputs(batch, largest))
 
     def losses(self, model: Model, batch: Batch, step: Step) -> Iterator[tuple[str, Tensor]]:
         """The largest's losses, then one per child; children follow the largest in every stage of its schedule."""
         assert isinstance(model, Supernet)
         rng = step.rng("architectures")
-        yield from self.teach(model, batch, step, lambda: model.space.sample(rng))
+        yield from self.losses_with(model, batch, step, lambda: model.space.sample(rng))
 
-    def teach(
-        self, model: Supernet, batch: Batch, step: Step, draw: Callable[[], Architecture]
+    def losses_with(
+        self, model: Supernet, batch: Batch, step: Step, sample: Callable[[], Architecture]
     ) -> Iterator[tuple[str, Tensor]]:
-        """The same, with the random children that `draw` gives."""
+        """The same, where `sample` gives the random children."""
         space = model.space
         largest = model(batch.images, space.largest)
-        target: Outputs = largest.detach()
-        # Without terms there are the labels alone, which ask no teacher.
-        teacher = batch.teacher if self.has_teacher else target
-        yield from self.objective.teach(
-            "largest",
-            largest,
-            teacher,
-            batch.labels,
-            Moment(step.progress, partial(model.remaining_layers, architecture=space.largest), batch.ids),
-            learner=model,
-        )
-        at = Moment(step.progress, ids=batch.ids)
+        target = largest.detach()
+        yield from self.student_losses("largest", largest, model, batch, step, space.largest)
         del largest  # the graph: one subnet's activations alive at a time
+        at = Moment(step.progress, ids=batch.ids)
         for name in ("smallest", *("random",) * self.num_random):
-            child = space.smallest if name == "smallest" else draw()
+            child = space.smallest if name == "smallest" else sample()
             yield name, self.soft(model(batch.images, child, regularise=False), target, batch.labels, at)

@@ -1,20 +1,17 @@
 """Single-path one-shot training: one uniformly sampled subnet per step."""
 
 from collections.abc import Iterator
-from functools import partial
 from typing import ClassVar, final
 
 from torch import Tensor
 
-from kdnas.distillers.base import Batch, Distiller, Model, Step
-from kdnas.losses.objective import Objective
-from kdnas.outputs import Moment
-from kdnas.specs import Spec, spec
+from kdnas.distillers.base import Batch, Model, ObjectiveDistiller, Step
+from kdnas.specs import Spec
 from kdnas.supernet import Supernet
 
 
 @final
-class SinglePath(Distiller):
+class SinglePath(ObjectiveDistiller):
     """Each step trains one subnet drawn uniformly from the choices, on the labels and, if asked, the teacher.
 
     Args:
@@ -28,33 +25,10 @@ class SinglePath(Distiller):
     model_type: ClassVar[type[Supernet]] = Supernet
 
     def __init__(self, *, terms: tuple[tuple[float, Spec], ...] = (), label_smoothing: float = 0.0) -> None:
-        super().__init__()
-        task = spec("kdnas.losses.response.cross_entropy:CrossEntropy", label_smoothing=label_smoothing)
-        self.objective = Objective(((1.0, task), *terms))
-        self.has_teacher = bool(terms)
-
-    def prepare(self, model: Model, batch: Batch) -> None:
-        """Build the adapters from the largest subnet."""
-        assert isinstance(model, Supernet)
-        if self.has_teacher:
-            self.objective.prepare(model(batch.images, model.space.largest), batch.teacher, elastic=True)
-
-    def restarts(self, total: int) -> frozenset[int]:
-        """Where a stage of one of the losses ends."""
-        return self.objective.restarts(total)
+        super().__init__(terms, label_smoothing=label_smoothing)
 
     def losses(self, model: Model, batch: Batch, step: Step) -> Iterator[tuple[str, Tensor]]:
-        """What the objective yields for the path."""
+        """The objective's losses for the path."""
         assert isinstance(model, Supernet)
-        chosen = model.space.sample(step.rng("architectures"))
-        student = model(batch.images, chosen)
-        # Without terms there are the labels alone, which ask no teacher.
-        teacher = batch.teacher if self.has_teacher else student.detach()
-        yield from self.objective.teach(
-            "path",
-            student,
-            teacher,
-            batch.labels,
-            Moment(step.progress, partial(model.remaining_layers, architecture=chosen), batch.ids),
-            learner=model,
-        )
+        path = model.space.sample(step.rng("architectures"))
+        yield from self.student_losses("path", model(batch.images, path), model, batch, step, path)

@@ -80,7 +80,7 @@ def test_weights_take_at_most_255_values_per_channel():
     for observer in made.distiller.observers:
         if observer.qscheme == torch.per_channel_symmetric:
             observer.register_forward_hook(lambda _, given, output: seen.append((given[0], output)))
-    made.distiller.shown(torch.rand(4, 3, 8, 8))
+    made.distiller.outputs(torch.rand(4, 3, 8, 8))
     assert seen
     for given, output in seen:
         given = given.detach()
