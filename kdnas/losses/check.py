@@ -1,4 +1,4 @@
-"""Does every loss have its known value on this torch build, and what losses are there."""
+"""Golden values of all losses on this torch build, and a table that describes the losses."""
 
 import inspect
 import math
@@ -11,8 +11,8 @@ from kdnas.losses.regulariser.scale_factors import ScaleFactors
 from kdnas.specs import algorithms, resolve
 
 
-class Checked(NamedTuple):
-    """One line of `kdnas losses --check`; `value` is nan where the loss failed, and `error` says how."""
+class GoldenCheck(NamedTuple):
+    """A line of `kdnas losses --check`; where the loss raised, `value` is nan and `error` the exception's text."""
 
     name: str
     golden: float
@@ -21,8 +21,8 @@ class Checked(NamedTuple):
     error: str
 
 
-class Described(NamedTuple):
-    """One line of `kdnas list losses`."""
+class Description(NamedTuple):
+    """A line of `kdnas list losses`."""
 
     name: str
     kind: str
@@ -33,17 +33,17 @@ class Described(NamedTuple):
 
 
 def losses() -> dict[str, type[Loss | ScaleFactors]]:
-    """Every loss, and the regulariser, by its file's name, sorted by folder and name."""
-    found = {}
+    """All losses and the regulariser by file name, sorted by folder and name."""
+    classes = {}
     for name, path in sorted(algorithms("kdnas.losses").items(), key=lambda item: item[1]):
-        made = resolve(path)
-        if isinstance(made, type) and issubclass(made, Loss | ScaleFactors):
-            found[name] = made
-    return found
+        target = resolve(path)
+        if isinstance(target, type) and issubclass(target, Loss | ScaleFactors):
+            classes[name] = target
+    return classes
 
 
 def value(make: type[Loss | ScaleFactors]) -> float:
-    """A loss's value on the example batch, its parts filled from a formula: what `golden` records."""
+    """A loss's value on the example batch, with learnable parts filled from a formula; `golden` is this value."""
     if issubclass(make, ScaleFactors):
         return float(make().penalty(gates()))
     student, teacher, labels = example(dense=make.dense)
@@ -54,35 +54,37 @@ def value(make: type[Loss | ScaleFactors]) -> float:
 
 
 def agrees(golden: float, value: float) -> bool:
-    """Equal to 9 digits: what float64 sums in another order leave."""
+    """Whether the values are equal to 9 digits, the accuracy of float64 sums in another order."""
     return math.isclose(golden, value, rel_tol=1e-9, abs_tol=1e-12)
 
 
-def check() -> list[Checked]:
-    """Every loss's golden value, its value on this torch build, and whether they agree."""
+def check() -> list[GoldenCheck]:
+    """Compare every loss's golden value with its value on this torch build."""
     rows = []
     for name, make in losses().items():
         golden = math.nan if make.golden is None else make.golden
         try:
-            found, error = value(make), ""
-        except Exception as failure:  # whatever this torch build raises is the finding
-            found, error = math.nan, f"{type(failure).__name__}: {failure}"
-        rows.append(Checked(name, golden, found, agrees(golden, found), error))
+            current, error = value(make), ""
+        except Exception as failure:  # whatever this torch build raises is the result
+            current, error = math.nan, f"{type(failure).__name__}: {failure}"
+        rows.append(GoldenCheck(name, golden, current, agrees(golden, current), error))
     return rows
 
 
-def describe() -> list[Described]:
-    """Name, kind (its folder), what it reads, default weight, first line and reference of every loss."""
+def describe() -> list[Description]:
+    """Name, kind (its folder), inputs, default weight, summary and reference of every loss."""
     rows = []
     for name, make in losses().items():
         text = inspect.cleandoc(make.__doc__ or "")
         summary = text.splitlines()[0] if text else ""
         kind = make.__module__.split(".")[-2]
-        rows.append(Described(name, kind, ", ".join(make.needs), make.weight, summary, _paragraph(text, "Reference:")))
+        rows.append(
+            Description(name, kind, ", ".join(make.needs), make.weight, summary, _paragraph(text, "Reference:"))
+        )
     return rows
 
 
-def table(rows: Sequence[Checked | Described]) -> str:
+def table(rows: Sequence[GoldenCheck | Description]) -> str:
     """Rows as plain text in columns."""
     if not rows:
         return "no losses found"

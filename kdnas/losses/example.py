@@ -1,4 +1,4 @@
-"""One small, exactly reproducible batch, on which every loss has a known value."""
+"""A small, exactly reproducible batch on which every loss has a golden value."""
 
 import torch
 from torch import Tensor, nn
@@ -7,13 +7,13 @@ from kdnas.outputs import Outputs
 
 
 def wave(*shape: int, phase: float = 0.0) -> Tensor:
-    """Float64 numbers of unit scale, the same in every torch build: sin(0.7 k + k^2/97 + phase)."""
+    """Float64 numbers of unit scale, equal in every torch build: sin(0.7 k + k^2/97 + phase)."""
     k = torch.arange(torch.Size(shape).numel(), dtype=torch.float64)
     return torch.sin(0.7 * k + k * k / 97 + phase).reshape(shape)
 
 
 def attention(*shape: int, phase: float = 0.0) -> Tensor:
-    """Attention maps from `wave`: rows sum to 1."""
+    """Attention maps from `wave`, with rows that sum to 1."""
     return wave(*shape, phase=phase).softmax(-1)
 
 
@@ -46,9 +46,9 @@ def gates() -> tuple[Tensor, ...]:
 
 
 def fill(module: nn.Module) -> nn.Module:
-    """Give every parameter of a loss's learnable parts a value from `wave`, scaled by 1/sqrt(fan in).
+    """Set every parameter of a module from `wave`, scaled by 1/sqrt(fan in), and return the module.
 
-    Digits beyond a parameter's own precision are lost, so make the loss double first.
+    Convert the module to float64 first: a float32 parameter loses digits.
     """
     with torch.no_grad():
         for index, parameter in enumerate(module.parameters()):

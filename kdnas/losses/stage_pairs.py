@@ -1,4 +1,4 @@
-"""Which student stage is compared with which teacher stage, and the adapter between them."""
+"""Pairs of student and teacher stages, and the adapters between them."""
 
 import math
 from typing import Literal, NamedTuple, final
@@ -17,10 +17,10 @@ Pairs = tuple[tuple[int, int], ...]
 
 @final
 class Adapter(nn.Module):
-    """A 1x1 convolution from a student's channels to a teacher's, right for every narrower student.
+    """A 1x1 convolution from a student's channels to a teacher's, also for every narrower subnet.
 
-    A student with fewer channels than the widest uses the leading columns of the weight, as the
-    supernet's own layers do. Starts as the identity where the widths allow.
+    A student with fewer channels than the widest uses the leading columns of the weight, as the supernet's layers do.
+    Initialised as the identity where the channels are equal, else orthogonal.
     """
 
     def __init__(self, student_channels: int, teacher_channels: int) -> None:
@@ -41,8 +41,8 @@ class Adapter(nn.Module):
         return F.conv2d(x, self.weight[:, : x.shape[1], None, None])
 
 
-class Row(NamedTuple):
-    """One line of the table that `kdnas taps` prints."""
+class StagePair(NamedTuple):
+    """A pair of stages, a line of the table of `kdnas taps`; the shapes are without the batch."""
 
     student: int
     teacher: int
@@ -57,37 +57,39 @@ class StagePairs(nn.Module):
     """Pairs the stages of two networks and aligns each pair.
 
     Args:
-        pairs: `resolution` (each student stage with the deepest teacher stage of the nearest
-            resolution; student stages with the same nearest teacher stages are spread over them evenly, last with
-            last), `rdm` (with the teacher
-            stage of the most similar dissimilarity matrix), `order` (first with first; equal
-            counts), or explicit pairs `((student, teacher), ...)`; negative indices count from the end.
-        alignment: `nothing`; `positions`: both become maps of the smaller height and width by average
-            pooling; `channels`: that, and an `Adapter` brings the student to the teacher's channels.
+        pairs: `resolution` (default): each student stage with the deepest teacher stage of the nearest resolution;
+            student stages with the same nearest teacher stages are spread over them evenly, last with last. `rdm`: with
+            the teacher stage of the most similar dissimilarity matrix. `order`: first with first, for equal numbers of
+            stages. Or explicit pairs `((student stage, teacher stage), ...)`; negative indices count from the end.
+        alignment: `nothing` (default); `positions`: both are average-pooled to the smaller height and width;
+            `channels`: in addition an `Adapter` maps the student's channels to the teacher's.
     """
 
     def __init__(self, *, pairs: str | Pairs = "resolution", alignment: Alignment = "nothing") -> None:
         super().__init__()
         if isinstance(pairs, str) and pairs not in ("resolution", "rdm", "order"):
-            raise ValueError(f"taps must be resolution, rdm, order or explicit pairs, got {pairs!r}.")
+            raise ValueError(f"`taps` must be resolution, rdm, order or explicit pairs, got {pairs!r}.")
         self.by, self.alignment = pairs, alignment
         self.pairs: Pairs = ()
         self.adapters = nn.ModuleDict()
 
-    def prepare(self, student: Outputs, teacher: Outputs, elastic: bool = False) -> tuple[Row, ...]:
-        """Choose the pairs and build their adapters; returns the table.
+    def prepare(self, student: Outputs, teacher: Outputs, elastic: bool = False) -> tuple[StagePair, ...]:
+        """Choose the pairs and build their adapters.
 
         Args:
             student: outputs of the largest student.
             teacher: outputs of the teacher on the same images.
-            elastic: the student's widths change from subnet to subnet, so that equal widths now are no promise.
+            elastic: the student's widths change from subnet to subnet, so an adapter is needed for equal widths too.
+
+        Returns:
+            The pairs with their shapes and adapters.
 
         Raises:
-            ValueError: a stage does not exist, or a pair cannot be matched; both shapes are named.
+            ValueError: a stage does not exist, or a pair cannot be matched; the message has both shapes.
         """
         self.pairs = self._choose(student.features, teacher.features)
         self.adapters.clear()
-        rows = []
+        table = []
         for index, (i, j) in enumerate(self.pairs):
             s, t = student.features[i], teacher.features[j]
             adapter = "none"
@@ -104,12 +106,11 @@ class StagePairs(nn.Module):
                 if s_map.shape[2:] != t_map.shape[2:]:
                     adapter = "pool"
                 if self.alignment == "channels" and (elastic or s_map.shape[1] != t_map.shape[1]):
-                    made = Adapter(s_map.shape[1], t_map.shape[1]).to(s.device)
-                    self.adapters[str(index)] = made
+                    self.adapters[str(index)] = Adapter(s_map.shape[1], t_map.shape[1]).to(s.device)
                     adapter = "conv1x1" if adapter == "none" else f"{adapter} + conv1x1"
             count = sum(p.numel() for p in self.adapters[str(index)].parameters()) if str(index) in self.adapters else 0
-            rows.append(Row(i, j, tuple(s.shape[1:]), tuple(t.shape[1:]), adapter, count))
-        return tuple(rows)
+            table.append(StagePair(i, j, tuple(s.shape[1:]), tuple(t.shape[1:]), adapter, count))
+        return tuple(table)
 
     def forward(self, student: Outputs, teacher: Outputs) -> list[tuple[Tensor, Tensor]]:
         """The aligned pairs, student first."""
@@ -125,28 +126,32 @@ class StagePairs(nn.Module):
                 elif self.alignment == "channels" and s.shape[1] != t.shape[1]:
                     raise ValueError(
                         f"student stage {i} {tuple(student.features[i].shape)} and teacher stage {j} "
-                        f"{tuple(teacher.features[j].shape)} differ in channels, and no adapter was built. Call "
+                        f"{tuple(teacher.features[j].shape)} differ in channels, but there is no adapter. Call "
                         "loss.prepare(student, teacher) with the outputs of the largest student before the optimiser "
-                        "is made, with elastic=True for a supernet."
+                        "is created, with elastic=True for a supernet."
                     )
             aligned.append((s, t))
         return aligned
 
     def _choose(self, student: tuple[Tensor, ...], teacher: tuple[Tensor, ...]) -> Pairs:
         if not student or not teacher:
-            raise ValueError(f"stages to pair are missing: student {len(student)}, teacher {len(teacher)}.")
+            raise ValueError(
+                f"both networks need stages to pair, got {len(student)} of the student, {len(teacher)} of the teacher."
+            )
         if not isinstance(self.by, str):
             return tuple((_index(i, student, "student"), _index(j, teacher, "teacher")) for i, j in self.by)
         if self.by == "order":
             if len(student) != len(teacher):
                 shapes = [[tuple(f.shape[1:]) for f in side] for side in (student, teacher)]
-                raise ValueError(f"pairing in order needs equal counts, student {shapes[0]}, teacher {shapes[1]}.")
+                raise ValueError(
+                    f"taps='order' needs equal numbers of stages, got student {shapes[0]} and teacher {shapes[1]}."
+                )
             return tuple((i, i) for i in range(len(student)))
         if self.by == "rdm":
             matrices = [dissimilarity(t.detach()) for t in teacher]
             return tuple(
-                (i, max(range(len(teacher)), key=lambda j: float(rdm_similarity(mine, matrices[j]))))
-                for i, mine in enumerate(dissimilarity(s.detach()) for s in student)
+                (i, max(range(len(teacher)), key=lambda j: float(rdm_similarity(matrix, matrices[j]))))
+                for i, matrix in enumerate(dissimilarity(s.detach()) for s in student)
             )
         return _by_resolution([_positions(s) for s in student], [_positions(t) for t in teacher])
 
@@ -156,17 +161,17 @@ def _by_resolution(student: list[int], teacher: list[int]) -> Pairs:
     for size in student:
         distances = [abs(math.log(size / t)) for t in teacher]
         nearest.append([j for j, d in enumerate(distances) if math.isclose(d, min(distances), abs_tol=1e-9)])
-    chosen = []
+    pairs = []
     for i, group in enumerate(nearest):
         peers = [k for k, other in enumerate(nearest) if other == group]
-        # The j-th of n student stages takes the teacher stage as deep in its own group; last with last.
+        # The j-th of n student stages gets the teacher stage at the same depth of its group; last with last.
         place = (peers.index(i) + 1) * len(group) / len(peers)
-        chosen.append((i, group[math.ceil(place) - 1]))
-    return tuple(chosen)
+        pairs.append((i, group[math.ceil(place) - 1]))
+    return tuple(pairs)
 
 
 def _maps(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-    """Both as maps; tokens take the aspect of the map they are compared with."""
+    """Both as maps; tokens get the aspect ratio of the map they are compared with."""
     map_like = next((f for f in (student, teacher) if f.dim() == 4), None)
     aspect = 1.0 if map_like is None else map_like.shape[2] / map_like.shape[3]
     return as_map(student, aspect), as_map(teacher, aspect)
@@ -176,7 +181,7 @@ def _positions(feature: Tensor) -> int:
     return max(1, feature[0].numel() // (feature.shape[2] if feature.dim() == 3 else feature.shape[1]))
 
 
-def _index(index: int, features: tuple[Tensor, ...], who: str) -> int:
+def _index(index: int, features: tuple[Tensor, ...], network: str) -> int:
     if not -len(features) <= index < len(features):
-        raise ValueError(f"the {who} has stages 0 to {len(features) - 1}, got {index}.")
+        raise ValueError(f"`taps` must name {network} stages 0 to {len(features) - 1}, got {index}.")
     return index % len(features)

@@ -79,7 +79,12 @@ EXTREME: dict[str, Change] = {
 
 
 class LossContract:
-    """What must hold for every loss. Set `make` to the class."""
+    """The contract of a loss, as tests: derive a class `Test...` and set `make` to the loss class.
+
+    Attributes:
+        make: the loss class.
+        largest_gradient: bound on each entry of the gradient for inputs of unit scale.
+    """
 
     make: type[Loss]
     largest_gradient = 1e3
@@ -95,36 +100,41 @@ class LossContract:
         assert text.splitlines()[0].endswith("."), "the first line is one sentence"
         assert any(line.startswith("Reference:") for line in text.splitlines()), "no line starts with Reference:"
 
+    def test_its_docstring_documents_every_option(self) -> None:
+        lines = [line.strip() for line in (self.make.__doc__ or "").splitlines()]
+        for name in inspect.signature(self.make).parameters:
+            assert any(line.startswith(f"{name}: ") for line in lines), f"the docstring has no line `{name}: ...`"
+
     def test_it_has_its_golden_value(self) -> None:
-        found = value(self.make)
-        assert self.make.golden is not None, f"golden = {found!r}"
-        assert agrees(self.make.golden, found), f"golden = {self.make.golden!r}, this torch build gives {found!r}"
+        current = value(self.make)
+        assert self.make.golden is not None, f"golden = {current!r}"
+        assert agrees(self.make.golden, current), f"golden = {self.make.golden!r}, this torch build gives {current!r}"
 
     def test_value_and_gradient_are_finite_on_hard_inputs_in_float32(self) -> None:
-        self._survives(torch.float32)
+        self._check_hard_inputs(torch.float32)
 
     def test_value_and_gradient_are_finite_on_hard_inputs_under_bfloat16_autocast(self) -> None:
-        self._survives(torch.bfloat16)
+        self._check_hard_inputs(torch.bfloat16)
 
     def test_value_and_gradient_are_finite_on_hard_inputs_under_float16_autocast(self) -> None:
-        self._survives(torch.float16)
+        self._check_hard_inputs(torch.float16)
 
     def test_value_and_gradient_are_finite_on_identical_inputs(self) -> None:
         for outputs in self._example()[:2]:
             loss, labels = self._prepared(outputs, outputs), self._example()[2]
-            self._is_finite("identical inputs", loss, outputs, outputs, labels, bounded=True)
+            self._check_finite("identical inputs", loss, outputs, outputs, labels, bounded=True)
 
     def test_value_and_gradient_are_finite_for_a_batch_of_one(self) -> None:
         student, teacher, labels = self._example()
         loss = self._prepared(student, teacher)
-        one = (student.map(lambda x: x[:1]), teacher.map(lambda x: x[:1]), labels[:1])
-        self._is_finite("a batch of 1", loss, *one, bounded=True)
+        single = (student.map(lambda x: x[:1]), teacher.map(lambda x: x[:1]), labels[:1])
+        self._check_finite("a batch of 1", loss, *single, bounded=True)
 
     def test_a_student_and_a_teacher_of_other_map_sizes_are_matched(self) -> None:
         student, teacher, labels = self._example()
         bigger = _features(lambda f: torch.nn.functional.interpolate(f, scale_factor=(2, 1)))
         for s, t in ((bigger(student), teacher), (student, bigger(teacher))):
-            self._is_finite("non-square maps of unequal height", self._prepared(s, t), s, t, labels, bounded=True)
+            self._check_finite("non-square maps of unequal height", self._prepared(s, t), s, t, labels, bounded=True)
 
     def test_a_convolutional_network_and_a_transformer_are_matched(self) -> None:
         student, teacher, labels = self._example()
@@ -134,14 +144,14 @@ class LossContract:
             (tokens(student), teacher),
             (tokens(student), tokens(teacher)),
         ):
-            self._is_finite("tokens [batch, tokens, channels]", self._prepared(s, t), s, t, labels, bounded=True)
+            self._check_finite("tokens [batch, tokens, channels]", self._prepared(s, t), s, t, labels, bounded=True)
 
     def test_a_narrower_student_is_served_when_prepared_for_a_supernet(self) -> None:
         student, teacher, labels = self._example()
         loss = self._prepared(student, teacher, elastic=True)
         narrow = _features(lambda f: f[:, :-1].clone())(student)
         for s in (narrow, student, narrow):
-            self._is_finite("a student narrower than the largest", loss, s, teacher, labels, bounded=True)
+            self._check_finite("a student narrower than the largest", loss, s, teacher, labels, bounded=True)
 
     def test_gradient_is_that_of_the_value(self) -> None:
         if self.make.own_gradient:
@@ -150,11 +160,11 @@ class LossContract:
         loss = self._prepared(student, teacher, dtype=torch.float64)
         leaves = [x.clone().requires_grad_() for x in _tensors(student)]
 
-        def of(*tensors: Tensor) -> Tensor:
-            # Plus a zero with a graph: gradcheck wants every input in it.
+        def value_of(*tensors: Tensor) -> Tensor:
+            # Plus a zero with a graph: gradcheck needs every input in it.
             return loss(_like(student, tensors), teacher, labels) + connected_zero(*tensors)
 
-        assert torch.autograd.gradcheck(of, leaves, fast_mode=True, eps=1e-6, atol=1e-7, rtol=1e-4)
+        assert torch.autograd.gradcheck(value_of, leaves, fast_mode=True, eps=1e-6, atol=1e-7, rtol=1e-4)
 
     def test_no_gradient_reaches_the_teacher_or_the_inputs_nobody_reads(self) -> None:
         student, teacher, labels = self._example()
@@ -183,7 +193,7 @@ class LossContract:
         loss(student, teacher, labels, moment)
         loss.adversary(student, teacher, labels, moment)
         after = [dict(vars(module)) for module in loss.modules()]
-        assert before == after, "what changes with the training is read from `at`, and kept nowhere"
+        assert before == after, "a call changed an attribute: read what changes during training from `at`"
 
     def test_the_order_of_the_batch_does_not_matter(self) -> None:
         student, teacher, labels = self._example(torch.float64)
@@ -199,11 +209,11 @@ class LossContract:
         once = float(loss(student, teacher, labels).detach())
         twice = [o.map(lambda x: torch.cat([x, x])) for o in (student, teacher)]
         doubled = float(loss(*twice, torch.cat([labels, labels])).detach())
-        kept = abs(doubled - once) <= 0.01 * abs(once) + 1e-12
+        equal = abs(doubled - once) <= 0.01 * abs(once) + 1e-12
         if self.make.pairwise:
-            assert not kept, f"{once} and {doubled} agree: pairwise is not needed"
+            assert not equal, f"the values {once} and {doubled} are equal: set pairwise to False"
         else:
-            assert kept, (once, doubled)
+            assert equal, f"repeating the batch changes the value from {once} to {doubled}"
 
     def test_learnable_parts_are_checkpointed(self) -> None:
         student, teacher, labels = self._example()
@@ -228,7 +238,9 @@ class LossContract:
                 prepared = loss.preparation(teacher)
                 assert prepared.shape == () and torch.isfinite(prepared)
                 prepared.backward()
-                assert any(p.grad is not None for p in loss.parameters()), "preparation trains nothing"
+                assert any(p.grad is not None for p in loss.parameters()), (
+                    "the preparation has no gradient for any part"
+                )
 
     def test_discriminator_and_student_learn_from_their_own_losses_only(self) -> None:
         student, teacher, labels = self._example()
@@ -265,36 +277,38 @@ class LossContract:
             loss.prepare(student, teacher, elastic=elastic)
         return loss.to(dtype)
 
-    def _survives(self, dtype: torch.dtype) -> None:
+    def _check_hard_inputs(self, dtype: torch.dtype) -> None:
         student, teacher, labels = self._example()
         loss = self._prepared(student, teacher)
         student, teacher, labels = self._example(dtype)
         for name, change in (HARD | EXTREME).items():
-            for who, s, t in (
+            for changed, s, t in (
                 ("student", change(student), teacher),
                 ("teacher", student, change(teacher)),
                 ("both", change(student), change(teacher)),
             ):
                 with torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):
-                    self._is_finite(f"{name} ({who}, {dtype})", loss, s, t, labels, bounded=name in HARD)
+                    self._check_finite(f"{name} ({changed}, {dtype})", loss, s, t, labels, bounded=name in HARD)
 
-    def _is_finite(
+    def _check_finite(
         self, name: str, loss: Loss, student: Outputs, teacher: Outputs, labels: Tensor, *, bounded: bool
     ) -> None:
         student = student.map(lambda x: x.detach().clone().requires_grad_())
         loss.zero_grad()
-        found = loss(student, teacher, labels)
-        assert found.shape == (), f"{name}: the loss is a scalar, got shape {tuple(found.shape)}"
-        assert found.dtype in (torch.float32, torch.float64), f"{name}: the loss is {found.dtype}"
-        assert torch.isfinite(found), f"{name}: the value is {found.item()}"
-        assert found.requires_grad, f"{name}: the value has no graph"
+        result = loss(student, teacher, labels)
+        assert result.shape == (), f"{name}: the loss must be a scalar, got shape {tuple(result.shape)}"
+        assert result.dtype in (torch.float32, torch.float64), f"{name}: the loss must be float32, got {result.dtype}"
+        assert torch.isfinite(result), f"{name}: the value is {result.item()}"
+        assert result.requires_grad, f"{name}: the value has no graph"
         with torch.autocast("cpu", enabled=False):  # as every training loop runs it
-            found.backward()
+            result.backward()
         for gradient in (x.grad for x in _all_tensors(student) if x.grad is not None):
             largest = float(gradient.float().abs().max())
             if gradient.dtype == torch.float16 and not math.isfinite(largest) and not bounded:
                 # Float16 ends at 65504; the gradient of a fourth power of large maps does not, in float32.
-                self._is_finite(f"{name} as float32", loss, student.map(Tensor.float), teacher, labels, bounded=False)
+                self._check_finite(
+                    f"{name} as float32", loss, student.map(Tensor.float), teacher, labels, bounded=False
+                )
                 break
             assert math.isfinite(largest), f"{name}: the student's gradient is {largest}"
             assert not bounded or largest < self.largest_gradient, f"{name}: the student's gradient is {largest}"
@@ -304,17 +318,17 @@ class LossContract:
 
 
 def _tensors(outputs: Outputs) -> Iterator[Tensor]:
-    """What a student's gradient flows through."""
+    """The tensors of a student that may get a gradient."""
     yield outputs.logits
     yield from outputs.features
     yield from outputs.attentions
 
 
 def _all_tensors(*outputs: Outputs) -> Iterator[Tensor]:
-    for one in outputs:
-        yield from _tensors(one)
-        if one.images is not None:
-            yield one.images
+    for output in outputs:
+        yield from _tensors(output)
+        if output.images is not None:
+            yield output.images
 
 
 def _like(outputs: Outputs, tensors: tuple[Tensor, ...]) -> Outputs:

@@ -14,7 +14,7 @@ from kdnas.jobs._run import Run
 from kdnas.jobs.export import export
 from kdnas.jobs.search import search
 from kdnas.jobs.train import train
-from kdnas.losses.check import Checked
+from kdnas.losses.check import GoldenCheck
 from kdnas.network import Network
 from kdnas.specs import algorithms, spec
 from kdnas.tables import space_from_table
@@ -57,7 +57,7 @@ def test_the_check_prints_every_loss_and_ends_well():
 def test_the_check_ends_with_exit_code_1_when_a_value_differs(monkeypatch, capsys):
     from kdnas.losses import check
 
-    monkeypatch.setattr(check, "check", lambda: [Checked("hint", 1.0, 2.0, False, "")])
+    monkeypatch.setattr(check, "check", lambda: [GoldenCheck("hint", 1.0, 2.0, False, "")])
     with pytest.raises(SystemExit) as stopped:
         main(["losses", "--check"])
     assert stopped.value.code == 1

@@ -165,10 +165,10 @@ def test_what_does_not_fit_is_refused():
         Aggregation()(student, teacher, labels)
     with pytest.raises(ValueError, match=r"equal channels.*\(4, 8, 6\).*\(8, 4, 3\)"):
         Aggregation(groups=((0, (0, 1)),)).prepare(student, teacher)
-    with pytest.raises(ValueError, match="teacher has stages 0 to 1, got 2"):
+    with pytest.raises(ValueError, match="`groups` must name teacher stages 0 to 1, got 2"):
         Aggregation(groups=((0, (2,)),)).prepare(student, teacher)
     for groups in ("order", ()):
-        with pytest.raises(ValueError, match="groups must be"):
+        with pytest.raises(ValueError, match="`groups` must be"):
             Aggregation(groups=groups)
     last = Aggregation(groups=((-1, (-1,)),))
     last.prepare(student, teacher)

@@ -159,7 +159,7 @@ def test_dense_logits_average_over_positions():
 
 
 def test_wrong_settings_are_refused():
-    with pytest.raises(ValueError, match="alpha_min must not exceed"):
+    with pytest.raises(ValueError, match="`alpha_min` must not exceed"):
         AlphaDivergence(alpha_min=2, alpha_max=1)
-    with pytest.raises(ValueError, match="clip must be at least 1"):
+    with pytest.raises(ValueError, match="`clip` must be at least 1"):
         AlphaDivergence(clip=0.5)

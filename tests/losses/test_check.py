@@ -4,7 +4,7 @@ import pytest
 
 from kdnas.losses import check
 from kdnas.losses.base import Loss
-from kdnas.losses.check import Checked, agrees, describe, losses, table, value
+from kdnas.losses.check import GoldenCheck, agrees, describe, losses, table, value
 from kdnas.losses.relation.relational_distance import RelationalDistance
 from kdnas.losses.response.cross_entropy import CrossEntropy
 
@@ -40,7 +40,7 @@ def test_the_check_says_which_losses_have_their_known_value(monkeypatch):
     good, broken, drifted = check.check()
     assert good.matches and good.error == "" and good.value == value(RelationalDistance)
     assert not broken.matches and math.isnan(broken.value) and broken.error == "RuntimeError: no such operator"
-    assert drifted == Checked("drifted", 2.0, 1.0, False, "")
+    assert drifted == GoldenCheck("drifted", 2.0, 1.0, False, "")
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,9 @@ def test_every_loss_has_a_summary_and_a_source():
 
 
 def test_the_table_has_aligned_columns_and_shouts_where_a_value_is_off():
-    text = table([Checked("one", 1.5, 1.5, True, ""), Checked("another", 2.0, math.nan, False, "ValueError: odd")])
+    text = table(
+        [GoldenCheck("one", 1.5, 1.5, True, ""), GoldenCheck("another", 2.0, math.nan, False, "ValueError: odd")]
+    )
     lines = text.splitlines()
     assert lines[0].split() == ["name", "golden", "value", "matches", "error"]
     assert lines[1].split() == ["one", "1.5", "1.5", "yes"]

@@ -91,5 +91,5 @@ def test_maps_and_unprepared_calls_are_refused():
     flat = Outputs(wave(4, 5))
     with pytest.raises(ValueError, match="Call prepare"):
         ConditionalAdversarial()(flat, flat, labels)
-    with pytest.raises(ValueError, match="width must be at least 1"):
+    with pytest.raises(ValueError, match="`width` must be at least 1"):
         ConditionalAdversarial(width=0)

@@ -2,6 +2,8 @@
 
 import importlib
 import inspect
+import re
+from fractions import Fraction
 
 import pytest
 
@@ -26,6 +28,21 @@ class TestEveryLoss(LossContract):
     def named(self, request):
         self.make = resolve(FOUND[request.param])
         self.path = FOUND[request.param]
+
+    def test_its_docstring_gives_the_default_of_every_option(self):
+        text = inspect.getdoc(self.make)
+        for name, parameter in inspect.signature(self.make).parameters.items():
+            entry = re.search(rf"^ +{name}: (.*(?:\n {{8,}}.*)*)", text, re.MULTILINE)
+            assert entry, f"{name} is not documented"
+            default = re.search(r"\(default\)|[Dd]efault\s+`?([^\s`;:,]*[^\s`;:,.])", entry[1])
+            assert default, f"{name}: no default in {entry[1]!r}"
+            value = parameter.default
+            if isinstance(value, int | float) and not isinstance(value, bool):
+                assert float(Fraction(default[1])) == value, f"{name}: documented {default[1]}, but {value}"
+            elif isinstance(value, str):
+                assert f"`{value}`" in entry[1], f"{name}: {value} is not in {entry[1]!r}"
+            elif value is None or isinstance(value, bool):
+                assert default[1] == str(value), f"{name}: documented {default[1]}, but {value}"
 
     def test_its_file_defines_one_public_class_named_after_it(self):
         module = importlib.import_module(self.path.partition(":")[0])

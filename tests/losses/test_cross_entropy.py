@@ -60,5 +60,5 @@ def test_the_teacher_may_know_other_classes():
 
 
 def test_smoothing_outside_a_share_is_refused():
-    with pytest.raises(ValueError, match="label_smoothing is a share"):
+    with pytest.raises(ValueError, match="`label_smoothing` must be in"):
         CrossEntropy(label_smoothing=1.0)

@@ -122,7 +122,7 @@ def test_what_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="prepare"):
         CrossLayer()(student, teacher, labels)
     loss = prepared(student, teacher, descriptor="gram_row", batch_size=4)
-    with pytest.raises(ValueError, match="batches of 4, got 3"):
+    with pytest.raises(ValueError, match="batches of batch_size=4 samples, got 3"):
         loss(student.map(lambda x: x[:3]), teacher.map(lambda x: x[:3]), labels[:3])
     for arguments in ({"descriptor": "gram"}, {"descriptor": "gram_row"}, {"batch_size": 4}, {"temperature": 0.0}):
         with pytest.raises(ValueError, match=r"must be|belongs to"):

@@ -67,5 +67,5 @@ def test_positions_of_dense_logits_are_samples():
 
 
 def test_a_temperature_of_zero_is_refused():
-    with pytest.raises(ValueError, match="temperature must be above 0"):
+    with pytest.raises(ValueError, match="`temperature` must be above 0"):
         Dist(temperature=0)

@@ -125,12 +125,12 @@ def test_what_helps_the_student_hurts_the_discriminator():
 def test_logits_without_positions_missing_images_and_unprepared_calls_are_refused():
     flat, labels = Outputs(wave(4, 5)), torch.zeros(4)
     for call in (Holistic().prepare, lambda s, t: Holistic()(s, t, labels)):
-        with pytest.raises(ValueError, match=r"student \(4, 5\), teacher \(4, 5\)"):
+        with pytest.raises(ValueError, match=r"student \(4, 5\) and teacher \(4, 5\)"):
             call(flat, flat)
     loss, student, teacher, labels = prepared(width=2)
     with pytest.raises(ValueError, match="prepared with images"):
         loss(student._replace(images=None), teacher._replace(images=None), labels)
     with pytest.raises(ValueError, match="Call prepare"):
         Holistic()(student, teacher, labels)
-    with pytest.raises(ValueError, match="width must be at least 1"):
+    with pytest.raises(ValueError, match="`width` must be at least 1"):
         Holistic(width=0)

@@ -138,12 +138,12 @@ def test_the_trained_auxiliary_teacher_stands_in_the_teachers_place_and_rests():
 
 def test_an_auxiliary_teacher_without_images_is_an_error():
     loss, student, teacher = with_auxiliary()
-    with pytest.raises(ValueError, match=r"auxiliary teacher sees images, and these outputs have none"):
+    with pytest.raises(ValueError, match=r"auxiliary teacher needs images, but these outputs have none"):
         loss(student._replace(images=None), teacher, LABELS)
 
 
 def test_wrong_options_are_refused():
     with pytest.raises(ValueError, match="`embedding` must be one of flat, pooled, got 'mean'"):
         InformationFlow(embedding="mean")
-    with pytest.raises(ValueError, match="decay must be above 0"):
+    with pytest.raises(ValueError, match="`decay` must be in"):
         InformationFlow(decay=0.0)

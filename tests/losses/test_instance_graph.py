@@ -87,7 +87,7 @@ def test_the_largest_distance_carries_gradient_only_when_asked():
 def test_feature_vertices_go_through_a_learnable_projection():
     student, teacher, labels = example()
     loss = InstanceGraph(vertices="features", edge=0, transformation=0, vertex=1)
-    with pytest.raises(ValueError, match=r"student \(4, 6\), teacher \(4, 8\)"):
+    with pytest.raises(ValueError, match=r"student \(4, 6\) and teacher \(4, 8\)"):
         loss(student, teacher, labels)
     loss.prepare(student, teacher)
     loss.double()

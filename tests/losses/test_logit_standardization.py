@@ -66,5 +66,5 @@ def test_another_loss_fits_inside_and_in_a_spec():
 
 
 def test_something_else_inside_is_refused():
-    with pytest.raises(ValueError, match="of must be a loss"):
+    with pytest.raises(ValueError, match="`of` must be a Loss"):
         LogitStandardization(of="soft_targets")

@@ -110,7 +110,7 @@ def test_wrong_settings_and_unprepared_calls_are_refused():
     student, teacher, labels = example()
     with pytest.raises(ValueError, match="`similarity` must be one of"):
         Meal(similarity="kl")
-    with pytest.raises(ValueError, match="gammas needs 3 numbers"):
+    with pytest.raises(ValueError, match="`gammas` must have 3 numbers"):
         Meal(gammas=(1.0,)).prepare(student, teacher)
     with pytest.raises(ValueError, match="Call prepare"):
         Meal()(student, teacher, labels)

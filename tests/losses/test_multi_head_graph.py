@@ -180,7 +180,7 @@ def test_preparation_sees_the_maps_at_the_size_of_the_transfer():
 def test_stages_and_errors():
     assert [(s.trains, s.uses) for s in MultiHeadGraph().stages()] == [("parts", "preparation"), ("both", "both")]
     assert len(MultiHeadGraph(staged=False).stages()) == 1
-    with pytest.raises(ValueError, match="num_heads must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="`num_heads` must be at least 1, got 0"):
         MultiHeadGraph(num_heads=0)
     maps = (wave(2, 3, 4, 4), wave(2, 3, 4, 4))
     outputs = Outputs(torch.zeros(2, 2), maps)

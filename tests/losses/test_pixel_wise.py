@@ -64,9 +64,9 @@ def test_a_larger_map_is_averaged_to_the_smaller():
 def test_logits_without_positions_are_refused():
     flat = Outputs(wave(4, 5))
     for call in (PixelWise().prepare, lambda s, t: PixelWise()(s, t, torch.zeros(4))):
-        with pytest.raises(ValueError, match=r"student \(4, 5\), teacher \(4, 5\)"):
+        with pytest.raises(ValueError, match=r"student \(4, 5\) and teacher \(4, 5\)"):
             call(flat, flat)
-    with pytest.raises(ValueError, match="same classes"):
+    with pytest.raises(ValueError, match="equal classes"):
         PixelWise().prepare(Outputs(wave(2, 3, 4, 4)), Outputs(wave(2, 5, 4, 4)))
-    with pytest.raises(ValueError, match="temperature must be above 0"):
+    with pytest.raises(ValueError, match="`temperature` must be above 0"):
         PixelWise(temperature=0)

@@ -82,7 +82,7 @@ def test_equal_maps_and_single_nodes_give_zero():
 
 
 def test_wrong_settings_are_refused():
-    with pytest.raises(ValueError, match="grid must be at least 1"):
+    with pytest.raises(ValueError, match="`grid` must be at least 1"):
         RegionSimilarity(grid=0)
     with pytest.raises(ValueError, match="`pool` must be one of max, average"):
         RegionSimilarity(pool="mean")

@@ -77,7 +77,7 @@ def test_anchors_at_equal_intervals_end_with_the_last_checkpoint():
 
 def test_more_anchors_than_checkpoints_are_refused():
     for anchors in (0, 6):
-        with pytest.raises(ValueError, match="5 checkpoints"):
+        with pytest.raises(ValueError, match="number of checkpoints, 5"):
             equal_intervals(5, anchors)
 
 

@@ -65,13 +65,13 @@ def test_it_is_found_by_name():
 
 
 def test_wrong_settings_are_refused():
-    with pytest.raises(ValueError, match="strength must not be negative"):
+    with pytest.raises(ValueError, match="`strength` must not be negative"):
         ScaleFactors(strength=-1)
-    with pytest.raises(ValueError, match="costs must be positive"):
+    with pytest.raises(ValueError, match="`costs` must be positive"):
         ScaleFactors(costs=(0.0, 1.0))
     with pytest.raises(ValueError, match="2 layers, got 1"):
         ScaleFactors(costs=(1.0,)).penalty([torch.ones(2), torch.ones(2)])
-    with pytest.raises(ValueError, match="no gates"):
+    with pytest.raises(ValueError, match="`gates` must not be empty"):
         ScaleFactors().penalty([])
-    with pytest.raises(ValueError, match="step_size is a learning rate"):
+    with pytest.raises(ValueError, match="`step_size` must be a learning rate"):
         ScaleFactors().proximal([torch.ones(1)], -0.1)

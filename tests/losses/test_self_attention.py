@@ -119,7 +119,7 @@ def test_arguments_are_checked():
     ):
         with pytest.raises(ValueError, match=r"must|start is"):
             SelfAttention(**arguments)
-    with pytest.raises(ValueError, match="it shows 1"):
+    with pytest.raises(ValueError, match="at least 2 stages of the student, got 1"):
         SelfAttention().prepare(outputs(wave(2, 3, 4, 4)), outputs(wave(2, 3, 4, 4)))
     with pytest.raises(ValueError, match="stages 0 to 1"):
         SelfAttention(pairs=((0, 2),)).prepare(*example()[:2])

@@ -144,7 +144,7 @@ def test_the_gradient_is_damped_only_where_values_nearly_coincide():
 
 def test_too_many_vectors_are_refused():
     maps = outputs(wave(2, 2, 4, 4), wave(2, 2, 4, 4))
-    with pytest.raises(ValueError, match="2 channels and 16 positions has no 3 singular vectors"):
+    with pytest.raises(ValueError, match="2 channels and 16 positions has fewer than 3 singular vectors"):
         SingularValue(num_vectors=3)(maps, maps, LABELS)
-    with pytest.raises(ValueError, match="num_vectors must be at least 1"):
+    with pytest.raises(ValueError, match="`num_vectors` must be at least 1"):
         SingularValue(num_vectors=0)

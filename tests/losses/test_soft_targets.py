@@ -113,5 +113,5 @@ def test_dense_logits_average_over_positions():
 def test_wrong_settings_are_refused():
     with pytest.raises(ValueError, match="`form` must be one of kl"):
         SoftTargets(form="KL")
-    with pytest.raises(ValueError, match="temperature must be above 0"):
+    with pytest.raises(ValueError, match="`temperature` must be above 0"):
         SoftTargets(temperature=0)

@@ -66,7 +66,9 @@ def test_stages_are_paired_in_order_where_their_counts_agree():
     taps = StagePairs(pairs="order")
     taps.prepare(CNN, outputs((3, 2, 2), (4, 8, 8), (5, 1, 1)))
     assert taps.pairs == ((0, 0), (1, 1), (2, 2))
-    with pytest.raises(ValueError, match=r"equal counts, student \[\(8, 16, 16\).* teacher \[\(3, 2, 2\)\]"):
+    with pytest.raises(
+        ValueError, match=r"equal numbers of stages, got student \[\(8, 16, 16\).* teacher \[\(3, 2, 2\)\]"
+    ):
         taps.prepare(CNN, outputs((3, 2, 2)))
 
 
@@ -75,14 +77,14 @@ def test_explicit_pairs_may_count_from_the_end():
     taps.prepare(CNN, CNN)
     assert taps.pairs == ((0, 1), (2, 2))
     for wrong, who in ((((3, 0),), "student"), (((0, -4),), "teacher")):
-        with pytest.raises(ValueError, match=f"the {who} has stages 0 to 2, got"):
+        with pytest.raises(ValueError, match=f"`taps` must name {who} stages 0 to 2, got"):
             StagePairs(pairs=wrong).prepare(CNN, CNN)
 
 
 def test_an_unknown_way_of_pairing_and_a_network_without_stages_are_refused():
-    with pytest.raises(ValueError, match="taps must be resolution, rdm, order or explicit pairs, got 'name'"):
+    with pytest.raises(ValueError, match="`taps` must be resolution, rdm, order or explicit pairs, got 'name'"):
         StagePairs(pairs="name")
-    with pytest.raises(ValueError, match="stages to pair are missing: student 3, teacher 0"):
+    with pytest.raises(ValueError, match="stages to pair, got 3 of the student, 0 of the teacher"):
         StagePairs().prepare(CNN, outputs())
 
 

@@ -5,7 +5,7 @@ import scipy.stats
 import torch
 
 from kdnas.losses.example import example, fill, wave
-from kdnas.losses.relation.teacher_graph import TeacherGraph, _convolved, _Sketch
+from kdnas.losses.relation.teacher_graph import TeacherGraph, _convolve, _Sketch
 from kdnas.outputs import Outputs
 
 
@@ -137,7 +137,7 @@ def test_compact_bilinear_pooling_keeps_inner_products():
     found = []
     for seed in range(200):
         one, other = _Sketch(6, 256, f"{seed}/0").double(), _Sketch(6, 256, f"{seed}/1").double()
-        found.append(float((_convolved(one(x[None]), other(y[None])) * _convolved(one(u[None]), other(v[None]))).sum()))
+        found.append(float((_convolve(one(x[None]), other(y[None])) * _convolve(one(u[None]), other(v[None]))).sum()))
     assert np.mean(found) == pytest.approx(exact, abs=4 * np.std(found) / 200**0.5)
 
 
@@ -165,7 +165,7 @@ def test_a_student_whose_projection_is_the_teachers_fusion_has_no_representation
     student, teacher, labels = ensemble(1)
     member = teacher.members[0]
     student = member._replace(
-        features=(TeacherGraph(fusion="concatenation")._fused([member.features[-1].mean((2, 3))])[0],)
+        features=(TeacherGraph(fusion="concatenation")._fuse([member.features[-1].mean((2, 3))])[0],)
     )
     loss = TeacherGraph(fusion="concatenation")
     loss.prepare(student, teacher)  # equal widths: the projection starts as the identity
@@ -181,7 +181,7 @@ def test_wrong_options_are_refused():
         ValueError, match=r"`edges` must be one of equal, confidence or tuple\[float, ...\], got 'learnt'"
     ):
         TeacherGraph(edges="learnt")
-    with pytest.raises(ValueError, match="none negative, not all 0"):
+    with pytest.raises(ValueError, match="`edges` must not be negative nor all 0"):
         TeacherGraph(edges=(0.0, 0.0))
     with pytest.raises(ValueError, match=r"Call loss\.prepare"):
         TeacherGraph()(student, teacher, labels)

@@ -1,4 +1,4 @@
-"""A discriminator between the student's and the teacher's logits that also knows the labels."""
+"""Adversarial distillation of logits, conditioned on the class (GAN-KD)."""
 
 from collections.abc import Mapping
 from typing import ClassVar, final
@@ -12,7 +12,7 @@ from kdnas.outputs import Moment, Outputs
 
 @final
 class ConditionalAdversarial(Loss):
-    r"""The student's logits fool a discriminator that tells them from the teacher's and reads the class in both.
+    r"""Adversarial loss on logits: a discriminator separates student from teacher and predicts the class (GAN-KD).
 
     The discriminator $D$ maps logits to a score $D_r$ (high for the teacher) and to class scores $D_c$:
 
@@ -21,19 +21,20 @@ class ConditionalAdversarial(Loss):
     - discriminator: $\frac{1}{B} \sum_b [\mathrm{softplus}(-D_r(z_t)) + \mathrm{softplus}(D_r(z_s))
       + \mathrm{CE}(D_c(z_t), y) + \mathrm{CE}(D_c(z_s), y)]$, by `adversary`.
 
-    The student helps the class scores and fools the other. Keep the labels' cross-entropy beside it.
+    The student minimises the class term like the discriminator, and works against the other term. Add the labels'
+    cross-entropy.
 
     Shapes: logits `[batch, classes]`, labels `[batch]`. Divisors: batch; batch times classes for the L1 term.
     Never 0: a student equal to its teacher costs softplus(-D_r), log 2 for an undecided discriminator, and the class
-    term. Undefined for logits that are maps.
+    term. Undefined for dense logits.
 
-    Learnable part: $D$, three fully connected layers, at a learning rate of at most
-    1e-3, as is usual. Default weight 1: the paper's is not known to us.
+    Learnable part: $D$, three fully connected layers, with a learning rate of at most 1e-3, as is usual. Default
+    weight 1: the paper's is unknown.
 
     Args:
-        conditional: include the class scores.
-        regression: $\lambda_1$, the weight of the L1 term; 0 leaves the adversarial part alone.
-        width: hidden units of the discriminator.
+        conditional: include the class scores; default True.
+        regression: $\lambda_1$, the weight of the L1 term, 0 for none; default 1.
+        width: hidden units per layer of the discriminator, at least 1; default 128.
 
     Raises:
         ValueError: logits are not `[batch, classes]`, or the loss was not prepared.
@@ -52,7 +53,7 @@ class ConditionalAdversarial(Loss):
     def __init__(self, *, conditional: bool = True, regression: float = 1.0, width: int = 128) -> None:
         super().__init__()
         if width < 1:
-            raise ValueError(f"width must be at least 1, got {width}. 128 suits up to a thousand classes.")
+            raise ValueError(f"`width` must be at least 1 hidden unit, got {width}. 128 suits up to 1000 classes.")
         self.conditional, self.regression, self.width = conditional, regression, width
         self.discriminator = nn.Sequential()
 
@@ -62,7 +63,7 @@ class ConditionalAdversarial(Loss):
         if student.logits.dim() != 2:
             raise ValueError(
                 f"ConditionalAdversarial needs logits [batch, classes], got {tuple(student.logits.shape)}. "
-                "Use Holistic for logits that are maps."
+                "Use Holistic for dense logits."
             )
         classes = student.logits.shape[1]
         self.discriminator = nn.Sequential(
@@ -76,19 +77,19 @@ class ConditionalAdversarial(Loss):
     def compute(self, student: Outputs, teacher: Outputs, labels: Tensor, at: Moment) -> Tensor:
         """The student's loss."""
         self._check()
-        judged = frozen(self.discriminator, student.logits)
-        loss = F.softplus(-judged[:, 0]).mean() + self._classes(judged, labels)
+        scores = frozen(self.discriminator, student.logits)
+        loss = F.softplus(-scores[:, 0]).mean() + self._classes(scores, labels)
         return loss + self.regression * (student.logits - teacher.logits).abs().mean()
 
     def discriminate(self, student: Outputs, teacher: Outputs, labels: Tensor, at: Moment) -> Tensor:
         """The discriminator's loss."""
         self._check()
         ours, theirs = self.discriminator(student.logits), self.discriminator(teacher.logits)
-        told = F.softplus(-theirs[:, 0]).mean() + F.softplus(ours[:, 0]).mean()
-        return told + self._classes(ours, labels) + self._classes(theirs, labels)
+        separation = F.softplus(-theirs[:, 0]).mean() + F.softplus(ours[:, 0]).mean()
+        return separation + self._classes(ours, labels) + self._classes(theirs, labels)
 
-    def _classes(self, judged: Tensor, labels: Tensor) -> Tensor:
-        return F.cross_entropy(judged[:, 1:], labels) if self.conditional else judged.sum() * 0
+    def _classes(self, scores: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(scores[:, 1:], labels) if self.conditional else scores.sum() * 0
 
     def _check(self) -> None:
         if not len(self.discriminator):

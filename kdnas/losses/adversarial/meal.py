@@ -1,4 +1,4 @@
-"""Similar outputs at several depths, and a discriminator at each."""
+"""Adversarial distillation at several depths (MEAL)."""
 
 from collections.abc import Mapping
 from typing import ClassVar, Literal, final
@@ -17,7 +17,7 @@ Similarity = Literal["soft_cross_entropy", "l1", "l2"]
 
 @final
 class Meal(Loss):
-    r"""Pooled features and logits follow the teacher's and fool one discriminator per depth (MEAL).
+    r"""Adversarial loss on pooled features and logits, with one discriminator per depth (MEAL).
 
     For every paired stage, and last for the logits, $u$ and $v$ are the student's and the teacher's outputs
     averaged over positions and pooled to one length $d_l$ (the smaller number of channels), $p$ and $q$ their
@@ -38,11 +38,11 @@ class Meal(Loss):
     $d_l$, $d_l / 2$, $d_l / 4$ units; the authors' learning rate for them is 1e-3. Default weight 1.
 
     Args:
-        similarity: $S$.
-        gammas: $\gamma$, one per paired stage and one for the logits; by default the last of the authors' 0.001,
-            0.01, 0.05, 0.1, 1.
-        adversarial: $\lambda$.
-        taps: how stages are paired, as in `StagePairs`.
+        similarity: $S$; default `soft_cross_entropy`.
+        gammas: $\gamma$, one number per pair of stages and one for the logits; default None: the last of the authors'
+            0.001, 0.01, 0.05, 0.1, 1.
+        adversarial: $\lambda$; default 1.
+        taps: how stages are paired: `resolution` (default), `rdm`, `order` or explicit pairs, as in `StagePairs`.
 
     Raises:
         ValueError: an unknown similarity, the wrong number of gammas, or the loss was not prepared.
@@ -50,8 +50,8 @@ class Meal(Loss):
     Reference: Shen, He, Xue, MEAL: Multi-Model Ensemble via Adversarial Learning, AAAI 2019 (arXiv 1812.02425),
         section 3.
     Differs: a minimax game. The authors' code gives student and discriminator one optimiser and one sign, so
-        that the student learns to be told apart, and ends each discriminator in a ReLU; there is one score here
-        instead of two. Losses are sums over the pooled entries, not means.
+        that the student learns to be distinguishable, and ends each discriminator in a ReLU; here there is one
+        score instead of two. Losses are sums over the pooled entries, not means.
     """
 
     needs: ClassVar[tuple[str, ...]] = ("logits", "features")
@@ -80,7 +80,7 @@ class Meal(Loss):
         pairs = self._vectors(student, teacher)
         if self.gammas is not None and len(self.gammas) != len(pairs):
             raise ValueError(
-                f"gammas needs {len(pairs)} numbers, one per paired stage and one for the logits, "
+                f"`gammas` must have {len(pairs)} numbers, one per pair of stages and one for the logits, "
                 f"got {len(self.gammas)}."
             )
         self.lengths = tuple(min(u.shape[1], v.shape[1]) for u, v in pairs)

@@ -1,4 +1,4 @@
-"""The attention maps of transformers."""
+"""Distillation of the attention maps of transformers."""
 
 import math
 from typing import ClassVar, Literal, final
@@ -20,10 +20,10 @@ EPSILON = 1e-6
 
 @final
 class AttentionMap(Loss):
-    r"""The student's attention maps follow the teacher's.
+    r"""Distance between the attention maps of paired transformer layers.
 
     With $A$ the map of one head, rows $i$ (queries) summing to 1 over columns $j$ (keys), and $\langle A, A' \rangle$
-    the sum of the products of all entries, a pair of layers costs the mean over batch and heads of
+    the sum of the products of all entries, the loss of a pair of layers is the mean over batch and heads of
 
     - `cosine`: $1 - \langle A^t, A^s \rangle / (|A^t| |A^s|)$;
     - `kl`: $\frac1n \sum_{ij} A^t_{ij} \log\frac{A^t_{ij} + \epsilon}{A^s_{ij} + \epsilon}$, $\epsilon = 10^{-6}$;
@@ -38,13 +38,13 @@ class AttentionMap(Loss):
     Divisor: batch times heads (times rows, or entries); layers are summed.
     Equal `cosine` maps may give a rounding error instead of 0.
 
-    Default weight 1; none is published.
+    Default weight 1: no published value.
 
     Args:
-        kind: how two maps are compared.
+        kind: the distance between two maps; default `cosine`.
         layers: `uniform` (student layer $i$ of $m$ with teacher layer $\lceil i \cdot n / m \rceil$, last with last),
-            `last` (the last of both), or explicit pairs `((student layer, teacher layer), ...)`.
-        pool: side of the pooling window; 1 compares the maps as they are.
+            `last` (the last of both), or explicit pairs `((student layer, teacher layer), ...)`; default `uniform`.
+        pool: side of the pooling window, in tokens, at least 1; default 1: no pooling.
 
     Raises:
         ValueError: an unknown kind or pairing, a window below 1, a layer that does not exist, or no attention maps.
@@ -69,7 +69,7 @@ class AttentionMap(Loss):
         super().__init__()
         check_literals(type(self), locals())
         if pool < 1:
-            raise ValueError(f"pool is the side of a window and at least 1, got {pool}.")
+            raise ValueError(f"`pool` must be at least 1 token per side of the window, got {pool}.")
         self.kind, self.layers, self.pool = kind, layers, pool
 
     def compute(self, student: Outputs, teacher: Outputs, labels: Tensor, at: Moment) -> Tensor:
@@ -84,8 +84,8 @@ class AttentionMap(Loss):
     def _pairs(self, num_student: int, num_teacher: int) -> tuple[tuple[int, int], ...]:
         if not num_student or not num_teacher:
             raise ValueError(
-                f"AttentionMap needs attention maps on both sides, got {num_student} of the student, {num_teacher} of "
-                "the teacher. Use a transformer, or a feature loss."
+                f"AttentionMap needs attention maps of both networks, got {num_student} of the student and "
+                f"{num_teacher} of the teacher. Use transformers, or a feature loss."
             )
         if self.layers == "last":
             return ((num_student - 1, num_teacher - 1),)
@@ -95,8 +95,8 @@ class AttentionMap(Loss):
         for i, j in self.layers:
             if not (-num_student <= i < num_student and -num_teacher <= j < num_teacher):
                 raise ValueError(
-                    f"the student has {num_student} attention layers and the teacher {num_teacher}, got the pair "
-                    f"{(i, j)}."
+                    f"`layers` must index {num_student} student and {num_teacher} teacher attention layers, got the "
+                    f"pair {(i, j)}."
                 )
         return self.layers
 
@@ -118,15 +118,15 @@ class AttentionMap(Loss):
 def _resized(attention: Tensor, size: int) -> Tensor:
     if attention.shape[-1] == size:
         return attention
-    return _rows_to_one(F.interpolate(attention, (size, size), mode="bilinear", antialias=True))
+    return _normalise_rows(F.interpolate(attention, (size, size), mode="bilinear", antialias=True))
 
 
 def _pooled(attention: Tensor, side: int) -> Tensor:
     if side == 1:
         return attention
-    return _rows_to_one(F.avg_pool2d(attention, side, ceil_mode=True))
+    return _normalise_rows(F.avg_pool2d(attention, side, ceil_mode=True))
 
 
-def _rows_to_one(attention: Tensor) -> Tensor:
+def _normalise_rows(attention: Tensor) -> Tensor:
     total = attention.sum(-1, keepdim=True)
     return attention / torch.where(total > 0, total, 1)

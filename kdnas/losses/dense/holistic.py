@@ -1,4 +1,4 @@
-"""A discriminator of whole segmentation maps."""
+"""Adversarial distillation of whole segmentation maps."""
 
 from collections.abc import Mapping
 from typing import ClassVar, final
@@ -14,7 +14,7 @@ from kdnas.outputs import Moment, Outputs
 
 @final
 class Holistic(Loss):
-    r"""The student's segmentation, seen as a whole beside its image, passes for the teacher's (Wasserstein GAN).
+    r"""Adversarial loss on whole segmentation maps, conditioned on the image (Wasserstein GAN).
 
     With $p$, $q$ the student's and the teacher's class probabilities at every position, $I$ the image averaged
     to their size, and $D$ one score per sample:
@@ -24,26 +24,26 @@ class Holistic(Loss):
       + \mu (|\nabla_x D(x, I)| - 1)^2]$ at $x = \epsilon q + (1 - \epsilon) p$, one $\epsilon$ per sample.
 
     Shapes: logits `[batch, classes, height, width]`; of two sizes the larger is averaged to the smaller. Where
-    both networks' outputs hold `images`, the discriminator sees them too. Divisor: batch. The value has no zero:
-    only differences mean something. Undefined for logits without positions.
+    both networks' outputs have `images`, the discriminator gets them too. Divisor: batch. Only differences of the
+    value have a meaning. Undefined for logits without positions.
 
     Learnable part: $D$, three convolutions of stride 2, one self-attention, and a 1x1 convolution averaged over
     positions, for which the authors use an optimiser of its own with a learning rate of 4e-4. Default weight 0.1:
     the authors' code.
 
     Args:
-        penalty: $\mu$, the weight of the gradient penalty.
-        width: channels of the first convolution; the next two double them.
-        seed: of the draws of $\epsilon$, which depend on it and on the training's progress.
+        penalty: $\mu$, the weight of the gradient penalty; default 10.
+        width: channels of the first convolution, doubled by each of the next two, at least 1; default 64.
+        seed: random seed of $\epsilon$, which also depends on the training's progress; default 0.
 
     Raises:
-        ValueError: logits are not maps, the classes differ, the loss was not prepared, or images it was prepared
-            with are missing.
+        ValueError: logits are not maps, the classes differ, the loss was not prepared, or it was prepared with images
+            and there are none.
 
     Reference: Liu, Chen, Liu, Qin, Luo, Wang, Structured Knowledge Distillation for Semantic Segmentation, CVPR
         2019 (arXiv 1903.04197), section 3, holistic distillation; Gulrajani et al., Improved Training of Wasserstein
         GANs, NIPS 2017, equation 3.
-    Differs: as in the paper the discriminator sees the image; the released one does not, sees scores instead of
+    Differs: as in the paper the discriminator gets the image; the released one does not, gets scores instead of
         probabilities, and has spectral normalisation and a second self-attention beside the penalty.
     """
 
@@ -55,7 +55,7 @@ class Holistic(Loss):
     def __init__(self, *, penalty: float = 10.0, width: int = 64, seed: int = 0) -> None:
         super().__init__()
         if width < 1:
-            raise ValueError(f"width must be at least 1 channel, got {width}. The authors use 64.")
+            raise ValueError(f"`width` must be at least 1 channel, got {width}. The authors use 64.")
         self.penalty, self.width, self.seed = penalty, width, seed
         self.sees_images = False
         self.discriminator = nn.Sequential()
@@ -69,12 +69,12 @@ class Holistic(Loss):
 
     def compute(self, student: Outputs, teacher: Outputs, labels: Tensor, at: Moment) -> Tensor:
         """The student's loss."""
-        p, _, image = self._seen(student, teacher)
+        p, _, image = self._critic_inputs(student, teacher)
         return -frozen(self.discriminator, torch.cat([p, image], 1)).mean()
 
     def discriminate(self, student: Outputs, teacher: Outputs, labels: Tensor, at: Moment) -> Tensor:
         """The discriminator's loss."""
-        p, q, image = self._seen(student, teacher)
+        p, q, image = self._critic_inputs(student, teacher)
         scores = self.discriminator(torch.cat([p, image], 1)) - self.discriminator(torch.cat([q, image], 1))
         # The generator reads the low 32 bits of its seed.
         generator = torch.Generator().manual_seed(self.seed + round(at.progress * 2**31))
@@ -85,7 +85,7 @@ class Holistic(Loss):
             (slope,) = torch.autograd.grad(score, between, create_graph=True)
         return scores.mean() + self.penalty * (safe_norm(slope.flatten(1)) - 1).square().mean()
 
-    def _seen(self, student: Outputs, teacher: Outputs) -> tuple[Tensor, Tensor, Tensor]:
+    def _critic_inputs(self, student: Outputs, teacher: Outputs) -> tuple[Tensor, Tensor, Tensor]:
         _check(student, teacher)
         if not len(self.discriminator):
             raise ValueError("Holistic has no discriminator yet. Call prepare(student, teacher) first.")
@@ -94,15 +94,15 @@ class Holistic(Loss):
         if self.sees_images:
             if teacher.images is None:
                 raise ValueError(
-                    "Holistic was prepared with images, and these outputs hold none. Give every batch its images, "
-                    "or prepare without."
+                    "Holistic was prepared with images, but these outputs have none. Pass images in every batch, or "
+                    "prepare without."
                 )
             image = F.adaptive_avg_pool2d(teacher.images, (z_s.shape[2], z_s.shape[3]))
         return z_s.softmax(1), z_t.softmax(1), image
 
 
 class _SelfAttention(nn.Module):
-    """Every position plus what it finds at the others; starts as the identity."""
+    """Self-attention over positions, added to the input; starts as the identity."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -136,6 +136,6 @@ def _check(student: Outputs, teacher: Outputs) -> None:
     shapes = tuple(student.logits.shape), tuple(teacher.logits.shape)
     if len(shapes[0]) != 4 or len(shapes[1]) != 4 or shapes[0][1] != shapes[1][1]:
         raise ValueError(
-            f"Holistic needs logits [batch, classes, height, width] of the same classes, student {shapes[0]}, "
+            f"Holistic needs logits [batch, classes, height, width] with equal classes, got student {shapes[0]} and "
             f"teacher {shapes[1]}. Use ConditionalAdversarial for logits without positions."
         )

@@ -1,4 +1,4 @@
-"""Distillation of every pixel's class distribution."""
+"""Distillation of every position's class distribution."""
 
 from typing import ClassVar, final
 
@@ -12,7 +12,7 @@ from kdnas.outputs import Moment, Outputs
 
 @final
 class PixelWise(Loss):
-    r"""Each position's class distribution follows the teacher's.
+    r"""KL divergence from the teacher's class distribution at every position.
 
     $L = T^2 \cdot \frac{1}{B H W} \sum_{b,h,w} \sum_c q_c (\log q_c - \log p_c)$ with
     $p = \mathrm{softmax}(z_s / T)$ and $q = \mathrm{softmax}(z_t / T)$ at each position.
@@ -25,7 +25,7 @@ class PixelWise(Loss):
     Default weight 10: the authors' code.
 
     Args:
-        temperature: $T$.
+        temperature: $T$, above 0; default 1.
 
     Raises:
         ValueError: logits are not maps, the classes differ, or a temperature that is not positive.
@@ -43,11 +43,11 @@ class PixelWise(Loss):
     def __init__(self, *, temperature: float = 1.0) -> None:
         super().__init__()
         if not temperature > 0:
-            raise ValueError(f"temperature must be above 0, got {temperature}. The paper uses 1.")
+            raise ValueError(f"`temperature` must be above 0, got {temperature}. The paper uses 1.")
         self.temperature = temperature
 
     def prepare(self, student: Outputs, teacher: Outputs, *, elastic: bool = False) -> None:
-        """Check that both show maps of the same classes."""
+        """Check that both logits are maps of the same classes."""
         _check(student, teacher)
 
     def compute(self, student: Outputs, teacher: Outputs, labels: Tensor, at: Moment) -> Tensor:
@@ -66,6 +66,6 @@ def _check(student: Outputs, teacher: Outputs) -> None:
     shapes = tuple(student.logits.shape), tuple(teacher.logits.shape)
     if len(shapes[0]) != 4 or len(shapes[1]) != 4 or shapes[0][1] != shapes[1][1]:
         raise ValueError(
-            f"PixelWise needs logits [batch, classes, height, width] of the same classes, student {shapes[0]}, "
+            f"PixelWise needs logits [batch, classes, height, width] with equal classes, got student {shapes[0]} and "
             f"teacher {shapes[1]}. Use SoftTargets for logits without positions."
         )

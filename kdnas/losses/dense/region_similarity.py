@@ -15,22 +15,22 @@ Pool = Literal["max", "average"]
 
 @final
 class RegionSimilarity(FeatureLoss):
-    r"""The student's regions are alike where the teacher's are.
+    r"""Mean squared difference between the cosine similarities of an image's regions (pair-wise distillation).
 
     A map is pooled to a grid of $n$ nodes, $a_{ij}$ is the cosine of nodes $i$ and $j$, and
     $L = \frac{1}{B n^2} \sum_b \sum_{i,j} (a^s_{ij} - a^t_{ij})^2$.
 
     Shapes: features of any channels and sizes; the grid is no finer than either map. Divisor: batch times the
     squared number of nodes. Memory: batch times $n^2$. A node of zeros has cosine 0, and gradient 0. With one
-    node the value is 0, unless one side's is zero.
+    node the value is 0, unless the node of one network is zero.
 
     Default weight 1: the authors' code (the paper shares 10 with the pixel-wise term).
 
     Args:
-        grid: nodes per side: 2 is the authors' pooling with half the map's size.
-        pool: `max` or `average` over each node's patch.
-        taps: which stages are compared, as in `StagePairs`; by default the deepest of each, before the classifier.
-        weights: one weight per pair.
+        grid: nodes per side, at least 1; default 2: the authors' pooling with half the map's size.
+        pool: `max` or `average` over each node's patch; default `max`.
+        taps: how stages are paired, as in `StagePairs`; default ((-1, -1),): the last stage of each.
+        weights: one weight per pair; default None: 1 each.
 
     Raises:
         ValueError: `grid` below 1, or an unknown `pool`.
@@ -54,7 +54,7 @@ class RegionSimilarity(FeatureLoss):
     ) -> None:
         super().__init__(taps=taps, weights=weights)
         if grid < 1:
-            raise ValueError(f"grid must be at least 1 node per side, got {grid}. The authors' pooling gives 2.")
+            raise ValueError(f"`grid` must be at least 1 node per side, got {grid}. The authors' pooling gives 2.")
         check_literals(type(self), locals())
         self.grid, self.pool = grid, pool
 

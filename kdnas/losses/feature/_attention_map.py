@@ -1,4 +1,4 @@
-"""Where a map is active: its channels summed up."""
+"""Spatial attention maps: the activation of a feature map, reduced over channels."""
 
 from typing import Literal
 
@@ -8,10 +8,10 @@ Pool = Literal["sum", "sum_p", "max_p"]
 
 
 def check_exponent(p: float) -> None:
-    """Raise a ValueError for an exponent outside 1 to 4."""
+    """Raise a ValueError for an exponent outside [1, 4]."""
     # Below 1 the slope at 0 is infinite; above 4 activations of 1e6 leave float32.
     if not 1 <= p <= 4:
-        raise ValueError(f"p must lie between 1 and 4, got {p}.")
+        raise ValueError(f"`p` must be in [1, 4], got {p}.")
 
 
 def attention_map(feature: Tensor, pool: Pool, p: float) -> Tensor:

@@ -1,4 +1,4 @@
-"""The learnable pieces between a student's map and a teacher's that are more than a 1x1 convolution."""
+"""Learnable parts between a student's map and a teacher's that are more than a 1x1 convolution."""
 
 from typing import final
 
@@ -13,7 +13,7 @@ from kdnas.outputs import Outputs
 
 @final
 class LeadingConvolution(nn.Conv2d):
-    """A convolution that also takes inputs with fewer channels: they meet the leading columns of its weight."""
+    """A convolution that accepts inputs with fewer channels and then uses the leading columns of its weight."""
 
     def forward(self, input: Tensor) -> Tensor:
         """`[batch, up to in_channels, height, width]` to `[batch, out_channels, ...]`."""
@@ -29,7 +29,7 @@ class LeadingConvolution(nn.Conv2d):
 class BatchNorm(nn.Module):
     """Normalisation of each channel by the batch's own mean and variance, with gain and bias.
 
-    Keeps no running statistics: subnets of a supernet would mix theirs, and a loss is only used in training.
+    There are no running statistics: those of a supernet's subnets would mix, and a loss is used in training only.
     A channel with a single value becomes its bias.
     """
 
@@ -46,17 +46,17 @@ class BatchNorm(nn.Module):
 
 
 class Projection(nn.Sequential):
-    """A 1x1 convolution for every narrower student, then `BatchNorm`."""
+    """An `Adapter`, then `BatchNorm`."""
 
     def __init__(self, student_channels: int, teacher_channels: int) -> None:
         super().__init__(Adapter(student_channels, teacher_channels), BatchNorm(teacher_channels))
 
 
 def paired_maps(taps: StagePairs, student: Outputs, teacher: Outputs) -> list[tuple[Tensor, Tensor]]:
-    """The prepared pairs as maps, at their own sizes: what learnable parts are built from.
+    """The prepared pairs as maps of their original sizes, from which learnable parts are built.
 
     Raises:
-        ValueError: one of a pair is no map and no tokens; both shapes are named.
+        ValueError: a feature is neither a map nor tokens; the message has both shapes.
     """
     maps = []
     for i, j in taps.pairs:
@@ -78,7 +78,7 @@ def part(parts: nn.ModuleList, index: int) -> nn.Module:
     """
     if index >= len(parts):
         raise ValueError(
-            "this loss has learnable parts, and they were not built. Call loss.prepare(student, teacher) with the "
-            "outputs of the largest student before the optimiser is made."
+            "the learnable parts of this loss are not built. Call loss.prepare(student, teacher) with the outputs of "
+            "the largest student before the optimiser is created."
         )
     return parts[index]

@@ -1,4 +1,4 @@
-"""Activation boundaries: the student's units are on where the teacher's are."""
+"""Distillation of activation boundaries (AB)."""
 
 from typing import ClassVar, Literal, final
 
@@ -15,32 +15,32 @@ from kdnas.specs import check_literals
 
 @final
 class ActivationBoundary(FeatureLoss):
-    r"""The student's pre-activations lie on the teacher's side of zero, by a margin.
+    r"""Squared hinge loss that gives the student's pre-activations the signs of the teacher's (AB).
 
-    With $u = r(s)$ the student's map through a connector and $y = 1$ where the teacher's unit is on ($t > 0$), else 0,
-    $L = \sum_l w_l \frac1B \sum_{b,c,h,w} y \max(0, m - u)^2 + (1 - y) \max(0, m + u)^2$. Of $n$ pairs the last
-    weighs 1, the one before 1/2, then 1/4, ... Equal maps do not give 0: the margin remains.
+    With $u = r(s)$ the student's map after a connector and $y = 1$ where the teacher's unit is active ($t > 0$), else
+    0, $L = \sum_l w_l \frac1B \sum_{b,c,h,w} y \max(0, m - u)^2 + (1 - y) \max(0, m + u)^2$. The weights of the pairs
+    are 1 for the last, then 1/2, 1/4, ... towards the first. Equal maps do not give 0 because of the margin.
 
     Stages: `boundaries` (this loss alone, as an initialisation), then `student` (the other terms alone).
     `staged=False` adds the loss to the other terms throughout.
 
     Shapes: student `[batch, student channels, h, w]`, teacher `[batch, teacher channels, h', w']`. Where the teacher's
-    map is the larger, $y$ is the share of units that are on, which is the mean of the loss over them. Divisor: `sum`
+    map is the larger, $y$ is the share of active units, which gives the mean of the loss over them. Divisor: `sum`
     divides by the batch only, so the value grows with the map; `mean` divides by every element.
 
     Default weight 0.003, for `sum`: the authors' code.
 
     Args:
-        taps: how stages are paired.
-        weights: one weight per pair, instead of 1 for the last and half of it for each one before.
+        taps: how stages are paired: `resolution` (default), `rdm`, `order` or explicit pairs, as in `StagePairs`.
+        weights: one weight per pair; default None: 1 for the last, 1/2 for the pair before, and so on.
         connector: `conv1x1_norm`, a 1x1 convolution and batch normalisation; `none`, for a student whose stages end
-            before the activation and have the teacher's channels.
-        margin: $m$.
-        reduction: `sum` or `mean`.
-        staged: two stages.
+            before the activation and have the teacher's channels; default `conv1x1_norm`.
+        margin: $m$, above 0; default 1.
+        reduction: `sum` or `mean`; default `sum`.
+        staged: train in two stages; default True.
 
     Raises:
-        ValueError: an unknown name, a margin that is not positive; channels that differ without a connector.
+        ValueError: an unknown option, a margin that is not positive; channels that differ without a connector.
 
     Reference: Heo, Lee, Yun, Choi, Knowledge Transfer via Distillation of Activation Boundaries Formed by Hidden
         Neurons, AAAI 2019, equations 4 and 7; bhheo/AB_distillation.
@@ -67,7 +67,7 @@ class ActivationBoundary(FeatureLoss):
         super().__init__(taps=taps, weights=weights)
         check_literals(type(self), locals())
         if not margin > 0:
-            raise ValueError(f"margin must be above 0, got {margin}: without it all-zero maps are a solution.")
+            raise ValueError(f"`margin` must be above 0, got {margin}: without a margin all-zero maps are a solution.")
         self.connector, self.margin, self.reduction, self.staged = connector, margin, reduction, staged
         self.connectors = nn.ModuleList()
 
@@ -80,8 +80,8 @@ class ActivationBoundary(FeatureLoss):
                 self.connectors.append(Projection(s.shape[1], t.shape[1]).to(s.device))
             elif elastic or s.shape[1] != t.shape[1]:
                 raise ValueError(
-                    f"the connector none needs equal channels, got student {tuple(s.shape[1:])} and teacher "
-                    f"{tuple(t.shape[1:])}{', of a width that changes' if elastic else ''}. Use conv1x1_norm."
+                    f"connector='none' needs equal channels, got student {tuple(s.shape[1:])} and teacher "
+                    f"{tuple(t.shape[1:])}{', with elastic student widths' if elastic else ''}. Use conv1x1_norm."
                 )
 
     def compute(self, student: Outputs, teacher: Outputs, labels: Tensor, at: Moment) -> Tensor:
@@ -97,8 +97,8 @@ class ActivationBoundary(FeatureLoss):
         u, y = same_positions(u, (as_map(teacher) > 0).to(u.dtype))
         if self.connector != "none":
             u = part(self.connectors, pair)(u)
-        missed = y * (self.margin - u).relu().square() + (1 - y) * (self.margin + u).relu().square()
-        return missed.mean() if self.reduction == "mean" else missed.sum() / len(missed)
+        violations = y * (self.margin - u).relu().square() + (1 - y) * (self.margin + u).relu().square()
+        return violations.mean() if self.reduction == "mean" else violations.sum() / len(violations)
 
     def stages(self) -> tuple[Stage, ...]:
         """`boundaries` for a fifth of the steps, then `student`."""

@@ -1,4 +1,4 @@
-"""DFA: a hint made of all of a stage's teacher layers, in learnt proportions."""
+"""Differentiable feature aggregation: a learnt weighted sum of a stage's teacher layers as a hint (DFA)."""
 
 from typing import ClassVar, final
 
@@ -16,7 +16,7 @@ Groups = tuple[tuple[int, tuple[int, ...]], ...]
 
 @final
 class Aggregation(Loss):
-    r"""The student's stage equals a weighted sum of the teacher's layers of that stage (DFA).
+    r"""Squared distance between each student stage and a learnt weighted sum of teacher layers (DFA).
 
     Student stage $i$ has a group of teacher maps $T_{i1}, ..., T_{in}$; $A_i = \sum_j \alpha_{ij} T_{ij}$ with
     $\alpha_i = \mathrm{softmax}(\beta_i)$, uniform at first, and connectors, 1x1 convolutions, $F_s$ to the teacher's
@@ -25,36 +25,36 @@ class Aggregation(Loss):
     - Without `at.remaining`, the distillation of the second stage: $L = \sum_i \frac{1}{B C H W} |F_s(S_i) - A_i|^2$,
       $\beta$ fixed.
     - With `at.remaining`, the bridge loss of the search: $L = \sum_i \gamma_{ST} \frac{1}{B C H W} |F_s(S_i) - A_i|^2 +
-      \gamma_{TS}\,\mathrm{CE}(\mathrm{rest}(i, F_t(A_i)), y)$, with a gradient to $\beta$. The first path alone moves
-      $\beta$ to the shallow layers that the student matches already; the second asks for what classifies.
+      \gamma_{TS}\,\mathrm{CE}(\mathrm{rest}(i, F_t(A_i)), y)$, with a gradient to $\beta$. The first term alone moves
+      $\beta$ to the shallow layers that the student already matches; the second prefers layers that help to classify.
 
     `at.remaining(i, map)`, the $\mathrm{rest}$ of the formula, gives the logits of the student's layers after stage $i$
     for `map` `[batch, student channels, h, w]` in place of stage $i$'s output. The distiller, which knows the student,
     passes it during the stage `search`.
 
-    Stages: `search`, then `distil`. `staged=False` is the second alone, with the $\beta$ there is.
+    Stages: `search`, then `distil`. `staged=False` is the second alone, with the current $\beta$.
 
     Shapes: the teacher maps of a group have equal channels and are average-pooled to the smallest size of group and
     student. Divisor: every element of a map, summed over groups; cross-entropy by the batch (and positions).
 
-    Default weight 1: the paper's is not known to us.
+    Default weight 1: the paper's is unknown.
 
     Args:
-        groups: `((student stage, (teacher stage, ...)), ...)`; negative indices count from the end. `resolution`: each
-            teacher stage goes to the deepest student stage of the nearest resolution, and of those that come together
-            the ones stay that have the deepest's channels.
-        student_to_teacher: $\gamma_{ST}$.
-        teacher_to_student: $\gamma_{TS}$.
-        staged: search first.
+        groups: `((student stage, (teacher stage, ...)), ...)`; negative indices count from the end. Default
+            `resolution`: each teacher stage belongs to the deepest student stage of the nearest resolution, and a
+            group keeps the teacher stages with the channels of its deepest.
+        student_to_teacher: $\gamma_{ST}$; default 1.
+        teacher_to_student: $\gamma_{TS}$; default 1.
+        staged: begin with the search; default True.
 
     Raises:
         ValueError: groups of another form, stages that do not exist, unequal channels in a group; a loss that was not
             prepared.
 
     Reference: Guan et al., Differentiable Feature Aggregation Search for Knowledge Distillation, ECCV 2020, section 3.
-    Differs: squared differences are means. The proportions are learnt on the training batches beside all else; the
-        paper's bi-level search takes them on validation batches, as the distiller `aggregation` does. No code by the
-        authors was found; constants are ours.
+    Differs: squared differences are means. The proportions are learnt on the training batches; the paper's bi-level
+        search learns them on validation batches, as the distiller `aggregation` does. The authors published no code;
+        the constants are ours.
     """
 
     needs: ClassVar[tuple[str, ...]] = ("features", "labels")
@@ -70,7 +70,9 @@ class Aggregation(Loss):
     ) -> None:
         super().__init__()
         if (isinstance(groups, str) and groups != "resolution") or not groups:
-            raise ValueError(f"groups must be resolution or ((student stage, (teacher stages)), ...), got {groups!r}.")
+            raise ValueError(
+                f"`groups` must be resolution or ((student stage, (teacher stage, ...)), ...), got {groups!r}."
+            )
         self.rule, self.staged = groups, staged
         self.student_to_teacher, self.teacher_to_student = student_to_teacher, teacher_to_student
         self.groups: Groups = ()
@@ -78,9 +80,9 @@ class Aggregation(Loss):
         self.to_teacher, self.to_student = nn.ModuleList(), nn.ModuleList()
 
     def prepare(self, student: Outputs, teacher: Outputs, *, elastic: bool = False) -> None:
-        """Group the teacher's stages and build proportions and connectors."""
+        """Group the teacher's stages, and build the proportions and connectors."""
         super().prepare(student, teacher, elastic=elastic)
-        self.groups = self._grouped(student.features, teacher.features)
+        self.groups = self._resolve_groups(student.features, teacher.features)
         self.betas = nn.ParameterList()
         self.to_teacher, self.to_student = nn.ModuleList(), nn.ModuleList()
         for i, members in self.groups:
@@ -95,9 +97,9 @@ class Aggregation(Loss):
         return tuple(beta.softmax(0) for beta in self.betas)
 
     def compute(self, student: Outputs, teacher: Outputs, labels: Tensor, at: Moment) -> Tensor:
-        """The bridge loss where the remaining layers are there, otherwise the hint with fixed proportions."""
+        """The bridge loss where `at` has the remaining layers, otherwise the hint with fixed proportions."""
         if not self.groups:
-            raise ValueError("aggregation has learnable parts. Call loss.prepare(student, teacher) first.")
+            raise ValueError("Aggregation is not prepared. Call loss.prepare(student, teacher) first.")
         values = []
         for index, ((i, members), alpha) in enumerate(zip(self.groups, self.alpha(), strict=True)):
             s = as_map(student.features[i])
@@ -105,14 +107,14 @@ class Aggregation(Loss):
                 alpha = alpha.detach()
             maps = [as_map(teacher.features[j]) for j in members]
             size = (min(f.shape[2] for f in (s, *maps)), min(f.shape[3] for f in (s, *maps)))
-            mixed = torch.stack([a * _resized(t, size) for a, t in zip(alpha, maps, strict=True)]).sum(0)
-            hint = (self.to_teacher[index](_resized(s, size)) - mixed).square().mean()
+            mixed = torch.stack([a * _resize(t, size) for a, t in zip(alpha, maps, strict=True)]).sum(0)
+            hint = (self.to_teacher[index](_resize(s, size)) - mixed).square().mean()
             if at.remaining is None:
                 values.append(hint)
                 continue
             # A narrower subnet takes the leading channels, as its own layers would give.
-            fed = self.to_student[index](_resized(mixed, (s.shape[2], s.shape[3])))[:, : s.shape[1]]
-            bridge = F.cross_entropy(at.remaining(i, fed).to(fed.dtype), labels)
+            substitute = self.to_student[index](_resize(mixed, (s.shape[2], s.shape[3])))[:, : s.shape[1]]
+            bridge = F.cross_entropy(at.remaining(i, substitute).to(substitute.dtype), labels)
             values.append(self.student_to_teacher * hint + self.teacher_to_student * bridge)
         return torch.stack(values).sum()
 
@@ -122,33 +124,33 @@ class Aggregation(Loss):
             return super().stages()
         return (Stage("search", 1 / 3, through=True), Stage("distil", 2 / 3))
 
-    def _grouped(self, student: tuple[Tensor, ...], teacher: tuple[Tensor, ...]) -> Groups:
+    def _resolve_groups(self, student: tuple[Tensor, ...], teacher: tuple[Tensor, ...]) -> Groups:
         if isinstance(self.rule, str):
             return _by_resolution([as_map(s) for s in student], [as_map(t) for t in teacher])
         groups = []
         for i, members in self.rule:
-            for index, stages, who in ((i, student, "student"), *((j, teacher, "teacher") for j in members)):
+            for index, stages, network in ((i, student, "student"), *((j, teacher, "teacher") for j in members)):
                 if not -len(stages) <= index < len(stages):
-                    raise ValueError(f"the {who} has stages 0 to {len(stages) - 1}, got {index}.")
+                    raise ValueError(f"`groups` must name {network} stages 0 to {len(stages) - 1}, got {index}.")
             shapes = [tuple(as_map(teacher[j]).shape[1:]) for j in members]
             if len({shape[0] for shape in shapes}) != 1:
                 raise ValueError(
-                    f"the teacher maps of a group are added up and need equal channels, got {shapes} for student stage "
-                    f"{i} {tuple(student[i].shape[1:])}. Put them into groups of their own."
+                    f"the teacher maps of a group must have equal channels, since they are summed, got {shapes} for "
+                    f"student stage {i} {tuple(student[i].shape[1:])}. Put them into separate groups."
                 )
             groups.append((i % len(student), tuple(j % len(teacher) for j in members)))
         return tuple(groups)
 
 
 def _by_resolution(student: list[Tensor], teacher: list[Tensor]) -> Groups:
-    found: dict[int, list[int]] = {}
+    groups: dict[int, list[int]] = {}
     for j, t in enumerate(teacher):
         # Of equally near student stages the deepest.
         nearest = min(reversed(range(len(student))), key=lambda i: abs(_log_size(student[i]) - _log_size(t)))
-        found.setdefault(nearest, []).append(j)
+        groups.setdefault(nearest, []).append(j)
     return tuple(
         (i, tuple(j for j in members if teacher[j].shape[1] == teacher[members[-1]].shape[1]))
-        for i, members in sorted(found.items())
+        for i, members in sorted(groups.items())
     )
 
 
@@ -156,5 +158,5 @@ def _log_size(feature: Tensor) -> float:
     return torch.tensor(feature.shape[2:]).double().prod().log().item()
 
 
-def _resized(feature: Tensor, size: tuple[int, int]) -> Tensor:
+def _resize(feature: Tensor, size: tuple[int, int]) -> Tensor:
     return feature if tuple(feature.shape[2:]) == size else F.adaptive_avg_pool2d(feature, size)

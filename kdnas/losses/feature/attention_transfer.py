@@ -1,4 +1,4 @@
-"""Attention transfer: the student is active where the teacher is."""
+"""Attention transfer (AT)."""
 
 from typing import ClassVar, Literal, final
 
@@ -13,7 +13,7 @@ from kdnas.specs import check_literals
 
 @final
 class AttentionTransfer(FeatureLoss):
-    r"""The student's spatial attention map, of unit length, equals the teacher's.
+    r"""Distance between the unit-length spatial attention maps of student and teacher (AT).
 
     A map's attention is $Q = \sum_c |f_c|$ (`sum`), $\sum_c |f_c|^p$ (`sum_p`) or $\max_c |f_c|^p$ (`max_p`), over
     positions; $\hat Q_b = Q_b / |Q_b|_2$ per sample. Summed over the pairs,
@@ -27,20 +27,20 @@ class AttentionTransfer(FeatureLoss):
     Default weight 1000, for `mean`: the authors' code, RepDistiller, mdistiller.
 
     Args:
-        taps: how stages are paired.
-        weights: one weight per pair.
-        pool: how channels are summed up.
-        p: the exponent, 1 to 4.
-        reduction: `mean`, as the authors' code, or `paper`, as their equation.
+        taps: how stages are paired: `resolution` (default), `rdm`, `order` or explicit pairs, as in `StagePairs`.
+        weights: one weight per pair; default None: 1 each.
+        pool: the reduction over channels: `sum`, `sum_p` or `max_p`; default `sum_p`.
+        p: the exponent, in [1, 4]; default 2.
+        reduction: `mean`, as the authors' code, or `paper`, as their equation; default `mean`.
 
     Raises:
-        ValueError: an unknown name or an exponent out of range.
+        ValueError: an unknown option or an exponent out of range.
 
     Reference: Zagoruyko, Komodakis, Paying More Attention to Attention, ICLR 2017, section 3.1 and equation 2;
         szagoruyko/attention-transfer utils.py.
-    Differs: `mean` is the code, `paper` the equation; the two never agreed. The absolute value is taken before the
-        power, which code with odd p leaves out. Attention maps are pooled, not features. `sum` and `sum_p` differ from
-        a mean over channels by nothing: the normalisation cancels it.
+    Differs: `mean` is the code, `paper` the equation; the two differ. The absolute value is taken before the
+        power, which code with odd p leaves out. Attention maps are pooled, not features. `sum` and `sum_p` equal
+        means over channels, since the normalisation cancels the factor.
     """
 
     weight: ClassVar[float] = 1000.0

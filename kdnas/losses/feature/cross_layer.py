@@ -1,4 +1,4 @@
-"""SemCKD: every student layer learns from all teacher layers, most from those of like meaning."""
+"""Cross-layer distillation with semantic calibration (SemCKD)."""
 
 from typing import ClassVar, Literal, final
 
@@ -17,7 +17,7 @@ DIMS = 16
 
 @final
 class CrossLayer(Loss):
-    r"""The attention-weighted sum of all layer pairs' squared differences.
+    r"""Squared differences between all pairs of layers, weighted by a learnt attention (SemCKD).
 
     Student layer $l$ of sample $b$ has a descriptor and from it, by an MLP of two layers, a query $q_{bl}$ of length 1;
     teacher layer $k$ a key $k_{bk}$. With $a_{blk} = \mathrm{softmax}_k(\langle q_{bl}, k_{bk} \rangle / T)$ and a
@@ -31,10 +31,11 @@ class CrossLayer(Loss):
     Default weight 400: the authors' code on CIFAR-100 (50 on ImageNet).
 
     Args:
-        descriptor: `pooled`, the channels averaged over positions: any batch size, samples independent of each other;
-            `gram_row`, the paper's row of the batch's Gram matrix, which depends on the batch's size and order.
-        batch_size: for `gram_row`, the batch size of the training.
-        temperature: $T$; queries and keys have length 1, so at 1 no layer outweighs another by more than e^2.
+        descriptor: `pooled`, the channels averaged over positions, for any batch size; `gram_row`, the paper's row of
+            the batch's Gram matrix, which depends on the batch's size and order. Default `pooled`.
+        batch_size: for `gram_row`, the number of images per step; default None.
+        temperature: $T$, above 0; default 1, at which no layer outweighs another by more than e^2, since queries and
+            keys have length 1.
 
     Raises:
         ValueError: an unknown descriptor, `gram_row` without its batch size or with another batch, a temperature that
@@ -42,8 +43,8 @@ class CrossLayer(Loss):
 
     Reference: Chen et al., Cross-Layer Distillation with Semantic Calibration, AAAI 2021, equations 4 to 7;
         DefangChen/SemCKD models/util.py.
-    Differs: the default descriptor is pooled: the paper's needs full batches of one size. `gram_row` is the code's,
-        without normalisation.
+    Differs: the default descriptor is pooled, since the paper's needs full batches of one size. `gram_row` is the
+        code's, without normalisation.
     """
 
     needs: ClassVar[tuple[str, ...]] = ("features",)
@@ -60,9 +61,9 @@ class CrossLayer(Loss):
         super().__init__()
         check_literals(type(self), locals())
         if (descriptor == "gram_row") != (batch_size is not None):
-            raise ValueError(f"batch_size belongs to gram_row, and gram_row needs it; got {descriptor}, {batch_size}.")
+            raise ValueError(f"`batch_size` must be set exactly for gram_row, got {batch_size} for {descriptor}.")
         if not temperature > 0:
-            raise ValueError(f"temperature must be above 0, got {temperature}.")
+            raise ValueError(f"`temperature` must be above 0, got {temperature}.")
         self.descriptor, self.batch_size, self.temperature = descriptor, batch_size, temperature
         self.queries, self.keys, self.regressors = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
 
@@ -86,14 +87,14 @@ class CrossLayer(Loss):
         return total.mean() / len(self.queries)
 
     def attention(self, student: Outputs, teacher: Outputs) -> Tensor:
-        """Which teacher layers each student layer learns from, `[batch, student layers, teacher layers]`."""
+        """The weights of the teacher layers for each student layer, `[batch, student layers, teacher layers]`."""
         if (len(self.queries), len(self.keys)) != (len(student.features), len(teacher.features)):
             raise ValueError(
                 f"this loss was prepared for {len(self.queries)} student and {len(self.keys)} teacher layers, got "
                 f"{len(student.features)} and {len(teacher.features)}. Call loss.prepare(student, teacher) first."
             )
         query, key = (
-            torch.stack([self._embedded(f, mlp) for f, mlp in zip(features, mlps, strict=True)], 1)
+            torch.stack([self._embed(f, mlp) for f, mlp in zip(features, mlps, strict=True)], 1)
             for features, mlps in ((student.features, self.queries), (teacher.features, self.keys))
         )
         return (query @ key.transpose(1, 2) / self.temperature).softmax(2)
@@ -104,18 +105,18 @@ class CrossLayer(Loss):
             inputs, dims = self.batch_size, max(1, self.batch_size // 4)
         return nn.Sequential(LeadingConvolution(inputs, 2 * dims, 1), nn.ReLU(), nn.Conv2d(2 * dims, dims, 1))
 
-    def _embedded(self, feature: Tensor, mlp: nn.Module) -> Tensor:
+    def _embed(self, feature: Tensor, mlp: nn.Module) -> Tensor:
         feature = as_map(feature)
         if self.batch_size is None:
-            described = feature.mean((2, 3))
+            descriptor = feature.mean((2, 3))
         elif len(feature) != self.batch_size:
             raise ValueError(
-                f"gram_row was built for batches of {self.batch_size}, got {len(feature)}. Drop the last, smaller "
-                "batch, or use descriptor='pooled'."
+                f"descriptor='gram_row' needs batches of batch_size={self.batch_size} samples, got {len(feature)}. "
+                "Drop the last, smaller batch, or use descriptor='pooled'."
             )
         else:
-            described = feature.flatten(1) @ feature.flatten(1).T
-        return safe_normalize(mlp(described[:, :, None, None]).flatten(1))
+            descriptor = feature.flatten(1) @ feature.flatten(1).T
+        return safe_normalize(mlp(descriptor[:, :, None, None]).flatten(1))
 
 
 def _regressor(student_channels: int, teacher_channels: int) -> nn.Sequential:

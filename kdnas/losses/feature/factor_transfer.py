@@ -1,4 +1,4 @@
-"""Factor transfer: the student predicts a paraphrase of the teacher's map."""
+"""Factor transfer (FT)."""
 
 from typing import ClassVar, Literal, final
 
@@ -15,14 +15,14 @@ from kdnas.specs import check_literals
 
 @final
 class FactorTransfer(FeatureLoss):
-    r"""The student's factor equals the teacher's, both of unit length.
+    r"""Distance between the unit-length factors of the student's and the teacher's map (FT).
 
     A paraphraser, a convolutional autoencoder of the teacher's map, gives $F_t = E(t)$ in $k C_t$ channels; a
     translator of the student's map gives $F_s$. Flattened and of length 1 per sample, summed over the pairs,
     $L = \frac{1}{B n} \sum_b |\hat F_{s,b} - \hat F_{t,b}|_p^p$ with $n$ numbers in a factor.
 
     Stages: `paraphraser` (`preparation`: the reconstruction $|D(E(t)) - t|$ of the teacher's maps, without labels and
-    without a student), then `student` (this loss beside the others; the paraphraser stands still). `staged=False`
+    without a student), then `student` (this loss with the other terms; the paraphraser is fixed). `staged=False`
     adds the reconstruction to the loss instead, and both learn together.
 
     Shapes: student `[batch, student channels, h, w]`, teacher `[batch, teacher channels, h', w']`; the larger factor is
@@ -31,12 +31,13 @@ class FactorTransfer(FeatureLoss):
     Default weight 500: the authors' code (RepDistiller 200, torchdistill 1000).
 
     Args:
-        taps: how stages are paired; default last with last, as the paper.
-        weights: one weight per pair.
-        rate: $k$, the factor's share of the teacher's channels.
-        p: 1 or 2.
-        reconstruction: `l2`, the paper's mean squared error, or `l1`, the authors' code's mean absolute error.
-        staged: train the paraphraser first.
+        taps: how stages are paired, as in `StagePairs`; default ((-1, -1),): the last of each, as in the paper.
+        weights: one weight per pair; default None: 1 each.
+        rate: $k$, the factor's channels as a share of the teacher's, above 0; default 0.5.
+        p: the norm, 1 or 2; default 1.
+        reconstruction: `l2`, the paper's mean squared error, or `l1`, the mean absolute error of the authors' code;
+            default `l2`.
+        staged: train the paraphraser first; default True.
 
     Raises:
         ValueError: a rate that is not positive, another p, an unknown reconstruction; a loss that was not prepared.
@@ -62,7 +63,7 @@ class FactorTransfer(FeatureLoss):
     ) -> None:
         super().__init__(taps=taps, weights=weights)
         if not rate > 0:
-            raise ValueError(f"rate must be above 0, got {rate}. The paper takes 0.5 to 4.")
+            raise ValueError(f"`rate` must be above 0, got {rate}. The paper takes 0.5 to 4.")
         check_literals(type(self), locals())
         self.rate, self.p, self.reconstruction, self.staged = rate, p, reconstruction, staged
         self.encoders, self.decoders, self.translators = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
@@ -82,7 +83,7 @@ class FactorTransfer(FeatureLoss):
             self.translators.append(translator.to(s.device))
 
     def compute(self, student: Outputs, teacher: Outputs, labels: Tensor, at: Moment) -> Tensor:
-        """The factors' difference; without stages, and the paraphraser's reconstruction."""
+        """The factors' difference; with `staged=False` plus the paraphraser's reconstruction error."""
         value = super().compute(student, teacher, labels, at)
         return value if self.staged else value + self.preparation(teacher)
 

@@ -1,4 +1,4 @@
-"""FitNets: a hidden layer of the student predicts a hidden layer of the teacher."""
+"""Hints from a hidden layer of the teacher (FitNets)."""
 
 from typing import ClassVar, Literal, final
 
@@ -18,9 +18,9 @@ Difference = Literal["mse", "smooth_l1", "l1", "cosine", "normalised"]
 
 @final
 class Hint(FeatureLoss):
-    r"""The student's guided layer, seen through a regressor, equals the teacher's hint layer.
+    r"""Distance between a student layer, mapped by a regressor, and a teacher layer (FitNets).
 
-    With $r$ the regressor and $u = r(s)$, $L$ is
+    With $r$ the regressor, $s$ the student's guided layer, $t$ the teacher's hint layer and $u = r(s)$, $L$ is
 
     - `mse`: $\frac{1}{B C H W} \sum (u - t)^2$;
     - `smooth_l1`: the same mean of $\frac12 d^2$ for $|d| < 1$, $|d| - \frac12$ beyond;
@@ -38,16 +38,18 @@ class Hint(FeatureLoss):
     Default weight 100: RepDistiller, mdistiller and SemCKD, for `mse` added to the labels.
 
     Args:
-        taps: as for every feature loss; a rule's pairs are narrowed by `layers`, explicit pairs are not.
-        weights: one weight per pair.
-        layers: `middle`, the middle one of the pairs (the shallower of two), or `all`.
+        taps: how stages are paired: `resolution` (default), `rdm`, `order` or explicit pairs, as in `StagePairs`.
+        weights: one weight per pair; default None: 1 each.
+        layers: of the pairs that a rule gives use the `middle` (of two, the shallower) or `all`; explicit pairs are all
+            used. Default `middle`.
         regressor: `conv1x1`; `conv1x1_norm`, with batch normalisation; `conv`, the paper's convolution without
-            padding, whose kernel covers the difference of the two sizes; `none`, which needs equal channels.
-        difference: how $u$ and $t$ are compared.
-        staged: two stages.
+            padding, whose kernel covers the difference of the two sizes; `none`, which needs equal channels. Default
+            `conv1x1`.
+        difference: the distance between $u$ and $t$; default `mse`.
+        staged: train in two stages; default True.
 
     Raises:
-        ValueError: an unknown name; channels that differ without a regressor; `conv` where the student's map is the
+        ValueError: an unknown option; channels that differ without a regressor; `conv` where the student's map is the
             smaller; a loss that was not prepared.
 
     Reference: Romero et al., FitNets: Hints for Thin Deep Nets, ICLR 2015, equation 3 and algorithm 1.
@@ -77,14 +79,14 @@ class Hint(FeatureLoss):
     def prepare(self, student: Outputs, teacher: Outputs, *, elastic: bool = False) -> None:
         """Choose the pairs and build the regressors."""
         if self.layers == "middle" and isinstance(self.rule, str) and student.features and teacher.features:
-            rows = StagePairs(pairs=self.rule).prepare(student, teacher)
+            pairs = StagePairs(pairs=self.rule).prepare(student, teacher)
             # Lower middle: the deeper the guided layer, the less freedom the student keeps (section 2.2).
-            middle = rows[(len(rows) - 1) // 2]
+            middle = pairs[(len(pairs) - 1) // 2]
             self.taps = StagePairs(pairs=((middle.student, middle.teacher),))
         super().prepare(student, teacher, elastic=elastic)
         self.regressors = nn.ModuleList()
         for s, t in paired_maps(self.taps, student, teacher):
-            self.regressors.append(self._made(s, t, elastic).to(s.device))
+            self.regressors.append(self._build_regressor(s, t, elastic).to(s.device))
 
     def between(self, student: Tensor, teacher: Tensor, pair: int) -> Tensor:
         """The difference of one pair, in the teacher's channels."""
@@ -111,7 +113,7 @@ class Hint(FeatureLoss):
             return super().stages()
         return (Stage("hint", 1 / 3, uses="loss"), Stage("student", 2 / 3, trains="student", uses="task"))
 
-    def _made(self, s: Tensor, t: Tensor, elastic: bool) -> nn.Module:
+    def _build_regressor(self, s: Tensor, t: Tensor, elastic: bool) -> nn.Module:
         if self.regressor == "conv1x1":
             return Adapter(s.shape[1], t.shape[1])
         if self.regressor == "conv1x1_norm":
@@ -120,13 +122,13 @@ class Hint(FeatureLoss):
             kernel = (s.shape[2] - t.shape[2] + 1, s.shape[3] - t.shape[3] + 1)
             if min(kernel) < 1:
                 raise ValueError(
-                    f"the regressor conv needs a student map of at least the teacher's size, got {tuple(s.shape[1:])} "
-                    f"and {tuple(t.shape[1:])}. Use conv1x1, which pools the teacher's."
+                    "regressor='conv' needs a student map of at least the teacher's size, got student "
+                    f"{tuple(s.shape[1:])} and teacher {tuple(t.shape[1:])}. Use conv1x1, which pools the teacher's."
                 )
             return LeadingConvolution(s.shape[1], t.shape[1], kernel, bias=False)
         if elastic or s.shape[1] != t.shape[1]:
             raise ValueError(
-                f"the regressor none needs equal channels, got student {tuple(s.shape[1:])} and teacher "
-                f"{tuple(t.shape[1:])}{', of a width that changes' if elastic else ''}. Use conv1x1."
+                f"regressor='none' needs equal channels, got student {tuple(s.shape[1:])} and teacher "
+                f"{tuple(t.shape[1:])}{', with elastic student widths' if elastic else ''}. Use conv1x1."
             )
         return nn.Identity()

@@ -1,4 +1,4 @@
-"""Neuron selectivity transfer: the channels' patterns have the teacher's distribution."""
+"""Neuron selectivity transfer (NST)."""
 
 from typing import ClassVar, Literal, final
 
@@ -19,7 +19,7 @@ LEAST_SQUARED_BANDWIDTH = 1e-4
 
 @final
 class NeuronSelectivity(FeatureLoss):
-    r"""Squared maximum mean discrepancy between the students' and the teacher's channel patterns.
+    r"""Squared maximum mean discrepancy between the channels' activation patterns (NST).
 
     A sample's channel $i$ is its map as a vector over the positions, of length 1: $s_i$, $t_j$. Summed over the pairs,
     $L = \frac1B \sum_b [\mathrm{mean}_{ij} k(s_i, s_j) + \mathrm{mean}_{ij} k(t_i, t_j) - 2\,\mathrm{mean}_{ij} k(s_i,
@@ -27,23 +27,23 @@ class NeuronSelectivity(FeatureLoss):
 
     - `linear`: $k = \langle x, y \rangle$, so $L = |\bar s - \bar t|^2$;
     - `polynomial`: $k = (\langle x, y \rangle + c)^d$;
-    - `gaussian`: $k = \exp(-|x - y|^2 / 2 \sigma^2)$; by default $\sigma^2$ is the sample's mean $|s_i - t_j|^2$, held
-      constant, at least 1e-4.
+    - `gaussian`: $k = \exp(-|x - y|^2 / 2 \sigma^2)$; by default $\sigma^2$ is the sample's mean $|s_i - t_j|^2$, at
+      least 1e-4 and without gradient.
 
     Shapes: maps of any channels, pooled to the smaller height and width. Divisor: batch, and the pairs of channels.
     A dead channel is the zero vector. Memory: batch * (student + teacher channels)^2 numbers, by matrix products;
-    the tensor batch * student * teacher channels * positions of common code is not built. Never below 0 but for
-    rounding.
+    the tensor batch * student * teacher channels * positions of common code is not built. Not negative,
+    except by rounding.
 
     Default weight 50, for `polynomial`: the authors' code (the paper halves it), RepDistiller, mdistiller.
 
     Args:
-        taps: how stages are paired.
-        weights: one weight per pair.
-        kernel: which kernel.
-        degree: $d$, a whole number.
-        offset: $c$, at least 0.
-        bandwidth: $\sigma$; None for the mean distance.
+        taps: how stages are paired: `resolution` (default), `rdm`, `order` or explicit pairs, as in `StagePairs`.
+        weights: one weight per pair; default None: 1 each.
+        kernel: `linear`, `polynomial` or `gaussian`; default `polynomial`.
+        degree: $d$, a whole number, at least 1; default 2.
+        offset: $c$, at least 0; default 0.
+        bandwidth: $\sigma$, above 0; default None: the mean distance.
 
     Raises:
         ValueError: an unknown kernel, a degree below 1, a negative offset, a bandwidth that is not positive.
@@ -51,7 +51,7 @@ class NeuronSelectivity(FeatureLoss):
     Reference: Huang, Wang, Like What You Like: Knowledge Distill via Neuron Selectivity Transfer, arXiv 1707.01219,
         equations 3 to 6.
     Differs: keeps the teacher's term, which the authors' code drops because it is constant: the value is the
-        discrepancy and reaches 0. The mean distance is taken between student and teacher, sample by sample.
+        discrepancy and reaches 0. The mean distance is that between student and teacher, sample by sample.
     """
 
     weight: ClassVar[float] = 50.0
@@ -71,11 +71,11 @@ class NeuronSelectivity(FeatureLoss):
         super().__init__(taps=taps, weights=weights)
         check_literals(type(self), locals())
         if degree < 1 or degree != int(degree):
-            raise ValueError(f"degree must be a whole number of at least 1, got {degree}.")
+            raise ValueError(f"`degree` must be a whole number of at least 1, got {degree}.")
         if offset < 0:
-            raise ValueError(f"offset must be at least 0 for the polynomial to be a kernel, got {offset}.")
+            raise ValueError(f"`offset` must be at least 0, otherwise the polynomial is not a kernel, got {offset}.")
         if bandwidth is not None and not bandwidth > 0:
-            raise ValueError(f"bandwidth must be above 0, got {bandwidth}. None takes the mean distance.")
+            raise ValueError(f"`bandwidth` must be above 0, or None for the mean distance, got {bandwidth}.")
         self.kernel, self.degree, self.offset, self.bandwidth = kernel, int(degree), offset, bandwidth
 
     def between(self, student: Tensor, teacher: Tensor, pair: int) -> Tensor:

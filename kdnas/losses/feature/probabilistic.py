@@ -1,4 +1,4 @@
-"""Probabilistic knowledge transfer: who is near whom in the batch, as in the teacher."""
+"""Probabilistic knowledge transfer (PKT)."""
 
 from typing import ClassVar, Literal, final
 
@@ -16,33 +16,33 @@ EPSILON = 1e-7
 
 @final
 class Probabilistic(Loss):
-    r"""The student's neighbour probabilities within the batch equal the teacher's (PKT).
+    r"""KL divergence between the neighbour probabilities of the samples in a batch (PKT).
 
     With embeddings $e_i$ (the deepest map averaged over positions), $K_{ij} = (\cos(e_i, e_j) + 1) / 2$ and
     $P_{ij} = K_{ij} / \sum_j K_{ij}$,
     $L = \frac1N \sum_{ij} P^t_{ij} \log \frac{P^t_{ij} + \epsilon}{P^s_{ij} + \epsilon}$, $\epsilon = 10^{-7}$;
     `jeffreys` adds the same with student and teacher exchanged.
 
-    Shapes: embeddings `[batch, any dims]`. Divisor $N$: `pairs`, batch squared, as everyone's code; the value then
+    Shapes: embeddings `[batch, any dims]`. Divisor $N$: `pairs`, batch squared, as all public code; the value then
     falls as 1 / batch (`pairwise`), and the published weight belongs to a batch of 64. `batch` divides by the batch
     and does not depend on it; the weight that corresponds is 30000 / 64 = 469. A dead sample has cosine 0 with all. A
-    batch of 1 is 0.
+    batch of one: 0.
 
     Default weight 30000, for `pairs` at a batch of 64: the authors' code, RepDistiller, mdistiller, torchdistill.
 
     Args:
-        divergence: `kl` or `jeffreys`, the symmetric one of the journal version.
-        diagonal: count a sample as its own neighbour, as the code; the paper leaves it out.
-        reduction: `pairs` or `batch`.
+        divergence: `kl` or `jeffreys`, the symmetric divergence of the journal version; default `kl`.
+        diagonal: count a sample as its own neighbour, as the authors' code but not the paper; default True.
+        reduction: the divisor, `pairs` or `batch`; default `pairs`.
 
     Raises:
-        ValueError: an unknown name; a network that shows no features.
+        ValueError: an unknown option; a network without features.
 
     Reference: Passalis, Tefas, Learning Deep Representations with Probabilistic Knowledge Transfer, ECCV 2018,
         equations 3 to 7; passalis/probabilistic_kt nn/pkt.py.
-    Differs: the defaults are the code (diagonal kept, mean over pairs); the paper sums over $j \neq i$. Lengths are
-        normalised without an epsilon: the code's is wrong by 7 % for features of 1e-6 and has gradient NaN at a zero
-        row. The kernel is the cosine only.
+    Differs: the defaults are the authors' code (with the diagonal, mean over pairs); the paper sums over $j \neq i$.
+        Lengths are normalised without an epsilon: the code's is wrong by 7 % for features of 1e-6 and has gradient NaN
+        at a zero row. The kernel is the cosine only.
     """
 
     needs: ClassVar[tuple[str, ...]] = ("features",)

@@ -1,4 +1,4 @@
-"""Route-constrained optimisation: the student follows the teacher's training, not only its end."""
+"""Route-constrained optimisation: distillation from checkpoints of the teacher's training (RCO)."""
 
 from typing import ClassVar, final
 
@@ -12,26 +12,26 @@ from kdnas.specs import Spec, spec
 
 @final
 class RouteConstrained(Loss):
-    r"""Any loss, against the teacher's checkpoints $A_1, ..., A_n$ one after the other (RCO).
+    r"""Any loss against a sequence of the teacher's checkpoints, one per stage of the training (RCO).
 
-    $L(\theta) = D(\theta, A_k)$ in the $k$-th of $n$ equal parts of the training; the student keeps its weights from
-    part to part. The value of a batch is the inner loss's: in stage `anchor k` the run hands in the outputs of the
-    teacher's $k$-th anchor. Which checkpoints those are, `equal_intervals` says; greedy anchors depend on what the
-    student has learnt and are a job of their own (`kdnas retrain --greedy-anchors`).
+    $L(\theta) = D(\theta, A_k)$ in the $k$-th of $n$ equal parts of the training, with checkpoints (anchors)
+    $A_1, ..., A_n$; the student keeps its weights. The value is the inner loss's: in stage `anchor k` the run passes
+    the outputs of the teacher's $k$-th anchor. `equal_intervals` chooses the checkpoints; greedy anchors depend on the
+    student and have a job (`kdnas retrain --greedy-anchors`).
 
-    Shapes, units, parts, discriminators and `needs` are those of the inner loss; it gets the whole run's progress.
+    Shapes, units, learnable parts, discriminators and `needs` are those of the inner loss; its progress is the run's.
 
-    Default weight 1; give it the inner loss's.
+    Default weight 1; use the inner loss's.
 
     Args:
-        loss: the inner loss, or its Spec; default the paper's, soft targets.
-        num_anchors: $n$; 4, as the paper on CIFAR.
+        loss: the inner loss, or its Spec; default `SoftTargets()`, as in the paper.
+        num_anchors: $n$, at least 1; default 4, as in the paper on CIFAR.
 
     Raises:
-        ValueError: no anchors; an inner loss that is no Loss, or that has stages of its own.
+        ValueError: no anchors; an inner loss that is not a Loss, or that has several stages.
 
     Reference: Jin et al., Knowledge Distillation via Route Constrained Optimization, ICCV 2019, section 3.
-    Differs: the learning rate is the run's; the authors start it again at each anchor.
+    Differs: the learning rate is the run's; the authors restart it at each anchor.
     """
 
     golden: ClassVar[float | None] = SoftTargets.golden
@@ -40,13 +40,13 @@ class RouteConstrained(Loss):
         super().__init__()
         inner = loss.build() if isinstance(loss, Spec) else loss
         if not isinstance(inner, Loss):
-            raise ValueError(f"loss must be a Loss or the Spec of one, got {type(inner).__name__}.")
+            raise ValueError(f"`loss` must be a Loss or the Spec of a Loss, got {type(inner).__name__}.")
         if num_anchors < 1:
-            raise ValueError(f"num_anchors must be at least 1, got {num_anchors}.")
+            raise ValueError(f"`num_anchors` must be at least 1, got {num_anchors}.")
         if len(inner.stages()) > 1:
             raise ValueError(
-                f"{type(inner).__name__} has {len(inner.stages())} stages of its own, and the anchors are stages too. "
-                "Build it with staged=False."
+                f"the inner loss must have a single stage, since the anchors are stages, got {type(inner).__name__} "
+                f"with {len(inner.stages())}. Build it with staged=False."
             )
         self.loss, self.num_anchors = inner, num_anchors
         self.needs = inner.needs  # type: ignore[misc]
@@ -57,11 +57,11 @@ class RouteConstrained(Loss):
         self.loss.prepare(student, teacher, elastic=elastic)
 
     def compute(self, student: Outputs, teacher: Outputs, labels: Tensor, at: Moment) -> Tensor:
-        """The inner loss, against the anchor that was handed in."""
+        """The inner loss against the current anchor."""
         return self.loss(student, teacher, labels, at)
 
     def discriminate(self, student: Outputs, teacher: Outputs, labels: Tensor, at: Moment) -> Tensor | None:
-        """The inner loss's."""
+        """The discriminator's loss of the inner loss."""
         return self.loss.discriminate(student, teacher, labels, at)
 
     def stages(self) -> tuple[Stage, ...]:
@@ -70,11 +70,11 @@ class RouteConstrained(Loss):
 
 
 def equal_intervals(num_checkpoints: int, num_anchors: int) -> tuple[int, ...]:
-    """Anchors at equal intervals of the route, the last checkpoint among them (the paper's EEI).
+    """Indices of checkpoints at equal intervals, including the last (the paper's EEI).
 
     Args:
         num_checkpoints: the teacher's checkpoints, in the order of its training.
-        num_anchors: how many of them to choose.
+        num_anchors: number of checkpoints to choose.
 
     Returns:
         Ascending indices of checkpoints.
@@ -84,7 +84,7 @@ def equal_intervals(num_checkpoints: int, num_anchors: int) -> tuple[int, ...]:
     """
     if not 1 <= num_anchors <= num_checkpoints:
         raise ValueError(
-            f"num_anchors must lie between 1 and the {num_checkpoints} checkpoints, got {num_anchors}. "
-            "Save the teacher more often, or take fewer anchors."
+            f"`num_anchors` must be between 1 and the number of checkpoints, {num_checkpoints}, got {num_anchors}. "
+            "Save the teacher more often, or use fewer anchors."
         )
     return tuple(-(-k * num_checkpoints // num_anchors) - 1 for k in range(1, num_anchors + 1))

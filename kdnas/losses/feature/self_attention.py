@@ -1,4 +1,4 @@
-"""Self-attention distillation: a network's shallow layers look where its deep ones look."""
+"""Self-attention distillation: shallow layers imitate the attention maps of deeper layers (SAD)."""
 
 from typing import ClassVar, Literal, final
 
@@ -16,15 +16,15 @@ from kdnas.specs import check_literals
 
 @final
 class SelfAttention(Loss):
-    r"""The student's shallower attention map equals its own deeper one (SAD); the teacher is not read.
+    r"""Squared distance between the attention maps of a shallow and a deeper stage of the student (SAD).
 
     With $G(f) = \sum_c |f_c|$, $\sum_c |f_c|^p$ or $\max_c |f_c|^p$ and $\Psi = \mathrm{softmax}_{hw}(G / T)$, the
     deeper $G$ interpolated bilinearly to the shallower's size before the softmax, the loss sums over the pairs (shallow
     $m$, deep $n$) $\frac1B \sum_b \frac{1}{H W} \sum_{hw} (\Psi(f_m) - \Psi(f_n))^2$. The deeper map is the target
-    and is held constant (`own_gradient`).
+    and is detached (`own_gradient`). The teacher is not used.
 
-    Stages: `task` (the other terms alone), then `joint`, from the share `start` on: attention is worth copying
-    once the network is reasonable. `start=0` is one joint stage.
+    Stages: `task` (the other terms alone), then `joint`, from the share `start` on, since only the
+    attention of a trained network is a useful target. `start=0` is one joint stage.
 
     Shapes: at least two stages, maps or tokens. Divisor: `mean` divides by batch and positions, and is tiny (a softmax
     over positions is about 1 / positions); `sum` divides by the batch only. A sum of squares well above $T$ makes the
@@ -33,20 +33,21 @@ class SelfAttention(Loss):
     Default weight 0.1: the authors', for lane detection.
 
     Args:
-        pairs: `adjacent`, each stage with the next, or `((shallow, deep), ...)`; negative indices count from the end.
-        pool: how channels are summed up.
-        p: the exponent, 1 to 4.
-        temperature: $T$.
-        reduction: `mean` or `sum` over positions.
-        start: the share of the training after which it is switched on.
+        pairs: default `adjacent`, each stage with the next, or `((shallow, deep), ...)`; negative indices count from
+            the end.
+        pool: the reduction over channels: `sum`, `sum_p` or `max_p`; default `sum_p`.
+        p: the exponent, in [1, 4]; default 2.
+        temperature: $T$, above 0; default 1.
+        reduction: `mean` or `sum` over positions; default `mean`.
+        start: the share of the training before the loss is added, in [0, 1); default 2/3.
 
     Raises:
-        ValueError: an unknown name, a value out of range; a student with fewer than two stages.
+        ValueError: an unknown option, a value out of range; a student with fewer than two stages.
 
     Reference: Hou, Ma, Liu, Loy, Learning Lightweight Lane Detection CNNs by Self Attention Distillation, ICCV 2019,
         equations 1 and 2; cardwing/Codes-for-Lane-Detection.
-    Differs: the deeper map is detached; a PyTorch port lets both sides move. The paper starts after 40,000 steps; the
-        share of two thirds is ours.
+    Differs: the deeper map is detached; in a PyTorch port both maps get a gradient. The paper starts after 40,000
+        steps; the share of two thirds is ours.
     """
 
     needs: ClassVar[tuple[str, ...]] = ("features",)
@@ -68,23 +69,23 @@ class SelfAttention(Loss):
         super().__init__()
         check_exponent(p)
         if (isinstance(pairs, str) and pairs != "adjacent") or not pairs:
-            raise ValueError(f"pairs must be adjacent or ((shallow, deep), ...), got {pairs!r}.")
+            raise ValueError(f"`pairs` must be adjacent or ((shallow, deep), ...), got {pairs!r}.")
         if not temperature > 0:
-            raise ValueError(f"temperature must be above 0, got {temperature}.")
+            raise ValueError(f"`temperature` must be above 0, got {temperature}.")
         check_literals(type(self), locals())
         if not 0 <= start < 1:
-            raise ValueError(f"start is a share of the training, at least 0 and below 1, got {start}.")
+            raise ValueError(f"`start` must be a share of the training in [0, 1), got {start}.")
         self.pairs, self.pool, self.p = pairs, pool, p
         self.temperature, self.reduction, self.start = temperature, reduction, start
 
     def prepare(self, student: Outputs, teacher: Outputs, *, elastic: bool = False) -> None:
-        """Check that the student's stages exist; the teacher may show none."""
-        self._chosen(student)
+        """Check that the student's stages exist; the teacher needs none."""
+        self._resolve_pairs(student)
 
     def compute(self, student: Outputs, teacher: Outputs, labels: Tensor, at: Moment) -> Tensor:
         """The differences of the pairs' attention maps."""
         values = []
-        for shallow, deep in self._chosen(student):
+        for shallow, deep in self._resolve_pairs(student):
             own = self._attention(student.features[shallow])
             target = self._attention(student.features[deep].detach())
             if own.shape != target.shape:
@@ -105,13 +106,13 @@ class SelfAttention(Loss):
     def _softmax(self, attention: Tensor) -> Tensor:
         return (attention.flatten(1) / self.temperature).softmax(1)
 
-    def _chosen(self, student: Outputs) -> Pairs:
+    def _resolve_pairs(self, student: Outputs) -> Pairs:
         num_stages = len(student.features)
         if num_stages < 2:
-            raise ValueError(f"self_attention compares a student's stages with each other, and it shows {num_stages}.")
+            raise ValueError(f"SelfAttention needs at least 2 stages of the student, got {num_stages}.")
         if isinstance(self.pairs, str):
             return tuple((i, i + 1) for i in range(num_stages - 1))
         for pair in self.pairs:
             if any(not -num_stages <= i < num_stages for i in pair):
-                raise ValueError(f"the student has stages 0 to {num_stages - 1}, got the pair {pair}.")
+                raise ValueError(f"`pairs` must name student stages 0 to {num_stages - 1}, got the pair {pair}.")
         return self.pairs

@@ -1,4 +1,4 @@
-"""Variational information distillation: the student predicts the teacher, channel by channel as well as it can."""
+"""Variational information distillation (VID)."""
 
 import math
 from typing import ClassVar, final
@@ -18,25 +18,29 @@ FIRST_VARIANCE = 5.0
 
 @final
 class Variational(FeatureLoss):
-    r"""A bound on the mutual information of student and teacher maps (VID).
+    r"""Negative variational bound on the mutual information of student and teacher maps (VID).
 
     The student predicts a Gaussian for every element of the teacher's map: mean $\mu(s)$ from three 1x1 convolutions
     with ReLU between, and one learnt variance per channel, $v_c = \log(1 + e^{a_c}) + 10^{-5}$, at first 5. Summed over
-    the pairs, $L = \frac{1}{B C H W} \sum \frac12 [(\mu(s) - t)^2 / v_c + \log v_c]$. It may be negative, and has no
-    lowest value but that of the least variance.
+    the pairs, $L = \frac{1}{B C H W} \sum \frac12 [(\mu(s) - t)^2 / v_c + \log v_c]$. It may be negative; the
+    least variance bounds it.
 
     Shapes: student `[batch, student channels, h, w]`, teacher `[batch, teacher channels, h', w']`, pooled to the
     smaller height and width. Divisor: every element.
 
     Default weight 1: the paper, RepDistiller, mdistiller.
 
+    Args:
+        taps: how stages are paired: `resolution` (default), `rdm`, `order` or explicit pairs, as in `StagePairs`.
+        weights: one weight per pair; default None: 1 each.
+
     Raises:
         ValueError: a loss that was not prepared; a pair that cannot be matched.
 
     Reference: Ahn, Hu, Damianou, Lawrence, Dai, Variational Information Distillation for Knowledge Transfer, CVPR 2019,
         equations 5 and 6.
-    Differs: drops the constant $\frac12 \log 2 \pi$, as everyone. The softplus does not overflow. mdistiller keeps the
-        variance out of its optimiser; here it is a parameter.
+    Differs: drops the constant $\frac12 \log 2 \pi$, as all public code. The softplus does not overflow. mdistiller
+        keeps the variance out of its optimiser; here it is a parameter.
     """
 
     golden: ClassVar[float] = 0.4345537423187815

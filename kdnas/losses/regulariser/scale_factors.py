@@ -9,23 +9,23 @@ from torch import Tensor
 
 @final
 class ScaleFactors:
-    r"""Drives the scale factors of channels that are not needed to exactly 0.
+    r"""L1 regulariser that drives the scale factors of unneeded channels to exactly 0.
 
     `penalty`: $\lambda \sum_j \alpha_j |g_j|_1$ over the layers $j$, to add to the losses. `proximal`: after an
-    optimiser step of size $s$, $g \leftarrow \mathrm{sign}(g) \max(|g| - s \lambda \alpha_j, 0)$. Use one of them:
-    the subgradient of the penalty at 0 is 0, so that its factors come close to 0 and cross it; the proximal step
-    makes them 0 and keeps them there until the task pulls harder than $\lambda \alpha_j$.
+    optimiser step of size $s$, $g \leftarrow \mathrm{sign}(g) \max(|g| - s \lambda \alpha_j, 0)$. Use one of
+    them: the subgradient of the penalty at 0 is 0, so its factors oscillate around 0; the proximal step sets them to
+    0 and leaves them there while the task's gradient is below $\lambda \alpha_j$.
 
-    Not a `Loss`: it compares no outputs, and reads the gates $g_j$ `[channels of layer j]` alone: a gate behind each
-    normalisation, or the normalisation's own weight where nothing normalises after it. Divisor: none.
+    Not a `Loss`: it reads no outputs but the gates $g_j$ `[channels of layer j]`: a factor after each normalisation, or
+    the normalisation's own weight where no other normalisation follows. Divisor: none.
 
-    The schedule around it: train with it, keep the channels with the largest $|g|$ within the budget, train the
-    narrower student again under the teacher.
+    Schedule: train with it, keep the channels with the largest $|g|$ within the budget, then train the narrower
+    student with the teacher.
 
     Args:
-        strength: $\lambda$, usually 1e-5 to 1e-4 (network slimming).
-        costs: what one channel of each layer costs, such as its multiply-accumulates:
-            $\alpha_j = \mathrm{cost}_j / \mathrm{mean\ cost}$. By default every $\alpha_j$ is 1.
+        strength: $\lambda$, at least 0, usually 1e-5 to 1e-4 (network slimming); default 1e-4.
+        costs: the cost of one channel of each layer, for example in multiply-accumulates:
+            $\alpha_j = \mathrm{cost}_j / \mathrm{mean\ cost}$. Default None: every $\alpha_j$ is 1.
 
     Raises:
         ValueError: a negative strength, a cost that is not positive, or costs for another number of layers.
@@ -42,28 +42,28 @@ class ScaleFactors:
 
     def __init__(self, *, strength: float = 1e-4, costs: tuple[float, ...] | None = None) -> None:
         if not strength >= 0:
-            raise ValueError(f"strength must not be negative, got {strength}. Network slimming uses 1e-5 to 1e-4.")
+            raise ValueError(f"`strength` must not be negative, got {strength}. Network slimming uses 1e-5 to 1e-4.")
         if costs is not None and not all(cost > 0 for cost in costs):
-            raise ValueError(f"costs must be positive, got {costs}. Leave a layer's gates out to spare it.")
+            raise ValueError(f"`costs` must be positive, got {costs}. Leave a layer's gates out to exempt it.")
         self.strength, self.costs = strength, costs
 
     def penalty(self, gates: Sequence[Tensor]) -> Tensor:
         """The weighted sum of absolute values, a scalar."""
         if not gates:
-            raise ValueError("there are no gates to penalise. Pass one tensor [channels] per layer.")
+            raise ValueError("`gates` must not be empty. Pass one tensor [channels] per layer.")
         terms = [share * gate.abs().sum() for share, gate in zip(self._shares(gates), gates, strict=True)]
         return self.strength * torch.stack(terms).sum()
 
     @torch.no_grad()
     def proximal(self, gates: Sequence[Tensor], step_size: float) -> None:
-        """Move every gate, in place, towards 0 by its threshold and no further.
+        """Move every gate in place towards 0 by its threshold, and not beyond 0.
 
         Args:
             gates: the gates, after the optimiser's step on the other losses.
-            step_size: that step's learning rate.
+            step_size: the learning rate of that step.
         """
         if not step_size >= 0:
-            raise ValueError(f"step_size is a learning rate and not negative, got {step_size}.")
+            raise ValueError(f"`step_size` must be a learning rate of at least 0, got {step_size}.")
         for share, gate in zip(self._shares(gates), gates, strict=True):
             gate.copy_(gate.sign() * (gate.abs() - step_size * self.strength * share).clamp_min(0))
 
@@ -71,6 +71,6 @@ class ScaleFactors:
         if self.costs is None:
             return (1.0,) * len(gates)
         if len(self.costs) != len(gates):
-            raise ValueError(f"costs needs one number per layer: {len(gates)} layers, got {len(self.costs)}.")
+            raise ValueError(f"`costs` must have one number per layer: {len(gates)} layers, got {len(self.costs)}.")
         mean = sum(self.costs) / len(self.costs)
         return tuple(cost / mean for cost in self.costs)

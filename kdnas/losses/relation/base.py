@@ -1,4 +1,4 @@
-"""What the losses between consecutive stages share."""
+"""Base class of the losses between consecutive stages."""
 
 import abc
 from typing import ClassVar
@@ -7,19 +7,20 @@ import torch
 from torch import Tensor
 
 from kdnas.losses.base import Loss
-from kdnas.losses.stage_pairs import Pairs, Row, StagePairs
+from kdnas.losses.stage_pairs import Pairs, StagePair, StagePairs
 from kdnas.outputs import Moment, Outputs
 
 
 class LayerRelation(Loss):
-    """A loss on how one stage leads to the next: the weighted sum of `relate` over neighbouring pairs of stages.
+    """A loss on the relation of one stage to the next: the weighted sum of `relate` over consecutive pairs of stages.
 
-    The student's maps are brought to the teacher's channels by an adapter where they differ, and the larger of two
-    maps is average-pooled to the smaller; `describe` then turns each pair of maps into what is compared.
+    Where channels differ, an adapter maps the student's to the teacher's, and the larger of two maps is average-pooled
+    to the smaller; `describe` then turns each pair of maps into the tensors that are compared.
 
     Args:
-        taps: how stages are paired, at least two pairs: see `kdnas.losses.stage_pairs.Taps`.
-        weights: one weight per relation (one fewer than pairs); default 1 each.
+        taps: how stages are paired, at least two pairs: `resolution` (default), `rdm`, `order` or explicit pairs, as in
+            `StagePairs`.
+        weights: one weight per relation, one fewer than pairs; default None: 1 each.
     """
 
     needs: ClassVar[tuple[str, ...]] = ("features",)
@@ -35,11 +36,11 @@ class LayerRelation(Loss):
         self.build(self.taps.prepare(student, teacher, elastic))
         self._check(len(self.taps.pairs))
 
-    def build(self, rows: tuple[Row, ...]) -> None:
+    def build(self, pairs: tuple[StagePair, ...]) -> None:
         """Build further learnable parts for the paired stages; none by default."""
 
     def compute(self, student: Outputs, teacher: Outputs, labels: Tensor, at: Moment) -> Tensor:
-        """The weighted sum over neighbouring stages."""
+        """The weighted sum over consecutive stages."""
         described = [self.describe(s, t) for s, t in self.taps(student, teacher)]
         self._check(len(described))
         weights = self.weights or (1.0,) * (len(described) - 1)
@@ -48,21 +49,20 @@ class LayerRelation(Loss):
         ).sum()
 
     def describe(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-        """What is compared of one pair of aligned maps; the maps themselves by default."""
+        """The two tensors to compare of a pair of aligned maps; by default the maps."""
         return student, teacher
 
     @abc.abstractmethod
     def relate(self, first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor], index: int) -> Tensor:
-        """The loss of one relation, a scalar, from two neighbouring stages' (student, teacher)."""
+        """The loss of one relation, a scalar, from the (student, teacher) tensors of two consecutive stages."""
 
     def _check(self, num_pairs: int) -> None:
         if num_pairs < 2:
             raise ValueError(
-                f"{type(self).__name__} relates a stage to the next and needs at least 2 pairs of stages, got "
-                f"{num_pairs}."
+                f"{type(self).__name__} needs at least 2 pairs of stages, got {num_pairs}: it relates each to the next."
             )
         if self.weights is not None and len(self.weights) != num_pairs - 1:
             raise ValueError(
-                f"weights needs one number per relation between neighbouring stages: {num_pairs - 1} relations, "
+                f"`weights` must have one number per relation between consecutive stages: {num_pairs - 1} relations, "
                 f"got {len(self.weights)}."
             )

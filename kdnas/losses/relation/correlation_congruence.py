@@ -14,7 +14,7 @@ from kdnas.specs import check_literals
 
 @final
 class CorrelationCongruence(Loss):
-    """The kernel matrix of the batch should be the teacher's.
+    """Mean squared difference between the kernel matrices of a batch (CCKD).
 
     With c_ij = <e_i, e_j> / (|e_i| |e_j|) the cosine of two embeddings `[batch, dims]` (the deepest map averaged
     over positions; dims of student and teacher free) and K_ij the kernel of samples i and j:
@@ -29,14 +29,14 @@ class CorrelationCongruence(Loss):
     `weight` 1: published weights belong to other formulas (0.02 to RepDistiller's, 0.003 to torchdistill's).
 
     Args:
-        kernel: `rbf_taylor`, `rbf` or `bilinear`.
-        gamma: the kernels' width, 0.4 in the paper.
-        order: the last power of the Taylor series, 2 in the paper.
+        kernel: `rbf_taylor`, `rbf` or `bilinear`; default `rbf_taylor`.
+        gamma: the inverse squared width of both rbf kernels, above 0; default 0.4, as in the paper.
+        order: the last power of the Taylor series, at least 1; default 2, as in the paper.
 
     Reference: Peng et al., Correlation Congruence for Knowledge Distillation, ICCV 2019, section 3.
     Differs: no learnable embedding layers, which on the teacher's side can make the target trivial; as in
         Knowledge-Distillation-Zoo. RepDistiller's loss of this name compares consecutive samples and has no kernel.
-        The paper's instance terms and its sampler are separate things.
+        The paper's instance terms and its sampler are not part of this loss.
     """
 
     needs: ClassVar[tuple[str, ...]] = ("features",)
@@ -48,9 +48,9 @@ class CorrelationCongruence(Loss):
         super().__init__()
         check_literals(type(self), locals())
         if not gamma > 0:
-            raise ValueError(f"gamma must be positive, got {gamma}.")
+            raise ValueError(f"`gamma` must be positive, got {gamma}.")
         if order < 1:
-            raise ValueError(f"order must be at least 1, or the kernel is constant; got {order}.")
+            raise ValueError(f"`order` must be at least 1, got {order}: the kernel of order 0 is constant.")
         self.kernel, self.gamma, self.order = kernel, gamma, order
 
     def compute(self, student: Outputs, teacher: Outputs, labels: Tensor, at: Moment) -> Tensor:

@@ -16,7 +16,7 @@ Reduction = Literal["mean", "frobenius"]
 
 @final
 class Flow(LayerRelation):
-    r"""How the teacher's features of one stage go with those of the next, followed by the student (FSP).
+    r"""Mean squared difference between the Gram matrices of consecutive stages (FSP).
 
     For consecutive stages $f, g$ of one network, pooled to the smaller height and width of the two,
     $G_{bij} = \frac{1}{hw} \sum_{xy} f_{bixy} g_{bjxy}$, and
@@ -27,26 +27,26 @@ class Flow(LayerRelation):
     Divisor: batch times both channel counts (`mean`), or the batch alone (`frobenius`, the paper's). The value
     grows with the fourth power of the activations.
 
-    Stages: first this loss alone, then the other terms alone. RepDistiller's 30 epochs of the first before 240 of
-    the second are the shares; `staged=False` trains both together. The first stage also trains the adapter.
+    Stages: first this loss alone, then the other terms alone. Their shares are
+    RepDistiller's 30 and 240 epochs; `staged=False` trains both together. The first stage also trains the adapter.
 
     Default weight 50: RepDistiller, whose reduction this is.
 
     Args:
-        taps: how stages are paired.
-        weights: one weight per relation; default 1 each.
-        pool: how the larger map of a relation comes to the smaller: `max` (the paper) or `average`.
-        reduction: `mean` or `frobenius`.
-        staged: whether `stages` asks for the two stages.
+        taps: how stages are paired: `resolution` (default), `rdm`, `order` or explicit pairs, as in `StagePairs`.
+        weights: one weight per relation; default None: 1 each.
+        pool: how the larger map of a relation is pooled to the smaller: `max` (the paper) or `average`; default `max`.
+        reduction: `mean` over channels, or `frobenius`; default `mean`.
+        staged: train in two stages instead of one; default True.
 
     Raises:
         ValueError: fewer than two pairs of stages, or an unknown pooling or reduction.
 
     Reference: Yim, Joo, Bae, Kim, A Gift from Knowledge Distillation: Fast Optimization, Network Minimization and
         Transfer Learning, CVPR 2017, equations 1 and 2.
-    Differs: the mean over channels instead of the Frobenius norm, so that one weight serves all widths. Channels
-        that differ are matched by a 1x1 convolution on the student; the paper needs equal ones. Maps of unequal size
-        between the networks are average-pooled first. torchdistill sums the norms of the columns, not squared.
+    Differs: the mean over channels instead of the Frobenius norm, so that one weight serves all widths. Where
+        channels differ, a 1x1 convolution on the student matches them; the paper needs equal channels. Maps of unequal
+        size between the networks are average-pooled first. torchdistill sums the norms of the columns, not squared.
     """
 
     weight: ClassVar[float] = 50.0
@@ -72,7 +72,7 @@ class Flow(LayerRelation):
         return squares.mean() if self.reduction == "mean" else squares.sum((1, 2)).mean()
 
     def stages(self) -> tuple[Stage, ...]:
-        """This loss alone, then the task alone; or both at once."""
+        """This loss alone, then the task alone; with `staged=False` both at once."""
         if not self.staged:
             return super().stages()
         return (Stage("flow", 1 / 9, uses="loss"), Stage("task", 8 / 9, trains="student", uses="task"))

@@ -1,4 +1,4 @@
-"""Information flow: the similarities between samples, layer by layer, deep layers last."""
+"""Information flow: similarities between samples, layer by layer."""
 
 from typing import ClassVar, Literal, final
 
@@ -19,37 +19,39 @@ EPSILON = 1e-7
 
 @final
 class InformationFlow(Loss):
-    r"""In every layer each sample is as near to the others as in the teacher; intermediate layers count early only.
+    r"""Divergence between the samples' similarities in each layer; intermediate layers fade out during training.
 
     For embeddings $e$ of one layer, kernels $K^{cos}_{ij} = (\cos(e_i, e_j) + 1) / 2$ and
     $K^{t}_{ij} = 1 / (1 + |e_i - e_j|)$ (Student t), rows divided by their sums: $P_{ij}$ of the teacher, $Q_{ij}$ of
-    the student. One layer pair costs Jeffreys' divergence under both kernels,
+    the student. The loss of a pair of layers is Jeffreys' divergence under both kernels,
     $D = \sum_{K} \frac1B \sum_{ij} (P_{ij} - Q_{ij}) (\log P_{ij} - \log Q_{ij})$, and
 
     $L = D_{last} + w(e) \sum_{intermediate} D_l$, $w(e) = w_0 \gamma^e$, epoch
-    $e = \mathrm{epochs} \cdot \mathrm{progress}$: what flows through a network is settled in the critical first epochs.
+    $e = \mathrm{epochs} \cdot \mathrm{progress}$: the intermediate layers matter in the first epochs, which the authors
+    call critical.
 
     Shapes: maps `[batch, channels, h, w]` or tokens of any sizes; kernels are `[batch, batch]` by matrix products.
     Divisor: batch (a mean over rows); layers are summed. One sample: 0.
 
     `progress` is assigned by the training loop; `intermediate_weight` is the schedule, a function of it.
 
-    Stages: a student of another family learns better from an auxiliary teacher of its own. Pass one as `auxiliary` and
-    it belongs to this loss: trained first, on the teacher's deepest layer (40 epochs), then frozen and in the
-    teacher's place (50 epochs). Without it the teacher is used as it is.
+    Stages: a student of another family learns better from an auxiliary teacher of its own family. A network passed as
+    `auxiliary` is a learnable part of this loss: first it is trained on the teacher's deepest layer (40 epochs), then
+    frozen and used in place of the teacher (50 epochs). Without it the teacher is used directly.
 
     Default weight 1 and $w_0 = 100$, $\gamma = 0.7$, 50 epochs: the authors'.
 
     Args:
-        taps: how stages are paired; with an auxiliary teacher, the student's with its.
-        embedding: `flat` (whole maps, as the authors do) or `pooled` (channel means).
-        first_weight: $w_0$.
-        decay: $\gamma$ per epoch.
-        epochs: how many epochs the schedule takes the run to have.
-        auxiliary: an untrained network of the student's family, images to `Outputs`; in a job, the spec of one.
+        taps: how the student's stages are paired with the (auxiliary) teacher's: `resolution` (default), `rdm`, `order`
+            or explicit pairs, as in `StagePairs`.
+        embedding: `flat` (whole maps, as the authors do) or `pooled` (channel means); default `flat`.
+        first_weight: $w_0$; default 100.
+        decay: $\gamma$, per epoch, in (0, 1]; default 0.7.
+        epochs: length of the schedule in epochs, whatever the run's; default 50.
+        auxiliary: an untrained network of the student's family, from images to `Outputs`, or its Spec; default None.
 
     Raises:
-        ValueError: an unknown embedding, a decay outside (0, 1], or an auxiliary teacher without images to see.
+        ValueError: an unknown embedding, a decay outside (0, 1], or an auxiliary teacher and outputs without images.
 
     Reference: Passalis, Tzelepi, Tefas, Heterogeneous Knowledge Distillation using Information Flow Modeling,
         CVPR 2020, arXiv 2005.00727, section 3; passalis/pkth nn/pkt_transfer.py, kernels "combined".
@@ -74,7 +76,7 @@ class InformationFlow(Loss):
         super().__init__()
         check_literals(type(self), locals())
         if not 0 < decay <= 1:
-            raise ValueError(f"decay must be above 0 and at most 1 (no decay), got {decay}.")
+            raise ValueError(f"`decay` must be in (0, 1], got {decay}. 1 is no decay.")
         self.taps = StagePairs(pairs=taps)
         self.embedding, self.first_weight, self.decay, self.epochs = embedding, first_weight, decay, epochs
         self.auxiliary: nn.Module | None = auxiliary.build(nn.Module) if isinstance(auxiliary, Spec) else auxiliary
@@ -97,11 +99,11 @@ class InformationFlow(Loss):
         return values[-1] + sum((weight * value for value in values[:-1]), start=connected_zero(values[-1]))
 
     def intermediate_weight(self, progress: float) -> float:
-        """The weight of all layers but the deepest when this share of the run lies behind."""
+        """The weight of all layers but the deepest after this share of the run."""
         return self.first_weight * self.decay ** (self.epochs * progress)
 
     def preparation(self, teacher: Outputs) -> Tensor:
-        """How far the auxiliary teacher's deepest layer is from the teacher's."""
+        """The divergence of the auxiliary teacher's deepest layer from the teacher's."""
         if self.auxiliary is None:
             return super().preparation(teacher)
         self.auxiliary.train()
@@ -111,7 +113,7 @@ class InformationFlow(Loss):
             return _divergence(self._embedded(widen(mine.features[-1])), last)
 
     def stages(self) -> tuple[Stage, ...]:
-        """The auxiliary teacher, if there is one, then the transfer."""
+        """The training of the auxiliary teacher, if there is one, then the transfer."""
         if self.auxiliary is None:
             return super().stages()
         return (
@@ -123,8 +125,8 @@ class InformationFlow(Loss):
         assert self.auxiliary is not None
         self.auxiliary.eval()
         with torch.no_grad():
-            found: Outputs = self.auxiliary(_images(outputs))
-        return found.map(widen)
+            auxiliary: Outputs = self.auxiliary(_images(outputs))
+        return auxiliary.map(widen)
 
     def _embedded(self, feature: Tensor) -> Tensor:
         if self.embedding == "flat" or feature.dim() == 2:
@@ -157,7 +159,7 @@ def _log_student_t(rows: Tensor) -> Tensor:
 def _images(outputs: Outputs) -> Tensor:
     if outputs.images is None:
         raise ValueError(
-            "InformationFlow's auxiliary teacher sees images, and these outputs have none. Use a network that passes "
-            "them on in Outputs.images, or auxiliary=None."
+            "the auxiliary teacher needs images, but these outputs have none. Use a network that passes them on in "
+            "Outputs.images, or auxiliary=None."
         )
     return outputs.images

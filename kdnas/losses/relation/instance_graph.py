@@ -16,7 +16,7 @@ from kdnas.specs import check_literals
 
 @final
 class InstanceGraph(Loss):
-    """The graph of a batch: its samples, the distances between them, and how far a stage moves each.
+    """Matches the graph of a batch: logits, distances between samples, and each sample's move between stages (IRG).
 
     L = vertex * V + edge * E + transformation * T, with paired stages l = 1..n, maps x_l, embedding e (the deepest map
     averaged over positions):
@@ -33,19 +33,20 @@ class InstanceGraph(Loss):
     `weight` 1; the terms' own weights are Knowledge-Distillation-Zoo's.
 
     Args:
-        vertex: weight of the vertices.
-        edge: weight of the edges.
-        transformation: weight of the transformations.
-        vertices: what a vertex is: `logits`, or `features`, the embedding, by a learnable projection of the student
-            where the channels differ.
-        through_max: whether the division by the largest distance carries gradient; the authors' does not.
-        taps: how stages are paired, see `FeatureLoss`.
+        vertex: weight of the vertices; default 0.1.
+        edge: weight of the edges; default 5.
+        transformation: weight of the transformations; default 5.
+        vertices: `logits`, or `features` for the embedding, with a learnable projection of the student's where the
+            channels differ; default `logits`.
+        through_max: whether gradient flows through the largest distance, by which the others are divided; the authors'
+            does not; default True.
+        taps: how stages are paired: `resolution` (default), `rdm`, `order` or explicit pairs, as in `StagePairs`.
 
     Reference: Liu et al., Knowledge Distillation via Instance Relationship Graph, CVPR 2019, section 3;
         AberHu/Knowledge-Distillation-Zoo irg.py for the means and weights.
     Differs: three versions exist. The authors' Caffe layer sums edges over 2 * batch and counts each pair's gradient
-        once; the Zoo's, taken here, needs equal channels or exactly twice as many in T, where ours pools to fit. The
-        paper's edge transformation (the change of D between stages) is left out, as in the Zoo.
+        once; the Zoo's, used here, needs equal channels or exactly twice as many in T, where this one pools channels.
+        The paper's edge transformation (the change of D between stages) is left out, as in the Zoo.
     """
 
     needs: ClassVar[tuple[str, ...]] = ("logits", "features")
@@ -97,8 +98,8 @@ class InstanceGraph(Loss):
             mine = self.projector(mine[:, :, None, None]).flatten(1)
         if mine.shape != theirs.shape:
             raise ValueError(
-                f"feature vertices need equal channels, student {tuple(mine.shape)}, teacher {tuple(theirs.shape)}. "
-                "Prepare the loss with these outputs first."
+                f"vertices='features' needs equal channels, got student {tuple(mine.shape)} and teacher "
+                f"{tuple(theirs.shape)}. Prepare the loss with these outputs first."
             )
         return F.mse_loss(mine, theirs)
 

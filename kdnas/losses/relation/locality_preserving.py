@@ -1,4 +1,4 @@
-"""Locality preserving: student networks via feature embedding."""
+"""Locality preserving distillation."""
 
 from typing import ClassVar, final
 
@@ -12,28 +12,28 @@ from kdnas.outputs import Moment, Outputs, embedding
 
 @final
 class LocalityPreserving(Loss):
-    """Samples that are neighbours to the teacher should stay close to each other in the student.
+    """Squared student distances between samples that are nearest neighbours in the teacher's embedding.
 
     With embeddings e `[batch, dims]` (the deepest map averaged over positions; dims of student and teacher free):
 
         L = 1/(2 batch) * sum_ij a_ij |e_s,i - e_s,j|^2
         a_ij = exp(-|e_t,i - e_t,j|^2 / sigma2) where j is among the teacher's `neighbours` nearest to i, else 0
 
-    Divisor: 2 * batch. Neighbours are sought in the batch, so repeating it makes every sample its own nearest
-    neighbour (pairwise). The student's scale counts, and its collapse to one point is the minimum: use it beside
-    a task loss. A batch of one: 0. Memory batch^2.
+    Divisor: 2 * batch. Neighbours are searched within the batch, so repeating it makes every sample its own nearest
+    neighbour (pairwise). The student's scale counts, and a student that maps all samples to one point is the
+    minimum: add a task loss. A batch of one: 0. Memory batch^2.
 
-    `weight` 1: the paper's trade-off was not to be confirmed.
+    `weight` 1: the paper's value could not be confirmed.
 
     Args:
-        neighbours: how many nearest samples; all of them where the batch has no more. Samples as far as the last
-            one count too, so that ties do not depend on the batch's order.
-        sigma2: the squared width; 0, the default, takes the mean squared distance of the teacher's neighbours,
-            since a fixed width makes every a 0 or 1 unless it fits the teacher's scale.
+        neighbours: number of nearest samples, at least 1; default 5. All other samples in a smaller batch. Samples as
+            far as the last neighbour count too, so that ties do not depend on the batch's order.
+        sigma2: the squared width, in squared units of the teacher's embedding; default 0: the mean squared distance of
+            the teacher's neighbours. A fixed width that does not fit the teacher's scale makes every a 0 or 1.
 
     Reference: Chen, Wang, Xu, Xu and Tao, Learning Student Networks via Feature Embedding, TNNLS 2021 (arXiv
         1812.06597), the locality preserving loss.
-    Differs: sigma2 follows the teacher. Public re-uses take the distance's number out of the graph and train nothing.
+    Differs: sigma2 follows the teacher. Public re-implementations detach the distances and train nothing.
     """
 
     needs: ClassVar[tuple[str, ...]] = ("features",)
@@ -43,9 +43,9 @@ class LocalityPreserving(Loss):
     def __init__(self, *, neighbours: int = 5, sigma2: float = 0.0) -> None:
         super().__init__()
         if neighbours < 1:
-            raise ValueError(f"neighbours must be at least 1, got {neighbours}.")
+            raise ValueError(f"`neighbours` must be at least 1, got {neighbours}.")
         if sigma2 < 0:
-            raise ValueError(f"sigma2 must be positive, or 0 for the teacher's own scale; got {sigma2}.")
+            raise ValueError(f"`sigma2` must be positive, or 0 for the teacher's own scale, got {sigma2}.")
         self.neighbours, self.sigma2 = neighbours, sigma2
 
     def compute(self, student: Outputs, teacher: Outputs, labels: Tensor, at: Moment) -> Tensor:

@@ -11,44 +11,44 @@ from torch import Tensor, nn
 from kdnas.losses.base import Stage, connected_zero
 from kdnas.losses.relation.base import LayerRelation
 from kdnas.losses.relation.singular_value import leading_vectors, match
-from kdnas.losses.stage_pairs import Pairs, Row
+from kdnas.losses.stage_pairs import Pairs, StagePair
 from kdnas.numerics import as_map, safe_normalize, same_positions, widen
 from kdnas.outputs import Outputs
 
 
 @final
 class MultiHeadGraph(LayerRelation):
-    r"""The student's graphs between the samples of two stages, seen by the teacher's own attention heads (MHGD).
+    r"""KL divergence between graphs of the samples, computed by attention heads trained on the teacher (MHGD).
 
     $V_l \in R^{B \times C_l}$ holds the first right singular vector of every sample's map, as in `SingularValue`
-    (canonical signs; the student's is the best match among its first four). Between consecutive stages, head $h$ of
+    (canonical signs; for the student the best match among its first four). Between consecutive stages, head $h$ of
     width $D = \lfloor (C_l + C_{l+1}) / 2 \rfloor$ gives the graph
     $G_h = \mathrm{BN}(V_{l+1} W^k_h) \, \mathrm{BN}(V_l W^q_h)^\top \in R^{B \times B}$.
 
     Preparation (`heads`, the teacher only): with $P_h = \mathrm{softmax}_{rows}(G_h)$ and heads dropped at random per
-    row (kept where Gaussian noise exceeds its mean over the heads), an estimator predicts the next stage's vector,
-    $\hat V = \mathrm{normalise}(W \, \mathrm{concat}_h P_h \mathrm{relu}(\mathrm{BN}(V_l W^v)) + b)$, minimising
-    $\operatorname{mean}_b (1 - \langle \hat V_b, V_{l+1,b} \rangle)$, summed over relations.
+    row (a head stays where its Gaussian noise exceeds the mean over the heads), an estimator predicts the next stage's
+    vector, $\hat V = \mathrm{normalise}(W \, \mathrm{concat}_h P_h \mathrm{relu}(\mathrm{BN}(V_l W^v)) + b)$,
+    minimising $\operatorname{mean}_b (1 - \langle \hat V_b, V_{l+1,b} \rangle)$, summed over relations.
 
     Transfer: the same frozen heads, with their running statistics, on both networks, and
     $L = \sum_{\text{relations}} w \operatorname{mean}_{h,i} \sum_j q_{hij} \log (q_{hij} / p_{hij})$ with
     $q = \mathrm{softmax}_{rows}(\tanh G^t)$ and $p = \mathrm{softmax}_{rows}(\tanh G^s)$.
 
     Shapes: maps `[batch, channels, h, w]` or tokens; graphs `[heads, batch, batch]`.
-    Divisor: heads times batch. Rows run over the batch: keep its size steady. With one sample there is nothing to
-    relate, and the value is 0. The heads never learn from the transfer; the adapter does.
+    Divisor: heads times batch. Rows run over the batch: keep its size constant. A batch of one: 0. The
+    heads get no gradient from the transfer; the adapter does.
 
     Stages: 40 epochs of heads, 100 of transfer beside the other terms. `staged=False` skips the first, and the heads
-    stay as they were drawn. The noise of step $n$ of the preparation comes from `(seed, n)`.
+    stay at their random initialisation. The noise of step $n$ of the preparation comes from `(seed, n)`.
 
     Default weight 1024: the authors sum over 8 heads and the rows of a batch of 128, with weight 1.
 
     Args:
-        taps: how stages are paired.
-        weights: one weight per relation; default 1 each.
-        num_heads: attention heads per relation.
-        staged: whether `stages` asks for the two stages.
-        seed: of the noise that drops heads.
+        taps: how stages are paired: `resolution` (default), `rdm`, `order` or explicit pairs, as in `StagePairs`.
+        weights: one weight per relation; default None: 1 each.
+        num_heads: attention heads per relation, at least 1; default 8.
+        staged: train the heads first; default True.
+        seed: random seed of the noise that drops heads; default 0.
 
     Raises:
         ValueError: fewer than two pairs of stages, or fewer than one head.
@@ -56,8 +56,8 @@ class MultiHeadGraph(LayerRelation):
     Reference: Lee, Song, Graph-based Knowledge Distillation by Multi-head Attention Network, BMVC 2019,
         arXiv 1907.02226, section 3.
     Differs: teacher first in the divergence (the authors' code has the student first), a mean instead of a sum,
-        canonical signs. Weight decay on the heads is the run's. The clipping of the distillation gradient to the
-        norm of the task's is the Objective's.
+        canonical signs. Weight decay on the heads is the run's. `Objective` clips the distillation gradient to the
+        norm of the task's gradient.
     """
 
     weight: ClassVar[float] = 1024.0
@@ -75,14 +75,14 @@ class MultiHeadGraph(LayerRelation):
     ) -> None:
         super().__init__(taps=taps, weights=weights)
         if num_heads < 1:
-            raise ValueError(f"num_heads must be at least 1, got {num_heads}. The paper uses 8.")
+            raise ValueError(f"`num_heads` must be at least 1, got {num_heads}. The paper uses 8.")
         self.num_heads, self.staged, self.seed = num_heads, staged, seed
         self.heads = nn.ModuleList()
         self.register_buffer("num_prepared", torch.zeros((), dtype=torch.int64))
 
-    def build(self, rows: tuple[Row, ...]) -> None:
-        """Heads and estimators for every two neighbouring stages of the teacher."""
-        widths = [_width(row.teacher_shape) for row in rows]
+    def build(self, pairs: tuple[StagePair, ...]) -> None:
+        """Build the heads and estimators for every two consecutive stages of the teacher."""
+        widths = [_width(pair.teacher_shape) for pair in pairs]
         self.heads = nn.ModuleList(_Heads(a, b, self.num_heads) for a, b in pairwise(widths))
 
     def prepare(self, student: Outputs, teacher: Outputs, *, elastic: bool = False) -> None:
@@ -101,14 +101,14 @@ class MultiHeadGraph(LayerRelation):
 
     def relate(self, first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor], index: int) -> Tensor:
         """The divergence of the student's graph from the teacher's, both by the frozen heads."""
-        self._built()
+        self._check_prepared()
         heads = self.heads[index]
         log_p, log_q = (heads(f, s, frozen=True).tanh().log_softmax(2) for f, s in zip(first, second, strict=True))
         return (log_q.exp() * (log_q - log_p)).sum(2).mean()
 
     def preparation(self, teacher: Outputs) -> Tensor:
-        """How badly the heads let the estimators predict each stage's vectors from the stage before."""
-        self._built()
+        """The error with which the estimators predict each stage's vectors from the stage before."""
+        self._check_prepared()
         with torch.autocast(teacher.logits.device.type, enabled=False):
             maps = [widen(as_map(teacher.features[j].detach())) for _, j in self.taps.pairs]
             if len(maps[0]) < 2:  # one sample has no batch statistics
@@ -121,22 +121,22 @@ class MultiHeadGraph(LayerRelation):
             for heads, (first, second) in zip(self.heads, pairwise(vectors), strict=True):
                 assert isinstance(heads, _Heads)
                 noise = generator.standard_normal((self.num_heads, len(first), 1))
-                kept = noise > noise.mean(0) if self.num_heads > 1 else np.ones_like(noise)
-                estimate = heads.estimate(first, second, torch.from_numpy(kept).to(first))
+                mask = noise > noise.mean(0) if self.num_heads > 1 else np.ones_like(noise)
+                estimate = heads.estimate(first, second, torch.from_numpy(mask).to(first))
                 values.append(1 - (estimate * second).sum(1).mean())
             return torch.stack(values).sum()
 
     def stages(self) -> tuple[Stage, ...]:
-        """The heads on the teacher alone, then the transfer; or the transfer by heads as drawn."""
+        """The heads on the teacher alone, then the transfer; with `staged=False` the transfer alone."""
         if not self.staged:
             return super().stages()
         return (Stage("heads", 2 / 7, trains="parts", uses="preparation"), Stage("transfer", 5 / 7))
 
-    def _built(self) -> None:
+    def _check_prepared(self) -> None:
         if not len(self.heads):
             raise ValueError(
-                "MultiHeadGraph has no heads yet. Call loss.prepare(student, teacher) with the outputs of the largest "
-                "student before the optimiser is made."
+                "MultiHeadGraph is not prepared. Call loss.prepare(student, teacher) with the outputs of the largest "
+                "student before the optimiser is created."
             )
 
 
@@ -153,19 +153,19 @@ class _Heads(nn.Module):
     def forward(self, first: Tensor, second: Tensor, *, frozen: bool) -> Tensor:
         """The graphs, `[heads, batch, batch]`; `frozen`: running statistics and no gradient to the heads."""
         keys, queries = (
-            _projected(x, linear, norm, frozen).unflatten(1, (self.num_heads, -1)).transpose(0, 1)
+            _project(x, linear, norm, frozen).unflatten(1, (self.num_heads, -1)).transpose(0, 1)
             for x, linear, norm in ((second, self.key, self.key_norm), (first, self.query, self.query_norm))
         )
         return keys @ queries.transpose(1, 2)
 
-    def estimate(self, first: Tensor, second: Tensor, kept: Tensor) -> Tensor:
+    def estimate(self, first: Tensor, second: Tensor, mask: Tensor) -> Tensor:
         """The second stage's vectors as predicted from the first's."""
-        attention = self(first, second, frozen=False).softmax(2) * kept
-        mixed = attention @ _projected(first, self.value, self.value_norm, False).relu()
+        attention = self(first, second, frozen=False).softmax(2) * mask
+        mixed = attention @ _project(first, self.value, self.value_norm, False).relu()
         return safe_normalize(self.out(mixed.transpose(0, 1).flatten(1)))
 
 
-def _projected(x: Tensor, linear: nn.Linear, norm: nn.BatchNorm1d, frozen: bool) -> Tensor:
+def _project(x: Tensor, linear: nn.Linear, norm: nn.BatchNorm1d, frozen: bool) -> Tensor:
     if not frozen:
         return F.batch_norm(linear(x), norm.running_mean, norm.running_var, norm.weight, norm.bias, True, 0.1, norm.eps)
     return F.batch_norm(

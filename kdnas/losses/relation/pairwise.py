@@ -1,4 +1,4 @@
-"""The generic loss between pairs of samples."""
+"""A generic loss between pairs of samples."""
 
 from typing import ClassVar, Literal, final
 
@@ -14,7 +14,7 @@ from kdnas.specs import check_literals
 
 @final
 class Pairwise(Loss):
-    """Whatever relates two samples should relate them alike in student and teacher.
+    """Mean squared difference of a chosen relation between the samples of a batch.
 
     With embeddings e `[batch, dims]` (the deepest map averaged over positions; dims of student and teacher free):
 
@@ -22,20 +22,21 @@ class Pairwise(Loss):
         cosine: <a, b> / (|a| |b|);  inner: <a, b>;  l2: |a - b|;  sq_l2: |a - b|^2
 
     Divisor: batch * (batch - 1), the ordered pairs. Repeating the batch adds pairs of equal samples (pairwise). A
-    batch of one has no pair: 0. Only the cosine is free of the embeddings' scale: with another phi choose
-    `normalize`, or make sure that student and teacher have one scale. Memory batch^2.
+    batch of one has no pair: 0. Only the cosine is independent of the embeddings' scale: with another phi
+    use `normalize`, unless student and teacher have the same scale. Memory batch^2.
 
     `weight` 1: no published weight.
 
     Args:
-        phi: `cosine`, `inner`, `l2` or `sq_l2`.
+        phi: the relation: `cosine`, `inner`, `l2` or `sq_l2`; default `cosine`.
         normalize: divide each network's relations by nothing (`none`), by their mean absolute value over the pairs
-            (`mean`), or by the largest (`max`); both carry gradient.
-        reduction: `mean` over the pairs, or their `sum`, the literal formula, which grows with batch^2.
+            (`mean`), or by the largest (`max`); gradient flows through both; default `none`.
+        reduction: `mean` over the pairs, or their `sum`, which is the survey's formula and grows with batch^2; default
+            `mean`.
 
     Reference: Gou, Yu, Maybank and Tao, Knowledge Distillation: A Survey, IJCV 2021, section 2.3 (the general form of
         relations between samples).
-    Differs: a mean over pairs by default; a sum's strength would follow the batch's size.
+    Differs: a mean over pairs by default, so that the value does not depend on the batch's size.
     """
 
     needs: ClassVar[tuple[str, ...]] = ("features",)

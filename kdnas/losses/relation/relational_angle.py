@@ -12,7 +12,7 @@ from kdnas.outputs import Moment, Outputs, embedding
 
 @final
 class RelationalAngle(Loss):
-    """The angle that two samples make at a third should be the teacher's.
+    """Huber distance between the cosines of the angles in all triplets of samples (RKD-A).
 
     With embeddings e `[batch, dims]` (the deepest map averaged over positions; dims of student and teacher free):
 
@@ -21,14 +21,14 @@ class RelationalAngle(Loss):
     where huber(x) is x^2/2 up to |x| = 1 and |x| - 1/2 beyond.
 
     Divisor: batch^3, every ordered triplet; those with a repeated sample are equal in both networks, or 0.
-    Invariant to shifting, rotating and scaling the embeddings. Two equal samples make no angle: psi = 0, gradient 0.
+    Invariant to shifting, rotating and scaling the embeddings. Two equal samples have no angle: psi = 0, gradient 0.
     Peak memory: batch^2 * dims + batch^3 numbers for each network; `vertices` bounds it.
 
     `weight` 50: RepDistiller, mdistiller and MMRazor, with this reduction.
 
     Args:
-        vertices: measure angles only at the batch's first so many samples, which a shuffled loader makes a random
-            choice: memory and work shrink to vertices * batch * (dims + batch). 0, the default: at every sample.
+        vertices: number of samples, the batch's first, at which angles are measured; default 0: every sample. Memory
+            and work shrink to vertices * batch * (dims + batch); with shuffled batches the choice is random.
 
     Reference: Park, Kim, Lu and Cho, Relational Knowledge Distillation, CVPR 2019, section 3.2 (angle-wise loss).
     Differs: safe normalisation; the authors' gradient at two equal samples is of the order of 1e9.
@@ -41,7 +41,7 @@ class RelationalAngle(Loss):
     def __init__(self, *, vertices: int = 0) -> None:
         super().__init__()
         if vertices < 0:
-            raise ValueError(f"vertices must be 0 (every sample) or a positive count, got {vertices}.")
+            raise ValueError(f"`vertices` must be 0 (every sample) or a positive count, got {vertices}.")
         self.vertices = vertices
 
     def compute(self, student: Outputs, teacher: Outputs, labels: Tensor, at: Moment) -> Tensor:

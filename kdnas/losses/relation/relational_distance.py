@@ -13,13 +13,13 @@ from kdnas.outputs import Moment, Outputs, embedding
 
 @final
 class RelationalDistance(Loss):
-    """The distance between two samples, in units of the mean distance, should be the teacher's.
+    """Huber distance between the relative distances of all pairs of samples (RKD-D).
 
     With embeddings e `[batch, dims]` (the deepest map averaged over positions; dims of student and teacher free):
 
         d_ij = |e_i - e_j|,  psi_ij = d_ij / mean of the positive d;  L = mean_ij huber(psi_s,ij - psi_t,ij)
 
-    where huber(x) is x^2/2 up to |x| = 1 and |x| - 1/2 beyond. The student's mean carries gradient.
+    where huber(x) is x^2/2 up to |x| = 1 and |x| - 1/2 beyond. Gradient flows through the student's mean.
 
     Divisor: batch^2, the zero diagonal included. Invariant to the embeddings' scale. A batch of one, or of equal
     samples, has no positive distance: psi = 0 there. Memory batch^2.
@@ -27,7 +27,7 @@ class RelationalDistance(Loss):
     `weight` 25: RepDistiller, mdistiller and MMRazor, with this reduction.
 
     Args:
-        normalize: divide each embedding by its Euclidean norm first, as MMRazor does.
+        normalize: divide each embedding by its Euclidean norm first, as MMRazor does; default False.
 
     Reference: Park, Kim, Lu and Cho, Relational Knowledge Distillation, CVPR 2019, section 3.2 (distance-wise loss).
     Differs: equal samples get gradient 0 where the authors' clamp leaves rounding noise.

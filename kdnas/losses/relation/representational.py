@@ -10,7 +10,7 @@ from kdnas.similarity import dissimilarity, rdm_similarity
 
 @final
 class Representational(FeatureLoss):
-    """The student's dissimilarities between samples should be a linear function of the teacher's.
+    """One minus the correlation of the dissimilarity matrices of student and teacher (RDM).
 
     For each pair of stages, with RDM_ij = 1 - Pearson(map_i, map_j) over a sample's flattened activations
     (`[batch, batch]`, dims of the student and of the teacher free) and r the Pearson correlation of the strict
@@ -25,8 +25,8 @@ class Representational(FeatureLoss):
     `weight` 1: no published weight; L has unit scale.
 
     Args:
-        taps: which stages are paired, see `FeatureLoss`.
-        weights: one weight per pair.
+        taps: how stages are paired: `resolution` (default), `rdm`, `order` or explicit pairs, as in `StagePairs`.
+        weights: one weight per pair; default None: 1 each.
 
     Reference: Bashivan, Tensen and DiCarlo, Teacher Guided Architecture Search, ICCV 2019, section 3 (the score).
     Differs: the paper ranks candidates by r and takes each teacher stage's best student stage; training needs a

@@ -10,7 +10,7 @@ from kdnas.numerics import rescale, safe_normalize
 
 @final
 class SimilarityPreserving(FeatureLoss):
-    """Two samples that the teacher's maps find similar should be similar to the student's.
+    """Mean squared difference between the samples' row-normalised Gram matrices (SP).
 
     For each pair of stages, with every sample's map flattened to a row of Q (`[batch, dims]`, dims of the student
     and of the teacher free):
@@ -21,15 +21,15 @@ class SimilarityPreserving(FeatureLoss):
     Invariant to the scale of the maps. A batch of one: both rows are 1 and the loss is 0. The row of an all-zero
     sample is 0. Memory batch^2.
 
-    `weight` 3000: as in RepDistiller and mdistiller, whose reduction is this one.
+    `weight` 3000: as in RepDistiller and mdistiller, with the same reduction.
 
     Args:
-        taps: which stages are paired, see `FeatureLoss`.
-        weights: one weight per pair.
+        taps: how stages are paired: `resolution` (default), `rdm`, `order` or explicit pairs, as in `StagePairs`.
+        weights: one weight per pair; default None: 1 each.
 
     Reference: Tung and Mori, Similarity-Preserving Knowledge Distillation, ICCV 2019, section 3.
-    Differs: the authors compare the last stage; `taps=((-1, -1),)` does. Maps are divided by the batch's largest
-        entry, which cancels in the normalisation and keeps their squares from overflowing.
+    Differs: the authors compare the last stage only, which is `taps=((-1, -1),)`. Maps are divided by the batch's
+        largest entry, which cancels in the normalisation and keeps their squares from overflowing.
     """
 
     weight: ClassVar[float] = 3000.0

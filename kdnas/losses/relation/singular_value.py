@@ -1,4 +1,4 @@
-"""The leading singular vectors of feature maps, and what passes between those of consecutive stages."""
+"""Relations between the leading singular vectors of consecutive stages (KD-SVD)."""
 
 from typing import Any, ClassVar, final
 
@@ -17,7 +17,7 @@ DAMPING = 1e-4
 
 @final
 class SingularValue(LayerRelation):
-    r"""What changes between the leading singular vectors of two stages, the teacher's followed by the student (KD-SVD).
+    r"""Squared difference of the relations between singular vectors of consecutive stages (KD-SVD).
 
     Each map as a matrix $X \in R^{hw \times C}$, $X = U S V^\top$: the first $k$ right vectors of the teacher,
     weighted by $\sigma = s_{1..k} / |s_{1..k}|$; for each of them the student's vector of the largest $|\cos|$ among
@@ -27,21 +27,21 @@ class SingularValue(LayerRelation):
 
     Shapes: maps `[batch, channels, h, w]` or tokens; $R$ is `[batch, channels, channels, k]`, the peak.
     Divisor: batch; a sum over both channel counts and the vectors.
-    A singular vector has no sign, so every vector is first turned to make its largest entry positive: the value does
-    not depend on the linear-algebra library. A zero map has no vectors (zeros, gradient 0); equal singular values
+    A singular vector has no sign, so every vector is first multiplied by the sign of its largest entry: the value does
+    not depend on the linear algebra library. A zero map has no vectors (zeros, gradient 0); equal singular values
     have no unique ones: the value is that of some choice, and the gradient stays finite.
 
     The vectors come from the eigenvectors of the smaller Gram matrix, in float64 (as exact as a singular value
     decomposition in float32). Their gradient divides by gaps $d$ between squared singular values; here by
     $(d^2 + \epsilon^2) / d$ with $\epsilon = 10^{-4} s_1^2$.
 
-    Default weight 1: the author's and mdistiller's.
+    Default weight 1: the authors' and mdistiller's.
 
     Args:
-        taps: how stages are paired.
-        weights: one weight per relation; default 1 each.
-        num_vectors: $k$; 1 in all of the author's runs.
-        num_spare: how many more vectors of the student may be matched.
+        taps: how stages are paired: `resolution` (default), `rdm`, `order` or explicit pairs, as in `StagePairs`.
+        weights: one weight per relation; default None: 1 each.
+        num_vectors: $k$, at least 1; default 1, as in all of the authors' runs.
+        num_spare: number of further student vectors among which the match is searched; default 3.
 
     Raises:
         ValueError: fewer than two pairs of stages, a map with fewer than $k$ channels or positions, or counts that
@@ -49,9 +49,9 @@ class SingularValue(LayerRelation):
 
     Reference: Lee, Kim, Song, Self-supervised Knowledge Distillation Using Singular Value Decomposition, ECCV 2018,
         section 3.
-    Differs: canonical signs; the author's value depends on those of the library (the same inputs gave 0.264 and 0.027).
-        Divided by the batch. Where channels differ, a 1x1 convolution on the student. As with the
-        author, each parameter's gradient is clipped to the norm of its task gradient, by the Objective; the author's
+    Differs: canonical signs; the authors' value depends on those of the library (the same inputs gave 0.264 and 0.027).
+        Divided by the batch. Where channels differ, a 1x1 convolution on the student. As in the
+        authors' code, each parameter's gradient is clipped to the norm of its task gradient, by `Objective`; their
         factor sigmoid(epoch) is left out.
     """
 
@@ -69,12 +69,12 @@ class SingularValue(LayerRelation):
         super().__init__(taps=taps, weights=weights)
         if num_vectors < 1 or num_spare < 0:
             raise ValueError(
-                f"num_vectors must be at least 1 and num_spare at least 0, got {num_vectors}, {num_spare}."
+                f"`num_vectors` must be at least 1 and `num_spare` at least 0, got {num_vectors} and {num_spare}."
             )
         self.num_vectors, self.num_spare = num_vectors, num_spare
 
     def describe(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-        """The teacher's weighted vectors and the student's that match them, `[batch, channels, k]` each."""
+        """The matched vectors of the student and the teacher's, both weighted, `[batch, channels, k]` each."""
         values, target = leading_vectors(teacher, self.num_vectors)
         spare = min(self.num_vectors + self.num_spare, *student.flatten(2).shape[1:])
         mine = match(leading_vectors(student, spare)[1], target)
@@ -82,7 +82,7 @@ class SingularValue(LayerRelation):
         return mine * sigma, target * sigma
 
     def relate(self, first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor], index: int) -> Tensor:
-        """The squared difference of what passes between two stages, summed per sample."""
+        """The squared difference of the relations between two stages, summed per sample."""
         student, teacher = (
             torch.exp(-(v[:, :, None] - w[:, None]).square() / 8) for v, w in zip(first, second, strict=True)
         )
@@ -101,8 +101,8 @@ def leading_vectors(maps: Tensor, count: int) -> tuple[Tensor, Tensor]:
     channels, positions = maps.flatten(2).shape[1:]
     if count > min(channels, positions):
         raise ValueError(
-            f"a map of {channels} channels and {positions} positions has no {count} singular vectors. "
-            "Ask for fewer, or tap a larger stage."
+            f"a map of {channels} channels and {positions} positions has fewer than {count} singular vectors. "
+            "Use a smaller num_vectors, or pair larger stages."
         )
     # Squaring halves the digits: float64 keeps those of a float32 decomposition.
     rows = rescale(maps.flatten(2).double(), (1, 2))
@@ -120,9 +120,9 @@ def leading_vectors(maps: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 
 def canonical(vectors: Tensor) -> Tensor:
-    """Each column of `[batch, channels, count]` turned so that its largest entry in absolute value is positive.
+    """Vectors `[batch, channels, count]` with signs such that the entry of largest magnitude is positive.
 
-    Of entries equal within rounding the first decides.
+    Of entries equal within rounding the first counts.
     """
     size = vectors.detach().abs()
     first = (size >= (1 - 1e-5) * size.amax(1, keepdim=True)).double().argmax(1, keepdim=True)
@@ -130,7 +130,7 @@ def canonical(vectors: Tensor) -> Tensor:
 
 
 def match(student: Tensor, teacher: Tensor) -> Tensor:
-    """For each of the teacher's vectors the student's of the largest |cosine|, turned to the teacher's side.
+    """For each of the teacher's vectors the student's of largest |cosine|, with the sign of that cosine.
 
     `[batch, channels, m]` and `[batch, channels, k]` to `[batch, channels, k]`.
     """

@@ -1,4 +1,4 @@
-"""Distillation from a graph of teachers: their class distributions and their pairwise fused features."""
+"""Distillation from a graph of teachers: class distributions, and features fused for every pair of teachers."""
 
 import random
 from itertools import combinations
@@ -19,7 +19,7 @@ Fusion = Literal["compact_bilinear", "bilinear", "concatenation"]
 
 @final
 class TeacherGraph(Loss):
-    r"""The student follows several teachers' class distributions, and the features of every two teachers fused.
+    r"""Matches several teachers' class distributions and the fused features of every pair of teachers.
 
     Logits graph, with $p_m = \mathrm{softmax}(z_m / T)$ of teacher $m$ and $p_s$ of the student:
     $L_G = T \frac1B \sum_b \sum_m w_{bm} \, \mathrm{EM}(p_{bm}, p_{bs})$. EM is the earth mover's distance,
@@ -33,7 +33,7 @@ class TeacherGraph(Loss):
     $F_{jk}$ of the batch (1 where they are all equal).
 
     $L = a L_G + b L_R$. Edge weights are `equal`, `confidence` ($w_{bm} = \mathrm{softmax}_m(-H(p_{bm}))$, $H$ the
-    entropy) or given; $w_{jk}$ is the batch mean of $w_j w_k$, and both kinds sum to 1.
+    entropy) or fixed numbers; $w_{jk}$ is the batch mean of $w_j w_k$, and both kinds sum to 1.
 
     Several teachers: `Outputs.members` of an ensemble. A single network is the only node: its distribution, and its
     features fused with themselves.
@@ -44,14 +44,15 @@ class TeacherGraph(Loss):
     Default weight 1: no published value.
 
     Args:
-        distance: between class distributions: `total_variation` or `ordered`.
-        fusion: `compact_bilinear` (the outer product, sketched), `bilinear` (the outer product) or `concatenation`.
-        edges: `equal`, `confidence`, or one weight per teacher.
-        temperature: $T$.
-        logits_weight: $a$.
-        representation_weight: $b$.
-        dims: length of the compact bilinear sketch.
-        seed: of the sketch's fixed hashes.
+        distance: between class distributions: `total_variation` or `ordered`; default `total_variation`.
+        fusion: `compact_bilinear` (a sketch of the outer product), `bilinear` (the outer product) or `concatenation`;
+            default `compact_bilinear`.
+        edges: weights of the teachers: `equal`, `confidence`, or one number per teacher; default `equal`.
+        temperature: $T$, above 0; default 4.
+        logits_weight: $a$; default 1.
+        representation_weight: $b$; default 1.
+        dims: length of the compact bilinear sketch; default 512.
+        seed: random seed of the sketch's hashes; default 0.
 
     Raises:
         ValueError: an unknown option, or a number of weights other than the number of teachers.
@@ -60,8 +61,8 @@ class TeacherGraph(Loss):
         Distillation for Video Classification, IJCAI 2018, arXiv 1804.10069: earth mover's distance on the logits graph,
         compact bilinear pooling and MMD on the representation graph. Sketch: Gao et al., Compact Bilinear
         Pooling, CVPR 2016, algorithm 2.
-    Differs: the authors' code is not public; ground distance, bandwidths and fusion's order are ours. Edge weights are
-        not learnt: from this term alone they would collapse onto the teacher nearest to the student.
+    Differs: the authors' code is not public; ground distance, bandwidths and the order of the fusion are ours. Edge
+        weights are not learnt: from this term alone they would collapse onto the teacher nearest to the student.
     """
 
     needs: ClassVar[tuple[str, ...]] = ("logits", "features")
@@ -82,9 +83,9 @@ class TeacherGraph(Loss):
         super().__init__()
         check_literals(type(self), locals())
         if isinstance(edges, tuple) and not (min(edges, default=-1) >= 0 and sum(edges) > 0):
-            raise ValueError(f"edges are weights of teachers: none negative, not all 0; got {edges}.")
+            raise ValueError(f"`edges` must not be negative nor all 0, got {edges}.")
         if not temperature > 0:
-            raise ValueError(f"temperature must be above 0, got {temperature}.")
+            raise ValueError(f"`temperature` must be above 0, got {temperature}.")
         self.distance, self.fusion, self.edges, self.temperature = distance, fusion, edges, temperature
         self.logits_weight, self.representation_weight = logits_weight, representation_weight
         self.dims, self.seed = dims, seed
@@ -97,7 +98,9 @@ class TeacherGraph(Loss):
         for member in members:
             super().prepare(student, member, elastic=elastic)
         if isinstance(self.edges, tuple) and len(self.edges) != len(members):
-            raise ValueError(f"edges needs one weight per teacher: {len(members)} teachers, got {len(self.edges)}.")
+            raise ValueError(
+                f"`edges` must have one weight per teacher: {len(members)} teachers, got {len(self.edges)}."
+            )
         features = [embedding(member) for member in members]
         self.sketches = nn.ModuleList(
             _Sketch(f.shape[1], self.dims, f"{self.seed}/{index}").to(f.device)
@@ -105,7 +108,7 @@ class TeacherGraph(Loss):
         )
         width = embedding(student).shape[1]
         self.projections = nn.ModuleList(
-            Adapter(width, fused.shape[1]).to(fused.device) for fused in self._fused(features)
+            Adapter(width, fused.shape[1]).to(fused.device) for fused in self._fuse(features)
         )
 
     def compute(self, student: Outputs, teacher: Outputs, labels: Tensor, at: Moment) -> Tensor:
@@ -113,8 +116,8 @@ class TeacherGraph(Loss):
         members = teacher.members or (teacher,)
         if not len(self.projections):
             raise ValueError(
-                "TeacherGraph has no projections yet. Call loss.prepare(student, teacher) with the outputs of the "
-                "largest student before the optimiser is made."
+                "TeacherGraph is not prepared. Call loss.prepare(student, teacher) with the outputs of the largest "
+                "student before the optimiser is created."
             )
         logs = torch.stack([(m.logits / self.temperature).log_softmax(1) for m in members], 1)
         weights = self._weights(logs)
@@ -123,7 +126,7 @@ class TeacherGraph(Loss):
         of_logits = self.temperature * (weights * distances).sum(1).mean()
 
         node = embedding(student)
-        fused = self._fused([embedding(m) for m in members])
+        fused = self._fuse([embedding(m) for m in members])
         edges = [(weights[:, j] * weights[:, k]).mean() for j, k in _pairs(len(members))]
         of_features = [
             edge * _mmd(safe_normalize(projection(node[:, :, None, None]).flatten(1)), target)
@@ -136,8 +139,8 @@ class TeacherGraph(Loss):
     def _weights(self, logs: Tensor) -> Tensor:
         if self.edges == "confidence":
             return (logs.exp() * logs).sum(2).softmax(1)
-        given = torch.ones(logs.shape[1]) if self.edges == "equal" else torch.tensor(self.edges)
-        return (given / given.sum()).to(logs).expand(len(logs), -1)
+        weights = torch.ones(logs.shape[1]) if self.edges == "equal" else torch.tensor(self.edges)
+        return (weights / weights.sum()).to(logs).expand(len(logs), -1)
 
     def _distance(self, teachers: Tensor, student: Tensor) -> Tensor:
         gaps = teachers - student
@@ -146,7 +149,7 @@ class TeacherGraph(Loss):
             return gaps.cumsum(2)[..., :-1].abs().sum(2)
         return gaps.abs().sum(2) / 2
 
-    def _fused(self, features: list[Tensor]) -> list[Tensor]:
+    def _fuse(self, features: list[Tensor]) -> list[Tensor]:
         features = [safe_normalize(f) for f in features]
         if len(features) == 1:
             features = features * 2
@@ -157,13 +160,13 @@ class TeacherGraph(Loss):
             elif self.fusion == "bilinear":
                 joint = (features[j][:, :, None] * features[k][:, None]).flatten(1)
             else:
-                joint = _convolved(self.sketches[j](features[j]), self.sketches[k](features[k]))
+                joint = _convolve(self.sketches[j](features[j]), self.sketches[k](features[k]))
             fused.append(safe_normalize(joint.sign() * joint.abs().sqrt()))
         return fused
 
 
 class _Sketch(nn.Module):
-    """Count sketch: every feature is added, with a sign, to one of `dims` sums; hashes fixed by a seed."""
+    """Count sketch: adds every feature, with a sign, to one of `dims` sums; places and signs are drawn from a seed."""
 
     def __init__(self, features: int, dims: int, seed: str) -> None:
         super().__init__()
@@ -179,7 +182,7 @@ class _Sketch(nn.Module):
         return x.new_zeros(len(x), self.dims).index_add(1, self.place, x * self.sign)
 
 
-def _convolved(x: Tensor, y: Tensor) -> Tensor:
+def _convolve(x: Tensor, y: Tensor) -> Tensor:
     # The circular convolution of two sketches is a sketch of the outer product.
     return torch.fft.irfft(torch.fft.rfft(x) * torch.fft.rfft(y), n=x.shape[1])
 

@@ -15,7 +15,7 @@ LARGEST_LOG = 60.0
 
 @final
 class AlphaDivergence(Loss):
-    r"""Penalises over- and under-estimating the teacher, whichever is worse for each sample.
+    r"""Adaptive alpha-divergence: for each sample the larger of two divergences (AlphaNet).
 
     $D_\alpha(p \| q) = \frac{1}{\alpha (\alpha - 1)} \sum_c q_c [(p_c / q_c)^\alpha - 1]$ with the teacher's
     $p = \mathrm{softmax}(z_t)$ and the student's $q = \mathrm{softmax}(z_s)$; $\alpha \to 1$ is
@@ -31,18 +31,18 @@ class AlphaDivergence(Loss):
     wherever nothing is clipped. Each sample takes the $\alpha$ with the larger clipped divergence, in which
     $r$ stands for $(p / q)^\alpha$; ties go to $\alpha_{max}$.
 
-    A confidently wrong student has almost no clipped gradient for an $\alpha$ other than 1, while its
+    A student that is confident and wrong has almost no clipped gradient for an $\alpha$ other than 1, while its
     unclipped $D_{-1}$ is the larger by far; choosing by the clipped divergence sends it to $\alpha = 1$, whose
-    gradient does not vanish. With $\alpha_{max} \ne 1$ there is no such rescue.
+    gradient does not vanish. With $\alpha_{max} \ne 1$ the gradient of such a student stays small.
 
     Shapes: logits `[batch, classes]`, or `[batch, classes, height, width]` compared position by position.
     Divisor: batch (times positions); classes are summed. No temperature. Differentiating twice gives the
     derivative of the clipped gradient.
 
     Args:
-        alpha_min: $\alpha_{min}$; equal to `alpha_max` for a fixed $\alpha$.
-        alpha_max: $\alpha_{max}$.
-        clip: $\beta$, the largest ratio that enters the gradient.
+        alpha_min: $\alpha_{min}$; default -1. Equal to `alpha_max` for a fixed $\alpha$.
+        alpha_max: $\alpha_{max}$; default 1.
+        clip: $\beta$, the largest probability ratio in the gradient, at least 1; default 5.
 
     Raises:
         ValueError: `alpha_min` above `alpha_max`, or `clip` below 1.
@@ -60,9 +60,9 @@ class AlphaDivergence(Loss):
     def __init__(self, *, alpha_min: float = -1.0, alpha_max: float = 1.0, clip: float = 5.0) -> None:
         super().__init__()
         if not alpha_min <= alpha_max:
-            raise ValueError(f"alpha_min must not exceed alpha_max, got {alpha_min} and {alpha_max}. Swap them.")
+            raise ValueError(f"`alpha_min` must not exceed `alpha_max`, got {alpha_min} and {alpha_max}.")
         if not clip >= 1:
-            raise ValueError(f"clip must be at least 1, the ratio of equal distributions, got {clip}.")
+            raise ValueError(f"`clip` must be at least 1, the ratio of equal distributions, got {clip}.")
         self.alpha_min, self.alpha_max, self.clip = alpha_min, alpha_max, clip
 
     def compute(self, student: Outputs, teacher: Outputs, labels: Tensor, at: Moment) -> Tensor:

@@ -1,4 +1,4 @@
-"""Cross-entropy with the hard labels: the task itself."""
+"""Cross-entropy with the labels."""
 
 from typing import ClassVar, final
 
@@ -11,7 +11,7 @@ from kdnas.outputs import Moment, Outputs
 
 @final
 class CrossEntropy(Loss):
-    r"""Cross-entropy between the student and the labels; the teacher is not read.
+    r"""Cross-entropy with the labels; the teacher is not used.
 
     $L = -\frac{1}{B} \sum_b \sum_c y_{bc} \log p_{bc}$ with $p = \mathrm{softmax}(z_s)$ and
     $y = (1 - \epsilon) \cdot \mathrm{onehot} + \epsilon / C$.
@@ -21,7 +21,8 @@ class CrossEntropy(Loss):
     out (0 if there are none).
 
     Args:
-        label_smoothing: the share $\epsilon$ of the target that is spread evenly over all classes.
+        label_smoothing: the share $\epsilon$ of the target that is spread evenly over all classes, in [0, 1); default
+            0.
 
     Raises:
         ValueError: `label_smoothing` is outside [0, 1).
@@ -38,11 +39,11 @@ class CrossEntropy(Loss):
     def __init__(self, *, label_smoothing: float = 0.0) -> None:
         super().__init__()
         if not 0 <= label_smoothing < 1:
-            raise ValueError(f"label_smoothing is a share in [0, 1), got {label_smoothing}. 0 turns it off.")
+            raise ValueError(f"`label_smoothing` must be in [0, 1), got {label_smoothing}. 0 turns it off.")
         self.label_smoothing = label_smoothing
 
     def prepare(self, student: Outputs, teacher: Outputs, *, elastic: bool = False) -> None:
-        """Nothing to build, and nothing to match: the teacher may know other classes."""
+        """Does nothing: there are no learnable parts, and the teacher may have other classes."""
 
     def compute(self, student: Outputs, teacher: Outputs, labels: Tensor, at: Moment) -> Tensor:
         """The cross-entropy, averaged over the labels."""

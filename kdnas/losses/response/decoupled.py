@@ -11,7 +11,7 @@ from kdnas.outputs import Moment, Outputs
 
 @final
 class Decoupled(Loss):
-    r"""Weighs how sure the student is of the label apart from how it ranks the other classes (DKD).
+    r"""KL divergence that weighs the labelled class and the ranking of the others separately (DKD).
 
     With $p = \mathrm{softmax}(z_s / T)$, $q = \mathrm{softmax}(z_t / T)$, the label $y$, and $\hat p$, $\hat q$ the
     softmaxes over the classes other than $y$,
@@ -20,14 +20,14 @@ class Decoupled(Loss):
 
     Shapes: logits `[batch, classes]` with labels `[batch]`, or `[batch, classes, height, width]` with
     `[batch, height, width]`; a label of -100 is left out. Divisor: the number of labels that are not left out;
-    classes are summed. Undefined for fewer than 3 classes: nothing is left to rank.
+    classes are summed. Undefined for fewer than 3 classes.
 
     Default weight 1, beside the labels at 1: the authors' code, with alpha 1, beta 8, temperature 4.
 
     Args:
-        alpha: weight of the labelled class against the rest.
-        beta: weight of the ranking of the rest.
-        temperature: $T$.
+        alpha: weight of the labelled class against the rest; default 1.
+        beta: weight of the distribution among the other classes; default 8.
+        temperature: $T$, above 0; default 4.
 
     Raises:
         ValueError: fewer than 3 classes, or a temperature that is not positive.
@@ -44,7 +44,7 @@ class Decoupled(Loss):
     def __init__(self, *, alpha: float = 1.0, beta: float = 8.0, temperature: float = 4.0) -> None:
         super().__init__()
         if not temperature > 0:
-            raise ValueError(f"temperature must be above 0, got {temperature}. The paper uses 4.")
+            raise ValueError(f"`temperature` must be above 0, got {temperature}. The paper uses 4.")
         self.alpha, self.beta, self.temperature = alpha, beta, temperature
 
     def prepare(self, student: Outputs, teacher: Outputs, *, elastic: bool = False) -> None:
@@ -55,12 +55,12 @@ class Decoupled(Loss):
     def compute(self, student: Outputs, teacher: Outputs, labels: Tensor, at: Moment) -> Tensor:
         """The two weighted divergences, averaged over the labels."""
         _at_least_three(student.logits)
-        kept = labels.flatten() != -100
-        target = labels.flatten()[kept]
+        labelled = labels.flatten() != -100
+        target = labels.flatten()[labelled]
         if not len(target):
             return connected_zero(student.logits)
         log_p, log_q = (
-            (o.logits / self.temperature).movedim(1, -1).flatten(0, -2)[kept].log_softmax(-1)
+            (o.logits / self.temperature).movedim(1, -1).flatten(0, -2)[labelled].log_softmax(-1)
             for o in (student, teacher)
         )
         index = torch.arange(log_p.shape[1] - 1, device=target.device)
@@ -77,6 +77,6 @@ class Decoupled(Loss):
 def _at_least_three(logits: Tensor) -> None:
     if logits.shape[1] < 3:
         raise ValueError(
-            f"Decoupled ranks the classes other than the label and needs at least 3 classes, got {logits.shape[1]}. "
+            f"Decoupled needs at least 3 classes, got {logits.shape[1]}: it ranks those other than the label. "
             "Use SoftTargets."
         )

@@ -1,4 +1,4 @@
-"""Correlation of predictions between classes and between samples."""
+"""Correlation of predicted probabilities between classes and between samples."""
 
 from typing import ClassVar, final
 
@@ -12,7 +12,7 @@ from kdnas.similarity import pearson
 
 @final
 class Dist(Loss):
-    r"""The student keeps the teacher's relations, not its probabilities (DIST).
+    r"""One minus the correlation of class probabilities, within samples and within classes (DIST).
 
     With $p = \mathrm{softmax}(z_s / T)$, $q = \mathrm{softmax}(z_t / T)$ and Pearson's $\rho$,
     $L = T^2 [\beta \cdot \frac{1}{B} \sum_b (1 - \rho(p_{b,:}, q_{b,:}))
@@ -21,15 +21,15 @@ class Dist(Loss):
 
     Shapes: logits `[batch, classes]`, or `[batch, classes, height, width]`, whose positions count as samples.
     Divisors: batch for the first sum, classes for the second. A row or a column that is constant (to 32 roundings) on
-    either side correlates 0, so it adds 1 and no gradient. With one sample the second sum is 0. Large batches give the
-    second sum its meaning.
+    either side has correlation 0: it adds 1 and no gradient. With one sample the second sum is 0, and with few samples
+    it is noise.
 
     Default weight 2, beside the labels at 1: mmrazor.
 
     Args:
-        inter: $\beta$, the weight of the relation between classes.
-        intra: $\gamma$, the weight of the relation between samples.
-        temperature: $T$.
+        inter: $\beta$, the weight of the relation between classes; default 1.
+        intra: $\gamma$, the weight of the relation between samples; default 1.
+        temperature: $T$, above 0; default 1.
 
     Raises:
         ValueError: a temperature that is not positive.
@@ -46,7 +46,7 @@ class Dist(Loss):
     def __init__(self, *, inter: float = 1.0, intra: float = 1.0, temperature: float = 1.0) -> None:
         super().__init__()
         if not temperature > 0:
-            raise ValueError(f"temperature must be above 0, got {temperature}. The paper uses 1 and 4.")
+            raise ValueError(f"`temperature` must be above 0, got {temperature}. The paper uses 1 and 4.")
         self.inter, self.intra, self.temperature = inter, intra, temperature
 
     def compute(self, student: Outputs, teacher: Outputs, labels: Tensor, at: Moment) -> Tensor:

@@ -10,7 +10,7 @@ from kdnas.outputs import Moment, Outputs
 
 @final
 class LogitRegression(Loss):
-    r"""The student's logits follow the teacher's, before any softmax.
+    r"""Mean squared error between logits.
 
     $L = \frac{1}{B C} \sum_{b,c} (z_{s,bc} - z_{t,bc})^2$.
 
@@ -20,8 +20,8 @@ class LogitRegression(Loss):
     Default weight 1.
 
     Args:
-        centre: take each sample's mean over classes off both sides first; a shift of all logits, which no
-            softmax sees, then costs nothing.
+        centre: subtract each sample's mean over classes from both logits first, so that a shift of all logits, which
+            does not change the softmax, does not change the loss; default False.
 
     Reference: Ba, Caruana, Do Deep Nets Really Need to be Deep?, NIPS 2014, equation 1.
     Differs: a mean over classes too, without the factor 1/2: 2/C times the paper's.

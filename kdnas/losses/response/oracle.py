@@ -1,4 +1,4 @@
-"""OKD: of an ensemble, only the members that are right teach."""
+"""Oracle distillation: only the correct members of an ensemble are targets (OKD)."""
 
 from typing import ClassVar, final
 
@@ -12,19 +12,19 @@ from kdnas.outputs import Moment, Outputs
 
 @final
 class Oracle(Loss):
-    r"""The student follows those members of an ensemble that classify a sample rightly, or the label (oracle KD).
+    r"""Distils from those members of an ensemble that classify the sample correctly, else from the label (OKD).
 
     For a sample $b$ with label $y$, $u_j = 1$ where member $j$'s largest logit is that of $y$, else 0. With
     $p = \mathrm{softmax}(z_s)$, $p^T = \mathrm{softmax}(z_s / T)$, $q^T_j = \mathrm{softmax}(z_j / T)$,
 
     $\ell_b = \frac{1}{\sum_j u_j} \sum_j u_j [(1 - \lambda)\,(-\log p_y) +
-    \lambda\,T^2 \sum_c q^T_{jc} (\log q^T_{jc} - \log p^T_c)]$ where any member is right,
+    \lambda\,T^2 \sum_c q^T_{jc} (\log q^T_{jc} - \log p^T_c)]$ where any member is correct,
     $\ell_b = -\log p_y$ where none is, and $L = \frac{1}{B} \sum_b \ell_b$.
 
-    It is the mean over the right members of their losses, not the loss of their mean distribution: the two have equal
-    gradients, but the value of the first is larger by the members' disagreement. A wrong member has no influence at
-    all. Of equal largest logits the first class counts. The loss holds the labels' part itself and needs no
-    cross-entropy beside it. A teacher without `members` is an ensemble of one.
+    It is the mean of the correct members' losses, not the loss of their mean distribution: the two have equal
+    gradients, but the value of the first is larger by the members' disagreement. Wrong members have no influence. Of
+    equal largest logits the first class counts. The labels' term is included: no cross-entropy is needed beside it. A
+    teacher without `members` is an ensemble of one.
 
     Shapes: logits `[batch, classes]` with labels `[batch]`, or `[batch, classes, height, width]` with
     `[batch, height, width]`, position by position; a label of -100 is left out. Divisor: the labels that are not left
@@ -33,16 +33,16 @@ class Oracle(Loss):
     Default weight 1: the whole of the paper's loss.
 
     Args:
-        share: $\lambda$, of the distillation where a member is right.
-        temperature: $T$.
+        share: $\lambda$, the weight of the distillation where a member is correct, in [0, 1]; default 0.9.
+        temperature: $T$, above 0; default 4.
 
     Raises:
         ValueError: a share outside [0, 1], a temperature that is not positive, or a member of other classes.
 
     Reference: Kang, Mun, Han, Towards Oracle Knowledge Distillation with Neural Architecture Search, AAAI 2020,
         section 3 (oracle distillation).
-    Differs: the mix of label and softened loss is Hinton's with the weights of RepDistiller; the paper's constants are
-        not known to us, and no code by the authors was found.
+    Differs: the mix of label and softened loss is Hinton's with the weights of RepDistiller; the paper does not
+        state its constants, and the authors published no code.
     """
 
     needs: ClassVar[tuple[str, ...]] = ("logits", "labels")
@@ -51,30 +51,30 @@ class Oracle(Loss):
     def __init__(self, *, share: float = 0.9, temperature: float = 4.0) -> None:
         super().__init__()
         if not 0 <= share <= 1:
-            raise ValueError(f"share must lie in [0, 1], got {share}. 0.9 leaves a tenth to the labels.")
+            raise ValueError(f"`share` must be in [0, 1], got {share}. 0.9 leaves a tenth to the labels.")
         if not temperature > 0:
-            raise ValueError(f"temperature must be above 0, got {temperature}. Hinton et al. use 1 to 20.")
+            raise ValueError(f"`temperature` must be above 0, got {temperature}. Hinton et al. use 1 to 20.")
         self.share, self.temperature = share, temperature
 
     def compute(self, student: Outputs, teacher: Outputs, labels: Tensor, at: Moment) -> Tensor:
-        """The mean over the labels of the right members' mean loss, or of the cross-entropy."""
+        """The mean over the labels of the correct members' mean loss, or of the cross-entropy where there are none."""
         counted = labels != -100
         if not labels.numel():
             return connected_zero(student.logits)
         task = F.cross_entropy(student.logits, labels, reduction="none")
         log_p = (student.logits / self.temperature).log_softmax(1)
-        right, distilled = torch.zeros_like(task), torch.zeros_like(task)
+        num_correct, divergences = torch.zeros_like(task), torch.zeros_like(task)
         for member in teacher.members or (teacher,):
             if member.logits.shape != student.logits.shape:
                 raise ValueError(
-                    f"a member's logits have shape {tuple(member.logits.shape)}, the student's "
-                    f"{tuple(student.logits.shape)}. Build an ensemble of teachers that know the student's classes."
+                    f"every member's logits must have the student's shape {tuple(student.logits.shape)}, got "
+                    f"{tuple(member.logits.shape)}. Build the ensemble from teachers of the student's classes."
                 )
             log_q = (member.logits / self.temperature).log_softmax(1)
             divergence = (log_q.exp() * (log_q - log_p)).sum(1) * self.temperature**2
-            is_right = member.logits.argmax(1) == labels
-            right = right + is_right
+            is_correct = member.logits.argmax(1) == labels
+            num_correct = num_correct + is_correct
             # Chosen, not multiplied: a wrong member's infinite divergence times 0 would be NaN.
-            distilled = distilled + torch.where(is_right, divergence, 0.0)
-        mixed = (1 - self.share) * task + self.share * distilled / right.clamp_min(1)
-        return torch.where(counted, torch.where(right > 0, mixed, task), 0.0).sum() / counted.sum().clamp_min(1)
+            divergences = divergences + torch.where(is_correct, divergence, 0.0)
+        mixed = (1 - self.share) * task + self.share * divergences / num_correct.clamp_min(1)
+        return torch.where(counted, torch.where(num_correct > 0, mixed, task), 0.0).sum() / counted.sum().clamp_min(1)

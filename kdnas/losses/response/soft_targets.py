@@ -14,7 +14,7 @@ Form = Literal["kl", "soft_cross_entropy", "reverse_kl", "js"]
 
 @final
 class SoftTargets(Loss):
-    r"""The student's softened class distribution follows the teacher's (Hinton's KD).
+    r"""KL divergence between temperature-softened class distributions (Hinton's KD).
 
     With $p = \mathrm{softmax}(z_s / T)$, $q = \mathrm{softmax}(z_t / T)$ and $m = (p + q) / 2$,
     $L = T^2 \cdot \frac{1}{B} \sum_b D(b)$, where $D$ is
@@ -34,8 +34,8 @@ class SoftTargets(Loss):
     Default weight 0.9, beside 0.1 for the labels: RepDistiller and mdistiller.
 
     Args:
-        form: which divergence.
-        temperature: $T$.
+        form: which divergence $D$; default `kl`.
+        temperature: $T$, above 0; default 4.
 
     Raises:
         ValueError: an unknown form, or a temperature that is not positive.
@@ -55,7 +55,7 @@ class SoftTargets(Loss):
         super().__init__()
         check_literals(type(self), locals())
         if not temperature > 0:
-            raise ValueError(f"temperature must be above 0, got {temperature}. Hinton et al. use 1 to 20.")
+            raise ValueError(f"`temperature` must be above 0, got {temperature}. Hinton et al. use 1 to 20.")
         self.form, self.temperature = form, temperature
 
     def compute(self, student: Outputs, teacher: Outputs, labels: Tensor, at: Moment) -> Tensor:

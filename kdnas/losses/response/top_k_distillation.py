@@ -1,4 +1,4 @@
-"""KL to the teacher's most probable classes only, for strongly augmented images."""
+"""KL divergence over the teacher's most probable classes, for strongly augmented images."""
 
 from typing import ClassVar, final
 
@@ -10,9 +10,9 @@ from kdnas.outputs import Moment, Outputs
 
 @final
 class TopKDistillation(Loss):
-    r"""The student follows the teacher where the teacher is sure; the tail of unlikely classes is left alone.
+    r"""KL divergence restricted to the teacher's most probable classes.
 
-    Strong augmentation may remove what the label names; the teacher says what is left to see. With
+    Strong augmentation may remove the labelled object; the teacher's prediction describes the augmented image. With
     $p = \mathrm{softmax}(z_s)$, $q = \mathrm{softmax}(z_t)$ over all classes and $K_b$ the classes with the $K$
     largest $q_b$, $L = \frac{1}{B} \sum_b \sum_{c \in K_b} q_{bc} (\log q_{bc} - \log p_{bc})$.
 
@@ -29,8 +29,8 @@ class TopKDistillation(Loss):
     Default weight 0.5, beside the labels at 1: the paper's best on ImageNet, with K = 5.
 
     Args:
-        num_classes: $K$; larger distortions want more.
-        renormalize: compare the distributions among the chosen classes.
+        num_classes: $K$, more for stronger augmentation; default 5.
+        renormalize: normalise both distributions over the $K$ classes; default False.
 
     Raises:
         ValueError: `num_classes` below 1, or below 2 with `renormalize` (a distribution over one class).
@@ -47,7 +47,8 @@ class TopKDistillation(Loss):
         super().__init__()
         if num_classes < 1 + renormalize:
             raise ValueError(
-                f"num_classes must be at least {1 + renormalize} here, got {num_classes}. The paper uses 5."
+                f"`num_classes` must be at least {1 + renormalize} with renormalize={renormalize}, got {num_classes}. "
+                "The paper uses 5."
             )
         self.num_classes, self.renormalize = num_classes, renormalize
 
