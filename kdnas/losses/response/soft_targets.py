@@ -43,7 +43,7 @@ class SoftTargets(Loss):
     Reference: Hinton, Vinyals, Dean, Distilling the Knowledge in a Neural Network, NIPS 2014 workshop,
         arXiv 1503.02531, section 2.
     Differs: the paper writes the soft cross-entropy; the default is the divergence, whose gradient is the
-        same and whose value says how far the student is. Code that calls `KLDivLoss` with its default
+        same and whose value is 0 for equal distributions. Code that calls `KLDivLoss` with its default
         reduction divides by the classes once more. This never takes the logarithm of a probability:
         `softmax().log()` is NaN from logit gaps of 104.
     """
