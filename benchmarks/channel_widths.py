@@ -32,9 +32,8 @@ from kdnas.conversion.convert import convert
 from kdnas.conversion.scale_factors import Factors
 from kdnas.costs.budget import Budget
 from kdnas.costs.count import cost
-from kdnas.data.base import Data
-from kdnas.data.cifar import cifar10
-from kdnas.distillers.from_labels import FromLabels
+from kdnas.data import Data, cifar10
+from kdnas.distillers import FromLabels
 from kdnas.evaluation import accuracy
 from kdnas.network import Network
 from kdnas.randomness import initialised
@@ -44,9 +43,9 @@ from kdnas.runs.files import write_json
 from kdnas.runs.progress import progress
 from kdnas.settings import Recipe
 from kdnas.space import SearchSpace
-from kdnas.spaces.channels import Channels
+from kdnas.spaces import Channels
 from kdnas.tables import load_space
-from kdnas.teachers.base import Frozen
+from kdnas.teachers import Frozen
 from kdnas.training.loop import Training
 
 BAND = 0.03

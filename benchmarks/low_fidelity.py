@@ -32,25 +32,20 @@ from numpy.typing import NDArray
 
 from kdnas.architecture import Architecture
 from kdnas.costs.count import cost
-from kdnas.data.base import Data
-from kdnas.data.builtin import digits
-from kdnas.distillers.base import Distiller
-from kdnas.distillers.from_labels import FromLabels
-from kdnas.distillers.from_teacher import FromTeacher
+from kdnas.data import Data, digits
+from kdnas.distillers import Distiller, FromLabels, FromTeacher
 from kdnas.evaluation import accuracy
 from kdnas.network import Network
 from kdnas.randomness import initialised, python_rng
 from kdnas.runs.checkpoint import load_state, save_state
 from kdnas.runs.files import write_json
-from kdnas.scorers.base import Evidence
-from kdnas.scorers.depth import Depth
-from kdnas.scorers.short_training import ShortTraining
+from kdnas.scorers import Depth, Evidence, ShortTraining
 from kdnas.settings import Recipe
 from kdnas.space import SearchSpace
 from kdnas.specs import spec
 from kdnas.statistics import interval, kendall
 from kdnas.tables import load_space
-from kdnas.teachers.base import Frozen
+from kdnas.teachers import Frozen
 from kdnas.teachers.fitted import fitted_teacher
 from kdnas.training.loop import Training
 

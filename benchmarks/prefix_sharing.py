@@ -20,15 +20,15 @@ from typing import Any
 import torch
 
 from kdnas.architecture import Architecture
-from kdnas.data.base import Data, TensorImages
+from kdnas.data import Data, TensorImages
 from kdnas.network import Network, calibrate
 from kdnas.preprocessing import Preprocessing
 from kdnas.randomness import torch_rng
-from kdnas.scorers.base import Evidence, Saved, score_all
-from kdnas.scorers.rdm import Rdm
+from kdnas.scorers import Evidence, Rdm
+from kdnas.scorers.base import Saved, score_all
 from kdnas.supernet import Supernet
 from kdnas.tables import load_space
-from kdnas.teachers.base import Frozen
+from kdnas.teachers import Frozen
 from kdnas.teachers.fitted import fitted_teacher
 
 

@@ -21,8 +21,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from kdnas.distillers.base import Batch, Step
-from kdnas.distillers.sandwich import Sandwich
+from kdnas.distillers import Batch, Sandwich, Step
 from kdnas.network import Network
 from kdnas.randomness import python_rng
 from kdnas.space import SearchSpace

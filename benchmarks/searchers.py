@@ -20,7 +20,7 @@ from pathlib import Path
 from kdnas.architecture import Architecture
 from kdnas.ranking.quality import Row, canonical_rows, read_table
 from kdnas.runs.entry import Entry
-from kdnas.searchers.base import Searcher
+from kdnas.searchers import Searcher
 from kdnas.space import SearchSpace
 from kdnas.specs import Spec, find_spec
 from kdnas.tables import load_space

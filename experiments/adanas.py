@@ -12,8 +12,7 @@ Differs: residual networks for NASNet-A cells; lengths and rates are ours.
 
 import os
 
-from kdnas.data.builtin import digits
-from kdnas.data.cifar import cifar10
+from kdnas.data import cifar10, digits
 from kdnas.settings import Grow, Recipe
 from kdnas.specs import spec
 from kdnas.tables import load_space

@@ -13,16 +13,14 @@ this machine); the teacher is a ResNet-50, not an Inception-ResNet-v2; the numbe
 
 import os
 
-from kdnas.data.builtin import digits
-from kdnas.data.folders import folder
-from kdnas.distillers.from_labels import FromLabels
-from kdnas.scorers.reward import Reward
-from kdnas.scorers.short_training import ShortTraining
-from kdnas.searchers.controller import Controller
+from kdnas.data import digits, folder
+from kdnas.distillers import FromLabels
+from kdnas.scorers import Reward, ShortTraining
+from kdnas.searchers import Controller
 from kdnas.settings import Experiment, FitTeacher, Recipe, Retrain, Search, Train
 from kdnas.specs import spec
 from kdnas.tables import load_space
-from kdnas.teachers.load import load_teacher
+from kdnas.teachers import load_teacher
 
 SYSTEM = "an LSTM controller rewarded with accuracy after a short training under the teacher"
 

@@ -18,16 +18,14 @@ import dataclasses
 import os
 
 from kdnas.costs.budget import Budget
-from kdnas.data.builtin import digits
-from kdnas.data.folders import folder
-from kdnas.distillers.attentive import Attentive
-from kdnas.distillers.sandwich import Sandwich
-from kdnas.scorers.accuracy import Accuracy
-from kdnas.searchers.evolution import Evolution
+from kdnas.data import digits, folder
+from kdnas.distillers import Attentive, Sandwich
+from kdnas.scorers import Accuracy
+from kdnas.searchers import Evolution
 from kdnas.settings import Experiment, FitTeacher, Recipe, Retrain, Search, Train
 from kdnas.specs import spec
 from kdnas.tables import load_space
-from kdnas.teachers.load import load_teacher
+from kdnas.teachers import load_teacher
 
 SOFT = spec("kdnas.losses.response.soft_targets:SoftTargets", form="soft_cross_entropy", temperature=1.0)
 

@@ -15,14 +15,13 @@ the board; it is retrained under ResNet-50.
 import os
 
 from kdnas.costs.budget import Budget
-from kdnas.data.builtin import digits
-from kdnas.data.folders import folder
-from kdnas.distillers.prioritized import Prioritized
-from kdnas.scorers.accuracy import Accuracy
+from kdnas.data import digits, folder
+from kdnas.distillers import Prioritized
+from kdnas.scorers import Accuracy
 from kdnas.settings import Experiment, FitTeacher, Recipe, Retrain, Search, Train
 from kdnas.specs import spec
 from kdnas.tables import load_space
-from kdnas.teachers.load import load_teacher
+from kdnas.teachers import load_teacher
 
 SYSTEM = "prioritized paths teach the others, by a meta matcher"
 

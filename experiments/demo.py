@@ -5,7 +5,7 @@ kdnas train demo --out runs/mine           # or phase by phase
 """
 
 from kdnas.costs.budget import Budget
-from kdnas.data.builtin import digits
+from kdnas.data import digits
 from kdnas.settings import Experiment, FitTeacher, Recipe, Retrain, Search, Train
 from kdnas.specs import spec
 from kdnas.tables import load_space

@@ -14,11 +14,9 @@ Differs: the pairs' networks, lengths, rates and weights are ours.
 import os
 
 from kdnas.costs.budget import Budget
-from kdnas.data.builtin import digits
-from kdnas.data.cifar import cifar100
-from kdnas.distillers.aggregation import Aggregation
-from kdnas.distillers.single_path import SinglePath
-from kdnas.scorers.accuracy import Accuracy
+from kdnas.data import cifar100, digits
+from kdnas.distillers import Aggregation, SinglePath
+from kdnas.scorers import Accuracy
 from kdnas.settings import Experiment, FitTeacher, Recipe, Retrain, Search, Train
 from kdnas.specs import spec
 from kdnas.tables import load_space

@@ -14,15 +14,14 @@ weight decay as in AdamW; batch statistics while rating. `small` trains all bloc
 import os
 
 from kdnas.costs.budget import Budget
-from kdnas.data.builtin import digits
-from kdnas.data.folders import folder
-from kdnas.distillers.block_wise import BlockWise
-from kdnas.scorers.blocks import Blocks
+from kdnas.data import digits, folder
+from kdnas.distillers import BlockWise
+from kdnas.scorers import Blocks
 from kdnas.settings import Experiment, FitTeacher, Recipe, Retrain, Search, Train
-from kdnas.spaces.mbconv import MBConvSpace, Stage, Stem
+from kdnas.spaces import MBConvSpace, Stage, Stem
 from kdnas.specs import spec
 from kdnas.tables import load_space
-from kdnas.teachers.zoo import zoo_teacher
+from kdnas.teachers import zoo_teacher
 
 # Where the released supernet is cut: the teacher's widths 48, 80, 160, 224, 384 and 640.
 STAGES = tuple(f"features.{index}" for index in range(2, 8))

@@ -26,22 +26,17 @@ import torch
 from torch import Tensor
 
 from kdnas.costs.count import cost
-from kdnas.data.base import Data, TensorImages
-from kdnas.data.builtin import digits
-from kdnas.distillers.base import Distiller
-from kdnas.distillers.from_labels import FromLabels
-from kdnas.distillers.from_teacher import FromTeacher
+from kdnas.data import Data, TensorImages, digits
+from kdnas.distillers import Distiller, FromLabels, FromTeacher
 from kdnas.evaluation import accuracy
-from kdnas.losses.base import Loss
-from kdnas.losses.objective import Objective
+from kdnas.losses import Loss, Objective
 from kdnas.network import Network
 from kdnas.outputs import Moment, Outputs
 from kdnas.randomness import initialised
 from kdnas.settings import Recipe
 from kdnas.space import Blueprint, layer
 from kdnas.specs import algorithms, resolve, spec
-from kdnas.teachers.base import Frozen, Teacher
-from kdnas.teachers.combined import Ensemble, Route
+from kdnas.teachers import Ensemble, Frozen, Route, Teacher
 from kdnas.teachers.fitted import fitted_teacher
 from kdnas.training.loop import Training
 

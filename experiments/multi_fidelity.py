@@ -17,11 +17,10 @@ import os
 from optuna.pruners import SuccessiveHalvingPruner
 
 from kdnas.costs.budget import Budget
-from kdnas.data.builtin import digits
-from kdnas.data.cifar import cifar10
-from kdnas.distillers.from_labels import FromLabels
-from kdnas.scorers.short_training import ShortTraining
-from kdnas.searchers.gaussian_process import GaussianProcess
+from kdnas.data import cifar10, digits
+from kdnas.distillers import FromLabels
+from kdnas.scorers import ShortTraining
+from kdnas.searchers import GaussianProcess
 from kdnas.settings import Experiment, FitTeacher, Recipe, Retrain, Search, Train
 from kdnas.specs import spec
 from kdnas.tables import load_space

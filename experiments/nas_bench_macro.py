@@ -15,12 +15,12 @@ in the supernet's loss, from another seed.
 import dataclasses
 import os
 
-from kdnas.data.cifar import cifar10
-from kdnas.distillers.single_path import SinglePath
+from kdnas.data import cifar10
+from kdnas.distillers import SinglePath
 from kdnas.settings import Experiment, FitTeacher, Recipe, Retrain, Search, Train
 from kdnas.specs import Spec, spec
 from kdnas.tables import load_space
-from kdnas.teachers.load import load_teacher
+from kdnas.teachers import load_teacher
 
 TERMS = ((1.0, spec("kdnas.losses.response.soft_targets:SoftTargets", temperature=1.0)),)
 

@@ -15,13 +15,11 @@ lengths, rates and the cap are ours.
 import os
 
 from kdnas.costs.budget import Budget
-from kdnas.data.builtin import digits
-from kdnas.data.cifar import cifar100
-from kdnas.distillers.from_teacher import FromTeacher
-from kdnas.distillers.single_path import SinglePath
-from kdnas.losses.response.oracle import Oracle
-from kdnas.scorers.accuracy import Accuracy
-from kdnas.searchers.controller import Controller
+from kdnas.data import cifar100, digits
+from kdnas.distillers import FromTeacher, SinglePath
+from kdnas.losses import Oracle
+from kdnas.scorers import Accuracy
+from kdnas.searchers import Controller
 from kdnas.settings import Experiment, FitTeacher, Recipe, Retrain, Search, Train
 from kdnas.specs import spec
 from kdnas.tables import load_space

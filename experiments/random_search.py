@@ -9,14 +9,13 @@ kdnas run --experiment random_search:small --out runs/random                 # d
 import os
 
 from kdnas.costs.budget import Budget
-from kdnas.data.builtin import digits
-from kdnas.data.folders import folder
-from kdnas.scorers.short_training import ShortTraining
-from kdnas.searchers.random_search import RandomSearch
+from kdnas.data import digits, folder
+from kdnas.scorers import ShortTraining
+from kdnas.searchers import RandomSearch
 from kdnas.settings import Experiment, FitTeacher, Recipe, Retrain, Search, Train
 from kdnas.specs import spec
 from kdnas.tables import load_space
-from kdnas.teachers.load import load_teacher
+from kdnas.teachers import load_teacher
 
 SYSTEM = "random networks, each trained for a short while under the teacher"
 

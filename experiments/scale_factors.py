@@ -13,8 +13,7 @@ and rates, and the fitted teacher.
 import os
 
 from kdnas.costs.budget import Budget
-from kdnas.data.builtin import digits
-from kdnas.data.cifar import cifar10
+from kdnas.data import cifar10, digits
 from kdnas.settings import FitTeacher, Prune, Recipe, Retrain
 from kdnas.specs import spec
 

@@ -28,10 +28,7 @@ from experiments.every_loss import _gain as gain_of
 from experiments.every_loss import few
 from kdnas.architecture import Architecture
 from kdnas.costs.count import cost
-from kdnas.data.base import Data
-from kdnas.data.builtin import digits
-from kdnas.data.cifar import cifar10
-from kdnas.data.load import strong
+from kdnas.data import Data, cifar10, digits, strong
 from kdnas.evaluation import teacher_accuracy
 from kdnas.jobs._anchors import retrain_along
 from kdnas.jobs._arguments import terms_of, with_losses
@@ -49,7 +46,7 @@ from kdnas.specs import Spec, parse_spec, spec
 from kdnas.students.card import Card
 from kdnas.students.folder import read_student, write_student
 from kdnas.tables import load_space
-from kdnas.teachers.combined import several_teachers, streamed_teacher
+from kdnas.teachers import several_teachers, streamed_teacher
 
 SEEDS = 5
 NUM_TEACHERS = 3

@@ -13,15 +13,14 @@ Differs: cosine for linear decay; batch norms have scale and shift; the chosen n
 import os
 
 from kdnas.costs.budget import Budget
-from kdnas.data.builtin import digits
-from kdnas.data.folders import folder
-from kdnas.distillers.single_path import SinglePath
-from kdnas.scorers.accuracy import Accuracy
-from kdnas.searchers.evolution import Evolution
+from kdnas.data import digits, folder
+from kdnas.distillers import SinglePath
+from kdnas.scorers import Accuracy
+from kdnas.searchers import Evolution
 from kdnas.settings import Experiment, FitTeacher, Recipe, Retrain, Search, Train
 from kdnas.specs import spec
 from kdnas.tables import load_space
-from kdnas.teachers.load import load_teacher
+from kdnas.teachers import load_teacher
 
 SYSTEM = "uniform single paths, evolution on inherited accuracy"
 

@@ -12,14 +12,13 @@ weights, which is what makes thousands of candidates affordable, and the score i
 import os
 
 from kdnas.costs.budget import Budget
-from kdnas.data.builtin import digits
-from kdnas.data.folders import folder
-from kdnas.distillers.single_path import SinglePath
-from kdnas.scorers.rdm import Rdm
+from kdnas.data import digits, folder
+from kdnas.distillers import SinglePath
+from kdnas.scorers import Rdm
 from kdnas.settings import Experiment, FitTeacher, Recipe, Retrain, Search, Train
 from kdnas.specs import spec
 from kdnas.tables import load_space
-from kdnas.teachers.load import load_teacher
+from kdnas.teachers import load_teacher
 
 SYSTEM = "uniform single paths, evolution on similarity to the teacher"
 
