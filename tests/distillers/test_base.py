@@ -7,15 +7,15 @@ from kdnas.distillers.from_teacher import FromTeacher
 from kdnas.network import Network
 from kdnas.randomness import initialised
 from kdnas.settings import Recipe
-from kdnas.specs import named
+from kdnas.specs import find_spec
 from kdnas.supernet import Supernet
 from kdnas.tables import load_space
 from kdnas.training.loop import Training
 from tests.toy import data
 
 SPACE, DATA = load_space("toy").fitted(classes=3, image_channels=3), data()
-LABELS = ((1.0, named("kdnas.losses", "cross_entropy")),)
-SOFT = ((1.0, named("kdnas.losses", "soft_targets")),)
+LABELS = ((1.0, find_spec("kdnas.losses", "cross_entropy")),)
+SOFT = ((1.0, find_spec("kdnas.losses", "soft_targets")),)
 STAGES = (("full", 1, 1.0, 1), ("width", 0, 1.0, 2))
 
 
@@ -31,12 +31,12 @@ STAGES = (("full", 1, 1.0, 1), ("width", 0, 1.0, 2))
         ("progressive", {"stages": STAGES, "source": "teacher"}, True),
         ("progressive", {"stages": STAGES, "terms": SOFT}, True),
         ("prioritized", {}, False),
-        ("conflict_free", {"inner": named("kdnas.distillers", "sandwich", terms=())}, False),
+        ("conflict_free", {"inner": find_spec("kdnas.distillers", "sandwich", terms=())}, False),
         ("conflict_free", {}, True),
     ],
 )
 def test_a_distiller_that_uses_no_teacher_trains_without_one_and_others_do_not(name, options, uses):
-    distiller = named("kdnas.distillers", name, **options).build()
+    distiller = find_spec("kdnas.distillers", name, **options).build()
     assert distiller.uses_teacher == uses
 
     def train():
@@ -56,7 +56,7 @@ def test_a_supernet_that_learns_from_labels_alone_is_as_it_was_after_preparing()
     for name in ("single_path", "sandwich"):
         model = initialised(lambda: Supernet(SPACE), 0)
         before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
-        distiller = named("kdnas.distillers", name, terms=()).build()
+        distiller = find_spec("kdnas.distillers", name, terms=()).build()
         Training(model, distiller, DATA, None, Recipe(steps=2, batch_size=16, learning_rate=0.05))
         same = all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
         assert same == (name == "single_path")  # a sandwich's soft loss is prepared from a pass
@@ -65,7 +65,7 @@ def test_a_supernet_that_learns_from_labels_alone_is_as_it_was_after_preparing()
 def test_losses_get_the_remaining_layers_of_their_own_student():
     network = initialised(lambda: Network(SPACE.blueprint(SPACE.smallest)), 0)
     maps, logits = {}, {}
-    terms = ((1.0, named("kdnas.losses", "aggregation")),)
+    terms = ((1.0, find_spec("kdnas.losses", "aggregation")),)
     for name, model, architecture in (
         ("network", network, None),
         ("supernet", initialised(lambda: Supernet(SPACE), 0), SPACE.smallest),
