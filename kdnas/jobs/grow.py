@@ -24,8 +24,9 @@ from kdnas.losses.response.soft_targets import SoftTargets
 from kdnas.network import Network, default_device
 from kdnas.randomness import initialised, python_rng
 from kdnas.report import write_report
-from kdnas.runs.files import current_folder, remove_drafts
+from kdnas.runs.files import current_folder
 from kdnas.runs.folder import RunFolder
+from kdnas.runs.steps import StudentSteps
 from kdnas.settings import CandidateTeacher, Grow
 from kdnas.space import SearchSpace
 from kdnas.specs import spec
@@ -203,9 +204,10 @@ class _Growth:
     ) -> tuple[Member, float]:
         """A trained candidate and the seconds it took; one that is finished in the folder is read."""
         blueprint = self.space.blueprint(architecture)
-        out = self.storage.path(MEMBERS, name.replace(" ", "-"))
-        draft = self.storage.path(f"{out.name}.draft.safetensors")
-        if not current_folder(out).exists():
+        students = StudentSteps(self.storage.path(MEMBERS), checkpoints=self.storage.folder)
+        folder_name = name.replace(" ", "-")
+
+        def train(folder: Path) -> None:
             settings = self.settings
             recipe = dataclasses.replace(
                 settings.recipe, seed=settings.recipe.seed + number, steps=steps or settings.recipe.steps
@@ -215,13 +217,11 @@ class _Growth:
             distiller = FromLabels(label_smoothing=smoothing) if teacher is None else _taught(smoothing)
             training = Training(network, distiller, self.data, teacher, recipe, default_device())
             watch = lambda: {"accuracy": accuracy(network, self.data.search, self.data)}  # noqa: E731
-            seconds = train_with_checkpoints(training, name, draft, self.storage, watch)
+            seconds = train_with_checkpoints(training, name, students.checkpoint(folder_name), self.storage, watch)
             card = Card.of(network, self.data, {"seconds": seconds, "member": name}, architecture, self.space)
-            write_student(out, network.cpu(), card, deploy=False)
-        # Here, so that also what a kill right after the member was written left is removed.
-        draft.unlink(missing_ok=True)
-        remove_drafts(draft)
-        network, card = read_student(out)
+            write_student(folder, network.cpu(), card, deploy=False)
+
+        network, card = read_student(students.student(folder_name, train))
         network = network.to(default_device()).requires_grad_(False)
         return Member(architecture, network, card.cost), float(card.origin["seconds"])
 

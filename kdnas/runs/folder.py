@@ -22,6 +22,8 @@ CARD, WEIGHTS, SOURCE, GRAPH = "student.json", "weights.safetensors", "student.p
 INTEGERS = "student-int8.onnx"
 # The file of a comparison's folder, whose sub-folders are runs.
 COMPARISON = "compare.json"
+# The file of a folder of intermediate students: a digest of their settings.
+LOCK = "begun.json"
 
 JsonObject = dict[str, Any]
 

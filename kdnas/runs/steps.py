@@ -1,0 +1,85 @@
+"""Students on the way to another student: each is trained once, so that the same call resumes."""
+
+import hashlib
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, final
+
+from kdnas.runs.files import current_folder, remove_drafts, write_json
+from kdnas.runs.folder import LOCK
+
+
+@final
+class StudentSteps:
+    """A folder of intermediate students; a finished one is kept, so that the same call resumes.
+
+    Args:
+        folder: where the students lie; created if missing.
+        settings: everything that the students depend on, as JSON. None where a run's manifest holds it already.
+        checkpoints: where `checkpoint` is; the folder by default.
+
+    Raises:
+        ValueError: the folder was begun with other settings, and its students would be taken for these.
+    """
+
+    def __init__(self, folder: Path, settings: Any = None, checkpoints: Path | None = None) -> None:
+        self.folder, self._checkpoints = folder, checkpoints or folder
+        lock, digest = folder / LOCK, _digest(settings)
+        if settings is not None and lock.exists() and json.loads(lock.read_text())["settings"] != digest:
+            raise ValueError(
+                f"{folder} holds students trained with other settings, data or teachers. Remove it, or write elsewhere."
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        if settings is not None:
+            write_json(lock, {"settings": digest})
+
+    def student(self, name: str, train: Callable[[Path], object]) -> Path:
+        """The folder of a student.
+
+        Args:
+            name: of the student, unique among the steps.
+            train: writes the student to a folder; called only where it is not finished.
+        """
+        folder = self.folder / name
+        if not current_folder(folder).exists():
+            train(folder)
+        # Here, so that also what a kill right after the student was written left is removed.
+        forget_drafts(folder)
+        self.checkpoint(name).unlink(missing_ok=True)
+        remove_drafts(self.checkpoint(name))
+        return folder
+
+    def checkpoint(self, name: str) -> Path:
+        """Where a training in progress is saved; `student` removes it."""
+        return self._checkpoints / f"{name}.draft.safetensors"
+
+    def read(self, name: str, default: Any) -> Any:
+        """What `write` recorded under a file name, or the default."""
+        path = self.folder / name
+        return json.loads(path.read_text()) if path.exists() else default
+
+    def write(self, name: str, value: Any) -> None:
+        """Record a decision, such as which student comes next, so that a resumed call decides alike."""
+        write_json(self.folder / name, value)
+
+
+def draft_of(student: Path, settings: Any) -> Path:
+    """The checkpoint of a training that will write a student folder.
+
+    It is named for what is trained: other settings begin anew instead of going on from it.
+    """
+    return student.parent / f".{student.name}.{_digest(settings)[:12]}.draft.safetensors"
+
+
+def forget_drafts(student: Path) -> None:
+    """Remove every `draft_of` a finished student, also of a training with other settings that was never finished."""
+    own = re.compile(rf"\.?\.{re.escape(student.name)}\.[0-9a-f]{{12}}\.draft\.safetensors(\.\d+\.draft)?")
+    for path in student.parent.iterdir():  # not of its neighbours, whose names may begin alike
+        if own.fullmatch(path.name):
+            path.unlink()
+
+
+def _digest(settings: Any) -> str:
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
