@@ -1,4 +1,4 @@
-"""Correlations, intervals and fronts, against values by hand, SciPy and their definitions."""
+"""Correlations, intervals, claims and fronts, against values by hand, SciPy and their definitions."""
 
 import numpy as np
 import pytest
@@ -6,6 +6,7 @@ import scipy.stats
 
 from kdnas import statistics
 from kdnas.statistics import (
+    compare_accuracy,
     difference_interval,
     interval,
     kendall,
@@ -143,3 +144,104 @@ def test_the_front_is_what_no_other_dominates(objectives, count):
     assert pareto_front(points).tolist() == expected
     first = {tuple(points[i]): i for i in reversed(expected)}
     assert pareto_front(points, distinct=True).tolist() == sorted(first.values())
+
+
+UNCLEAR = "the two are not distinguishable"
+
+
+def images(both, first, second, neither):
+    """Hits of two networks: right by both, by the first alone, by the second alone, by neither."""
+    hits = np.array([1.0] * (both + first) + [0.0] * (second + neither))
+    other = np.array([1.0] * both + [0.0] * first + [1.0] * second + [0.0] * neither)
+    return hits, other
+
+
+def exact_ends(difference):
+    """The 2.5 and 97.5 % points of the mean of a resample of -1, 0 and 1, from its whole distribution."""
+    count = len(difference)
+    single = np.array([(difference == value).mean() for value in (-1, 0, 1)])
+    total = np.ones(1)
+    for _ in range(count):
+        total = np.convolve(total, single)
+    below = total.cumsum()
+    return [(np.searchsorted(below, level) - count) / count for level in (0.025, 0.975)]
+
+
+def test_the_gain_is_the_first_networks_accuracy_less_the_seconds():
+    hits, other = images(both=50, first=20, second=5, neither=25)
+    gain, low, high = difference_interval(hits, other)
+    assert gain == pytest.approx(0.70 - 0.55)
+    assert 0 < low < gain < high
+    back, back_low, back_high = difference_interval(other, hits)
+    assert back == pytest.approx(-gain)
+    assert (back_low, back_high) == pytest.approx((-high, -low))
+
+
+@pytest.mark.parametrize("counts", [(50, 20, 5, 25), (90, 6, 0, 4), (10, 0, 12, 78), (100, 40, 40, 20), (0, 200, 0, 0)])
+def test_the_ends_are_those_of_the_whole_distribution_of_paired_resamples(counts):
+    hits, other = images(*counts)
+    _, low, high = difference_interval(hits, other, resamples=4000)
+    expected = exact_ends(hits - other)
+    # 4000 resamples tell an end within two images.
+    assert [low, high] == pytest.approx(expected, abs=2.01 / len(hits))
+
+
+def test_the_ends_are_those_of_all_resamples_at_once():
+    hits, other = images(both=30, first=9, second=4, neither=17)
+    places = np.random.default_rng(0).integers(60, size=(2000, 60))
+    means = np.sort(hits[places].mean(1) - other[places].mean(1))
+    # Linear between order statistics: place 0.025 * 1999 = 49.975 from either end.
+    expected = [means[49] + 0.975 * (means[50] - means[49]), means[1949] + 0.025 * (means[1950] - means[1949])]
+    assert list(difference_interval(hits, other)[1:]) == pytest.approx(expected, abs=1e-12)
+
+
+def test_images_are_resampled_in_pairs():
+    # Six wins of a hundred and no loss: resampled apart, the two accuracies would overlap.
+    hits, other = images(both=47, first=6, second=0, neither=47)
+    _, low, high = difference_interval(hits, other)
+    assert low == pytest.approx(0.02, abs=0.011)
+    assert high == pytest.approx(0.11, abs=0.011)
+
+
+def test_the_same_hits_have_no_gain_and_always_hits_the_whole():
+    hits, other = images(both=10, first=0, second=0, neither=5)
+    assert difference_interval(hits, other) == (0.0, 0.0, 0.0)
+    assert difference_interval(*images(0, 7, 0, 0)) == (1.0, 1.0, 1.0)
+
+
+def test_a_mean_over_several_networks_is_a_second_network():
+    hits = np.array([1.0, 1.0, 0.0, 1.0])
+    several = np.array([[1.0, 0.0, 0.0, 1.0], [0.0, 0.0, 1.0, 1.0]])
+    assert difference_interval(hits, several.mean(0))[0] == pytest.approx(0.75 - 0.5)
+
+
+def test_a_surely_better_network_has_its_gain_and_no_excuse():
+    claim = compare_accuracy("student", *images(10, 30, 0, 10), "the control", "distillation did not help")
+    assert claim["value"] == pytest.approx(0.6)
+    low, high = claim["interval"]
+    assert 0.4 < low < 0.6 < high < 0.8
+    expected = f"The student's test accuracy less that of the control: +60.00 points [{100 * low:+.2f}, "
+    assert claim["sentence"] == f"{expected}{100 * high:+.2f}]."
+
+
+def test_a_surely_worse_network_is_said_to_be_worse():
+    claim = compare_accuracy("student", *images(10, 0, 30, 10), "the control", "distillation did not help")
+    assert claim["value"] == pytest.approx(-0.6)
+    assert claim["interval"][0] < -0.6 < claim["interval"][1] < 0
+    assert "-60.00 points [-" in claim["sentence"]
+    assert claim["sentence"].endswith("]. Here distillation did not help.")
+    assert UNCLEAR not in claim["sentence"]
+
+
+def test_a_surely_worse_network_without_words_for_it_has_the_numbers_alone():
+    claim = compare_accuracy("ensemble", *images(10, 0, 30, 10), "the teacher")
+    assert claim["sentence"].startswith("The ensemble's test accuracy less that of the teacher: -60.00 points")
+    assert claim["sentence"].endswith("].")
+
+
+@pytest.mark.parametrize("counts", [(10, 8, 6, 6), (10, 6, 8, 6), (20, 0, 0, 10)])
+def test_an_interval_that_holds_zero_is_not_distinguishable_whatever_the_sign(counts):
+    claim = compare_accuracy("student", *images(*counts), "the control", "distillation did not help")
+    assert claim["interval"][0] <= 0 <= claim["interval"][1]
+    assert claim["sentence"].endswith("On 30 test images and one seed the two are not distinguishable.")
+    assert "did not help" not in claim["sentence"]

@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import torch
+from scipy.stats import kendalltau
 
 from kdnas.cli.commands import main
 from kdnas.jobs._arguments import load_experiment
@@ -66,10 +67,19 @@ def test_the_same_search_under_another_score_stands_beside_it(contrasted):
     own = [e for e in entries if not e.is_control]
     other = [e for e in entries if e.searcher == "contrast"]
     assert len(own) == len(other) == 6
-    found = storage.results()["controls"]["contrast"]
-    assert -1 <= found["value"] <= 1 and found["networks"] >= 6
-    assert ranked(other)[0].code == found["code"]
-    assert "FromLabels" in found["sentence"]
+    control = storage.results()["controls"]["contrast"]
+    networks = {e.architecture for e in own} | {e.architecture for e in other}
+    run = Run(contrasted)
+    evidence, settings = run.evidence(30, 0), run.experiment.search
+    scores = [
+        [run.scorer(scorer).score(run.supernet.extract(a), evidence).value for a in networks]
+        for scorer in (settings.scorer, settings.contrast)
+    ]
+    assert control["networks"] == len(networks)
+    assert control["value"] == pytest.approx(kendalltau(*scores).statistic)
+    assert control["interval"][0] <= control["value"] <= control["interval"][1]
+    assert ranked(other)[0].code == control["code"]
+    assert "FromLabels" in control["sentence"]
     # The contrast's student is retrained too, unless it is the same network.
     names = {row["name"] for row in storage.results()["rows"]}
     assert ("contrast" in names) == (ranked(own)[0].architecture != ranked(other)[0].architecture)

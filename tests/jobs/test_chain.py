@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from scipy.stats import kendalltau
 
 from kdnas.cli.commands import main
 from kdnas.costs.count import cost
@@ -133,7 +134,15 @@ def test_json_is_one_object_and_nothing_else(searched, capsys):
     assert all(p["macs"] <= 60000 for p in shown["places"])
     taus = {f"tau {name}" for name in ("params", "macs", "layers", "depth", "nwot", "synflow", "zen")}
     assert taus | {"random search"} <= set(shown["controls"])
-    assert all(-1 <= shown["controls"][name]["value"] <= 1 for name in taus)
+    storage = RunFolder(searched)
+    entries = [e for e in storage.ranking(storage.phase("search")["search"]) if not e.is_control]
+    for name in ("params", "macs", "layers"):
+        tau = kendalltau([e.score for e in entries], [getattr(e, name) for e in entries]).statistic
+        assert shown["controls"][f"tau {name}"]["value"] == pytest.approx(tau)
+    for name in taus:
+        low, high = shown["controls"][name]["interval"]
+        assert low <= shown["controls"][name]["value"] <= high
+        assert low < high
 
 
 def test_the_front_is_what_nothing_beats(searched, capsys):
@@ -215,7 +224,9 @@ def test_export_and_retrain_write_students_that_need_no_kdnas(searched, capsys):
     assert load_source(folder)(torch.rand(2, 3, 8, 8)).shape == (2, 3)
     main(["retrain", str(folder), "--json", "--weights", "inherited", "--loss", "attention_transfer"])
     retrained = json.loads(capsys.readouterr().out)
-    assert 0 <= retrained["accuracy"] <= 1
+    part = data().test
+    logits = load_source(Path(retrained["student"]))(part.take(torch.arange(len(part))))
+    assert retrained["accuracy"] == pytest.approx(float((logits.argmax(1) == part.labels).double().mean()))
     assert Path(retrained["student"]).name == "place-2-retrained"
     card = json.loads((Path(retrained["student"]) / "student.json").read_text())
     assert card["origin"]["retrained"]["weights"] == "inherited"
