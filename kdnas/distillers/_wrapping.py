@@ -2,8 +2,7 @@
 
 from typing import ClassVar
 
-from kdnas.architecture import Choice, Value
-from kdnas.distillers.base import Batch, Distiller, Model, Step
+from kdnas.distillers.base import Batch, Distiller, Model, Schedule, Step
 from kdnas.specs import Spec
 from kdnas.supernet import Supernet
 
@@ -34,10 +33,6 @@ class Wrapping(Distiller):
         """What the inner one does after the optimiser's step."""
         self.inner.after(model, batch, step)
 
-    def restarts(self, total: int) -> frozenset[int]:
-        """Where a stage of the inner one begins."""
-        return self.inner.restarts(total)
-
-    def allowed_options(self, choice: Choice, step: Step) -> tuple[Value, ...]:
-        """The options that the inner one may draw."""
-        return self.inner.allowed_options(choice, step)
+    def schedule(self, total: int) -> Schedule:
+        """The inner one's."""
+        return self.inner.schedule(total)

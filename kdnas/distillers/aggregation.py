@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdnas.distillers.base import Batch, Distiller, Model, Step
+from kdnas.distillers.base import Batch, Distiller, Model, Schedule, Step
 from kdnas.losses.base import connected_zero
 from kdnas.losses.feature.aggregation import Aggregation as AggregatedHint
 from kdnas.losses.feature.aggregation import Groups
@@ -138,9 +138,9 @@ class Aggregation(Distiller):
             self.hint.betas.requires_grad_(False)
         self._move(torch.cat(gradients))
 
-    def restarts(self, total: int) -> frozenset[int]:
-        """Where the distillation begins."""
-        return frozenset({self._switch(total)} - {0})
+    def schedule(self, total: int) -> Schedule:
+        """The optimizer restarts where the distillation begins."""
+        return Schedule(total, frozenset({self._switch(total)} - {0}))
 
     def _switch(self, total: int) -> int:
         return round(self.search_share * total)

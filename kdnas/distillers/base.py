@@ -72,6 +72,36 @@ class Step:
         return python_rng(self.seed, purpose, self.index)
 
 
+def every_option(choice: Choice, index: int) -> tuple[Value, ...]:
+    """All options of a choice, at every step."""
+    del index
+    return choice.options
+
+
+@final
+@dataclass(frozen=True)
+class Schedule:
+    """How a distiller divides a training.
+
+    Attributes:
+        total: steps in all.
+        restarts: steps at which the optimizer forgets its momentum, because a schedule stage begins.
+        curves: steps at which the learning rate's curve begins anew; without any, one curve spans the training.
+        options: the options of a choice that a step, by its index, may train.
+    """
+
+    total: int
+    restarts: frozenset[int] = frozenset()
+    curves: frozenset[int] = frozenset()
+    options: Callable[[Choice, int], tuple[Value, ...]] = every_option
+
+    def curve(self, index: int) -> tuple[int, int]:
+        """A step's index on its learning rate curve, and that curve's length."""
+        begin = max((edge for edge in self.curves if edge <= index), default=0)
+        end = min((edge for edge in self.curves if edge > index), default=self.total)
+        return index - begin, end - begin
+
+
 class Distiller(nn.Module, abc.ABC):
     """A way of teaching: yields the losses of a batch, one subnet's at a time.
 
@@ -120,18 +150,9 @@ class Distiller(nn.Module, abc.ABC):
         del model, data, folder
         return {}
 
-    def restarts(self, total: int) -> frozenset[int]:
-        """Steps at which the optimiser forgets its momentum, because a new stage begins."""
-        return frozenset()
-
-    def cycle(self, index: int, total: int) -> tuple[int, int]:
-        """Where a step stands on the learning rate's curve, and that curve's length: one curve unless overridden."""
-        return index, total
-
-    def allowed_options(self, choice: Choice, step: Step) -> tuple[Value, ...]:
-        """The options of a choice that this step may draw: all, unless a schedule holds some back."""
-        del step
-        return choice.options
+    def schedule(self, total: int) -> Schedule:
+        """How a training of `total` steps is divided; asked for after `prepare`. Default: not at all."""
+        return Schedule(total)
 
 
 class ObjectiveDistiller(Distiller):
@@ -163,9 +184,9 @@ class ObjectiveDistiller(Distiller):
         student = model(batch.images, model.space.largest) if elastic else model(batch.images)
         self.objective.prepare(student, self.teacher_outputs(batch, student), elastic=elastic)
 
-    def restarts(self, total: int) -> frozenset[int]:
-        """Where a stage of one of the losses ends."""
-        return self.objective.restarts(total)
+    def schedule(self, total: int) -> Schedule:
+        """The optimizer restarts where a stage of one of the losses begins."""
+        return Schedule(total, self.objective.restarts(total))
 
     def student_losses(
         self,

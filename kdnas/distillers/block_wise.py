@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from kdnas.architecture import Architecture, Choice, Value
 from kdnas.blocks.basic import resize
 from kdnas.costs.count import feature_shapes
-from kdnas.distillers.base import Batch, Distiller, Model, Step
+from kdnas.distillers.base import Batch, Distiller, Model, Schedule, Step
 from kdnas.losses.stage_pairs import Adapter
 from kdnas.network import Network
 from kdnas.numerics import as_map, same_positions
@@ -87,7 +87,7 @@ class BlockWise(Distiller):
         check_literals(type(self), locals())
         if any(i >= k or j >= m for (i, j), (k, m) in itertools.pairwise(pairs)):
             raise ValueError(f"pairs must ascend in both stages, got {pairs}.")
-        self.schedule, self.given = schedule, pairs
+        self.order, self.given = schedule, pairs
         self.stages: tuple[int, ...] = ()
         self.entries, self.exits = nn.ModuleList(), nn.ModuleList()
         self.touched: dict[str, frozenset[int]] = {}
@@ -115,15 +115,16 @@ class BlockWise(Distiller):
         self.entries.extend(_Entry(t, s).to(device) for t, s in zip(taught[:-1], widths[:-1], strict=True))
         self.exits.extend(Adapter(s, t).to(device) for s, t in zip(widths, taught, strict=True))
 
-    def restarts(self, total: int) -> frozenset[int]:
-        """Where the next block begins; known once prepared."""
-        if self.schedule == "together":
-            return frozenset()
-        return frozenset(math.ceil(block * total / self.num_blocks) for block in range(1, self.num_blocks))
+    def schedule(self, total: int) -> Schedule:
+        """The optimizer restarts where the next block begins; known once prepared."""
+        if self.order == "together":
+            return Schedule(total)
+        begins = (math.ceil(block * total / self.num_blocks) for block in range(1, self.num_blocks))
+        return Schedule(total, frozenset(begins))
 
     def trained(self, step: Step) -> Sequence[int]:
         """The blocks that a step trains."""
-        if self.schedule == "together":
+        if self.order == "together":
             return range(self.num_blocks)
         return (step.index * self.num_blocks // step.total,)
 

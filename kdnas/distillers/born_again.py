@@ -6,7 +6,7 @@ from typing import ClassVar, final
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdnas.distillers.base import Batch, Distiller, Model, Step
+from kdnas.distillers.base import Batch, Distiller, Model, Schedule, Step
 from kdnas.losses.response.soft_targets import SoftTargets
 from kdnas.network import Network
 from kdnas.randomness import initialised, seed_of
@@ -57,22 +57,17 @@ class BornAgain(Distiller):
         assert isinstance(model, Network)
         self.parent = initialised(lambda: Network(model.blueprint), 0).requires_grad_(False)
 
-    def restarts(self, total: int) -> frozenset[int]:
-        """Where generations begin."""
+    def schedule(self, total: int) -> Schedule:
+        """Optimizer and learning rate begin anew with each generation."""
         if total < self.generations:
             raise ValueError(f"{self.generations} generations need as many steps, got {total}.")
-        return frozenset(total * g // self.generations for g in range(1, self.generations))
-
-    def cycle(self, index: int, total: int) -> tuple[int, int]:
-        """The step's place in its generation, and the generation's length."""
-        edges = [0, *sorted(self.restarts(total)), total]
-        generation = sum(edge <= index for edge in edges[1:-1])
-        return index - edges[generation], edges[generation + 1] - edges[generation]
+        begins = frozenset(total * g // self.generations for g in range(1, self.generations))
+        return Schedule(total, restarts=begins, curves=begins)
 
     def losses(self, model: Model, batch: Batch, step: Step) -> Iterator[tuple[str, Tensor]]:
         """The generation's loss; at its first step the network becomes its own teacher."""
         assert isinstance(model, Network)
-        starts = sorted(self.restarts(step.total))
+        starts = self.schedule(step.total).restarts
         generation = sum(start <= step.index for start in starts)
         if step.index in starts:
             self.parent.load_state_dict(model.state_dict())

@@ -1,13 +1,14 @@
 """Progressive shrinking: the full network first, then elastic kernels, depths and widths, stage by stage."""
 
 from collections.abc import Iterator
+from functools import partial
 from typing import ClassVar, Literal, NamedTuple, final
 
 import torch
 from torch import Tensor
 
 from kdnas.architecture import Architecture, Choice, Value
-from kdnas.distillers.base import Batch, Model, ObjectiveDistiller, Step
+from kdnas.distillers.base import Batch, Model, ObjectiveDistiller, Schedule, Step
 from kdnas.losses.base import Loss
 from kdnas.network import Network
 from kdnas.outputs import Moment, Outputs
@@ -122,9 +123,10 @@ class Progressive(ObjectiveDistiller):
         self.soft.prepare(largest, largest if self.source == "largest" else batch.teacher, elastic=True)
         self.objective.prepare(largest, self.teacher_outputs(batch, largest))
 
-    def restarts(self, total: int) -> frozenset[int]:
-        """Where a stage begins, here or in one of the losses."""
-        return frozenset(self.begins(total)[1:]) | super().restarts(total)
+    def schedule(self, total: int) -> Schedule:
+        """The optimizer restarts where a stage begins, here or in one of the losses; options come stage by stage."""
+        restarts = frozenset(self.begins(total)[1:]) | self.objective.restarts(total)
+        return Schedule(total, restarts, options=partial(self._options, total=total))
 
     def begins(self, total: int) -> tuple[int, ...]:
         """The first step of every stage."""
@@ -134,12 +136,12 @@ class Progressive(ObjectiveDistiller):
             passed += phase.share
         return tuple(found)
 
-    def allowed_options(self, choice: Choice, step: Step) -> tuple[Value, ...]:
+    def _options(self, choice: Choice, index: int, total: int) -> tuple[Value, ...]:
         """The largest options, as many as the stages so far made elastic."""
         kind = kind_of(choice)
         if kind == "resolution":
             return choice.options
-        reached = [p for p, begin in zip(self.phases, self.begins(step.total), strict=True) if begin <= step.index]
+        reached = [p for p, begin in zip(self.phases, self.begins(total), strict=True) if begin <= index]
         counts = [phase.options for phase in reached if phase.kind == kind]
         return choice.options[-1:] if not counts else choice.options[-counts[-1] :]
 
@@ -166,8 +168,8 @@ class Progressive(ObjectiveDistiller):
         if place == 1 and self.largest is not None:
             self.largest.load_state_dict(model.extract(model.space.largest).state_dict())
         if self.phases[place].kind == "width":
-            before = Step(step.index - 1, step.total, step.seed)
-            options = {c: self.allowed_options(c, before) for c in model.space.choices if kind_of(c) == "width"}
+            widths = (choice for choice in model.space.choices if kind_of(choice) == "width")
+            options = {choice: self._options(choice, step.index - 1, step.total) for choice in widths}
             most = max((len(found) for found in options.values()), default=1)
             nested = [
                 model.space.decide(
@@ -184,7 +186,7 @@ class Progressive(ObjectiveDistiller):
         def pick(choice: Choice) -> Value:
             if choice.name == "resolution":
                 return size.setdefault(choice.name, rng.choice(choice.options))
-            return rng.choice(self.allowed_options(choice, step))
+            return rng.choice(self._options(choice, step.index, step.total))
 
         return [space.decide(pick) for _ in range(number)]
 

@@ -72,7 +72,7 @@ def train_with_checkpoints(
             if metrics is not None and (index % each == 0 or ends or warnings):
                 record: dict[str, Any] = {"step": index - 1, "total": total, "losses": losses}
                 record |= {"seconds": round(spent + time.perf_counter() - began, 3)}
-                record |= {"lr": training.recipe.rate(*training.distiller.cycle(index - 1, total))}
+                record |= {"lr": training.recipe.rate(*training.schedule.curve(index - 1))}
                 seen = None
                 if compares and training.conflict is not None:
                     record |= {"conflict": training.conflict}

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, final
 
 from kdnas.architecture import Value
-from kdnas.distillers.base import Step
 from kdnas.runs.checkpoint import load_state, save_state
 from kdnas.supernet import Supernet
 from kdnas.training.loop import Training
@@ -58,10 +57,10 @@ class Guard:
         """A sentence for every option that is starved and was not reported before."""
         if not self.supernet.uses:
             return []  # a distiller that trains blocks or layers apart
-        recipe, uses, found = self.training.recipe, self.supernet.uses, []
-        step = Step(max(0, self.training.index - 1), recipe.steps, recipe.seed)
+        uses, found = self.supernet.uses, []
+        index = max(0, self.training.index - 1)
         for choice in self.supernet.space.choices:
-            allowed = self.training.distiller.allowed_options(choice, step)
+            allowed = self.training.schedule.options(choice, index)
             counts = {option: uses[choice.name, option] for option in allowed}
             since, before = self._since.setdefault(choice.name, (allowed, counts))
             if since != allowed:

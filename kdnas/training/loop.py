@@ -75,7 +75,7 @@ class Training:
         last = self.device.type == "cpu" and not _strided_points(self.model, self.distiller)
         self._memory_format = torch.channels_last if last else torch.contiguous_format
         self.optimizer = _optimizer([self.model, self.distiller], recipe)
-        self._restarts = distiller.restarts(recipe.steps)
+        self.schedule = distiller.schedule(recipe.steps)
         self.gradient_norm = torch.zeros(())
         self.conflict: float | None = None
 
@@ -99,10 +99,10 @@ class Training:
             FloatingPointError: a loss is not finite; the weights are as they were before the step.
         """
         recipe, step = self.recipe, Step(self.index, self.recipe.steps, self.recipe.seed)
-        if self.index in self._restarts and self.index > 0:
+        if self.index in self.schedule.restarts and self.index > 0:
             self.optimizer = _optimizer([self.model, self.distiller], recipe)
         for group in self.optimizer.param_groups:
-            group["lr"] = recipe.rate(*self.distiller.cycle(self.index, recipe.steps)) * group.get("share", 1.0)
+            group["lr"] = recipe.rate(*self.schedule.curve(self.index)) * group.get("share", 1.0)
         self.model.train()
         self.distiller.train()
         self.optimizer.zero_grad(set_to_none=True)

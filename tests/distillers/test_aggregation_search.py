@@ -177,7 +177,7 @@ def test_afterwards_the_shares_stand_still_and_the_student_begins_anew():
     assert all(torch.equal(a, b) for a, b in zip(made.distiller.alpha(), shares, strict=True))
     assert all(torch.equal(tensor, seen[0][name]) for name, tensor in fresh.state_dict().items())
     assert not torch.equal(seen[1]["stem.0.weight"], seen[0]["stem.0.weight"])
-    assert training().distiller.restarts(6) == {3}
+    assert training().distiller.schedule(6).restarts == {3}
 
 
 def test_after_the_search_the_loss_is_the_labels_and_the_hint_with_the_shares_found():
@@ -207,7 +207,7 @@ def test_the_regulariser_draws_the_shares_towards_equal_ones(monkeypatch):
 
 def test_with_one_layers_share_the_distillation_is_a_plain_hint():
     made = training(search_share=0.0, weight=2.0)
-    assert made.distiller.restarts(6) == frozenset()
+    assert made.distiller.schedule(6).restarts == frozenset()
     batch = made._batch(0)
     for beta in made.distiller.hint.betas:
         beta.data = 1e4 * torch.nn.functional.one_hot(torch.tensor(len(beta) - 1), len(beta)).float()

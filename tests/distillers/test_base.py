@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from kdnas.distillers.base import Schedule
+from kdnas.distillers.born_again import BornAgain
 from kdnas.distillers.from_teacher import FromTeacher
 from kdnas.network import Network
 from kdnas.randomness import initialised
@@ -88,3 +90,21 @@ def test_losses_get_the_remaining_layers_of_their_own_student():
         assert torch.equal(moments[0].ids, batch.ids)
     own = network.remaining_layers(1, maps["network"])
     assert torch.equal(logits["network"], own) and logits["supernet"].shape == own.shape
+
+
+def test_a_learning_rate_curve_begins_anew_where_the_schedule_says():
+    whole = Schedule(10)
+    assert [whole.curve(index) for index in (0, 9)] == [(0, 10), (9, 10)]
+    parts = Schedule(10, curves=frozenset({7, 3}))
+    assert [parts.curve(index) for index in (0, 2, 3, 6, 7, 9)] == [(0, 3), (2, 3), (0, 4), (3, 4), (0, 3), (2, 3)]
+    assert BornAgain(generations=3).schedule(7) == Schedule(7, frozenset({2, 4}), frozenset({2, 4}))
+
+
+def test_every_option_may_be_trained_unless_a_schedule_restricts_them():
+    choice = SPACE.choices[0]
+    assert Schedule(10).options(choice, 0) == choice.options
+    inner = find_spec("kdnas.distillers", "progressive", stages=STAGES)
+    schedule = find_spec("kdnas.distillers", "ranked", inner=inner).build().schedule(10)
+    widths = next(c for c in SPACE.choices if "width" in c.name)
+    assert schedule.options(widths, 4) == widths.options[-1:] and schedule.options(widths, 5) == widths.options
+    assert schedule.restarts == {5}

@@ -128,7 +128,7 @@ def test_trained_one_by_one_a_block_is_untouched_by_the_steps_of_the_others():
     second = {n for n in states[0] if not torch.equal(states[3][n], states[6][n])}
     assert first and all(n.startswith(("bank.stem", "bank.stages_0", "exits.0")) for n in first)
     assert second and all(n.startswith(("bank.stages_1", "exits.1", "entries.0")) for n in second)
-    assert made.distiller.restarts(6) == {3}
+    assert made.distiller.schedule(6).restarts == {3}
 
 
 def test_together_every_block_has_a_path_of_its_own_drawn_from_seed_and_step(monkeypatch):

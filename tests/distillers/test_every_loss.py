@@ -128,7 +128,7 @@ def test_the_snapshots_of_a_route_teach_one_after_the_other(monkeypatch):
     distiller = FromTeacher(terms=((1.0, find_spec("kdnas.losses", "route_constrained", num_anchors=3)),))
     network = initialised(lambda: Network(SPACE.blueprint(SPACE.smallest)), 0)
     made = Training(network, distiller, DATA, route, Recipe(steps=6, batch_size=16, learning_rate=0.01))
-    assert distiller.restarts(6) == frozenset({2, 4})
+    assert distiller.schedule(6).restarts == frozenset({2, 4})
     who, teach = [], Frozen.teach
 
     def watched(self, *arguments):

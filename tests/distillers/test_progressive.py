@@ -18,13 +18,13 @@ STAGES = (
 
 
 def drawn(choice, index, made=None, total=20):
-    return (made or Progressive(stages=STAGES)).allowed_options(choice, Step(index, total, 0))
+    return (made or Progressive(stages=STAGES)).schedule(total).options(choice, index)
 
 
 def test_stages_begin_at_their_share_and_free_their_kind_only():
     made = Progressive(stages=STAGES)
     assert made.begins(20) == (0, 4, 8, 12, 16)
-    assert made.restarts(20) == {4, 8, 12, 16}
+    assert made.schedule(20).restarts == {4, 8, 12, 16}
     first = {kind_of(c): c for c in reversed(ELASTIC.choices)}
     kernel, depth, width = first["kernel"], first["depth"], first["width"]
     assert drawn(kernel, 3) == (7,) and drawn(kernel, 4) == drawn(kernel, 19) == (3, 5, 7)

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from kdnas.distillers.base import Distiller
+from kdnas.distillers.base import Distiller, Schedule
 from kdnas.distillers.sandwich import Sandwich
 from kdnas.runs.checkpoint import load_state, save_state
 from kdnas.runs.folder import RunFolder
@@ -84,11 +84,12 @@ def test_too_few_uses_prove_nothing(tmp_path):
     assert found.starved() == []
 
 
-def test_options_that_a_schedule_holds_back_are_not_starved(tmp_path, monkeypatch):
+def test_options_that_a_schedule_holds_back_are_not_starved(tmp_path):
     found = guard(tmp_path)
     allowed = {"stage0.depth": (2,)}
-    trains = lambda self, choice, step: allowed.get(choice.name, choice.options)  # noqa: E731
-    monkeypatch.setattr(Sandwich, "allowed_options", trains)
+    found.training.schedule = Schedule(
+        found.training.recipe.steps, options=lambda choice, index: allowed.get(choice.name, choice.options)
+    )
     found.supernet.uses.update({("stage0.depth", 2): 1})
     found.starved()
     found.supernet.uses.update({("stage0.depth", 2): 100})

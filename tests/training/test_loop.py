@@ -139,7 +139,7 @@ def test_a_new_stage_forgets_the_momentum():
     hint = spec("kdnas.losses.feature.hint:Hint", staged=True)
     terms = ((1.0, spec("kdnas.losses.response.cross_entropy:CrossEntropy")), (1.0, hint))
     made = Training(network(), FromTeacher(terms=terms), DATA, teacher(), RECIPE)
-    (boundary,) = made.distiller.restarts(RECIPE.steps)
+    (boundary,) = made.distiller.schedule(RECIPE.steps).restarts
     before = made.optimizer
     for _ in range(boundary):
         made.step()
