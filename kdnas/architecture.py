@@ -1,15 +1,37 @@
-"""One subnet, as a value, and the decisions it is made of."""
+"""An architecture, one network of a search space, and the choices it is made of: plain values."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import final
 
 Value = int | float | str
+"""An option of a choice.
+
+Example:
+    >>> options: tuple[Value, ...] = (16, 0.5, "k3e6")
+    >>> all(isinstance(option, Value) for option in options)
+    True
+"""
 
 
 @final
 class Architecture(Mapping[str, Value]):
-    """Choice name to chosen option. Immutable, hashable, equal by content; `dict(architecture)` is its JSON."""
+    """A mapping of choice names to options: one network of a search space.
+
+    Immutable, hashable, equal by content; `dict(architecture)` is its JSON.
+
+    Args:
+        values: option by choice name; `SearchSpace.architecture` also checks them.
+
+    Example:
+        >>> architecture = Architecture({"depth": 2, "block0.kernel": 3, "block1.kernel": 5})
+        >>> architecture["block1.kernel"], architecture.integer("depth")
+        (5, 2)
+        >>> architecture.under("block1")
+        Architecture({'kernel': 5})
+        >>> {architecture: "a key"}[Architecture(dict(architecture))]
+        'a key'
+    """
 
     __slots__ = ("_hash", "_values")
 
@@ -52,6 +74,11 @@ class Choice:
         options: in ascending order; the last makes the largest network.
         needs: the choice this one depends on, or None.
         at_least: it exists only while `architecture[needs] >= at_least`.
+
+    Example:
+        >>> kernel = Choice("block1.kernel", (3, 5), needs="depth", at_least=2)
+        >>> kernel.exists({"depth": 2}), kernel.exists({"depth": 1})
+        (True, False)
     """
 
     name: str
@@ -61,10 +88,10 @@ class Choice:
 
     def __post_init__(self) -> None:
         if not self.options:
-            raise ValueError(f"{self.name} has no options. Give it at least one.")
+            raise ValueError(f"the choice {self.name} has no options. Give it at least one.")
         if len(set(self.options)) < len(self.options):
-            raise ValueError(f"{self.name} has an option twice: {self.options}. Remove the repetition.")
+            raise ValueError(f"the choice {self.name} has an option twice: {self.options}. Remove the repetition.")
 
-    def exists(self, chosen: Mapping[str, Value]) -> bool:
-        """Whether this decision is to be made, given the earlier ones."""
-        return self.needs is None or (self.needs in chosen and int(chosen[self.needs]) >= self.at_least)
+    def exists(self, values: Mapping[str, Value]) -> bool:
+        """Whether the options of the earlier choices leave this one to be made."""
+        return self.needs is None or (self.needs in values and int(values[self.needs]) >= self.at_least)

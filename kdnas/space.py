@@ -1,4 +1,4 @@
-"""Search spaces: finite sets of architectures, and the blueprint of each. No torch here."""
+"""Search spaces: finite sets of architectures, and the blueprint of each."""
 
 import abc
 import dataclasses
@@ -12,19 +12,19 @@ from typing import Any, Self, final
 from kdnas.architecture import Architecture, Choice, Value
 from kdnas.specs import Spec, nearest, spec
 
-_REMEMBERED = 10_000  # blueprints; each is a few kilobytes
+_CACHE_SIZE = 10_000  # blueprints; each is a few kilobytes
 _DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 
 
 @final
 @dataclass(frozen=True)
 class Layer:
-    """How to make one module: a description, not a module.
+    """A module's class and arguments: a description, not a module.
 
     Attributes:
         make: the module's class and its arguments.
-        bank: the weights it draws on. In a supernet, layers at one position with one bank share weights by
-            the sharing rule; layers with different banks have weights of their own.
+        bank: name of its weights. In a supernet, layers at the same position with the same bank share weights by the
+            sharing rule; layers with different banks have weights of their own.
     """
 
     make: Spec
@@ -45,9 +45,9 @@ class Blueprint:
     """A whole network as a value: stem, stages, head.
 
     Attributes:
-        stem: takes images.
-        stages: each a sequence of layers; a loss sees the output of every stage.
-        head: takes the last stage's output, gives logits.
+        stem: reads images.
+        stages: each a sequence of layers; losses see the output of every stage.
+        head: reads the last stage's output, returns logits.
         image: channels, height and width of the images the network computes on.
     """
 
@@ -60,13 +60,13 @@ class Blueprint:
         """Position and layer, in order of execution."""
         yield "stem", self.stem
         for i, stage in enumerate(self.stages):
-            for j, one in enumerate(stage):
-                yield f"stages.{i}.{j}", one
+            for j, stage_layer in enumerate(stage):
+                yield f"stages.{i}.{j}", stage_layer
         yield "head", self.head
 
     def __str__(self) -> str:
         lines = [f"image       {' x '.join(map(str, self.image))}"]
-        lines += [f"{position:<11} {one}" for position, one in self.named_layers()]
+        lines += [f"{position:<11} {entry}" for position, entry in self.named_layers()]
         return "\n".join(lines)
 
     def to_json(self) -> dict[str, Any]:
@@ -74,7 +74,7 @@ class Blueprint:
         return {
             "image": list(self.image),
             "stem": _layer_json(self.stem),
-            "stages": [[_layer_json(one) for one in stage] for stage in self.stages],
+            "stages": [list(map(_layer_json, stage)) for stage in self.stages],
             "head": _layer_json(self.head),
         }
 
@@ -84,14 +84,14 @@ class Blueprint:
         channels, height, width = value["image"]
         return cls(
             _layer_from_json(value["stem"]),
-            tuple(tuple(_layer_from_json(one) for one in stage) for stage in value["stages"]),
+            tuple(tuple(map(_layer_from_json, stage)) for stage in value["stages"]),
             _layer_from_json(value["head"]),
             (channels, height, width),
         )
 
 
-def _layer_json(one: Layer) -> dict[str, Any]:
-    return {**one.make.to_json(), "bank": one.bank}
+def _layer_json(value: Layer) -> dict[str, Any]:
+    return {**value.make.to_json(), "bank": value.bank}
 
 
 def _layer_from_json(value: Mapping[str, Any]) -> Layer:
@@ -100,18 +100,35 @@ def _layer_from_json(value: Mapping[str, Any]) -> Layer:
 
 @dataclass(frozen=True, kw_only=True)
 class SearchSpace(abc.ABC):
-    """A finite set of architectures, and how each one is built.
+    """A finite set of architectures, and the network of each.
 
-    A family derives from this as a frozen keyword-only dataclass, whose fields are the keys of its TOML
-    tables, and writes `structure` and `layers`. Everything else is generic.
+    A family is a frozen keyword-only dataclass that derives from this, has the keys of its TOML tables as fields, and
+    defines `structure` and `layers`. Everything else is generic.
 
     Attributes:
         name: the table's name.
         source: paper and table the numbers come from.
         classes: number of classes.
         image_channels: channels of an image.
-        resolutions: heights (and widths) of the images the network computes on, ascending; more
-            than one makes the input size a choice like any other, named `resolution`.
+        resolutions: heights (and widths) of the images the network computes on, ascending; with more than one, the
+            input size is a choice named `resolution`.
+
+    Example:
+        >>> import random
+        >>> from kdnas.spaces.toy import Toy
+        >>> space = Toy(widths=(4, 8), depths=(1, 2), num_stages=1)
+        >>> space.count()
+        6
+        >>> architecture = space.sample(random.Random(0))
+        >>> architecture
+        Architecture({'stage0.depth': 2, 'stage0.layer0.width': 8, 'stage0.layer1.width': 4})
+        >>> space.code(architecture), space.parse("110") == architecture
+        ('110', True)
+        >>> print(space.blueprint(space.smallest))
+        image       3 x 8 x 8
+        stem        ConvNormAct(inputs=3, kernel=3, outputs=4, stride=1)
+        stages.0.0  ConvNormAct(inputs=4, kernel=3, outputs=4, stride=1)
+        head        PoolLinear(classes=10, inputs=4)
     """
 
     name: str = ""
@@ -123,27 +140,27 @@ class SearchSpace(abc.ABC):
     @property
     @abc.abstractmethod
     def structure(self) -> tuple[Choice, ...]:
-        """The choices but `resolution`, in the order they are decided; one comes after the one it needs."""
+        """All choices but `resolution`, in the order they are decided; a choice comes after the one it needs."""
 
     @abc.abstractmethod
     def layers(self, architecture: Architecture) -> tuple[Layer, tuple[tuple[Layer, ...], ...], Layer]:
-        """Stem, stages and head of a canonical architecture."""
+        """Stem, stages and head of a canonical architecture; nothing is built."""
 
     def covering(self) -> tuple[Architecture, ...]:
-        """Architectures that together use every weight; an elastic space needs only its largest."""
+        """Architectures that together use every weight; of an elastic space the largest is enough."""
         return (self.largest,)
 
     def bank_layers(self) -> Iterator[tuple[str, Layer]]:
-        """Position and layer of all that a supernet holds weights for: those of the covering architectures.
+        """Position and layer of everything a supernet has weights for: the layers of the covering architectures.
 
-        Where one position has several in one bank, the supernet holds the one with most parameters. A family
+        Of several layers at one position in one bank, the supernet builds the one with most parameters. A family
         overrides this when no architecture has a layer with all the weights that others use there.
         """
         for architecture in self.covering():
             yield from self.blueprint(architecture).named_layers()
 
     def canonical(self, architecture: Architecture) -> Architecture:
-        """The one value for all architectures that are the same network; the identity unless overridden."""
+        """The same value for all architectures that are the same network; the identity unless overridden."""
         return architecture
 
     def code(self, architecture: Architecture) -> str:
@@ -160,21 +177,21 @@ class SearchSpace(abc.ABC):
         """
         if len(code) != len(self.choices):
             raise ValueError(
-                f"a code of {self.name or 'this space'} has {len(self.choices)} digits, got {len(code)} in {code!r}."
+                f"a code of {self._title} must have {len(self.choices)} digits, got {len(code)} in {code!r}."
             )
         values: dict[str, Value] = {}
         for choice, digit in zip(self.choices, code, strict=True):
             if digit != ".":
-                place = _DIGITS.find(digit)
-                if not 0 <= place < len(choice.options):
+                index = _DIGITS.find(digit)
+                if not 0 <= index < len(choice.options):
                     raise ValueError(
-                        f"{choice.name} has {len(choice.options)} options, so its digit is 0 to "
-                        f"{_DIGITS[len(choice.options) - 1]}, got {digit!r} in {code!r}."
+                        f"the digit of {choice.name} must be from 0 to {_DIGITS[len(choice.options) - 1]}, "
+                        f"got {digit!r} in {code!r}."
                     )
-                values[choice.name] = choice.options[place]
+                values[choice.name] = choice.options[index]
         return self.architecture(values)
 
-    # What follows is the same for every space.
+    # The rest is the same for every space.
 
     @final
     @functools.cached_property
@@ -185,17 +202,17 @@ class SearchSpace(abc.ABC):
 
     @final
     def blueprint(self, architecture: Architecture) -> Blueprint:
-        """The network of an architecture, as a value; the latest ones are remembered."""
-        found = self._blueprints.get(architecture)
-        if found is None:
+        """The network of an architecture, as a value; cached."""
+        blueprint = self._blueprints.get(architecture)
+        if blueprint is None:
             canonical = self.canonical(architecture)
             stem, stages, head = self.layers(canonical)
             side = canonical.integer("resolution") if "resolution" in canonical else self.resolutions[0]
-            found = Blueprint(stem, stages, head, (self.image_channels, side, side))
-            if len(self._blueprints) >= _REMEMBERED:
+            blueprint = Blueprint(stem, stages, head, (self.image_channels, side, side))
+            if len(self._blueprints) >= _CACHE_SIZE:
                 self._blueprints.clear()
-            self._blueprints[architecture] = found
-        return found
+            self._blueprints[architecture] = blueprint
+        return blueprint
 
     @functools.cached_property
     def _blueprints(self) -> dict[Architecture, Blueprint]:
@@ -204,11 +221,11 @@ class SearchSpace(abc.ABC):
     @final
     def decide(self, pick: Callable[[Choice], Value]) -> Architecture:
         """The canonical architecture that takes `pick(choice)` for every choice that exists."""
-        chosen: dict[str, Value] = {}
+        values: dict[str, Value] = {}
         for choice in self.choices:
-            if choice.exists(chosen):
-                chosen[choice.name] = pick(choice)
-        return self.canonical(Architecture(chosen))
+            if choice.exists(values):
+                values[choice.name] = pick(choice)
+        return self.canonical(Architecture(values))
 
     @final
     @functools.cached_property
@@ -223,44 +240,49 @@ class SearchSpace(abc.ABC):
         return self.decide(lambda choice: choice.options[0])
 
     @final
-    def sample(self, rng: random.Random) -> Architecture:
-        """Every option of every existing choice equally likely.
+    def uniform(self, option: Value) -> Architecture:
+        """This option for every choice that has it, the last option for the others."""
+        return self.decide(lambda choice: option if option in choice.options else choice.options[-1])
 
-        Networks with several spellings are drawn as often as they have spellings.
+    @final
+    def sample(self, rng: random.Random) -> Architecture:
+        """A random architecture: every option of every existing choice is equally likely.
+
+        Where several assignments are one network (`canonical`), it is sampled in proportion to their number.
         """
         return self.decide(lambda choice: rng.choice(choice.options))
 
     @final
     def mutate(self, architecture: Architecture, rng: random.Random, rate: float = 0.1) -> Architecture:
-        """Each choice redrawn with probability `rate`, at least one of them changed to another option.
+        """A neighbour: each choice is changed to another option with probability `rate`, at least one in any case.
 
         Raises:
             ValueError: the space has one architecture only.
         """
         changeable = [c for c in self.choices if c.exists(architecture) and len(c.options) > 1]
         if not changeable:
-            raise ValueError(f"{self.name or 'this space'} has one architecture; nothing can be mutated.")
+            raise ValueError(f"{self._title} has only one architecture, which cannot be mutated.")
         while True:
             forced = rng.choice(changeable).name
 
             def pick(choice: Choice, forced: str = forced) -> Value:
-                kept = architecture.get(choice.name)
-                if kept is None:
+                current = architecture.get(choice.name)
+                if current is None:
                     return rng.choice(choice.options)
-                others = [o for o in choice.options if o != kept]
-                return rng.choice(others) if others and (choice.name == forced or rng.random() < rate) else kept
+                others = [option for option in choice.options if option != current]
+                return rng.choice(others) if others and (choice.name == forced or rng.random() < rate) else current
 
             mutant = self.decide(pick)
-            if mutant != architecture:  # two spellings of one network are no change
+            if mutant != architecture:  # another assignment of the same network is no change
                 return mutant
 
     @final
     def cross(self, first: Architecture, second: Architecture, rng: random.Random) -> Architecture:
-        """Each choice from one parent, drawn anew where neither has it."""
+        """A child: each choice from a random parent, random where neither parent has it."""
 
         def pick(choice: Choice) -> Value:
-            held = [parent[choice.name] for parent in (first, second) if choice.name in parent]
-            return rng.choice(held or choice.options)
+            inherited = [parent[choice.name] for parent in (first, second) if choice.name in parent]
+            return rng.choice(inherited or choice.options)
 
         return self.decide(pick)
 
@@ -269,33 +291,37 @@ class SearchSpace(abc.ABC):
         """The canonical architecture of a mapping, checked.
 
         Raises:
-            ValueError: an unknown or a missing choice, or a value that is no option.
+            ValueError: an unknown or a missing choice, or a value that is not an option.
         """
         self.validate(values)
         return self.canonical(Architecture(values))
 
     @final
     def validate(self, values: Mapping[str, Value]) -> None:
-        """Raise a ValueError with rule, value and fix unless the mapping is an architecture of this space."""
+        """Check that a mapping is an architecture of this space.
+
+        Raises:
+            ValueError: an unknown or a missing choice, or a value that is not an option.
+        """
         known = {choice.name: choice for choice in self.choices}
         for name in values:
             if name not in known:
-                raise ValueError(f"{self.name or 'this space'} has no choice {name!r}.{nearest(name, known)}")
+                raise ValueError(f"{self._title} has no choice {name!r}.{nearest(name, known)}")
         for choice in self.choices:
             exists = choice.exists(values)
             if exists and choice.name not in values:
                 raise ValueError(f"{choice.name} is missing. Set it to one of {choice.options}.")
             if not exists and choice.name in values:
                 raise ValueError(
-                    f"{choice.name} exists only while {choice.needs} is at least {choice.at_least}, which is "
-                    f"{values.get(choice.needs or '')}. Remove {choice.name}."
+                    f"{choice.name} exists only while {choice.needs} is at least {choice.at_least}, got "
+                    f"{choice.needs} = {values.get(choice.needs or '')}. Remove {choice.name}."
                 )
             if exists and values[choice.name] not in choice.options:
                 raise ValueError(f"{choice.name} must be one of {choice.options}, got {values[choice.name]!r}.")
 
     @final
     def count(self) -> int:
-        """How many assignments of the choices there are, exactly; several may be one network (`canonical`)."""
+        """The exact number of assignments of the choices; several may be one network (`canonical`)."""
         children: dict[str | None, list[Choice]] = {}
         for choice in self.choices:
             children.setdefault(choice.needs, []).append(choice)
@@ -313,25 +339,29 @@ class SearchSpace(abc.ABC):
     def all(self) -> Iterator[Architecture]:
         """Every distinct network once, depth first in the order of the choices."""
 
-        def extend(chosen: dict[str, Value], place: int) -> Iterator[Architecture]:
-            if place == len(self.choices):
-                value = Architecture(chosen)
-                if self.canonical(value) == value:
-                    yield value
+        def extend(values: dict[str, Value], index: int) -> Iterator[Architecture]:
+            if index == len(self.choices):
+                architecture = Architecture(values)
+                if self.canonical(architecture) == architecture:
+                    yield architecture
                 return
-            choice = self.choices[place]
-            if not choice.exists(chosen):
-                yield from extend(chosen, place + 1)
+            choice = self.choices[index]
+            if not choice.exists(values):
+                yield from extend(values, index + 1)
                 return
             for option in choice.options:
-                yield from extend({**chosen, choice.name: option}, place + 1)
+                yield from extend({**values, choice.name: option}, index + 1)
 
         return extend({}, 0)
 
     @final
     def fitted(self, *, classes: int, image_channels: int) -> Self:
-        """The same space for other data."""
+        """The same space for data with other classes and channels."""
         return dataclasses.replace(self, classes=classes, image_channels=image_channels)
+
+    @property
+    def _title(self) -> str:
+        return self.name or "this space"
 
 
 def make_divisible(value: float, divisor: int = 8) -> int:

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 
 class ConvNormAct(nn.Sequential):
-    """Convolution, batch norm, activation; the activation may be left out.
+    """Convolution, batch norm, activation; `none` leaves the activation out.
 
     Args:
         inputs: channels in.
@@ -65,19 +65,19 @@ class DropPath(nn.Module):
 
 
 class AttentionMap(nn.Softmax):
-    """The softmax of an attention layer; its output, `[batch, heads, tokens, tokens]`, is shown to losses."""
+    """The softmax of an attention layer; losses see its output, `[batch, heads, tokens, tokens]`."""
 
 
 def activation_named(name: str) -> nn.Module:
     """The activation layer of that name."""
-    made = {"relu": nn.ReLU, "swish": nn.SiLU, "hswish": nn.Hardswish, "gelu": nn.GELU}
-    if name not in made:
-        raise ValueError(f"activation must be one of {sorted(made)} or none, got {name!r}.")
-    return made[name]()
+    activations = {"relu": nn.ReLU, "swish": nn.SiLU, "hswish": nn.Hardswish, "gelu": nn.GELU}
+    if name not in activations:
+        raise ValueError(f"`activation` must be one of {', '.join(sorted(activations))}, none, got {name!r}.")
+    return activations[name]()
 
 
 def resize(images: Tensor, height: int, width: int) -> Tensor:
-    """Images `[batch, channels, h, w]` at another size; unchanged where it is theirs already."""
+    """Images `[batch, channels, h, w]` resized to `[batch, channels, height, width]`; of that size, unchanged."""
     if images.shape[2] == height and images.shape[3] == width:
         return images
     return F.interpolate(images, (height, width), mode="bicubic", align_corners=False, antialias=True)

@@ -22,9 +22,9 @@ class Cell(nn.Module):
 
     Args:
         width: channels of every node.
-        operations: for the edges 0-1, 0-2, 1-2, 0-3, 1-3, 2-3 the names of the operations on it, joined by `+`:
+        operations: for each of the edges 0-1, 0-2, 1-2, 0-3, 1-3, 2-3 the names of its operations, joined by `+`:
             `none`, `skip_connect`, `avg_pool_3x3`, `nor_conv_1x1`, `nor_conv_3x3`. A cell of the benchmark has one
-            per edge; a supernet's bank, which has to hold the weights of all of them, their sum.
+            operation per edge; in a supernet's bank, which needs the weights of all, an edge is their sum.
 
     Reference: Dong & Yang, NAS-Bench-201: Extending the Scope of Reproducible Neural Architecture Search,
     ICLR 2020, section 2.1 and figure 1.
@@ -33,17 +33,17 @@ class Cell(nn.Module):
     def __init__(self, width: int, operations: tuple[str, ...]) -> None:
         super().__init__()
         if len(operations) != 6:
-            raise ValueError(f"a cell has 6 edges, got {len(operations)} operations: {operations}.")
+            raise ValueError(f"`operations` must have 6 entries, one per edge, got {len(operations)}: {operations}.")
         self.edges = nn.ModuleList(nn.ModuleDict(_edge(names, width)) for names in operations)
 
     def forward(self, x: Tensor) -> Tensor:
         """`[batch, width, height, width]` to the same."""
         nodes, edges = [x], iter(self.edges)
         for _ in range(3):
-            arriving = []
+            inputs = []
             for node, edge in zip(tuple(nodes), edges, strict=False):
-                arriving += [operation(node) for operation in edge.children()]
-            nodes.append(sum(arriving[1:], arriving[0]) if arriving else torch.zeros_like(x))
+                inputs += [operation(node) for operation in edge.children()]
+            nodes.append(sum(inputs[1:], inputs[0]) if inputs else torch.zeros_like(x))
         return nodes[-1]
 
 
@@ -61,7 +61,7 @@ class PooledResidual(nn.Module):
             ReluConvNorm(inputs, outputs, 3, 2),
             ReluConvNorm(outputs, outputs, 3),
         )
-        # Rounding up agrees with the padded convolutions when a small image has an odd side.
+        # ceil_mode: an odd side gives the size that the padded convolutions give.
         self.shortcut = nn.Sequential(nn.AvgPool2d(2, 2, ceil_mode=True), nn.Conv2d(inputs, outputs, 1, bias=False))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -87,4 +87,6 @@ def _operation(name: str, width: int) -> nn.Module:
         return nn.AvgPool2d(3, 1, 1, count_include_pad=False)
     if name in ("nor_conv_1x1", "nor_conv_3x3"):
         return ReluConvNorm(width, width, int(name[-1]))
-    raise ValueError(f"an operation is none, skip_connect, avg_pool_3x3, nor_conv_1x1 or nor_conv_3x3, got {name!r}.")
+    raise ValueError(
+        f"`operations` must be of none, skip_connect, avg_pool_3x3, nor_conv_1x1, nor_conv_3x3, got {name!r}."
+    )

@@ -10,10 +10,10 @@ from kdnas.blocks.basic import DropPath
 
 
 class Graph(nn.Module):
-    """Operations on numbered tensors: 0 is the input, `i + 1` what node `i` gives, and the last one the output.
+    """Operations on numbered tensors: 0 is the input, `i + 1` the output of node `i`; the last one is the output.
 
     Args:
-        nodes: `(operation, numbers of its inputs, *values)` each; none for the identity. Operations and their values:
+        nodes: `(operation, numbers of its inputs, *values)` each; empty for the identity. Operations and their values:
             `conv` (inputs, outputs, kernel, stride, padding, dilation, channels per group or 0 for one group, bias),
             `norm` (channels, eps, momentum), `linear` (inputs, outputs, bias), `max_pool` and `avg_pool` (kernel,
             stride, padding), `pool` (side, averaged), `dropout` and `drop_path` (rate); without values `relu`,
@@ -25,36 +25,36 @@ class Graph(nn.Module):
         super().__init__()
         self.nodes = nodes
         self.parts = nn.ModuleDict()
-        for place, (operation, _, *values) in enumerate(nodes):
-            made = self._made(operation, values)
-            if made is not None:
-                self.parts[str(place)] = made
+        for index, (operation, _, *values) in enumerate(nodes):
+            module = self._module(operation, values)
+            if module is not None:
+                self.parts[str(index)] = module
 
     def forward(self, x: Tensor) -> Tensor:
         """The last node's output."""
-        held = [x]
-        for place, (operation, inputs, *values) in enumerate(self.nodes):
-            given = [held[number] for number in inputs]
-            if str(place) in self.parts:
-                held.append(self.parts[str(place)](given[0]))
+        tensors = [x]
+        for index, (operation, numbers, *values) in enumerate(self.nodes):
+            first, *others = (tensors[number] for number in numbers)
+            if str(index) in self.parts:
+                tensors.append(self.parts[str(index)](first))
             elif operation == "add":
-                held.append(given[0] + given[1])
+                tensors.append(first + others[0])
             elif operation == "mul":
-                held.append(given[0] * given[1])
+                tensors.append(first * others[0])
             elif operation == "cat":
-                held.append(torch.cat(given, 1))
+                tensors.append(torch.cat([first, *others], 1))
             elif operation == "flatten":
-                held.append(given[0].flatten(1))
+                tensors.append(first.flatten(1))
             elif operation == "mean":
-                held.append(given[0].mean((2, 3)))
+                tensors.append(first.mean((2, 3)))
             elif operation == "pool":
-                held.append(F.adaptive_avg_pool2d(given[0], values[0]))
+                tensors.append(F.adaptive_avg_pool2d(first, values[0]))
             else:
                 raise ValueError(f"a graph has no operation {operation!r}.")
-        return held[-1]
+        return tensors[-1]
 
     @staticmethod
-    def _made(operation: str, values: list[Any]) -> nn.Module | None:
+    def _module(operation: str, values: list[Any]) -> nn.Module | None:
         plain = {
             "relu": nn.ReLU,
             "relu6": nn.ReLU6,

@@ -6,7 +6,7 @@ from kdnas.blocks.basic import ConvNormAct, PoolLinear
 
 
 class InvertedResidual(nn.Module):
-    """Expand, depthwise convolution, project; the input is added.
+    """1x1 convolution up, depthwise convolution, 1x1 convolution down; the input is added.
 
     Args:
         inputs: channels in.
@@ -15,7 +15,7 @@ class InvertedResidual(nn.Module):
         kernel: of the depthwise convolution.
         stride: of the depthwise convolution.
         activation: `relu` in NAS-Bench-Macro.
-        shortcut: `fitting` adds the input where the shapes agree, `none` never, `identity` insists.
+        shortcut: `fitting` adds the input where the shapes agree, `none` never, `identity` requires that they agree.
 
     Reference: Sandler et al., MobileNetV2: Inverted Residuals and Linear Bottlenecks, CVPR 2018, figure 4.
     """
@@ -34,7 +34,7 @@ class InvertedResidual(nn.Module):
         fits = stride == 1 and inputs == outputs
         if shortcut not in ("fitting", "none", "identity") or (shortcut == "identity" and not fits):
             raise ValueError(
-                "shortcut must be fitting, none, or, with stride 1 and equal widths, identity, got "
+                "`shortcut` must be fitting or none, or, with stride 1 and equal widths, identity, got "
                 f"{shortcut!r} with stride {stride}, {inputs} channels in and {outputs} out."
             )
         self.branch = nn.Sequential(

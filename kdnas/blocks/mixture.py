@@ -1,4 +1,4 @@
-"""Several networks as one: members side by side, and the weighted sum of their logits."""
+"""An ensemble as one network: its members in parallel, and the weighted sum of their logits."""
 
 import torch
 from torch import Tensor, nn
@@ -41,10 +41,10 @@ class Members(nn.Module):
 
 
 class Mixture(nn.Module):
-    """The weighted sum over members; a plain mean at first.
+    """The weighted sum over members, initially their mean.
 
     Args:
-        count: members.
+        count: number of members.
 
     Reference: Cortes et al., AdaNet: Adaptive Structural Learning of Artificial Neural Networks, ICML 2017, section 3.
     """

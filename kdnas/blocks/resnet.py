@@ -14,10 +14,9 @@ class BasicBlock(nn.Module):
         stride: of the first convolution.
         hidden: channels between the convolutions; 0 for as many as `outputs`.
         shortcut: `identity`, `projection` (a 1x1 convolution with batch norm), `none`, or `fitting`: identity where
-            the shapes agree, else projection. An elastic space fixes it by position, so that it does not
-            come and go with the widths.
+            the shapes agree, else projection. An elastic space fixes it by position, independent of the widths.
         activation: `relu` in the paper.
-        zero_last: starts the last batch norm at zero, so that the block starts as its shortcut.
+        zero_last: whether the last batch norm starts at scale zero, so that the block starts as its shortcut.
 
     Reference: He et al., Deep Residual Learning for Image Recognition, CVPR 2016, figure 2 and section 3.3 (B).
     """
@@ -93,7 +92,7 @@ class Bottleneck(nn.Module):
 
 
 class Zero(nn.Module):
-    """No shortcut: zero, so that the branch is all of the block."""
+    """No shortcut: zero, so that the block is its branch."""
 
     def forward(self, x: Tensor) -> float:
         """Zero."""
@@ -107,10 +106,10 @@ def _shortcut(inputs: int, outputs: int, stride: int, shortcut: str) -> nn.Modul
     if shortcut == "projection" or (shortcut == "fitting" and not fits):
         return ConvNormAct(inputs, outputs, 1, stride, activation="none")
     if shortcut not in ("identity", "fitting"):
-        raise ValueError(f"shortcut must be identity, projection, none or fitting, got {shortcut!r}.")
+        raise ValueError(f"`shortcut` must be one of identity, projection, none, fitting, got {shortcut!r}.")
     if not fits:
         raise ValueError(
-            f"an identity shortcut needs stride 1 and equal widths, got stride {stride}, {inputs} channels in and "
+            f"an identity shortcut requires stride 1 and equal widths, got stride {stride}, {inputs} channels in and "
             f"{outputs} out. Use fitting or projection."
         )
     return nn.Identity()

@@ -7,10 +7,10 @@ from kdnas.blocks.basic import ConvNormAct, PoolLinear
 
 
 class ShuffleUnit(nn.Module):
-    """A convolutional branch beside a carried one, concatenated; with stride 1 they halve the channels.
+    """A convolutional branch and a shortcut branch, concatenated; with stride 1 each has half of the channels.
 
-    With stride 1 the even channels are carried on as they are, and the odd ones go through the branch:
-    taking every second channel is the shuffle. With stride 2 both branches see all channels.
+    With stride 1 the even channels pass unchanged and the odd ones go through the branch: taking every second channel
+    is the shuffle. With stride 2 both branches read all channels.
 
     Args:
         inputs: channels in; with stride 1 as many as `outputs`.
@@ -26,14 +26,16 @@ class ShuffleUnit(nn.Module):
     def __init__(self, inputs: int, outputs: int, kernel: int = 3, stride: int = 1, depthwise: int = 1) -> None:
         super().__init__()
         if depthwise not in (1, 3):
-            raise ValueError(f"depthwise must be 1 or 3, got {depthwise}.")
+            raise ValueError(f"`depthwise` must be 1 or 3, got {depthwise}.")
         if stride == 1 and (inputs != outputs or inputs % 2):
             raise ValueError(
-                f"a unit with stride 1 halves one even width, got {inputs} channels in and {outputs} out. "
-                "Change the width in the first block of a stage, with stride 2."
+                f"a unit with stride 1 must have equal, even widths, got {inputs} channels in and {outputs} out. "
+                "Change the width in the first unit of a stage, with stride 2."
             )
         if stride != 1 and outputs <= inputs:
-            raise ValueError(f"a unit with stride {stride} needs more channels out than in, got {inputs}, {outputs}.")
+            raise ValueError(
+                f"a unit with stride {stride} must have more channels out than in, got {inputs} in and {outputs} out."
+            )
         self.splits = stride == 1
         before = inputs // 2 if self.splits else inputs
         after, hidden = outputs - before, outputs // 2

@@ -1,4 +1,4 @@
-"""Blocks of vision transformers; every tensor's leading corner is a narrower transformer's tensor."""
+"""Blocks of vision transformers; the leading corner of every tensor is a narrower transformer's tensor."""
 
 import math
 
@@ -9,7 +9,7 @@ from kdnas.blocks.basic import AttentionMap, DropPath
 
 
 class PatchTokens(nn.Module):
-    """Patches as tokens, with their positions, behind one class token.
+    """Patches as tokens with learned positions, after one class token.
 
     Args:
         inputs: channels of the images.
@@ -17,7 +17,7 @@ class PatchTokens(nn.Module):
         patch: height and width of a patch.
         side: patches along the height, and along the width.
 
-    The positions are a map `[1, width, side, side]`, so that a smaller image takes the middle of a larger one's.
+    The positions are a map `[1, width, side, side]`, so that a smaller image uses the centre of a larger one's.
     """
 
     def __init__(self, inputs: int, width: int, patch: int, side: int) -> None:
@@ -39,7 +39,7 @@ class RelativePosition(nn.Module):
 
     Args:
         width: of a vector.
-        reach: distances beyond it count as it. The class token has a row of its own in both tables.
+        reach: larger distances are clipped to it. The class token has a row of its own in both tables.
     """
 
     def __init__(self, width: int, reach: int) -> None:
@@ -51,10 +51,10 @@ class RelativePosition(nn.Module):
         nn.init.trunc_normal_(self.columns, std=0.02)
 
     def forward(self, side: int) -> Tensor:
-        """`[tokens, tokens, width]` for a square of `side * side` tokens behind a class token."""
-        place = torch.arange(side * side, device=self.rows.device)
+        """`[tokens, tokens, width]` for a square of `side * side` tokens after a class token."""
+        index = torch.arange(side * side, device=self.rows.device)
         vectors = torch.zeros((), device=self.rows.device, dtype=self.rows.dtype)
-        for table, at in ((self.rows, place // side), (self.columns, place % side)):
+        for table, at in ((self.rows, index // side), (self.columns, index % side)):
             distance = (at[None] - at[:, None]).clamp(-self.reach, self.reach) + self.reach + 1
             vectors = vectors + table[nn.functional.pad(distance, (1, 0, 1, 0))]
         return vectors
@@ -64,7 +64,7 @@ class Attention(nn.Module):
     """Multi-head self-attention with learned relative positions in the keys and in the values.
 
     Queries, keys and values have a projection each, head after head, so that leading rows are leading heads.
-    `softmax` puts out the attention map, `[batch, heads, tokens, tokens]`.
+    The output of `softmax` is the attention map, `[batch, heads, tokens, tokens]`.
 
     Args:
         width: channels of a token.
@@ -92,21 +92,22 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """`[batch, tokens, width]` to the same."""
         queries, keys, values = (
-            made(x).unflatten(2, (self.heads, -1)).transpose(1, 2) for made in (self.queries, self.keys, self.values)
+            project(x).unflatten(2, (self.heads, -1)).transpose(1, 2)
+            for project in (self.queries, self.keys, self.values)
         )
         scores = queries @ keys.transpose(2, 3)
         side = math.isqrt(x.shape[1] - 1)
         if self.reach:
             scores = scores + torch.einsum("bhnd,nmd->bhnm", queries, self.key_positions(side))
         attention = self.softmax(scores * self.scale)
-        seen = attention @ values
+        x = attention @ values
         if self.reach:
-            seen = seen + torch.einsum("bhnm,nmd->bhnd", attention, self.value_positions(side))
-        return self.out(seen.transpose(1, 2).flatten(2))
+            x = x + torch.einsum("bhnm,nmd->bhnd", attention, self.value_positions(side))
+        return self.out(x.transpose(1, 2).flatten(2))
 
 
 class EncoderBlock(nn.Module):
-    """Attention, then two linear layers; each normalised before and added after.
+    """Attention, then two linear layers; each with a layer norm before it and a shortcut around it.
 
     Args:
         width: channels of a token.
@@ -114,7 +115,7 @@ class EncoderBlock(nn.Module):
         hidden: channels between the linear layers.
         head_width: channels of a head.
         reach: of the relative positions; 0 for none.
-        drop_path: how often training drops a branch.
+        drop_path: rate of stochastic depth for each branch.
         eps: of the layer norms.
         bias: whether queries, keys and values have biases.
 
@@ -150,7 +151,7 @@ class EncoderBlock(nn.Module):
 
 
 class TokensLinear(nn.Module):
-    """Layer norm, then of the tokens the class token or the mean of the others, and the classifier.
+    """Layer norm, the class token or the mean of the other tokens, and the classifier.
 
     Args:
         width: channels of a token.

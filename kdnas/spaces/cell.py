@@ -18,27 +18,27 @@ _NAMES = tuple(f"node{target}.from{source}" for source, target in _EDGES)
 @final
 @dataclass(frozen=True, kw_only=True)
 class Cell(SearchSpace):
-    """A cell of four nodes with an operation on each of its six edges; every cell of a network is the same.
+    """A cell of four nodes with an operation on each of its six edges; all cells of a network are the same.
 
-    Equal cells are one value, by the benchmark's rule (`unique`): the order of a node's inputs does not matter, a
-    skip connection is its source, what no path leads through does not matter, and an operation on a node that
-    receives nothing but `none` gives nothing. The canonical cell has the least operations, edge by edge, so the
-    networks of all spellings are the same by construction. A code is the benchmark's string,
+    Equal cells are one architecture, by the benchmark's rule (`unique`): the order of a node's inputs does not matter,
+    a skip connection equals its source, edges that no path uses do not matter, and an operation on a node whose inputs
+    are all `none` outputs nothing. The canonical cell is the first in the order of the operations, edge by edge, so
+    all assignments of one network build the same network. A code is the benchmark's string,
     `|op~0|+|op~0|op~1|+|op~0|op~1|op~2|`.
 
     Every operation of every edge of every cell has its own weights.
 
     Attributes:
-        widths: channels per stage; a residual block that halves the resolution stands before each but the first.
+        widths: channels per stage; every stage but the first begins with a residual block that halves the resolution.
         num_cells: cells per stage.
-        operations: what an edge may be, ascending, out of none, skip_connect, avg_pool_3x3, nor_conv_1x1,
-            nor_conv_3x3.
+        operations: options of an edge, a subset of none, skip_connect, avg_pool_3x3, nor_conv_1x1, nor_conv_3x3 in
+            this order.
 
     Reference: Dong & Yang, NAS-Bench-201: Extending the Scope of Reproducible Neural Architecture Search, ICLR 2020,
     section 2.
-    Differs: a convolution on a node that receives nothing counts as nothing, as in the rule; in the authors'
-    network its batch norm learns a constant there. As in the rule, `none` counts as an input of a
-    sum, so a few cells that differ only in how often nothing is added are different values.
+    Differs: a convolution on a node without inputs counts as nothing, as in the rule; in the authors' network its
+    batch norm learns a constant there. As in the rule, `none` counts as an input of a sum, so a few cells that differ
+    only in how often nothing is added are different architectures.
     """
 
     widths: tuple[int, ...] = (16, 32, 64)
@@ -48,11 +48,13 @@ class Cell(SearchSpace):
     def __post_init__(self) -> None:
         for name in self.operations:
             if name not in _OPERATIONS:
-                raise ValueError(f"no operation is named {name!r}.{nearest(name, _OPERATIONS)}")
+                raise ValueError(f"`operations` has an unknown operation {name!r}.{nearest(name, _OPERATIONS)}")
         if list(self.operations) != sorted(set(self.operations), key=_OPERATIONS.index):
-            raise ValueError(f"operations must be in the order of {_OPERATIONS}, got {self.operations}.")
+            raise ValueError(f"`operations` must be in the order {_OPERATIONS}, got {self.operations}.")
         if not self.widths or self.num_cells < 1:
-            raise ValueError("a cell space needs a stage and at least one cell in it.")
+            raise ValueError(
+                f"`widths` must not be empty and `num_cells` at least 1, got {self.widths} and {self.num_cells}."
+            )
 
     @property
     def structure(self) -> tuple[Choice, ...]:
@@ -60,14 +62,14 @@ class Cell(SearchSpace):
         return tuple(Choice(name, self.operations) for name in _NAMES)
 
     def canonical(self, architecture: Architecture) -> Architecture:
-        """The least of the cells with the same `unique` string."""
+        """The first of the cells with the same `unique` string."""
         values = dict(architecture)
         cell = tuple(str(values[name]) for name in _NAMES)
-        values.update(zip(_NAMES, _least(self.operations).get(_unique(cell), cell), strict=True))
+        values.update(zip(_NAMES, _first_cells(self.operations).get(_unique(cell), cell), strict=True))
         return Architecture(values)
 
     def unique(self, architecture: Architecture) -> str:
-        """The string by which the benchmark tells networks apart: 6,466 of them for 15,625 cells.
+        """The string by which the benchmark distinguishes networks: 6,466 strings for 15,625 cells.
 
         The input is `0`, nothing is `#`; `(x)@op` is an operation on x; a node is the sorted sum of its inputs.
         """
@@ -75,12 +77,10 @@ class Cell(SearchSpace):
 
     def covering(self) -> tuple[Architecture, ...]:
         """One uniform network per operation."""
-        return tuple(
-            self.decide(lambda c, one=one: one if one in c.options else c.options[-1]) for one in self.operations
-        )
+        return tuple(map(self.uniform, self.operations))
 
     def bank_layers(self) -> Iterator[tuple[str, Layer]]:
-        """The layers of a network with the sum of all operations on every edge; no architecture has them all."""
+        """The layers of a network with the sum of all operations on every edge, which no architecture is."""
         mixture = dict.fromkeys(_NAMES, "+".join(self.operations))
         yield from self.blueprint(Architecture({**self.largest, **mixture})).named_layers()
 
@@ -114,7 +114,7 @@ class Cell(SearchSpace):
         """The canonical architecture of a benchmark's string.
 
         Raises:
-            ValueError: another form, or an operation the space does not have.
+            ValueError: another form, or an operation that is not in the space.
         """
         cell, _, side = code.partition("@")
         edges = [edge for node in cell.split("+") for edge in node.strip("|").split("|")]
@@ -124,9 +124,7 @@ class Cell(SearchSpace):
         if side.isdecimal():
             values["resolution"] = int(side)
         if len(edges) != len(_EDGES) or self.code(Architecture(values)) != code:
-            raise ValueError(
-                f"a code of {self.name or 'this space'} is |op~0|+|op~0|op~1|+|op~0|op~1|op~2|, got {code!r}."
-            )
+            raise ValueError(f"a code of {self._title} must be |op~0|+|op~0|op~1|+|op~0|op~1|op~2|, got {code!r}.")
         return self.architecture(values)
 
 
@@ -144,9 +142,9 @@ def _unique(cell: Sequence[str]) -> str:
 
 
 @functools.cache
-def _least(operations: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
-    """For every unique string its first cell, counting in the order of the operations."""
-    found: dict[str, tuple[str, ...]] = {}
+def _first_cells(operations: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
+    """For every unique string its first cell, in the order of the operations."""
+    cells: dict[str, tuple[str, ...]] = {}
     for cell in itertools.product(operations, repeat=len(_EDGES)):
-        found.setdefault(_unique(cell), cell)
-    return found
+        cells.setdefault(_unique(cell), cell)
+    return cells

@@ -12,12 +12,12 @@ _BLOCKS = ("basic", "inverted")
 @final
 @dataclass(frozen=True, kw_only=True)
 class ChannelStage:
-    """Blocks that share one skip path.
+    """Blocks on one skip path.
 
     Attributes:
         hidden: the full width inside each block.
-        width: the full width of the skip path, or 0 to stay on the one before; a new path begins
-            with a block without shortcut.
+        width: the full width of the skip path, or 0 for the path of the stage before; a new path begins with a block
+            without shortcut.
         stride: of the first block.
     """
 
@@ -31,9 +31,9 @@ class ChannelStage:
 class Channels(SearchSpace):
     """Residual or inverted residual blocks, each width chosen on its own.
 
-    A block's inner width is its own choice; the width of a skip path is one choice of all blocks on
-    it, made where the path begins. So shortcuts are identities whatever the widths are. Weights are shared by
-    leading channels. A code has digit i for the i-th of `ratios`, counted from 1, in the order of execution.
+    Each block's inner width is a choice; the width of a skip path is one choice of all blocks on it, at the path's
+    first block. So shortcuts are identities whatever the widths are. Weights are shared by leading channels. A code
+    has digit i for the i-th of `ratios`, counted from 1, in the order of execution.
 
     Attributes:
         block: `basic` (two 3x3 convolutions) or `inverted` (depthwise between two 1x1 convolutions).
@@ -41,12 +41,12 @@ class Channels(SearchSpace):
         stem_stride: stride of the stem.
         stages: the blocks.
         head_width: full width of a last 1x1 convolution, or 0 for none.
-        ratios: what a full width may be multiplied by, ascending.
+        ratios: factors of a full width, ascending.
 
     Reference: Su et al., BCNet: Searching for Network Width with Bilaterally Coupled Network, CVPR 2021;
     released model and tables.
-    Differs: the released README's table prints 16x16 maps behind the stride of the third block; its
-    costs, which these are, have 8x8.
+    Differs: the released README's table lists 16x16 feature maps after the stride of the third block; its costs, which
+    are those of this space, are of 8x8 ones.
     """
 
     block: str = "basic"
@@ -61,29 +61,29 @@ class Channels(SearchSpace):
 
     def __post_init__(self) -> None:
         if self.block not in _BLOCKS:
-            raise ValueError(f"block must be one of {_BLOCKS}, got {self.block!r}.")
+            raise ValueError(f"`block` must be one of {', '.join(_BLOCKS)}, got {self.block!r}.")
         if not 0 < len(self.ratios) < 10 or list(self.ratios) != sorted(self.ratios) or self.ratios[0] <= 0:
-            raise ValueError(f"ratios must be one to nine positive numbers, ascending, got {self.ratios}.")
+            raise ValueError(f"`ratios` must be one to nine positive numbers, ascending, got {self.ratios}.")
         for index, stage in enumerate(self.stages):
             if not stage.hidden:
-                raise ValueError(f"stages[{index}].hidden is empty. Give one width per block.")
+                raise ValueError(f"`stages[{index}].hidden` must have one width per block, got none.")
             if stage.stride != 1 and not stage.width:
                 raise ValueError(
-                    f"stages[{index}] has stride {stage.stride}, so its skip path is a new one. Give it a width."
+                    f"`stages[{index}].width` must be set: a stride of {stage.stride} begins a new skip path."
                 )
 
     @property
     def structure(self) -> tuple[Choice, ...]:
         """Widths in the order of execution."""
-        made = [Choice("stem.width", self._widths(self.stem_width))]
+        choices = [Choice("stem.width", self._widths(self.stem_width))]
         for index, stage in enumerate(self.stages):
             for place, full in enumerate(stage.hidden):
-                made.append(Choice(f"stage{index}.block{place}.hidden", self._widths(full)))
+                choices.append(Choice(f"stage{index}.block{place}.hidden", self._widths(full)))
                 if place == 0 and stage.width:
-                    made.append(Choice(f"stage{index}.width", self._widths(stage.width)))
+                    choices.append(Choice(f"stage{index}.width", self._widths(stage.width)))
         if self.head_width:
-            made.append(Choice("head.width", self._widths(self.head_width)))
-        return tuple(made)
+            choices.append(Choice("head.width", self._widths(self.head_width)))
+        return tuple(choices)
 
     def layers(self, architecture: Architecture) -> tuple[Layer, tuple[tuple[Layer, ...], ...], Layer]:
         """Stem, stages and head."""
@@ -97,7 +97,7 @@ class Channels(SearchSpace):
         )
         stages = []
         for index, stage in enumerate(self.stages):
-            made = []
+            blocks = []
             for place in range(len(stage.hidden)):
                 hidden = architecture.integer(f"stage{index}.block{place}.hidden")
                 begins = place == 0 and stage.width > 0
@@ -110,9 +110,9 @@ class Channels(SearchSpace):
                     "shortcut": "none" if begins else "identity",
                 }
                 make = "macro:InvertedResidual" if self.block == "inverted" else "resnet:BasicBlock"
-                made.append(layer(f"kdnas.blocks.{make}", **shapes))
+                blocks.append(layer(f"kdnas.blocks.{make}", **shapes))
                 width = outputs
-            stages.append(tuple(made))
+            stages.append(tuple(blocks))
         if self.head_width:
             head = layer(
                 "kdnas.blocks.macro:ConvPoolLinear",
@@ -125,7 +125,7 @@ class Channels(SearchSpace):
         return stem, tuple(stages), head
 
     def code(self, architecture: Architecture) -> str:
-        """One digit per width from 1, as the benchmark writes it; a resolution comes first."""
+        """One digit from 1 per width, as in the benchmark; the resolution's comes first."""
         return "".join(str(c.options.index(architecture[c.name]) + 1) for c in self.choices)
 
     def parse(self, code: str) -> Architecture:
@@ -135,14 +135,11 @@ class Channels(SearchSpace):
             ValueError: the code has another length, or a digit without an option.
         """
         if len(code) != len(self.choices) or not code.isdecimal():
-            raise ValueError(
-                f"a code of {self.name or 'this space'} has {len(self.choices)} digits from 1, got {code!r}."
-            )
+            raise ValueError(f"a code of {self._title} must have {len(self.choices)} digits from 1, got {code!r}.")
         for choice, digit in zip(self.choices, code, strict=True):
             if not 1 <= int(digit) <= len(choice.options):
                 raise ValueError(
-                    f"{choice.name} has {len(choice.options)} options, so its digit is 1 to {len(choice.options)}, "
-                    f"got {digit!r} in {code!r}."
+                    f"the digit of {choice.name} must be from 1 to {len(choice.options)}, got {digit!r} in {code!r}."
                 )
         return self.architecture(
             {c.name: c.options[int(digit) - 1] for c, digit in zip(self.choices, code, strict=True)}

@@ -1,4 +1,4 @@
-"""A trained network as an elastic space: `kdnas convert` writes these tables."""
+"""A trained network as an elastic space; `kdnas convert` writes these tables."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,12 +8,12 @@ from kdnas.architecture import Architecture, Choice, Value
 from kdnas.space import Layer, SearchSpace, layer
 
 CLASSES, CHANNELS = "classes", "channels"
-UNIT = 8  # chosen widths are multiples of it
-_SHARES = (0.5, 0.75)  # of the source's width, beside all of it
+UNIT = 8  # widths other than the source's are multiples of it
+_SHARES = (0.5, 0.75)  # of the source's width
 
 
 def narrower(full: int, unit: int) -> tuple[int, ...]:
-    """Options for a width of the source: about a half, about three quarters, in multiples of a unit; and all of it."""
+    """Options for a width of the source: about a half and three quarters of it, in multiples of a unit, and all."""
     options = {max(unit, round(full * share / unit) * unit) for share in _SHARES}
     return (*sorted(option for option in options if option < full), full)
 
@@ -25,9 +25,9 @@ class Node:
 
     Attributes:
         op: the operation.
-        inputs: numbers of the tensors it takes; 0 is the part's input.
-        values: its settings. A name stands for a number: `w0` for the part's first chosen width, `classes` and
-            `channels` for those of the data.
+        inputs: numbers of the tensors it reads; 0 is the part's input.
+        values: its settings. A name stands for a number: `w0` for the part's first width, `classes` and `channels`
+            for those of the data.
     """
 
     op: str
@@ -38,7 +38,7 @@ class Node:
 @final
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """A piece of the chain.
+    """A segment of the network.
 
     Attributes:
         nodes: its operations.
@@ -56,7 +56,7 @@ class PartStage:
 
     Attributes:
         parts: in order.
-        depths: options for how many of them are used; the last ones are left out.
+        depths: options for the number of parts used; the last ones are left out.
     """
 
     parts: tuple[Part, ...]
@@ -66,15 +66,15 @@ class PartStage:
 @final
 @dataclass(frozen=True, kw_only=True)
 class Converted(SearchSpace):
-    """A network cut into parts, some of which may be left out or made narrower inside.
+    """A network cut into parts, some of which may be left out or narrowed inside.
 
     The widths between parts are the source's, so that parts fit together whatever is chosen inside them. The largest
     network is the source.
 
     Attributes:
-        stem: takes images.
-        stages: what follows.
-        head: gives logits.
+        stem: reads images.
+        stages: the parts between stem and head.
+        head: returns logits.
 
     Reference: depth and inner width as in Cai et al., Once-for-All, ICLR 2020, section 3.3; the sharing of leading
         channels is the supernet's.
@@ -87,15 +87,15 @@ class Converted(SearchSpace):
     @property
     def structure(self) -> tuple[Choice, ...]:
         """The stem's widths, then per stage the depth and each part's widths, then the head's."""
-        made = list(_widths("stem", self.stem))
+        choices = list(_widths("stem", self.stem))
         for index, stage in enumerate(self.stages):
             name = f"stage{index}.depth"
             if len(stage.depths) > 1:
-                made.append(Choice(name, stage.depths))
+                choices.append(Choice(name, stage.depths))
             for place, part in enumerate(stage.parts):
                 optional = place >= stage.depths[0]
-                made += _widths(f"stage{index}.block{place}", part, name if optional else None, place + 1)
-        return (*made, *_widths("head", self.head))
+                choices += _widths(f"stage{index}.block{place}", part, name if optional else None, place + 1)
+        return (*choices, *_widths("head", self.head))
 
     def layers(self, architecture: Architecture) -> tuple[Layer, tuple[tuple[Layer, ...], ...], Layer]:
         """Stem, stages and head."""

@@ -12,7 +12,7 @@ _IDENTITY = "identity"
 @final
 @dataclass(frozen=True, kw_only=True)
 class MacroOperation:
-    """One inverted residual that a layer may be.
+    """One of the inverted residuals a layer may be.
 
     Attributes:
         kernel: of the depthwise convolution.
@@ -33,27 +33,25 @@ class MacroOperation:
 class Macro(SearchSpace):
     """Stages of layers, each an identity or one of a few inverted residuals.
 
-    The first layer of a stage halves the resolution and changes the width; there, identity is a 1x1 convolution
-    with batch norm. Behind it, identity is no layer at all, so it may stand anywhere in its stage: the
-    canonical form moves the identities to the end of positions 2 and up, which leaves 3,969 networks of the
-    benchmark's 6,561 codes.
+    The first layer of a stage halves the resolution and changes the width; there, identity is a 1x1 convolution with
+    batch norm. After it, identity is no layer at all, so its position does not matter: the canonical form moves the
+    identities to the end of positions 2 and up, which leaves 3,969 networks of the benchmark's 6,561 codes.
 
-    Every operation has its own weights (its own bank) at every position. Positions are those of the canonical
-    form, of which nothing but the network remains: an operation that a code puts third, behind an identity, is
-    the second layer and uses the second layer's weights. Two codes of one network so have the same
-    weights and score, in the supernet as in the benchmark.
+    Every operation has its own weights (its own bank) at every position of the canonical form: an operation that a
+    code has third, after an identity, is the second layer and uses the second layer's weights. Two codes of one
+    network therefore have the same weights and score, in the supernet as in the benchmark.
 
     Attributes:
         depths: layers per stage.
         widths: channels per stage.
         stem_width: channels of the stem.
         head_width: channels of the last convolution.
-        operations: what a layer may be besides identity; digit 1 of a code is the first of them.
-        width_multiplier: scales all widths, rounded, so that the same codes name thinner networks.
+        operations: options of a layer beside identity; digit 1 of a code is the first of them.
+        width_multiplier: factor of all widths, rounded; the same codes then name thinner networks.
 
     Reference: Su et al., Prioritized Architecture Sampling with Monte-Carlo Tree Search, CVPR 2021, section 5
     and appendix.
-    Differs: from a supernet with operations per position of the code, where the spellings of one network have different
+    Differs: there a supernet has operations per position of the code, so that codes of one network have different
     weights and scores.
     """
 
@@ -70,12 +68,14 @@ class Macro(SearchSpace):
     def __post_init__(self) -> None:
         if len(self.depths) != len(self.widths):
             raise ValueError(
-                f"depths and widths have one entry per stage, got {len(self.depths)} and {len(self.widths)}."
+                f"`depths` and `widths` must have one entry per stage, got {len(self.depths)} and {len(self.widths)}."
             )
         if not self.operations or min(self.depths, default=0) < 1:
-            raise ValueError("a macro space needs an operation, and at least one layer in every stage.")
+            raise ValueError(
+                f"`operations` must not be empty and `depths` at least 1, got {self.operations} and {self.depths}."
+            )
         if not self.width_multiplier > 0:
-            raise ValueError(f"width_multiplier must be positive, got {self.width_multiplier}.")
+            raise ValueError(f"`width_multiplier` must be positive, got {self.width_multiplier}.")
 
     @property
     def structure(self) -> tuple[Choice, ...]:
@@ -87,17 +87,14 @@ class Macro(SearchSpace):
         """Identities moved behind the other operations, in each stage after its first layer."""
         values = dict(architecture)
         for first, *rest in self._names():
-            kept = [values[name] for name in rest if values[name] != _IDENTITY]
-            kept += [_IDENTITY] * (len(rest) - len(kept))
-            values.update({first: values[first]} | dict(zip(rest, kept, strict=True)))
+            operations = [values[name] for name in rest if values[name] != _IDENTITY]
+            operations += [_IDENTITY] * (len(rest) - len(operations))
+            values.update({first: values[first]} | dict(zip(rest, operations, strict=True)))
         return Architecture(values)
 
     def covering(self) -> tuple[Architecture, ...]:
         """One uniform network per operation."""
-        options = self.structure[0].options
-        return tuple(
-            self.decide(lambda choice, one=one: one if one in choice.options else choice.options[-1]) for one in options
-        )
+        return tuple(map(self.uniform, self.structure[0].options))
 
     def layers(self, architecture: Architecture) -> tuple[Layer, tuple[tuple[Layer, ...], ...], Layer]:
         """Stem, stages and head."""
@@ -106,26 +103,26 @@ class Macro(SearchSpace):
         stem = layer("kdnas.blocks.basic:ConvNormAct", inputs=self.image_channels, outputs=inputs)
         stages = []
         for names, stage_width in zip(self._names(), self.widths, strict=True):
-            outputs, made = self._scaled(stage_width), []
+            outputs, blocks = self._scaled(stage_width), []
             for place, name in enumerate(names):
-                chosen, stride = str(architecture[name]), 2 if place == 0 else 1
-                if chosen != _IDENTITY:
-                    made.append(
+                operation, stride = str(architecture[name]), 2 if place == 0 else 1
+                if operation != _IDENTITY:
+                    blocks.append(
                         layer(
                             "kdnas.blocks.macro:InvertedResidual",
-                            bank=chosen,
+                            bank=operation,
                             inputs=inputs,
                             outputs=outputs,
-                            kernel=operations[chosen].kernel,
-                            hidden=inputs * operations[chosen].expansion,
+                            kernel=operations[operation].kernel,
+                            hidden=inputs * operations[operation].expansion,
                             stride=stride,
                         )
                     )
                 elif place == 0:
-                    made.append(
+                    blocks.append(
                         layer(
                             "kdnas.blocks.basic:ConvNormAct",
-                            bank=chosen,
+                            bank=operation,
                             inputs=inputs,
                             outputs=outputs,
                             kernel=1,
@@ -134,7 +131,7 @@ class Macro(SearchSpace):
                         )
                     )
                 inputs = outputs
-            stages.append(tuple(made))
+            stages.append(tuple(blocks))
         head = layer(
             "kdnas.blocks.macro:ConvPoolLinear",
             inputs=inputs,

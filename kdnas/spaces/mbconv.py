@@ -13,17 +13,17 @@ _ACTIVATIONS = ("relu", "swish", "hswish", "gelu")
 
 def _check_options(name: str, options: tuple[int, ...]) -> None:
     if not options or list(options) != sorted(set(options)) or options[0] < 1:
-        raise ValueError(f"{name} must be ascending positive numbers, such as [16, 24], got {list(options)}.")
+        raise ValueError(f"`{name}` must be positive numbers, ascending, such as [16, 24], got {list(options)}.")
 
 
 def _check_kernels(name: str, kernels: tuple[int, ...]) -> None:
     if any(kernel % 2 == 0 for kernel in kernels):
-        raise ValueError(f"{name} must be odd, such as [3, 5], got {list(kernels)}.")
+        raise ValueError(f"`{name}` must be odd, such as [3, 5], got {list(kernels)}.")
 
 
-def _check_one_of(name: str, value: str | None, known: tuple[str, ...]) -> None:
+def _check_name(name: str, value: str | None, known: tuple[str, ...]) -> None:
     if value is not None and value not in known:
-        raise ValueError(f"{name} must be one of {known}, got {value!r}.{nearest(value, known)}")
+        raise ValueError(f"`{name}` must be one of {', '.join(known)}, got {value!r}.{nearest(value, known)}")
 
 
 @final
@@ -35,7 +35,7 @@ class Stem:
         width: options for its channels, ascending.
         kernel: its odd kernel size.
         stride: its stride; 1 for small images.
-        activation: its activation; the space's unless given.
+        activation: its activation; None for the space's.
     """
 
     width: tuple[int, ...]
@@ -46,7 +46,7 @@ class Stem:
     def __post_init__(self) -> None:
         _check_options("width", self.width)
         _check_kernels("kernel", (self.kernel,))
-        _check_one_of("activation", self.activation, _ACTIVATIONS)
+        _check_name("activation", self.activation, _ACTIVATIONS)
 
 
 @final
@@ -55,16 +55,16 @@ class Stage:
     """A row of the table: blocks of one width.
 
     Attributes:
-        width: options for the channels its blocks give, ascending.
-        depth: options for the number of blocks, ascending; a smaller depth keeps the first ones.
+        width: options for the output channels of its blocks, ascending.
+        depth: options for the number of blocks, ascending; a smaller depth has the first ones.
         kernel: options for the depthwise kernel.
-        expansion: options for the channels inside a block, as a multiple of the channels it is given.
+        expansion: options for the channels inside a block, as a multiple of its input channels.
         stride: of its first block; the others have stride 1.
-        se: whether its blocks squeeze and excite.
-        activation: its activation; the space's unless given.
+        se: whether its blocks have squeeze and excite.
+        activation: its activation; None for the space's.
         drop_path: rate of stochastic depth in its blocks whose shortcut is the plain identity.
-        joins_next: whether its blocks belong to the next row's stage, so that no loss sees this row's output;
-            only a row without options may.
+        joins_next: whether its blocks belong to the next row's stage, so that no loss sees this row's output; only for
+            rows with one option for everything.
     """
 
     width: tuple[int, ...]
@@ -81,29 +81,29 @@ class Stage:
         for name in ("width", "depth", "kernel", "expansion"):
             _check_options(name, getattr(self, name))
         _check_kernels("kernel", self.kernel)
-        _check_one_of("activation", self.activation, _ACTIVATIONS)
+        _check_name("activation", self.activation, _ACTIVATIONS)
         if not 0 <= self.drop_path < 1:
-            raise ValueError(f"drop_path must be at least 0 and below 1, got {self.drop_path}.")
+            raise ValueError(f"`drop_path` must be at least 0 and below 1, got {self.drop_path}.")
         if self.stride < 1:
-            raise ValueError(f"stride must be at least 1, got {self.stride}.")
+            raise ValueError(f"`stride` must be at least 1, got {self.stride}.")
         if self.joins_next and any(
             len(options) > 1 for options in (self.width, self.depth, self.kernel, self.expansion)
         ):
-            raise ValueError("a row with joins_next must have one option for everything. Give it one of each.")
+            raise ValueError("a row with `joins_next` must have one option for everything.")
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
 class Head:
-    """What follows the last stage.
+    """The layers after the last stage.
 
     Attributes:
         kind: `pool` (pool, linear); `mobilenet_v2` (1x1 convolution, pool, linear); or `mobilenet_v3` (1x1
             convolution, pool, 1x1 convolution, linear).
-        width: options for the channels the classifier is given, ascending; none for `pool`.
+        width: options for the classifier's input channels, ascending; none for `pool`.
         expansion: channels of the convolution before pooling in `mobilenet_v3`, as a multiple of its input's.
-        hidden: the same as a number; it replaces `expansion`.
-        activation: its activation; the space's unless given.
+        hidden: the same as a number, in place of `expansion`.
+        activation: its activation; None for the space's.
         dropout: rate before the classifier.
     """
 
@@ -115,12 +115,12 @@ class Head:
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        _check_one_of("kind", self.kind, ("pool", "mobilenet_v2", "mobilenet_v3"))
-        _check_one_of("activation", self.activation, _ACTIVATIONS)
+        _check_name("kind", self.kind, ("pool", "mobilenet_v2", "mobilenet_v3"))
+        _check_name("activation", self.activation, _ACTIVATIONS)
         if self.kind != "pool":
             _check_options("width", self.width)
         elif self.width:
-            raise ValueError(f"a head of kind pool has no width, got {self.width}. Remove it.")
+            raise ValueError(f"`width` must be empty for a head of kind pool, got {self.width}.")
 
 
 @final
@@ -128,27 +128,27 @@ class Head:
 class MBConvSpace(SearchSpace):
     """A chain of inverted residual blocks, described row by row.
 
-    Architectures name only what has more than one option: `stem.width`, `stage1.width`, `stage1.depth`,
+    Choices are the settings with more than one option: `stem.width`, `stage1.width`, `stage1.depth`,
     `stage1.kernel` and `stage1.expansion` (or `stage1.block0.kernel` and so on), `head.width`.
 
     Attributes:
         stem: the first convolution.
         stages: the rows.
-        head: what follows them.
+        head: the layers after them.
         per: whether kernel and expansion are chosen per `stage` or per `block`.
-        shared: whether the kernels and expansions of a block share weights (OFA, BigNAS); otherwise each pair is
-            an operation such as `k5e6`, one choice, with weights of its own (DNA, Cream).
-        shortcut: `matching`, only where stride is 1 and the widths are equal; or `always`, averaged by the stride and
-            through a 1x1 convolution where the widths differ (AttentiveNAS).
-        activation: the activation of whatever names none.
+        shared: whether the kernels and expansions of a block share weights (OFA, BigNAS); otherwise each pair is an
+            operation such as `k5e6`, an option of one choice, with weights of its own (DNA, Cream).
+        shortcut: `matching`, only where the stride is 1 and the widths are equal; or `always`, with average pooling by
+            the stride and a 1x1 convolution where the widths differ (AttentiveNAS).
+        activation: the default of stem, rows and head.
         se_kind: `mobilenet_v3` (a quarter of the expanded channels, rounded to 8, ReLU, hard sigmoid) or
             `efficientnet` (a quarter of the block's input channels, the stage's activation, sigmoid).
         zero_gamma: whether the last batch norm of every block with a shortcut starts at scale zero (BigNAS).
 
     Reference: Cai et al., Once-for-All, ICLR 2020; Yu et al., BigNAS, ECCV 2020; Wang et al., AttentiveNAS, CVPR
         2021; Li et al., DNA, CVPR 2020; Peng et al., Cream, NeurIPS 2020. The tables name the numbers' sources.
-    Differs: one family for all of them, whose blocks know nothing of sharing. A smaller kernel is therefore the centre
-        of the larger one, as in BigNAS; OFA's matrices between kernels are the sharing rule `KernelTransform`.
+    Differs: one family for all of them, whose blocks do not depend on the sharing rule. By default a smaller kernel is
+        the centre of the larger one, as in BigNAS; OFA's matrices between kernels are the rule `KernelTransform`.
     """
 
     stem: Stem
@@ -162,21 +162,21 @@ class MBConvSpace(SearchSpace):
     zero_gamma: bool = False
 
     def __post_init__(self) -> None:
-        _check_one_of("per", self.per, ("stage", "block"))
-        _check_one_of("shortcut", self.shortcut, ("matching", "always"))
-        _check_one_of("activation", self.activation, _ACTIVATIONS)
-        _check_one_of("se_kind", self.se_kind, ("mobilenet_v3", "efficientnet"))
+        _check_name("per", self.per, ("stage", "block"))
+        _check_name("shortcut", self.shortcut, ("matching", "always"))
+        _check_name("activation", self.activation, _ACTIVATIONS)
+        _check_name("se_kind", self.se_kind, ("mobilenet_v3", "efficientnet"))
         if not self.stages or self.stages[-1].joins_next:
-            raise ValueError("stages must end with a row that has no joins_next. Add one.")
+            raise ValueError("`stages` must end with a row without `joins_next`.")
 
     @property
     def structure(self) -> tuple[Choice, ...]:
         """Stem width, then width, depth, kernel and expansion row by row, then the head's width."""
-        made: list[Choice] = []
+        choices: list[Choice] = []
 
         def choose(name: str, options: tuple[Value, ...], needs: str | None = None, at_least: int = 0) -> None:
             if len(options) > 1:
-                made.append(Choice(name, options, needs, at_least))
+                choices.append(Choice(name, options, needs, at_least))
 
         choose("stem.width", self.stem.width)
         for name, row in self._rows():
@@ -188,28 +188,28 @@ class MBConvSpace(SearchSpace):
                 for kind, options in self._inside(row).items():
                     choose(f"{at}.{kind}", options, needs, place + 1 if needs else 0)
         choose("head.width", self.head.width)
-        return tuple(made)
+        return tuple(choices)
 
     def layers(self, architecture: Architecture) -> tuple[Layer, tuple[tuple[Layer, ...], ...], Layer]:
         """Stem, stages and head."""
         return self._chain(architecture)
 
     def bank_layers(self) -> Iterator[tuple[str, Layer]]:
-        """Position and layer of all that a supernet holds weights for.
+        """Position and layer of everything a supernet has weights for.
 
-        Where the widths before and in a stage are equal in the largest network and not in others, the
-        shortcut's 1x1 convolution is held at full size although the largest network has none.
+        Where the widths before and in a stage are equal in the largest network and not in others, this includes the
+        shortcut's 1x1 convolution at full size, although the largest network has none.
         """
         for architecture in self.covering():
-            yield from Blueprint(*self._chain(architecture, held=True), (0, 0, 0)).named_layers()
+            yield from Blueprint(*self._chain(architecture, for_bank=True), (0, 0, 0)).named_layers()
 
     def _chain(
-        self, architecture: Architecture, *, held: bool = False
+        self, architecture: Architecture, *, for_bank: bool = False
     ) -> tuple[Layer, tuple[tuple[Layer, ...], ...], Layer]:
-        def chosen(name: str, options: tuple[Value, ...]) -> Any:
+        def option(name: str, options: tuple[Value, ...]) -> Any:
             return architecture[name] if len(options) > 1 else options[0]
 
-        width = chosen("stem.width", self.stem.width)
+        width = option("stem.width", self.stem.width)
         stem = layer(
             "kdnas.blocks.basic:ConvNormAct",
             inputs=self.image_channels,
@@ -222,12 +222,12 @@ class MBConvSpace(SearchSpace):
         stages: list[tuple[Layer, ...]] = []
         blocks: list[Layer] = []
         for name, row in self._rows():
-            outputs = chosen(f"{name}.width", row.width)
-            for place in range(chosen(f"{name}.depth", row.depth)):
+            outputs = option(f"{name}.width", row.width)
+            for place in range(option(f"{name}.depth", row.depth)):
                 at = f"{name}.block{place}" if self.per == "block" else name
-                inside = {kind: chosen(f"{at}.{kind}", options) for kind, options in self._inside(row).items()}
+                inside = {kind: option(f"{at}.{kind}", options) for kind, options in self._inside(row).items()}
                 projects = self.shortcut == "always" and (
-                    width != outputs or (held and place == 0 and len(before + row.width) > 2)
+                    width != outputs or (for_bank and place == 0 and len(before + row.width) > 2)
                 )
                 stride = row.stride if place == 0 else 1
                 blocks.append(self._block(row, width, outputs, stride, inside, projects))
@@ -236,10 +236,10 @@ class MBConvSpace(SearchSpace):
             if not row.joins_next:
                 stages.append(tuple(blocks))
                 blocks = []
-        return stem, tuple(stages), self._head(width, chosen("head.width", self.head.width or (0,)))
+        return stem, tuple(stages), self._head(width, option("head.width", self.head.width or (0,)))
 
     def covering(self) -> tuple[Architecture, ...]:
-        """The largest; with operations of their own, one architecture per operation, otherwise the largest."""
+        """The largest; where operations have weights of their own, one architecture per operation."""
         if self.shared:
             return (self.largest,)
         return tuple(
@@ -254,7 +254,7 @@ class MBConvSpace(SearchSpace):
         )
 
     def _rows(self) -> Iterator[tuple[str, Stage]]:
-        """Every row and the name of the stage it belongs to."""
+        """Each row and the name of its stage."""
         index = 0
         for row in self.stages:
             yield f"stage{index}", row
@@ -264,7 +264,7 @@ class MBConvSpace(SearchSpace):
         return tuple(f"k{kernel}e{expansion}" for kernel in row.kernel for expansion in row.expansion)
 
     def _inside(self, row: Stage) -> dict[str, tuple[Value, ...]]:
-        """What is chosen inside a block, and among what."""
+        """Names and options of the choices inside a block."""
         if self.shared:
             return {"kernel": row.kernel, "expansion": row.expansion}
         return {"operation": self._operations(row)}

@@ -33,10 +33,10 @@ class ResNetStage:
 class ResNet(SearchSpace):
     """Stages of residual blocks, sharing weights by leading channels and leading blocks.
 
-    What has one option is no choice. The first block of a stage has a projecting shortcut, except where stride 1 and
-    one and the same width make it an identity for every architecture: it never depends on the chosen widths. A code
-    has a choice's option itself for its digit where all options of the space are whole numbers
-    below ten (DisWOT's `557`), otherwise the place of the option.
+    A setting with one option is no choice. The first block of a stage has a projecting shortcut, except where stride 1
+    and one fixed width before and in the stage make it an identity for every architecture: it never depends on the
+    chosen widths. The digits of a code are the options themselves where all are whole numbers below ten (DisWOT's
+    `557`), otherwise their indices.
 
     Attributes:
         block: `basic` (two 3x3 convolutions) or `bottleneck` (1x1, 3x3, 1x1).
@@ -44,7 +44,7 @@ class ResNet(SearchSpace):
         stem_kernel: kernel of the stem.
         stem_stride: stride of the stem.
         stages: options per stage.
-        zero_last: starts every block as its shortcut, by zeros in its last batch norm's scale.
+        zero_last: whether the last batch norm of every block starts at scale zero, so that the block is its shortcut.
 
     Reference: He et al., Deep Residual Learning for Image Recognition, CVPR 2016, section 4.2.
     Differs: shortcuts between different widths project (option B); the paper's CIFAR networks pad with zeros (A).
@@ -63,34 +63,34 @@ class ResNet(SearchSpace):
 
     def __post_init__(self) -> None:
         if self.block not in _BLOCKS:
-            raise ValueError(f"block must be one of {sorted(_BLOCKS)}, got {self.block!r}.")
+            raise ValueError(f"`block` must be one of {', '.join(_BLOCKS)}, got {self.block!r}.")
         if not self.stages:
-            raise ValueError("a residual network needs a stage.")
+            raise ValueError("`stages` must not be empty.")
         for where, options in [("stem_widths", self.stem_widths)] + [
             (f"stages[{index}].{name}", getattr(stage, name))
             for index, stage in enumerate(self.stages)
             for name in ("widths", "depths", "ratios")
         ]:
             if not options or list(options) != sorted(set(options)) or options[0] <= 0:
-                raise ValueError(f"{where} must be positive options, ascending, got {options}.")
+                raise ValueError(f"`{where}` must be positive and ascending, got {options}.")
 
     @property
     def structure(self) -> tuple[Choice, ...]:
         """Widths, depths and inner widths, stage by stage."""
-        made = [Choice("stem.width", self.stem_widths)]
+        choices = [Choice("stem.width", self.stem_widths)]
         for index, stage in enumerate(self.stages):
             depth = f"stage{index}.depth"
-            made += [Choice(f"stage{index}.width", stage.widths), Choice(depth, stage.depths)]
+            choices += [Choice(f"stage{index}.width", stage.widths), Choice(depth, stage.depths)]
             needs = depth if len(stage.depths) > 1 else None
-            made += [
+            choices += [
                 Choice(f"stage{index}.block{place}.ratio", stage.ratios, needs, place + 1 if needs else 0)
                 for place in range(stage.depths[-1])
             ]
-        return tuple(choice for choice in made if len(choice.options) > 1)
+        return tuple(choice for choice in choices if len(choice.options) > 1)
 
     def layers(self, architecture: Architecture) -> tuple[Layer, tuple[tuple[Layer, ...], ...], Layer]:
         """Stem, stages and head."""
-        width = _chosen(architecture, "stem.width", self.stem_widths)
+        width = _option(architecture, "stem.width", self.stem_widths)
         stem = layer(
             "kdnas.blocks.basic:ConvNormAct",
             inputs=self.image_channels,
@@ -100,12 +100,12 @@ class ResNet(SearchSpace):
         )
         stages, before = [], self.stem_widths
         for index, stage in enumerate(self.stages):
-            outputs = _chosen(architecture, f"stage{index}.width", stage.widths)
+            outputs = _option(architecture, f"stage{index}.width", stage.widths)
             same = stage.stride == 1 and before == stage.widths and len(before) == 1
-            made = []
-            for place in range(_chosen(architecture, f"stage{index}.depth", stage.depths)):
-                ratio = _chosen(architecture, f"stage{index}.block{place}.ratio", stage.ratios)
-                made.append(
+            blocks = []
+            for place in range(_option(architecture, f"stage{index}.depth", stage.depths)):
+                ratio = _option(architecture, f"stage{index}.block{place}.ratio", stage.ratios)
+                blocks.append(
                     layer(
                         f"kdnas.blocks.resnet:{_BLOCKS[self.block]}",
                         inputs=width,
@@ -117,7 +117,7 @@ class ResNet(SearchSpace):
                     )
                 )
                 width = outputs
-            stages.append(tuple(made))
+            stages.append(tuple(blocks))
             before = stage.widths
         head = layer("kdnas.blocks.basic:PoolLinear", inputs=width, classes=self.classes)
         return stem, tuple(stages), head
@@ -137,7 +137,7 @@ class ResNet(SearchSpace):
         if not self._digits:
             return super().parse(code)
         if len(code) != len(self.choices) or not code.isdecimal():
-            raise ValueError(f"a code of {self.name or 'this space'} has {len(self.choices)} digits, got {code!r}.")
+            raise ValueError(f"a code of {self._title} must have {len(self.choices)} digits, got {code!r}.")
         return self.architecture({choice.name: int(digit) for choice, digit in zip(self.choices, code, strict=True)})
 
     @property
@@ -148,5 +148,5 @@ class ResNet(SearchSpace):
         )
 
 
-def _chosen(architecture: Architecture, name: str, options: tuple[_Option, ...]) -> _Option:
+def _option(architecture: Architecture, name: str, options: tuple[_Option, ...]) -> _Option:
     return architecture[name] if name in architecture else options[-1]  # type: ignore[return-value]

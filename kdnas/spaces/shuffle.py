@@ -26,18 +26,18 @@ class ShuffleStage:
 @final
 @dataclass(frozen=True, kw_only=True)
 class Shuffle(SearchSpace):
-    """Per layer a shuffle unit of some kernel or the Xception-like unit, each with weights of its own.
+    """Per layer a shuffle unit with one of the kernels or the Xception-like unit, each with weights of its own.
 
-    Each stage halves the resolution in its first layer. A code has a digit per layer: the place of the
-    kernel, then Xception.
+    Each stage halves the resolution in its first layer. A code has a digit per layer: the index of the kernel; the
+    digit after the last kernel is Xception.
 
     Attributes:
         stem_width: channels of the stem.
         stem_stride: stride of the stem.
         stages: widths and depths.
         head_width: channels of the last convolution.
-        kernels: of the shuffle units.
-        dropout: before the classifier.
+        kernels: kernel sizes of the shuffle units.
+        dropout: rate before the classifier.
 
     Reference: Guo et al., Single Path One-Shot Neural Architecture Search with Uniform Sampling, ECCV 2020,
     table 1 and section 4.
@@ -62,8 +62,8 @@ class Shuffle(SearchSpace):
         for index, stage in enumerate(self.stages):
             if stage.width <= before or stage.width % 2 or stage.depth < 1:
                 raise ValueError(
-                    f"stages[{index}] needs an even width above the {before} before it, and a layer; got width "
-                    f"{stage.width} and depth {stage.depth}."
+                    f"`stages[{index}]` must have an even width above {before}, the width before it, and a depth of at "
+                    f"least 1, got width {stage.width} and depth {stage.depth}."
                 )
             before = stage.width
 
@@ -78,9 +78,7 @@ class Shuffle(SearchSpace):
 
     def covering(self) -> tuple[Architecture, ...]:
         """One uniform network per unit."""
-        return tuple(
-            self.decide(lambda c, one=one: one if one in c.options else c.options[-1]) for one in self._units()
-        )
+        return tuple(map(self.uniform, self._units()))
 
     def layers(self, architecture: Architecture) -> tuple[Layer, tuple[tuple[Layer, ...], ...], Layer]:
         """Stem, stages and head."""
@@ -89,14 +87,14 @@ class Shuffle(SearchSpace):
             "kdnas.blocks.basic:ConvNormAct", inputs=self.image_channels, outputs=width, stride=self.stem_stride
         )
         for index, stage in enumerate(self.stages):
-            made = []
+            blocks = []
             for place in range(stage.depth):
-                chosen = str(architecture[f"stage{index}.layer{place}"])
-                kernel, depthwise = units[chosen]
-                made.append(
+                unit = str(architecture[f"stage{index}.layer{place}"])
+                kernel, depthwise = units[unit]
+                blocks.append(
                     layer(
                         "kdnas.blocks.shuffle:ShuffleUnit",
-                        bank=chosen,
+                        bank=unit,
                         inputs=width,
                         outputs=stage.width,
                         kernel=kernel,
@@ -105,7 +103,7 @@ class Shuffle(SearchSpace):
                     )
                 )
                 width = stage.width
-            stages.append(tuple(made))
+            stages.append(tuple(blocks))
         head = layer(
             "kdnas.blocks.shuffle:ShuffleHead",
             inputs=width,

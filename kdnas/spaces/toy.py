@@ -26,15 +26,15 @@ class Toy(SearchSpace):
     @property
     def structure(self) -> tuple[Choice, ...]:
         """Depth, then the width of each layer, stage by stage."""
-        made: list[Choice] = []
+        choices: list[Choice] = []
         for stage in range(self.num_stages):
             depth = f"stage{stage}.depth"
-            made.append(Choice(depth, self.depths))
-            made += [
+            choices.append(Choice(depth, self.depths))
+            choices += [
                 Choice(f"stage{stage}.layer{place}.width", self.widths, depth, place + 1)
                 for place in range(max(self.depths))
             ]
-        return tuple(made)
+        return tuple(choices)
 
     def layers(self, architecture: Architecture) -> tuple[Layer, tuple[tuple[Layer, ...], ...], Layer]:
         """Stem, stages and head."""

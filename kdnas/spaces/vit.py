@@ -22,12 +22,12 @@ class ViT(SearchSpace):
         depths: options for the number of layers.
         heads: options for the heads of a layer.
         ratios: options for the inner width of a layer, per token width.
-        head_width: channels of a head, whatever the token width.
+        head_width: channels of a head, the same for all token widths.
         reach: largest distance of the relative positions, in patches; 0 for none.
-        cuts: layers after which a stage ends; the last stage holds the rest.
-        drop_path: how often training drops the last possible layer's branches; less for earlier ones, linearly.
-        pool: what the classifier sees: the `mean` of the patches' tokens, or the `class` token.
-        norm_eps: of the layer norms.
+        cuts: layers after which a stage ends; the last stage has the remaining layers.
+        drop_path: drop-path rate of the last possible layer; it rises linearly with depth, from 0.
+        pool: input of the classifier: the `mean` of the patches' tokens, or the `class` token.
+        norm_eps: eps of the layer norms.
         qkv_bias: whether queries, keys and values have biases.
 
     `kdnas convert` writes tables of this family for the vision transformers of torchvision and timm.
@@ -54,23 +54,23 @@ class ViT(SearchSpace):
 
     def __post_init__(self) -> None:
         if self.pool not in ("mean", "class"):
-            raise ValueError(f'pool must be "mean" or "class", got {self.pool!r}.')
+            raise ValueError(f"`pool` must be one of mean, class, got {self.pool!r}.")
         for side in self.resolutions:
             if side % self.patch:
-                raise ValueError(f"resolutions must be multiples of the patch, {self.patch}, got {side}.")
+                raise ValueError(f"`resolutions` must be multiples of `patch`, {self.patch}, got {side}.")
         if list(self.cuts) != sorted(set(self.cuts)) or not all(0 < cut < self.depths[0] for cut in self.cuts):
             raise ValueError(
-                f"cuts must ascend and lie inside the shallowest network, of {self.depths[0]} layers, got {self.cuts}."
+                f"`cuts` must be ascending and lie between 0 and {self.depths[0]}, the smallest depth, got {self.cuts}."
             )
 
     @property
     def structure(self) -> tuple[Choice, ...]:
         """Width, depth, and per layer heads and ratio."""
-        made = [Choice("width", self.widths), Choice("depth", self.depths)]
+        choices = [Choice("width", self.widths), Choice("depth", self.depths)]
         for place in range(self.depths[-1]):
-            made.append(Choice(f"layer{place}.heads", self.heads, "depth", place + 1))
-            made.append(Choice(f"layer{place}.ratio", self.ratios, "depth", place + 1))
-        return tuple(made)
+            choices.append(Choice(f"layer{place}.heads", self.heads, "depth", place + 1))
+            choices.append(Choice(f"layer{place}.ratio", self.ratios, "depth", place + 1))
+        return tuple(choices)
 
     def layers(self, architecture: Architecture) -> tuple[Layer, tuple[tuple[Layer, ...], ...], Layer]:
         """Stem, stages and head."""
@@ -88,7 +88,7 @@ class ViT(SearchSpace):
                 "kdnas.blocks.vit:EncoderBlock",
                 width=width,
                 heads=architecture.integer(f"layer{place}.heads"),
-                # A ratio that is a quotient of whole numbers gives its numerator back, however it was rounded.
+                # Exact where the ratio is a rounded quotient hidden / width.
                 hidden=int(width * float(architecture[f"layer{place}.ratio"]) + 1e-6),
                 head_width=self.head_width,
                 reach=self.reach,

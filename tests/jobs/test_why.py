@@ -158,7 +158,7 @@ def test_why_refuses_a_code_of_another_space(storage, capsys):
     with pytest.raises(SystemExit) as stopped:
         main(["why", str(storage), "99"])
     assert stopped.value.code == 2
-    assert "has 6 digits, got 2" in capsys.readouterr().err
+    assert "must have 6 digits, got 2" in capsys.readouterr().err
 
 
 def test_the_scorer_of_why_is_named_in_its_result(storage):

@@ -213,7 +213,7 @@ def test_a_smaller_set_of_operations_is_a_space_of_its_own():
 
 @pytest.mark.parametrize("code", ["", "|none~0|", COSTS[1][0][:-1], COSTS[1][0].replace("~2", "~1"), "000000"])
 def test_a_wrong_string_is_refused(code):
-    with pytest.raises(ValueError, match="a code of nas_bench_201 is"):
+    with pytest.raises(ValueError, match="a code of nas_bench_201 must be"):
         SPACE.parse(code)
 
 
@@ -221,8 +221,8 @@ def test_a_wrong_string_is_refused(code):
     ("fields", "message"),
     [
         ({"operations": ("skip_conect", "none")}, "Did you mean 'skip_connect'"),
-        ({"operations": ("skip_connect", "none")}, "in the order of"),
-        ({"num_cells": 0}, "at least one cell"),
+        ({"operations": ("skip_connect", "none")}, "must be in the order"),
+        ({"num_cells": 0}, "`num_cells` at least 1"),
     ],
 )
 def test_a_wrong_table_is_refused(fields, message):

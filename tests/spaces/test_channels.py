@@ -117,11 +117,11 @@ def test_a_wrong_code_is_refused(code):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"block": "dense"}, "block must be one of"),
+        ({"block": "dense"}, "`block` must be one of"),
         ({"ratios": (0.5, 0.25)}, "ascending"),
         ({"ratios": (0.0, 1.0)}, "positive"),
-        ({"stages": (ChannelStage(hidden=()),)}, "is empty"),
-        ({"stages": (ChannelStage(hidden=(8,), stride=2),)}, "Give it a width"),
+        ({"stages": (ChannelStage(hidden=()),)}, "must have one width per block, got none"),
+        ({"stages": (ChannelStage(hidden=(8,), stride=2),)}, "width` must be set"),
     ],
 )
 def test_a_wrong_table_is_refused(fields, message):

@@ -144,9 +144,9 @@ def test_what_does_not_fit_is_refused():
         Enlarged(widths=(8,), depths=(1, 1), added=(1,))
     with pytest.raises(ValueError, match="a layer in some stage"):
         dataclasses.replace(SPACE, added=(0, 0))
-    with pytest.raises(ValueError, match="in that order"):
+    with pytest.raises(ValueError, match="in this order"):
         dataclasses.replace(SPACE, operations=("conv_3x3", "identity"))
-    with pytest.raises(ValueError, match="node 1 takes nodes 0 to 0"):
+    with pytest.raises(ValueError, match="sources of node 1 must be from 0 to 0"):
         AddedLayers(4, (("identity", 1),))
-    with pytest.raises(ValueError, match="an operation is"):
+    with pytest.raises(ValueError, match="an operation must be one of"):
         AddedLayers(4, (("conv_7x7", 0),))

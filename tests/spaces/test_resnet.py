@@ -101,9 +101,9 @@ def test_the_shapes_of_the_blocks_follow_stride_and_shortcut():
     assert BasicBlock(4, 8, 2, shortcut="none")(x).shape == (2, 8, 3, 3)
     assert isinstance(BasicBlock(4, 4).shortcut, nn.Identity)
     assert not isinstance(BasicBlock(4, 4, shortcut="projection").shortcut, nn.Identity)
-    with pytest.raises(ValueError, match="needs stride 1"):
+    with pytest.raises(ValueError, match="requires stride 1"):
         BasicBlock(4, 8, shortcut="identity")
-    with pytest.raises(ValueError, match="shortcut must be"):
+    with pytest.raises(ValueError, match="`shortcut` must be"):
         BasicBlock(4, 8, shortcut="pool")
 
 
@@ -121,11 +121,11 @@ def test_zero_last_reaches_every_block_of_the_largest_network():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"block": "dense"}, "block must be one of"),
-        ({"stages": ()}, "needs a stage"),
-        ({"stem_widths": (32, 16)}, "stem_widths must be"),
-        ({"stages": (ResNetStage(widths=(8,), depths=()),)}, r"stages\[0\].depths must be"),
-        ({"stages": (ResNetStage(widths=(8,), depths=(0, 1)),)}, r"stages\[0\].depths must be"),
+        ({"block": "dense"}, "`block` must be one of"),
+        ({"stages": ()}, "`stages` must not be empty"),
+        ({"stem_widths": (32, 16)}, "`stem_widths` must be"),
+        ({"stages": (ResNetStage(widths=(8,), depths=()),)}, r"`stages\[0\].depths` must be"),
+        ({"stages": (ResNetStage(widths=(8,), depths=(0, 1)),)}, r"`stages\[0\].depths` must be"),
     ],
 )
 def test_a_wrong_table_is_refused(fields, message):

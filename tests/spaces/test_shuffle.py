@@ -81,15 +81,15 @@ def test_a_subnet_is_its_student_and_each_unit_has_weights_of_its_own():
     "stage", [ShuffleStage(width=4, depth=1), ShuffleStage(width=9, depth=1), ShuffleStage(width=8, depth=0)]
 )
 def test_a_wrong_stage_is_refused(stage):
-    with pytest.raises(ValueError, match=r"stages\[0\] needs an even width above the 4"):
+    with pytest.raises(ValueError, match=r"`stages\[0\]` must have an even width above 4"):
         Shuffle(stem_width=4, stages=(stage,))
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"inputs": 4, "outputs": 8}, "halves one even width"),
-        ({"inputs": 3, "outputs": 3}, "halves one even width"),
+        ({"inputs": 4, "outputs": 8}, "equal, even widths"),
+        ({"inputs": 3, "outputs": 3}, "equal, even widths"),
         ({"inputs": 8, "outputs": 8, "stride": 2}, "more channels out"),
         ({"inputs": 4, "outputs": 4, "depthwise": 2}, "must be 1 or 3"),
     ],

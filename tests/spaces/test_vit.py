@@ -175,10 +175,10 @@ def test_only_later_layers_drop_paths_and_only_in_training():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"resolutions": (100,)}, "multiples of the patch"),
-        ({"cuts": (12,)}, "inside the shallowest"),
-        ({"cuts": (8, 4)}, "must ascend"),
-        ({"pool": "token"}, 'pool must be "mean" or "class"'),
+        ({"resolutions": (100,)}, "multiples of `patch`"),
+        ({"cuts": (12,)}, "the smallest depth"),
+        ({"cuts": (8, 4)}, "must be ascending"),
+        ({"pool": "token"}, "`pool` must be one of mean, class"),
     ],
 )
 def test_a_wrong_table_is_refused(fields, message):
