@@ -13,7 +13,7 @@ from kdnas.network import Network, default_device
 from kdnas.randomness import initialised, torch_rng
 from kdnas.runs.checkpoint import load_state
 from kdnas.runs.folder import CHECKPOINT, MANIFEST, MEMBERS, SNAPSHOTS, TEACHER, RunFolder
-from kdnas.scorers.base import Evidence, Scorer
+from kdnas.scorers.base import BlockRater, Evidence, Scorer
 from kdnas.settings import Experiment, FitTeacher
 from kdnas.space import SearchSpace
 from kdnas.specs import Spec, resolve, spec
@@ -144,6 +144,9 @@ class Run:
         part = self.data.search
         chosen = torch.randperm(len(part), generator=torch_rng("evidence", seed))[:num_images]
         pixels = part.take(chosen).to(self.device)
+        distiller = self.experiment.train.distiller
+        # Its learned parts take a training to be made, so they are made for one that rates blocks only.
+        rater = self.distiller if distiller and isinstance(distiller.build(Distiller), BlockRater) else None
         return Evidence(
             pixels,
             self.data.normalise(pixels),
@@ -152,8 +155,8 @@ class Run:
             self.teacher,
             self.data,
             seed,
-            lambda: self.distiller,
-            lambda: self.supernet,
+            rater if isinstance(rater, BlockRater) else None,
+            self.supernet,
         )
 
 

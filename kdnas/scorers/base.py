@@ -1,16 +1,17 @@
 """What a student is judged on, who judges it, and the walk that shares work between candidates."""
 
 import abc
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, final
+from typing import Any, NamedTuple, Protocol, TypeVar, final, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from kdnas.architecture import Architecture
 from kdnas.blocks.basic import resize
-from kdnas.network import batch_statistics, modes
+from kdnas.data.base import Data
+from kdnas.network import Network, batch_statistics, modes
 from kdnas.outputs import Outputs
 from kdnas.randomness import python_rng
 from kdnas.space import Blueprint
@@ -18,11 +19,24 @@ from kdnas.specs import Spec, find_spec
 from kdnas.supernet import Supernet
 from kdnas.teachers.base import Teacher, find_stages, recorded
 
+_T = TypeVar("_T")
+
+
+@runtime_checkable
+class BlockRater(Protocol):
+    """A distiller that rates blocks by what it learned: `kdnas.distillers.block_wise.BlockWise`."""
+
+    def rate(self, student: Network, images: Tensor, teacher: Outputs) -> tuple[float, ...]:
+        """How far each block of the student is from the teacher's; 0 is best."""
+        ...
+
 
 @final
 @dataclass(frozen=True)
 class Evidence:
     """What a student is judged on: the same fixed images for every candidate.
+
+    A value; what scorers derive from it is cached in it, and a changed copy (`dataclasses.replace`) begins without.
 
     Attributes:
         pixels: `[batch, channels, height, width]` in [0, 1], from the search part.
@@ -32,8 +46,8 @@ class Evidence:
         teacher_module: the teacher, for scorers that train.
         data: the data set, for scorers that train.
         seed: for scorers that draw.
-        distiller: gives the distiller that trained the supernet, with its learnable parts; made when first asked for.
-        supernet: gives the supernet, for scorers that compare a student with other subnets.
+        distiller: the distiller that trained the supernet, with its learnable parts, where it rates blocks.
+        supernet: of the candidates, for scorers that compare a student with other subnets.
     """
 
     pixels: Tensor
@@ -41,17 +55,29 @@ class Evidence:
     labels: Tensor
     teacher: Outputs
     teacher_module: Teacher | None = None
-    data: Any = None
+    data: Data | None = None
     seed: int = 0
-    distiller: Callable[[], nn.Module] | None = None
-    supernet: Callable[[], Supernet] | None = None
-    memory: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
+    distiller: BlockRater | None = None
+    supernet: Supernet | None = None
+    _cache: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
-    def once(self, key: Any, make: Callable[[], Any]) -> Any:
-        """What `make()` returns, computed once per evidence: the teacher's side of a comparison."""
-        if key not in self.memory:
-            self.memory[key] = make()
-        return self.memory[key]
+    def once(self, key: Hashable, compute: Callable[[], _T]) -> _T:
+        """What `compute()` returns, computed once per evidence: the teacher's side of a comparison."""
+        if key not in self._cache:
+            self._cache[key] = compute()
+        return self._cache[key]
+
+    def subnets(self, scorer: "Scorer") -> Supernet:
+        """The supernet, for a scorer that compares with other subnets.
+
+        Raises:
+            ValueError: there is none.
+        """
+        if self.supernet is None:
+            raise ValueError(
+                f"{type(scorer).__name__} compares students with other subnets, and the evidence has no supernet."
+            )
+        return self.supernet
 
 
 @final
@@ -168,9 +194,7 @@ class CombinedScorer(Scorer):
         Raises:
             ValueError: the evidence has no supernet to draw from.
         """
-        if evidence.supernet is None:
-            raise ValueError(f"{type(self).__name__} compares with other subnets, and the evidence holds no supernet.")
-        supernet = evidence.supernet()
+        supernet = evidence.subnets(self)
         rng = python_rng(evidence.seed, "reference")
         drawn = list(dict.fromkeys(supernet.space.sample(rng) for _ in range(count)))
         return drawn, [score_all(supernet, drawn, member, evidence) for member in self.members]

@@ -1,6 +1,6 @@
 """How well a student's blocks imitate the teacher's: the rating of DNA."""
 
-from typing import Any, final
+from typing import final
 
 import torch
 from torch import nn
@@ -28,8 +28,7 @@ class Blocks(Scorer):
 
     def score(self, student: nn.Module, evidence: Evidence) -> Score:
         """The negative sum; the parts are the blocks' ratings."""
-        distiller: Any = None if evidence.distiller is None else evidence.distiller()
-        if not hasattr(distiller, "rate"):
+        if evidence.distiller is None:
             raise ValueError(
                 "the score blocks needs a supernet that was trained block-wise, with its adapters. Train with "
                 "--distiller block_wise, or choose another scorer."
@@ -37,5 +36,5 @@ class Blocks(Scorer):
         if not isinstance(student, Network):
             raise ValueError(f"the score blocks needs a student of stages, got a {type(student).__name__}.")
         with torch.no_grad(), batch_statistics(student):
-            ratings = distiller.rate(student, evidence.images, evidence.teacher)
+            ratings = evidence.distiller.rate(student, evidence.images, evidence.teacher)
         return Score(-sum(ratings), {f"block{i}": rating for i, rating in enumerate(ratings)})

@@ -42,21 +42,19 @@ class InPlace(OutputScorer):
 
     def digest(self, stage: int, feature: Tensor, evidence: Evidence) -> Any:
         """The inner scorer's."""
-        return self.inner.digest(stage, feature, _judged_by_the_largest(evidence))
+        return self.inner.digest(stage, feature, self._by_largest(evidence))
 
     def judge(self, logits: Tensor, digests: Sequence[Any], evidence: Evidence) -> Score:
         """The inner scorer's."""
-        return self.inner.judge(logits, digests, _judged_by_the_largest(evidence))
+        return self.inner.judge(logits, digests, self._by_largest(evidence))
 
+    def _by_largest(self, evidence: Evidence) -> Evidence:
+        """The evidence with the largest subnet's outputs in the teacher's place."""
 
-def _judged_by_the_largest(evidence: Evidence) -> Evidence:
-    def make() -> Evidence:
-        if evidence.supernet is None:
-            raise ValueError("in_place compares with the largest subnet, and the evidence holds no supernet.")
-        supernet = evidence.supernet()
-        largest = supernet.extract(supernet.space.largest).eval()
-        with torch.no_grad(), batch_statistics(largest):
-            outputs = outputs_of(largest, evidence.images)
-        return dataclasses.replace(evidence, teacher=outputs, memory={})
+        def compute() -> Evidence:
+            supernet = evidence.subnets(self)
+            largest = supernet.extract(supernet.space.largest).eval()
+            with torch.no_grad(), batch_statistics(largest):
+                return dataclasses.replace(evidence, teacher=outputs_of(largest, evidence.images))
 
-    return evidence.once(InPlace, make)
+        return evidence.once(InPlace, compute)

@@ -56,8 +56,7 @@ class Predicted(CombinedScorer):
 
     def _fitted(self, evidence: Evidence) -> Predictor:
         drawn, table = self.reference(evidence, self.num_fitted)
-        assert evidence.supernet is not None
-        targets = [s.value for s in score_all(evidence.supernet(), drawn, self.target, evidence)]
+        targets = [s.value for s in score_all(evidence.subnets(self), drawn, self.target, evidence)]
         return fit([_features(scores) for scores in zip(*table, strict=True)], targets, self.kind)
 
 

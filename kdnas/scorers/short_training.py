@@ -7,6 +7,7 @@ from typing import final
 from torch import nn
 
 from kdnas.distillers.base import Distiller
+from kdnas.distillers.from_teacher import FromTeacher
 from kdnas.network import Network
 from kdnas.scorers._probing import Weights, probed
 from kdnas.scorers.accuracy import Accuracy
@@ -14,8 +15,6 @@ from kdnas.scorers.base import Evidence, Score, Scorer
 from kdnas.settings import Recipe
 from kdnas.specs import Spec, check_literals, spec
 from kdnas.training.loop import Training
-
-FROM_TEACHER = spec("kdnas.distillers.from_teacher:FromTeacher")
 
 
 @final
@@ -49,7 +48,7 @@ class ShortTraining(Scorer):
         self,
         *,
         steps: int = 20,
-        distiller: Spec = FROM_TEACHER,
+        distiller: Spec = spec(FromTeacher),
         weights: Weights = "fresh",
         batch_size: int = 64,
         learning_rate: float = 0.1,

@@ -199,7 +199,7 @@ def test_a_block_that_equals_the_teacher_s_rates_0():
     one = batch()
     distiller = BlockWise()
     distiller.prepare(model, Batch(one.pixels, one.labels, one.ids, DATA, lambda *_: outputs))
-    found = Blocks().score(network, Evidence(one.pixels, one.images, one.labels, outputs, distiller=lambda: distiller))
+    found = Blocks().score(network, Evidence(one.pixels, one.images, one.labels, outputs, distiller=distiller))
     assert found.value == pytest.approx(0, abs=1e-6)
     table = rate_blocks(model, distiller, evidence(outputs))
     assert [max(block.scores) for block in table[1:]] == pytest.approx([0, 0], abs=1e-6)
@@ -215,7 +215,7 @@ def test_the_tables_hold_every_path_and_are_those_of_rating_one_network_after_th
     assert [block.name for block in table] == ["fixed", "stage0", "stage1"]
     # Nine codes; with an identity behind the first layer's three, canonical or not, all are networks of their own.
     assert [len(block.options) for block in table[1:]] == [9, 9]
-    scored = Evidence(found.pixels, found.images, found.labels, found.teacher, distiller=lambda: distiller)
+    scored = Evidence(found.pixels, found.images, found.labels, found.teacher, distiller=distiller)
     for left, right in itertools.product(range(0, 9, 4), range(0, 9, 3)):
         architecture = SPACE.architecture({**table[1].options[left], **table[2].options[right]})
         score = Blocks().score(model.extract(architecture), scored)
@@ -240,7 +240,7 @@ def test_the_exact_search_over_the_tables_equals_scoring_every_network():
     model, one = supernet(), batch()
     distiller, found = prepared(model, one), evidence()
     table = rate_blocks(model, distiller, found)
-    scored = Evidence(found.pixels, found.images, found.labels, found.teacher, distiller=lambda: distiller)
+    scored = Evidence(found.pixels, found.images, found.labels, found.teacher, distiller=distiller)
     scores = {a: Blocks().score(model.extract(a), scored).value for a in SPACE.all()}
     chosen = best(table, {"macs": 1e12})[0]
     assert scores[SPACE.canonical(chosen.architecture)] == pytest.approx(max(scores.values()), rel=1e-6)

@@ -33,13 +33,13 @@ def evidence(images=20, taught=None):
     with batch_statistics(teacher.module):
         outputs = teacher(pixels)
     return Evidence(
-        pixels, DATA.normalise(pixels), DATA.search.labels[:images], outputs, teacher, DATA, supernet=supernet
+        pixels, DATA.normalise(pixels), DATA.search.labels[:images], outputs, teacher, DATA, supernet=supernet()
     )
 
 
 def with_teacher(held, **changes):
-    """The same evidence with other outputs of the teacher, and nothing remembered."""
-    return dataclasses.replace(held, teacher=held.teacher._replace(**changes), memory={})
+    """The same evidence with other outputs of the teacher, and nothing cached."""
+    return dataclasses.replace(held, teacher=held.teacher._replace(**changes))
 
 
 def reordered(held, order):
@@ -49,7 +49,6 @@ def reordered(held, order):
         images=held.images[order],
         labels=held.labels[order],
         teacher=held.teacher.map(lambda x: x[order]),
-        memory={},
     )
 
 

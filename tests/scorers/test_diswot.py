@@ -75,7 +75,7 @@ def test_fresh_weights_depend_on_the_seed_and_not_on_the_networks(held):
     scorer = Diswot()
     first = scorer.score(network(1), held).value
     assert scorer.score(network(2), held).value == first
-    again = dataclasses.replace(held, seed=1, memory={})
+    again = dataclasses.replace(held, seed=1)
     assert scorer.score(network(1), again).value != first
     # Drawn from seeds of their own: the same architecture is not the same network.
     assert scorer.score(network(5), held).value < -1e-3
@@ -87,10 +87,10 @@ def test_what_the_paper_does_not_define_is_refused_with_the_fix(held):
         Diswot().score(small, held)
     assert Diswot(semantic=0.0).score(small, held).value < 0
     with pytest.raises(ValueError, match="no teacher module"):
-        Diswot().score(small, dataclasses.replace(held, teacher_module=None, memory={}))
+        Diswot().score(small, dataclasses.replace(held, teacher_module=None))
     with pytest.raises(ValueError, match="the teacher shows none"):
         flat = Frozen(Flat(), preprocessing=DATA.preprocessing, stages=())
-        Diswot().score(small, dataclasses.replace(held, teacher_module=flat, memory={}))
+        Diswot().score(small, dataclasses.replace(held, teacher_module=flat))
     shown = held.teacher
     with pytest.raises(ValueError, match="the student ends in none"):
         Diswot().score(Shows(shown.logits, *shown.features), held)

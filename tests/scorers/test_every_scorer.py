@@ -60,7 +60,7 @@ def test_a_subnet_and_a_network_have_a_finite_score_that_repeats_and_leaves_them
         first = made(name).score(student, held)
         assert math.isfinite(first.value) and all(map(math.isfinite, first.parts.values()))
         made(name).score(network(4, SPACE.largest), held)
-        assert made(name).score(student, dataclasses.replace(held, memory={})) == first
+        assert made(name).score(student, dataclasses.replace(held)) == first
         assert all(torch.equal(tensor, before[key]) for key, tensor in student.state_dict().items())
         assert modes == [(m.training, getattr(m, "track_running_stats", None)) for m in student.modules()]
         assert all(parameter.grad is None for parameter in student.parameters())
@@ -112,8 +112,15 @@ def test_features_that_tell_nothing_apart_and_extreme_ones_give_no_nan(name, val
     huge = Shows(*(value * (t + 1) for t in (held.teacher.logits, *held.teacher.features)))
     for student in (flat, huge):
         assert math.isfinite(scorer.score(student, held).value)
-    dead = dataclasses.replace(held, teacher=flat.outputs, memory={})
+    dead = dataclasses.replace(held, teacher=flat.outputs)
     assert math.isfinite(scorer.score(network(3), dead).value)
+
+
+def test_what_is_derived_from_evidence_is_computed_once_and_not_taken_over_by_a_changed_copy(held):
+    own, values = dataclasses.replace(held, seed=7), iter(range(9))
+    assert [own.once("key", lambda: next(values)) for _ in range(3)] == [0, 0, 0]
+    assert dataclasses.replace(own, seed=8).once("key", lambda: next(values)) == 1
+    assert own.once("key", lambda: next(values)) == 0
 
 
 def test_blocks_says_what_it_needs(held):
