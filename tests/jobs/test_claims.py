@@ -1,14 +1,10 @@
-"""What a chain and a search claim of themselves: sign and sentence, and when a search is no better than random."""
+"""What a chain says of itself: the sign and the sentence of every claim."""
 
 from types import SimpleNamespace
 
 import numpy as np
-import pytest
 
-from kdnas.architecture import Architecture
 from kdnas.jobs import chain
-from kdnas.jobs.search import _random_control
-from kdnas.runs.entry import Entry
 
 
 def of_run(monkeypatch, hits):
@@ -42,31 +38,3 @@ def test_the_chain_says_where_teacher_choice_and_score_did_not_help(monkeypatch)
     assert claims["choice"]["sentence"].endswith("Here the ranking chose no better than chance.")
     assert claims["contrasted"]["sentence"].endswith("Here the other score chose better.")
     assert "1 random subnet within" in claims["choice"]["sentence"]
-
-
-def entries(*scores):
-    return [Entry(Architecture({"a": i}), str(i), score, {}, 1, 1, 1, 0.0) for i, score in enumerate(scores)]
-
-
-WORDS = "The search is not distinguishable from random search at this cost."
-
-
-@pytest.mark.parametrize(("best", "unclear"), [(0.8, False), (0.7001, False), (0.7, True), (0.5, True), (-1.0, True)])
-def test_a_search_is_told_from_random_search_by_its_best_score_alone(best, unclear):
-    control = _random_control(entries(best - 1, best, best - 0.5), entries(0.1, 0.7, 0.3, 0.2))
-    assert control["value"] == 0.7
-    expected = f"The search's best score is {best:.4f}, that of 4 random subnets 0.7000."
-    assert control["sentence"] == (f"{expected} {WORDS}" if unclear else expected)
-
-
-def test_the_interval_of_the_best_random_score_by_hand():
-    # The best of four draws from four is the k-th smallest or below with probability (k / 4)^4: 0.0039, 0.0625, 0.32.
-    control = _random_control(entries(1.0), entries(0.1, 0.7, 0.3, 0.2))
-    assert control["interval"] == [0.2, 0.7]
-    assert _random_control(entries(1.0), entries(0.4))["interval"] == [0.4, 0.4]
-
-
-def test_random_search_that_drew_nothing_is_no_comparison():
-    control = _random_control(entries(1.0), [])
-    assert set(control) == {"sentence"}
-    assert "drew no network" in control["sentence"] and WORDS not in control["sentence"]
