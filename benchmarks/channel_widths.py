@@ -37,7 +37,7 @@ from kdnas.distillers import FromLabels
 from kdnas.evaluation import accuracy
 from kdnas.network import Network
 from kdnas.randomness import initialised
-from kdnas.ranking.quality import Row, read_table
+from kdnas.ranking.quality import BenchmarkRow, read_table
 from kdnas.runs.checkpoint import load_state, save_state
 from kdnas.runs.files import write_json
 from kdnas.runs.progress import progress
@@ -114,12 +114,12 @@ def shares_of(
     return [float(kept[unit.key].float().mean()) for unit in factors.units], found
 
 
-def nearest(rows: list[Row], shares: list[float]) -> Row:
+def nearest(rows: list[BenchmarkRow], shares: list[float]) -> BenchmarkRow:
     """The row whose widths' shares are nearest."""
     return min(rows, key=lambda row: sum((int(d) / 4 - s) ** 2 for d, s in zip(row.code, shares, strict=True)))
 
 
-def percentile(rows: list[Row], row: Row) -> float:
+def percentile(rows: list[BenchmarkRow], row: BenchmarkRow) -> float:
     """Per cent of the rows that are worse; ties count half."""
     truths = np.array([r.truth for r in rows])
     return float(100 * ((truths < row.truth).mean() + (truths == row.truth).mean() / 2))
@@ -169,7 +169,7 @@ def main() -> None:
     report(records, table, most)
 
 
-def report(records: list[dict[str, Any]], table: list[Row], most: int) -> None:
+def report(records: list[dict[str, Any]], table: list[BenchmarkRow], most: int) -> None:
     """A Markdown table: per budget the factors of every seed, and the controls."""
     print("| MACs | widths | rows | percentile | nearest rows | their accuracy | shares kept, seed 0 |")
     print("| --- | --- | --- | --- | --- | --- | --- |")

@@ -8,10 +8,10 @@ import random
 import time
 from functools import partial
 
-from kdnas.ranking.exact import Block, best, front
+from kdnas.ranking.exact import BlockTable, best, front
 
 
-def blocks(sizes: list[int], seed: int = 0) -> list[Block]:
+def blocks(sizes: list[int], seed: int = 0) -> list[BlockTable]:
     """Random tables in which bigger options tend to be better, and params and MACs go together but for a factor."""
     rng, made = random.Random(seed), []
     for place, size in enumerate(sizes):
@@ -19,7 +19,7 @@ def blocks(sizes: list[int], seed: int = 0) -> list[Block]:
         params = [int(m * rng.uniform(0.01, 0.1)) for m in macs]
         scores = tuple(-math.exp(-m / 1e7) + 0.1 * rng.gauss(0, 1) for m in macs)
         costs = {"params": tuple(map(float, params)), "macs": tuple(map(float, macs))}
-        made.append(Block(f"block{place}", tuple(range(size)), scores, costs))
+        made.append(BlockTable(f"block{place}", tuple(range(size)), scores, costs))
     return made
 
 

@@ -25,7 +25,7 @@ from kdnas.network import Network, calibrate
 from kdnas.preprocessing import Preprocessing
 from kdnas.randomness import torch_rng
 from kdnas.scorers import Evidence, Rdm
-from kdnas.scorers.base import Saved, score_all
+from kdnas.scorers.base import LayerCount, score_all
 from kdnas.supernet import Supernet
 from kdnas.tables import load_space
 from kdnas.teachers import Frozen
@@ -93,8 +93,8 @@ def main() -> None:
         peak_bytes(supernet, [space.largest], scorer, evidence),
         peak_bytes(supernet, chosen, scorer, evidence),
     )
-    saved, began = Saved(), time.perf_counter()
-    shared = dict(zip(everything, score_all(supernet, everything, scorer, evidence, saved), strict=True))
+    layer_count, began = LayerCount(), time.perf_counter()
+    shared = dict(zip(everything, score_all(supernet, everything, scorer, evidence, layer_count), strict=True))
     shared_each = (time.perf_counter() - began) / len(everything)
 
     began = time.perf_counter()
@@ -113,7 +113,7 @@ def main() -> None:
     distinct = sum(1 for _ in space.all())
     print(
         f"{len(everything):,} codes of {distinct:,} networks, "
-        f"{given.images} images of {given.side}x{given.side}: {saved}"
+        f"{given.images} images of {given.side}x{given.side}: {layer_count}"
     )
     print(f"largest difference between shared and one by one: {worst:.1e}")
     print(f"activations alive at once: {peak:,} bytes; one path of the largest network: {bound:,} bytes")

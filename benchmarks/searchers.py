@@ -18,7 +18,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from kdnas.architecture import Architecture
-from kdnas.ranking.quality import Row, canonical_rows, read_table
+from kdnas.ranking.quality import BenchmarkRow, canonical_rows, read_table
 from kdnas.runs.entry import Entry
 from kdnas.searchers import Searcher
 from kdnas.space import SearchSpace
@@ -35,10 +35,10 @@ SEARCHERS = {
 
 
 def evaluated(
-    searcher_spec: Spec, space: SearchSpace, rows: dict[Architecture, Row], seed: int, evaluations: int
-) -> list[Row]:
+    searcher_spec: Spec, space: SearchSpace, rows: dict[Architecture, BenchmarkRow], seed: int, evaluations: int
+) -> list[BenchmarkRow]:
     searcher = searcher_spec.build(Searcher, space=space, admits=rows.__contains__, rng=random.Random(seed))
-    networks: dict[Architecture, Row] = {}
+    networks: dict[Architecture, BenchmarkRow] = {}
     while len(networks) < evaluations:
         batch = searcher.ask(evaluations - len(networks))
         if not batch:
@@ -48,7 +48,7 @@ def evaluated(
     return list(networks.values())
 
 
-def area(rows: Iterable[Row], largest: int, worst: float) -> float:
+def area(rows: Iterable[BenchmarkRow], largest: int, worst: float) -> float:
     """Area under the best accuracy within a MACs budget, above the worst accuracy and up to the largest budget."""
     steps = sorted((row.macs, row.truth) for row in rows)
     best = itertools.accumulate((truth - worst for _, truth in steps), max)
@@ -56,7 +56,7 @@ def area(rows: Iterable[Row], largest: int, worst: float) -> float:
     return sum(b * (right - left) for b, (left, right) in zip(best, itertools.pairwise(edges), strict=True))
 
 
-def _entry(row: Row) -> Entry:
+def _entry(row: BenchmarkRow) -> Entry:
     return Entry(row.architecture, row.code, row.truth, {}, row.params, row.macs, row.layers, 0.0)
 
 

@@ -11,7 +11,7 @@ from kdnas.blocks.basic import resize
 from kdnas.distillers.block_wise import BlockWise, stages_of
 from kdnas.jobs._run import Run
 from kdnas.network import modes
-from kdnas.ranking.exact import Block, best, blocks_of
+from kdnas.ranking.exact import BlockTable, best, blocks_of
 from kdnas.ranking.loop import entry_of
 from kdnas.runs.entry import Entry
 from kdnas.scorers.base import Evidence, Score
@@ -19,7 +19,7 @@ from kdnas.settings import Search
 from kdnas.supernet import Supernet
 
 
-def rate_blocks(supernet: Supernet, distiller: BlockWise, evidence: Evidence) -> list[Block]:
+def rate_blocks(supernet: Supernet, distiller: BlockWise, evidence: Evidence) -> list[BlockTable]:
     """A table per block: every path through it, its rating and its exact cost, for `kdnas.ranking.exact`.
 
     The score of a path is minus its relative L1; what the blocks have in common (the stem where it has no choices,

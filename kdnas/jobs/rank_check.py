@@ -7,7 +7,7 @@ from typing import Any
 
 from kdnas.jobs._run import Run
 from kdnas.ranking.quality import CONTROLS, quality, read_table
-from kdnas.scorers.base import Saved, score_by_all
+from kdnas.scorers.base import LayerCount, score_by_all
 from kdnas.specs import Spec
 
 
@@ -52,9 +52,9 @@ def rank_check(
     built = {name: run.scorer(made) for name, made in scorers.items()}
     evidence = run.evidence(settings.num_images if num_images is None else num_images, seed)
     networks = list(dict.fromkeys(row.architecture for row in rows))
-    began, saved = time.perf_counter(), Saved()
+    began, layer_count = time.perf_counter(), LayerCount()
     scores: dict[str, list[float]] = {}
-    columns = score_by_all(run.supernet, networks, list(built.values()), evidence, saved)
+    columns = score_by_all(run.supernet, networks, list(built.values()), evidence, layer_count)
     for name, scored in zip(built, columns, strict=True):
         by_network = dict(zip(networks, scored, strict=True))
         scores[name] = [by_network[row.architecture].value for row in rows]
@@ -66,7 +66,7 @@ def rank_check(
         "images": len(evidence.labels),
         "scorers": list(built),
         "seconds": round(time.perf_counter() - began, 3),
-        "saved": str(saved),
+        "saved": str(layer_count),
         **quality(scores, rows, resamples=resamples, seed=seed),
     }
 

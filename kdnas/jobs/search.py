@@ -18,13 +18,12 @@ from kdnas.jobs._run import Run
 from kdnas.randomness import python_rng
 from kdnas.ranking import controls
 from kdnas.ranking.early_stopping import EarlyStopping
-from kdnas.ranking.loop import Limits
-from kdnas.ranking.loop import search as run_search
+from kdnas.ranking.loop import SearchLimits, run_search
 from kdnas.ranking.order import ranked
 from kdnas.runs.entry import CONTRAST, RANDOM, Entry
 from kdnas.runs.folder import LATENCIES, RunFolder
 from kdnas.runs.progress import progress
-from kdnas.scorers.base import Evidence, Saved, Score, Scorer
+from kdnas.scorers.base import Evidence, LayerCount, Score, Scorer
 from kdnas.scorers.blocks import Blocks
 from kdnas.searchers.base import Searcher
 from kdnas.searchers.random_search import RandomSearch
@@ -86,7 +85,7 @@ class _Plan:
     number: int
     recorded: list[Entry]
     began: float
-    saved: Saved = field(default_factory=Saved)
+    layer_count: LayerCount = field(default_factory=LayerCount)
 
     @property
     def seconds_left(self) -> float:
@@ -142,7 +141,7 @@ class _Plan:
             seconds=round(before + time.perf_counter() - self.began, 3),
             evaluations=len(entries),
             stopped=stopped,
-            saved=str(self.saved),
+            saved=str(self.layer_count),
             budget=self.settings.budget.bounds(),
             search=self.number,
         )
@@ -183,10 +182,10 @@ class _Plan:
                 scorer,
                 searcher,
                 self.evidence,
-                Limits(evaluations, seconds),
+                SearchLimits(evaluations, seconds),
                 known=self._known(purpose, labels[1]),
                 labels=labels,
-                saved=self.saved,
+                layer_count=self.layer_count,
                 stopping=EarlyStopping(settings.pruner, scorer) if settings.pruner and purpose != RANDOM else None,
                 first=self._best_before(purpose) if settings.initial and purpose != RANDOM else (),
                 after_tell=_traced(searcher, run.storage, f"{purpose} {self.number}", evaluations),

@@ -23,7 +23,7 @@ _BEAM = 2_000  # states per block of the inexact first pass, which only has to f
 
 @final
 @dataclass(frozen=True)
-class Block:
+class BlockTable:
     """What one block of a network may be: a table with one row per option.
 
     Attributes:
@@ -57,7 +57,7 @@ class Block:
 
 @final
 @dataclass(frozen=True)
-class Found:
+class Combination:
     """One network: an option per block.
 
     Attributes:
@@ -76,7 +76,7 @@ class Found:
         return Architecture({name: value for part in self.options for name, value in part.items()})
 
 
-def best(blocks: Sequence[Block], bounds: Mapping[str, float] | None = None, num: int = 1) -> list[Found]:
+def best(blocks: Sequence[BlockTable], bounds: Mapping[str, float] | None = None, num: int = 1) -> list[Combination]:
     """The `num` best networks within the bounds, best first; fewer where fewer are within them.
 
     The score of a network is the sum of its blocks' scores, and so is every cost. Block after block, of the partial
@@ -114,12 +114,12 @@ def best(blocks: Sequence[Block], bounds: Mapping[str, float] | None = None, num
     if not len(states.score):
         raise _infeasible(blocks, bounds)
     order = np.lexsort((np.arange(len(states.score)), *states.cost.T[::-1], -states.score))[:num]
-    return [task.found(states, int(i)) for i in order]
+    return [task.combination(states, int(i)) for i in order]
 
 
 def front(
-    blocks: Sequence[Block], bounds: Mapping[str, float] | None = None, costs: Sequence[str] = ("macs",)
-) -> list[Found]:
+    blocks: Sequence[BlockTable], bounds: Mapping[str, float] | None = None, costs: Sequence[str] = ("macs",)
+) -> list[Combination]:
     """Every network that none beats: the whole Pareto front of score and `costs` within the bounds, cheapest first.
 
     Of networks equal in the score and in all `costs`, one is given: the cheaper in the other bounded costs, then the
@@ -150,7 +150,7 @@ def front(
     axes = np.column_stack([states.cost[:, : len(costs)], -states.score])
     kept = order[pareto_front(axes[order], distinct=True)]
     kept = kept[np.lexsort((states.score[kept], *states.cost[kept][:, : len(costs)].T[::-1]))]
-    return [task.found(states, int(i)) for i in kept]
+    return [task.combination(states, int(i)) for i in kept]
 
 
 def blocks_of(
@@ -158,7 +158,7 @@ def blocks_of(
     rate: Callable[[str, Architecture], float],
     groups: Mapping[str, Sequence[str]] | None = None,
     num_checks: int = 20,
-) -> list[Block]:
+) -> list[BlockTable]:
     """Tables with exact params and macs for a space whose blocks cost the same whatever the other blocks are.
 
     A first block, `fixed`, has one option, no score, and the cost of the smallest network; every other option has the
@@ -185,7 +185,7 @@ def blocks_of(
         raise ValueError(f"groups must hold every choice of {space.name or 'the space'} once, got {listed}.")
     base = space.smallest
     fixed = cost(space.blueprint(base))
-    blocks = [Block("fixed", (Architecture({}),), (0.0,), {n: (getattr(fixed, n),) for n in Cost._fields})]
+    blocks = [BlockTable("fixed", (Architecture({}),), (0.0,), {n: (getattr(fixed, n),) for n in Cost._fields})]
     differences: dict[Architecture, Cost] = {}
     for group, names in groups.items():
         parts = list(dict.fromkeys(_parts(space, base, names)))
@@ -195,7 +195,7 @@ def blocks_of(
             found.append(Cost(c.params - fixed.params, c.macs - fixed.macs))
         differences |= dict(zip(parts, found, strict=True))
         costs = {name: tuple(getattr(c, name) for c in found) for name in Cost._fields}
-        blocks.append(Block(group, tuple(parts), tuple(float(rate(group, part)) for part in parts), costs))
+        blocks.append(BlockTable(group, tuple(parts), tuple(float(rate(group, part)) for part in parts), costs))
     rng = python_rng("additive", space.name)
     for _ in range(num_checks):
         architecture = space.sample(rng)
@@ -237,7 +237,7 @@ def _parts(space: SearchSpace, base: Architecture, names: Sequence[str]) -> Iter
         yield _part(space.canonical(_replaced(base, names, values)), names)
 
 
-def _checked(blocks: Sequence[Block], bounds: Mapping[str, float]) -> dict[str, float]:
+def _checked(blocks: Sequence[BlockTable], bounds: Mapping[str, float]) -> dict[str, float]:
     if not blocks:
         raise ValueError("there are no blocks. Give at least one.")
     known = set(blocks[0].costs)
@@ -252,14 +252,14 @@ def _checked(blocks: Sequence[Block], bounds: Mapping[str, float]) -> dict[str, 
     return {name: bound for name, bound in bounds.items() if bound < math.inf}
 
 
-def _infeasible(blocks: Sequence[Block], bounds: Mapping[str, float]) -> Infeasible:
+def _infeasible(blocks: Sequence[BlockTable], bounds: Mapping[str, float]) -> Infeasible:
     """The error that names the network with the least largest overshoot."""
-    plain = [Block(b.name, b.options, (0.0,) * len(b.options), b.costs) for b in blocks]
+    plain = [BlockTable(b.name, b.options, (0.0,) * len(b.options), b.costs) for b in blocks]
     task = _Task(plain, tuple(bounds), {}, 1)
     states = task.run(None, -math.inf)
     limits = np.array(list(bounds.values()))
     excess = (states.cost - limits) / np.maximum(np.abs(limits), 1.0)
-    nearest = task.found(states, int(excess.max(1).argmin()))
+    nearest = task.combination(states, int(excess.max(1).argmin()))
     asked = ", ".join(f"{name} <= {bound:,.6g}" for name, bound in bounds.items())
     has = ", ".join(f"{name} {value:,.6g}" for name, value in nearest.costs.items())
     options = zip(blocks, nearest.options, strict=True)
@@ -279,7 +279,9 @@ class _States:
 
 
 class _Task:
-    def __init__(self, blocks: Sequence[Block], names: tuple[str, ...], bounds: Mapping[str, float], num: int) -> None:
+    def __init__(
+        self, blocks: Sequence[BlockTable], names: tuple[str, ...], bounds: Mapping[str, float], num: int
+    ) -> None:
         self.blocks, self.names, self.num = blocks, names, num
         self.limits = np.array([bounds.get(name, math.inf) for name in names])
         self.tables: list[tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]] = []
@@ -384,7 +386,7 @@ class _Task:
         kept = np.sort(_kept(score, cost_, self.num))
         return score[kept], cost_[kept], index[kept]
 
-    def found(self, states: _States, index: int) -> Found:
+    def combination(self, states: _States, index: int) -> Combination:
         """The network of a final state."""
         picked, at = [], index
         for parents, chosen in zip(reversed(states.parents), reversed(states.chosen), strict=True):
@@ -393,7 +395,7 @@ class _Task:
         picked.reverse()
         costs = {n: sum(b.costs[n][i] for b, i in zip(self.blocks, picked, strict=True)) for n in self.blocks[0].costs}
         options = tuple(b.options[i] for b, i in zip(self.blocks, picked, strict=True))
-        return Found(options, float(states.score[index]), costs)
+        return Combination(options, float(states.score[index]), costs)
 
 
 def _kept(score: NDArray[np.float64], cost_: NDArray[np.float64], num: int) -> NDArray[np.int64]:

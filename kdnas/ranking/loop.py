@@ -11,7 +11,7 @@ from kdnas.costs.budget import Cost
 from kdnas.costs.count import cost
 from kdnas.ranking.early_stopping import EarlyStopping
 from kdnas.runs.entry import Entry
-from kdnas.scorers.base import Evidence, Saved, Score, Scorer, score_all
+from kdnas.scorers.base import Evidence, LayerCount, Score, Scorer, score_all
 from kdnas.searchers.base import Searcher
 from kdnas.space import SearchSpace
 from kdnas.supernet import Supernet
@@ -19,7 +19,7 @@ from kdnas.supernet import Supernet
 
 @final
 @dataclass(frozen=True)
-class Limits:
+class SearchLimits:
     """When a search ends, whatever comes first.
 
     Attributes:
@@ -35,16 +35,16 @@ class Uninformative(ValueError):
     """The score does not tell candidates apart."""
 
 
-def search(
+def run_search(
     supernet: Supernet,
     scorer: Scorer,
     searcher: Searcher,
     evidence: Evidence,
-    limits: Limits,
+    limits: SearchLimits,
     *,
     known: dict[Architecture, Score] | None = None,
     labels: tuple[str, str, int] = ("", "", 0),
-    saved: Saved | None = None,
+    layer_count: LayerCount | None = None,
     stopping: EarlyStopping | None = None,
     first: Sequence[Architecture] = (),
     after_tell: Callable[[Sequence[Entry]], None] | None = None,
@@ -59,7 +59,7 @@ def search(
         limits: when to end.
         known: scores that need no computing again: an interrupted search's, replayed to the searcher.
         labels: names of scorer and searcher and the search's number, for the ranking.
-        saved: counts layer evaluations.
+        layer_count: counts layer evaluations.
         stopping: who may end an evaluation early.
         first: scored before the searcher is asked, which then begins with them.
         after_tell: called with the entries that the searcher has been told, such as to record its trace.
@@ -95,7 +95,7 @@ def search(
             chunk = fresh[place : place + (size if stopping is None else 1)]
             place += len(chunk)
             started = time.perf_counter()
-            new = _new_scores(supernet, chunk, known, scorer, evidence, saved, stopping)
+            new = _new_scores(supernet, chunk, known, scorer, evidence, layer_count, stopping)
             _check_finite(new, space, labels[0])
             each = (time.perf_counter() - started) / max(1, len(new))
             if new:
@@ -124,13 +124,13 @@ def _new_scores(
     known: Mapping[Architecture, Score],
     scorer: Scorer,
     evidence: Evidence,
-    saved: Saved | None,
+    layer_count: LayerCount | None,
     stopping: EarlyStopping | None,
 ) -> dict[Architecture, Score]:
     """Scores of those of a chunk that are not known; the known ones are replayed to the pruner."""
     new = [a for a in chunk if a not in known]
     if stopping is None:
-        return dict(zip(new, score_all(supernet, new, scorer, evidence, saved), strict=True)) if new else {}
+        return dict(zip(new, score_all(supernet, new, scorer, evidence, layer_count), strict=True)) if new else {}
     for architecture in chunk:  # one by one, in order: what is stopped depends on what came before
         if architecture in known:
             stopping.replay(known[architecture])

@@ -32,7 +32,7 @@ _LEAST = 10  # rows below which a rank correlation says nothing
 
 @final
 @dataclass(frozen=True)
-class Row:
+class BenchmarkRow:
     """A network of a table of true accuracies.
 
     Attributes:
@@ -55,7 +55,7 @@ class Row:
     non_minimal: int
 
 
-def read_table(path: Path, space: SearchSpace, column: str) -> list[Row]:
+def read_table(path: Path, space: SearchSpace, column: str) -> list[BenchmarkRow]:
     """The rows of a CSV file with a header.
 
     Args:
@@ -81,7 +81,7 @@ def read_table(path: Path, space: SearchSpace, column: str) -> list[Row]:
     return rows
 
 
-def _row(line: Mapping[str, Any], codes: str, column: str, space: SearchSpace, place: str) -> Row:
+def _row(line: Mapping[str, Any], codes: str, column: str, space: SearchSpace, place: str) -> BenchmarkRow:
     code = str(line[codes] or "")
     try:
         architecture = space.parse(code)
@@ -98,10 +98,10 @@ def _row(line: Mapping[str, Any], codes: str, column: str, space: SearchSpace, p
     blueprint = space.blueprint(architecture)
     c = cost(blueprint)
     non_minimal = sum(architecture.get(choice.name, choice.options[0]) != choice.options[0] for choice in space.choices)
-    return Row(code, architecture, truth, c.params, c.macs, sum(map(len, blueprint.stages)), non_minimal)
+    return BenchmarkRow(code, architecture, truth, c.params, c.macs, sum(map(len, blueprint.stages)), non_minimal)
 
 
-def canonical_rows(rows: Sequence[Row]) -> list[int]:
+def canonical_rows(rows: Sequence[BenchmarkRow]) -> list[int]:
     """Index of the first row of every distinct network: other spellings would count it several times."""
     first: dict[Architecture, int] = {}
     for i, row in enumerate(rows):
@@ -109,7 +109,7 @@ def canonical_rows(rows: Sequence[Row]) -> list[int]:
     return list(first.values())
 
 
-def groups(rows: Sequence[Row]) -> dict[str, list[int]]:
+def groups(rows: Sequence[BenchmarkRow]) -> dict[str, list[int]]:
     """The rows on which a ranking is measured, by name: `all`, `canonical`, and parts of the latter.
 
     `top tenth` holds the truly best tenth, `macs 1/5` to `macs 5/5` the MACs quintiles, `layers N` and `non_minimal N`
@@ -137,7 +137,7 @@ def groups(rows: Sequence[Row]) -> dict[str, list[int]]:
 
 
 def quality(
-    scores: Mapping[str, Sequence[float]], rows: Sequence[Row], *, resamples: int = 200, seed: int = 0
+    scores: Mapping[str, Sequence[float]], rows: Sequence[BenchmarkRow], *, resamples: int = 200, seed: int = 0
 ) -> dict[str, Any]:
     """Every statistic of every score on every group of rows, with 95 % percentile bootstrap intervals, as plain values.
 

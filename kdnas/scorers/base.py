@@ -220,7 +220,7 @@ def outputs_of(student: nn.Module, images: Tensor) -> Outputs:
 
 @final
 @dataclass
-class Saved:
+class LayerCount:
     """How many layers were evaluated, and how many one-by-one evaluation would have."""
 
     evaluated: int = 0
@@ -236,10 +236,10 @@ def score_all(
     architectures: Sequence[Architecture],
     scorer: Scorer,
     evidence: Evidence,
-    saved: Saved | None = None,
+    layer_count: LayerCount | None = None,
 ) -> list[Score]:
     """The scores of subnets under one scorer, in the order given; see `score_by_all`."""
-    return score_by_all(supernet, architectures, [scorer], evidence, saved)[0]
+    return score_by_all(supernet, architectures, [scorer], evidence, layer_count)[0]
 
 
 def score_by_all(
@@ -247,7 +247,7 @@ def score_by_all(
     architectures: Sequence[Architecture],
     scorers: Sequence[Scorer],
     evidence: Evidence,
-    saved: Saved | None = None,
+    layer_count: LayerCount | None = None,
 ) -> list[list[Score]]:
     """The scores of subnets under several scorers, a list per scorer in the order of the architectures.
 
@@ -260,12 +260,12 @@ def score_by_all(
         architectures: whom to score.
         scorers: how.
         evidence: on what.
-        saved: counts layer evaluations, when given.
+        layer_count: counts layer evaluations, when given.
     """
-    saved = saved if saved is not None else Saved()
+    layer_count = layer_count if layer_count is not None else LayerCount()
     flat = [member for scorer in scorers for member in _members(scorer)]
     looking = [scorer for scorer in flat if isinstance(scorer, OutputScorer)]
-    walked = iter(_walked(supernet, architectures, looking, evidence, saved)) if looking else iter(())
+    walked = iter(_walked(supernet, architectures, looking, evidence, layer_count)) if looking else iter(())
     rest = [scorer for scorer in flat if not isinstance(scorer, OutputScorer)]
     alone: list[list[Score]] = [[] for _ in rest]
     for architecture in architectures if rest else ():
@@ -273,8 +273,8 @@ def score_by_all(
         for scorer, found in zip(rest, alone, strict=True):
             found.append(scorer.score(student, evidence))
             layers = len(list(supernet.space.blueprint(architecture).named_layers()))
-            saved.evaluated += layers
-            saved.one_by_one += layers
+            layer_count.evaluated += layers
+            layer_count.one_by_one += layers
     other = iter(alone)
     columns = iter([next(walked if isinstance(scorer, OutputScorer) else other) for scorer in flat])
     return [_joined(scorer, columns, evidence) for scorer in scorers]
@@ -300,7 +300,7 @@ def _walked(
     architectures: Sequence[Architecture],
     scorers: Sequence[OutputScorer],
     evidence: Evidence,
-    saved: Saved,
+    layer_count: LayerCount,
 ) -> list[list[Score]]:
     blueprints = [supernet.space.blueprint(a) for a in architectures]
     paths = [_path(b) for b in blueprints]
@@ -321,10 +321,10 @@ def _walked(
                     x = resize(evidence.images, *blueprint.image[1:])
                 else:
                     x = supernet.run(name, layer, walk[-1][1], batch_statistics=True)
-                    saved.evaluated += 1
+                    layer_count.evaluated += 1
                 digests = [] if closes is None else [s.digest(closes, x, evidence) for s in scorers]
                 walk.append((step, x, digests))
-            saved.one_by_one += len(path) - 1
+            layer_count.one_by_one += len(path) - 1
             if shared != len(path) or not latest:  # else another spelling of the network just scored
                 stages = [digests for step, _, digests in walk if step[2] is not None]
                 latest = [

@@ -8,7 +8,7 @@ import torch
 from kdnas.costs.budget import Budget
 from kdnas.costs.check import BudgetCheck
 from kdnas.costs.count import cost
-from kdnas.ranking.loop import Limits, search
+from kdnas.ranking.loop import SearchLimits, run_search
 from kdnas.scorers.base import Evidence, Score, Scorer
 from kdnas.searchers.exhaustive import Exhaustive
 from kdnas.supernet import Supernet
@@ -45,7 +45,9 @@ def check(folder):
     searcher = Exhaustive(space=space, admits=admits, rng=random.Random(0))
     empty = torch.zeros(0)
     try:
-        for _ in search(supernet, Arbitrary(), searcher, Evidence(empty, empty, empty, None), Limits(50, SECONDS)):
+        for _ in run_search(
+            supernet, Arbitrary(), searcher, Evidence(empty, empty, empty, None), SearchLimits(50, SECONDS)
+        ):
             pass
     except Late:
         raise AssertionError(f"still searching {GRACE:g} s after the limit of {SECONDS:g} s") from None

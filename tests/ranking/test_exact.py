@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from kdnas.costs.budget import Budget
 from kdnas.costs.check import Infeasible
 from kdnas.costs.count import cost
-from kdnas.ranking.exact import Block, best, blocks_of, front
+from kdnas.ranking.exact import BlockTable, best, blocks_of, front
 from kdnas.tables import load_space
 
 
@@ -20,7 +20,7 @@ def tables(draw, scores, costs):
         size = draw(st.integers(1, 5))
         column = st.lists(costs, min_size=size, max_size=size).map(tuple)
         blocks.append(
-            Block(
+            BlockTable(
                 f"block{place}",
                 tuple(range(size)),
                 draw(st.lists(scores, min_size=size, max_size=size).map(tuple)),
@@ -104,7 +104,7 @@ def random_blocks(sizes, seed=0):
         params = [int(m * rng.uniform(0.01, 0.1)) for m in macs]
         scores = tuple(-math.exp(-m / 1e7) + 0.1 * rng.gauss(0, 1) for m in macs)
         blocks.append(
-            Block(f"block{place}", tuple(range(size)), scores, {"params": tuple(params), "macs": tuple(macs)})
+            BlockTable(f"block{place}", tuple(range(size)), scores, {"params": tuple(params), "macs": tuple(macs)})
         )
     return blocks
 
@@ -134,8 +134,8 @@ def test_ten_to_the_fifteen_networks_take_seconds(sizes):
 
 
 def test_no_network_that_another_dominates_is_on_the_front_by_hand():
-    first = Block("first", ("a", "b", "c"), (1.0, 3.0, 2.0), {"macs": (1, 4, 4)})
-    second = Block("second", ("x", "y"), (0.0, 2.0), {"macs": (2, 3)})
+    first = BlockTable("first", ("a", "b", "c"), (1.0, 3.0, 2.0), {"macs": (1, 4, 4)})
+    second = BlockTable("second", ("x", "y"), (0.0, 2.0), {"macs": (2, 3)})
     # a x: 1 at 3; a y: 3 at 4; b x: 3 at 6; b y: 5 at 7; those with c are beaten by those with b.
     assert [(f.options, f.score, f.costs["macs"]) for f in front([first, second])] == [
         (("a", "x"), 1.0, 3),
@@ -148,8 +148,8 @@ def test_no_network_that_another_dominates_is_on_the_front_by_hand():
 
 def test_an_infeasible_budget_names_the_nearest_network():
     blocks = [
-        Block("first", ("small", "thin"), (0.0, 0.0), {"params": (10, 40), "macs": (40, 10)}),
-        Block("second", ("only",), (0.0,), {"params": (5,), "macs": (5,)}),
+        BlockTable("first", ("small", "thin"), (0.0, 0.0), {"params": (10, 40), "macs": (40, 10)}),
+        BlockTable("second", ("only",), (0.0,), {"params": (5,), "macs": (5,)}),
     ]
     with pytest.raises(
         Infeasible, match=r"no network has macs <= 14; the nearest has params 45, macs 15 \(first: thin"
@@ -165,15 +165,18 @@ def test_an_infeasible_budget_names_the_nearest_network():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Block("b", (), (), {}), "no options"),
-        (lambda: Block("b", (1, 2), (0.0,), {}), "2 options but 1 scores"),
-        (lambda: Block("b", (1,), (math.nan,), {}), "finite"),
+        (lambda: BlockTable("b", (), (), {}), "no options"),
+        (lambda: BlockTable("b", (1, 2), (0.0,), {}), "2 options but 1 scores"),
+        (lambda: BlockTable("b", (1,), (math.nan,), {}), "finite"),
         (lambda: best([], {}), "no blocks"),
-        (lambda: best([Block("b", (1,), (0.0,), {"macs": (1,)})], {"mac": 3}), "'mac'"),
-        (lambda: best([Block("b", (1,), (0.0,), {"macs": (1,)})], {"macs": math.nan}), "number"),
-        (lambda: best([Block("b", (1,), (0.0,), {"macs": (1,)})], num=0), "at least 1"),
-        (lambda: front([Block("b", (1,), (0.0,), {"macs": (1,)})], costs=()), "must name"),
-        (lambda: best([Block("b", (1,), (0.0,), {}), Block("c", (1,), (0.0,), {"macs": (1,)})]), "every block"),
+        (lambda: best([BlockTable("b", (1,), (0.0,), {"macs": (1,)})], {"mac": 3}), "'mac'"),
+        (lambda: best([BlockTable("b", (1,), (0.0,), {"macs": (1,)})], {"macs": math.nan}), "number"),
+        (lambda: best([BlockTable("b", (1,), (0.0,), {"macs": (1,)})], num=0), "at least 1"),
+        (lambda: front([BlockTable("b", (1,), (0.0,), {"macs": (1,)})], costs=()), "must name"),
+        (
+            lambda: best([BlockTable("b", (1,), (0.0,), {}), BlockTable("c", (1,), (0.0,), {"macs": (1,)})]),
+            "every block",
+        ),
     ],
 )
 def test_a_wrong_table_or_question_is_refused(make, message):
@@ -218,7 +221,7 @@ def test_a_space_whose_blocks_depend_on_each_other_is_refused_until_they_are_mer
 def test_fronts_of_hundreds_of_tied_options_equal_the_definition():
     rng = random.Random(0)
     rows = [(float(rng.randint(0, 30)), rng.randint(0, 30), rng.randint(0, 30)) for _ in range(400)]
-    block = Block(
+    block = BlockTable(
         "one",
         tuple(range(400)),
         tuple(r[0] for r in rows),

@@ -12,11 +12,20 @@ from kdnas.costs.check import BudgetCheck, Infeasible, check_feasible
 from kdnas.costs.count import cost
 from kdnas.network import Network
 from kdnas.randomness import initialised
-from kdnas.ranking.loop import Limits, Uninformative, search
+from kdnas.ranking.loop import SearchLimits, Uninformative, run_search
 from kdnas.ranking.order import ranked
 from kdnas.runs.entry import Entry
 from kdnas.scorers.accuracy import Accuracy
-from kdnas.scorers.base import CombinedScorer, Evidence, OutputScorer, Saved, Score, Scorer, score_all, score_by_all
+from kdnas.scorers.base import (
+    CombinedScorer,
+    Evidence,
+    LayerCount,
+    OutputScorer,
+    Score,
+    Scorer,
+    score_all,
+    score_by_all,
+)
 from kdnas.scorers.loss import Loss
 from kdnas.scorers.params import Params
 from kdnas.scorers.rdm import Rdm
@@ -50,19 +59,19 @@ def evidence():
 @pytest.mark.parametrize("scorer", [Rdm(), Rdm(compare="spearman", premature=1.0), Accuracy(), Loss()])
 def test_shared_prefixes_give_the_numbers_of_one_by_one_scoring(supernet, evidence, scorer):
     architectures = list(SPACE.all())
-    saved = Saved()
-    together = score_all(supernet, architectures, scorer, evidence, saved)
+    layer_count = LayerCount()
+    together = score_all(supernet, architectures, scorer, evidence, layer_count)
     for architecture, found in zip(architectures, together, strict=True):
         alone = scorer.score(supernet.extract(architecture), evidence)
         assert found.value == pytest.approx(alone.value, abs=1e-6)
         assert found.parts == pytest.approx(alone.parts, abs=1e-5)
-    assert saved.one_by_one == sum(2 + sum(map(len, SPACE.blueprint(a).stages)) for a in architectures)
-    assert saved.evaluated < saved.one_by_one / 2
+    assert layer_count.one_by_one == sum(2 + sum(map(len, SPACE.blueprint(a).stages)) for a in architectures)
+    assert layer_count.evaluated < layer_count.one_by_one / 2
 
 
 def test_several_scorers_share_one_walk_and_each_has_its_own_numbers(supernet, evidence):
     architectures, scorers = list(SPACE.all())[::3], [Rdm(), Params(), Accuracy(), Loss(loss="dist")]
-    alone, together = Saved(), Saved()
+    alone, together = LayerCount(), LayerCount()
     expected = [score_all(supernet, architectures, scorer, evidence) for scorer in scorers]
     assert score_by_all(supernet, architectures, scorers, evidence, together) == expected
     score_by_all(supernet, architectures, [Rdm(), Params()], evidence, alone)
@@ -145,15 +154,15 @@ def test_all_of_nas_bench_macro_needs_a_fifth_of_the_layer_evaluations():
         for options in itertools.product(*(c.options for c in choices))
     ]
     images = torch.zeros(1, 1, 1, 1)
-    saved = Saved()
-    score_all(supernet, networks, Constant(), Evidence(images, images, None, None), saved)
+    layer_count = LayerCount()
+    score_all(supernet, networks, Constant(), Evidence(images, images, None, None), layer_count)
     # With an identity counted as a layer: 3 + 9 + ... + 3^8 prefixes instead of 8 layers of each, and stem and heads.
     prefixes, layers = sum(3**length for length in range(1, 9)), 8 * len(networks)
     assert (prefixes, layers) == (9840, 52_488)
     # Identities that change no shape are left out of a network here, and cost nothing either way.
-    assert saved.one_by_one == sum(2 + sum(map(len, space.blueprint(n).stages)) for n in networks)
-    assert saved.evaluated <= prefixes + 1 + len(set(map(space.canonical, networks)))
-    assert saved.one_by_one / saved.evaluated > 5
+    assert layer_count.one_by_one == sum(2 + sum(map(len, space.blueprint(n).stages)) for n in networks)
+    assert layer_count.evaluated <= prefixes + 1 + len(set(map(space.canonical, networks)))
+    assert layer_count.one_by_one / layer_count.evaluated > 5
 
 
 def test_a_score_that_is_not_a_number_stops_the_search_and_names_the_network(supernet, evidence):
@@ -162,7 +171,7 @@ def test_a_score_that_is_not_a_number_stops_the_search_and_names_the_network(sup
             return Score(float("nan"), {})
 
     with pytest.raises(ValueError, match=r"of \S+ is nan"):
-        run(supernet, evidence, RandomSearch, Limits(5), scorer=Broken())
+        run(supernet, evidence, RandomSearch, SearchLimits(5), scorer=Broken())
 
 
 def test_a_score_does_not_depend_on_what_was_scored_before(supernet, evidence):
@@ -191,34 +200,34 @@ def test_batch_statistics_are_re_estimated_inside_a_score(supernet, evidence):
 def run(supernet, evidence, searcher, limits, budget=None, scorer=None, seed=0, known=None):
     budget = budget or Budget()
     made = searcher(space=SPACE, admits=lambda a: budget.admits(cost(SPACE.blueprint(a))), rng=random.Random(seed))
-    found = list(search(supernet, scorer or Rdm(), made, evidence, limits, known=known))
+    found = list(run_search(supernet, scorer or Rdm(), made, evidence, limits, known=known))
     return found[:-1], found[-1]
 
 
 @pytest.mark.parametrize("searcher", SEARCHERS)
 @pytest.mark.parametrize("macs", [30_000, 50_000, 1e9])
 def test_no_network_over_budget_is_ever_scored(supernet, evidence, searcher, macs):
-    entries, _ = run(supernet, evidence, searcher, Limits(15), Budget(macs=macs, params=1500))
+    entries, _ = run(supernet, evidence, searcher, SearchLimits(15), Budget(macs=macs, params=1500))
     assert entries
     assert all(e.macs <= macs and e.params <= 1500 for e in entries)
 
 
 @pytest.mark.parametrize("searcher", SEARCHERS)
 def test_unique_architectures_are_counted_and_the_end_is_explained(supernet, evidence, searcher):
-    entries, why = run(supernet, evidence, searcher, Limits(20))
+    entries, why = run(supernet, evidence, searcher, SearchLimits(20))
     assert len({e.architecture for e in entries}) == len(entries) == 20
     assert "20 unique" in why
-    entries, why = run(supernet, evidence, searcher, Limits(1000))
+    entries, why = run(supernet, evidence, searcher, SearchLimits(1000))
     assert len(entries) == 36
     assert "36 unique" in why
 
 
 @pytest.mark.parametrize("searcher", SEARCHERS)
 def test_the_same_seed_asks_the_same_and_replayed_scores_resume_a_search(supernet, evidence, searcher):
-    whole, _ = run(supernet, evidence, searcher, Limits(24))
-    half, _ = run(supernet, evidence, searcher, Limits(11))
+    whole, _ = run(supernet, evidence, searcher, SearchLimits(24))
+    half, _ = run(supernet, evidence, searcher, SearchLimits(11))
     known = {e.architecture: Score(e.score, e.parts) for e in half}
-    resumed, _ = run(supernet, evidence, searcher, Limits(24), known=known)
+    resumed, _ = run(supernet, evidence, searcher, SearchLimits(24), known=known)
     assert [(e.code, e.score) for e in resumed] == [(e.code, e.score) for e in whole]
 
 
@@ -230,7 +239,7 @@ class Slow(Scorer):
 
 def test_the_time_limit_is_met_within_one_evaluation(supernet, evidence):
     began = time.perf_counter()
-    entries, why = run(supernet, evidence, Exhaustive, Limits(1000, 0.3), scorer=Slow())
+    entries, why = run(supernet, evidence, Exhaustive, SearchLimits(1000, 0.3), scorer=Slow())
     assert time.perf_counter() - began < 1.5
     assert 1 <= len(entries) < 36
     assert "time" in why
@@ -243,12 +252,12 @@ class Constant(OutputScorer):
 
 def test_a_score_that_tells_nothing_apart_stops_the_search(supernet, evidence):
     with pytest.raises(Uninformative, match="fewer than 3 distinct"):
-        run(supernet, evidence, RandomSearch, Limits(36), scorer=Constant())
+        run(supernet, evidence, RandomSearch, SearchLimits(36), scorer=Constant())
 
 
 def test_evolution_finds_the_optimum_of_the_toy_space(supernet, evidence):
-    best = ranked(run(supernet, evidence, Exhaustive, Limits(36))[0])[0]
-    found = ranked(run(supernet, evidence, Evolution, Limits(36))[0])[0]
+    best = ranked(run(supernet, evidence, Exhaustive, SearchLimits(36))[0])[0]
+    found = ranked(run(supernet, evidence, Evolution, SearchLimits(36))[0])[0]
     assert found.score == best.score
 
 
@@ -267,7 +276,7 @@ def test_ties_go_to_the_network_that_uses_more_of_the_budget():
 
 
 def test_an_entry_survives_json(supernet, evidence):
-    entry = run(supernet, evidence, RandomSearch, Limits(1))[0][0]
+    entry = run(supernet, evidence, RandomSearch, SearchLimits(1))[0][0]
     assert Entry.from_json(entry.to_json()) == entry
 
 
@@ -290,7 +299,7 @@ def test_a_network_scored_against_itself_has_similarity_one(supernet, evidence):
 def test_a_budget_that_only_the_smallest_networks_meet_is_searched_at_once(supernet, evidence, searcher):
     macs = cost(SPACE.blueprint(SPACE.smallest)).macs
     began = time.perf_counter()
-    entries, why = run(supernet, evidence, searcher, Limits(20), Budget(macs=macs * 1.001))
+    entries, why = run(supernet, evidence, searcher, SearchLimits(20), Budget(macs=macs * 1.001))
     assert [e.macs for e in entries] == [macs]
     assert "not" in why
     assert time.perf_counter() - began < 20

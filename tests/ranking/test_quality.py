@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from kdnas.ranking.quality import Row, canonical_rows, groups, quality, read_table
+from kdnas.ranking.quality import BenchmarkRow, canonical_rows, groups, quality, read_table
 from kdnas.tables import load_space
 
 TOY = load_space("toy").fitted(classes=3, image_channels=3)
@@ -14,7 +14,7 @@ MACRO = load_space("nas_bench_macro")
 
 
 def row(code, truth, space=TOY, **changes):
-    made = Row(code, space.parse(code), truth, 10, 20, 2, 1)
+    made = BenchmarkRow(code, space.parse(code), truth, 10, 20, 2, 1)
     return dataclasses.replace(made, **changes)
 
 
@@ -27,7 +27,7 @@ def rows_of(num, seed=0):
     rng = random.Random(seed)
     chosen = rng.sample(list(MACRO.all()), num)
     return [
-        Row(
+        BenchmarkRow(
             MACRO.code(a),
             a,
             rng.gauss(0, 1),

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy.stats import rankdata
 
 from kdnas.scorers._predictor import fit
-from kdnas.scorers.base import Saved, Score, score_all
+from kdnas.scorers.base import LayerCount, Score, score_all
 from kdnas.scorers.in_place import InPlace
 from kdnas.scorers.params import Params
 from kdnas.scorers.predicted import Predicted
@@ -131,9 +131,9 @@ def test_a_weight_of_zero_leaves_a_member_out():
 
 
 def test_members_share_prefixes():
-    saved = Saved()
-    score_all(supernet(), NETWORKS, RankEnsemble(members="rdm+cka"), evidence(), saved)
-    assert saved.evaluated < saved.one_by_one
+    layer_count = LayerCount()
+    score_all(supernet(), NETWORKS, RankEnsemble(members="rdm+cka"), evidence(), layer_count)
+    assert layer_count.evaluated < layer_count.one_by_one
 
 
 def test_a_prediction_is_the_fit_to_drawn_networks_and_asks_the_target_no_more_often():
