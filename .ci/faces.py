@@ -30,8 +30,8 @@ def offers(package: str, text: str) -> dict[str, str] | None:
 def stub(package: str, names: dict[str, str], text: str) -> str:
     """The text of `__init__.pyi`: one import per name, sorted as ruff sorts them."""
     lines = ["# Written by .ci/faces.py (`make format`).", ""]
-    for name, module in sorted(names.items(), key=lambda pair: (pair[1], pair[0].islower(), pair[0].lower())):
-        origin = package if module == f"{package}.{name}" else module
+    origins = {name: package if module == f"{package}.{name}" else module for name, module in names.items()}
+    for name, origin in sorted(origins.items(), key=lambda pair: (pair[1], pair[0].islower(), pair[0].lower())):
         line = f"from {origin} import {name} as {name}"
         lines.append(line if len(line) <= WIDTH else f"from {origin} import (\n    {name} as {name},\n)")
     if "__version__" in text:

@@ -1,0 +1,46 @@
+"""Distillation-aware neural architecture search: the student that learns best from your teacher.
+
+The names offered here are imported on first use; `import kdnas` imports no torch.
+"""
+
+from importlib.metadata import version as _version
+
+from kdnas.specs import face
+
+__version__ = _version("kdnas")
+
+__getattr__, __dir__ = face(
+    __name__,
+    {
+        # What is done: commands of the command line, with the same arguments.
+        "run": "kdnas.jobs.commands",
+        "train": "kdnas.jobs.commands",
+        "search": "kdnas.jobs.commands",
+        "export": "kdnas.jobs.commands",
+        "retrain": "kdnas.jobs.commands",
+        "prune": "kdnas.jobs.commands",
+        # What is decided.
+        "Budget": "kdnas.costs.budget",
+        "Experiment": "kdnas.settings",
+        "FitTeacher": "kdnas.settings",
+        "Recipe": "kdnas.settings",
+        "spec": "kdnas.specs",
+        # What people type.
+        "load_data": "kdnas.data.load",
+        "load_space": "kdnas.tables",
+        "load_student": "kdnas.students.load",
+        "load_teacher": "kdnas.teachers.load",
+        # What comes back.
+        "Run": "kdnas.jobs._run",
+        "Supernet": "kdnas.supernet",
+        # The kinds of algorithms.
+        "data": "kdnas.data",
+        "distillers": "kdnas.distillers",
+        "losses": "kdnas.losses",
+        "scorers": "kdnas.scorers",
+        "searchers": "kdnas.searchers",
+        "spaces": "kdnas.spaces",
+        "teachers": "kdnas.teachers",
+        "testing": "kdnas.testing",
+    },
+)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, final
 
 import torch
@@ -159,6 +160,34 @@ def batch_statistics(network: nn.Module) -> Iterator[None]:
         yield
 
 
+_DEVICE: ContextVar[torch.device | None] = ContextVar("device", default=None)
+
+
 def default_device() -> torch.device:
-    """A GPU where there is one."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """Where jobs compute: the device of `on_device`, else a GPU where there is one."""
+    return _DEVICE.get() or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@contextmanager
+def on_device(name: str | None) -> Iterator[None]:
+    """Inside, jobs compute on this device; None leaves it as it is.
+
+    Args:
+        name: as torch writes it, such as `cpu`, `cuda` or `cuda:1`.
+
+    Raises:
+        ValueError: no such device here.
+    """
+    device = None
+    if name is not None:
+        try:
+            device = torch.device(name)
+            torch.empty(1, device=device)
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            reason = str(error).splitlines()[0]
+            raise ValueError(f"`device` must be one of this machine, such as cpu, got {name!r} ({reason}).") from error
+    token = _DEVICE.set(device or _DEVICE.get())
+    try:
+        yield
+    finally:
+        _DEVICE.reset(token)

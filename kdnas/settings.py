@@ -4,7 +4,7 @@ import ast
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, final
+from typing import Any, Literal, TypedDict, final
 
 from kdnas.costs.budget import COUNTS, Budget
 from kdnas.space import SearchSpace
@@ -15,19 +15,19 @@ from kdnas.tables import shared_folder, structure, unstructure
 @final
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How long and how fast.
+    """Optimizer settings of one training.
 
     Attributes:
-        steps: optimiser steps.
+        steps: number of optimizer steps.
         batch_size: images per step.
         optimizer: `sgd` (Nesterov momentum 0.9) or `adamw`.
-        learning_rate: the peak.
-        weight_decay: on weights of two and more dimensions; none on biases and normalisation.
-        warmup: share of the steps in which the rate rises linearly.
-        floor: share of the peak at which the cosine ends (BigNAS's constant ending is 0.05).
-        clip: largest Euclidean norm of the whole gradient; 0 for none.
+        learning_rate: peak learning rate.
+        weight_decay: weight decay of weights with two or more dimensions; biases and normalisation have none.
+        warmup: share of the steps in which the learning rate rises linearly, 0 to 1.
+        floor: learning rate at the end of the cosine, as a share of the peak, 0 to 1 (BigNAS ends at 0.05).
+        clip: largest Euclidean norm of the whole gradient; 0 for no clipping.
         precision: `float32`, or `bfloat16` for autocast.
-        seed: of weights, order, augmentation and sampling.
+        seed: random seed for initial weights, batch order, augmentation and sampling.
     """
 
     steps: int = 1000
@@ -63,6 +63,21 @@ class Recipe:
             return self.learning_rate * (step + 1) / rising
         turned = (step - rising) / max(1, steps - rising)
         return self.learning_rate * (self.floor + (1 - self.floor) * (1 + math.cos(math.pi * turned)) / 2)
+
+
+class RecipeOptions(TypedDict, total=False):
+    """The fields of a Recipe as optional keyword arguments."""
+
+    steps: int | None
+    batch_size: int | None
+    optimizer: Literal["sgd", "adamw"] | None
+    learning_rate: float | None
+    weight_decay: float | None
+    warmup: float | None
+    floor: float | None
+    clip: float | None
+    precision: Literal["float32", "bfloat16"] | None
+    seed: int | None
 
 
 @final

@@ -356,4 +356,8 @@ def face(
         imported = importlib.import_module(module)
         return imported if module == f"{package}.{name}" else getattr(imported, name)
 
-    return getattr_, lambda: sorted({*vars(sys.modules[package]), *modules()} - {"face"})
+    def dir_() -> list[str]:
+        public = {name for name in vars(sys.modules[package]) if not name.startswith("_")} - {"face"}
+        return sorted(public | set(modules()))
+
+    return getattr_, dir_

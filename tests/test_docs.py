@@ -114,8 +114,8 @@ def test_the_map_of_the_rooms_is_the_import_contract():
 
 
 def test_every_command_is_shown_with_an_example():
-    from kdnas.cli.commands import _commands, parser
+    from kdnas.cli.commands import parser, sub_parsers
 
     text = "\n".join((DOCS / page).read_text(encoding="utf-8") for page in PAGES)
-    for name in _commands(parser()):
+    for name in sub_parsers(parser()):
         assert re.search(rf"^(\$ )?kdnas {name} ", text, re.MULTILINE), name

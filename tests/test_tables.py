@@ -91,7 +91,7 @@ def test_a_family_may_be_a_class_of_ones_own_and_keeps_its_path():
 
 def test_what_people_write_is_read_as_utf_8_whatever_the_system_s_encoding_is():
     code = (
-        "from kdnas.settings import systems; from kdnas.cli.listing import listing; "
+        "from kdnas.settings import systems; from kdnas.jobs.listing import listing; "
         "from kdnas.tables import load_space; systems(); listing('experiments'); load_space('toy')"
     )
     strict = [sys.executable, "-X", "warn_default_encoding", "-W", "error::EncodingWarning", "-c", code]

@@ -1,4 +1,6 @@
-"""Settings from what a person types."""
+"""Settings from what a person types or hands over."""
+
+from __future__ import annotations
 
 import dataclasses
 import importlib.util
@@ -8,11 +10,23 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from torch import nn
+from torch.utils.data import Dataset
+
+from kdnas.costs.budget import Budget
+from kdnas.data.base import Data
+from kdnas.data.load import load_data
 from kdnas.distillers.base import Distiller
+from kdnas.distillers.from_labels import FromLabels
 from kdnas.distillers.from_teacher import FromTeacher
-from kdnas.settings import Experiment, Recipe
-from kdnas.specs import Spec, find_spec, nearest, resolve, spec
-from kdnas.tables import shared_folder
+from kdnas.jobs._memory import keep
+from kdnas.jobs._run import Run
+from kdnas.jobs.retrain import settings_of
+from kdnas.settings import Experiment, FitTeacher, Recipe, Retrain
+from kdnas.space import SearchSpace
+from kdnas.specs import Spec, find_spec, nearest, parse_spec, resolve, spec
+from kdnas.tables import load_space, shared_folder
+from kdnas.teachers.load import load_teacher
 
 _Settings = TypeVar("_Settings")
 
@@ -61,9 +75,128 @@ def load_settings(text: str, kind: type[_Settings]) -> _Settings:
     return made
 
 
-def with_overrides(recipe: Recipe, overrides: Mapping[str, Any]) -> Recipe:
-    """The recipe with some fields changed; those that are None stay."""
-    return dataclasses.replace(recipe, **{name: value for name, value in overrides.items() if value is not None})
+def with_overrides(recipe: Recipe, options: Mapping[str, Any]) -> Recipe:
+    """The recipe with some fields changed; options that are None are ignored."""
+    return dataclasses.replace(recipe, **{name: value for name, value in options.items() if value is not None})
+
+
+def recipe_for(data: Data, options: Mapping[str, Any]) -> Recipe:
+    """The recipe of a whole chain on this data: 30 epochs, at least 300 and at most 20,000 steps, and the options."""
+    batch_size = options.get("batch_size") or min(128, len(data.train))
+    steps = min(20_000, max(300, 30 * len(data.train) // batch_size))
+    return with_overrides(Recipe(steps=steps, batch_size=batch_size), options)
+
+
+def as_run(run: str | Path | Run, *, teacher: object = None, data: object = None) -> Run:
+    """A run from its folder; objects in memory that it was started with become known to this process again.
+
+    Raises:
+        ValueError: no run there, or it was started with another teacher or other data.
+    """
+    opened = run if isinstance(run, Run) else Run(Path(run))
+    train = opened.experiment.train
+    for name, value, expected in (("teacher", teacher, train.teacher), ("data", data, train.data)):
+        if value is not None and keep(value) != expected:
+            raise ValueError(f"`{name}` must be the one that {opened.storage.folder} was started with.")
+    return opened
+
+
+def as_experiment(value: str | Experiment) -> Experiment:
+    """An experiment from its file or name, or itself."""
+    return value if isinstance(value, Experiment) else load_experiment(value)
+
+
+def as_spec(package: str, value: str | Spec) -> Spec:
+    """An algorithm of a kind from `NAME` or `NAME,key=value`, or its spec."""
+    return value if isinstance(value, Spec) else parse_spec(package, value)
+
+
+def as_space(value: str | Path | SearchSpace) -> SearchSpace:
+    """A search space from its name or table, or itself."""
+    return value if isinstance(value, SearchSpace) else load_space(value)
+
+
+def as_budget(value: str | Sequence[str] | Budget) -> Budget:
+    """A budget from texts such as `macs=20M`, or itself."""
+    return value if isinstance(value, Budget) else Budget.parse(listed(value))
+
+
+def as_data(value: str | Spec | Data | Dataset[Any]) -> Spec:
+    """The spec of a data set from its text form, or of one in memory."""
+    if isinstance(value, str):
+        return load_data(value)
+    return value if isinstance(value, Spec) else keep(value)
+
+
+def as_teacher(value: str | Spec | FitTeacher | nn.Module) -> Spec | FitTeacher:
+    """A teacher from its text form, a spec, or a module in memory."""
+    if isinstance(value, str):
+        return load_teacher(value)
+    return value if isinstance(value, Spec | FitTeacher) else keep(value)
+
+
+def listed(value: str | Sequence[str]) -> list[str]:
+    """One text as a list of one; a sequence of texts as a list."""
+    return [value] if isinstance(value, str) else list(value)
+
+
+def seconds(value: float | str) -> float:
+    """Seconds from a number, or from a text such as `300s`, `20m` or `2h`.
+
+    Raises:
+        ValueError: another form.
+    """
+    units = {"s": 1, "m": 60, "h": 3600}
+    text = str(value)
+    number, unit = (text[:-1], units[text[-1]]) if text[-1:] in units else (text, 1)
+    try:
+        return float(number) * unit
+    except ValueError:
+        raise ValueError(f"a time is a number and s, m or h, such as 300s, got {text!r}.") from None
+
+
+def retrain_settings(
+    student: Path,
+    *,
+    weights: Any,
+    teacher: str | Spec | nn.Module | None,
+    distiller: str | Spec | None,
+    loss: str | Sequence[str],
+    recipe: Mapping[str, Any],
+) -> tuple[Retrain, Spec | None]:
+    """How a student is retrained, and under which teacher; None for the one its card names.
+
+    Raises:
+        ValueError: teacher, distiller and losses contradict each other.
+    """
+    settings = settings_of(student)
+    settings = dataclasses.replace(settings, recipe=with_overrides(settings.recipe, recipe))
+    if weights is not None:
+        settings = dataclasses.replace(settings, weights=weights)
+    if distiller is not None:
+        chosen = with_losses(as_spec("kdnas.distillers", distiller), loss)
+        assert chosen is not None
+        settings = dataclasses.replace(settings, distiller=chosen)
+    elif loss:
+        settings = dataclasses.replace(settings, distiller=terms_of(listed(loss)))
+    elif teacher == "none":
+        settings = dataclasses.replace(settings, distiller=spec(FromLabels))
+    uses_teacher = settings.distiller.build(Distiller).uses_teacher
+    if teacher == "none" and uses_teacher:
+        option = "--distiller" if distiller is not None else "--loss"
+        raise ValueError(f"{option} needs a teacher, got --teacher none. Drop one of the two.")
+    if teacher not in (None, "none") and not uses_teacher:
+        raise ValueError(
+            f"--teacher needs a distiller that uses a teacher, {settings.distiller.name} does not. Drop --teacher, or "
+            "name another --distiller."
+        )
+    source = None if teacher is None or teacher == "none" else as_teacher(teacher)
+    if isinstance(source, FitTeacher):
+        raise ValueError(
+            "--teacher must be a trained one, got fit, which trains a teacher in a run. Drop --teacher for the "
+            "student's own, or name another."
+        )
+    return settings, source
 
 
 def terms_of(texts: Sequence[str]) -> Spec:
@@ -71,12 +204,13 @@ def terms_of(texts: Sequence[str]) -> Spec:
     return spec(FromTeacher, terms=((1.0, find_spec("kdnas.losses", "cross_entropy")), *losses_of(texts)))
 
 
-def with_losses(distiller: Spec | None, texts: Sequence[str]) -> Spec | None:
+def with_losses(distiller: Spec | None, texts: str | Sequence[str]) -> Spec | None:
     """The distiller with these losses as its terms, as `losses_of` reads them; unchanged where there are none.
 
     Raises:
         ValueError: as `losses_of`, or there is no distiller, or it has no terms to change.
     """
+    texts = listed(texts)
     if not texts:
         return distiller
     if distiller is None:

@@ -11,8 +11,10 @@ from kdnas.data.base import Data
 from kdnas.distillers.base import Distiller
 from kdnas.network import Network, default_device
 from kdnas.randomness import initialised, torch_rng
+from kdnas.ranking.order import ranked
+from kdnas.ranking.table import Ranking
 from kdnas.runs.checkpoint import load_state
-from kdnas.runs.folder import CHECKPOINT, MANIFEST, MEMBERS, SNAPSHOTS, TEACHER, RunFolder
+from kdnas.runs.folder import CHECKPOINT, MANIFEST, MEMBERS, REPORT, SNAPSHOTS, TEACHER, RunFolder
 from kdnas.scorers.base import BlockRater, Evidence, Scorer
 from kdnas.settings import Experiment, FitTeacher
 from kdnas.space import SearchSpace
@@ -26,7 +28,10 @@ from kdnas.training.loop import Training
 
 @final
 class Run:
-    """A run folder, opened.
+    """A run folder with its experiment, data, teacher, supernet and ranking, each made when first used.
+
+    Args:
+        folder: the run folder.
 
     Raises:
         ValueError: the folder is no run.
@@ -34,6 +39,26 @@ class Run:
 
     def __init__(self, folder: Path) -> None:
         self.storage = RunFolder(folder)
+
+    @property
+    def folder(self) -> Path:
+        """Where the run is."""
+        return self.storage.folder
+
+    def ranking(self, search: int | None = None) -> Ranking:
+        """The candidates of a search, best first.
+
+        Args:
+            search: its 1-based number in the run; by default the last finished one.
+
+        Raises:
+            ValueError: no search is finished.
+        """
+        number = search or self.storage.require("search", f"kdnas search {self.folder}")["search"]
+        return Ranking(ranked([entry for entry in self.storage.ranking(number) if not entry.is_control]))
+
+    def __str__(self) -> str:
+        return closing_table(self.storage)
 
     @cached_property
     def experiment(self) -> Experiment:
@@ -201,3 +226,16 @@ def fitted_spec(settings: FitTeacher, storage: RunFolder) -> Spec:
     members = tuple(spec(student_teacher, path=str(f.resolve())) for f in (*folders, storage.path(TEACHER)))
     kind = "route" if settings.snapshots > 1 else "ensemble"
     return members[0] if len(members) == 1 else spec(several_teachers, kind=kind, members=members)
+
+
+def closing_table(storage: RunFolder) -> str:
+    """A row per network: accuracy, params, MACs, seconds; and the sentences of the controls."""
+    results = storage.results()
+    width = max([12, *(len(row["name"]) + 1 for row in results["rows"])])
+    lines = [f"{'':<{width}}{'accuracy':>10}{'params':>12}{'MACs':>14}{'seconds':>10}"]
+    for row in results["rows"]:
+        macs, named = "-" if row["macs"] is None else f"{row['macs']:,}", f"{row['name']:<{width}}"
+        lines.append(f"{named}{row['accuracy']:>10.2%}{row['params']:>12,}{macs:>14}{row['seconds']:>10.1f}")
+    lines += ["", *(control["sentence"] for control in results["controls"].values())]
+    lines.append(f"report: {storage.path(REPORT)}")
+    return "\n".join(lines)

@@ -1,7 +1,7 @@
 """The whole chain, and what it may claim: the closing table with its controls."""
 
 import dataclasses
-import sys
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from kdnas.data.base import Data
 from kdnas.distillers.from_labels import FromLabels
 from kdnas.evaluation import student_hits, teacher_accuracy
 from kdnas.jobs._run import Run
+from kdnas.jobs._run import closing_table as closing_table
 from kdnas.jobs.export import card_of, export, inherited, place_of
 from kdnas.jobs.retrain import retrain
 from kdnas.jobs.search import search
@@ -22,13 +23,15 @@ from kdnas.network import default_device
 from kdnas.ranking.order import ranked
 from kdnas.report import write_report
 from kdnas.runs.entry import CONTRAST, RANDOM
-from kdnas.runs.folder import REPORT, STUDENTS, RunFolder
+from kdnas.runs.folder import STUDENTS, RunFolder
 from kdnas.settings import Experiment, Retrain
 from kdnas.specs import spec
 from kdnas.statistics import compare_accuracy
 from kdnas.students.folder import write_student
 from kdnas.tables import unstructure
 from kdnas.teachers.base import Teacher
+
+say = logging.getLogger(__name__).info
 
 
 def chain(experiment: Experiment, folder: Path, *, deploy: bool = True) -> Run:
@@ -69,11 +72,6 @@ def chain(experiment: Experiment, folder: Path, *, deploy: bool = True) -> Run:
     say(f"next: kdnas report {folder}")
     write_report(run.storage.folder)
     return run
-
-
-def say(text: str) -> None:
-    """A line for the person, on stderr."""
-    print(text, file=sys.stderr, flush=True)
 
 
 def given_teacher(teacher: Teacher, data: Data) -> dict[str, Any]:
@@ -131,16 +129,3 @@ def _claims(run: Run) -> Iterator[tuple[str, dict[str, Any]]]:
         pairs["contrasted"] = (hits["contrast"], words, "the other score chose better")
     for name, (other, words, otherwise) in pairs.items():
         yield name, compare_accuracy("student", hits["student"], other, words, otherwise)
-
-
-def closing_table(storage: RunFolder) -> str:
-    """A row per network: accuracy, params, MACs, seconds; and the sentences of the controls."""
-    results = storage.results()
-    width = max([12, *(len(row["name"]) + 1 for row in results["rows"])])
-    lines = [f"{'':<{width}}{'accuracy':>10}{'params':>12}{'MACs':>14}{'seconds':>10}"]
-    for row in results["rows"]:
-        macs, named = "-" if row["macs"] is None else f"{row['macs']:,}", f"{row['name']:<{width}}"
-        lines.append(f"{named}{row['accuracy']:>10.2%}{row['params']:>12,}{macs:>14}{row['seconds']:>10.1f}")
-    lines += ["", *(control["sentence"] for control in results["controls"].values())]
-    lines.append(f"report: {storage.path(REPORT)}")
-    return "\n".join(lines)

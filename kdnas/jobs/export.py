@@ -11,7 +11,6 @@ from kdnas.evaluation import accuracy
 from kdnas.jobs._run import Run
 from kdnas.network import Network, calibrate
 from kdnas.randomness import initialised, torch_rng
-from kdnas.ranking.order import ranked
 from kdnas.runs.entry import Entry
 from kdnas.runs.folder import STUDENTS
 from kdnas.students.card import Card
@@ -57,8 +56,7 @@ def place_of(run: Run, place: int) -> Entry:
     Raises:
         ValueError: no search yet, or no such place.
     """
-    record = run.storage.require("search", f"kdnas search {run.storage.folder}")
-    entries = ranked([e for e in run.storage.ranking(record["search"]) if not e.is_control])
+    entries = run.ranking()
     if not 1 <= place <= len(entries):
         raise ValueError(f"the ranking has places 1 to {len(entries)}, got {place}.")
     return entries[place - 1]

@@ -1,7 +1,6 @@
 """Ranking: search within a budget, and the random search that costs as much."""
 
 import dataclasses
-import json
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -10,7 +9,6 @@ from functools import partial
 from typing import Any, final
 
 from kdnas.architecture import Architecture
-from kdnas.costs.budget import amount
 from kdnas.costs.check import BudgetCheck, check_feasible
 from kdnas.costs.latency import LatencyTable
 from kdnas.jobs._block_rating import best_networks
@@ -280,24 +278,9 @@ def _traced(searcher: Searcher, storage: RunFolder, phase: str, total: int) -> C
     return write
 
 
-def ranking_json(storage: RunFolder, entries: list[Entry], top: int) -> str:
-    """The first places and the controls as one JSON object."""
-    places = [{"place": i, **e.to_json()} for i, e in enumerate(entries[:top], 1)]
-    return json.dumps({"places": places, "controls": storage.results()["controls"], "search": storage.phase("search")})
-
-
-def ranking_table(storage: RunFolder, entries: list[Entry], top: int) -> str:
-    """The first places, and under them the controls."""
-    width = max(len(e.code) for e in entries[:top])
-    more = "".join(f"  {name:>15}" for name in entries[0].spent)
-    lines = [f"{'place':>5}  {'code':<{width}}  {'score':>9}  {'params':>11}  {'MACs':>13}  {'layers':>6}{more}"]
-    for place, e in enumerate(entries[:top], 1):
-        more = "".join(f"  {amount(name, value):>15}" for name, value in e.spent.items())
-        lines.append(
-            f"{place:>5}  {e.code:<{width}}  {e.score:>9.4f}  {e.params:>11,}  {e.macs:>13,}  {e.layers:>6}{more}"
-        )
+def closing_lines(storage: RunFolder) -> list[str]:
+    """Why the last search stopped, and the sentences of its controls."""
     record = storage.require("search", "kdnas search")
-    lines += ["", f"stopped because {record['stopped']}; {record['saved']}"]
     recorded = storage.results()["controls"]
-    lines += [recorded[name]["sentence"] for name in (*controls.TAUS, *controls.SEARCH_CONTROLS) if name in recorded]
-    return "\n".join(lines)
+    sentences = [recorded[name]["sentence"] for name in (*controls.TAUS, *controls.SEARCH_CONTROLS) if name in recorded]
+    return [f"stopped because {record['stopped']}; {record['saved']}", *sentences]

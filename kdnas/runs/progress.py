@@ -1,7 +1,7 @@
-"""Progress with time left: a bar on a terminal, plain lines elsewhere; always on stderr."""
+"""Progress with time left: a bar on a terminal, log messages elsewhere."""
 
 import contextlib
-import sys
+import logging
 import time
 from collections.abc import Iterator
 from typing import final
@@ -9,7 +9,8 @@ from typing import final
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-_QUIET = 10.0  # seconds between plain lines
+_QUIET = 10.0  # seconds between messages
+_log = logging.getLogger(__name__)
 
 
 @final
@@ -18,31 +19,37 @@ class Bar:
 
     def __init__(self, name: str, total: int, done: int, progress: Progress | None) -> None:
         self._name, self._total, self._first, self._progress = name, total, done, progress
-        self._began = self._said = time.perf_counter()
+        self._began = self._logged = time.perf_counter()
         self._task = None if progress is None else progress.add_task(name, total=total, completed=done, note="")
         if progress is None:
-            self._say(done, "")
+            self._report(done, "")
 
     def update(self, done: int, note: str = "") -> None:
         """So many of the total are done."""
         if self._progress is not None and self._task is not None:
             self._progress.update(self._task, completed=done, note=note)
-        elif done >= self._total or time.perf_counter() - self._said >= _QUIET:
-            self._say(done, note)
+        elif done >= self._total or time.perf_counter() - self._logged >= _QUIET:
+            self._report(done, note)
 
-    def _say(self, done: int, note: str) -> None:
-        self._said = time.perf_counter()
-        spent = self._said - self._began
+    def _report(self, done: int, note: str) -> None:
+        self._logged = time.perf_counter()
+        spent = self._logged - self._began
         left = spent / max(1, done - self._first) * (self._total - done)
         times = f"{spent:.0f} s, about {left:.0f} s left" if self._first < done < self._total else f"{spent:.0f} s"
-        print(f"{self._name}: {done}/{self._total} ({times}) {note}".rstrip(), file=sys.stderr, flush=True)
+        _log.info("%s", f"{self._name}: {done}/{self._total} ({times}) {note}".rstrip())
 
 
 @contextlib.contextmanager
 def progress(name: str, total: int, done: int = 0) -> Iterator[Bar]:
-    """A bar for one job; `done` of `total` are there already when it is resumed."""
+    """A bar for one job on a terminal, unless the logger `kdnas` is silenced; log messages elsewhere.
+
+    Args:
+        name: of the job.
+        total: number of steps.
+        done: steps that an earlier call has taken.
+    """
     console = Console(stderr=True)
-    if not console.is_terminal:
+    if not (console.is_terminal and _log.isEnabledFor(logging.INFO)):
         yield Bar(name, total, done, None)
         return
     columns = (
@@ -54,5 +61,5 @@ def progress(name: str, total: int, done: int = 0) -> Iterator[Bar]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, console=console) as shown:
-        yield Bar(name, total, done, shown)
+    with Progress(*columns, console=console) as bars:
+        yield Bar(name, total, done, bars)

@@ -68,13 +68,21 @@ def zoo_teacher(
 
 
 def own_teacher(function: str, classes: int, preprocessing: Preprocessing) -> Teacher:
-    """What a user's function without arguments returns: a Teacher, or a module that takes the student's images."""
-    made = Spec(function).build()
-    if not isinstance(made, Teacher):
-        if not isinstance(made, nn.Module):
-            raise ValueError(f"{function} must return a torch module, it returned a {type(made).__name__}.")
-        made = Frozen(made, preprocessing=preprocessing)
-    return _checked(made.freeze(), classes, function)
+    """The teacher that a user's function without arguments returns; see `as_frozen`."""
+    return as_frozen(Spec(function).build(), function, classes, preprocessing)
+
+
+def as_frozen(module: object, name: str, classes: int, preprocessing: Preprocessing) -> Teacher:
+    """A Teacher, or a module that takes the student's images, as a frozen teacher.
+
+    Raises:
+        ValueError: it is no torch module, or has another number of classes.
+    """
+    if not isinstance(module, Teacher):
+        if not isinstance(module, nn.Module):
+            raise ValueError(f"{name} must return a torch module, it returned a {type(module).__name__}.")
+        module = Frozen(module, preprocessing=preprocessing)
+    return _checked(module.freeze(), classes, name)
 
 
 def load_weights(module: nn.Module, path: Path) -> None:

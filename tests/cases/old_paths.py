@@ -43,7 +43,7 @@ MOVED = {
     "taps": "losses.stage_pairs",
     "testing": "testing.losses",
     "cli": "cli.commands",
-    "listing": "cli.listing",
+    "listing": "jobs.listing",
     "jobs.opened": "jobs._run",
     "jobs.settings": "settings jobs._arguments",
     "jobs.guard": "training.guard",

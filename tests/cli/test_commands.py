@@ -1,4 +1,5 @@
 import dataclasses
+import inspect
 import json
 import resource
 import subprocess
@@ -7,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from kdnas.cli.commands import RECIPE, main, parser
+from kdnas.cli.commands import COMMANDS, main, parser, sub_parsers
+from kdnas.settings import Recipe, RecipeOptions
 from tests.data.test_base import write_images
 
 ROOT = Path(__file__).parents[2]
@@ -44,12 +46,39 @@ def test_help_and_values_need_no_torch_and_come_at_once():
 
 
 def test_the_options_of_a_recipe_are_its_fields():
-    from kdnas.settings import Recipe
+    fields = {field.name: field for field in dataclasses.fields(Recipe)}
+    assert set(RecipeOptions.__annotations__) == set(fields)
+    for name in ("run", "train", "retrain", "prune", "grow"):
+        options = {action.dest: action for action in sub_parsers(parser())[name]._actions}
+        for field in fields.values():
+            assert options[field.name].type is type(field.default), (name, field.name)
+            assert options[field.name].default is None
 
-    fields = {f.name: f for f in dataclasses.fields(Recipe)}
-    assert set(RECIPE) == set(fields)
-    for name, (kind, _) in RECIPE.items():
-        assert isinstance(fields[name].default, kind), name
+
+def test_options_and_their_defaults_are_those_of_the_functions():
+    for name, command in COMMANDS.items():
+        options = {action.dest: action for action in sub_parsers(parser())[name]._actions}
+        for parameter in inspect.signature(command.function).parameters.values():
+            if parameter.kind is parameter.VAR_KEYWORD or parameter.name not in options:
+                continue
+            default = options[parameter.name].default
+            if parameter.default is not parameter.empty:
+                assert default == (list(parameter.default) if parameter.default == () else parameter.default)
+
+
+def test_help_shows_every_default():
+    text = sub_parsers(parser())["run"].format_help()
+    flat = " ".join(text.split())
+    for default in (
+        "(default: rdm)",
+        "(default: evolution)",
+        "(default: 200)",
+        "(default: 0.1)",
+        "(default: sandwich)",
+    ):
+        assert default in flat
+    assert "(default: 1000)" not in flat  # the chain's number of steps follows the data
+    assert "30 epochs" in flat
 
 
 def test_every_command_has_a_line_of_help_and_every_option_too():
@@ -107,7 +136,7 @@ RUN = ["run", "--data", "tests.toy:data", "--space", "toy", "--out", "OUT"]
         ([*RUN, "--teacher", "torchvision:resnet1@w.safetensors"], "torchvision has no"),
         ([*RUN, "--teacher", "checkpoint:/no/such"], "is no student"),
         ([*RUN, "--teacher", "tests.toy:other_classes"], "knows 7 classes, the data has 3"),
-        ([*RUN, "--optimizer", "adm"], "one of sgd, adamw"),
+        ([*RUN, "--optimizer", "adm"], "choose from 'sgd', 'adamw'"),
         (["run", "--space", "toy", "--out", "OUT"], "--data is missing"),
         (["run", "--experiment", "dmo", "--out", "OUT"], "Did you mean 'demo'"),
         (["train", "no_such", "--out", "OUT"], "no experiment is named"),
@@ -176,7 +205,7 @@ def test_the_same_command_line_makes_the_same_experiment_as_python():
 
 def test_a_seed_of_a_whole_chain_is_that_of_its_search_too(monkeypatch, tmp_path):
     made = []
-    monkeypatch.setattr("kdnas.cli.commands._chain", lambda experiment, out: made.append(experiment))
+    monkeypatch.setattr("kdnas.jobs.chain.chain", lambda experiment, out: made.append(experiment))
     for given in ([], ["--seed", "5"]):
         main(["run", "--data", "tests.toy:data", "--space", "toy", "--out", str(tmp_path), *given])
     seeds = [(e.train.recipe.seed, e.train.teacher.recipe.seed, e.search.seed, e.retrain.recipe.seed) for e in made]

@@ -3,12 +3,13 @@ import json
 
 import pytest
 
-from kdnas.cli.commands import _search_settings, main, parser
+from kdnas.cli.commands import main
 from kdnas.costs.budget import Budget
 from kdnas.costs.check import Infeasible
 from kdnas.distillers.block_wise import BlockWise
 from kdnas.distillers.single_path import SinglePath
 from kdnas.jobs._block_rating import rate_blocks
+from kdnas.jobs.commands import search_settings
 from kdnas.jobs.export import place_of
 from kdnas.jobs.search import search
 from kdnas.jobs.train import TEACHER_CACHE, train
@@ -105,5 +106,4 @@ def test_the_command_line_can_ask_for_an_exact_search_and_another_searcher_asks_
     shown = json.loads(capsys.readouterr().out)
     assert [p["searcher"] for p in shown["places"]] == ["exact"] * 3
     assert "random search" in shown["controls"]
-    made = parser().parse_args(["search", "x", "--searcher", "random_search"])
-    assert _search_settings(made, Search(exact=True)).exact is False
+    assert search_settings(Search(exact=True), searcher="random_search").exact is False

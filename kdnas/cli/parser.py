@@ -1,0 +1,120 @@
+"""A parser derived from functions: options from signatures, help from docstrings, defaults from both."""
+
+import argparse
+import dataclasses
+import difflib
+import inspect
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn, get_args
+
+from kdnas.settings import Recipe
+from kdnas.specs import Spec
+
+_TYPES = {"int": int, "float": float, "Path": Path, "str": str}
+
+
+class Parser(argparse.ArgumentParser):
+    """Offers the nearest name for a misspelt option or command; errors end with exit code 2."""
+
+    def error(self, message: str) -> NoReturn:
+        """End with the message and the nearest known name."""
+        known = [option for action in self._actions for option in action.option_strings]
+        words = [word for word in message.replace(",", " ").split() if word.startswith("--")]
+        if "invalid choice" in message:
+            words = [message.partition("invalid choice: '")[2].partition("'")[0]]
+            known = message.partition("choose from ")[2].rstrip(")").replace("'", "").split(", ")
+        near = [name for word in words for name in difflib.get_close_matches(word, known, n=1) if name != word]
+        hint = f" Did you mean {near[-1]}?" if near else ""
+        print(f"kdnas: {message}.{hint} See `{self.prog} --help`.", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def add_command(commands: Any, name: str, function: Callable[..., Any], *, json: bool = False) -> Parser:
+    """Add a sub-command that calls a function.
+
+    Parameters without a default and those that are not keyword-only are positional arguments; `**recipe` adds the
+    fields of `Recipe`; the type is read from the annotation, whose first name decides.
+
+    Args:
+        commands: what `add_subparsers` returned.
+        name: of the command.
+        function: with a docstring that documents every parameter under `Args:`.
+        json: add the option --json.
+    """
+    summary, texts = documented(function)
+    command: Parser = commands.add_parser(name, help=summary, description=summary, allow_abbrev=False)
+    for parameter in inspect.signature(function).parameters.values():
+        text = texts[parameter.name]
+        if parameter.kind is parameter.VAR_KEYWORD:
+            _add_recipe(command.add_argument_group("recipe", text), text)
+        elif parameter.name not in _OBJECTS.get(name, ()):
+            _add(command, parameter, text)
+    if json:
+        command.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    command.set_defaults(function=function)
+    return command
+
+
+_OBJECTS = {"search": ("teacher", "data"), "export": ("teacher", "data")}
+"""Parameters that take an object in memory only."""
+
+
+def _add(to: Any, parameter: inspect.Parameter, text: str) -> None:
+    annotation, default = str(parameter.annotation), parameter.default
+    positional = parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+    options: dict[str, Any] = {"help": text}
+    if default is not parameter.empty:
+        options["default"] = default
+        if "by default" not in text and default not in (None, (), False):
+            options["help"] = f"{text} (default: {shown(default)})"
+    if "Sequence[str]" in annotation:
+        options |= {"action": "append", "default": []}
+    elif annotation.startswith("bool"):
+        options["action"] = argparse.BooleanOptionalAction if default else "store_true"
+    elif annotation.startswith("Literal"):
+        options["choices"] = re.findall(r"['\"]([^'\"]+)['\"]", annotation)
+    else:
+        first = annotation.partition(" ")[0]
+        # `float | str` is a time with its unit, which the function reads.
+        options["type"] = str if "float | str" in annotation else _TYPES.get(first, str)
+    if positional:
+        options |= {"nargs": None if default is parameter.empty else "?", "metavar": parameter.name.upper()}
+        to.add_argument(parameter.name, **{key: value for key, value in options.items() if value is not None})
+    else:
+        options["required"] = default is parameter.empty
+        if options.get("action") in (None, "append") and "choices" not in options:
+            options["metavar"] = parameter.name.upper()
+        to.add_argument(f"--{parameter.name.replace('_', '-')}", **options)
+
+
+def _add_recipe(group: Any, text: str) -> None:
+    """The fields of a recipe; their defaults are shown where the command has none of its own."""
+    _, texts = documented(Recipe, "Attributes")
+    own = re.findall(r"`(\w+)`", text)
+    for field in dataclasses.fields(Recipe):
+        help_ = texts[field.name]
+        if "by default the" not in text and field.name not in own:
+            help_ += f" (default: {shown(field.default)})"
+        options = get_args(field.type) or None
+        kind = type(field.default)
+        flag = f"--{field.name.replace('_', '-')}"
+        group.add_argument(flag, type=kind, choices=options, metavar=None if options else kind.__name__, help=help_)
+
+
+def documented(function: Callable[..., Any], section: str = "Args") -> tuple[str, dict[str, str]]:
+    """A docstring's first line, and the text of every entry of a section."""
+    text = inspect.getdoc(function) or ""
+    body = text.partition(f"\n{section}:\n")[2].partition("\n\n")[0]
+    entries = re.findall(r"^    \**(\w+): (.*(?:\n {8}.*)*)", body, re.MULTILINE)
+    texts = {name: " ".join(entry.split()).rstrip(".").replace("%", "%%") for name, entry in entries}
+    return text.partition("\n")[0].rstrip("."), texts
+
+
+def shown(value: Any) -> str:
+    """A default as a person would type it."""
+    if isinstance(value, Spec):
+        return value.name
+    return "no limit" if value == 1e9 else str(value)

@@ -1,0 +1,77 @@
+"""Teachers and data sets that exist in this process only: a run stores a digest of them, not a way to make them."""
+
+import copy
+import hashlib
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from kdnas.data.base import Data, Images
+from kdnas.data.datasets import from_dataset
+from kdnas.preprocessing import Preprocessing
+from kdnas.specs import Spec, spec
+from kdnas.teachers.base import Teacher
+from kdnas.teachers.zoo import as_frozen
+
+_KEPT: dict[str, Any] = {}
+_NUM_IMAGES = 64  # of each part that enter its digest
+
+
+def keep(value: object) -> Spec:
+    """The spec of a teacher or a data set in memory; equal content gives an equal spec.
+
+    Args:
+        value: a torch module, a `Data`, a torch `Dataset`, or a pair of datasets for training and test.
+
+    Raises:
+        ValueError: another type.
+    """
+    if isinstance(value, nn.Module):
+        key, make = _digest(type(value).__qualname__, *value.state_dict().values()), teacher_in_memory
+    elif isinstance(value, Data | Dataset | tuple):
+        value = value if isinstance(value, Data) else from_dataset(*(value if isinstance(value, tuple) else (value,)))
+        parts = [_tensors(part) for part in (value.train, value.search, value.test)]
+        key, make = _digest(repr(value.class_names), *(tensor for part in parts for tensor in part)), data_in_memory
+    else:
+        raise ValueError(
+            f"a teacher must be a text, a spec or a torch module, and data a text, a spec, a Data or a torch Dataset, "
+            f"got {type(value).__name__}."
+        )
+    _KEPT[key] = value
+    return spec(make, key=key)
+
+
+def teacher_in_memory(key: str, classes: int, preprocessing: Preprocessing) -> Teacher:
+    """A frozen copy of a module that this process keeps; it takes the student's images unless it is a Teacher."""
+    return as_frozen(copy.deepcopy(_recall(key, "teacher")), f"teacher {key}", classes, preprocessing)
+
+
+def data_in_memory(key: str) -> Data:
+    """A data set that this process keeps."""
+    data = _recall(key, "data")
+    assert isinstance(data, Data)
+    return data
+
+
+def _recall(key: str, name: str) -> Any:
+    if key not in _KEPT:
+        raise ValueError(
+            f"`{name}` was an object in the memory of another process. Pass it again: kdnas.search(RUN, {name}=...), "
+            f"kdnas.export(RUN, {name}=...), kdnas.retrain(STUDENT, {name}=...)."
+        )
+    return _KEPT[key]
+
+
+def _tensors(part: Images) -> tuple[Tensor, Tensor]:
+    return part.take(torch.arange(min(_NUM_IMAGES, len(part)))), part.labels
+
+
+def _digest(name: str, *tensors: Tensor) -> str:
+    digest = hashlib.sha256(name.encode())
+    for tensor in tensors:
+        plain = tensor.detach().cpu().contiguous()
+        digest.update(f"{tuple(plain.shape)}{plain.dtype}".encode())
+        digest.update(plain.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return f"{name.partition('.')[0][:20]}-{digest.hexdigest()[:12]}"

@@ -1,0 +1,765 @@
+"""Every command as a function of plain arguments; the command line is derived from these signatures and docstrings.
+
+Importing this module imports no torch: what a function needs is imported when it is called. Wherever a text names a
+thing (a data set, a teacher, a space, an algorithm), the thing itself is accepted too.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, Unpack
+
+from kdnas.settings import Compare, FitTeacher, Grow, Prune, RecipeOptions, Retrain, Search
+
+if TYPE_CHECKING:
+    from torch import nn
+    from torch.utils.data import Dataset
+
+    from kdnas.costs.budget import Budget
+    from kdnas.data.base import Data
+    from kdnas.jobs._run import Run
+    from kdnas.ranking.table import Ranking
+    from kdnas.settings import Experiment
+    from kdnas.space import SearchSpace
+    from kdnas.specs import Spec
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+_log = logging.getLogger(__name__)
+
+
+def _computes(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Run the function on the device that its argument `device` names."""
+
+    @functools.wraps(function)
+    def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        from kdnas.network import on_device
+
+        device = kwargs.get("device")
+        assert device is None or isinstance(device, str)
+        with on_device(device):
+            return function(*args, **kwargs)
+
+    return call
+
+
+@_computes
+def demo(*, out: str | Path = Path("runs/demo"), device: str | None = None) -> Run:
+    """Run the whole chain on scikit-learn's digits, in about two minutes on two CPU cores.
+
+    Args:
+        out: the run folder.
+        device: where to compute, such as cpu or cuda:1; by default a GPU where there is one.
+    """
+    return run(experiment="demo", out=out, device=device)
+
+
+@_computes
+def run(
+    *,
+    out: str | Path,
+    data: str | Spec | Data | Dataset[Any] | None = None,
+    teacher: str | Spec | FitTeacher | nn.Module = "fit",
+    teacher_members: int = FitTeacher.members,
+    space: str | Path | SearchSpace | None = None,
+    budget: str | Sequence[str] | Budget = (),
+    distiller: str | Spec = "sandwich",
+    loss: str | Sequence[str] = (),
+    weights: str | Path | None = None,
+    scorer: str | Spec = Search.scorer,
+    searcher: str | Spec = Search.searcher,
+    contrast: str | Spec | None = None,
+    pruner: str | Spec | None = None,
+    num_evaluations: int = Search.num_evaluations,
+    max_time: float | str = Search.max_time,
+    deploy: bool = True,
+    experiment: str | Experiment | None = None,
+    device: str | None = None,
+    **recipe: Unpack[RecipeOptions],
+) -> Run:
+    """Run the whole chain on your own data: teacher, supernet, ranking, export, retraining, report.
+
+    The same call on an unfinished run resumes it. Objects that cannot be stored in the run (a module, a data set in
+    memory) are used by this process; commands in another process need them again, and a message says so.
+
+    Args:
+        out: the run folder.
+        data: digits, folder:PATH, cifar10:PATH, cifar100:PATH or package.module:function; strong:DATA augments more.
+        teacher: fit, torchvision:NAME or timm:NAME (each with @WEIGHTS.safetensors), checkpoint:FOLDER,
+            package.module:function, ensemble:TEACHER,TEACHER (also ensemble+logits:, ensemble+random:,
+            ensemble+reliable:, and weighted, ensemble:TEACHER=2,TEACHER=1), route:TEACHER,TEACHER or streamed:TEACHER.
+        teacher_members: number of teachers that fit trains; they are used as an ensemble.
+        space: a TOML table, or a name from `kdnas list spaces`.
+        budget: upper bounds: params=2M, macs=6e8, memory=256KiB (activations), latency=5ms; repeatable.
+        distiller: NAME or NAME,key=value from `kdnas list distillers`; none trains no supernet.
+        loss: NAME or NAME=WEIGHT from `kdnas list losses`, a distillation loss beside the labels; repeatable.
+        weights: a safetensors file with the supernet's initial weights, as `kdnas convert` writes it.
+        scorer: NAME or NAME,key=value from `kdnas list scorers`.
+        searcher: NAME or NAME,key=value from `kdnas list searchers`.
+        contrast: a second scorer; the search is run under it too, and the two rankings are compared.
+        pruner: stops evaluations early: successive_halving, hyperband, median and others of Optuna, or NAME,key=value.
+        num_evaluations: number of distinct candidates to score.
+        max_time: time of the search and its controls, such as 300s or 20m.
+        deploy: whether to write the student as Python code and ONNX too, and compare all forms.
+        experiment: a Python file that defines experiment(), or a name from `kdnas list experiments`, instead of
+            everything else.
+        device: where to compute, such as cpu or cuda:1; by default a GPU where there is one.
+        **recipe: optimizer settings of teacher, supernet and student. `steps` is by default 30 epochs, at least 300 and
+            at most 20,000; `batch_size` 128, or all training images where there are fewer.
+
+    Example:
+        >>> import tempfile
+        >>> options = {"steps": 1, "batch_size": 8, "num_evaluations": 4, "deploy": False}
+        >>> result = run(data="digits", space="toy", budget="macs=60k", out=tempfile.mkdtemp(), **options)
+        >>> all(entry.macs <= 60_000 for entry in result.ranking())
+        True
+    """
+    del device
+    from kdnas.data.base import Data
+    from kdnas.jobs._arguments import (
+        as_data,
+        as_experiment,
+        as_space,
+        as_spec,
+        as_teacher,
+        recipe_for,
+        with_losses,
+    )
+    from kdnas.jobs.chain import chain
+    from kdnas.settings import Experiment, Train
+
+    if experiment is not None:
+        options = [name for name, value in {"data": data, "space": space, **recipe}.items() if value is not None]
+        if options:
+            raise ValueError(f"--experiment holds all settings, got --{options[0].replace('_', '-')} beside it.")
+        return chain(as_experiment(experiment), Path(out), deploy=deploy)
+    if data is None or space is None:
+        name = "data" if data is None else "space"
+        raise ValueError(f"--{name} is missing. Give it, or an --experiment that holds everything.")
+    search = search_settings(
+        Search(),
+        scorer=scorer,
+        searcher=searcher,
+        budget=budget,
+        contrast=contrast,
+        pruner=pruner,
+        num_evaluations=num_evaluations,
+        max_time=max_time,
+        seed=recipe.get("seed"),
+    )
+    space_value, data_spec, teacher_spec = as_space(space), as_data(data), as_teacher(teacher)
+    supernet_distiller = with_losses(None if distiller == "none" else as_spec("kdnas.distillers", distiller), loss)
+    if not isinstance(teacher_spec, FitTeacher) and teacher_members != 1:
+        raise ValueError(f"--teacher-members must be 1 where --teacher is not fit, got {teacher_members}.")
+    _log_space(space_value)
+    settings = recipe_for(data_spec.build(Data), recipe)
+    if isinstance(teacher_spec, FitTeacher):
+        teacher_spec = FitTeacher(recipe=settings, members=teacher_members)
+    training = Train(
+        space=space_value,
+        data=data_spec,
+        teacher=teacher_spec,
+        distiller=supernet_distiller,
+        recipe=settings,
+        weights="" if weights is None else str(Path(weights).resolve()),
+    )
+    return chain(Experiment(train=training, search=search, retrain=Retrain(recipe=settings)), Path(out), deploy=deploy)
+
+
+def _log_space(space: SearchSpace) -> None:
+    _log.info("search space %s: %s architectures, %d choices", space.name, f"{space.count():,}", len(space.choices))
+
+
+def search_settings(
+    default: Search,
+    *,
+    scorer: Any = None,
+    searcher: Any = None,
+    budget: Any = (),
+    contrast: Any = None,
+    pruner: Any = None,
+    seed: int | None = None,
+    exact: bool = False,
+    **numbers: Any,
+) -> Search:
+    """The default with the options that are not None."""
+    import dataclasses
+
+    from kdnas.jobs._arguments import as_budget, as_spec, seconds
+    from kdnas.ranking.early_stopping import pruner_named
+    from kdnas.specs import Spec
+
+    changes = {name: numbers[name] for name in ("num_evaluations", "initial") if numbers.get(name) is not None}
+    for name, package, value in (
+        ("scorer", "scorers", scorer),
+        ("searcher", "searchers", searcher),
+        ("contrast", "scorers", contrast),
+    ):
+        if value is not None:
+            changes[name] = as_spec(f"kdnas.{package}", value)
+    if numbers.get("max_time") is not None:
+        changes["max_time"] = seconds(numbers["max_time"])
+    if pruner is not None:
+        changes["pruner"] = pruner if isinstance(pruner, Spec) else pruner_named(pruner)
+    if budget:
+        changes["budget"] = as_budget(budget)
+    if seed is not None:
+        changes["seed"] = seed
+    changes["exact"] = exact or (default.exact and scorer is None and searcher is None)
+    return dataclasses.replace(default, **changes)
+
+
+@_computes
+def train(
+    experiment: str | Experiment,
+    *,
+    out: str | Path,
+    loss: str | Sequence[str] = (),
+    device: str | None = None,
+    **recipe: Unpack[RecipeOptions],
+) -> Run:
+    """Train the supernet of an experiment, and its teacher; on an existing run of the same experiment, resume.
+
+    Args:
+        experiment: a Python file that defines experiment(), or a name from `kdnas list experiments`.
+        out: the run folder.
+        loss: NAME or NAME=WEIGHT from `kdnas list losses`, a distillation loss beside the labels; repeatable.
+        device: where to compute, such as cpu or cuda:1; by default a GPU where there is one.
+        **recipe: optimizer settings of the supernet, by default the experiment's.
+
+    Example:
+        >>> import tempfile
+        >>> from kdnas import Experiment, FitTeacher, Recipe, load_data, load_space
+        >>> from kdnas.settings import Train
+        >>> fit = FitTeacher(recipe=Recipe(steps=1, batch_size=8))
+        >>> settings = Experiment(train=Train(space=load_space("toy"), data=load_data("digits"), teacher=fit))
+        >>> train(settings, out=tempfile.mkdtemp(), steps=2, batch_size=8).storage.phase("train")["steps"]
+        2
+    """
+    del device
+    import dataclasses
+
+    from kdnas.jobs import train as job
+    from kdnas.jobs._arguments import as_experiment, with_losses, with_overrides
+
+    settings = as_experiment(experiment)
+    changed = dataclasses.replace(
+        settings.train,
+        recipe=with_overrides(settings.train.recipe, recipe),
+        distiller=with_losses(settings.train.distiller, loss),
+    )
+    _log_space(changed.space)
+    return job.train(dataclasses.replace(settings, train=changed), Path(out))
+
+
+@_computes
+def search(
+    run: str | Path | Run,
+    *,
+    scorer: str | Spec | None = None,
+    searcher: str | Spec | None = None,
+    budget: str | Sequence[str] | Budget = (),
+    contrast: str | Spec | None = None,
+    pruner: str | Spec | None = None,
+    num_evaluations: int | None = None,
+    max_time: float | str | None = None,
+    exact: bool = False,
+    initial: int | None = None,
+    teacher: nn.Module | None = None,
+    data: Data | Dataset[Any] | None = None,
+    device: str | None = None,
+) -> Ranking:
+    """Rank subnets of a run by teacher similarity, or another score; the entries are appended to the run's ranking.
+
+    Args:
+        run: the run folder.
+        scorer: NAME or NAME,key=value from `kdnas list scorers`; by default the run's.
+        searcher: NAME or NAME,key=value from `kdnas list searchers`; by default the run's.
+        budget: upper bounds: params=2M, macs=6e8, memory=256KiB (activations), latency=5ms; repeatable; by default the
+            run's.
+        contrast: a second scorer; the search is run under it too, and the two rankings are compared.
+        pruner: stops evaluations early: successive_halving, hyperband, median and others of Optuna, or NAME,key=value.
+        num_evaluations: number of distinct candidates to score; by default the run's.
+        max_time: time of the search and its controls, such as 300s or 20m; by default the run's.
+        exact: for a run trained block-wise, rate every option of every block once and compute the best networks
+            exactly.
+        initial: number of best candidates of the run's previous search to start from.
+        teacher: the teacher in memory that the run was started with.
+        data: the data in memory that the run was started with.
+        device: where to compute, such as cpu or cuda:1; by default a GPU where there is one.
+
+    Example:
+        >>> import tempfile
+        >>> options = {"steps": 1, "batch_size": 8, "num_evaluations": 4, "deploy": False}
+        >>> opened = run(data="digits", space="toy", out=tempfile.mkdtemp(), **options)
+        >>> ranking = search(opened, scorer="params", searcher="exhaustive", num_evaluations=100)
+        >>> ranking[0].params == max(entry.params for entry in ranking), len(ranking)
+        (True, 36)
+    """
+    del device
+    from kdnas.jobs import search as job
+    from kdnas.jobs._arguments import as_run, seconds
+    from kdnas.ranking.table import Ranking
+
+    limit = None if max_time is None else seconds(max_time)
+    opened = as_run(run, teacher=teacher, data=data)
+    options = {"scorer": scorer, "searcher": searcher, "budget": budget, "contrast": contrast, "pruner": pruner}
+    settings = search_settings(
+        opened.experiment.search,
+        **options,
+        num_evaluations=num_evaluations,
+        max_time=limit,
+        exact=exact,
+        initial=initial,
+    )
+    return Ranking(job.search(opened, settings))
+
+
+@_computes
+def rank_check(
+    run: str | Path | Run,
+    table: str | Path,
+    *,
+    scorer: str | Sequence[str] = (),
+    column: str = "mean_acc",
+    num_images: int | None = None,
+    device: str | None = None,
+) -> dict[str, Any]:
+    """Compare a run's scores with a table of true accuracies, beside controls.
+
+    Args:
+        run: the run folder.
+        table: a CSV file with the networks' codes in the column arch, or in the first one.
+        scorer: NAME or NAME,key=value from `kdnas list scorers`; repeatable; by default the run's.
+        column: the column of the true accuracies.
+        num_images: number of images of the search part; by default the run's.
+        device: where to compute, such as cpu or cuda:1; by default a GPU where there is one.
+    """
+    del device
+    from kdnas.jobs import rank_check as job
+    from kdnas.jobs._arguments import as_run, listed
+    from kdnas.specs import parse_spec
+
+    scorers = {name: parse_spec("kdnas.scorers", name) for name in listed(scorer)} or None
+    return job.rank_check(as_run(run), Path(table), scorers=scorers, column=column, num_images=num_images)
+
+
+@_computes
+def why(
+    run: str | Path | Run,
+    architecture: str,
+    *,
+    scorer: str | Spec | None = None,
+    num_images: int | None = None,
+    device: str | None = None,
+) -> dict[str, Any]:
+    """Explain one subnet: its teacher similarity and cost per stage, and the effect of each choice.
+
+    Args:
+        run: the run folder.
+        architecture: its code, as the ranking prints it.
+        scorer: NAME or NAME,key=value from `kdnas list scorers`; by default the run's.
+        num_images: number of images of the search part; by default the run's.
+        device: where to compute, such as cpu or cuda:1; by default a GPU where there is one.
+    """
+    del device
+    from kdnas.jobs import why as job
+    from kdnas.jobs._arguments import as_run, as_spec
+
+    made = None if scorer is None else as_spec("kdnas.scorers", scorer)
+    return job.why(as_run(run), architecture, scorer=made, num_images=num_images)
+
+
+@_computes
+def convert(
+    source: str,
+    *,
+    out: str | Path,
+    size: int = 224,
+    classes: int = 1000,
+    channels: int = 3,
+    device: str | None = None,
+) -> Any:
+    """Turn a trained network into an elastic supernet to start from.
+
+    Args:
+        source: torchvision:NAME or timm:NAME (each with @WEIGHTS.safetensors), or package.module:function.
+        out: the folder for the space, the weights and the report.
+        size: height and width of the images in pixels.
+        classes: number of classes of a zoo's network.
+        channels: number of image channels.
+        device: where to compute, such as cpu or cuda:1; by default a GPU where there is one.
+    """
+    del device
+    from kdnas.jobs.convert import convert_source
+
+    return convert_source(source, Path(out), size=size, classes=classes, channels=channels)
+
+
+@_computes
+def export(
+    run: str | Path | Run,
+    *,
+    place: int = 1,
+    out: str | Path | None = None,
+    teacher: nn.Module | None = None,
+    data: Data | Dataset[Any] | None = None,
+    device: str | None = None,
+) -> dict[str, Any]:
+    """Write the student of a place of the ranking, with weights inherited from the supernet.
+
+    Args:
+        run: the run folder.
+        place: 1-based place in the ranking.
+        out: the student folder; by default RUN/students/place-N.
+        teacher: the teacher in memory that the run was started with.
+        data: the data in memory that the run was started with.
+        device: where to compute, such as cpu or cuda:1; by default a GPU where there is one.
+
+    Example:
+        >>> export("no/such/run")
+        Traceback (most recent call last):
+        ValueError: there is no run no/such/run. Make one with `kdnas run` or `kdnas train`.
+    """
+    del device
+    from kdnas.jobs import export as job
+    from kdnas.jobs._arguments import as_run
+
+    opened = as_run(run, teacher=teacher, data=data)
+    return job.export(opened, place, None if out is None else Path(out))
+
+
+@_computes
+def retrain(
+    student: str | Path,
+    *,
+    out: str | Path | None = None,
+    weights: Literal["fresh", "inherited"] | None = None,
+    teacher: str | Spec | nn.Module | None = None,
+    data: str | Spec | Data | Dataset[Any] | None = None,
+    greedy_anchors: float | None = None,
+    assistants: str | None = None,
+    distiller: str | Spec | None = None,
+    loss: str | Sequence[str] = (),
+    device: str | None = None,
+    **recipe: Unpack[RecipeOptions],
+) -> dict[str, Any]:
+    """Train an exported student, with or without a teacher.
+
+    Args:
+        student: a student folder.
+        out: the new student folder; by default STUDENT-retrained.
+        weights: initial weights: fresh (random) or inherited from the supernet; by default the run's.
+        teacher: another teacher, see `kdnas run --help`, or none for the labels alone; by default the student's.
+        data: other data, see `kdnas run --help`; by default the student's.
+        greedy_anchors: follow a route of the teacher's snapshots; the next one is the farthest whose divergence is at
+            most this multiple of the present one's.
+        assistants: auto, or codes of the space joined by commas, largest first.
+        distiller: NAME or NAME,key=value from `kdnas list distillers`, such as mutual; by default the run's.
+        loss: NAME or NAME=WEIGHT from `kdnas list losses`, a distillation loss beside the labels; repeatable.
+        device: where to compute, such as cpu or cuda:1; by default a GPU where there is one.
+        **recipe: optimizer settings, by default the student's run's.
+
+    Example:
+        >>> retrain("no/such/student", steps=10)
+        Traceback (most recent call last):
+        ValueError: no/such/student is no student: there is no student. Write one with `kdnas export`.
+    """
+    del device
+    from kdnas.jobs._arguments import as_data, retrain_settings
+    from kdnas.jobs._retrain import retrain_with
+
+    student = Path(student)
+    settings, source = retrain_settings(
+        student, weights=weights, teacher=teacher, distiller=distiller, loss=loss, recipe=recipe
+    )
+    return retrain_with(
+        student,
+        settings,
+        student.with_name(student.name + "-retrained") if out is None else Path(out),
+        greedy_anchors=greedy_anchors,
+        assistants=assistants,
+        data=None if data is None else as_data(data),
+        teacher=source,
+    )
+
+
+@_computes
+def prune(
+    experiment: str | None = None,
+    *,
+    out: str | Path,
+    data: str | Spec | Data | Dataset[Any] | None = None,
+    source: str = Prune.source,
+    teacher: str | Spec | FitTeacher | nn.Module = "fit",
+    budget: str | Sequence[str] | Budget = (),
+    penalty: float | None = None,
+    device: str | None = None,
+    **recipe: Unpack[RecipeOptions],
+) -> dict[str, Any]:
+    """Cut a student out of a network by scale factors trained under the teacher, and retrain it.
+
+    Args:
+        experiment: a file or name whose function returns a Prune, instead of data and budget.
+        out: the run folder.
+        data: see `kdnas run --help`.
+        source: the network to prune: teacher, checkpoint:FOLDER, or as `kdnas convert` takes it.
+        teacher: see `kdnas run --help`.
+        budget: upper bounds: params=2M, macs=6e8; repeatable.
+        penalty: weight of the scale factors' penalty; by default it grows until the budget is met.
+        device: where to compute, such as cpu or cuda:1; by default a GPU where there is one.
+        **recipe: optimizer settings of all trainings; by default 400 steps at 0.02 with factors, 1000 steps else.
+
+    Example:
+        >>> prune(data="digits", budget="latency=5ms", out="runs/pruned")
+        Traceback (most recent call last):
+        ValueError: a pruning bounds params and macs, got a bound on latency. Leave that bound out.
+    """
+    del device
+    import dataclasses
+
+    from kdnas.jobs import prune as job
+    from kdnas.jobs._arguments import as_budget, as_data, as_teacher, load_settings, with_overrides
+
+    if experiment is not None:
+        settings = load_settings(experiment, Prune)
+    elif data is None or not budget:
+        raise ValueError("--data and --budget are missing. Give them, or an experiment that holds everything.")
+    else:
+        settings = Prune(data=as_data(data), budget=as_budget(budget), source=source, teacher=as_teacher(teacher))
+    changes: dict[str, Any] = {
+        "recipe": with_overrides(settings.recipe, recipe),
+        "retrain": dataclasses.replace(settings.retrain, recipe=with_overrides(settings.retrain.recipe, recipe)),
+    }
+    if isinstance(settings.teacher, FitTeacher):
+        fit = with_overrides(settings.teacher.recipe, recipe)
+        changes["teacher"] = dataclasses.replace(settings.teacher, recipe=fit)
+    if penalty is not None:
+        changes["penalty"] = penalty
+    return job.prune(dataclasses.replace(settings, **changes), Path(out))
+
+
+@_computes
+def quantize(
+    student: str | Path,
+    *,
+    out: str | Path | None = None,
+    data: str | Spec | Data | Dataset[Any] | None = None,
+    num_images: int = 256,
+    most: float = 0.02,
+    device: str | None = None,
+) -> dict[str, Any]:
+    """Write an exported student in 8-bit integers, for ONNX Runtime.
+
+    Args:
+        student: a student folder.
+        out: the .onnx file; by default STUDENT-int8.onnx.
+        data: other data, see `kdnas run --help`; by default the student's.
+        num_images: number of training images for calibration.
+        most: largest loss of test accuracy that is accepted, as a share of the images.
+        device: where to compute, such as cpu or cuda:1; by default a GPU where there is one.
+    """
+    del device
+    from kdnas.jobs._arguments import as_data
+    from kdnas.jobs.quantize import quantize_student
+
+    student = Path(student)
+    place = student.with_name(student.name + "-int8.onnx") if out is None else Path(out)
+    source = None if data is None else as_data(data)
+    return quantize_student(student, place, data=source, num_images=num_images, most=most)
+
+
+@_computes
+def compare(
+    *,
+    data: str | Spec = "digits",
+    space: str | Path | SearchSpace = "digits",
+    teacher: str | Spec | FitTeacher = "fit",
+    systems: str = "all",
+    budget: str | Sequence[str] | Budget = (),
+    max_time: float | str = Compare.max_time,
+    seed: int = Compare.seed,
+    out: str | Path = Path("runs/compare"),
+    device: str | None = None,
+) -> dict[str, Any]:
+    """Compare systems on the same data, under one teacher and budget, at equal cost.
+
+    Args:
+        data: see `kdnas run --help`.
+        space: a TOML table, or a name from `kdnas list spaces`.
+        teacher: see `kdnas run --help`.
+        systems: all, or names from `kdnas list systems` joined by commas.
+        budget: upper bounds: params=2M, macs=6e8, memory=256KiB; repeatable.
+        max_time: time for everything, such as 20m.
+        seed: random seed of every system.
+        out: the folder of the comparison.
+        device: where to compute, such as cpu or cuda:1; by default a GPU where there is one.
+    """
+    del device
+    from kdnas.jobs import compare as job
+    from kdnas.jobs._arguments import as_budget, as_data, as_space, as_teacher, seconds
+
+    settings = Compare(
+        data=as_data(data),
+        space=as_space(space),
+        teacher=as_teacher(teacher),
+        systems=() if systems == "all" else tuple(systems.split(",")),
+        budget=as_budget(budget),
+        max_time=seconds(max_time),
+        seed=seed,
+    )
+    return job.compare(settings, Path(out))
+
+
+@_computes
+def grow(
+    experiment: str | None = None,
+    *,
+    out: str | Path,
+    data: str | Spec | Data | Dataset[Any] | None = None,
+    space: str | Path | SearchSpace | None = None,
+    num_members: int | None = None,
+    generator: Literal["simple", "dynamic", "random"] | None = None,
+    teacher: Literal["ensemble", "last", "none"] | None = None,
+    mixture: Literal["uniform", "learned"] | None = None,
+    architecture: str | None = None,
+    budget: str | Sequence[str] | Budget = (),
+    controls: bool = Grow.controls,
+    device: str | None = None,
+    **recipe: Unpack[RecipeOptions],
+) -> dict[str, Any]:
+    """Grow an ensemble in which each member is taught by the earlier ones; one student folder.
+
+    Args:
+        experiment: a file or name whose function returns a Grow, such as adanas:small, instead of data and space.
+        out: the run folder.
+        data: see `kdnas run --help`.
+        space: a TOML table, or a name from `kdnas list spaces`.
+        num_members: number of subnets of the finished ensemble; by default 3.
+        generator: how candidates are proposed; by default dynamic.
+        teacher: teacher of a candidate: the ensemble so far, the last member or none; by default ensemble.
+        mixture: weights of the members; by default uniform.
+        architecture: code of the first member; by default the smallest network.
+        budget: upper bounds on the whole ensemble: params=2M, macs=6e8; repeatable.
+        controls: whether to train the controls too.
+        device: where to compute, such as cpu or cuda:1; by default a GPU where there is one.
+        **recipe: optimizer settings of every candidate; by default the experiment's.
+    """
+    del device
+    import dataclasses
+
+    from kdnas.jobs import grow as job
+    from kdnas.jobs._arguments import as_budget, as_data, as_space, load_settings, with_overrides
+
+    options = {"num_members": num_members, "generator": generator, "teacher": teacher, "mixture": mixture}
+    options |= {"architecture": architecture, "controls": None if controls else False}
+    changes: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+    if data is not None:
+        changes["data"] = as_data(data)
+    if space is not None:
+        changes["space"] = as_space(space)
+    if budget:
+        changes["budget"] = as_budget(budget)
+    if experiment is not None:
+        settings = dataclasses.replace(load_settings(experiment, Grow), **changes)
+    else:
+        for name in ("data", "space"):
+            if name not in changes:
+                raise ValueError(f"--{name} is missing. Give it, or an experiment that holds everything.")
+        settings = Grow(**changes)
+    return job.grow(dataclasses.replace(settings, recipe=with_overrides(settings.recipe, recipe)), Path(out))
+
+
+def report(run: str | Path) -> Path:
+    """Write the run's report, one self-contained HTML file.
+
+    Args:
+        run: the run folder.
+    """
+    from kdnas.report import write_report
+    from kdnas.runs.folder import RunFolder
+
+    return write_report(RunFolder(Path(run)).folder)
+
+
+@_computes
+def taps(
+    teacher: str,
+    space: str,
+    *,
+    data: str = "digits",
+    by: Literal["resolution", "rdm", "order"] = "resolution",
+    device: str | None = None,
+) -> str:
+    """Print which student stage is compared with which teacher stage, and by which adapter.
+
+    Args:
+        teacher: torchvision:NAME, timm:NAME, checkpoint:FOLDER or package.module:function.
+        space: a TOML table, or a name from `kdnas list spaces`.
+        data: the data whose image size and channels are used; see `kdnas run --help`.
+        by: how stages are paired.
+        device: where to compute, such as cpu or cuda:1; by default a GPU where there is one.
+    """
+    del device
+    from kdnas.jobs.taps import taps_table
+
+    return taps_table(teacher, space, data, by)
+
+
+def listed(
+    what: Literal["spaces", "losses", "distillers", "scorers", "searchers", "data", "experiments", "systems"],
+) -> str:
+    """Print what there is of a kind, one line each.
+
+    Args:
+        what: the kind.
+    """
+    from kdnas.jobs.listing import listing
+
+    return listing(what)
+
+
+def check_losses(*, check: bool = False) -> bool:
+    """Compute every loss's reference value on this torch build and compare.
+
+    Args:
+        check: compute and compare, the only action of this command.
+    """
+    from kdnas.losses import check as job
+
+    if not check:
+        raise ValueError("--check is missing: it is the only action of this command.")
+    rows = job.check()
+    print(job.table(rows))
+    return all(row.matches for row in rows)
+
+
+def report_command(student: str | Path) -> str:
+    """The command that writes the report of the run that a student lies in; empty outside of a run."""
+    from kdnas.runs.folder import run_around
+
+    storage = run_around(Path(student))
+    return "" if storage is None else f"kdnas report {storage.folder}"
+
+
+class _Handler(logging.Handler):
+    """Messages as they are, on whatever `sys.stderr` is now."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(self.format(record), file=sys.stderr, flush=True)
+
+
+def _log_to_stderr() -> None:
+    """Show messages of kdnas, unless the program has configured the logger `kdnas` itself."""
+    logger = logging.getLogger("kdnas")
+    if not logger.handlers and logger.level == logging.NOTSET:
+        logger.addHandler(_Handler())
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
+
+
+_log_to_stderr()
