@@ -205,7 +205,7 @@ def test_the_same_command_line_makes_the_same_experiment_as_python():
 
 def test_a_seed_of_a_whole_chain_is_that_of_its_search_too(monkeypatch, tmp_path):
     made = []
-    monkeypatch.setattr("kdnas.jobs.chain.chain", lambda experiment, out: made.append(experiment))
+    monkeypatch.setattr("kdnas.jobs.chain.chain", lambda experiment, out, **_: made.append(experiment))
     for given in ([], ["--seed", "5"]):
         main(["run", "--data", "tests.toy:data", "--space", "toy", "--out", str(tmp_path), *given])
     seeds = [(e.train.recipe.seed, e.train.teacher.recipe.seed, e.search.seed, e.retrain.recipe.seed) for e in made]

@@ -270,12 +270,12 @@ def test_a_retraining_that_inherits_does_not_go_on_from_another_students(tmp_pat
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (["--teacher", "none", "--distiller", "from_teacher"], "nothing to distil. Drop --distiller, or --teacher"),
-        (["--teacher", "none", "--distiller", "born_again,taught=true"], "nothing to distil. Drop --distiller"),
-        (["--teacher", "none", "--loss", "soft_targets"], "nothing to distil. Drop --loss, or --teacher none"),
-        (["--teacher", "tests.toy:other_classes", "--distiller", "mutual"], "mutual asks no teacher. Drop --teacher"),
-        (["--teacher", "tests.toy:other_classes", "--loss", "self_attention"], "from_teacher asks no teacher"),
-        (["--teacher", "fit"], "fit trains a teacher in a run"),
+        (["--teacher", "none", "--distiller", "from_teacher"], "--distiller needs a teacher, got --teacher none. Drop one"),
+        (["--teacher", "none", "--distiller", "born_again,taught=true"], "--distiller needs a teacher"),
+        (["--teacher", "none", "--loss", "soft_targets"], "--loss needs a teacher, got --teacher none"),
+        (["--teacher", "tests.toy:other_classes", "--distiller", "mutual"], "needs a distiller that uses a teacher, mutual does not. Drop --teacher"),
+        (["--teacher", "tests.toy:other_classes", "--loss", "self_attention"], "from_teacher does not"),
+        (["--teacher", "fit"], "must be a trained one, got fit"),
         (["--distiller", ""], "--distiller is empty"),
     ],
 )
