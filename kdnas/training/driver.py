@@ -2,18 +2,19 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self, final
 
 from kdnas.runs.checkpoint import load_state, save_state
 from kdnas.runs.files import remove_drafts
-from kdnas.runs.folder import Metrics, RunFolder
+from kdnas.runs.folder import RunFolder
 from kdnas.runs.progress import progress
 from kdnas.training.guard import Guard
 from kdnas.training.loop import Training
 
 CHECKPOINT_SECONDS = 10.0
-Health = Callable[[], dict[str, float]]
+Evaluate = Callable[[], dict[str, float]]
 
 
 def train_with_checkpoints(
@@ -21,74 +22,120 @@ def train_with_checkpoints(
     phase: str,
     checkpoint: Path,
     storage: RunFolder | None,
-    watch: Callable[[], dict[str, float]] | None = None,
-    after: Callable[[int], None] | None = None,
+    evaluate: Evaluate | None = None,
+    after_step: Callable[[int], None] | None = None,
     guard: Guard | None = None,
 ) -> float:
-    """Take every step that is left, with progress, metrics and checkpoints; returns the seconds of the whole phase.
+    """Take all remaining steps, with progress, metrics and checkpoints; returns the seconds of the whole phase.
 
     Args:
-        training: what is left to do.
-        phase: its name, in metrics and on the progress line.
-        checkpoint: the file to go on from, and to write.
-        storage: where metrics go; None for nowhere.
-        watch: what to measure now and then.
-        after: called with the number of steps taken, after each and before the checkpoint that holds it.
-        guard: looks after a supernet.
+        training: the training, new or to be resumed.
+        phase: its name in metrics and on the progress line.
+        checkpoint: the file to resume from, and to write.
+        storage: where metrics are written; None for nowhere.
+        evaluate: measures accuracies: at the end of every epoch of a guarded supernet, else about eight times.
+        after_step: called with the number of steps taken, after each and before the checkpoint that includes it.
+        guard: monitors a supernet.
 
     Raises:
-        FloatingPointError: a loss is not finite, and nobody takes the training back.
+        FloatingPointError: a loss or gradient is not finite, and the training is not rolled back.
     """
-    spent = 0.0
-    if checkpoint.exists():
-        state = load_state(checkpoint)
-        training.load(state["training"])
-        spent = state["seconds"]
-        if guard is not None:
-            guard.load(state["guard"])
-    metrics: Metrics | None = None if storage is None else storage.metrics(phase, before=training.index)
-    total = training.recipe.steps
-    each = max(1, total // 200)
-    # A supernet's health is recorded at the end of every epoch, a single network's accuracy about eight times.
-    watched = training.epoch_steps if guard is not None else max(training.epoch_steps, total // 8)
-    compared = each * max(1, total // 50 // each)
+    seconds_before = _resume(training, checkpoint, guard)
     began = saved = time.perf_counter()
-    with progress(phase, total, training.index) as bar:
+    metrics = None if storage is None else storage.metrics(phase, before=training.index)
+    cadence = _Cadence.of(training, guarded=guard is not None)
+    with progress(phase, training.recipe.steps, training.index) as bar:
         while not training.done:
-            ends = (training.index + 1) % watched == 0 or training.index + 1 == total
-            compares = guard is not None and (ends or (training.index + 1) % compared == 0)
-            warnings: list[str] = []
-            try:
-                losses = training.step(watch=compares)
-            except FloatingPointError as error:
-                if guard is None:
-                    raise
-                losses, warnings = {}, guard.examine(error=error)
-                training.index += 1  # that step is left out
-            index = training.index
-            if after is not None:
-                after(index)
-            bar.update(index, ", ".join(f"{name} {value:.3f}" for name, value in losses.items()))
-            if metrics is not None and (index % each == 0 or ends or warnings):
-                record: dict[str, Any] = {"step": index - 1, "total": total, "losses": losses}
-                record |= {"seconds": round(spent + time.perf_counter() - began, 3)}
-                record |= {"lr": training.recipe.rate(*training.schedule.curve(index - 1))}
-                seen = None
-                if compares and training.conflict is not None:
-                    record |= {"conflict": training.conflict}
-                if watch is not None and ends:
-                    seen = watch()
-                    record |= {"accuracy": seen["accuracy"]} if "accuracy" in seen else {"health": seen}
-                if guard is not None:
-                    record |= {"gradient_norm": float(training.gradient_norm)}
-                    record |= {} if seen is None else {"options": guard.options()}
-                    warnings += guard.examine(seen)
-                    record |= {"warnings": warnings} if warnings else {}
-                metrics.write(**record)
+            losses, warnings = _step(training, guard, watch=cadence.compares(training.index + 1))
+            if after_step is not None:
+                after_step(training.index)
+            bar.update(training.index, ", ".join(f"{name} {value:.3f}" for name, value in losses.items()))
+            if metrics is not None and (cadence.records(training.index) or warnings):
+                seconds = round(seconds_before + time.perf_counter() - began, 3)
+                metrics.write(**_record(training, cadence, losses, warnings, seconds, evaluate, guard))
             if time.perf_counter() - saved >= CHECKPOINT_SECONDS or training.done:
-                elapsed = spent + time.perf_counter() - began
-                state = {"training": training.state(), "seconds": elapsed}
-                save_state(checkpoint, state if guard is None else state | {"guard": guard.state()})
+                _save(training, checkpoint, guard, seconds_before + time.perf_counter() - began)
                 saved = time.perf_counter()
     remove_drafts(checkpoint)
-    return round(spent + time.perf_counter() - began, 3)
+    return round(seconds_before + time.perf_counter() - began, 3)
+
+
+@final
+@dataclass(frozen=True)
+class _Cadence:
+    """Every how many steps something is recorded, evaluated, and the gradients' conflict compared."""
+
+    total: int
+    record: int
+    evaluation: int
+    comparison: int | None
+
+    @classmethod
+    def of(cls, training: Training, *, guarded: bool) -> Self:
+        total, epoch = training.recipe.steps, training.epoch_steps
+        record = max(1, total // 200)
+        comparison = record * max(1, total // 50 // record) if guarded else None
+        return cls(total, record, epoch if guarded else max(epoch, total // 8), comparison)
+
+    def evaluates(self, step: int) -> bool:
+        return step % self.evaluation == 0 or step == self.total
+
+    def records(self, step: int) -> bool:
+        return step % self.record == 0 or self.evaluates(step)
+
+    def compares(self, step: int) -> bool:
+        return self.comparison is not None and (self.evaluates(step) or step % self.comparison == 0)
+
+
+def _resume(training: Training, checkpoint: Path, guard: Guard | None) -> float:
+    """Go on from the checkpoint, where there is one; the seconds that the steps before it took."""
+    if not checkpoint.exists():
+        return 0.0
+    state = load_state(checkpoint)
+    training.load(state["training"])
+    if guard is not None:
+        guard.load(state["guard"])
+    return state["seconds"]
+
+
+def _save(training: Training, checkpoint: Path, guard: Guard | None, seconds: float) -> None:
+    state = {"training": training.state(), "seconds": seconds}
+    save_state(checkpoint, state if guard is None else state | {"guard": guard.state()})
+
+
+def _step(training: Training, guard: Guard | None, *, watch: bool) -> tuple[dict[str, float], list[str]]:
+    """One step's losses; after an error that the guard rolls back, the guard's warnings instead."""
+    try:
+        return training.step(watch=watch), []
+    except FloatingPointError as error:
+        if guard is None:
+            raise
+        warnings = guard.examine(error=error)
+        training.index += 1  # that step is left out
+        return {}, warnings
+
+
+def _record(
+    training: Training,
+    cadence: _Cadence,
+    losses: dict[str, float],
+    warnings: list[str],
+    seconds: float,
+    evaluate: Evaluate | None,
+    guard: Guard | None,
+) -> dict[str, Any]:
+    """A line of the metrics, for the step that was just taken."""
+    step = training.index
+    record: dict[str, Any] = {"step": step - 1, "total": cadence.total, "losses": losses, "seconds": seconds}
+    record["lr"] = training.recipe.rate(*training.schedule.curve(step - 1))
+    if cadence.compares(step) and training.conflict is not None:
+        record["conflict"] = training.conflict
+    accuracies = evaluate() if evaluate is not None and cadence.evaluates(step) else None
+    if accuracies is not None:
+        record |= {"accuracy": accuracies["accuracy"]} if "accuracy" in accuracies else {"health": accuracies}
+    if guard is not None:
+        record["gradient_norm"] = float(training.gradient_norm)
+        record |= {} if accuracies is None else {"options": guard.options()}
+        warnings = warnings + guard.examine(accuracies)
+        record |= {"warnings": warnings} if warnings else {}
+    return record

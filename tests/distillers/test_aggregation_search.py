@@ -303,7 +303,8 @@ def retrained(folder):
 def test_a_retraining_killed_at_any_time_ends_with_the_same_student(tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     retrained(whole)
-    code = "import sys, time, pathlib, kdnas.jobs.train as t, kdnas.jobs.retrain as r; t.CHECKPOINT_SECONDS = 0.0\n"
+    code = "import sys, time, pathlib, kdnas.training.driver as d, kdnas.jobs.retrain as r\n"
+    code += "d.CHECKPOINT_SECONDS = 0.0\n"
     # What is written last is held back, so that the kill is never too late.
     code += "sys.path.insert(0, 'tests/distillers')\nimport test_aggregation_search as own\n"
     code += "r.accuracy = lambda *_: time.sleep(60)\nown.retrained(pathlib.Path(sys.argv[1]))"

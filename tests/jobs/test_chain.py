@@ -314,7 +314,7 @@ def test_a_checkpoint_cut_short_or_of_another_space_is_refused(tmp_path, trained
 def test_training_killed_at_any_time_ends_with_the_same_weights(tmp_path, trained):
     """SIGKILL after the first checkpoint, then the same command: weights equal those of the uninterrupted run."""
     folder = tmp_path / "killed"
-    code = "import kdnas.jobs.train as t; t.CHECKPOINT_SECONDS = 0.0; import sys; "
+    code = "import kdnas.training.driver as t; t.CHECKPOINT_SECONDS = 0.0; import sys; "
     code += "from kdnas.cli.commands import main; main(sys.argv[1:])"
     arguments = ["train", "tests/toy.py", "--out", str(folder)]
     started = subprocess.Popen(

@@ -307,7 +307,7 @@ def test_the_ensemble_is_a_student_that_can_be_retrained(grown, capsys, tmp_path
 
 def test_a_kill_at_any_time_ends_with_the_same_ensemble(grown, tmp_path):
     folder = tmp_path / "killed"
-    code = "import kdnas.jobs.train as t, kdnas.students.folder as s; t.CHECKPOINT_SECONDS = 0.0\n"
+    code = "import kdnas.training.driver as t, kdnas.students.folder as s; t.CHECKPOINT_SECONDS = 0.0\n"
     code += "from tests.jobs.test_grow import SETTINGS, growth\nimport sys, time\nfrom pathlib import Path\n"
     # Whatever is written last is held back, so that the kill is never too late.
     code += "growth.correct = lambda *_: time.sleep(60)\ngrowth.grow(SETTINGS, Path(sys.argv[1]))"

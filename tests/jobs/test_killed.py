@@ -23,8 +23,8 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 # A checkpoint after every step, and a line after every score.
 CODE = """
 import sys, time
-import kdnas.jobs.train as train
-train.CHECKPOINT_SECONDS = 0.0
+import kdnas.training.driver as driver
+driver.CHECKPOINT_SECONDS = 0.0
 import kdnas.jobs.search as search
 search.FLUSH_SECONDS = 0.0
 from kdnas.cli.commands import main

@@ -57,8 +57,9 @@ def test_a_kill_between_two_members_ends_with_the_same_supernet(trained, tmp_pat
     folder = tmp_path / "killed"
     arguments = ["train", "tests/toy.py:oracle", "--out", str(folder)]
     # The supernet's phase never begins in the process that is killed, however late the kill comes.
-    code = "import kdnas.jobs.train as t, time, sys\nt._train_supernet = lambda *_: time.sleep(60)\n"
-    code += "t.CHECKPOINT_SECONDS = 0.0\nfrom kdnas.cli.commands import main\nmain(sys.argv[1:])"
+    code = "import kdnas.jobs.train as t, kdnas.training.driver as d, time, sys\n"
+    code += "t._train_supernet = lambda *_: time.sleep(60)\nd.CHECKPOINT_SECONDS = 0.0\n"
+    code += "from kdnas.cli.commands import main\nmain(sys.argv[1:])"
     started = subprocess.Popen(
         [sys.executable, "-c", code, *arguments],
         cwd=ROOT,
