@@ -77,7 +77,7 @@ def divided(space: Channels, by: int) -> Channels:
     )
 
 
-def taken(training: Training, name: str) -> None:
+def run_all_steps(training: Training, name: str) -> None:
     """Every step."""
     with progress(name, training.recipe.steps) as bar:
         while not training.done:
@@ -91,7 +91,7 @@ def teacher_of(space: SearchSpace, data: Data, recipe: Recipe, place: Path) -> N
     if place.exists():
         network.load_state_dict(load_state(place))
     else:
-        taken(Training(network, FromLabels(), data, None, recipe), place.stem)
+        run_all_steps(Training(network, FromLabels(), data, None, recipe), place.stem)
         save_state(place, dict(network.state_dict()))
     return network.eval()
 
@@ -106,12 +106,12 @@ def shares_of(
     bound = Budget(macs=budget * whole)
     factors = Factors(conversion.space, budget=bound, by_cost=by_cost, blocks=False)
     training = Training(student, factors, data, Frozen(network, preprocessing=data.preprocessing), recipe)
-    taken(training, f"factors {budget:g}")
-    kept = factors.within(bound)
-    small = factors.removed(student.eval(), kept).eval()
-    found = {"accuracy": accuracy(small, data.search, data), "share": cost(small.blueprint).macs / whole}
-    found |= {"met": float(factors.met)}
-    return [float(kept[unit.key].float().mean()) for unit in factors.units], found
+    run_all_steps(training, f"factors {budget:g}")
+    channels = factors.within(bound)
+    small = factors.removed(student.eval(), channels).eval()
+    facts = {"accuracy": accuracy(small, data.search, data), "share": cost(small.blueprint).macs / whole}
+    facts |= {"met": float(factors.met)}
+    return [float(channels[unit.key].float().mean()) for unit in factors.units], facts
 
 
 def nearest(rows: list[BenchmarkRow], shares: list[float]) -> BenchmarkRow:
@@ -126,46 +126,49 @@ def percentile(rows: list[BenchmarkRow], row: BenchmarkRow) -> float:
 
 
 def main() -> None:
-    asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    asked.add_argument("--out", type=Path, required=True, help="finished trainings")
-    asked.add_argument("--space", choices=("resnet", "mobilenet"), default="resnet")
-    asked.add_argument("--divide", type=int, default=8, help="all widths")
-    asked.add_argument("--size", type=int, default=16, help="of the images")
-    asked.add_argument("--teacher-steps", type=int, default=1600)
-    asked.add_argument("--steps", type=int, default=800, help="with factors")
-    asked.add_argument("--learning-rate", type=float, default=0.05, help="with factors")
-    asked.add_argument("--budget", type=float, action="append", help="share of the MACs; repeatable")
-    asked.add_argument("--seeds", type=int, default=2)
-    given = asked.parse_args()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="finished trainings")
+    parser.add_argument("--space", choices=("resnet", "mobilenet"), default="resnet")
+    parser.add_argument("--divide", type=int, default=8, help="all widths")
+    parser.add_argument("--size", type=int, default=16, help="of the images")
+    parser.add_argument("--teacher-steps", type=int, default=1600)
+    parser.add_argument("--steps", type=int, default=800, help="with factors")
+    parser.add_argument("--learning-rate", type=float, default=0.05, help="with factors")
+    parser.add_argument("--budget", type=float, action="append", help="share of the MACs; repeatable")
+    parser.add_argument("--seeds", type=int, default=2)
+    options = parser.parse_args()
     for name in ("KDNAS_CIFAR10", "KDNAS_DATA"):
         if name not in os.environ:
             raise SystemExit(f"set {name}, see --help")
-    full = load_space(f"channel_bench_macro_{given.space}")
+    full = load_space(f"channel_bench_macro_{options.space}")
     assert isinstance(full, Channels)
     table = read_table(Path(os.environ["KDNAS_DATA"], f"{full.name}_public.csv"), full, "mean_acc")
     most = cost(full.blueprint(full.largest)).macs
-    data = cifar10(os.environ["KDNAS_CIFAR10"], size=given.size)
-    space = dataclasses.replace(divided(full, given.divide), resolutions=(given.size,))
-    given.out.mkdir(parents=True, exist_ok=True)
-    settings = f"{given.space}-{given.divide}-{given.size}-{given.teacher_steps}"
+    data = cifar10(os.environ["KDNAS_CIFAR10"], size=options.size)
+    space = dataclasses.replace(divided(full, options.divide), resolutions=(options.size,))
+    options.out.mkdir(parents=True, exist_ok=True)
+    settings = f"{options.space}-{options.divide}-{options.size}-{options.teacher_steps}"
     records: list[dict[str, Any]] = []
-    for seed in range(given.seeds):
-        recipe = Recipe(steps=given.teacher_steps, batch_size=128, learning_rate=0.1, seed=seed)
-        teacher = teacher_of(space, data, recipe, given.out / f"teacher-{settings}-{seed}.safetensors")
+    for seed in range(options.seeds):
+        recipe = Recipe(steps=options.teacher_steps, batch_size=128, learning_rate=0.1, seed=seed)
+        teacher = teacher_of(space, data, recipe, options.out / f"teacher-{settings}-{seed}.safetensors")
         print(f"seed {seed}: the teacher has {accuracy(teacher, data.search, data):.2%} of the search part", flush=True)
-        for budget in given.budget or [0.25, 0.5]:
+        for budget in options.budget or [0.25, 0.5]:
             rows = [row for row in table if abs(row.macs / (budget * most) - 1) <= BAND]
             for by_cost in (True, False):
-                place = given.out / f"{settings}-{given.steps}-{given.learning_rate:g}-{budget:g}-{by_cost}-{seed}.json"
+                place = (
+                    options.out
+                    / f"{settings}-{options.steps}-{options.learning_rate:g}-{budget:g}-{by_cost}-{seed}.json"
+                )
                 if not place.exists():
                     began = time.perf_counter()
-                    short = Recipe(steps=given.steps, batch_size=128, learning_rate=given.learning_rate, seed=seed)
-                    shares, found = shares_of(teacher, data, short, budget, by_cost)
-                    write_json(place, {"shares": shares, **found, "seconds": time.perf_counter() - began})
-                held = json.loads(place.read_text())
-                row = nearest(rows, held["shares"])
+                    short = Recipe(steps=options.steps, batch_size=128, learning_rate=options.learning_rate, seed=seed)
+                    shares, facts = shares_of(teacher, data, short, budget, by_cost)
+                    write_json(place, {"shares": shares, **facts, "seconds": time.perf_counter() - began})
+                record = json.loads(place.read_text())
+                row = nearest(rows, record["shares"])
                 records.append({"budget": budget, "name": "factors" if by_cost else "factors, costs unknown"})
-                records[-1] |= {"percentile": percentile(rows, row), "code": row.code, "truth": row.truth, **held}
+                records[-1] |= {"percentile": percentile(rows, row), "code": row.code, "truth": row.truth, **record}
     report(records, table, most)
 
 
@@ -179,11 +182,11 @@ def report(records: list[dict[str, Any]], table: list[BenchmarkRow], most: int) 
         for name in ("factors", "factors, costs unknown"):
             mine = [r for r in records if r["budget"] == budget and r["name"] == name]
             places = ", ".join(f"{r['percentile']:.0f}" for r in mine)
-            kept = " ".join(f"{s:.2f}" for s in mine[0]["shares"])
+            shares = " ".join(f"{s:.2f}" for s in mine[0]["shares"])
             mean = statistics.mean(r["percentile"] for r in mine)
             line = f"| {budget:g} | {name} | {len(rows)} | {mean:.0f} ({places}) "
             line += (
-                f"| {', '.join(r['code'] for r in mine)} | {statistics.mean(r['truth'] for r in mine):.2f} | {kept} |"
+                f"| {', '.join(r['code'] for r in mine)} | {statistics.mean(r['truth'] for r in mine):.2f} | {shares} |"
             )
             print(line)
         equal = nearest(rows, [_equal(budget)] * len(rows[0].code))

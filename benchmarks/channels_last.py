@@ -38,13 +38,13 @@ def runs_of(space: SearchSpace, images: torch.Tensor, memory: torch.memory_forma
     chosen = [space.largest, space.sample(rng), space.sample(rng)]
     torch.manual_seed(0)
     supernet = Supernet(space).to(images.device)
-    shown, labels = images.clone(memory_format=memory), torch.arange(len(images), device=images.device) % 10
+    inputs, labels = images.clone(memory_format=memory), torch.arange(len(images), device=images.device) % 10
 
     def train() -> torch.Tensor:
         supernet.train().zero_grad()
         losses = []
-        for one in chosen:
-            loss = F.cross_entropy(supernet(shown, one).logits, labels)
+        for architecture in chosen:
+            loss = F.cross_entropy(supernet(inputs, architecture).logits, labels)
             loss.backward()
             losses.append(loss.detach())
         return torch.stack(losses)
@@ -52,7 +52,9 @@ def runs_of(space: SearchSpace, images: torch.Tensor, memory: torch.memory_forma
     def score() -> torch.Tensor:
         supernet.eval()
         with torch.no_grad():
-            return torch.stack([supernet(shown, one, batch_statistics=True).logits for one in chosen])
+            return torch.stack(
+                [supernet(inputs, architecture, batch_statistics=True).logits for architecture in chosen]
+            )
 
     return {"training": train, "scoring": score}
 
@@ -62,7 +64,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--batch", type=int, default=64)
-    given = parser.parse_args()
+    options = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.set_num_threads(1)
     for case, changes in CASES.items():
@@ -70,20 +72,20 @@ def main() -> None:
         space = space_from_table({**table, "classes": 10, **changes})
         channels, height, width = space.blueprint(space.largest).image
         generator = torch.Generator().manual_seed(0)
-        images = torch.randn(given.batch, channels, height, width, generator=generator).to(device)
+        images = torch.randn(options.batch, channels, height, width, generator=generator).to(device)
         runs = {kind: runs_of(space, images, memory) for kind, memory in FORMATS.items()}
         error = (runs["contiguous"]["scoring"]() - runs["channels-last"]["scoring"]()).abs().max().item()
-        print(f"{case}, {height}x{width}, batch {given.batch}, {device}; largest difference of logits {error:.1e}")
+        print(f"{case}, {height}x{width}, batch {options.batch}, {device}; largest difference of logits {error:.1e}")
         for what in ("training", "scoring"):
-            taken: dict[str, list[float]] = {kind: [] for kind in FORMATS}
-            for _ in range(given.rounds + 1):
-                for kind, held in runs.items():
+            seconds: dict[str, list[float]] = {kind: [] for kind in FORMATS}
+            for _ in range(options.rounds + 1):
+                for kind, calls in runs.items():
                     began = time.perf_counter()
-                    held[what]()
+                    calls[what]()
                     if device.type == "cuda":
                         torch.cuda.synchronize()
-                    taken[kind].append(time.perf_counter() - began)
-            a, b = (statistics.median(taken[kind][1:]) for kind in FORMATS)
+                    seconds[kind].append(time.perf_counter() - began)
+            a, b = (statistics.median(seconds[kind][1:]) for kind in FORMATS)
             print(f"  {what:<10} contiguous {a:.3f} s, channels-last {b:.3f} s: {a / b:.2f} times", flush=True)
 
 

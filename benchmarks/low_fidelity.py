@@ -79,15 +79,26 @@ def teacher_of(data: Data, place: Path) -> Frozen:
 
 
 def measured(
-    space: SearchSpace, one: Architecture, data: Data, teacher: Frozen, recipe: Recipe, steps: list[int], seeds: int
+    space: SearchSpace,
+    architecture: Architecture,
+    data: Data,
+    teacher: Frozen,
+    recipe: Recipe,
+    steps: list[int],
+    seeds: int,
 ) -> dict[str, Any]:
     """Every training of one network: seeds 0 on are the long ones', those after them the short ones'."""
-    blueprint = space.blueprint(one)
+    blueprint = space.blueprint(architecture)
     pixels = data.search.take(torch.arange(len(data.search)))
     evidence = Evidence(pixels, data.normalise(pixels), data.search.labels, teacher(pixels), teacher, data)
     student, size = Network(blueprint), cost(blueprint)
     depth = Depth().score(student, evidence).value
-    record: dict[str, Any] = {"code": space.code(one), "params": size.params, "macs": size.macs, "depth": depth}
+    record: dict[str, Any] = {
+        "code": space.code(architecture),
+        "params": size.params,
+        "macs": size.macs,
+        "depth": depth,
+    }
     began, long = time.process_time(), []
     for seed in range(seeds):
         network = initialised(lambda: Network(blueprint), seed)
@@ -97,10 +108,12 @@ def measured(
     for count, (name, distiller) in itertools.product(steps, DISTILLERS.items()):
         scorer = ShortTraining(steps=count, batch_size=64, distiller=distiller)
         began = time.process_time()
-        found = [scorer.score(student, dataclasses.replace(evidence, seed=seeds + k)).parts for k in range(seeds)]
-        held: dict[str, Any] = {score: [parts[score] for parts in found] for score in SCORES}
-        held["seconds"] = (time.process_time() - began) / seeds
-        record["short"].setdefault(str(count), {})[name] = held
+        parts_per_seed = [
+            scorer.score(student, dataclasses.replace(evidence, seed=seeds + k)).parts for k in range(seeds)
+        ]
+        scores: dict[str, Any] = {score: [parts[score] for parts in parts_per_seed] for score in SCORES}
+        scores["seconds"] = (time.process_time() - began) / seeds
+        record["short"].setdefault(str(count), {})[name] = scores
     return record
 
 
@@ -165,19 +178,19 @@ def report(records: list[dict[str, Any]], steps: list[int], recipe: Recipe) -> N
 
     macs = np.array([[r["macs"]] for r in records], float)
     fidelities = list(itertools.product(steps, SCORES))
-    held = {(c, s): (scores(c, "kd", s), scores(c, "ce", s)) for c, s in fidelities}
+    columns = {(c, s): (scores(c, "kd", s), scores(c, "ce", s)) for c, s in fidelities}
     heads = ("KD: tau with the truth", "CE: tau with the truth", "KD less CE", "KD less MACs")
     row("steps", "score", *heads, "accuracy: KD, CE", "seconds: KD, CE")
     row(*["---"] * 8)
-    for (count, score), (kd, ce) in held.items():
+    for (count, score), (kd, ce) in columns.items():
         mean = [f"{scores(count, name, 'accuracy').mean():.0%}" for name in DISTILLERS]
         took = [[r["short"][str(count)][name]["seconds"] for r in records] for name in DISTILLERS]
-        found = [cell(kd, truth, mean_tau), cell(ce, truth, mean_tau), less(kd, ce), less(kd, macs)]
-        row(str(count), _words(score), *found, ", ".join(mean), ", ".join(f"{statistics.fmean(t):.1f}" for t in took))
+        cells = [cell(kd, truth, mean_tau), cell(ce, truth, mean_tau), less(kd, ce), less(kd, macs)]
+        row(str(count), _words(score), *cells, ", ".join(mean), ", ".join(f"{statistics.fmean(t):.1f}" for t in took))
     for score in SCORES:
-        kd, ce = (np.hstack([held[count, score][k] for count in steps]) for k in range(2))
-        found = [cell(kd, truth, mean_tau), cell(ce, truth, mean_tau), less(kd, ce), less(kd, macs)]
-        row("mean over steps", _words(score), *found, "", "")
+        kd, ce = (np.hstack([columns[count, score][k] for count in steps]) for k in range(2))
+        cells = [cell(kd, truth, mean_tau), cell(ce, truth, mean_tau), less(kd, ce), less(kd, macs)]
+        row("mean over steps", _words(score), *cells, "", "")
     print()
     row("control", "tau with the truth")
     row("---", "---")
@@ -188,11 +201,11 @@ def report(records: list[dict[str, Any]], steps: list[int], recipe: Recipe) -> N
     heads = ("KD, two seeds", "CE, two seeds", "KD with CE, two seeds", "KD with CE, one seed")
     row("steps", "score", *heads, "first less second", "mean of both less third")
     row(*["---"] * 8)
-    for (count, score), (kd, ce) in held.items():
-        found = [agreement(a, b, same=False) for a, b in ((kd, kd), (ce, ce), (kd, ce))]
-        found.append(agreement(kd, ce, same=True))
+    for (count, score), (kd, ce) in columns.items():
+        cells = [agreement(a, b, same=False) for a, b in ((kd, kd), (ce, ce), (kd, ce))]
+        cells.append(agreement(kd, ce, same=True))
         spread = [cell(kd, ce, steadier), cell(kd, ce, apart)]
-        row(str(count), _words(score), *(f"{value:+.2f}" for value in found), *spread)
+        row(str(count), _words(score), *(f"{value:+.2f}" for value in cells), *spread)
 
 
 def _words(score: str) -> str:
@@ -201,38 +214,40 @@ def _words(score: str) -> str:
 
 def main() -> None:
     """Measure what is not measured yet, and print."""
-    asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    asked.add_argument("--networks", type=int, default=40)
-    asked.add_argument("--steps", type=int, nargs="+", default=[10, 25, 50, 100], help="of the short trainings")
-    asked.add_argument("--long", type=int, default=250, help="steps of the long training")
-    asked.add_argument("--seeds", type=int, default=3, help="of each training; at least 2")
-    asked.add_argument("--out", type=Path, required=True, help="a folder to write to and to go on from")
-    given = asked.parse_args()
-    if given.networks < 2 or given.seeds < 2:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--networks", type=int, default=40)
+    parser.add_argument("--steps", type=int, nargs="+", default=[10, 25, 50, 100], help="of the short trainings")
+    parser.add_argument("--long", type=int, default=250, help="steps of the long training")
+    parser.add_argument("--seeds", type=int, default=3, help="of each training; at least 2")
+    parser.add_argument("--out", type=Path, required=True, help="a folder to write to and to go on from")
+    options = parser.parse_args()
+    if options.networks < 2 or options.seeds < 2:
         raise SystemExit("a rank correlation wants two networks, and its noise two seeds: give at least 2 of each")
     torch.set_num_threads(1)
-    recipe = Recipe(steps=given.long, learning_rate=0.1)
-    settings = {"steps": given.steps, "long": given.long, "seeds": given.seeds}
-    folder, kept = given.out / "networks", given.out / "settings.json"
+    recipe = Recipe(steps=options.long, learning_rate=0.1)
+    settings = {"steps": options.steps, "long": options.long, "seeds": options.seeds}
+    folder, settings_file = options.out / "networks", options.out / "settings.json"
     folder.mkdir(parents=True, exist_ok=True)
-    if kept.exists() and json.loads(kept.read_text()) != settings:
-        raise SystemExit(f"{given.out} was measured with other settings: {kept.read_text()}Give another --out.")
-    write_json(kept, settings)
+    if settings_file.exists() and json.loads(settings_file.read_text()) != settings:
+        raise SystemExit(
+            f"{options.out} was measured with other settings: {settings_file.read_text()}Give another --out."
+        )
+    write_json(settings_file, settings)
     data = digits()
     space = load_space("digits").fitted(classes=data.classes, image_channels=data.channels)
-    teacher = teacher_of(data, given.out / "teacher.safetensors")
+    teacher = teacher_of(data, options.out / "teacher.safetensors")
     rng, chosen = python_rng("low fidelity", 0), dict[Architecture, None]()
-    while len(chosen) < given.networks:
+    while len(chosen) < options.networks:
         chosen[space.sample(rng)] = None
     records = []
-    for number, one in enumerate(chosen, 1):
-        place = folder / f"{space.code(one)}.json"
+    for number, architecture in enumerate(chosen, 1):
+        place = folder / f"{space.code(architecture)}.json"
         if not place.exists():
             began = time.perf_counter()
-            write_json(place, measured(space, one, data, teacher, recipe, given.steps, given.seeds))
-            print(f"{number} of {given.networks}: {time.perf_counter() - began:.0f} s", flush=True)
+            write_json(place, measured(space, architecture, data, teacher, recipe, options.steps, options.seeds))
+            print(f"{number} of {options.networks}: {time.perf_counter() - began:.0f} s", flush=True)
         records.append(json.loads(place.read_text()))
-    report(records, given.steps, recipe)
+    report(records, options.steps, recipe)
 
 
 if __name__ == "__main__":

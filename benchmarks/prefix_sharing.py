@@ -54,10 +54,10 @@ def peak_bytes(supernet: Supernet, networks: list[Architecture], scorer: Rdm, ev
 
     def watched(*arguments: Any, **options: Any) -> torch.Tensor:
         nonlocal alive, peak
-        made = run(*arguments, **options)
-        alive = [held for held in [*alive, weakref.ref(made)] if held() is not None]
-        peak = max(peak, sum(t.numel() * t.element_size() for held in alive if (t := held()) is not None))
-        return made
+        output = run(*arguments, **options)
+        alive = [reference for reference in [*alive, weakref.ref(output)] if reference() is not None]
+        peak = max(peak, sum(t.numel() * t.element_size() for reference in alive if (t := reference()) is not None))
+        return output
 
     supernet.run = watched  # type: ignore[method-assign]
     try:
@@ -73,20 +73,20 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=64)
     parser.add_argument("--side", type=int, default=16)
     parser.add_argument("--sample", type=int, default=150, help="candidates timed one by one and naively")
-    given = parser.parse_args()
+    options = parser.parse_args()
     torch.set_num_threads(1)
-    space = dataclasses.replace(load_space("nas_bench_macro"), width_multiplier=0.25, resolutions=(given.side,))
+    space = dataclasses.replace(load_space("nas_bench_macro"), width_multiplier=0.25, resolutions=(options.side,))
     supernet = Supernet(space).eval()
-    data = synthetic(max(256, given.images), given.side)
+    data = synthetic(max(256, options.images), options.side)
     preprocessing: Preprocessing = data.preprocessing
-    teacher = Frozen(Network(fitted_teacher((3, given.side, given.side), 10)), preprocessing=preprocessing)
-    evidence = evidence_of(data, teacher, given.images)
+    teacher = Frozen(Network(fitted_teacher((3, options.side, options.side), 10)), preprocessing=preprocessing)
+    evidence = evidence_of(data, teacher, options.images)
     scorer = Rdm()
     everything = [
-        Architecture(dict(zip((c.name for c in space.choices), options, strict=True)))
-        for options in itertools.product(*(c.options for c in space.choices))
+        Architecture(dict(zip((c.name for c in space.choices), values, strict=True)))
+        for values in itertools.product(*(c.options for c in space.choices))
     ]
-    chosen = random.Random(0).sample(everything, given.sample)
+    chosen = random.Random(0).sample(everything, options.sample)
 
     score_all(supernet, chosen[:5], scorer, evidence)  # warm
     bound, peak = (
@@ -98,22 +98,22 @@ def main() -> None:
     shared_each = (time.perf_counter() - began) / len(everything)
 
     began = time.perf_counter()
-    alone = [score_all(supernet, [one], scorer, evidence)[0] for one in chosen]
+    alone = [score_all(supernet, [architecture], scorer, evidence)[0] for architecture in chosen]
     alone_each = (time.perf_counter() - began) / len(chosen)
-    worst = max(abs(a.value - shared[one].value) for a, one in zip(alone, chosen, strict=True))
+    worst = max(abs(a.value - shared[architecture].value) for a, architecture in zip(alone, chosen, strict=True))
 
     began = time.perf_counter()
-    for one in chosen[: max(1, given.sample // 3)]:
-        run = synthetic(max(256, given.images), given.side)
-        network = supernet.extract(one)
+    for architecture in chosen[: max(1, options.sample // 3)]:
+        run = synthetic(max(256, options.images), options.side)
+        network = supernet.extract(architecture)
         calibrate(network, [run.normalise(run.train.take(torch.arange(256)))])
-        scorer.score(network, evidence_of(run, teacher, given.images))
-    naive_each = (time.perf_counter() - began) / max(1, given.sample // 3)
+        scorer.score(network, evidence_of(run, teacher, options.images))
+    naive_each = (time.perf_counter() - began) / max(1, options.sample // 3)
 
     distinct = sum(1 for _ in space.all())
     print(
         f"{len(everything):,} codes of {distinct:,} networks, "
-        f"{given.images} images of {given.side}x{given.side}: {layer_count}"
+        f"{options.images} images of {options.side}x{options.side}: {layer_count}"
     )
     print(f"largest difference between shared and one by one: {worst:.1e}")
     print(f"activations alive at once: {peak:,} bytes; one path of the largest network: {bound:,} bytes")

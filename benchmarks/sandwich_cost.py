@@ -47,24 +47,24 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--channels-last", action="store_true")
     parser.add_argument("--memory-of", choices=("sandwich", "largest"), help=argparse.SUPPRESS)
-    asked = parser.parse_args()
-    if asked.memory_of:
-        print(peak(asked.memory_of, asked.space[0], asked.batch))
+    options = parser.parse_args()
+    if options.memory_of:
+        print(peak(options.memory_of, options.space[0], options.batch))
         return
-    for name in asked.space or SIDES:
-        ours, theirs = times(name, asked.batch, asked.rounds, asked.channels_last)
+    for name in options.space or SIDES:
+        ours, theirs = times(name, options.batch, options.rounds, options.channels_last)
         (wall, own_wall), (busy, own_busy) = (
             [statistics.median(t) for t in pair] for pair in zip(ours, theirs, strict=True)
         )
         paired = statistics.median(a / b for a, b in zip(ours[0], theirs[0], strict=True))
         print(
-            f"{name}, batch {asked.batch}, {asked.rounds} rounds: sandwich {wall:.3f} s, "
+            f"{name}, batch {options.batch}, {options.rounds} rounds: sandwich {wall:.3f} s, "
             f"four networks {own_wall:.3f} s, "
             f"time ratio {wall / own_wall:.3f} (median of paired ratios {paired:.3f}), processor time ratio "
             f"{busy / own_busy:.3f}",
             flush=True,
         )
-        sandwich, largest = (_measured(kind, name, asked.batch) for kind in ("sandwich", "largest"))
+        sandwich, largest = (_measured(kind, name, options.batch) for kind in ("sandwich", "largest"))
         print(
             f"{name}: peak memory {sandwich / 2**20:.0f} MiB, largest alone {largest / 2**20:.0f} MiB, "
             f"memory ratio {sandwich / largest:.3f}",
@@ -101,10 +101,10 @@ def times(name: str, size: int, rounds: int, channels_last: bool) -> tuple[Secon
     supernet = Supernet(space).train()
     rng = step.rng("architectures")
     chosen = [space.largest, space.smallest, space.sample(rng), space.sample(rng)]
-    networks = [supernet.extract(one) for one in chosen]
+    networks = [supernet.extract(architecture) for architecture in chosen]
     if channels_last:
         supernet = supernet.to(memory_format=torch.channels_last)
-        networks = [one.to(memory_format=torch.channels_last) for one in networks]
+        networks = [network.to(memory_format=torch.channels_last) for network in networks]
     distiller, shared = Sandwich(terms=()), optimiser(supernet)
     single = [optimiser(network) for network in networks]
 
@@ -170,8 +170,8 @@ def _measured(kind: str, name: str, size: int) -> int:
     # Freed tensors go back to the system at once, so that the resident size is what is in use.
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
     arguments = ["--memory-of", kind, "--space", name, "--batch", str(size)]
-    asked = [sys.executable, __file__, *arguments]
-    return int(subprocess.run(asked, capture_output=True, text=True, check=True, env=environment).stdout)
+    command = [sys.executable, __file__, *arguments]
+    return int(subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout)
 
 
 if __name__ == "__main__":

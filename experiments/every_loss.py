@@ -66,7 +66,7 @@ class Remembered(Teacher):
     def teach(self, pixels: Tensor, labels: Tensor | None, at: Moment) -> Outputs:
         """The remembered outputs of these very pixels."""
         rows = torch.tensor([self.places[image.numpy().tobytes()] for image in pixels])
-        return self.outputs.map(lambda held: held[rows])
+        return self.outputs.map(lambda tensor: tensor[rows])
 
 
 def student() -> Blueprint:
@@ -90,7 +90,7 @@ def few(data: Data, count: int = 400) -> Data:
 
 def teachers(data: Data, images: Tensor) -> dict[str, Any]:
     """The teacher, the route of its snapshots, an ensemble with a second one; and the accuracy of each on its own."""
-    networks, found, route = [], [], []
+    networks, accuracies, route = [], [], []
     for seed in range(2):
         recipe = dataclasses.replace(TEACHER_RECIPE, seed=seed)
         network = initialised(lambda: Network(fitted_teacher((1, 8, 8), 10)), 100 + seed)
@@ -103,19 +103,19 @@ def teachers(data: Data, images: Tensor) -> dict[str, Any]:
                 copy.load_state_dict(state)
                 route.append(Remembered(Frozen(copy, preprocessing=data.preprocessing), images))
         networks.append(Remembered(Frozen(network, preprocessing=data.preprocessing), images))
-        found.append(accuracy(network, data.test, data))
-    return {"one": networks[0], "several": Ensemble(networks), "route": Route(route), "accuracy": found}
+        accuracies.append(accuracy(network, data.test, data))
+    return {"one": networks[0], "several": Ensemble(networks), "route": Route(route), "accuracy": accuracies}
 
 
 def distiller_of(name: str, rule: str, teacher: Teacher, data: Data) -> tuple[Distiller, float]:
     """Cross-entropy plus the loss at the rule's weight, and that weight."""
     if name == "control":
         return FromLabels(), 0.0
-    made = spec(algorithms("kdnas.losses")[name])
-    weight = resolve(made.make).weight  # type: ignore[attr-defined]
+    loss_spec = spec(algorithms("kdnas.losses")[name])
+    weight = resolve(loss_spec.make).weight  # type: ignore[attr-defined]
     if rule == "equal":
         weight = equal_weight(name, teacher, data)
-    return FromTeacher(terms=((1.0, spec(algorithms("kdnas.losses")["cross_entropy"])), (weight, made))), weight
+    return FromTeacher(terms=((1.0, spec(algorithms("kdnas.losses")["cross_entropy"])), (weight, loss_spec))), weight
 
 
 def equal_weight(name: str, teacher: Teacher, data: Data) -> float:
@@ -125,11 +125,12 @@ def equal_weight(name: str, teacher: Teacher, data: Data) -> float:
     pixels, labels = data.train.take(ids), data.train.labels[ids]
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        made = Objective(tuple((1.0, spec(algorithms("kdnas.losses")[n])) for n in ("cross_entropy", name)))
-        outputs, taught = network(data.normalise(pixels)), teacher(pixels)
-        made.prepare(outputs, taught)
+        objective = Objective(tuple((1.0, spec(algorithms("kdnas.losses")[n])) for n in ("cross_entropy", name)))
+        outputs, teacher_outputs = network(data.normalise(pixels)), teacher(pixels)
+        objective.prepare(outputs, teacher_outputs)
         values = [
-            float(loss(outputs, taught, labels)) if isinstance(loss, Loss) else 0.0 for loss in made.losses.values()
+            float(loss(outputs, teacher_outputs, labels)) if isinstance(loss, Loss) else 0.0
+            for loss in objective.losses.values()
         ]
     size = abs(values[1])
     return float(f"{values[0] / size:.3g}") if size > 1e-12 and math.isfinite(size) else math.nan
@@ -221,27 +222,29 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=[], help="names of losses")
     parser.add_argument("--runs", type=Path, default=Path("runs/every_loss.jsonl"), help="finished runs")
     parser.add_argument("--table", type=Path, default=Path(__file__).with_suffix(".md"), help="what to write")
-    given = parser.parse_args()
+    options = parser.parse_args()
     torch.set_num_threads(1)
-    given.runs.parent.mkdir(parents=True, exist_ok=True)
-    lines = given.runs.read_text().splitlines() if given.runs.exists() else []
+    options.runs.parent.mkdir(parents=True, exist_ok=True)
+    lines = options.runs.read_text().splitlines() if options.runs.exists() else []
     records = [json.loads(line) for line in lines]
     finished = {(r["loss"], r["rule"], r["seed"]) for r in records}
     data = digits()
     small = few(data)
-    taught = teachers(data, small.train.take(torch.arange(len(small.train))))
+    known_teachers = teachers(data, small.train.take(torch.arange(len(small.train))))
     which = {"route_constrained": "route", "teacher_graph": "several", "meal": "several"}
-    for name, rule, seed in wanted(given.only):
+    for name, rule, seed in wanted(options.only):
         if (name, rule, seed) in finished:
             continue
-        record = one_run(name, rule, seed, taught[which.get(name, "one")], small)
+        record = one_run(name, rule, seed, known_teachers[which.get(name, "one")], small)
         records.append(record)
-        with given.runs.open("a") as handle:
+        with options.runs.open("a") as handle:
             handle.write(json.dumps(record) + "\n")
         print(json.dumps(record), flush=True)
         if name == "control" and seed < SEEDS - 1:
             continue
-        given.table.write_text(table(records, taught["accuracy"], sum(r["seconds"] for r in records)), encoding="utf-8")
+        options.table.write_text(
+            table(records, known_teachers["accuracy"], sum(r["seconds"] for r in records)), encoding="utf-8"
+        )
 
 
 if __name__ == "__main__":

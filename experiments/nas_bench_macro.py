@@ -55,20 +55,20 @@ def small() -> Experiment:
 
 def labels() -> Experiment:
     """`small` without the teacher in the supernet's loss, from another seed."""
-    made = small()
-    recipe = dataclasses.replace(made.train.recipe, seed=1)
-    return dataclasses.replace(made, train=dataclasses.replace(made.train, distiller=spec(SinglePath), recipe=recipe))
+    base = small()
+    recipe = dataclasses.replace(base.train.recipe, seed=1)
+    return dataclasses.replace(base, train=dataclasses.replace(base.train, distiller=spec(SinglePath), recipe=recipe))
 
 
 def early() -> Experiment:
-    made = small()
-    return dataclasses.replace(made, train=dataclasses.replace(made.train, recipe=Recipe(steps=351, learning_rate=0.1)))
+    base = small()
+    return dataclasses.replace(base, train=dataclasses.replace(base.train, recipe=Recipe(steps=351, learning_rate=0.1)))
 
 
 def initial() -> Experiment:
-    made = small()
+    base = small()
     # One step at a vanishing rate: a run must be trained to be searched.
-    return dataclasses.replace(made, train=dataclasses.replace(made.train, recipe=Recipe(steps=1, learning_rate=1e-9)))
+    return dataclasses.replace(base, train=dataclasses.replace(base.train, recipe=Recipe(steps=1, learning_rate=1e-9)))
 
 
 def _teacher(recipe: Recipe) -> Spec | FitTeacher:

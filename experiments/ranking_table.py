@@ -44,19 +44,21 @@ def measure(run: Path, table: Path, names: tuple[str, ...], num_images: int) -> 
     """What rank-check finds for these scorers, cut down to what the table shows."""
     began = time.perf_counter()
     scorers = {name: parse_spec("kdnas.scorers", name) for name in names}
-    found = rank_check(Run(run), table, scorers=scorers, num_images=num_images)
-    held = found["groups"]
+    result = rank_check(Run(run), table, scorers=scorers, num_images=num_images)
+    groups = result["groups"]
     cells: dict[str, Any] = {}
     for name in (*names, *CONTROLS):
-        own = held["canonical"]["scores"][name]
+        own = groups["canonical"]["scores"][name]
         cells[name] = {"canonical": own["tau"], "top 10%": own["top 10%"], "regret q50": own["regret q50"]}
-        cells[name]["all"] = held["all"]["scores"][name]["tau"]
-        cells[name]["top tenth"] = held["top tenth"]["scores"][name]["tau"]
-        cells[name] |= {group: held[group]["scores"][name]["tau"] for group in held if group.startswith("non_minimal ")}
-        cells[name] |= {f"within {kind}": found["within"][kind][name] for kind in found["within"]}
+        cells[name]["all"] = groups["all"]["scores"][name]["tau"]
+        cells[name]["top tenth"] = groups["top tenth"]["scores"][name]["tau"]
+        cells[name] |= {
+            group: groups[group]["scores"][name]["tau"] for group in groups if group.startswith("non_minimal ")
+        }
+        cells[name] |= {f"within {kind}": result["within"][kind][name] for kind in result["within"]}
         if name in names:
             cells[name]["beats"] = all(own[f"tau - {control}"][1] > 0 for control in CONTROLS)
-    return {"cells": cells, "saved": found["saved"], "seconds": round(time.perf_counter() - began, 1)}
+    return {"cells": cells, "saved": result["saved"], "seconds": round(time.perf_counter() - began, 1)}
 
 
 def markdown(columns: dict[str, dict[str, Any]]) -> str:
@@ -66,8 +68,8 @@ def markdown(columns: dict[str, dict[str, Any]]) -> str:
     lines = ["| scorer | " + " | ".join(titles) + " |", "| --- " * (len(titles) + 1) + "|"]
     for name in (*FROM_WEIGHTS, *FRESH, *CONTROLS):
         cells = [column["cells"].get(name) for column in columns.values()]
-        shown = ["" if c is None else _cell(c["canonical"]) + ("*" if c.get("beats") else "") for c in cells]
-        lines.append(f"| {name} | " + " | ".join(shown) + " |")
+        texts = ["" if c is None else _cell(c["canonical"]) + ("*" if c.get("beats") else "") for c in cells]
+        lines.append(f"| {name} | " + " | ".join(texts) + " |")
     groups = [group for group in last["macs"] if group not in ("beats",)]
     lines += ["", f"The column `{titles[-1]}` by parts of the rows:", ""]
     lines += ["| scorer | " + " | ".join(groups) + " |", "| --- " * (len(groups) + 1) + "|"]
@@ -92,21 +94,25 @@ def main() -> None:
     parser.add_argument("table", type=Path)
     parser.add_argument("runs", nargs="+", metavar="COLUMN=RUN")
     parser.add_argument("--num-images", type=int, default=256)
-    given = parser.parse_args()
-    runs = {title: Path(run) for title, _, run in (text.partition("=") for text in given.runs)}
-    kept = next(iter(runs.values())) / "ranking_table.jsonl"
-    lines = kept.read_text().splitlines() if kept.exists() else []
-    done = {(held["title"], held["part"]): held for held in map(json.loads, lines)}
+    options = parser.parse_args()
+    runs = {title: Path(run) for title, _, run in (text.partition("=") for text in options.runs)}
+    finished = next(iter(runs.values())) / "ranking_table.jsonl"
+    lines = finished.read_text().splitlines() if finished.exists() else []
+    done = {(record["title"], record["part"]): record for record in map(json.loads, lines)}
     for place, (title, run) in enumerate(runs.items()):
         for part, names in (("weights", FROM_WEIGHTS), ("fresh", FRESH if place == 0 else ())):
             if names and (title, part) not in done:
-                done[title, part] = {"title": title, "part": part, **measure(run, given.table, names, given.num_images)}
-                with kept.open("a") as handle:
+                done[title, part] = {
+                    "title": title,
+                    "part": part,
+                    **measure(run, options.table, names, options.num_images),
+                }
+                with finished.open("a") as handle:
                     handle.write(json.dumps(done[title, part]) + "\n")
     columns = {}
     for title in runs:
-        parts = [held for (of, _), held in done.items() if of == title]
-        cells = {name: cell for held in parts for name, cell in held["cells"].items()}
+        parts = [record for (of, _), record in done.items() if of == title]
+        cells = {name: cell for record in parts for name, cell in record["cells"].items()}
         columns[title] = {"cells": cells, "saved": done[title, "weights"]["saved"]}
     print(markdown(columns))
 

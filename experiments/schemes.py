@@ -90,9 +90,9 @@ class Scheme:
     def settings(self, recipe: Recipe) -> Retrain:
         """What `kdnas retrain` makes of these options."""
         if self.distiller:
-            made = with_losses(parse_spec("kdnas.distillers", self.distiller), self.losses)
-            assert made is not None
-            return Retrain(recipe=recipe, distiller=made)
+            distiller = with_losses(parse_spec("kdnas.distillers", self.distiller), self.losses)
+            assert distiller is not None
+            return Retrain(recipe=recipe, distiller=distiller)
         return Retrain(recipe=recipe, distiller=terms_of(self.losses)) if self.losses else Retrain(recipe=recipe)
 
     def options(self) -> str:
@@ -172,12 +172,12 @@ def small() -> Size:
     """400 of scikit-learn's digits, a network of some 220,000 MACs."""
     space = load_space("digits").fitted(classes=10, image_channels=1)
     rng = python_rng(0, "schemes")
-    drawn = [space.sample(rng) for _ in range(100)]
+    samples = [space.sample(rng) for _ in range(100)]
     return Size(
         data=spec("experiments.schemes:few_digits"),
         teacher_data=spec(digits),
         space=space,
-        architecture=min(drawn, key=lambda a: abs(cost(space.blueprint(a)).macs - 220_000)),
+        architecture=min(samples, key=lambda a: abs(cost(space.blueprint(a)).macs - 220_000)),
         teacher=FitTeacher(recipe=Recipe(steps=160, batch_size=128, learning_rate=0.1)),
         recipe=Recipe(steps=250, batch_size=64, learning_rate=0.1),
     )
@@ -213,10 +213,10 @@ def teachers(size: Size, folder: Path) -> tuple[dict[str, Spec], dict[str, Any]]
     members = (route[-1], *train(Experiment(train=others), folder / "others").teacher_spec["members"])
     data: Data = size.data.build(Data)
     built = [build_teacher(member, data) for member in members]
-    weights = tuple(round(teacher_accuracy(one, data.search), 4) for one in built)
+    weights = tuple(round(teacher_accuracy(teacher, data.search), 4) for teacher in built)
     mean = spec(several_teachers, kind="ensemble", members=members)
     anchors = tuple(route[k] for k in equal_intervals(NUM_SNAPSHOTS, NUM_ANCHORS))
-    made = {
+    specs = {
         "one": members[0],
         "mean": mean,
         "logits": mean.replace(kind="ensemble+logits"),
@@ -227,13 +227,13 @@ def teachers(size: Size, folder: Path) -> tuple[dict[str, Spec], dict[str, Any]]
         "route": spec(several_teachers, kind="route", members=anchors),
         "snapshots": spec(several_teachers, kind="route", members=route),
     }
-    said = {
-        "one by one": [teacher_accuracy(one, data.test) for one in built],
+    facts = {
+        "one by one": [teacher_accuracy(teacher, data.test) for teacher in built],
         "mean": teacher_accuracy(build_teacher(mean, data), data.test),
-        "anchors": [teacher_accuracy(build_teacher(one, data), data.test) for one in anchors],
+        "anchors": [teacher_accuracy(build_teacher(teacher, data), data.test) for teacher in anchors],
         "weights": weights,
     }
-    return made, said
+    return specs, facts
 
 
 def write_fresh(size: Size, folder: Path) -> None:
@@ -254,18 +254,18 @@ def one_run(scheme: Scheme, seed: int, size: Size, teacher: Spec | None, folder:
     try:
         if scheme.assistants:
             code = middle(size) if scheme.assistants == MIDDLE else scheme.assistants
-            found = retrain_assisted(student, settings, out, code, data=data, teacher=teacher)
-            record["assistants"] = found["assistants"]
+            result = retrain_assisted(student, settings, out, code, data=data, teacher=teacher)
+            record["assistants"] = result["assistants"]
         elif scheme.anchors:
-            given = {"data": data, "teacher": teacher, "deploy": False}
-            found = retrain_along(student, settings, out, threshold=scheme.anchors, **given)
-            record["anchors"] = found["anchors"]
+            options = {"data": data, "teacher": teacher, "deploy": False}
+            result = retrain_along(student, settings, out, threshold=scheme.anchors, **options)
+            record["anchors"] = result["anchors"]
         else:
             deploy = scheme.form != "float"
-            found = retrain(student, settings, out, data=data, teacher=teacher, deploy=deploy)
-        record["accuracy"] = found["accuracy"]
+            result = retrain(student, settings, out, data=data, teacher=teacher, deploy=deploy)
+        record["accuracy"] = result["accuracy"]
         if scheme.form == "int8 trained":
-            record |= {"accuracy": found["checks"]["int8 accuracy"], "float": found["checks"]["float accuracy"]}
+            record |= {"accuracy": result["checks"]["int8 accuracy"], "float": result["checks"]["float accuracy"]}
         elif scheme.form == "int8 after":
             checks = quantize_student(out, folder / f"{out.name}.onnx", data=data, most=1.0)
             record |= {"accuracy": checks["accuracy"], "float": checks["float accuracy"]}
@@ -295,20 +295,20 @@ def compare(ours: Path, theirs: Path) -> None:
 
 def wanted(only: list[str], seeds: int) -> Iterator[tuple[Scheme, int]]:
     """Scheme and seed of every run, seed by seed; with the ones that those named are compared with."""
-    named = {s.name for s in SCHEMES if not only or any(part in s.name for part in only)}
-    named |= {s.control for s in SCHEMES if s.name in named} | {CONTROL, REFERENCE}
-    if any(s.name in named and s.teacher == "streamed" for s in SCHEMES):
-        named.add(MEAN)
+    names = {s.name for s in SCHEMES if not only or any(part in s.name for part in only)}
+    names |= {s.control for s in SCHEMES if s.name in names} | {CONTROL, REFERENCE}
+    if any(s.name in names and s.teacher == "streamed" for s in SCHEMES):
+        names.add(MEAN)
     for seed in range(seeds):
-        yield from ((s, seed) for s in SCHEMES if s.name in named)
+        yield from ((s, seed) for s in SCHEMES if s.name in names)
 
 
-def page(size: Size, records: list[dict[str, Any]], said: dict[str, Any]) -> str:
+def page(size: Size, records: list[dict[str, Any]], facts: dict[str, Any]) -> str:
     """The Markdown page."""
     by_name = {s.name: {r["seed"]: r for r in records if r["scheme"] == s.name} for s in SCHEMES}
     of = {name: {s: r["accuracy"] for s, r in rows.items() if "accuracy" in r} for name, rows in by_name.items()}
     data: Data = size.data.build(Data)
-    seen = len(size.teacher_data.build(Data).train)
+    teacher_images = len(size.teacher_data.build(Data).train)
     c, recipe = cost(size.space.blueprint(size.architecture)), size.recipe
     lines = [
         "# Every scheme against no teacher",
@@ -322,11 +322,11 @@ def page(size: Size, records: list[dict[str, Any]], said: dict[str, Any]) -> str
         f"{len(data.test)} test images.",
         f"- Recipe: {recipe.steps} steps of {recipe.batch_size} images, SGD, learning rate {recipe.learning_rate}, "
         f"weight decay {recipe.weight_decay}, cosine; seeds 0 to {max(r['seed'] for r in records)}.",
-        f"- Teachers A, B, C, trained on {seen} images for "
-        f"{size.teacher.recipe.steps} steps of {size.teacher.recipe.batch_size}: {_percents(said['one by one'])}; "
-        f"their mean {_percents([said['mean']])}. Weights by accuracy on the search part: "
-        f"{', '.join(f'{w:.4f}' for w in said['weights'])}. A1 to A{NUM_ANCHORS}, snapshots of A's training at equal "
-        f"intervals: {_percents(said['anchors'])}.",
+        f"- Teachers A, B, C, trained on {teacher_images} images for "
+        f"{size.teacher.recipe.steps} steps of {size.teacher.recipe.batch_size}: {_percents(facts['one by one'])}; "
+        f"their mean {_percents([facts['mean']])}. Weights by accuracy on the search part: "
+        f"{', '.join(f'{w:.4f}' for w in facts['weights'])}. A1 to A{NUM_ANCHORS}, snapshots of A's training at equal "
+        f"intervals: {_percents(facts['anchors'])}.",
         f"- Time: {sum(r['seconds'] for r in records) / 60:.0f} minutes of one processor for {len(records)} runs, "
         "teachers apart. Seconds are of a processor and of the whole command: loading, training, writing.",
         "",
@@ -336,11 +336,11 @@ def page(size: Size, records: list[dict[str, Any]], said: dict[str, Any]) -> str
         "in the same way: is the scheme better than the plain one? With this many rows one interval of a column "
         "leaves out 0 by chance.",
         "",
-        f"The teachers have seen {seen} training images and the students {len(data.train)}."
+        f"The teachers have seen {teacher_images} training images and the students {len(data.train)}."
         + (
             " What a teacher brings includes the images that only it has seen; schemes without one (mutual, "
             "self-distillation, born again) and self-attention have no such help."
-            if seen > len(data.train)
+            if teacher_images > len(data.train)
             else ""
         ),
         "",
@@ -368,17 +368,17 @@ def _read(by_name: dict[str, dict[int, dict[str, Any]]], of: dict[str, dict[int,
     """Which intervals leave out 0."""
     lines = []
     for what, others in (("its control", None), ("soft targets", REFERENCE)):
-        found: dict[str, list[str]] = {"above": [], "below": [], "neither": []}
+        names: dict[str, list[str]] = {"above": [], "below": [], "neither": []}
         for scheme in SCHEMES:
             other = others or scheme.control
             rows = list(by_name[scheme.name].values())
             if scheme.name in (other, CONTROL) or not rows:
                 continue
             mean, text = gain_of(rows, of[other])
-            found["neither" if not text.startswith("**") else "above" if mean > 0 else "below"].append(scheme.name)
+            names["neither" if not text.startswith("**") else "above" if mean > 0 else "below"].append(scheme.name)
         lines.append(
-            f"- Against {what}, the interval is above 0 for {_listed(found['above'])}; below 0 for "
-            f"{_listed(found['below'])}; it holds 0 for the other {len(found['neither'])}."
+            f"- Against {what}, the interval is above 0 for {_listed(names['above'])}; below 0 for "
+            f"{_listed(names['below'])}; it holds 0 for the other {len(names['neither'])}."
         )
     return lines
 
@@ -430,29 +430,29 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="other than the recipe's, for a quick look; give --page too")
     parser.add_argument("--out", type=Path, default=Path("runs/schemes"), help="teachers, students, finished runs")
     parser.add_argument("--page", type=Path, help="what to write")
-    given = parser.parse_args()
-    size, name = (full(), "full") if given.full else (small(), "small")
-    if not given.full:
+    options = parser.parse_args()
+    size, name = (full(), "full") if options.full else (small(), "small")
+    if not options.full:
         torch.set_num_threads(1)
-    if given.steps:
-        size = dataclasses.replace(size, recipe=dataclasses.replace(size.recipe, steps=given.steps))
-    written = given.page or Path(__file__).with_name("schemes_full.md" if given.full else "schemes.md")
-    folder = given.out / f"{name}-{size.recipe.steps}"
+    if options.steps:
+        size = dataclasses.replace(size, recipe=dataclasses.replace(size.recipe, steps=options.steps))
+    written = options.page or Path(__file__).with_name("schemes_full.md" if options.full else "schemes.md")
+    folder = options.out / f"{name}-{size.recipe.steps}"
     folder.mkdir(parents=True, exist_ok=True)
-    kept = folder / "runs.jsonl"
-    records = [json.loads(line) for line in kept.read_text().splitlines()] if kept.exists() else []
+    runs_file = folder / "runs.jsonl"
+    records = [json.loads(line) for line in runs_file.read_text().splitlines()] if runs_file.exists() else []
     finished = {(r["scheme"], r["seed"]) for r in records}
-    made, said = teachers(size, given.out / f"{name}-teachers")
+    specs, facts = teachers(size, options.out / f"{name}-teachers")
     write_fresh(size, folder / "fresh")
-    for scheme, seed in wanted(given.only, given.seeds):
+    for scheme, seed in wanted(options.only, options.seeds):
         if (scheme.name, seed) in finished:
             continue
-        record = one_run(scheme, seed, size, made.get(scheme.teacher), folder)
+        record = one_run(scheme, seed, size, specs.get(scheme.teacher), folder)
         records.append(record)
-        with kept.open("a") as handle:
+        with runs_file.open("a") as handle:
             handle.write(json.dumps(record) + "\n")
         print(json.dumps(record), flush=True)
-    written.write_text(page(size, records, said), encoding="utf-8")
+    written.write_text(page(size, records, facts), encoding="utf-8")
 
 
 if __name__ == "__main__":
