@@ -1,5 +1,6 @@
 """One thread per test process: several torch processes with more fight for the cores."""
 
+import logging
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -13,3 +14,11 @@ torch.set_num_threads(1)
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def log(caplog, monkeypatch):
+    """What kdnas logs, whether or not the command line's handler is installed."""
+    monkeypatch.setattr(logging.getLogger("kdnas"), "propagate", True)
+    caplog.set_level(logging.INFO, "kdnas")
+    return caplog

@@ -747,10 +747,11 @@ def report_command(student: str | Path) -> str:
 
 
 class _Handler(logging.Handler):
-    """Messages as they are, on whatever `sys.stderr` is now."""
+    """Messages as they are, warnings marked, on whatever `sys.stderr` is now."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        print(self.format(record), file=sys.stderr, flush=True)
+        mark = "warning: " if record.levelno >= logging.WARNING else ""
+        print(mark + self.format(record), file=sys.stderr, flush=True)
 
 
 def _log_to_stderr() -> None:

@@ -51,6 +51,6 @@ def _train_supernet(run: Run, taught: Spec) -> None:
     seconds = train_with_checkpoints(
         training, "train", storage.path(CHECKPOINT), storage, lambda: health(supernet, run.data), guard=guard
     )
-    guard.place.unlink(missing_ok=True)
-    remove_drafts(guard.place)
+    guard.checkpoint.unlink(missing_ok=True)
+    remove_drafts(guard.checkpoint)
     storage.finish("train", seconds=seconds, steps=settings.recipe.steps, **health(supernet, run.data))

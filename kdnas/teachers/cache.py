@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-import sys
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, final
@@ -18,6 +18,8 @@ from kdnas.runs.files import current_folder, new_folder
 from kdnas.runs.progress import progress
 from kdnas.teachers.base import Teacher
 from kdnas.teachers.combined import Route
+
+_log = logging.getLogger(__name__)
 
 INDEX = "index.json"
 _FORMAT = 1
@@ -119,7 +121,7 @@ def cached(
 ) -> TeacherCache:
     """The cache in a folder; written first where there is none, or one that was written for something else.
 
-    Such a stale cache is reported on stderr and replaced; it stays in place until the new one is whole.
+    Such a stale cache is replaced, which is logged; it stays in place until the new one is complete.
 
     Args:
         folder: where; it appears whole or not at all.
@@ -136,7 +138,7 @@ def cached(
     """
     stale = _stale(folder, _identity(teacher, data, seed, views))
     if stale:
-        print(f"teacher cache: {folder} was written with another {stale}; it is replaced", file=sys.stderr, flush=True)
+        _log.info(f"teacher cache: {folder} was written with another {stale}; it is replaced")
     if stale or not current_folder(folder).is_dir():
         _write(folder, teacher, data, seed, views, limit, torch.device(device))
     return TeacherCache(folder, teacher, data, seed=seed, views=views)
@@ -154,11 +156,7 @@ def _write(
     probe = _flattened(teacher(data.view(torch.arange(1), seed, 0).to(device), data.train.labels[:1].to(device)))
     each = sum(tensor.numel() * tensor.element_size() for tensor in probe.values())
     size = each * len(data.train) * views / 1e9
-    print(
-        f"teacher cache: {len(data.train):,} images x {views} views x {each:,} bytes = {size:.3g} GB into {folder}",
-        file=sys.stderr,
-        flush=True,
-    )
+    _log.info(f"teacher cache: {len(data.train):,} images x {views} views x {each:,} bytes = {size:.3g} GB in {folder}")
     if size > limit:
         raise ValueError(
             f"the teacher cache would take {size:.3g} GB, the limit is {limit:g}. Raise the limit, take fewer views or "

@@ -60,14 +60,13 @@ def test_every_member_of_an_ensemble_is_kept(tmp_path):
     torch.testing.assert_close(found.members[1].features[0], live.members[1].features[0])
 
 
-def test_the_size_is_said_before_anything_is_written_and_a_limit_is_kept(tmp_path, capsys):
+def test_the_size_is_said_before_anything_is_written_and_a_limit_is_kept(tmp_path, log):
     with pytest.raises(ValueError, match=r"the limit is 0\.001"):
         written(tmp_path, limit=0.001)
     assert not (tmp_path / "cache").exists()
-    said = capsys.readouterr().err
     # 3 logits, 8 x 8 x 8 and 8 x 4 x 4 features, 4 bytes each.
     each = 4 * (3 + 512 + 128)
-    assert f"300 images x 2 views x {each:,} bytes = {300 * 2 * each / 1e9:.3g} GB" in said
+    assert f"300 images x 2 views x {each:,} bytes = {300 * 2 * each / 1e9:.3g} GB" in log.text
 
 
 def test_training_with_a_cache_is_training_without_on_the_same_views(tmp_path):
@@ -150,18 +149,19 @@ def test_a_cache_of_something_else_is_refused(tmp_path, changes, named):
         TeacherCache(tmp_path / "cache", asked.pop("taught"), DATA, **asked)
 
 
-def test_a_stale_cache_is_reported_and_replaced(tmp_path, capsys):
+def test_a_stale_cache_is_reported_and_replaced(tmp_path, log):
     ids = torch.tensor([1, 2])
     pixels = DATA.view(ids, 3, 0)
     old = written(tmp_path).outputs(ids, 0, pixels).logits
-    capsys.readouterr()
+    log.clear()
     new = written(tmp_path, taught=teacher(6))
-    assert "written with another teacher; it is replaced" in capsys.readouterr().err
+    assert "written with another teacher; it is replaced" in log.text
     assert torch.allclose(new.outputs(ids, 0, pixels).logits, teacher(6)(pixels).logits, atol=1e-5)
     assert not torch.allclose(old, teacher(6)(pixels).logits, atol=1e-2)
     assert [p.name for p in tmp_path.iterdir()] == ["cache"]
+    log.clear()
     written(tmp_path, taught=teacher(6))
-    assert capsys.readouterr().err.count("it is replaced") == 0
+    assert log.records == []
 
 
 def test_a_stale_cache_stays_where_the_new_one_cannot_be_written(tmp_path):
