@@ -20,15 +20,15 @@ def build(layer: Layer) -> nn.Module:
     Raises:
         ValueError: the layer's class cannot be imported or called so.
     """
-    return _made(layer.make)
+    return _build(layer.make)
 
 
-def _made(value: Any) -> Any:
+def _build(value: Any) -> Any:
     if isinstance(value, tuple):
-        return tuple(map(_made, value))
+        return tuple(map(_build, value))
     if not isinstance(value, Spec):
         return value
-    return value.build(nn.Module, **{name: _made(held) for name, held in value.arguments})
+    return value.build(nn.Module, **{name: _build(argument) for name, argument in value.arguments})
 
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)

@@ -29,7 +29,7 @@ def safe_normalize(x: Tensor, dim: int = -1) -> Tensor:
     x = rescale(x, dim)
     squares = x.square().sum(dim, keepdim=True)
     alive = squares > 0
-    # The inner where keeps the dead branch's infinite slope out of the gradient, the outer its value.
+    # The inner where keeps the infinite slope at 0 out of the gradient, the outer where the value.
     return torch.where(alive, x * torch.where(alive, squares, 1.0).rsqrt(), 0.0)
 
 
@@ -88,7 +88,7 @@ def flat(x: Tensor) -> Tensor:
 
 
 def same_positions(student: Tensor, teacher: Tensor, mode: str = "average") -> tuple[Tensor, Tensor]:
-    """Two maps `[batch, channels, height, width]` brought to the smaller height and the smaller width.
+    """Two feature maps `[batch, channels, height, width]`, pooled to the smaller height and the smaller width.
 
     Args:
         student: the student's map.
@@ -106,8 +106,8 @@ def same_positions(student: Tensor, teacher: Tensor, mode: str = "average") -> t
 def as_map(feature: Tensor, aspect: float = 1.0) -> Tensor:
     """Tokens `[batch, tokens, channels]` as a map `[batch, channels, height, width]`; a map stays as it is.
 
-    Tokens are laid out row by row on the grid whose height / width is nearest to `aspect`, the wider of two; one
-    leading class token is dropped when only the rest fills such a grid exactly.
+    Tokens are arranged row by row on the grid whose height / width is nearest to `aspect`, the wider of two; one
+    leading class token is dropped if only the other tokens fill such a grid exactly.
 
     Args:
         feature: a map, tokens, or a vector per sample, which becomes a map of one position.
@@ -121,7 +121,7 @@ def as_map(feature: Tensor, aspect: float = 1.0) -> Tensor:
     if feature.dim() == 2:
         return feature[:, :, None, None]
     if feature.dim() != 3:
-        raise ValueError(f"a feature has 2, 3 or 4 dimensions, got shape {tuple(feature.shape)}.")
+        raise ValueError(f"a feature map must have 2, 3 or 4 dimensions, got shape {tuple(feature.shape)}.")
     tokens = feature.shape[1]
     height, misfit = _grid(tokens, aspect)
     if misfit > 1e-9 and tokens > 1 and _grid(tokens - 1, aspect)[1] <= 1e-9:
@@ -131,7 +131,7 @@ def as_map(feature: Tensor, aspect: float = 1.0) -> Tensor:
 
 
 def _grid(tokens: int, aspect: float) -> tuple[int, float]:
-    """The height of the best grid, and by how much its aspect is off."""
+    """The height of the best grid, and the distance of its aspect from the given one."""
     heights = [h for h in range(1, tokens + 1) if tokens % h == 0]
     misfits = [abs(math.log(h * h / tokens / aspect)) for h in heights]
     # Rounded, so that of two equally good grids the first, the wider, wins.

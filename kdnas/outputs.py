@@ -1,4 +1,4 @@
-"""What a network shows a loss."""
+"""Logits, feature maps and attention maps of a network, as losses see them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,17 +8,17 @@ from torch import Tensor
 
 
 class Outputs(NamedTuple):
-    """What a network shows a loss.
+    """A network's outputs for a batch.
 
     Attributes:
         logits: `[batch, classes]`, or `[batch, classes, height, width]` for dense prediction.
-        features: one map per stage, shallow to deep: `[batch, channels, height, width]` from a
-            convolutional stage, `[batch, tokens, channels]` from a transformer's.
+        features: one feature map per stage, shallow to deep: `[batch, channels, height, width]` of a
+            convolutional stage, `[batch, tokens, channels]` of a transformer's.
         attentions: one map per transformer layer, `[batch, heads, tokens, tokens]`, rows sum to 1;
             empty for a network without attention.
-        images: what the network saw, `[batch, channels, height, width]`, for losses that are conditioned on it.
-        members: what each network of an ensemble of teachers shows, for losses over several teachers; empty for
-            one network. The ensemble's own logits and features stand in the fields above.
+        images: the network's input, `[batch, channels, height, width]`, for losses that are conditioned on it.
+        members: outputs of each network of an ensemble of teachers, for losses over several teachers; empty for one
+            network. The fields above are the ensemble's own.
     """
 
     logits: Tensor
@@ -28,7 +28,7 @@ class Outputs(NamedTuple):
     members: tuple["Outputs", ...] = ()
 
     def detach(self) -> "Outputs":
-        """The same values without a graph."""
+        """The same values, detached from the autograd graph."""
         return self.map(Tensor.detach)
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "Outputs":
@@ -64,12 +64,12 @@ END = Moment(progress=1.0)
 
 
 def embedding(outputs: Outputs) -> Tensor:
-    """The deepest stage's map averaged over positions, `[batch, channels]`.
+    """The deepest stage's feature map averaged over positions, `[batch, channels]`.
 
     Raises:
-        ValueError: the network shows no features.
+        ValueError: the outputs have no features.
     """
     if not outputs.features:
-        raise ValueError("an embedding is the pooled last feature map, and these outputs have no features.")
+        raise ValueError("an embedding is the pooled last feature map; these outputs have no feature maps.")
     deepest = outputs.features[-1]
     return deepest.mean((2, 3)) if deepest.dim() == 4 else deepest.mean(1) if deepest.dim() == 3 else deepest

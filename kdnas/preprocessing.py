@@ -1,4 +1,4 @@
-"""How images become a network's input: part of every teacher and every student."""
+"""From images to a network's input: part of every teacher and every student."""
 
 from dataclasses import dataclass
 from typing import final
@@ -23,6 +23,6 @@ class Preprocessing:
 
     def __post_init__(self) -> None:
         if len(self.mean) != len(self.std) or not self.mean:
-            raise ValueError(f"mean and std need one number per channel each, got {self.mean} and {self.std}.")
+            raise ValueError(f"`mean` and `std` must have one number per channel, got {self.mean} and {self.std}.")
         if min(self.std) <= 0:
-            raise ValueError(f"std must be positive, got {self.std}. A constant channel has nothing to normalise by.")
+            raise ValueError(f"`std` must be positive, got {self.std}. A constant channel cannot be normalised.")

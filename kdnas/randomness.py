@@ -24,7 +24,7 @@ def torch_rng(*keys: int | str) -> torch.Generator:
 
 
 def initialised(make: Any, seed: int) -> Any:
-    """`make()` with torch's global generator seeded from `seed`, and given back as it was."""
+    """The result of `make()` with torch's global generator seeded from `seed`; its state is restored afterwards."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(seed, "weights"))
         return make()

@@ -1,4 +1,4 @@
-"""Once-for-all's two additions to the leading corner: transformed kernels, and channels sorted by importance."""
+"""Additions of Once-for-All to the leading corner: transformed kernels, and channels sorted by importance."""
 
 import itertools
 from collections.abc import Iterable
@@ -19,13 +19,13 @@ class KernelTransform(nn.Module):
     r"""A sharing rule in which a smaller depthwise kernel is a learned linear map of the next larger one's centre.
 
     $\mathrm{vec}(W_{k-2}) = M_{k \to k-2} \mathrm{vec}(\mathrm{centre}_{k-2}(W_k))$, applied from the bank's size down
-    to the wanted one, so that the 3x3 kernel of a 7x7 bank is mapped twice. One matrix per layer and step, shared by
-    the layer's channels; $(k-2)^2 \times (k-2)^2$, the identity at first: then this is `corner`, exactly. Everything
-    but depthwise kernels is cut as `corner` cuts it. The matrices are the supernet's, trained and checkpointed with
-    it; a student receives the mapped kernels.
+    to the subnet's, so that the 3x3 kernel of a 7x7 bank is mapped twice. One matrix per layer and size, shared by
+    the layer's channels; $(k-2)^2 \times (k-2)^2$, initially the identity, for which this equals `corner`. All other
+    tensors are cut as by `corner`. The matrices belong to the supernet, are trained and checkpointed with it; a student
+    receives the mapped kernels.
 
     Raises:
-        ValueError: at `prepare`, when two banks at one position have depthwise kernels: they are operations with
+        ValueError: at `prepare`, if two banks at one position have depthwise kernels: they are operations with
             weights of their own, whose kernels are never cut.
 
     Reference: Cai, Gan, Wang, Zhang, Han, Once-for-All, ICLR 2020, section 3.3, elastic kernel size.
@@ -38,18 +38,18 @@ class KernelTransform(nn.Module):
         self.matrices = nn.ParameterDict()
 
     def prepare(self, bank: nn.ModuleDict) -> None:
-        """Make the matrices for every depthwise kernel of the bank that can be cut."""
+        """Create the matrices of every depthwise kernel of the bank that can be cut."""
         for key, module in bank.items():
             position = key.partition(":")[0]
-            for path, held in module.named_modules():
-                if not isinstance(held, nn.Conv2d) or held.groups == 1 or held.weight.shape[1] != 1:
+            for path, conv in module.named_modules():
+                if not isinstance(conv, nn.Conv2d) or conv.groups == 1 or conv.weight.shape[1] != 1:
                     continue
-                for size in range(held.weight.shape[2], 3, -2):
+                for size in range(conv.weight.shape[2], 3, -2):
                     name = _matrix(f"{position}.{path}.weight", size)
                     if name in self.matrices:
                         raise ValueError(
                             f"two banks at {position} have depthwise kernels, so their kernels are never cut. "
-                            "Leave KernelTransform out for this space."
+                            "Remove KernelTransform from this run."
                         )
                     self.matrices[name] = nn.Parameter(torch.eye((size - 2) ** 2))
 
@@ -72,64 +72,59 @@ def _matrix(name: str, size: int) -> str:
 def sort_channels(supernet: Supernet, nested: Iterable[Architecture] = ()) -> None:
     """Sort the channels inside every block of the bank, so that the leading ones are the most important.
 
-    A channel's importance is the sum of the absolute weights with which the block's last convolution reads it. What
-    makes the channel (convolution, batch norm, depthwise convolution, squeeze and excite) moves with it, and so do
-    the units inside squeeze and excite, by the weights that read them: no output of the largest subnet changes, but
-    for the order in which floating point adds. Blocks without inner channels of their own, and the channels between
-    blocks, stay as they are. The optimiser's momentum is not moved: start it anew.
+    A channel's importance is the sum of the absolute weights with which the block's last convolution reads it. All
+    layers of the channel (convolution, batch norm, depthwise convolution, squeeze and excite) are permuted with it, and
+    the units inside squeeze and excite by the weights that read them: the outputs of the largest subnet do not change,
+    except for the order of floating point additions. Blocks without inner channels, and the channels between blocks,
+    stay as they are. The optimiser's momentum is not permuted: reset it.
 
     Args:
-        supernet: whose bank is sorted, in place.
+        supernet: its bank is sorted in place.
         nested: subnets that are trained already. No channel moves into or out of their part of a block, so that
-            each computes what it did.
+            their outputs do not change.
 
     Reference: Cai et al., Once-for-All, ICLR 2020, section 3.3, elastic width (channel sorting).
     Differs: the released code adds an offset of -1e5 per nested width to the importances; sorting inside the
         nested ranges is the same.
     """
-    kept = _nested(supernet, nested)
+    widths = _nested(supernet, nested)
     for module in supernet.bank.modules():
+        inner, units = widths.get(id(module), (set(), set()))
         if isinstance(module, MBConv):
             if isinstance(module.squeeze, SqueezeExcite):
-                squeeze = module.squeeze
-                _sort([(squeeze.reduce, "out")], [(squeeze.expand, "in")], kept.get(id(module), {}).get("units", set()))
+                _sort([(module.squeeze.reduce, "out")], [(module.squeeze.expand, "in")], units)
             if isinstance(module.expand, ConvNormAct):
-                made: list[tuple[nn.Module, str]] = [(m, "out") for m in (*module.expand, *module.depthwise)]
+                writers: list[tuple[nn.Module, str]] = [(m, "out") for m in (*module.expand, *module.depthwise)]
                 if isinstance(module.squeeze, SqueezeExcite):
-                    made += [(module.squeeze.reduce, "in"), (module.squeeze.expand, "out")]
-                _sort(made, [(module.reduce[0], "in")], kept.get(id(module), {}).get("inner", set()))
+                    writers += [(module.squeeze.reduce, "in"), (module.squeeze.expand, "out")]
+                _sort(writers, [(module.reduce[0], "in")], inner)
         elif isinstance(module, BasicBlock | Bottleneck):
             for first, second in itertools.pairwise(module.branch.children()):
-                _sort(
-                    [(m, "out") for m in first.children()],
-                    [(second.get_submodule("0"), "in")],
-                    kept.get(id(module), {}).get("inner", set()),
-                )
+                _sort([(m, "out") for m in first.children()], [(second.get_submodule("0"), "in")], inner)
 
 
-def _nested(supernet: Supernet, nested: Iterable[Architecture]) -> dict[int, dict[str, set[int]]]:
-    """For each block of the bank, how many of its inner channels and squeezed units the subnets use."""
-    found: dict[int, dict[str, set[int]]] = {}
+def _nested(supernet: Supernet, nested: Iterable[Architecture]) -> dict[int, tuple[set[int], set[int]]]:
+    """For each block of the bank, by id, the numbers of inner channels and of squeezed units that the subnets use."""
+    widths: dict[int, tuple[set[int], set[int]]] = {}
     for architecture in nested:
-        for name, one in supernet.space.blueprint(architecture).named_layers():
-            held = supernet.bank_module(name, one)
-            arguments = dict(one.make.arguments)
-            used = found.setdefault(id(held), {"inner": set(), "units": set()})
-            # A ResNet block whose arguments name no inner width has as many as it gives.
-            used["inner"].add(arguments.get("expanded", arguments.get("hidden") or arguments.get("outputs", 0)))
-            used["units"].add(arguments.get("squeezed", 0))
-    return found
+        for name, layer in supernet.space.blueprint(architecture).named_layers():
+            arguments = dict(layer.make.arguments)
+            inner, units = widths.setdefault(id(supernet.bank_module(name, layer)), (set(), set()))
+            # A ResNet block without an argument for the inner width has as many inner channels as outputs.
+            inner.add(arguments.get("expanded", arguments.get("hidden") or arguments.get("outputs", 0)))
+            units.add(arguments.get("squeezed", 0))
+    return widths
 
 
-def _sort(made: list[tuple[nn.Module, str]], readers: list[tuple[nn.Module, str]], edges: set[int]) -> None:
-    """Permute what makes some channels, and what reads them, by falling importance within the ranges of `edges`."""
+def _sort(writers: list[tuple[nn.Module, str]], readers: list[tuple[nn.Module, str]], edges: set[int]) -> None:
+    """Permute the writers and readers of some channels by falling importance, within the ranges between `edges`."""
     weight = readers[0][0].get_parameter("weight")
     importance = weight.abs().flatten(2).sum((0, 2)) if weight.dim() > 2 else weight.abs().sum(0)
     cuts = sorted({0, len(importance), *(edge for edge in edges if edge < len(importance))})
     order = torch.cat(
         [start + importance[start:end].argsort(descending=True, stable=True) for start, end in itertools.pairwise(cuts)]
     )
-    for module, side in (*made, *readers):
+    for module, side in (*writers, *readers):
         for tensor in (*module.parameters(), *module.buffers()):
             # A depthwise kernel's channels are its outputs; a bias has outputs only.
             if side == "out" and tensor.dim() > 0:

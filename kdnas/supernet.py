@@ -1,4 +1,4 @@
-"""All the weights of a space, and one pure way to run any of its architectures with them."""
+"""The shared weights of a search space, and a pure function that runs any of its architectures with them."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from kdnas.outputs import Outputs
 from kdnas.space import Layer, SearchSpace
 
 Share = Callable[[str, Tensor, torch.Size], Tensor]
-"""A sharing rule: (weight's name, the bank's tensor, the wanted shape) to the subnet's tensor."""
+"""A sharing rule: (name of a weight, the bank's tensor, the subnet's shape) to the subnet's tensor."""
 
 
 def corner(name: str, weight: Tensor, shape: torch.Size) -> Tensor:
@@ -24,19 +24,19 @@ def corner(name: str, weight: Tensor, shape: torch.Size) -> Tensor:
     Raises:
         ValueError: the subnet's tensor is larger than the bank's.
     """
-    for dim, (have, want) in enumerate(zip(weight.shape, shape, strict=True)):
-        if have != want:
-            if want > have:
+    for dim, (size, length) in enumerate(zip(weight.shape, shape, strict=True)):
+        if size != length:
+            if length > size:
                 raise ValueError(
-                    f"{name} has shape {tuple(weight.shape)} in the supernet, and a subnet wants {tuple(shape)}. "
-                    "Let the space's covering() name an architecture that uses the larger one."
+                    f"{name} has shape {tuple(weight.shape)} in the supernet, too small for a subnet's {tuple(shape)}. "
+                    "covering() of the space must include an architecture that uses the larger one."
                 )
-            weight = weight.narrow(dim, (have - want) // 2 if dim >= 2 else 0, want)
+            weight = weight.narrow(dim, (size - length) // 2 if dim >= 2 else 0, length)
     return weight
 
 
 class _Plan(NamedTuple):
-    """How to run one layer: its module without storage, and where each of its tensors comes from."""
+    """How to run a layer: its module without storage, and the source of each of its tensors in the bank."""
 
     module: nn.Module
     regularisers: tuple[nn.Module, ...]
@@ -47,37 +47,49 @@ class _Plan(NamedTuple):
 
 @final
 class Supernet(nn.Module):
-    """A bank of weights and one sharing rule.
+    """A bank of shared weights and one sharing rule.
 
-    Nothing is ever set active: the architecture is an argument, so that recomputation, a second backward pass
-    and look-ahead weights all see the subnet they belong to. One thread at a time: `functional_call`
-    swaps a layer's tensors during the call.
+    No subnet is ever set active: the architecture is an argument, so that recomputation, a second backward pass
+    and look-ahead weights all use the subnet they belong to. Not thread-safe: `functional_call` swaps a layer's
+    tensors during the call.
 
     Args:
         space: the search space.
-        share: the sharing rule. A module may have weights of its own (OFA's kernel transform); when it has a method
+        share: the sharing rule. A module may have weights of its own (OFA's kernel transform); if it has a method
             `prepare(bank)`, that is called once with the bank.
 
-    Shapes: `supernet(images, architecture)` takes `[batch, channels, height, width]`.
+    Shapes: the images of `supernet(images, architecture)` are `[batch, channels, height, width]`.
 
     Attributes:
-        uses: how often each option of each choice was run for training (in training mode, with a graph).
+        uses: number of forward passes for training (in training mode, with a graph) by choice and option.
 
     Differs: weights outside a step's subnets receive gradient zero inside a shared tensor and no gradient at all
-    in a bank no subnet used. Optimisers skip the latter, weights and momentum stay bit for bit; weight decay and
+    in a bank that no subnet used. Optimisers skip the latter, weights and momentum stay bit for bit; weight decay and
     momentum still move the former.
+
+    Example:
+        >>> import torch
+        >>> from kdnas.tables import load_space
+        >>> space = load_space("toy")
+        >>> supernet = Supernet(space).eval()
+        >>> images = torch.rand(2, 3, 8, 8)
+        >>> supernet(images, space.smallest).logits.shape
+        torch.Size([2, 10])
+        >>> student = supernet.extract(space.smallest)  # an ordinary network with a copy of the weights
+        >>> torch.equal(student(images).logits, supernet(images, space.smallest).logits)
+        True
     """
 
     def __init__(self, space: SearchSpace, share: Share = corner) -> None:
         super().__init__()
         self.space, self.share = space, share
-        widest: dict[str, tuple[int, Layer]] = {}
+        largest: dict[str, tuple[int, Layer]] = {}
         for name, layer in space.bank_layers():
             size = sum(p.numel() for p in _skeleton(layer).parameters())
             key = _key(name, layer)
-            if size >= widest.get(key, (0, layer))[0]:
-                widest[key] = size, layer
-        self.bank = nn.ModuleDict({key: build(layer) for key, (_, layer) in widest.items()})
+            if size >= largest.get(key, (0, layer))[0]:
+                largest[key] = size, layer
+        self.bank = nn.ModuleDict({key: build(layer) for key, (_, layer) in largest.items()})
         if hasattr(share, "prepare"):
             share.prepare(self.bank)
         self.uses: Counter[tuple[str, Value]] = Counter()
@@ -89,9 +101,9 @@ class Supernet(nn.Module):
         """Logits and one feature map per stage of one subnet.
 
         Args:
-            images: `[batch, channels, height, width]`; resized when the subnet's resolution is another.
+            images: `[batch, channels, height, width]`; resized to the subnet's resolution.
             architecture: the subnet.
-            regularise: whether dropout and drop-path act in training mode.
+            regularise: whether dropout and drop-path are active in training mode.
             batch_statistics: see `run`.
         """
         if self.training and torch.is_grad_enabled():
@@ -128,9 +140,9 @@ class Supernet(nn.Module):
             name: the position, as in `Blueprint.named_layers`.
             layer: the layer.
             x: its input.
-            regularise: whether dropout and drop-path act in training mode.
-            batch_statistics: batch norm uses the statistics of this very input and leaves the running ones alone, in
-                either mode. A subnet's outputs then depend on its own layers only, not on what ran before.
+            regularise: whether dropout and drop-path are active in training mode.
+            batch_statistics: whether batch norm uses the statistics of its input and does not update the running ones,
+                in either mode. A subnet's outputs then do not depend on earlier forward passes.
         """
         plan = self._plan(name, layer)
         if plan.module.training != self.training:
@@ -143,11 +155,11 @@ class Supernet(nn.Module):
         try:
             return functional_call(plan.module, self._weights(name, plan), (x,))
         except RuntimeError as error:
-            error.add_note(f"in layer {name}: {layer}, given {tuple(x.shape)}")
+            error.add_note(f"in layer {name}: {layer}, with an input of shape {tuple(x.shape)}")
             raise
 
     def extract(self, architecture: Architecture) -> Network:
-        """A student of its own: an ordinary network with a copy of its weights, in this supernet's mode."""
+        """A subnet as an ordinary network with a copy of its weights, in this supernet's mode."""
         blueprint = self.space.blueprint(architecture)
         with torch.device("meta"):
             network = Network(blueprint)
@@ -160,16 +172,16 @@ class Supernet(nn.Module):
         return network.requires_grad_(True).train(self.training)
 
     def bank_module(self, name: str, layer: Layer) -> nn.Module:
-        """The bank's module that a layer at a position draws on.
+        """The bank's module with the weights of a layer at a position.
 
         Raises:
-            ValueError: there is none.
+            ValueError: the bank has none.
         """
         key = _key(name, layer)
         if key not in self.bank:
             raise ValueError(
                 f"the supernet has no weights for {layer} at {name}, bank {layer.bank!r}. "
-                "Let the space's covering() name an architecture that uses it."
+                "covering() of the space must include an architecture that uses it."
             )
         return self.bank[key]
 

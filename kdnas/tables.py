@@ -1,4 +1,4 @@
-"""TOML and JSON tables to frozen values and back, with errors a person can act on."""
+"""TOML and JSON tables to frozen values and back."""
 
 import functools
 import importlib
@@ -30,15 +30,25 @@ def load_space(table: str | Path) -> SearchSpace:
     The key `family` names a module of `kdnas.spaces`, or `package.module:Class`; every other
     key is a field of that family's dataclass.
 
+    Args:
+        table: a path that ends in `.toml`, or a name from `kdnas list spaces`.
+
     Raises:
         ValueError: no such table, not TOML, an unknown family or key (the nearest is offered), a wrong type, or a
             space with fewer than two architectures.
+
+    Example:
+        >>> space = load_space("toy")
+        >>> space.count()
+        36
+        >>> [choice.name for choice in space.choices][:3]
+        ['stage0.depth', 'stage0.layer0.width', 'stage0.layer1.width']
     """
     path = Path(table)
     if path.suffix != ".toml":
         known = {p.stem: p for p in sorted(shared_folder("search_spaces").glob("*.toml"))}
         if str(table) not in known:
-            raise ValueError(f"no search space is named {str(table)!r}.{nearest(str(table), known)}")
+            raise ValueError(f"there is no search space {str(table)!r}.{nearest(str(table), known)}")
         path = known[str(table)]
     if not path.is_file():
         raise ValueError(f"there is no file {path}. Give the path of a TOML table or a name from `kdnas list spaces`.")
@@ -53,7 +63,7 @@ def load_space(table: str | Path) -> SearchSpace:
         raise ValueError(f"{path}: {error}") from error
     if space.count() < 2:
         raise ValueError(
-            f"{path}: a search space needs at least two architectures, this one has {space.count()}. "
+            f"{path}: a search space must have at least two architectures, got {space.count()}. "
             "Give some choice a second option."
         )
     return space
@@ -64,10 +74,10 @@ def space_from_table(content: Mapping[str, Any]) -> SearchSpace:
     content = dict(content)
     family = content.pop("family", None)
     if not isinstance(family, str):
-        raise ValueError('a search space needs the key family, such as family = "mbconv".')
+        raise ValueError('a search space must have the key `family`, such as family = "mbconv".')
     space = structure(content, _family(family))
     if not isinstance(space, SearchSpace):
-        raise ValueError(f"family {family} is a {type(space).__name__}, it must be a SearchSpace.")
+        raise ValueError(f"family {family} must be a SearchSpace, it is a {type(space).__name__}.")
     return space
 
 

@@ -55,7 +55,7 @@ def test_the_corner_is_the_leading_channels_and_the_centred_window():
 
 
 def test_the_corner_refuses_to_grow():
-    with pytest.raises(ValueError, match=r"conv.weight has shape \(2,\) .* wants \(3,\).*covering"):
+    with pytest.raises(ValueError, match=r"conv.weight has shape \(2,\) .* too small for a subnet's \(3,\).*covering"):
         corner("conv.weight", torch.zeros(2), torch.Size((3,)))
 
 
@@ -201,7 +201,7 @@ def test_an_error_inside_a_layer_is_given_its_position():
     with pytest.raises(RuntimeError) as caught:
         supernet.run("stages.0.0", one, batch(channels=5))
     assert "in layer stages.0.0: ConvNormAct(" in caught.value.__notes__[0]
-    assert "given (4, 5, 8, 8)" in caught.value.__notes__[0]
+    assert "an input of shape (4, 5, 8, 8)" in caught.value.__notes__[0]
 
 
 def test_a_sharing_rule_may_have_weights_of_its_own():

@@ -38,7 +38,7 @@ def test_a_table_survives_the_round_trip_through_json():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("widths = [4, 8]", 'a search space needs the key family, such as family = "mbconv"'),
+        ("widths = [4, 8]", 'a search space must have the key `family`, such as family = "mbconv"'),
         ('family = "tyo"', "there is no family 'tyo'. Did you mean 'toy'?"),
         ('family = "toy"\nwidth = [4]', "unknown key 'width'. Did you mean 'widths'?"),
         ('family = "toy"\nwidths = [4, "8"]', "widths[1] must be an int, got '8'"),
@@ -46,7 +46,7 @@ def test_a_table_survives_the_round_trip_through_json():
         ('family = "toy"\nnum_stages = true', "num_stages must be an int, got True"),
         ('family = "mbconv"\nstem = {width = [8]}\nstages = [{width = [8], kernal = [3]}]', "stages[0]: unknown key"),
         ('family = "mbconv"\nstages = [{width = [8]}]', "stem is missing"),
-        ('family = "toy"\nwidths = [4]\ndepths = [1]', "needs at least two architectures, this one has 1"),
+        ('family = "toy"\nwidths = [4]\ndepths = [1]', "must have at least two architectures, got 1"),
         ("family = ", "is not valid TOML"),
         ('family = "no.such.module:Space"', "cannot import no.such.module"),
         ('family = "kdnas.spaces.toy:Toi"', "has no search space 'Toi'. Did you mean 'Toy'?"),
@@ -68,7 +68,7 @@ def test_two_mistakes_are_reported_at_once(tmp_path):
 
 
 def test_an_unknown_name_offers_the_nearest_and_a_missing_file_says_so(tmp_path):
-    with pytest.raises(ValueError, match="no search space is named 'alphanett'"):
+    with pytest.raises(ValueError, match="there is no search space 'alphanett'"):
         load_space("alphanett")
     with pytest.raises(ValueError, match="Did you mean 'alphanet'"):
         load_space("alphanett")

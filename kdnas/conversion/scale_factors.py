@@ -1,4 +1,4 @@
-"""Scale factors on a network's channels and blocks, trained under the teacher with a penalty."""
+"""Scale factors of channels and blocks, trained under a teacher with a penalty."""
 
 import math
 from collections.abc import Iterator
@@ -18,44 +18,45 @@ from kdnas.network import Network
 from kdnas.outputs import Outputs
 from kdnas.spaces.converted import Converted
 
-_GROWTH = (1e-3, 10.0, 0.8)  # of the penalty: from, to, within this share of the steps
-_LOOKS = 200  # at the cost of what is left
+_GROWTH = (1e-3, 10.0, 0.8)  # of the penalty: start, end, share of the steps
+_CHECKS = 200  # of the cost of the remaining network
 
 
 @final
 class Factors(Distiller):
-    r"""Trains a network and one factor per channel and block under a teacher, most factors towards 0.
+    r"""Trains a network with a factor per channel and block under a teacher; a penalty drives factors to 0.
 
-    $\mathrm{KL}(p_t \| p_s)\,T^2 + \lambda \sum_j \alpha_j |g_j|$: the first term by the training loop, the second by a
-    proximal step after each of its steps, $g \leftarrow \mathrm{sign}(g) \max(|g| - \eta \lambda \alpha_j, 0)$:
-    factors become 0 and never change their sign by it. $\eta$ falls with a cosine from 1 to 0. $\alpha_j$ is what the
-    channel or block costs in multiply-accumulates, divided by the mean over all groups and blocks, or 1.
+    $\mathrm{KL}(p_t \| p_s)\,T^2 + \lambda \sum_j \alpha_j |g_j|$: the first term by the optimizer step, the second by
+    a proximal step after each, $g \leftarrow \mathrm{sign}(g) \max(|g| - \eta \lambda \alpha_j, 0)$: factors become
+    exactly 0 and do not change their sign by it. $\eta$ falls with a cosine from 1 to 0. $\alpha_j$ is the cost of the
+    channel or block in multiply-accumulates, divided by the mean over all groups and blocks; or 1.
 
-    A channel's factor multiplies what the layers after it take from it (their weights' columns), a block's the last
-    normalisation or convolution before the sum with its input. Both fold into weights without remainder, whatever
-    stands between. A residual stream's channels have one factor each, which every layer that takes them shares
-    (`kdnas.conversion.channels`). Factors are learnable parts of this distiller and begin at 1.
+    A channel's factor multiplies the weights (columns) with which later layers read it, a block's factor the last
+    normalisation or convolution before the sum with its input. Both fold into the weights exactly. A residual stream's
+    channels have one factor each, shared by all layers that read them (`kdnas.conversion.channels`). Factors are
+    parameters of this distiller and start at 1.
 
-    Without a penalty $\lambda$ grows exponentially, from 0.001 to 10 in 80 % of the steps and with $\eta = 1$, until
-    what is not 0 meets the budget: what the teacher's divergence holds up least for its cost goes first. The cost is
-    looked at 200 times. Of what became 0 since the look before, as much comes back as the budget allows, what was
-    farthest from 0 for its cost first. Then zeros stay, and the rest is trained without penalty.
+    Without a fixed penalty, $\lambda$ grows exponentially, from 0.001 to 10 in 80 % of the steps and with $\eta = 1$,
+    until the cost of the nonzero part meets the budget: factors whose removal raises the divergence least for their
+    cost go first. The cost is checked 200 times. Of the factors that became 0 since the last check, as many are
+    restored as the budget allows, those farthest from 0 for their cost first. After that, zeros are fixed and the rest
+    is trained without penalty.
 
     Args:
-        space: of the network, as `kdnas.conversion.trace.convert` makes it; the network is its largest.
-        penalty: lambda, or None to let it grow.
-        budget: what it grows for.
-        by_cost: whether costs weigh the penalty.
-        blocks: whether whole blocks may go too.
+        space: of the converted network (`kdnas.conversion.convert.convert`), which is its largest subnet.
+        penalty: lambda; None grows it until the budget is met.
+        budget: for a growing penalty.
+        by_cost: whether the penalty is weighted by cost.
+        blocks: whether whole blocks have factors too.
         temperature: T.
 
     Raises:
-        ValueError: nothing in the space has a factor, a negative penalty, or neither penalty nor budget.
+        ValueError: nothing can be removed, a negative penalty, or neither penalty nor budget.
 
     Reference: Gu, Tresp, Search for Better Students to Learn Distilled Knowledge, ECAI 2020 (arXiv 2001.11612), the
         objective of section 3.
-    Differs: the paper prints KL(student, teacher) in the formula and both networks without order in the text; this is
-        the usual direction. What alpha is, is not published. The paper's lambda is fixed; letting it grow is ours.
+    Differs: the paper has KL(student, teacher) in the formula and no order in the text; this is the usual direction.
+        The paper does not define alpha. Its lambda is fixed; the growing lambda is our addition.
     """
 
     model_type: ClassVar[type[Network]] = Network
@@ -83,7 +84,7 @@ class Factors(Distiller):
         self.regulariser = ScaleFactors(strength=1.0 if penalty is None else penalty, costs=shares)
         self.divergence = SoftTargets(temperature=temperature)
         self.factors = nn.ParameterDict({unit.key: nn.Parameter(torch.ones(unit.size)) for unit in self.units})
-        # Which factors were not 0 when the budget was met, nothing before; and all at the last look before.
+        # Nonzero factors when the budget was met, and the factors at the last check before; all ones until then.
         self.register_buffer("met", torch.tensor(False))
         self.alive, self.before = (
             nn.ParameterDict({u.key: nn.Parameter(torch.ones(u.size), requires_grad=False) for u in self.units})
@@ -148,13 +149,13 @@ class Factors(Distiller):
         first, last, within = _GROWTH
         strength = first * (last / first) ** min(1.0, step.progress / within)
         self.regulariser.proximal(self._values(), strength)
-        if step.index % max(1, step.total // _LOOKS):
+        if step.index % max(1, step.total // _CHECKS):
             return
         if self.budget.excess(cost(self.removal.remaining(self.nonzero()))) > 0:
             for key, value in self.factors.items():
                 self.before[key].copy_(value.detach())
             return
-        # Between two looks too much may have become 0: it comes back, and goes again one by one.
+        # Too many factors may have become 0 since the last check: restore them, then remove one by one.
         values, before = _on_cpu(self.factors), _on_cpu(self.before)
         costs = self.regulariser.costs or (1.0,) * len(self.units)
         gone = {key: (value == 0) & (before[key] != 0) for key, value in values.items()}

@@ -20,16 +20,16 @@ SPACE, WEIGHTS, REPORT = "space.toml", "supernet.safetensors", "report.txt"
 
 
 def load_source(text: str, *, size: int = 224, classes: int = 1000) -> nn.Module:
-    """A trained network from what a person types.
+    """A trained network from its name on the command line.
 
     Args:
         text: `torchvision:NAME` or `timm:NAME`, with the zoo's own pretrained weights or, after `@`, a safetensors
             file; or `package.module:function` that returns a module.
         size: height and width of its images.
-        classes: how many it knows.
+        classes: number of its classes.
 
     Raises:
-        ValueError: another form, no such network, weights that cannot be had or do not fit, other classes.
+        ValueError: another form, no such network, weights that cannot be loaded or do not fit, other classes.
     """
     kind, _, rest = text.partition(":")
     if kind in ("torchvision", "timm") and rest:
@@ -39,11 +39,11 @@ def load_source(text: str, *, size: int = 224, classes: int = 1000) -> nn.Module
         assert isinstance(teacher, Frozen)
         return teacher.module
     if rest.isidentifier():
-        made = Spec(text).build()
-        if not isinstance(made, nn.Module):
-            raise ValueError(f"{text} must return a torch module, it returned a {type(made).__name__}.")
-        return made
-    raise ValueError(f"a network is torchvision:NAME, timm:NAME or package.module:function, got {text!r}.")
+        module = Spec(text).build()
+        if not isinstance(module, nn.Module):
+            raise ValueError(f"{text} must return a torch module, it returned a {type(module).__name__}.")
+        return module
+    raise ValueError(f"a network must be torchvision:NAME, timm:NAME or package.module:function, got {text!r}.")
 
 
 def convert_source(text: str, out: Path, *, size: int = 224, classes: int = 1000, channels: int = 3) -> Conversion:
@@ -60,17 +60,17 @@ def convert_source(text: str, out: Path, *, size: int = 224, classes: int = 1000
         channels: of the images.
 
     Raises:
-        ValueError: the folder is not empty, the network cannot be had, or cannot be converted.
+        ValueError: the folder is not empty, or the network cannot be loaded or converted.
     """
     if out.exists() and any(out.iterdir()):
-        raise ValueError(f"{out} is not empty. Give another folder, or remove it.")
+        raise ValueError(f"the folder {out} must be empty. Choose another one, or remove it.")
     source = load_source(text, size=size, classes=classes)
-    found = convert(source, image=(channels, size, size), name=text.partition("@")[0].rpartition(":")[2])
+    conversion = convert(source, image=(channels, size, size), name=text.partition("@")[0].rpartition(":")[2])
     with new_folder(out) as new:
-        (new / SPACE).write_text(_toml(table_of(found.space)), encoding="utf-8")
-        save_file({n: t.contiguous().clone() for n, t in found.supernet.state_dict().items()}, new / WEIGHTS)
-        (new / REPORT).write_text(f"{found}\n", encoding="utf-8")
-    return found
+        (new / SPACE).write_text(_toml(table_of(conversion.space)), encoding="utf-8")
+        save_file({n: t.contiguous().clone() for n, t in conversion.supernet.state_dict().items()}, new / WEIGHTS)
+        (new / REPORT).write_text(f"{conversion}\n", encoding="utf-8")
+    return conversion
 
 
 def _toml(table: dict[str, Any]) -> str:

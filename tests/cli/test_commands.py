@@ -168,7 +168,7 @@ depths = [1]
         (TABLE + 'num_stages = "2"', "num_stages must be an int"),
         (TABLE.replace("toy", "tooy"), "Did you mean 'toy'"),
         (TABLE + "=", "not valid TOML"),
-        ("widths = [4]", "needs the key family"),
+        ("widths = [4]", "must have the key `family`"),
     ],
 )
 def test_a_table_with_a_mistake_is_refused(capsys, tmp_path, table, message):

@@ -283,7 +283,7 @@ def test_the_command_writes_a_space_and_weights_to_start_from(tmp_path, capsys, 
     supernet.load_state_dict(load_file(out / WEIGHTS))
     with torch.no_grad():
         torch.testing.assert_close(supernet(IMAGES, supernet.space.largest).logits, source()(IMAGES))
-    with pytest.raises(ValueError, match="not empty"):
+    with pytest.raises(ValueError, match="must be empty"):
         convert_source("tests.conversion.test_trace:source", out, size=16)
 
 

@@ -391,10 +391,10 @@ def test_every_part_with_weights_is_listed_elastic_or_fixed_and_why():
     assert told[f"{block}.self_attention"] == (True, "heads 2, 3, 4 (layer0.heads)")
     assert told[f"{block}.mlp.0"] == (True, "channels out 32, 48, 64 (layer0.ratio)")
     assert told[f"{block}.mlp.3"] == (True, "channels in 32, 48, 64 (layer0.ratio)")
-    assert not told[f"{block}.ln_1"][0] and "layer norm over some of them would not" in told[f"{block}.ln_1"][1]
+    assert not told[f"{block}.ln_1"][0] and "layer norm over some of them would be another" in told[f"{block}.ln_1"][1]
     assert told["encoder.layers.encoder_layer_2.ln_2"] == (True, "may be left out (depth)")
     assert not told["conv_proj"][0] and "layer norm over some" in told["conv_proj"][1]
-    assert told["encoder.dropout (0.2 dropped)"] == (False, "it acts in training only, and no subnet has it")
+    assert told["encoder.dropout (0.2 dropped)"] == (False, "it is active in training only; no subnet has it")
     assert f"{block}.self_attention (0.1 dropped)" in told
     scaled = rows(timm_source(scale=True))
     assert scaled["blocks.0.ls1"] == (False, "its factors are multiplied into blocks.0.attn.proj")
@@ -413,25 +413,31 @@ def test_a_part_with_nothing_to_choose_says_so():
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        (Distilled, "dist_token is no part .*distillation token with a head of its own"),
+        (Distilled, "dist_token is not part .*distillation token with a head of its own"),
         (partial(TimmTransformer, registers=2), "reg_token .*register tokens"),
-        (partial(TimmTransformer, block=PostBlock), r"blocks\.0 \(PostBlock\) must be .*norm before it.* differs by"),
+        (
+            partial(TimmTransformer, block=PostBlock),
+            r"blocks\.0 \(PostBlock\) must be .*norm before it.* it differs by",
+        ),
         (partial(TimmTransformer, block=MaskedBlock), r"blocks\.0 \(MaskedBlock\) must be"),
-        (partial(TimmTransformer, block=GatedBlock), r"fc1 makes 64 channels and blocks\.0\.mlp\.fc2 reads 32"),
-        (partial(TimmTransformer, block=SharedKeysBlock), r"must hold queries, .* 4 heads .* has shape \(48, 32\)"),
+        (partial(TimmTransformer, block=GatedBlock), r"fc1 has 64 output channels, but blocks\.0\.mlp\.fc2 32"),
+        (partial(TimmTransformer, block=SharedKeysBlock), r"must be queries, .* 4 heads, .* got shape \(48, 32\)"),
         (WideHead, r"head has weights of other shapes: size mismatch for linear\.weight"),
-        (TwoTokens, r"cls_token must have the shape \(1, 1, 32\), and has \(1, 2, 32\)"),
-        (Wrapped, r"inner\.blocks\.0\.attn .* attends, .*holds a transformer and more"),
+        (TwoTokens, r"cls_token must have the shape \(1, 1, 32\), got \(1, 2, 32\)"),
+        (Wrapped, r"inner\.blocks\.0\.attn .* is attention .*with other parts beside a transformer"),
         (partial(TimmTransformer, global_pool="avg"), "the head pools the tokens .*'avg'"),
-        (Pooled, "what head is given must be the class token"),
-        (OtherStem, r"what blocks\.0 is given must be the patches"),
-        (partial(TimmTransformer, norm=lambda width: nn.LayerNorm(width, bias=False)), r"there is no .*norm.*\.bias"),
+        (Pooled, "the input of head must be the normalised class token"),
+        (OtherStem, r"the input of blocks\.0 must be the class token, then the patches"),
+        (
+            partial(TimmTransformer, norm=lambda width: nn.LayerNorm(width, bias=False)),
+            r"the tensor .*norm.*\.bias .*is missing",
+        ),
         (partial(TimmTransformer, pre_norm=True), "norm_pre.weight .*a norm before the blocks"),
         (partial(TimmTransformer, qk_norm=nn.LayerNorm), "q_norm.weight .*normalised queries"),
-        (partial(TimmTransformer, act=nn.ReLU), r"blocks\.0\.mlp\.act \(ReLU\) is not GELU"),
-        (partial(TimmTransformer, act=partial(nn.GELU, "tanh")), r"\(GELU\) is not GELU in its exact form"),
-        (partial(TimmTransformer, stride=2), "patches side by side"),
-        (partial(TimmTransformer, norm=nn.BatchNorm1d), r"blocks\.0\.norm1\.running_mean is no part"),
+        (partial(TimmTransformer, act=nn.ReLU), r"blocks\.0\.mlp\.act must be exact GELU, it is a ReLU"),
+        (partial(TimmTransformer, act=partial(nn.GELU, "tanh")), r"must be exact GELU, it is a GELU"),
+        (partial(TimmTransformer, stride=2), "square, adjacent patches"),
+        (partial(TimmTransformer, norm=nn.BatchNorm1d), r"blocks\.0\.norm1\.running_mean is not part"),
         (
             partial(VisionTransformer, 16, 4, 3, 4, 32, 64, representation_size=8),
             r"heads\.pre_logits\.weight .*a hidden layer before the classifier",
@@ -440,8 +446,8 @@ def test_a_part_with_nothing_to_choose_says_so():
             partial(VisionTransformer, 16, 4, 3, 4, 32, 64, conv_stem_configs=[ConvStemConfig(8, 3, 4)]),
             "conv_proj.* a stem that is more than one convolution",
         ),
-        (partial(swin_t, weights=None), r"features\.1\.0\.attn \(ShiftedWindowAttention\) attends"),
-        (partial(nn.Sequential, nn.MultiheadAttention(8, 2)), r"0 \(MultiheadAttention\) attends"),
+        (partial(swin_t, weights=None), r"features\.1\.0\.attn \(ShiftedWindowAttention\) is attention"),
+        (partial(nn.Sequential, nn.MultiheadAttention(8, 2)), r"0 \(MultiheadAttention\) is attention"),
     ],
 )
 def test_what_is_no_plain_vision_transformer_is_refused_by_name(source, message):
@@ -455,11 +461,11 @@ def test_what_is_no_plain_vision_transformer_is_refused_by_name(source, message)
 def test_blocks_that_differ_are_refused():
     source = timm_source()
     source.blocks[1] = lived(TimmBlock(32, 2, 64, NORM, nn.GELU))
-    with pytest.raises(ValueError, match="heads, inner widths or biases of their own"):
+    with pytest.raises(ValueError, match="the same heads, inner widths and biases"):
         convert(source, image=IMAGE)
     source = timm_source()
     source.norm.eps = 1e-6
-    with pytest.raises(ValueError, match=r"layer norms' eps, \[1e-06, 0\.001\]"):
+    with pytest.raises(ValueError, match=r"layer norms' eps, got \[1e-06, 0\.001\]"):
         convert(source, image=IMAGE)
 
 
@@ -471,12 +477,12 @@ def test_a_classifier_of_zeros_hides_nothing():
         convert(source, image=IMAGE)
     source = lived(Pooled())
     nn.init.zeros_(source.head.weight)
-    with pytest.raises(ValueError, match="what head is given"):
+    with pytest.raises(ValueError, match="the input of head"):
         convert(source, image=IMAGE)
 
 
 def test_images_of_another_size_or_with_other_channels_are_refused():
-    with pytest.raises(ValueError, match=r"4 x 4 patches .* 32 x 32 have 8 x 8 patches\. Give .* for, 16"):
+    with pytest.raises(ValueError, match=r"4 x 4 patches .* 32 x 32 have 8 x 8 patches\. Use .* image size, 16"):
         convert(torchvision_source(), image=(3, 32, 32))
     with pytest.raises(ValueError, match=r"18 x 18 have 4\.5 x 4\.5"):
         convert(timm_source(), image=(3, 18, 18))
@@ -560,5 +566,5 @@ def test_from_the_command_line_to_a_student(tmp_path, capsys):
     assert card.cost.macs < cost(supernet.space.blueprint(supernet.space.largest)).macs
     weights = network.state_dict()["stem.patches.weight"]
     torch.testing.assert_close(weights, tiny().state_dict()["conv_proj.weight"], rtol=0, atol=1e-6)
-    with pytest.raises(ValueError, match="not empty"):
+    with pytest.raises(ValueError, match="must be empty"):
         convert_source("tests.conversion.test_transformer:tiny", out, size=8)
