@@ -1,7 +1,7 @@
 """Route-constrained optimisation with greedy anchors: the student decides which snapshot of the teacher comes next."""
 
 import dataclasses
-import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,9 @@ from torch import Tensor
 
 from kdnas.data.base import Data
 from kdnas.jobs._run import build_teacher
-from kdnas.jobs.retrain import forget_drafts, lock_settings, retrain, taught_by_teacher
+from kdnas.jobs.retrain import check_uses_teacher, retrain
 from kdnas.network import Network, default_device
-from kdnas.runs.files import current_folder, write_json
+from kdnas.runs.steps import StudentSteps
 from kdnas.settings import Retrain
 from kdnas.specs import Spec
 from kdnas.students.folder import read_student
@@ -35,9 +35,9 @@ def retrain_along(
     teacher: Spec | None = None,
     deploy: bool = True,
 ) -> dict[str, Any]:
-    r"""Train a student under anchors on its teacher's route, chosen greedily; goes on where it was interrupted.
+    r"""Train a student along its teacher's route, the next snapshot chosen greedily; the same call resumes.
 
-    It begins with the first snapshot. When a stage is over, the next anchor is the farthest snapshot $j > i$ with
+    The first anchor is the first snapshot. At the end of a stage, the next anchor is the farthest snapshot $j > i$ with
     $H_j \le \mathrm{threshold} \cdot H_i$, where $H_j$ is the mean over the search part of
     $\mathrm{KL}(\mathrm{teacher}_j \| \mathrm{student})$ and $i$ the anchor just learnt; the one right after it where
     none is near enough. A stage has a `num_stages`-th of the steps and a learning-rate curve of its own; the last
@@ -57,64 +57,68 @@ def retrain_along(
         What `retrain` returns, and the `anchors`, counted from 1.
 
     Raises:
-        ValueError: as `retrain`; the teacher is no route; numbers out of range; the distiller asks no teacher.
+        ValueError: as `retrain`; the teacher is no route; numbers out of range; the distiller uses no teacher.
 
     Reference: Jin et al., Knowledge Distillation via Route Constrained Optimization, ICCV 2019, section 3 (greedy
         search).
     Differs: the threshold's published value could not be verified; 1.5 is ours.
     """
     if not threshold >= 1:
-        raise ValueError(f"threshold must be at least 1, got {threshold}: at 1 the next anchor is no harder.")
-    taught_by_teacher(settings, "anchors")
+        raise ValueError(f"`threshold` must be at least 1, got {threshold}: at 1 the next anchor is no harder.")
+    check_uses_teacher(settings, "--greedy-anchors")
     _, card = read_student(student)
     data, teacher = provenance(student, card, data, teacher)
     snapshots = _snapshots(teacher)
-    stages = min(num_stages, len(snapshots))
-    if not 1 <= stages <= settings.recipe.steps:
-        raise ValueError(f"stages are 1 to {settings.recipe.steps} steps, got {num_stages}.")
-    share = settings.recipe.steps // stages
-    folder = out.parent / f"{out.name}-anchors"
-    route = [made.to_json() for made in snapshots]
-    lock_settings(folder, [unstructure(settings), threshold, stages, data.to_json(), route, card.blueprint.to_json()])
-    anchors: list[int] = json.loads((folder / CHOICES).read_text()) if (folder / CHOICES).exists() else [0]
+    num_stages = min(num_stages, len(snapshots))
+    if not 1 <= num_stages <= settings.recipe.steps:
+        raise ValueError(f"`num_stages` must be from 1 to {settings.recipe.steps} steps, got {num_stages}.")
+    route = [snapshot.to_json() for snapshot in snapshots]
+    identity = [unstructure(settings), threshold, num_stages, data.to_json(), route, card.blueprint.to_json()]
+    steps = StudentSteps(out.parent / f"{out.name}-anchors", identity)
+    anchors: list[int] = steps.read(CHOICES, [0])
     source = student
-    for stage in range(stages):
+    for stage in range(num_stages):
         anchor = anchors[stage] if stage < len(anchors) else _next(source, data, snapshots, anchors[-1], threshold)
-        last = stage == stages - 1 or anchor == len(snapshots) - 1
+        last = stage == num_stages - 1 or anchor == len(snapshots) - 1
         anchors = [*anchors[:stage], len(snapshots) - 1 if last else anchor]
-        write_json(folder / CHOICES, anchors)
-        left = settings.recipe.steps - stage * share
-        recipe = dataclasses.replace(settings.recipe, steps=left if last else share, seed=settings.recipe.seed + stage)
-        weights = settings.weights if stage == 0 else "inherited"
-        how = dataclasses.replace(settings, recipe=recipe, weights=weights)
-        given = {"data": data, "teacher": snapshots[anchors[-1]]}
+        steps.write(CHOICES, anchors)
+        train = partial(
+            retrain,
+            source,
+            _stage_settings(settings, stage, num_stages, last=last),
+            data=data,
+            teacher=snapshots[anchors[-1]],
+        )
         if last:
-            found = retrain(source, how, out, deploy=deploy, **given)
-            return found | {"anchors": ",".join(str(a + 1) for a in anchors)}
-        trained = folder / f"stage-{stage + 1}"
-        if not current_folder(trained).exists():
-            retrain(source, how, trained, phase=f"anchor {anchor + 1}", deploy=False, **given)
-        forget_drafts(trained)
-        source = trained
+            return train(out, deploy=deploy) | {"anchors": ",".join(str(number + 1) for number in anchors)}
+        train_anchor = partial(train, phase=f"anchor {anchor + 1}", deploy=False)
+        source = steps.student(f"stage-{stage + 1}", train_anchor)
     raise AssertionError("the last stage returns")
 
 
+def _stage_settings(settings: Retrain, stage: int, num_stages: int, *, last: bool) -> Retrain:
+    """An equal share of the steps, all that remain for the last stage; inherited weights after the first."""
+    share = settings.recipe.steps // num_stages
+    num_steps = settings.recipe.steps - stage * share if last else share
+    recipe = dataclasses.replace(settings.recipe, steps=num_steps, seed=settings.recipe.seed + stage)
+    return dataclasses.replace(settings, recipe=recipe, weights=settings.weights if stage == 0 else "inherited")
+
+
 def _snapshots(teacher: Spec | None) -> tuple[Spec, ...]:
-    held = {} if teacher is None else dict(teacher.arguments)
-    if held.get("kind") != "route":
+    arguments = {} if teacher is None else dict(teacher.arguments)
+    if arguments.get("kind") != "route":
         raise ValueError(
-            "greedy anchors lie on a route. Give --teacher route:SPEC,SPEC, or a student of a run with "
-            "FitTeacher(snapshots=...)."
+            "--greedy-anchors needs a route of snapshots. Give --teacher route:TEACHER,TEACHER, or a student "
+            "of a run with FitTeacher(snapshots=...)."
         )
-    return held["members"]
+    return arguments["members"]
 
 
-def _next(source: Path, data: Spec, snapshots: tuple[Spec, ...], now: int, threshold: float) -> int:
+def _next(source: Path, data: Spec, snapshots: tuple[Spec, ...], current: int, threshold: float) -> int:
     loaded: Data = data.build(Data)
     network, _ = read_student(source)
-    later = [build_teacher(made, loaded) for made in snapshots[now:]]
-    found = divergences(network, later, loaded)
-    return now + next_anchor(found, threshold)
+    later = [build_teacher(snapshot, loaded) for snapshot in snapshots[current:]]
+    return current + next_anchor(divergences(network, later, loaded), threshold)
 
 
 def divergences(network: Network, teachers: list[Teacher], data: Data) -> list[float]:
@@ -139,5 +143,5 @@ def next_anchor(divergence: list[float], threshold: float) -> int:
         divergence: of the anchor just learnt, and of those after it.
         threshold: largest ratio to the first.
     """
-    near = [place for place, found in enumerate(divergence) if place and found <= threshold * divergence[0]]
+    near = [place for place, value in enumerate(divergence) if place and value <= threshold * divergence[0]]
     return max(near, default=1)

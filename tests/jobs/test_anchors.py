@@ -149,7 +149,7 @@ def test_mistakes_are_said(student, capsys):
     for how in (["--teacher", "none"], ["--distiller", "mutual"]):
         with pytest.raises(SystemExit):
             main(["retrain", str(student), "--greedy-anchors", "1.5", *how])
-        assert "asks no teacher. Drop them" in capsys.readouterr().err
+        assert "needs a distiller that uses a teacher" in capsys.readouterr().err
 
 
 def test_one_command(student, capsys, monkeypatch):

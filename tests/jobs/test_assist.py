@@ -138,7 +138,7 @@ def test_an_assistant_smaller_than_the_student_or_larger_than_the_one_before_is_
 
 @pytest.mark.parametrize("how", [("--teacher", "none"), ("--distiller", "mutual"), ("--distiller", "born_again")])
 def test_assistants_whom_nobody_asks_are_not_trained(storage, capsys, how):
-    assert "asks no teacher. Drop them" in refused(storage, capsys, "--assistants", "auto", *how)
+    assert "needs a distiller that uses a teacher" in refused(storage, capsys, "--assistants", "auto", *how)
 
 
 def test_what_a_kill_left_beside_a_finished_assistant_is_removed(storage):

@@ -428,7 +428,7 @@ def test_a_student_outside_its_run_is_retrained_by_the_recipe_of_its_run(tmp_pat
     card = json.loads((tmp_path / "taken" / "student.json").read_text())
     card["origin"]["recipe"]["steps"] = "many"
     (tmp_path / "taken" / "student.json").write_text(json.dumps(card))
-    with pytest.raises(ValueError, match="the recipe in the card"):
+    with pytest.raises(ValueError, match="has an invalid recipe"):
         settings_of(tmp_path / "taken")
     del card["origin"]["recipe"]
     (tmp_path / "taken" / "student.json").write_text(json.dumps(card))
