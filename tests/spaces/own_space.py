@@ -1,4 +1,4 @@
-"""Residual stages with a width, a depth and a kernel to choose: a search space of ordinary PyTorch blocks."""
+"""A search space of ordinary PyTorch blocks: residual stages with choices of width, depth and kernel."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ from kdnas.space import Layer, SearchSpace, layer
 
 
 class Residual(nn.Module):
-    """Two convolutions around a shortcut; knows nothing of search."""
+    """Two convolutions with a shortcut."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int) -> None:
         super().__init__()
@@ -27,7 +27,7 @@ class Residual(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class Own(SearchSpace):
-    """The fields are the keys of the table; three stages, each after the first halves the image."""
+    """Three stages; every stage but the first halves the resolution. The fields are the keys of the table."""
 
     widths: tuple[int, ...] = (8, 16, 24)
     depths: tuple[int, ...] = (1, 2)
@@ -35,22 +35,22 @@ class Own(SearchSpace):
 
     @property
     def structure(self) -> tuple[Choice, ...]:
-        """A block's kernel is a choice only while the stage is deep enough to have the block."""
-        made = []
+        """The choices; a block's kernel exists only while the stage has the block."""
+        choices = []
         for i in range(3):
-            made += [Choice(f"stage{i}.width", self.widths), Choice(f"stage{i}.depth", self.depths)]
+            choices += [Choice(f"stage{i}.width", self.widths), Choice(f"stage{i}.depth", self.depths)]
             for j in range(max(self.depths)):
-                made.append(Choice(f"stage{i}.block{j}.kernel", self.kernels, f"stage{i}.depth", j + 1))
-        return tuple(made)
+                choices.append(Choice(f"stage{i}.block{j}.kernel", self.kernels, f"stage{i}.depth", j + 1))
+        return tuple(choices)
 
     def layers(self, architecture: Architecture) -> tuple[Layer, tuple[tuple[Layer, ...], ...], Layer]:
-        """Stem, stages, head: classes and their arguments; nothing is built here."""
+        """Stem, stages and head: classes and their arguments; nothing is built."""
         stem = layer(nn.Conv2d, in_channels=self.image_channels, out_channels=8, kernel_size=3, padding=1)
         width, stages = 8, []
         for i in range(3):
-            chosen, blocks = architecture.under(f"stage{i}"), []
-            for j in range(chosen.integer("depth")):
-                outputs, kernel = chosen.integer("width"), chosen.integer(f"block{j}.kernel")
+            stage, blocks = architecture.under(f"stage{i}"), []
+            for j in range(stage.integer("depth")):
+                outputs, kernel = stage.integer("width"), stage.integer(f"block{j}.kernel")
                 stride = 2 if i > 0 and j == 0 else 1
                 blocks.append(layer(Residual, inputs=width, outputs=outputs, kernel=kernel, stride=stride))
                 width = outputs

@@ -19,7 +19,8 @@ import kdnas.blocks
 from kdnas.architecture import Architecture
 from kdnas.costs.count import cost
 from kdnas.network import Network
-from kdnas.space import Blueprint
+from kdnas.space import Blueprint, SearchSpace
+from kdnas.specs import algorithms, resolve
 from kdnas.supernet import Supernet
 from kdnas.tables import load_space, shared_folder, space_from_table, table_of
 from tests.spaces.own_space import Own
@@ -190,6 +191,15 @@ def test_the_documentation_lists_every_table_with_its_count():
     for name in TABLES:
         count = space_of(name).count()
         assert rows[name].strip() in (f"{count:,}", f"{count:.2e}"), name
+
+
+def test_the_documentation_lists_every_family_with_its_keys():
+    rows = dict(re.findall(r"^\| (\w+) \|(.*)\|$", PAGE, re.MULTILINE))
+    shared = {field.name for field in dataclasses.fields(SearchSpace)}
+    for path in (Path(kdnas.blocks.__file__).parents[1] / "spaces").glob("[!_]*.py"):
+        family = resolve(algorithms("kdnas.spaces")[path.stem])
+        keys = [field.name for field in dataclasses.fields(family) if field.name not in shared]
+        assert re.findall(r"`(\w+)`", rows[path.stem].rpartition("|")[2]) == keys, path.stem
 
 
 def test_the_documented_space_of_ones_own_is_the_one_tested_here():

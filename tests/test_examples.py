@@ -1,0 +1,63 @@
+"""Examples in docstrings run as written, each within two seconds, and the names below have one.
+
+Another module joins with a line in `EXAMPLES`: its names that must have an example.
+"""
+
+import ast
+import doctest
+import importlib
+import inspect
+import itertools
+import time
+
+import pytest
+
+EXAMPLES = {
+    "kdnas.architecture": ("Architecture", "Choice", "Value"),
+    "kdnas.space": ("SearchSpace",),
+    "kdnas.specs": ("Spec", "check_literals", "face", "find_spec", "parse_spec", "spec"),
+    "kdnas.supernet": ("Supernet",),
+    "kdnas.tables": ("load_space",),
+}
+LIMIT = 2.0  # seconds of computing per docstring
+
+
+def examples(module):
+    """The docstrings with examples of a module's own classes, functions and assignments, by name."""
+    tests = doctest.DocTestFinder().find(module)
+    names = {test.name.removeprefix(f"{module.__name__}."): test for test in tests}
+    body = ast.parse(inspect.getsource(module)).body
+    for assignment, text in itertools.pairwise(body):
+        if isinstance(assignment, ast.Assign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
+            name = ast.unparse(assignment.targets[0])
+            where = (module.__dict__, name, module.__file__, text.lineno)
+            names[name] = doctest.DocTestParser().get_doctest(str(text.value.value), *where)
+    return {name: test for name, test in names.items() if test.examples}
+
+
+def run(test):
+    """What an example printed instead of its expected output, and the seconds it took."""
+    output: list[str] = []
+    runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE)
+    start = time.process_time()
+    runner.run(test, out=output.append)
+    return "".join(output), time.process_time() - start
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_the_names_of_a_module_have_an_example(name):
+    missing = set(EXAMPLES[name]) - examples(importlib.import_module(name)).keys()
+    assert not missing, f"no example in the docstrings of {sorted(missing)}"
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_the_examples_of_a_module_run_as_written(name):
+    for where, test in examples(importlib.import_module(name)).items():
+        output, seconds = run(test)
+        assert not output, output
+        assert seconds < LIMIT, f"the example of {where} takes {seconds:.1f} s"
+
+
+def test_an_example_with_another_output_fails():
+    wrong = doctest.DocTestParser().get_doctest(">>> 1 + 1\n3\n", {}, "wrong", None, 0)
+    assert "Expected:\n    3\nGot:\n    2" in run(wrong)[0]
