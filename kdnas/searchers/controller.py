@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from kdnas.architecture import Architecture, Choice, Value
+from kdnas.randomness import initialised
 from kdnas.runs.entry import Entry
 from kdnas.searchers.base import Searcher
 from kdnas.space import SearchSpace
@@ -196,7 +197,8 @@ class Controller(Searcher):
         self.batch, self.clip, self.entropy = batch, clip, entropy
         self.epochs = epochs if algorithm == "ppo" else 1
         self.decay, self.patience = decay, patience
-        self.policy = Policy(space.choices, hidden, rng.getrandbits(62))
+        seed = rng.getrandbits(62)
+        self.policy = initialised(lambda: Policy(space.choices, hidden, seed), seed)
         self.optimizer = torch.optim.Adam(self.policy.parameters(), lr=learning_rate)
         self.baseline = self.spread = 0.0
         self.updates = self.num_asked = self.stale = 0

@@ -6,5 +6,6 @@ __getattr__, __dir__ = face(
     __name__,
     {
         "LossContract": "kdnas.testing.losses",
+        "SearcherContract": "kdnas.testing.searchers",
     },
 )

@@ -1,3 +1,4 @@
 # Written by .ci/faces.py (`make format`).
 
 from kdnas.testing.losses import LossContract as LossContract
+from kdnas.testing.searchers import SearcherContract as SearcherContract
