@@ -127,7 +127,7 @@ def _record(
     """A line of the metrics, for the step that was just taken."""
     step = training.index
     record: dict[str, Any] = {"step": step - 1, "total": cadence.total, "losses": losses, "seconds": seconds}
-    record["lr"] = training.recipe.rate(*training.schedule.curve(step - 1))
+    record["lr"] = training.rate(step - 1)
     if cadence.compares(step) and training.conflict is not None:
         record["conflict"] = training.conflict
     accuracies = evaluate() if evaluate is not None and cadence.evaluates(step) else None

@@ -1,4 +1,4 @@
-"""One loop for every kind of training: a distiller yields losses, the loop takes one optimiser step."""
+"""The training loop: a distiller yields losses, the loop runs backward on each and takes one optimizer step."""
 
 import math
 from collections import Counter
@@ -22,27 +22,29 @@ from kdnas.teachers.cache import TeacherCache
 
 @final
 class Training:
-    """A model being taught. `step()` takes one step; `state()` is everything a resumed training needs.
+    """A training of a model. `step()` takes one step; `state()` is all that a resumed training needs.
 
-    On a CPU the student sees its images in the channels-last format, which its layers hand on and which is faster
+    On a CPU the student's images are in the channels-last format, which its layers keep and which is faster
     there, unless a strided 1x1 convolution is among them (docs/numerics.md).
 
     Attributes:
+        index: number of steps taken.
+        schedule: how the distiller divides the training.
         gradient_norm: Euclidean norm of the last step's whole gradient, before clipping.
         conflict: cosine between the last watched step's gradient from its first loss (a sandwich's largest subnet) and
-            from all others; None where there was one loss only, or one of the gradients was zero.
+            from all others; None if there was one loss only, or one of the gradients was zero.
 
     Args:
         model: a supernet or a network.
-        distiller: the way of teaching.
-        data: where batches come from.
-        teacher: None where the distiller asks for none.
-        recipe: how long and how fast.
+        distiller: yields the losses of each step.
+        data: its train part gives the batches.
+        teacher: None if the distiller uses none.
+        recipe: number of steps, batch size and optimizer settings.
         device: where to compute.
-        cache: the teacher's outputs, which is then not run; batches are the cache's views of the images.
+        cache: the teacher's outputs, in place of running it; batches are the cache's views of the images.
 
     Raises:
-        ValueError: the distiller is for another kind of model, or looks at more of the teacher than the cache holds.
+        ValueError: the distiller is for another kind of model, or needs teacher layers that the cache does not store.
     """
 
     def __init__(
@@ -59,7 +61,8 @@ class Training:
         self.device = torch.device(device)
         if distiller.every_layer and cache is not None:
             raise ValueError(
-                "a memory of the teacher's outputs holds its stages, not every layer. Set teacher_views to 0."
+                "this distiller needs every teacher layer, but the cache stores one feature map per stage; disable the "
+                "cache with teacher_views=0."
             )
         if distiller.every_layer and teacher is not None:
             teacher = every_layer(teacher)
@@ -81,16 +84,16 @@ class Training:
 
     @property
     def done(self) -> bool:
-        """Whether every step is taken."""
+        """Whether all steps are taken."""
         return self.index >= self.recipe.steps
 
     @property
     def epoch_steps(self) -> int:
-        """Steps in one pass over the training images."""
+        """Steps in one pass over the train part."""
         return max(1, len(self.data.train) // min(self.recipe.batch_size, len(self.data.train)))
 
     def step(self, *, watch: bool = False) -> dict[str, float]:
-        """One step: every loss's backward, one optimiser step. Returns the losses' values by name.
+        """One step: backward of each loss, one optimizer step. Returns the losses' values by name.
 
         Args:
             watch: also measure `conflict`, which costs a copy of the gradient; nothing else changes.
@@ -102,43 +105,55 @@ class Training:
         if self.index in self.schedule.restarts and self.index > 0:
             self.optimizer = _optimizer([self.model, self.distiller], recipe)
         for group in self.optimizer.param_groups:
-            group["lr"] = recipe.rate(*self.schedule.curve(self.index)) * group.get("share", 1.0)
+            group["lr"] = self.rate(self.index) * group.get("share", 1.0)
         self.model.train()
         self.distiller.train()
-        self.optimizer.zero_grad(set_to_none=True)
-        yielded_losses: list[tuple[str, Tensor]] = []
-        first: list[tuple[nn.Parameter, Tensor]] = []
-        # Dropout draws from the global generator: seeded per step, and given back as it was.
+        # Dropout draws from the global generator: seeded per step, and restored afterwards.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed_of(recipe.seed, "step", self.index))
             batch = self._batch(self.index)
-            losses = self.distiller.losses(self.model, batch, step)
-            autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16")
-            while True:
-                with autocast:
-                    yielded = next(losses, None)
-                if yielded is None:
-                    break
-                yielded_losses.append((yielded[0], yielded[1].detach()))
-                yielded[1].backward()
-                if watch and len(yielded_losses) == 1:
-                    first = [(p, p.grad.clone()) for p in self.model.parameters() if p.grad is not None]
-            values = self._values(yielded_losses)
-            if watch:
-                self.conflict = _conflict(first) if len(yielded_losses) > 1 else None
-            held = [p for g in self.optimizer.param_groups for p in g["params"] if p.grad is not None]
-            self.gradient_norm = torch.nn.utils.get_total_norm([p.grad for p in held if p.grad is not None])
-            if not torch.isfinite(self.gradient_norm):
-                raise FloatingPointError(
-                    f"the gradient is not finite at step {self.index}, though the losses are. Start again in another "
-                    f"--out with a lower learning rate ({recipe.rate(self.index):.3g} here) or in float32."
-                )
-            if recipe.clip:
-                torch.nn.utils.clip_grads_with_norm_(held, recipe.clip, self.gradient_norm)
-            self.optimizer.step()
+            values = self._backward(batch, step, watch)
+            self._optimize()
             self.distiller.after(self.model, batch, step)
         self.index += 1
         return values
+
+    def rate(self, index: int) -> float:
+        """The learning rate of a step."""
+        return self.recipe.rate(*self.schedule.curve(index))
+
+    def _backward(self, batch: Batch, step: Step, watch: bool) -> dict[str, float]:
+        self.optimizer.zero_grad(set_to_none=True)
+        losses: list[tuple[str, Tensor]] = []
+        first: list[tuple[nn.Parameter, Tensor]] = []
+        generator = self.distiller.losses(self.model, batch, step)
+        autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bfloat16")
+        while True:
+            with autocast:
+                yielded = next(generator, None)
+            if yielded is None:
+                break
+            name, loss = yielded
+            losses.append((name, loss.detach()))
+            loss.backward()
+            if watch and len(losses) == 1:
+                first = [(p, p.grad.clone()) for p in self.model.parameters() if p.grad is not None]
+        values = self._values(losses)
+        if watch:
+            self.conflict = _conflict(first) if len(losses) > 1 else None
+        return values
+
+    def _optimize(self) -> None:
+        parameters = [p for g in self.optimizer.param_groups for p in g["params"] if p.grad is not None]
+        self.gradient_norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        if not torch.isfinite(self.gradient_norm):
+            raise FloatingPointError(
+                f"the gradient is not finite at step {self.index}, though the losses are. Start again in another "
+                f"output folder with a lower learning rate (it was {self.rate(self.index):.3g}) or in float32."
+            )
+        if self.recipe.clip:
+            torch.nn.utils.clip_grads_with_norm_(parameters, self.recipe.clip, self.gradient_norm)
+        self.optimizer.step()
 
     def _values(self, losses: list[tuple[str, Tensor]]) -> dict[str, float]:
         # One transfer from the device for all losses, before the weights are touched.
@@ -147,14 +162,14 @@ class Training:
             values[name] = values.get(name, 0.0) + value
             if not math.isfinite(value):
                 raise FloatingPointError(
-                    f"the loss {name!r} became {value} at step {self.index}. Lower the learning rate "
-                    f"({self.recipe.rate(self.index):.3g} here), or clip gradients; training can go on from the last "
+                    f"the loss {name!r} became {value} at step {self.index}. Lower the learning rate (it was "
+                    f"{self.rate(self.index):.3g}) or clip gradients; training can be resumed from the last "
                     "checkpoint."
                 )
         return values
 
     def state(self) -> dict[str, Any]:
-        """Weights, learnable parts, optimiser and step."""
+        """Weights, learnable parts, optimizer and step."""
         return {
             "model": dict(self.model.state_dict()),
             "distiller": dict(self.distiller.state_dict()),
@@ -164,10 +179,10 @@ class Training:
         }
 
     def load(self, state: dict[str, Any]) -> None:
-        """Go on from what `state` returned.
+        """Continue from what `state` returned.
 
         Raises:
-            ValueError: it belongs to another space, distiller or recipe.
+            ValueError: the state is of another space, distiller or recipe.
         """
         try:
             self.model.load_state_dict(state["model"])
@@ -175,8 +190,8 @@ class Training:
             self.optimizer.load_state_dict(state["optimizer"])
         except (RuntimeError, ValueError, KeyError) as error:
             raise ValueError(
-                "the checkpoint belongs to another search space or distiller: "
-                f"{str(error).splitlines()[0]} Use another output folder, or the settings it was made with."
+                "the checkpoint is of another search space or distiller: "
+                f"{str(error).splitlines()[0]} Use another output folder, or the settings of the checkpoint."
             ) from error
         self.index = state["index"]
         if isinstance(self.model, Supernet):
@@ -189,12 +204,13 @@ class Training:
         pixels = self.data.pixels(ids, seed, index) if cache is None else self.data.view(ids, seed, view)
         pixels = pixels.to(self.device, non_blocking=True)
         if not torch.isfinite(pixels).all():
-            raise ValueError(f"training images {ids[~pixels.isfinite().flatten(1).all(1).cpu()].tolist()} hold NaN.")
+            bad = ids[~pixels.isfinite().flatten(1).all(1).cpu()].tolist()
+            raise ValueError(f"training images must be finite, images {bad} contain NaN or infinity.")
         live = None if self.teacher is None else partial(self.teacher, at=Moment(index / self.recipe.steps, ids=ids))
         teach = live if cache is None else lambda pixels, _: cache.outputs(ids, view, pixels)
         batch = Batch(pixels, self.data.train.labels[ids].to(self.device), ids, self.data, teach)
         if self._memory_format is not None:
-            # A clone: images of one channel count as either, and layers hand on the one that their strides say.
+            # A clone: images of one channel count as either, and layers keep the one that their strides say.
             batch.images = batch.images.clone(memory_format=self._memory_format)
         return batch
 
@@ -219,23 +235,21 @@ def _optimizer(modules: list[nn.Module], recipe: Recipe) -> torch.optim.Optimize
             shares |= dict.fromkeys(loss.get_submodule(name).parameters(), share)
     groups: list[dict[str, Any]] = []
     for share in sorted({1.0, *shares.values()}, reverse=True):
-        held = [p for p in parameters if shares.get(p, 1.0) == share]
-        for some, decay in (
-            ([p for p in held if p.dim() > 1], recipe.weight_decay),
-            ([p for p in held if p.dim() <= 1], 0.0),
-        ):
-            groups.append({"params": some, "weight_decay": decay, "share": share})
+        members = [p for p in parameters if shares.get(p, 1.0) == share]
+        matrices, vectors = ([p for p in members if (p.dim() > 1) == matrix] for matrix in (True, False))
+        groups.append({"params": matrices, "weight_decay": recipe.weight_decay, "share": share})
+        groups.append({"params": vectors, "weight_decay": 0.0, "share": share})
     if recipe.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=recipe.learning_rate)
     return torch.optim.SGD(groups, lr=recipe.learning_rate, momentum=0.9, nesterov=True)
 
 
 def _conflict(first: list[tuple[nn.Parameter, Tensor]]) -> float | None:
-    """The cosine between gradients of the first loss and of the rest, which the parameters hold the sum of."""
+    """The cosine between the gradients of the first loss and of all others; the parameters hold their sum."""
     sums = torch.zeros(3, dtype=torch.float64)
     for parameter, gradient in first:
         assert parameter.grad is not None
-        one, other = gradient.double(), parameter.grad.double() - gradient.double()
-        sums = sums.to(one.device) + torch.stack([(one * other).sum(), one.square().sum(), other.square().sum()])
-    dot, own, others = sums.tolist()
-    return dot / math.sqrt(own * others) if own > 0 and others > 0 else None
+        own, other = gradient.double(), parameter.grad.double() - gradient.double()
+        sums = sums.to(own.device) + torch.stack([(own * other).sum(), own.square().sum(), other.square().sum()])
+    dot, first_square, other_square = sums.tolist()
+    return dot / math.sqrt(first_square * other_square) if first_square > 0 and other_square > 0 else None
