@@ -12,7 +12,7 @@ from kdnas.runs.folder import CHECKPOINT, RunFolder
 from kdnas.settings import Experiment, FitTeacher
 from kdnas.specs import Spec
 from kdnas.supernet import Supernet
-from kdnas.teachers.cache import cached
+from kdnas.teachers.cache import open_cache
 from kdnas.training.driver import train_with_checkpoints
 from kdnas.training.guard import Guard
 from kdnas.training.loop import Training
@@ -45,7 +45,7 @@ def _train_supernet(run: Run, taught: Spec) -> None:
     cache = None
     if settings.teacher_views:
         options = {"seed": settings.recipe.seed, "views": settings.teacher_views, "limit": settings.cache_limit}
-        cache = cached(storage.path(TEACHER_CACHE), teacher.to(device), data, device=device, **options)
+        cache = open_cache(storage.path(TEACHER_CACHE), teacher.to(device), data, device=device, **options)
     training = Training(supernet, distiller, data, teacher, settings.recipe, device, cache)
     guard = Guard(training, storage.path("healthy.safetensors"), rollback=settings.rollback)
     seconds = train_with_checkpoints(

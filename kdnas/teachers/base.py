@@ -1,4 +1,4 @@
-"""Networks that teach: frozen, always in evaluation mode, and owners of their own preprocessing."""
+"""Teachers: frozen networks, always in evaluation mode, each with its own preprocessing."""
 
 import abc
 from collections.abc import Iterator, Sequence
@@ -17,12 +17,12 @@ from kdnas.specs import nearest
 
 
 class Teacher(nn.Module, abc.ABC):
-    """Takes pixels in [0, 1] and gives Outputs, without a graph.
+    """Maps pixels in [0, 1] to Outputs, without a graph.
 
-    Its parameters are frozen, `train()` leaves it in evaluation mode, and its weights are no part of a checkpoint.
+    Its parameters are frozen, `train()` leaves it in evaluation mode, and its weights are not part of a checkpoint.
 
     Attributes:
-        class_names: one per logit, where they are known.
+        class_names: one per logit; None if unknown.
     """
 
     class_names: tuple[str, ...] | None = None
@@ -35,7 +35,7 @@ class Teacher(nn.Module, abc.ABC):
 
     @final
     def freeze(self) -> Self:
-        """Evaluation mode, no gradients; called once a teacher is built."""
+        """Evaluation mode, no gradients; called at the end of a constructor."""
         return self.requires_grad_(False).train(False)
 
     @final
@@ -44,7 +44,7 @@ class Teacher(nn.Module, abc.ABC):
 
         Args:
             pixels: `[batch, channels, height, width]` in [0, 1].
-            labels: `[batch]`, where they are known.
+            labels: `[batch]`, or None if unknown.
             at: where in the student's training, for teachers that change with it; outside a training its end.
         """
         with torch.no_grad():
@@ -52,7 +52,13 @@ class Teacher(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def teach(self, pixels: Tensor, labels: Tensor | None, at: Moment) -> Outputs:
-        """What the teacher shows; labels are for teachers that pick who is right."""
+        """The teacher's outputs; for subclasses.
+
+        Args:
+            pixels: `[batch, channels, height, width]` in [0, 1].
+            labels: `[batch]` or None, for teachers whose outputs depend on them.
+            at: where in the student's training.
+        """
 
 
 @final
@@ -60,14 +66,14 @@ class Frozen(Teacher):
     """Any network as a teacher.
 
     Args:
-        module: gives logits, or Outputs.
-        preprocessing: the network's own; pixels are resized and normalised here, so that teacher and student see the
-            same augmented pixels, each in its own way.
+        module: returns logits, or Outputs.
+        preprocessing: the network's image size and normalisation, applied to the pixels here: teacher and student get
+            the same augmented pixels, each in its own way.
         stages: names of submodules whose outputs are the features. By default a Network's stages, else the last map at
-            each resolution, or four transformer blocks evenly spread, found by one pass.
+            each resolution, or four transformer blocks evenly spread, as one pass over a blank image shows.
 
     Raises:
-        ValueError: a stage that does not exist; the nearest name is offered.
+        ValueError: a stage that does not exist; the message suggests the nearest name.
     """
 
     def __init__(self, module: nn.Module, *, preprocessing: Preprocessing, stages: Sequence[str] | None = None) -> None:
@@ -87,12 +93,12 @@ class Frozen(Teacher):
         images = normalise(resize(pixels, self.preprocessing.height, self.preprocessing.width), self.preprocessing)
         if isinstance(self.module, Network) and not self.stages:
             return self.module(images)
-        with recorded(self.module, self.stages) as seen:
-            found = self.module(images)
-        if isinstance(found, Outputs):
-            named = isinstance(self.module, Network)
-            return found._replace(features=tuple(seen[name] for name in self.stages)) if named else found
-        return Outputs(found, tuple(seen[name] for name in self.stages), images=images)
+        with recorded(self.module, self.stages) as maps:
+            outputs = self.module(images)
+        features = tuple(maps[name] for name in self.stages)
+        if isinstance(outputs, Outputs):
+            return outputs._replace(features=features) if isinstance(self.module, Network) else outputs
+        return Outputs(outputs, features, images=images)
 
     def _probe(self) -> Tensor:
         p = self.preprocessing
@@ -118,27 +124,25 @@ def find_stages(module: nn.Module, images: Tensor, most: int = 6) -> tuple[str, 
     """The submodules whose outputs are the last at their resolution; for a transformer four blocks, evenly spread.
 
     Raises:
-        ValueError: no submodule gives maps or tokens.
+        ValueError: the module fails on these images, or no submodule returns maps or tokens.
     """
     names = [name for name, _ in module.named_modules() if name]
-    order: list[str] = []
-    with recorded(module, names) as seen, torch.no_grad():
+    with recorded(module, names) as outputs, torch.no_grad():
         try:
             module(images)
         except RuntimeError as error:
             _, *image = images.shape
             raise ValueError(
-                f"the teacher cannot be run on images of {' x '.join(map(str, image))} ({str(error).splitlines()[0]}). "
-                "Give one that takes this data's images."
+                f"the teacher must accept images of {' x '.join(map(str, image))}, but it fails on them "
+                f"({str(error).splitlines()[0]}). Use a teacher for this data's images."
             ) from error
-        order = list(seen)
-    maps = [n for n in order if seen[n].dim() == 4 and seen[n].shape[2] * seen[n].shape[3] > 1]
+    maps = [n for n, map_ in outputs.items() if map_.dim() == 4 and map_.shape[2] * map_.shape[3] > 1]
     by_size: dict[tuple[int, ...], str] = {}
     for name in maps:
-        by_size[tuple(seen[name].shape[2:])] = name
+        by_size[tuple(outputs[name].shape[2:])] = name
     if len(by_size) >= 2:
         return tuple(by_size.values())[-most:]
-    tokens = [n for n in order if seen[n].dim() == 3]
+    tokens = [n for n in outputs if outputs[n].dim() == 3]
     depths = {n.count(".") for n in tokens}
     for depth in sorted(depths):
         level = [n for n in tokens if n.count(".") == depth]
@@ -147,24 +151,24 @@ def find_stages(module: nn.Module, images: Tensor, most: int = 6) -> tuple[str, 
     if maps or tokens:
         return tuple((maps or tokens)[-1:])
     raise ValueError(
-        "no submodule of the teacher gives a map or tokens. Name its stages, or use losses on logits only."
+        "no submodule of the teacher returns a feature map or tokens. Name its stages, or use losses of logits only."
     )
 
 
 def every_layer(teacher: Teacher) -> Teacher:
-    """The same teacher, showing the output of every layer (block) in place of one map per stage.
+    """The same teacher, with the output of every layer (block) as features instead of one map per stage.
 
-    A Network shows each layer of its stages. Of another network the layers are the outermost modules inside an
-    `nn.Sequential` that have parts of their own and give maps or tokens, in order of execution: the blocks of
-    torchvision's and timm's networks. Where there are fewer than two, its stages are shown as ever.
+    The layers of a Network are those of its stages. Of another network the layers are the outermost modules inside an
+    `nn.Sequential` that have submodules and return maps or tokens, in order of execution: the blocks of
+    torchvision's and timm's networks. If there are fewer than two, the features stay those of the stages.
 
     Raises:
-        ValueError: the teacher is made of several, whose layers are no one network's.
+        ValueError: the teacher is made of several networks.
     """
     if not isinstance(teacher, Frozen):
         raise ValueError(
-            f"every layer is shown by a teacher of one network, got a {type(teacher).__name__}. Name one by --teacher, "
-            "such as checkpoint:RUN/teacher."
+            f"features of every layer need a teacher of one network, got a {type(teacher).__name__}. Name one by "
+            "--teacher, for example checkpoint:RUN/teacher."
         )
     module = teacher.module
     if isinstance(module, Network):
@@ -172,16 +176,15 @@ def every_layer(teacher: Teacher) -> Teacher:
     else:
         device = next((p.device for p in module.parameters()), torch.device("cpu"))
         names = _blocks(module, teacher._probe().to(device))
-    shown = names if len(names) >= 2 else None
-    return Frozen(module, preprocessing=teacher.preprocessing, stages=shown)
+    return Frozen(module, preprocessing=teacher.preprocessing, stages=names if len(names) >= 2 else None)
 
 
 def _blocks(module: nn.Module, images: Tensor) -> list[str]:
     candidates: list[str] = []
-    for owner, held in module.named_modules():
-        if isinstance(held, nn.Sequential) and not any(owner.startswith(f"{name}.") for name in candidates):
-            prefix = f"{owner}." if owner else ""
-            candidates += [prefix + name for name, child in held.named_children() if any(child.children())]
-    with recorded(module, candidates) as seen, torch.no_grad():
+    for path, part in module.named_modules():
+        if isinstance(part, nn.Sequential) and not any(path.startswith(f"{name}.") for name in candidates):
+            prefix = f"{path}." if path else ""
+            candidates += [prefix + name for name, child in part.named_children() if any(child.children())]
+    with recorded(module, candidates) as outputs, torch.no_grad():
         module(images)
-    return [n for n in seen if seen[n].dim() == 3 or (seen[n].dim() == 4 and seen[n][0, 0].numel() > 1)]
+    return [n for n, map_ in outputs.items() if map_.dim() == 3 or (map_.dim() == 4 and map_[0, 0].numel() > 1)]

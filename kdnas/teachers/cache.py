@@ -1,4 +1,4 @@
-"""What a teacher says of every training image, computed once and read from disk afterwards."""
+"""A teacher's outputs on the training images, computed once and read from disk afterwards."""
 
 import hashlib
 import json
@@ -24,29 +24,30 @@ _log = logging.getLogger(__name__)
 INDEX = "index.json"
 _FORMAT = 1
 _SHARD = 256  # images per file
+_REMOVE = "Remove the folder: it is written again."
 
 
 @final
 class TeacherCache:
     """A teacher's outputs on a fixed number of augmented views of every training image.
 
-    A view's augmentation is drawn from (seed, view, image), so that the same pixels return whenever the image comes up
-    in an epoch of that view: epoch `e` uses view `e mod views`. Training with a cache therefore sees `views`
-    fixed augmentations of each image instead of fresh ones; without augmentation there is one view.
+    A view's augmentation follows from (seed, view, image), so that an image has the same pixels in every epoch of that
+    view: epoch `e` uses view `e mod views`. A training with a cache therefore uses `views` fixed augmentations of
+    each image instead of new ones; without augmentation there is one view.
 
-    Files hold 256 images of one view each. Every reading checks the image's number, and a checksum of the
-    very pixels, against what was written; a file's SHA-256 is checked when it is first opened.
+    A file stores 256 images of one view. Every read compares the image's index and a checksum of its pixels with
+    those stored; a file's SHA-256 is checked when it is first opened.
 
     Args:
-        folder: what `write_cache` filled.
-        teacher: whose outputs these are.
-        data: of which images.
-        seed: of the views.
-        views: how many.
+        folder: the cache's folder, as `open_cache` writes it.
+        teacher: the teacher of the outputs.
+        data: the data of the images.
+        seed: seed of the views.
+        views: number of views.
 
     Raises:
         ValueError: no cache, a damaged one, or one of another teacher, other data, another seed or number of views.
-            While reading: a file that was changed, or pixels that are not those the outputs were computed on.
+            While reading: a changed file, or pixels other than those of the stored outputs.
     """
 
     def __init__(self, folder: Path, teacher: Teacher, data: Data, *, seed: int, views: int) -> None:
@@ -54,62 +55,55 @@ class TeacherCache:
         try:
             self._index: dict[str, Any] = json.loads((self.folder / INDEX).read_text())
         except (OSError, json.JSONDecodeError) as error:
-            raise ValueError(f"{folder} is no teacher cache ({error}). Remove it to have it written again.") from error
-        other = _difference(self._index, _identity(teacher, data, seed, views))
-        if other:
-            raise ValueError(
-                f"the teacher cache {folder} was written with another {other}. Remove it to have it written again."
-            )
+            raise ValueError(f"{folder} is not a teacher cache ({error}). {_REMOVE}") from error
+        difference = _difference(self._index, _identity(teacher, data, seed, views))
+        if difference:
+            raise ValueError(f"the teacher cache {folder} was written with another {difference}. {_REMOVE}")
         self.views, self._shards = views, dict[str, dict[str, Tensor]]()
 
     def outputs(self, ids: Tensor, view: int, pixels: Tensor) -> Outputs:
-        """The teacher's outputs on one view of some images, on the pixels' device; `images` is not kept.
+        """The teacher's outputs on one view of a batch, on the pixels' device; without `Outputs.images`.
 
         Args:
-            ids: `[batch]`, places in the train part.
-            view: which.
-            pixels: `[batch, channels, height, width]`, the images as augmented now.
+            ids: `[batch]`, the images' indices in the train part.
+            view: index of the view.
+            pixels: `[batch, channels, height, width]`, the augmented images.
         """
-        found: dict[str, Tensor] = {}
+        tensors: dict[str, Tensor] = {}
         ids = ids.cpu()
         for shard in (ids // _SHARD).unique().tolist():
-            held = self._shard(view, shard)
+            stored = self._shard(view, shard)
             here = (ids // _SHARD == shard).nonzero().flatten()
             rows = ids[here] % _SHARD
-            if int(rows.max()) >= len(held["ids"]) or not torch.equal(held["ids"][rows], ids[here]):
-                raise ValueError(
-                    f"{_file(view, shard)} in {self.folder} does not hold the images it should: its numbers are "
-                    "misaligned. Remove the cache to have it written again."
-                )
-            for name, tensor in held.items():
-                if name not in found:
-                    found[name] = tensor.new_empty(len(ids), *tensor.shape[1:])
-                found[name][here] = tensor[rows]
-        differs = ((found["pixels"] - _checksum(pixels)).abs() > 1e-6 * (1 + found["pixels"].abs())).nonzero().flatten()
+            if int(rows.max()) >= len(stored["ids"]) or not torch.equal(stored["ids"][rows], ids[here]):
+                raise ValueError(f"images in {_file(view, shard)} of {self.folder} are misaligned. {_REMOVE}")
+            for name, tensor in stored.items():
+                if name not in tensors:
+                    tensors[name] = tensor.new_empty(len(ids), *tensor.shape[1:])
+                tensors[name][here] = tensor[rows]
+        sums = tensors["pixels"]
+        differs = ((sums - _checksum(pixels)).abs() > 1e-6 * (1 + sums.abs())).nonzero().flatten()
         if len(differs):
             raise ValueError(
-                f"training image {int(ids[differs[0]])} does not have the pixels that the teacher cache {self.folder} "
-                f"was written for (view {view}). The data changed: remove the cache to have it written again."
+                f"training image {int(ids[differs[0]])} does not have the pixels of view {view} in the teacher cache "
+                f"{self.folder}: the data changed. {_REMOVE}"
             )
-        return _restored({n: t.to(pixels.device) for n, t in found.items() if n not in ("ids", "pixels")})
+        return _unflatten({n: t.to(pixels.device) for n, t in tensors.items() if n not in ("ids", "pixels")})
 
     def _shard(self, view: int, shard: int) -> dict[str, Tensor]:
         name = _file(view, shard)
         if name not in self._shards:
             path = self.folder / name
             if name not in self._index["files"] or not path.is_file() or _digest(path) != self._index["files"][name]:
-                raise ValueError(
-                    f"{name} in the teacher cache {self.folder} is missing or was changed. Remove the cache to have it "
-                    "written again."
-                )
+                raise ValueError(f"{name} of the teacher cache {self.folder} is missing or was changed. {_REMOVE}")
             try:
                 self._shards[name] = load_file(path)
             except safetensors.SafetensorError as error:
-                raise ValueError(f"{path} is damaged ({error}). Remove the cache to have it written again.") from error
+                raise ValueError(f"{path} is damaged ({error}). {_REMOVE}") from error
         return self._shards[name]
 
 
-def cached(
+def open_cache(
     folder: Path,
     teacher: Teacher,
     data: Data,
@@ -119,15 +113,15 @@ def cached(
     limit: float,
     device: torch.device | str = "cpu",
 ) -> TeacherCache:
-    """The cache in a folder; written first where there is none, or one that was written for something else.
+    """The cache in a folder; written first if there is none, or a stale one: of another teacher or other settings.
 
-    Such a stale cache is replaced, which is logged; it stays in place until the new one is complete.
+    A stale cache is replaced, which is logged; it stays in place until the new one is complete.
 
     Args:
-        folder: where; it appears whole or not at all.
-        teacher: in evaluation mode.
-        data: whose train part.
-        seed: of the views.
+        folder: the cache's folder; it appears complete or not at all.
+        teacher: the teacher.
+        data: its train part is cached.
+        seed: seed of the views.
         views: augmentations per image.
         limit: most gigabytes to write.
         device: where to run the teacher.
@@ -149,18 +143,18 @@ def _write(
 ) -> None:
     if views < 1 or (views > 1 and data.augmentation == "none"):
         raise ValueError(
-            f"a teacher cache holds at least one view of an image, and just one without augmentation, got {views}."
+            f"a teacher cache needs at least one view per image, and exactly one without augmentation, got {views}."
         )
     if any(isinstance(module, Route) for module in teacher.modules()):
-        raise ValueError("a route changes with the student's progress, so its outputs cannot be cached. Do not cache.")
-    probe = _flattened(teacher(data.view(torch.arange(1), seed, 0).to(device), data.train.labels[:1].to(device)))
+        raise ValueError("outputs of a route cannot be cached, they change during the training. Set teacher_views=0.")
+    probe = _flatten(teacher(data.view(torch.arange(1), seed, 0).to(device), data.train.labels[:1].to(device)))
     each = sum(tensor.numel() * tensor.element_size() for tensor in probe.values())
     size = each * len(data.train) * views / 1e9
     _log.info(f"teacher cache: {len(data.train):,} images x {views} views x {each:,} bytes = {size:.3g} GB in {folder}")
     if size > limit:
         raise ValueError(
-            f"the teacher cache would take {size:.3g} GB, the limit is {limit:g}. Raise the limit, take fewer views or "
-            "a teacher with fewer stages, or do not cache."
+            f"the teacher cache would take {size:.3g} GB, the limit is {limit:g}. Raise the limit, use fewer views or "
+            "a teacher with fewer stages, or set teacher_views=0."
         )
     files: dict[str, str] = {}
     shards = list(torch.arange(len(data.train)).split(_SHARD))
@@ -169,9 +163,9 @@ def _write(
             for number, ids in enumerate(shards):
                 pixels = data.view(ids, seed, view)
                 outputs = teacher(pixels.to(device), data.train.labels[ids].to(device))
-                kept = {name: tensor.cpu().contiguous().clone() for name, tensor in _flattened(outputs).items()}
+                tensors = {name: tensor.cpu().contiguous().clone() for name, tensor in _flatten(outputs).items()}
                 path = new / _file(view, number)
-                save_file(kept | {"ids": ids.clone(), "pixels": _checksum(pixels)}, path)
+                save_file(tensors | {"ids": ids.clone(), "pixels": _checksum(pixels)}, path)
                 files[path.name] = _digest(path)
                 bar.update(len(files))
         index = _identity(teacher, data, seed, views) | {"files": files}
@@ -179,7 +173,7 @@ def _write(
 
 
 def _identity(teacher: Teacher, data: Data, seed: int, views: int) -> dict[str, Any]:
-    """What a cache depends on, by the words an error names it with."""
+    """What a cache depends on, under the names that messages use."""
     weights = hashlib.sha256(type(teacher).__name__.encode())
     for name, tensor in sorted(teacher.state_dict().items()):
         weights.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
@@ -196,12 +190,12 @@ def _identity(teacher: Teacher, data: Data, seed: int, views: int) -> dict[str, 
 
 
 def _difference(index: dict[str, Any], identity: dict[str, Any]) -> str:
-    """The first thing, in words, in which a cache is another one; empty if it is the same."""
-    return next((name.replace("_", " ") for name, now in identity.items() if index.get(name) != now), "")
+    """The name of the first value in which a cache differs; empty if none does."""
+    return next((name.replace("_", " ") for name, value in identity.items() if index.get(name) != value), "")
 
 
 def _stale(folder: Path, identity: dict[str, Any]) -> str:
-    """In what a readable cache in the folder differs; empty where there is none, or the same."""
+    """In what a readable cache in the folder differs; empty if there is none, or it does not."""
     try:
         index = json.loads((current_folder(folder) / INDEX).read_text())
     except (OSError, json.JSONDecodeError):
@@ -209,26 +203,26 @@ def _stale(folder: Path, identity: dict[str, Any]) -> str:
     return _difference(index, identity) if isinstance(index, dict) else ""
 
 
-def _flattened(outputs: Outputs, prefix: str = "") -> dict[str, Tensor]:
-    kept = {f"{prefix}logits": outputs.logits}
-    kept |= {f"{prefix}features.{i}": feature for i, feature in enumerate(outputs.features)}
-    kept |= {f"{prefix}attentions.{i}": attention for i, attention in enumerate(outputs.attentions)}
+def _flatten(outputs: Outputs, prefix: str = "") -> dict[str, Tensor]:
+    tensors = {f"{prefix}logits": outputs.logits}
+    tensors |= {f"{prefix}features.{i}": feature for i, feature in enumerate(outputs.features)}
+    tensors |= {f"{prefix}attentions.{i}": attention for i, attention in enumerate(outputs.attentions)}
     for i, member in enumerate(outputs.members):
-        kept |= _flattened(member, f"{prefix}members.{i}.")
-    return kept
+        tensors |= _flatten(member, f"{prefix}members.{i}.")
+    return tensors
 
 
-def _restored(kept: dict[str, Tensor], prefix: str = "") -> Outputs:
-    def listed(kind: str) -> Iterator[Tensor]:
+def _unflatten(tensors: dict[str, Tensor], prefix: str = "") -> Outputs:
+    def series(kind: str) -> Iterator[Tensor]:
         number = 0
-        while f"{prefix}{kind}.{number}" in kept:
-            yield kept[f"{prefix}{kind}.{number}"]
+        while f"{prefix}{kind}.{number}" in tensors:
+            yield tensors[f"{prefix}{kind}.{number}"]
             number += 1
 
     members = []
-    while f"{prefix}members.{len(members)}.logits" in kept:
-        members.append(_restored(kept, f"{prefix}members.{len(members)}."))
-    logits, features, attentions = kept[f"{prefix}logits"], tuple(listed("features")), tuple(listed("attentions"))
+    while f"{prefix}members.{len(members)}.logits" in tensors:
+        members.append(_unflatten(tensors, f"{prefix}members.{len(members)}."))
+    logits, features, attentions = tensors[f"{prefix}logits"], tuple(series("features")), tuple(series("attentions"))
     return Outputs(logits, features, attentions, members=tuple(members))
 
 

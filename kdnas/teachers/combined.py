@@ -1,4 +1,4 @@
-"""Teachers made of teachers: ensembles, routes through a training, a stream of one teacher's outputs."""
+"""Teachers made of teachers: ensembles, routes along a training, and teachers that are loaded per batch."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -20,21 +20,21 @@ Mean = Literal["probabilities", "logits", "random", "reliable"]
 
 @final
 class Ensemble(Teacher):
-    r"""Several teachers as one; each of them is in `members`, and the features are the first one's.
+    r"""Several teachers as one; each one's outputs are in `members`, the features are those of the first.
 
-    How their logits $z_m$ become one, per sample:
+    How their logits $z_m$ are combined, per sample:
 
     - `probabilities`: $\log \sum_m w_m\,\mathrm{softmax}(z_m)$, the arithmetic mean of the distributions.
     - `logits`: $\sum_m w_m z_m$, their geometric mean.
-    - `random`: those of one member, drawn anew for each batch from the training's progress; its features and logits.
+    - `random`: the outputs of one member, sampled anew for each batch from the training's progress.
     - `reliable`: as `probabilities` with $w_m = (1 - \mathrm{softmax}_m(\mathrm{CE}_m)) / (M - 1)$ for each sample,
-      where $\mathrm{CE}_m$ is the member's cross-entropy with the label: who is wrong counts less. Without labels as
-      `probabilities`.
+      where $\mathrm{CE}_m$ is the member's cross-entropy with the label: members that are wrong weigh less. Without
+      labels as `probabilities`.
 
     Args:
         teachers: at least two, of the same classes.
-        mean: which of them.
-        weights: $w$, one per teacher, not negative; equal by default. Not for `random` and `reliable`.
+        mean: the rule above.
+        weights: $w$, one per teacher, not negative; equal by default. Only for `probabilities` and `logits`.
 
     Raises:
         ValueError: fewer than two teachers, another mean, wrong weights, or teachers of different classes.
@@ -43,8 +43,8 @@ class Ensemble(Teacher):
         geometric mean); Shen, He, Xue, MEAL, AAAI 2019 (one at random); Zhang, Chen, Wang, Confidence-Aware
         Multi-Teacher Knowledge Distillation, ICASSP 2022, equations 2 and 3 (reliable).
     Differs: the last weighs losses, here the distributions are weighed. A loss's temperature softens the joint logits,
-        after the averaging. By `logits` that is the same; by `probabilities` it is not the mean of what each teacher
-        says at that temperature, except at 1.
+        after the averaging. With `logits` that is the same; with `probabilities` it is not the mean of the teachers'
+        distributions at that temperature, except at 1.
     """
 
     def __init__(
@@ -52,14 +52,14 @@ class Ensemble(Teacher):
     ) -> None:
         super().__init__()
         if len(teachers) < 2:
-            raise ValueError(f"an ensemble has at least two teachers, got {len(teachers)}.")
+            raise ValueError(f"an ensemble needs at least two teachers, got {len(teachers)}.")
         check_literals(type(self), locals())
         if weights and (mean in ("random", "reliable") or len(weights) != len(teachers)):
             raise ValueError(
-                f"weights are one per teacher for probabilities or logits, got {tuple(weights)} for {mean}."
+                f"`weights` must be one per teacher, for probabilities or logits only, got {tuple(weights)} for {mean}."
             )
         if weights and not (min(weights) >= 0 and 0 < sum(weights) < math.inf):
-            raise ValueError(f"weights must not be negative nor all zero, got {tuple(weights)}.")
+            raise ValueError(f"`weights` must not be negative nor all zero, got {tuple(weights)}.")
         self.teachers, self.mean = nn.ModuleList(teachers), mean
         total = sum(weights) or len(teachers)
         self.weights = tuple(w / total for w in (weights or (1.0,) * len(teachers)))
@@ -73,7 +73,7 @@ class Ensemble(Teacher):
         members = tuple(teacher(pixels, labels, at) for teacher in self.teachers)
         shapes = [tuple(member.logits.shape[1:]) for member in members]
         if len(set(shapes)) > 1:
-            raise ValueError(f"teachers of an ensemble know the same classes, got logits of shapes {shapes}.")
+            raise ValueError(f"teachers of an ensemble must have the same classes, got logits of shapes {shapes}.")
         logits = torch.stack([member.logits.float() for member in members])
         shares = logits.new_tensor(self.weights)[:, None]
         if self.mean == "reliable" and labels is not None:
@@ -88,9 +88,9 @@ class Ensemble(Teacher):
 
 @final
 class Streamed(Teacher):
-    """A teacher that is in memory only while it is asked: several large ones then need not fit there together.
+    """A teacher that is in memory only while it runs, so that several large ones need not fit there together.
 
-    It is built from its files for every batch, which costs time; with `teacher_views` it is asked once per view.
+    It is built from its files for every batch, which costs time; with `teacher_views` it runs once per view.
 
     Args:
         make: builds the teacher.
@@ -101,13 +101,13 @@ class Streamed(Teacher):
         self.make = make
 
     def teach(self, pixels: Tensor, labels: Tensor | None, at: Moment) -> Outputs:
-        """What the teacher shows, which is then let go."""
+        """The outputs of a teacher that is built for this call."""
         return self.make().to(pixels.device)(pixels, labels, at)
 
 
 @final
 class Route(Teacher):
-    """One teacher at several times of its own training: the student's progress picks the snapshot.
+    """One teacher at several times of its own training: the student's progress selects the snapshot.
 
     Snapshot `k` of `n` teaches in the `k`-th of `n` equal parts of the student's training, the last one also outside
     of training. With the loss `route_constrained`, whose `num_anchors` is then `n`, this is route-constrained
@@ -125,12 +125,12 @@ class Route(Teacher):
     def __init__(self, snapshots: Sequence[Teacher]) -> None:
         super().__init__()
         if not snapshots:
-            raise ValueError("a route has at least one snapshot, got none.")
+            raise ValueError("a route needs at least one snapshot, got none.")
         self.snapshots = nn.ModuleList(snapshots)
         self.freeze()
 
     def teach(self, pixels: Tensor, labels: Tensor | None, at: Moment) -> Outputs:
-        """What the snapshot of now shows."""
+        """The outputs of the snapshot that the progress selects."""
         count = len(self.snapshots)
         # The step at which a part begins belongs to it, whatever the product of the shares is rounded to.
         return self.snapshots[min(int(at.progress * count + 1e-9), count - 1)](pixels, labels, at)
@@ -145,18 +145,18 @@ def several_teachers(
 ) -> Teacher:
     """Several teachers as an `Ensemble` (`ensemble`, `ensemble+MEAN`), or one's snapshots as a `Route` (`route`)."""
     if kind == "route" and weights:
-        raise ValueError(f"a route's snapshots come one after the other and have no weights, got {weights}.")
-    made: list[Teacher] = [m.build(Teacher, classes=classes, preprocessing=preprocessing) for m in members]
+        raise ValueError(f"snapshots of a route have no weights, got {weights}.")
+    teachers: list[Teacher] = [m.build(Teacher, classes=classes, preprocessing=preprocessing) for m in members]
     if kind == "route":
-        return Route(made)
+        return Route(teachers)
     mean: Any = kind.partition("+")[2] or "probabilities"
-    return Ensemble(made, mean=mean, weights=weights)
+    return Ensemble(teachers, mean=mean, weights=weights)
 
 
 def streamed_teacher(member: Spec, classes: int, preprocessing: Preprocessing) -> Teacher:
-    """A teacher that is built whenever it is asked; once now, so that what is wrong with it is said at once."""
+    """A teacher that is built for every batch; once now too, so that errors come early."""
     make = partial(member.build, Teacher, classes=classes, preprocessing=preprocessing)
-    made: Teacher = make()
+    teacher: Teacher = make()
     streamed = Streamed(make)
-    streamed.class_names = made.class_names
+    streamed.class_names = teacher.class_names
     return streamed

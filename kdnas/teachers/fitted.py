@@ -1,4 +1,4 @@
-"""The network that is trained where a user has data and no teacher."""
+"""The network that is trained as a teacher if a user has none."""
 
 from kdnas.space import Blueprint, layer
 
@@ -9,7 +9,7 @@ def fitted_teacher(image: tuple[int, int, int], classes: int, blocks: int = 0) -
     Args:
         image: channels, height and width.
         classes: number of classes.
-        blocks: per stage; 0 for one on images of up to 16 x 16 and two on larger ones.
+        blocks: per stage; 0 for one on images of at most 16 x 16, two on larger ones.
     """
     channels, height, _ = image
     widths = (32, 64, 128) if height <= 16 else (64, 128, 256) if height <= 64 else (64, 128, 256, 512)
@@ -17,8 +17,8 @@ def fitted_teacher(image: tuple[int, int, int], classes: int, blocks: int = 0) -
     inputs, stages = widths[0], []
     for index, width in enumerate(widths):
         stage = []
-        for place in range(blocks or (1 if height <= 16 else 2)):
-            stride = 2 if index > 0 and place == 0 else 1
+        for block in range(blocks or (1 if height <= 16 else 2)):
+            stride = 2 if index > 0 and block == 0 else 1
             stage.append(layer("kdnas.blocks.resnet:BasicBlock", inputs=inputs, outputs=width, stride=stride))
             inputs = width
         stages.append(tuple(stage))

@@ -1,4 +1,4 @@
-"""A teacher from what a person types."""
+"""Teachers from their text forms."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,10 +17,10 @@ def load_teacher(text: str) -> Spec | FitTeacher:
 
     Args:
         text: `fit`, `torchvision:NAME`, `timm:NAME` (either may end in `@weights.safetensors`), `checkpoint:FOLDER`
-            (a student folder), or `package.module:function` that returns a Teacher or a module; and of several such,
+            (a student folder), or `package.module:function` that returns a Teacher or a module; of several of these,
             `ensemble:SPEC,SPEC` (or `ensemble+logits:`, `ensemble+random:`, `ensemble+reliable:`; the first two also
             weighted, `ensemble:SPEC=2,SPEC=1`) and `route:SPEC,SPEC` (snapshots of one teacher, in the order of its
-            training). `streamed:SPEC` is a teacher that is in memory only while it is asked.
+            training). `streamed:SPEC` is a teacher that is in memory only while it runs.
 
     Raises:
         ValueError: another form.
@@ -34,7 +34,7 @@ def load_teacher(text: str) -> Spec | FitTeacher:
     if kind == "streamed" and rest:
         return spec(streamed_teacher, member=_finished(rest, text))
     if kind in ("route", "ensemble", *(f"ensemble+{mean}" for mean in get_args(Mean))) and rest:
-        parts, weights = _weighed(rest.split(","))
+        parts, weights = _split_weights(rest.split(","))
         options = {"weights": weights} if weights else {}
         return spec(several_teachers, kind=kind, members=tuple(_finished(part, text) for part in parts), **options)
     if kind == "checkpoint" and rest:
@@ -43,8 +43,8 @@ def load_teacher(text: str) -> Spec | FitTeacher:
         resolve(text)
         return spec(own_teacher, function=text)
     raise ValueError(
-        f"a teacher is fit, torchvision:NAME, timm:NAME, checkpoint:FOLDER, package.module:function, "
-        f"ensemble:SPEC,SPEC or route:SPEC,SPEC, got {text!r}."
+        "a teacher is fit, torchvision:NAME, timm:NAME, checkpoint:FOLDER, package.module:function, "
+        f"ensemble:SPEC,SPEC, route:SPEC,SPEC or streamed:SPEC, got {text!r}."
     )
 
 
@@ -55,13 +55,13 @@ def _finished(text: str, whole: str) -> Spec:
     return teacher
 
 
-def _weighed(parts: Sequence[str]) -> tuple[list[str], tuple[float, ...]]:
-    """Teachers' texts without their weights, and the weights where all have one."""
-    cut = [part.rpartition("=") for part in parts]
+def _split_weights(parts: Sequence[str]) -> tuple[list[str], tuple[float, ...]]:
+    """Teachers' texts without their weights, and the weights if all have one."""
+    pairs = [part.rpartition("=") for part in parts]
     try:
-        weights = [float(number) for _, equals, number in cut if equals]
+        weights = [float(number) for _, equals, number in pairs if equals]
     except ValueError:
         return list(parts), ()  # the sign is part of a path
     if weights and len(weights) < len(parts):
-        raise ValueError(f"weights are given to all teachers or to none, got {','.join(parts)!r}.")
-    return ([text for text, _, _ in cut] if weights else list(parts)), tuple(weights)
+        raise ValueError(f"either all teachers of an ensemble have weights or none, got {','.join(parts)!r}.")
+    return ([text for text, _, _ in pairs] if weights else list(parts)), tuple(weights)

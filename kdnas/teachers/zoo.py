@@ -1,6 +1,7 @@
-"""Teachers from student folders, torchvision, timm and functions of the user."""
+"""Teachers from student folders, torchvision, timm and functions of a user."""
 
 import importlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,16 +10,15 @@ from torch import nn
 
 from kdnas.preprocessing import Preprocessing
 from kdnas.specs import Spec, nearest
+from kdnas.students.folder import read_student
 from kdnas.teachers.base import Frozen, Teacher
 
 
 def student_teacher(path: str, classes: int, preprocessing: Preprocessing) -> Teacher:
-    """A student folder, or the teacher that a run trained, as a teacher."""
-    from kdnas.students.folder import read_student  # student knows teachers' floor, not the other way round
-
+    """The network of a student folder, or the teacher that a run trained, as a teacher."""
     del preprocessing
     network, card = read_student(Path(path))
-    teacher = _checked(Frozen(network, preprocessing=card.preprocessing), classes, path)
+    teacher = _check_classes(Frozen(network, preprocessing=card.preprocessing), classes, path)
     teacher.class_names = card.class_names
     return teacher
 
@@ -26,13 +26,21 @@ def student_teacher(path: str, classes: int, preprocessing: Preprocessing) -> Te
 def zoo_teacher(
     zoo: str, name: str, weights: str, classes: int, preprocessing: Preprocessing, stages: tuple[str, ...] = ()
 ) -> Teacher:
-    """A network of torchvision or timm, showing the submodules named, or those that `Frozen` finds.
+    """A network of torchvision or timm.
 
-    With a weights file it is built for the data's classes and filled from it; without, the zoo's own pretrained
-    weights are used (downloaded by the zoo when they are not in its cache) with their own preprocessing.
+    With a weights file it is built for the data's classes and loads that file; without, it has the zoo's own pretrained
+    weights (downloaded by the zoo if they are not in its cache) and their preprocessing.
+
+    Args:
+        zoo: `torchvision` or `timm`.
+        name: the network's name there.
+        weights: a safetensors file, or empty.
+        classes: number of classes of the data.
+        preprocessing: the data's, for a network with a weights file.
+        stages: submodules whose outputs are the features; by default those that `Frozen` finds.
 
     Raises:
-        ValueError: no such network, weights that cannot be had or do not fit, other classes.
+        ValueError: an unknown network, weights that cannot be downloaded or do not fit, other classes.
     """
     if zoo == "torchvision":
         from torchvision import models
@@ -42,12 +50,12 @@ def zoo_teacher(
         if weights:
             module = models.get_model(name, weights=None, num_classes=classes)
         else:
-            chosen: Any = next(iter(models.get_model_weights(name)))
-            chosen = type(chosen).DEFAULT
-            module = _downloaded(lambda: models.get_model(name, weights=chosen), f"torchvision:{name}")
-            ready = chosen.transforms()
-            side = ready.crop_size[0]
-            preprocessing = Preprocessing(height=side, width=side, mean=tuple(ready.mean), std=tuple(ready.std))
+            pretrained: Any = models.get_model_weights(name)
+            module = _download(lambda: models.get_model(name, weights=pretrained.DEFAULT), f"torchvision:{name}")
+            transforms = pretrained.DEFAULT.transforms()
+            side = transforms.crop_size[0]
+            mean, std = tuple(transforms.mean), tuple(transforms.std)
+            preprocessing = Preprocessing(height=side, width=side, mean=mean, std=std)
     else:
         try:
             timm: Any = importlib.import_module("timm")
@@ -58,13 +66,13 @@ def zoo_teacher(
         if weights:
             module = timm.create_model(name, pretrained=False, num_classes=classes)
         else:
-            module = _downloaded(lambda: timm.create_model(name, pretrained=True), f"timm:{name}")
-            own: Any = module.pretrained_cfg
-            _, height, width = own["input_size"]
-            preprocessing = Preprocessing(height=height, width=width, mean=own["mean"], std=own["std"])
+            module = _download(lambda: timm.create_model(name, pretrained=True), f"timm:{name}")
+            config: Any = module.pretrained_cfg
+            _, height, width = config["input_size"]
+            preprocessing = Preprocessing(height=height, width=width, mean=config["mean"], std=config["std"])
     if weights:
         load_weights(module, Path(weights))
-    return _checked(Frozen(module, preprocessing=preprocessing, stages=stages or None), classes, f"{zoo}:{name}")
+    return _check_classes(Frozen(module, preprocessing=preprocessing, stages=stages or None), classes, f"{zoo}:{name}")
 
 
 def own_teacher(function: str, classes: int, preprocessing: Preprocessing) -> Teacher:
@@ -82,11 +90,11 @@ def as_frozen(module: object, name: str, classes: int, preprocessing: Preprocess
         if not isinstance(module, nn.Module):
             raise ValueError(f"{name} must return a torch module, it returned a {type(module).__name__}.")
         module = Frozen(module, preprocessing=preprocessing)
-    return _checked(module.freeze(), classes, name)
+    return _check_classes(module.freeze(), classes, name)
 
 
 def load_weights(module: nn.Module, path: Path) -> None:
-    """Fill a module from a safetensors file, strictly.
+    """Load a module's weights from a safetensors file, strictly.
 
     Raises:
         ValueError: no such file, another format, or weights of another network.
@@ -95,33 +103,33 @@ def load_weights(module: nn.Module, path: Path) -> None:
     from safetensors.torch import load_file
 
     if path.suffix != ".safetensors":
-        raise ValueError(f"weights are read from safetensors files only, which hold no code, got {path.name}.")
+        raise ValueError(f"weights are read from safetensors files only, which contain no code, got {path.name}.")
     if not path.is_file():
-        raise ValueError(f"there is no weights file {path}.")
+        raise ValueError(f"no weights file {path}.")
     try:
         module.load_state_dict(load_file(path), strict=True)
     except (safetensors.SafetensorError, RuntimeError) as error:
         raise ValueError(f"{path} does not fit the network: {str(error).splitlines()[0]}") from error
 
 
-def _downloaded(make: Any, what: str) -> nn.Module:
+def _download(make: Callable[[], nn.Module], name: str) -> nn.Module:
     try:
         return make()
     except (OSError, RuntimeError) as error:
         raise ValueError(
-            f"the pretrained weights of {what} are not in the local cache and cannot be downloaded ({error}). "
-            f"Give a weights file: {what}@weights.safetensors."
+            f"pretrained weights of {name} are not in the local cache and cannot be downloaded ({error}). "
+            f"Name a weights file: {name}@weights.safetensors."
         ) from error
 
 
-def _checked(teacher: Teacher, classes: int, what: str) -> Teacher:
+def _check_classes(teacher: Teacher, classes: int, name: str) -> Teacher:
     preprocessing = getattr(teacher, "preprocessing", None)
     if preprocessing is not None:
         probe = torch.zeros(2, len(preprocessing.mean), preprocessing.height, preprocessing.width)
-        found = teacher(probe).logits.shape[1]
-        if found != classes:
+        outputs = teacher(probe).logits.shape[1]
+        if outputs != classes:
             raise ValueError(
-                f"the teacher {what} knows {found} classes, the data has {classes}. Fine-tune it on this data first, "
+                f"the teacher {name} has {outputs} classes, the data {classes}. Fine-tune it on this data first, "
                 "or use --teacher fit."
             )
     return teacher

@@ -517,7 +517,7 @@ def test_an_interrupted_pruning_ends_as_an_uninterrupted_one(run, tmp_path, monk
 def test_a_source_of_other_classes_is_refused(tmp_path):
     from tests.toy import pruned
 
-    with pytest.raises(ValueError, match="other_classes knows 7 classes, the data has 3"):
+    with pytest.raises(ValueError, match="other_classes has 7 classes, the data 3"):
         prune(dataclasses.replace(pruned(), source="tests.toy:other_classes"), tmp_path / "run")
 
 

@@ -272,7 +272,7 @@ def test_what_does_not_fit_is_refused():
         Aggregation(search_share=1.0)
     with pytest.raises(ValueError, match="rate must be"):
         Aggregation(rate=-1.0)
-    with pytest.raises(ValueError, match="a teacher of one network, got a Ensemble"):
+    with pytest.raises(ValueError, match="need a teacher of one network, got a Ensemble"):
         Training(Network(BLUEPRINT), Aggregation(), DATA, Ensemble([teacher(), teacher()]), RECIPE)
     with pytest.raises(ValueError, match="needs a teacher"):
         Training(Network(BLUEPRINT), Aggregation(), DATA, None, RECIPE)

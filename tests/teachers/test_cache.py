@@ -11,7 +11,7 @@ from kdnas.settings import Recipe
 from kdnas.supernet import Supernet
 from kdnas.tables import load_space
 from kdnas.teachers.base import Frozen
-from kdnas.teachers.cache import INDEX, TeacherCache, cached
+from kdnas.teachers.cache import INDEX, TeacherCache, open_cache
 from kdnas.teachers.combined import Ensemble, Route
 from kdnas.training.loop import Training
 from tests.toy import part
@@ -28,7 +28,7 @@ def teacher(seed=5):
 
 
 def written(folder, data=DATA, views=2, taught=None, limit=1.0):
-    return cached(folder / "cache", taught or teacher(), data, seed=3, views=views, limit=limit)
+    return open_cache(folder / "cache", taught or teacher(), data, seed=3, views=views, limit=limit)
 
 
 def test_cached_outputs_are_the_teacher_s_on_the_same_augmented_pixels(tmp_path):
@@ -174,12 +174,12 @@ def test_a_stale_cache_stays_where_the_new_one_cannot_be_written(tmp_path):
 def test_what_cannot_be_cached_is_refused(tmp_path):
     with pytest.raises(ValueError, match="one view"):
         written(tmp_path, views=0)
-    with pytest.raises(ValueError, match="just one without augmentation"):
+    with pytest.raises(ValueError, match="exactly one without augmentation"):
         written(tmp_path, data=STILL)
     with pytest.raises(ValueError, match="route"):
         written(tmp_path, taught=Route([teacher(1), teacher(2)]))
     (tmp_path / "cache").mkdir()
-    with pytest.raises(ValueError, match="no teacher cache"):
+    with pytest.raises(ValueError, match="not a teacher cache"):
         written(tmp_path)
 
 

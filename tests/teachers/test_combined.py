@@ -131,7 +131,7 @@ def test_they_are_named_on_the_command_line(tmp_path):
     weighed = load_teacher(f"ensemble+logits:{one}=3,{one}=1").build(Teacher, **options)
     assert isinstance(weighed, Ensemble) and weighed.weights == (0.75, 0.25)
     assert load_teacher("ensemble:checkpoint:a=b/one,checkpoint:a=b/two")["members"][0]["path"].endswith("a=b/one")
-    with pytest.raises(ValueError, match="to all teachers or to none"):
+    with pytest.raises(ValueError, match="either all teachers of an ensemble have weights or none"):
         load_teacher(f"ensemble:{one}=3,{one}")
     with pytest.raises(ValueError, match="have no weights"):
         load_teacher(f"route:{one}=3,{one}=1").build(Teacher, **options)
@@ -145,8 +145,8 @@ def test_they_are_named_on_the_command_line(tmp_path):
     ("options", "message"),
     [
         ({"mean": "median"}, "`mean` must be one of"),
-        ({"weights": (1.0,)}, "one per teacher"),
-        ({"mean": "random", "weights": (1.0, 1.0)}, "one per teacher"),
+        ({"weights": (1.0,)}, "must be one per teacher"),
+        ({"mean": "random", "weights": (1.0, 1.0)}, "must be one per teacher"),
         ({"weights": (-1.0, 2.0)}, "not be negative"),
         ({"weights": (0.0, 0.0)}, "not be negative"),
     ],
