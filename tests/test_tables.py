@@ -8,8 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from kdnas.jobs._arguments import load_settings
+from kdnas.settings import Experiment, Train
+from kdnas.space import SearchSpace
 from kdnas.spaces.toy import Toy
-from kdnas.tables import load_space, shared_folder, space_from_table, table_of
+from kdnas.specs import Spec, spec
+from kdnas.tables import load_space, shared_folder, space_from_table, structure, table_of, unstructure
 
 
 def write(folder, text):
@@ -33,6 +37,41 @@ def test_a_table_survives_the_round_trip_through_json():
     table = json.loads(json.dumps(table_of(space)))
     assert table["family"] == "mbconv" and table["stages"][0]["width"] == [8, 16]
     assert space_from_table(table) == space
+
+
+EXPERIMENTS = [
+    path.stem
+    for path in sorted(shared_folder("experiments").glob("*.py"))
+    if "def experiment()" in path.read_text(encoding="utf-8")
+]
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_survives_the_round_trip_through_json(name, monkeypatch):
+    monkeypatch.setenv("KDNAS_CIFAR10", "data/cifar10")
+    experiment = load_settings(name, object)
+    content = json.loads(json.dumps(experiment.to_json()))
+    if isinstance(experiment, Experiment):
+        assert content["train"]["space"] == table_of(experiment.train.space)
+        assert Experiment.from_json(content) == experiment
+    else:
+        assert structure(*content.values(), type(experiment)) == experiment
+
+
+def test_spaces_and_specs_inside_other_values_have_their_own_json():
+    train = Train(space=Toy(name="x"), data=spec("a:b", size=8), distiller=None)
+    content = unstructure(train)
+    assert list(content["space"])[:2] == ["family", "name"] and content["space"]["family"] == "toy"
+    assert content["data"] == {"make": "a:b", "arguments": {"size": 8}} and content["distiller"] is None
+    assert structure(content, Train) == train
+    assert structure([content["space"]], list[SearchSpace]) == [train.space]
+    assert structure({"x": None}, dict[str, Spec | None]) == {"x": None}
+    with pytest.raises(ValueError, match=r"space there is no family 'tyo'"):
+        structure(content | {"space": {"family": "tyo"}}, Train)
+    with pytest.raises(ValueError, match="unknown key 'depth'"):
+        structure(content | {"space": {"family": "toy", "depth": [1]}}, Train)
+    with pytest.raises(ValueError, match="a spec has the keys make and arguments"):
+        structure(content | {"data": {"make": "a:b"}}, Train)
 
 
 @pytest.mark.parametrize(
