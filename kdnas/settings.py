@@ -28,6 +28,11 @@ class Recipe:
         clip: largest Euclidean norm of the whole gradient; 0 for no clipping.
         precision: `float32`, or `bfloat16` for autocast.
         seed: random seed for initial weights, batch order, augmentation and sampling.
+
+    Example:
+        >>> recipe = Recipe(steps=100, learning_rate=0.1, warmup=0.1)
+        >>> [round(recipe.rate(step), 3) for step in (0, 9, 55, 99)]
+        [0.01, 0.1, 0.05, 0.0]
     """
 
     steps: int = 1000
@@ -92,6 +97,13 @@ class FitTeacher:
         snapshots: number of equally spaced snapshots of the training, the last one at its end; with more than one, the
             teacher is their `Route`.
         blocks: residual blocks per stage; 0 for one on images of up to 16 x 16 pixels and two on larger ones.
+
+    Raises:
+        ValueError: a number out of range, or members and snapshots at once.
+
+    Example:
+        >>> FitTeacher(recipe=Recipe(steps=500), members=3).members
+        3
     """
 
     recipe: Recipe = Recipe()
@@ -242,6 +254,13 @@ class Experiment:
         retrain: the student's training, and its controls'.
         second: another search after `search`, which may start from its best candidates (`initial`); the best candidate
             of the last search is exported. None for one search.
+
+    Example:
+        >>> from kdnas.tables import load_space
+        >>> train = Train(space=load_space("toy"), data=spec("kdnas.data:digits"), recipe=Recipe(steps=100))
+        >>> experiment = Experiment(train=train, search=Search(budget=Budget(macs="60k")))
+        >>> Experiment.from_json(experiment.to_json()) == experiment
+        True
     """
 
     train: Train

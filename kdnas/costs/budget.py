@@ -31,22 +31,41 @@ _OF = {
 
 
 @final
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class Budget:
     """Upper bounds, all of which a network must satisfy. None is no bound.
 
     Attributes:
-        params: most parameters.
-        macs: most multiply-accumulates for one image.
-        memory: most bytes of activations alive at once, for one image in float32: `peak_memory`. Weights come on top,
-            four bytes each.
-        latency: most seconds for one image, as a `LatencyTable` of the device says.
+        params: number of parameters.
+        macs: multiply-accumulates for one image.
+        memory: bytes of activations alive at once, for one image in float32: `peak_memory`. Weights come on top, four
+            bytes each.
+        latency: seconds for one image, as a `LatencyTable` of the device predicts.
+
+    Raises:
+        ValueError: a bound that is not a positive number.
+
+    Example:
+        >>> Budget(macs="20M", latency="5ms")
+        Budget(params=None, macs=20000000.0, memory=None, latency=0.005)
+        >>> Budget(macs="20M") == Budget.parse("macs=20M")
+        True
     """
 
-    params: float | None = None
-    macs: float | None = None
-    memory: float | None = None
-    latency: float | None = None
+    params: float | None
+    macs: float | None
+    memory: float | None
+    latency: float | None
+
+    def __init__(
+        self,
+        params: float | str | None = None,
+        macs: float | str | None = None,
+        memory: float | str | None = None,
+        latency: float | str | None = None,
+    ) -> None:
+        for name, bound in (("params", params), ("macs", macs), ("memory", memory), ("latency", latency)):
+            object.__setattr__(self, name, None if bound is None else _bound(name, bound))
 
     def admits(self, cost: Cost, **measured: float) -> bool:
         """Whether the network is within every bound."""
@@ -77,36 +96,46 @@ class Budget:
         return ", ".join(f"{name} <= {amount(name, bound)}" for name, bound in self.bounds().items()) or "no bound"
 
     @classmethod
-    def parse(cls, texts: Iterable[str]) -> "Budget":
+    def parse(cls, texts: str | Iterable[str]) -> "Budget":
         """A budget from texts such as `macs=5e6`, `params=2M`, `memory=256KiB` or `latency=5ms`.
 
         Raises:
             ValueError: another form, an unknown or repeated name, or a bound that is not a positive number.
         """
-        bounds: dict[str, float] = {}
+        bounds: dict[str, str] = {}
         known = [f.name for f in dataclasses.fields(cls)]
-        for text in texts:
+        for text in [texts] if isinstance(texts, str) else texts:
             name, separator, number = text.partition("=")
             if not separator:
-                raise ValueError(f"a budget is written name=number, such as macs=5e6, got {text!r}.")
+                raise ValueError(f"a budget must be name=number, such as macs=5e6, got {text!r}.")
             if name not in known:
                 raise ValueError(
                     f"a budget bounds {', '.join(known[:-1])} or {known[-1]}, got {name!r}.{nearest(name, known)}"
                 )
             if name in bounds:
                 raise ValueError(f"{name} is bounded twice. Give it once.")
-            units = _OF.get(name, _UNITS)
-            written = re.fullmatch(r"\s*(.*?[\d.])\s*([A-Za-z]*)\s*", number)
-            try:
-                bounds[name] = float(written[1]) * units[written[2]] if written else float(number)
-            except (ValueError, KeyError):
-                raise ValueError(
-                    f"the bound of {name} must be a number, with one of the units {', '.join(filter(None, units))} or "
-                    f"none, got {number!r}."
-                ) from None
-            if not 0 < bounds[name] < float("inf"):
-                raise ValueError(f"the bound of {name} must be positive, got {number}.")
+            bounds[name] = number
         return cls(**bounds)
+
+
+def _bound(name: str, bound: float | str) -> float:
+    """A bound from a number, or from a text with a unit."""
+    units = _OF.get(name, _UNITS)
+    value = float("nan")
+    if isinstance(bound, str):
+        match = re.fullmatch(r"\s*(.*?[\d.])\s*([A-Za-z]*)\s*", bound)
+        try:
+            value = float(match[1]) * units[match[2]] if match else float(bound)
+        except (ValueError, KeyError):
+            raise ValueError(
+                f"the bound of {name} must be a number, with one of the units {', '.join(filter(None, units))} or "
+                f"none, got {bound!r}."
+            ) from None
+    elif isinstance(bound, int | float):
+        value = float(bound)
+    if not 0 < value < float("inf"):
+        raise ValueError(f"the bound of {name} must be positive, got {bound}.")
+    return value
 
 
 def amount(name: str, value: float) -> str:

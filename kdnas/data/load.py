@@ -34,6 +34,13 @@ def load_data(text: str, **options: object) -> Spec:
 
     Raises:
         ValueError: another form; the nearest is offered.
+
+    Example:
+        >>> load_data("folder:pets", size=32).make
+        'kdnas.data.folders:folder'
+        >>> data = load_data("digits").build()
+        >>> len(data.train), data.classes, data.image
+        (880, 10, (1, 8, 8))
     """
     kind, _, path = text.partition(":")
     if kind == "strong" and path:

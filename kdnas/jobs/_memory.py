@@ -43,6 +43,11 @@ def keep(value: object) -> Spec:
     return spec(make, key=key)
 
 
+def is_kept(value: object) -> bool:
+    """Whether this is the spec of an object in memory."""
+    return isinstance(value, Spec) and value.make.partition(":")[0] == __name__
+
+
 def teacher_in_memory(key: str, classes: int, preprocessing: Preprocessing) -> Teacher:
     """A frozen copy of a module that this process keeps; it takes the student's images unless it is a Teacher."""
     return as_frozen(copy.deepcopy(_recall(key, "teacher")), f"teacher {key}", classes, preprocessing)

@@ -35,10 +35,15 @@ class Run:
 
     Raises:
         ValueError: the folder is no run.
+
+    Example:
+        >>> Run("no/such/folder")
+        Traceback (most recent call last):
+        ValueError: there is no run no/such/folder. Make one with `kdnas run` or `kdnas train`.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.storage = RunFolder(folder)
+    def __init__(self, folder: str | Path) -> None:
+        self.storage = RunFolder(Path(folder))
 
     @property
     def folder(self) -> Path:

@@ -129,6 +129,7 @@ def run(
         recipe_for,
         with_losses,
     )
+    from kdnas.jobs._memory import is_kept
     from kdnas.jobs.chain import chain
     from kdnas.settings import Experiment, Train
 
@@ -156,6 +157,15 @@ def run(
     if not isinstance(teacher_spec, FitTeacher) and teacher_members != 1:
         raise ValueError(f"--teacher-members must be 1 where --teacher is not fit, got {teacher_members}.")
     _log_space(space_value)
+    in_memory = [name for name, value in (("teacher", teacher_spec), ("data", data_spec)) if is_kept(value)]
+    if in_memory:
+        options = ", ".join(f"{name}=..." for name in in_memory)
+        _log.info(
+            "%s objects of this process; in another one pass them again: kdnas.search(RUN, %s), kdnas.export(RUN, %s), "
+            "kdnas.retrain(STUDENT, %s)",
+            " and ".join(in_memory) + " are" * (len(in_memory) > 1) + " is one of the" * (len(in_memory) == 1),
+            *[options] * 3,
+        )
     settings = recipe_for(data_spec.build(Data), recipe)
     if isinstance(teacher_spec, FitTeacher):
         teacher_spec = FitTeacher(recipe=settings, members=teacher_members)

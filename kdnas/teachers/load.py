@@ -24,6 +24,12 @@ def load_teacher(text: str) -> Spec | FitTeacher:
 
     Raises:
         ValueError: another form.
+
+    Example:
+        >>> load_teacher("torchvision:resnet18").arguments
+        (('name', 'resnet18'), ('weights', ''), ('zoo', 'torchvision'))
+        >>> load_teacher("fit").members
+        1
     """
     if text == FIT:
         return FitTeacher()

@@ -84,7 +84,7 @@ def test_a_budget_prints_and_survives_its_mapping():
 @pytest.mark.parametrize(
     ("texts", "message"),
     [
-        (["macs"], "a budget is written name=number, such as macs=5e6, got 'macs'"),
+        (["macs"], "a budget must be name=number, such as macs=5e6, got 'macs'"),
         (["mac=5e6"], "a budget bounds params, macs, memory or latency, got 'mac'. Did you mean 'macs'"),
         (["macs=5e6", "macs=1"], "macs is bounded twice"),
         (["macs=many"], "the bound of macs must be a number, with one of the units k, K, M, G or none, got 'many'"),

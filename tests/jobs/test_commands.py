@@ -1,0 +1,126 @@
+"""The commands as functions: objects in place of texts, what a run remembers of them, devices, and quiet."""
+
+import json
+import logging
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+
+import kdnas
+from kdnas.data.datasets import from_dataset
+from kdnas.jobs._memory import keep
+from kdnas.network import default_device, on_device
+from tests.toy import Cnn, data
+
+ROOT = Path(__file__).parents[2]
+SHORT = {"steps": 2, "batch_size": 16, "num_evaluations": 4, "deploy": False}
+
+
+@pytest.fixture(scope="module")
+def started(tmp_path_factory):
+    """A run from objects in memory, with its folder, teacher and data."""
+    torch.manual_seed(0)
+    teacher, images = Cnn(), data()
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    space = kdnas.load_space("toy")
+    run = kdnas.run(data=images, teacher=teacher, space=space, budget=kdnas.Budget(macs="70k"), out=folder, **SHORT)
+    return run, folder, teacher, images
+
+
+def test_objects_are_welcome_wherever_a_text_is(started):
+    run, folder, _, images = started
+    ranking = run.ranking()
+    assert 0 < len(ranking[:2]) <= 2 and str(ranking[:1]).startswith("place")
+    assert all(entry.macs <= 70_000 for entry in ranking)
+    student = kdnas.load_student(folder / "students" / "student")
+    logits = student(images.test.take(torch.arange(4)))
+    assert logits.shape == (4, 3) and isinstance(student, nn.Module) and student.class_names == ("a", "b", "c")
+
+
+def test_the_teacher_handed_over_is_the_one_that_teaches_and_stays_as_it_is(started):
+    run, _, teacher, images = started
+    pixels = images.test.take(torch.arange(4))
+    expected = teacher.eval()(images.normalise(pixels))
+    assert torch.equal(run.teacher(pixels).logits, expected)
+    assert all(parameter.requires_grad for parameter in teacher.parameters())
+
+
+def test_a_later_command_takes_the_same_objects_and_refuses_others(started):
+    _, folder, teacher, images = started
+    assert len(kdnas.search(folder, teacher=teacher, data=images, num_evaluations=4)) == 4
+    with pytest.raises(ValueError, match="`teacher` must be the one"):
+        kdnas.search(folder, teacher=nn.Linear(2, 2))
+
+
+def test_another_process_is_told_what_it_needs_again(started):
+    _, folder, _, _ = started
+    arguments = [sys.executable, "-m", "kdnas", "search", str(folder), "--num-evaluations", "4"]
+    done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 2
+    assert "`data` was an object in the memory of another process. Pass it again: kdnas.search(" in done.stderr
+
+
+def test_the_run_says_which_later_commands_need_its_objects_again(tmp_path, capsys):
+    with pytest.raises(ValueError, match="no network"):
+        kdnas.run(data=data(), teacher=Cnn(), space="toy", budget="macs=1", out=tmp_path / "run", **SHORT)
+    message = capsys.readouterr().err
+    assert "teacher and data are objects of this process" in message and "kdnas.search(RUN, teacher=..." in message
+
+
+def test_equal_objects_are_one_and_other_objects_are_not():
+    first, second = Cnn(), Cnn()
+    assert keep(first) == keep(first) != keep(second)
+    assert keep(data()) == keep(data())
+    with pytest.raises(ValueError, match="must be a text, a spec or a torch module, and data"):
+        keep(3)
+
+
+def test_a_torch_data_set_is_read_into_its_parts():
+    images, labels = torch.rand(40, 3, 8, 8), torch.arange(40) % 4
+    parts = from_dataset(TensorDataset(images, labels))
+    taken = torch.cat([part.take(torch.arange(len(part))) for part in (parts.train, parts.search, parts.test)])
+    assert (len(parts.train), len(parts.search), len(parts.test)) == (32, 4, 4)
+    assert torch.equal(taken.flatten(1).sum(1).sort().values, images.flatten(1).sum(1).sort().values)
+    both = from_dataset(TensorDataset(images, labels), TensorDataset(images[:8], labels[:8]))
+    assert torch.equal(both.test.take(torch.arange(8)), images[:8]) and len(both.train) == 36
+    with pytest.raises(ValueError, match="images must have one shape"):
+        from_dataset([(torch.rand(3, 8, 8), 0), (torch.rand(3, 9, 8), 1)])
+    with pytest.raises(ValueError, match="must be a pair"):
+        from_dataset([torch.rand(3, 8, 8)])
+
+
+def test_a_device_is_used_inside_and_refused_where_there_is_none():
+    outside = default_device()
+    with on_device("meta"):
+        assert default_device() == torch.device("meta")
+        with on_device(None):
+            assert default_device() == torch.device("meta")
+    assert default_device() == outside
+    for wrong in ("gpu0", "cuda:99"):
+        with pytest.raises(ValueError, match=f"`device` must be one of this machine, such as cpu, got '{wrong}'"):
+            kdnas.search("no/such/run", device=wrong)
+
+
+def test_a_program_can_silence_kdnas(capsys):
+    logger = logging.getLogger("kdnas")
+    level = logger.level
+    try:
+        logging.getLogger("kdnas.jobs").info("heard")
+        logger.setLevel(logging.ERROR)
+        logging.getLogger("kdnas.jobs").info("silent")
+    finally:
+        logger.setLevel(level)
+    assert capsys.readouterr().err == "heard\n"
+
+
+def test_a_ranking_prints_slices_and_becomes_json(started):
+    ranking = started[0].ranking()
+    assert [row["place"] for row in ranking[1:3].to_json()] == [2, 3]
+    assert json.loads(json.dumps(ranking.to_json()))[0]["code"] == ranking[0].code
+    front = ranking.front()
+    assert max(entry.score for entry in front) == ranking[0].score and len(front) <= len(ranking)
