@@ -28,9 +28,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from kdnas import Budget, Recipe, load_space
 from kdnas.conversion.convert import convert
 from kdnas.conversion.scale_factors import Factors
-from kdnas.costs.budget import Budget
 from kdnas.costs.count import cost
 from kdnas.data import Data, cifar10
 from kdnas.distillers import FromLabels
@@ -41,10 +41,8 @@ from kdnas.ranking.quality import BenchmarkRow, read_table
 from kdnas.runs.checkpoint import load_state, save_state
 from kdnas.runs.files import write_json
 from kdnas.runs.progress import progress
-from kdnas.settings import Recipe
 from kdnas.space import SearchSpace
 from kdnas.spaces import Channels
-from kdnas.tables import load_space
 from kdnas.teachers import Frozen
 from kdnas.training.loop import Training
 

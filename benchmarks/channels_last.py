@@ -17,10 +17,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from kdnas import Supernet, load_space
 from kdnas.randomness import python_rng
 from kdnas.space import SearchSpace
-from kdnas.supernet import Supernet
-from kdnas.tables import load_space, space_from_table, table_of
+from kdnas.tables import space_from_table, table_of
 
 CASES: dict[str, dict[str, Any]] = {
     "ofa_mbv3": {"resolutions": [64]},

@@ -30,6 +30,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from kdnas import Recipe, load_space, spec
 from kdnas.architecture import Architecture
 from kdnas.costs.count import cost
 from kdnas.data import Data, digits
@@ -40,11 +41,8 @@ from kdnas.randomness import initialised, python_rng
 from kdnas.runs.checkpoint import load_state, save_state
 from kdnas.runs.files import write_json
 from kdnas.scorers import Depth, Evidence, ShortTraining
-from kdnas.settings import Recipe
 from kdnas.space import SearchSpace
-from kdnas.specs import spec
 from kdnas.statistics import interval, kendall
-from kdnas.tables import load_space
 from kdnas.teachers import Frozen
 from kdnas.teachers.fitted import fitted_teacher
 from kdnas.training.loop import Training

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from kdnas import Supernet, load_space
 from kdnas.architecture import Architecture
 from kdnas.data import Data, TensorImages
 from kdnas.network import Network, calibrate
@@ -26,8 +27,6 @@ from kdnas.preprocessing import Preprocessing
 from kdnas.randomness import torch_rng
 from kdnas.scorers import Evidence, Rdm
 from kdnas.scorers.base import LayerCount, score_all
-from kdnas.supernet import Supernet
-from kdnas.tables import load_space
 from kdnas.teachers import Frozen
 from kdnas.teachers.fitted import fitted_teacher
 

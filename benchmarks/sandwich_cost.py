@@ -21,12 +21,12 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
+from kdnas import Supernet, load_space
 from kdnas.distillers import Batch, Sandwich, Step
 from kdnas.network import Network
 from kdnas.randomness import python_rng
 from kdnas.space import SearchSpace
-from kdnas.supernet import Supernet
-from kdnas.tables import load_space, space_from_table, table_of
+from kdnas.tables import space_from_table, table_of
 
 SIDES = {"ofa_mbv3": 64, "nas_bench_macro": 32}
 

@@ -17,13 +17,13 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
+from kdnas import load_space
 from kdnas.architecture import Architecture
 from kdnas.ranking.quality import BenchmarkRow, canonical_rows, read_table
 from kdnas.runs.entry import Entry
 from kdnas.searchers import Searcher
 from kdnas.space import SearchSpace
 from kdnas.specs import Spec, find_spec
-from kdnas.tables import load_space
 
 SEARCHERS = {
     "random_search": find_spec("kdnas.searchers", "random_search"),

@@ -12,10 +12,9 @@ Differs: residual networks for NASNet-A cells; lengths and rates are ours.
 
 import os
 
+from kdnas import Recipe, load_space, spec
 from kdnas.data import cifar10, digits
-from kdnas.settings import Grow, Recipe
-from kdnas.specs import spec
-from kdnas.tables import load_space
+from kdnas.settings import Grow
 
 SYSTEM = "an ensemble grown member by member, each taught by those before it"
 

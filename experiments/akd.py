@@ -13,14 +13,12 @@ this machine); the teacher is a ResNet-50, not an Inception-ResNet-v2; the numbe
 
 import os
 
+from kdnas import Experiment, FitTeacher, Recipe, load_space, load_teacher, spec
 from kdnas.data import digits, folder
 from kdnas.distillers import FromLabels
 from kdnas.scorers import Reward, ShortTraining
 from kdnas.searchers import Controller
-from kdnas.settings import Experiment, FitTeacher, Recipe, Retrain, Search, Train
-from kdnas.specs import spec
-from kdnas.tables import load_space
-from kdnas.teachers import load_teacher
+from kdnas.settings import Retrain, Search, Train
 
 SYSTEM = "an LSTM controller rewarded with accuracy after a short training under the teacher"
 

@@ -17,15 +17,12 @@ Differs: the gradient is clipped by its norm, at 5, instead of value by value, a
 import dataclasses
 import os
 
-from kdnas.costs.budget import Budget
+from kdnas import Budget, Experiment, FitTeacher, Recipe, load_space, load_teacher, spec
 from kdnas.data import digits, folder
 from kdnas.distillers import Attentive, Sandwich
 from kdnas.scorers import Accuracy
 from kdnas.searchers import Evolution
-from kdnas.settings import Experiment, FitTeacher, Recipe, Retrain, Search, Train
-from kdnas.specs import spec
-from kdnas.tables import load_space
-from kdnas.teachers import load_teacher
+from kdnas.settings import Retrain, Search, Train
 
 SOFT = spec("kdnas.losses.response.soft_targets:SoftTargets", form="soft_cross_entropy", temperature=1.0)
 

@@ -14,14 +14,11 @@ the board; it is retrained under ResNet-50.
 
 import os
 
-from kdnas.costs.budget import Budget
+from kdnas import Budget, Experiment, FitTeacher, Recipe, load_space, load_teacher, spec
 from kdnas.data import digits, folder
 from kdnas.distillers import Prioritized
 from kdnas.scorers import Accuracy
-from kdnas.settings import Experiment, FitTeacher, Recipe, Retrain, Search, Train
-from kdnas.specs import spec
-from kdnas.tables import load_space
-from kdnas.teachers import load_teacher
+from kdnas.settings import Retrain, Search, Train
 
 SYSTEM = "prioritized paths teach the others, by a meta matcher"
 

@@ -4,11 +4,9 @@ kdnas demo --out runs/demo                 # the whole chain, under two minutes 
 kdnas train demo --out runs/mine           # or phase by phase
 """
 
-from kdnas.costs.budget import Budget
+from kdnas import Budget, Experiment, FitTeacher, Recipe, load_space, spec
 from kdnas.data import digits
-from kdnas.settings import Experiment, FitTeacher, Recipe, Retrain, Search, Train
-from kdnas.specs import spec
-from kdnas.tables import load_space
+from kdnas.settings import Retrain, Search, Train
 
 
 def experiment() -> Experiment:

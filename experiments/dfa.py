@@ -13,13 +13,11 @@ Differs: the pairs' networks, lengths, rates and weights are ours.
 
 import os
 
-from kdnas.costs.budget import Budget
+from kdnas import Budget, Experiment, FitTeacher, Recipe, load_space, spec
 from kdnas.data import cifar100, digits
 from kdnas.distillers import Aggregation, SinglePath
 from kdnas.scorers import Accuracy
-from kdnas.settings import Experiment, FitTeacher, Recipe, Retrain, Search, Train
-from kdnas.specs import spec
-from kdnas.tables import load_space
+from kdnas.settings import Retrain, Search, Train
 
 SYSTEM = "labels in the supernet; the student learns hints mixed of all the teacher's layers"
 

@@ -13,14 +13,12 @@ weight decay as in AdamW; batch statistics while rating. `small` trains all bloc
 
 import os
 
-from kdnas.costs.budget import Budget
+from kdnas import Budget, Experiment, FitTeacher, Recipe, load_space, spec
 from kdnas.data import digits, folder
 from kdnas.distillers import BlockWise
 from kdnas.scorers import Blocks
-from kdnas.settings import Experiment, FitTeacher, Recipe, Retrain, Search, Train
+from kdnas.settings import Retrain, Search, Train
 from kdnas.spaces import MBConvSpace, Stage, Stem
-from kdnas.specs import spec
-from kdnas.tables import load_space
 from kdnas.teachers import zoo_teacher
 
 # Where the released supernet is cut: the teacher's widths 48, 80, 160, 224, 384 and 640.

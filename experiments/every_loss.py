@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kdnas import Recipe, spec
 from kdnas.costs.count import cost
 from kdnas.data import Data, TensorImages, digits
 from kdnas.distillers import Distiller, FromLabels, FromTeacher
@@ -33,9 +34,8 @@ from kdnas.losses import Loss, Objective
 from kdnas.network import Network
 from kdnas.outputs import Moment, Outputs
 from kdnas.randomness import initialised
-from kdnas.settings import Recipe
 from kdnas.space import Blueprint, layer
-from kdnas.specs import algorithms, resolve, spec
+from kdnas.specs import algorithms, resolve
 from kdnas.teachers import Ensemble, Frozen, Route, Teacher
 from kdnas.teachers.fitted import fitted_teacher
 from kdnas.training.loop import Training

@@ -11,15 +11,13 @@ As published: 19 layers of six operations, 6^19 networks; 150 epochs of 1,024 im
 
 import os
 
-from kdnas.costs.budget import Budget
+from kdnas import Budget, Experiment, FitTeacher, Recipe, load_teacher, spec
 from kdnas.data import digits, folder
 from kdnas.distillers import FairPaths
 from kdnas.scorers import Accuracy
 from kdnas.searchers import Nsga2
-from kdnas.settings import Experiment, FitTeacher, Recipe, Retrain, Search, Train
+from kdnas.settings import Retrain, Search, Train
 from kdnas.spaces import Head, MBConvSpace, Stage, Stem
-from kdnas.specs import spec
-from kdnas.teachers import load_teacher
 
 ROWS = ((32, 2, 2), (40, 4, 2), (80, 4, 2), (96, 4, 1), (192, 4, 2), (320, 1, 1))  # width, layers, stride
 

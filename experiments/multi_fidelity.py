@@ -16,14 +16,12 @@ import os
 
 from optuna.pruners import SuccessiveHalvingPruner
 
-from kdnas.costs.budget import Budget
+from kdnas import Budget, Experiment, FitTeacher, Recipe, load_space, spec
 from kdnas.data import cifar10, digits
 from kdnas.distillers import FromLabels
 from kdnas.scorers import ShortTraining
 from kdnas.searchers import GaussianProcess
-from kdnas.settings import Experiment, FitTeacher, Recipe, Retrain, Search, Train
-from kdnas.specs import spec
-from kdnas.tables import load_space
+from kdnas.settings import Retrain, Search, Train
 
 SYSTEM = "short trainings under the teacher, a Gaussian process predicts the best network"
 

@@ -15,12 +15,11 @@ in the supernet's loss, from another seed.
 import dataclasses
 import os
 
+from kdnas import Experiment, FitTeacher, Recipe, load_space, load_teacher, spec
 from kdnas.data import cifar10
 from kdnas.distillers import SinglePath
-from kdnas.settings import Experiment, FitTeacher, Recipe, Retrain, Search, Train
-from kdnas.specs import Spec, spec
-from kdnas.tables import load_space
-from kdnas.teachers import load_teacher
+from kdnas.settings import Retrain, Search, Train
+from kdnas.specs import Spec
 
 TERMS = ((1.0, spec("kdnas.losses.response.soft_targets:SoftTargets", temperature=1.0)),)
 

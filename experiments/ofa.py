@@ -13,16 +13,13 @@ Differs: one cosine over all stages; the published rate is 0.96 for kernels, 0.0
 
 import os
 
-from kdnas.costs.budget import Budget
+from kdnas import Budget, Experiment, FitTeacher, Recipe, load_space, load_teacher, spec
 from kdnas.data import digits, folder
 from kdnas.distillers import Progressive
 from kdnas.scorers import Accuracy
 from kdnas.searchers import Evolution
-from kdnas.settings import Experiment, FitTeacher, Recipe, Retrain, Search, Train
+from kdnas.settings import Retrain, Search, Train
 from kdnas.sharing import KernelTransform
-from kdnas.specs import spec
-from kdnas.tables import load_space
-from kdnas.teachers import load_teacher
 
 SYSTEM = "progressive shrinking, evolution on inherited accuracy"
 

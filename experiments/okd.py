@@ -14,15 +14,13 @@ lengths, rates and the cap are ours.
 
 import os
 
-from kdnas.costs.budget import Budget
+from kdnas import Budget, Experiment, FitTeacher, Recipe, load_space, spec
 from kdnas.data import cifar100, digits
 from kdnas.distillers import FromTeacher, SinglePath
 from kdnas.losses import Oracle
 from kdnas.scorers import Accuracy
 from kdnas.searchers import Controller
-from kdnas.settings import Experiment, FitTeacher, Recipe, Retrain, Search, Train
-from kdnas.specs import spec
-from kdnas.tables import load_space
+from kdnas.settings import Retrain, Search, Train
 
 SYSTEM = "only a teacher that is right teaches, else the label"
 ORACLE = ((1.0, spec(Oracle)),)

@@ -8,14 +8,11 @@ kdnas run --experiment random_search:small --out runs/random                 # d
 
 import os
 
-from kdnas.costs.budget import Budget
+from kdnas import Budget, Experiment, FitTeacher, Recipe, load_space, load_teacher, spec
 from kdnas.data import digits, folder
 from kdnas.scorers import ShortTraining
 from kdnas.searchers import RandomSearch
-from kdnas.settings import Experiment, FitTeacher, Recipe, Retrain, Search, Train
-from kdnas.specs import spec
-from kdnas.tables import load_space
-from kdnas.teachers import load_teacher
+from kdnas.settings import Retrain, Search, Train
 
 SYSTEM = "random networks, each trained for a short while under the teacher"
 

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from kdnas.jobs._run import Run
+from kdnas import Run
 from kdnas.jobs.rank_check import rank_check
 from kdnas.ranking.quality import CONTROLS
 from kdnas.specs import parse_spec

@@ -12,10 +12,9 @@ and rates, and the fitted teacher.
 
 import os
 
-from kdnas.costs.budget import Budget
+from kdnas import Budget, FitTeacher, Recipe, spec
 from kdnas.data import cifar10, digits
-from kdnas.settings import FitTeacher, Prune, Recipe, Retrain
-from kdnas.specs import spec
+from kdnas.settings import Prune, Retrain
 
 SYSTEM = "scale factors on the teacher's topology, structured removal to the budget"
 

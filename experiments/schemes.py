@@ -26,6 +26,7 @@ import torch
 
 from experiments.every_loss import _gain as gain_of
 from experiments.every_loss import few
+from kdnas import Experiment, FitTeacher, Recipe, load_space, spec
 from kdnas.architecture import Architecture
 from kdnas.costs.count import cost
 from kdnas.data import Data, cifar10, digits, strong
@@ -40,12 +41,11 @@ from kdnas.jobs.train import train
 from kdnas.losses.feature.route_constrained import equal_intervals
 from kdnas.network import Network
 from kdnas.randomness import initialised, python_rng
-from kdnas.settings import Experiment, FitTeacher, Recipe, Retrain, Train
+from kdnas.settings import Retrain, Train
 from kdnas.space import SearchSpace
-from kdnas.specs import Spec, parse_spec, spec
+from kdnas.specs import Spec, parse_spec
 from kdnas.students.card import Card
 from kdnas.students.folder import read_student, write_student
-from kdnas.tables import load_space
 from kdnas.teachers import several_teachers, streamed_teacher
 
 SEEDS = 5

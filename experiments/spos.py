@@ -12,15 +12,12 @@ Differs: cosine for linear decay; batch norms have scale and shift; the chosen n
 
 import os
 
-from kdnas.costs.budget import Budget
+from kdnas import Budget, Experiment, FitTeacher, Recipe, load_space, load_teacher, spec
 from kdnas.data import digits, folder
 from kdnas.distillers import SinglePath
 from kdnas.scorers import Accuracy
 from kdnas.searchers import Evolution
-from kdnas.settings import Experiment, FitTeacher, Recipe, Retrain, Search, Train
-from kdnas.specs import spec
-from kdnas.tables import load_space
-from kdnas.teachers import load_teacher
+from kdnas.settings import Retrain, Search, Train
 
 SYSTEM = "uniform single paths, evolution on inherited accuracy"
 

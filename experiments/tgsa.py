@@ -11,14 +11,11 @@ weights, which is what makes thousands of candidates affordable, and the score i
 
 import os
 
-from kdnas.costs.budget import Budget
+from kdnas import Budget, Experiment, FitTeacher, Recipe, load_space, load_teacher, spec
 from kdnas.data import digits, folder
 from kdnas.distillers import SinglePath
 from kdnas.scorers import Rdm
-from kdnas.settings import Experiment, FitTeacher, Recipe, Retrain, Search, Train
-from kdnas.specs import spec
-from kdnas.tables import load_space
-from kdnas.teachers import load_teacher
+from kdnas.settings import Retrain, Search, Train
 
 SYSTEM = "uniform single paths, evolution on similarity to the teacher"
 

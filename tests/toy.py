@@ -59,46 +59,46 @@ def other_classes() -> nn.Module:
 
 def alone() -> Experiment:
     """Without a supernet: every candidate is trained by itself."""
-    made = experiment()
+    base = experiment()
     short = spec("kdnas.scorers.short_training:ShortTraining", steps=2, batch_size=16)
     return dataclasses.replace(
-        made,
-        train=dataclasses.replace(made.train, distiller=None),
-        search=dataclasses.replace(made.search, scorer=short, num_evaluations=5),
+        base,
+        train=dataclasses.replace(base.train, distiller=None),
+        search=dataclasses.replace(base.search, scorer=short, num_evaluations=5),
     )
 
 
 def oracle() -> Experiment:
     """Three teachers, of which those that are right teach."""
-    made = experiment()
-    taught = spec(
+    base = experiment()
+    distiller = spec(
         "kdnas.distillers.single_path:SinglePath", terms=((1.0, spec("kdnas.losses.response.oracle:Oracle")),)
     )
     return dataclasses.replace(
-        made,
+        base,
         train=dataclasses.replace(
-            made.train, distiller=taught, teacher=dataclasses.replace(made.train.teacher, members=3)
+            base.train, distiller=distiller, teacher=dataclasses.replace(base.train.teacher, members=3)
         ),
     )
 
 
 def contrasted() -> Experiment:
     """AKD in small: a controller, and the same search without the teacher beside it."""
-    made = alone()
-    short = made.search.scorer
+    base = alone()
+    short = base.search.scorer
     labels = short.replace(distiller=spec("kdnas.distillers.from_labels:FromLabels"))
     controller = spec("kdnas.searchers.controller:Controller", batch=3)
     return dataclasses.replace(
-        made, search=dataclasses.replace(made.search, contrast=labels, searcher=controller, num_evaluations=6)
+        base, search=dataclasses.replace(base.search, contrast=labels, searcher=controller, num_evaluations=6)
     )
 
 
 def two_phases() -> Experiment:
     """Multi-fidelity in small: rungs and a pruner first, then whole trainings of the best."""
-    made = alone()
-    short = made.search.scorer
+    base = alone()
+    short = base.search.scorer
     first = dataclasses.replace(
-        made.search,
+        base.search,
         scorer=short.replace(steps=4, num_rungs=3, reduction=2),
         searcher=spec("kdnas.searchers.gaussian_process:GaussianProcess", num_initial=6, batch=2),
         pruner=spec("optuna.pruners:SuccessiveHalvingPruner"),
@@ -108,7 +108,7 @@ def two_phases() -> Experiment:
     second = dataclasses.replace(
         first, scorer=short.replace(steps=6), searcher=again, pruner=None, initial=2, num_evaluations=6
     )
-    return dataclasses.replace(made, search=first, second=second)
+    return dataclasses.replace(base, search=first, second=second)
 
 
 def pruned() -> Prune:
