@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import torch
 
+import kdnas
 from kdnas.cli.commands import main
 from kdnas.students.source import load_source
 
@@ -27,7 +29,11 @@ class Block(NamedTuple):
 
 
 def blocks(page):
-    text = (DOCS / page).read_text(encoding="utf-8")
+    return blocks_of(DOCS / page)
+
+
+def blocks_of(path):
+    text = path.read_text(encoding="utf-8")
     page_blocks = [Block(m["mark"] or "", m["kind"], m["text"]) for m in BLOCK.finditer(text)]
     assert 2 * len(page_blocks) == len(re.findall(r"^\s*```", text, re.MULTILINE)), "a block is not closed"
     return page_blocks
@@ -76,6 +82,18 @@ def test_every_page_is_on_the_map_and_every_link_leads_somewhere():
         assert page == "index.md" or f"({page})" in index, page
         for link in re.findall(r"\]\(([^)#]+)\)", (DOCS / page).read_text(encoding="utf-8")):
             assert link.startswith("https://") or (DOCS / link).exists(), f"{page}: {link}"
+
+
+def test_the_python_example_of_the_readme_is_short_and_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    short = functools.partial(kdnas.run, steps=2, batch_size=32, num_evaluations=4, deploy=False)
+    monkeypatch.setattr(kdnas, "run", short)
+    (example,) = [block.text for block in blocks_of(ROOT / "README.md") if block.kind == "python"]
+    assert len(example.splitlines()) <= 8
+    names = {}
+    exec(compile(example, "README.md", "exec"), names)
+    assert "place" in capsys.readouterr().out
+    assert names["student"](torch.rand(2, 1, 8, 8)).shape == (2, 10)
 
 
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "experiments/README.md", "benchmarks/README.md"])
