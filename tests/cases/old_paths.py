@@ -82,7 +82,6 @@ RENAMED = {
     ("jobs.chain", "claimed"): "compare_accuracy",
     ("jobs.train", "drive"): "train_with_checkpoints",
     ("files", "present"): "current_folder",
-    ("jobs.retrain", "claim"): "lock_settings",
     ("jobs.grow", "raised"): "next_larger",
 }
 
