@@ -1,4 +1,4 @@
-"""What networks get right on a part of the data."""
+"""Accuracy of teachers, subnets and students on a part of the data."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from kdnas.teachers.base import Teacher
 
 
 def teacher_accuracy(teacher: Teacher, part: Images) -> float:
-    """Share of a part's images that a teacher classifies right."""
+    """A teacher's accuracy on a part."""
     hits = []
     for pixels, labels in part.batches():
         pixels, labels = pixels.to(default_device()), labels.to(default_device())
@@ -24,38 +24,38 @@ def teacher_accuracy(teacher: Teacher, part: Images) -> float:
 
 
 def health(supernet: Supernet, data: Data, most: int = 1000) -> dict[str, float]:
-    """Accuracy on search images of the smallest, a middle and the largest subnet, by batch statistics."""
+    """Accuracy of the smallest, a middle and the largest subnet on search images, with batch statistics."""
     part, space = data.search, supernet.space
     device = next(supernet.parameters()).device
     pixels, labels = next(part.batches(most))
     images, labels = data.normalise(pixels.to(device)), labels.to(device)
     middle = space.decide(lambda choice: choice.options[len(choice.options) // 2])
-    found = {}
+    accuracies = {}
     with modes(supernet), torch.no_grad():
-        for name, one in (("smallest", space.smallest), ("middle", middle), ("largest", space.largest)):
-            logits = supernet(images, one, batch_statistics=True).logits
-            found[name] = float((logits.argmax(1) == labels).float().mean())
-    return found
+        for name, architecture in (("smallest", space.smallest), ("middle", middle), ("largest", space.largest)):
+            logits = supernet(images, architecture, batch_statistics=True).logits
+            accuracies[name] = float((logits.argmax(1) == labels).float().mean())
+    return accuracies
 
 
 def accuracy(network: nn.Module, part: Images, data: Data) -> float:
-    """Share of a part's images that the network, in evaluation mode, classifies right."""
+    """Accuracy of a network, in evaluation mode, on a part."""
     return float(correct(network, part, data).float().mean())
 
 
 def correct(network: nn.Module, part: Images, data: Data) -> Tensor:
-    """Which of a part's images are classified right, `[count]`; the network keeps its mode."""
+    """Whether each image of a part is classified correctly, `[count]`; the network keeps its mode."""
     device = next(network.parameters()).device
-    found = []
+    hits = []
     with modes(network), torch.no_grad():
         for pixels, labels in part.batches():
             outputs = network(data.normalise(pixels.to(device)))
             logits = outputs.logits if isinstance(outputs, Outputs) else outputs
-            found.append(logits.argmax(1).cpu() == labels)
-    return torch.cat(found)
+            hits.append(logits.argmax(1).cpu() == labels)
+    return torch.cat(hits)
 
 
 def student_hits(folder: Path, data: Data) -> np.ndarray:
-    """Which test images a student folder's network classifies right, `[images]`, 0 or 1."""
+    """1 for each test image that the network of a student folder classifies correctly, else 0, `[images]`."""
     network, _ = read_student(folder)
     return correct(network.to(default_device()), data.test, data).double().numpy()

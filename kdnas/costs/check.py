@@ -1,4 +1,4 @@
-"""What the networks of a space spend of a budget."""
+"""Whether architectures of a space are within a budget."""
 
 import random
 from collections.abc import Callable
@@ -14,12 +14,15 @@ from kdnas.space import SearchSpace
 
 @final
 class BudgetCheck:
-    """Tells of an architecture what it spends and whether a budget admits it.
+    """Costs of architectures, and whether a budget admits them.
 
     Args:
-        space: of the architectures.
-        budget: the bounds.
-        table: of the device that a bound on latency is for; asked only where there is one.
+        space: the search space.
+        budget: upper bounds.
+        table: makes the latency table of the device; called only where latency is bounded.
+
+    Raises:
+        ValueError: latency is bounded, and there is no table.
     """
 
     def __init__(self, space: SearchSpace, budget: Budget, table: Callable[[], LatencyTable] | None = None) -> None:
@@ -27,55 +30,57 @@ class BudgetCheck:
         self.table: LatencyTable | None = None
         if budget.latency is not None:
             if table is None:
-                raise ValueError("a bound on latency needs a latency table of the device. Leave it out here.")
+                raise ValueError(
+                    "a bound on latency needs a latency table of the device, and none is available. Remove the bound."
+                )
             self.table = table()
         self.measured = lru_cache(maxsize=100_000)(self._measured)
 
     def _measured(self, architecture: Architecture) -> dict[str, float]:
         """Bytes of memory and seconds of latency, where they are bounded."""
         blueprint = self.space.blueprint(architecture)
-        found: dict[str, float] = {}
+        costs: dict[str, float] = {}
         if self.budget.memory is not None:
-            found["memory"] = peak_memory(blueprint)
+            costs["memory"] = peak_memory(blueprint)
         if self.table is not None:
-            found["latency"] = self.table.seconds(blueprint)
-        return found
+            costs["latency"] = self.table.seconds(blueprint)
+        return costs
 
     def excess(self, architecture: Architecture) -> float:
         """The largest relative overshoot over a bound; not positive when the budget admits it."""
         return self.budget.excess(cost(self.space.blueprint(architecture)), **self.measured(architecture))
 
     def admits(self, architecture: Architecture) -> bool:
-        """Whether it is within every bound."""
+        """Whether the architecture is within every bound."""
         return self.excess(architecture) <= 0
 
-    def says(self, architecture: Architecture) -> str:
-        """What it spends, in words."""
-        spent = {**cost(self.space.blueprint(architecture))._asdict(), **self.measured(architecture)}
-        said = [f"{amount(n, v)} {n}" if n in ("params", "macs") else f"{n} {amount(n, v)}" for n, v in spent.items()]
-        return f"{', '.join(said[:-1])} and {said[-1]}"
+    def describe(self, architecture: Architecture) -> str:
+        """All counted and measured costs as text."""
+        costs = {**cost(self.space.blueprint(architecture))._asdict(), **self.measured(architecture)}
+        texts = [f"{amount(n, v)} {n}" if n in ("params", "macs") else f"{n} {amount(n, v)}" for n, v in costs.items()]
+        return f"{', '.join(texts[:-1])} and {texts[-1]}"
 
 
 class Infeasible(ValueError):
-    """No network of the space is within the budget, or none was found; the message names the nearest."""
+    """No network within the budget exists or was found; the message names the nearest one."""
 
 
-def check_feasible(meter: BudgetCheck, rng: random.Random, attempts: int = 1000) -> None:
+def check_feasible(check: BudgetCheck, rng: random.Random, attempts: int = 1000) -> None:
     """Raise `Infeasible` when neither the smallest network nor any of many draws is within the budget."""
-    space = meter.space
-    nearest, excess = space.smallest, meter.excess(space.smallest)
+    space = check.space
+    nearest, excess = space.smallest, check.excess(space.smallest)
     if excess <= 0:
         return
     current = nearest
     for _ in range(attempts):
         candidate = space.mutate(current, rng) if rng.random() < 0.8 else space.sample(rng)
-        found = meter.excess(candidate)
-        if found <= 0:
+        candidate_excess = check.excess(candidate)
+        if candidate_excess <= 0:
             return
-        if found < excess:
+        if candidate_excess < excess:
             nearest = current = candidate
-            excess = found
+            excess = candidate_excess
     raise Infeasible(
-        f"infeasible: no network found with {meter.budget}; the nearest is {space.code(nearest)} with "
-        f"{meter.says(nearest)}. Raise the budget, or use a space with smaller networks."
+        f"infeasible: no network found with {check.budget}; the nearest is {space.code(nearest)} with "
+        f"{check.describe(nearest)}. Raise the budget or use a space with smaller networks."
     )

@@ -1,4 +1,4 @@
-"""One row of a ranking."""
+"""An entry: one row of a ranking."""
 
 from dataclasses import dataclass, field
 from typing import Any, final
@@ -16,8 +16,8 @@ class Entry:
     """One scored architecture.
 
     Attributes:
-        share: how much of the whole evaluation its score took; below 1 it was stopped early.
-        spent: of memory in bytes and latency in seconds, where the search bounds them.
+        share: of the whole evaluation that was run; below 1 where it was stopped early.
+        spent: memory in bytes and latency in seconds, where the search bounds them.
     """
 
     architecture: Architecture
@@ -36,7 +36,7 @@ class Entry:
 
     @property
     def is_control(self) -> bool:
-        """Whether a control asked for it, not the search itself."""
+        """Whether it belongs to a control, not to the search itself."""
         return self.searcher in CONTROL_SEARCHERS
 
     def to_json(self) -> dict[str, Any]:
@@ -46,5 +46,5 @@ class Entry:
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "Entry":
         """The entry of a line of `ranking.jsonl`."""
-        held: dict[str, Any] = {**value, "architecture": Architecture(value["architecture"])}
-        return cls(**held)
+        fields: dict[str, Any] = {**value, "architecture": Architecture(value["architecture"])}
+        return cls(**fields)

@@ -25,11 +25,11 @@ Kind = Literal["linear", "gaussian_process"]
 @final
 @dataclass(frozen=True, eq=False)
 class Predictor:
-    """A fitted predictor and what it is worth.
+    """A fitted predictor with its leave-one-out error.
 
     Attributes:
         model: the scikit-learn regressor, fitted to all rows.
-        left_out: what is predicted for each row by a fit to the others, `[networks]`.
+        left_out: prediction for each row by a fit to the other rows, `[networks]`.
         error: root mean square of `left_out` minus the targets, in the targets' unit.
         tau: Kendall's tau-b between `left_out` and the targets.
     """
@@ -45,11 +45,11 @@ class Predictor:
 
 
 def fit(features: ArrayLike, targets: ArrayLike, kind: Kind = "linear") -> Predictor:
-    """Predicts a target such as accuracy from block scores and costs, with its leave-one-out error.
+    """Fits a predictor of a target, such as accuracy, to features such as block scores and costs.
 
     `linear` is ordinary least squares (of least norm where features repeat each other). `gaussian_process` has a
-    squared-exponential kernel with one length per feature and noise; its kernel is fitted to all rows once and held in
-    the leave-one-out fits. Features and targets are standardised inside every fit.
+    squared-exponential kernel with one length per feature and noise; its kernel is fitted to all rows once and fixed
+    in the leave-one-out fits. Features and targets are standardised within every fit.
 
     Args:
         features: `[networks, features]`.
@@ -61,18 +61,20 @@ def fit(features: ArrayLike, targets: ArrayLike, kind: Kind = "linear") -> Predi
 
     Reference: Moons et al., Distilling Optimal Neural Networks: Rapid Search in Diverse Spaces, ICCV 2021, section 3.3
         (a linear predictor over block qualities); Trofimov et al., Multi-fidelity NAS with Knowledge Distillation,
-        2020 (a Gaussian process). Leave-one-out with the kernel held: Rasmussen and Williams, Gaussian Processes for
+        2020 (a Gaussian process). Leave-one-out with a fixed kernel: Rasmussen and Williams, Gaussian Processes for
         Machine Learning, 2006, section 5.4.2.
     """
     check_literals(fit, locals())
     x, y = _finite(np.asarray(features, float), "features"), _finite(np.asarray(targets, float), "targets")
     if x.ndim != 2 or y.shape != x.shape[:1]:
-        raise ValueError(f"features are [networks, features] and targets [networks], got {x.shape} and {y.shape}.")
+        raise ValueError(
+            f"`features` must be [networks, features] and `targets` [networks], got {x.shape} and {y.shape}."
+        )
     if len(y) < 3:
-        raise ValueError(f"leave-one-out needs at least 3 networks, got {len(y)}.")
+        raise ValueError(f"`targets` must have at least 3 networks, got {len(y)}.")
     model = _model(kind, x.shape[1])
     with warnings.catch_warnings():
-        # A length at the edge of its range is an answer: that feature does not matter, or all of it is noise.
+        # A length at the edge of its range is valid: the feature does not matter, or all of it is noise.
         warnings.simplefilter("ignore", ConvergenceWarning)
         model.fit(x, y)
         alone = clone(model)
@@ -97,5 +99,7 @@ def _model(kind: Kind, num_features: int) -> Any:
 
 def _finite(values: np.ndarray, name: str) -> np.ndarray:
     if not np.isfinite(values).all():
-        raise ValueError(f"{name} must be finite, {int((~np.isfinite(values)).sum())} are not. Leave those out.")
+        raise ValueError(
+            f"`{name}` must be finite, got {int((~np.isfinite(values)).sum())} values that are not. Remove those rows."
+        )
     return values

@@ -1,4 +1,4 @@
-"""What the training-free scores share: a copy with fresh weights, and the activations of one pass."""
+"""Copies of networks with fresh weights, and the inputs of modules during a forward pass."""
 
 import copy
 from collections.abc import Callable, Iterator
@@ -16,20 +16,20 @@ Weights = Literal["fresh", "inherited"]
 
 
 def probed(network: nn.Module, weights: Weights, seed: int, device: torch.device) -> nn.Module:
-    """A copy of the network to take apart; with `fresh` weights, its own initialisation drawn from the seed.
+    """A copy of the network that may be modified; `fresh` weights are initialised from the seed.
 
     Drawn on the CPU, so that a score is the same on every device. Norms start at scale one even where a search space
-    starts them at zero, which would hide a branch. A module that is no Network is drawn afresh by its submodules'
-    `reset_parameters`; parameters that belong to none of those keep their values.
+    starts them at zero, which would hide a branch. A module that is not a Network is initialised by its submodules'
+    `reset_parameters`; parameters of modules without that method keep their values.
     """
     if weights == "inherited":
         return copy.deepcopy(network).to(device)
     if isinstance(network, Network):
-        made = initialised(lambda: Network(network.blueprint), seed)
-        for module in made.modules():
+        fresh = initialised(lambda: Network(network.blueprint), seed)
+        for module in fresh.modules():
             if isinstance(module, BATCH_NORMS):
                 module.reset_parameters()
-        return made.to(device)
+        return fresh.to(device)
     copied = copy.deepcopy(network).cpu()
 
     def reset() -> nn.Module:
@@ -45,7 +45,7 @@ def probed(network: nn.Module, weights: Weights, seed: int, device: torch.device
 def watching(
     network: nn.Module, kinds: tuple[type[nn.Module], ...], see: Callable[[nn.Module, Tensor], None]
 ) -> Iterator[None]:
-    """Inside, `see(module, input)` is called before every call of a module of these kinds."""
+    """Within the context, `see(module, input)` is called before every call of a module of these kinds."""
     modules = [module for module in network.modules() if isinstance(module, kinds)]
     with hooked(modules, before=lambda module, inputs: see(module, inputs[0].detach())):
         yield

@@ -1,4 +1,4 @@
-"""What a student is judged on, who judges it, and the walk that shares work between candidates."""
+"""Evidence, scores, the base classes of scorers, and the evaluation of many subnets with shared prefixes."""
 
 import abc
 from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -34,9 +34,9 @@ class BlockRater(Protocol):
 @final
 @dataclass(frozen=True)
 class Evidence:
-    """What a student is judged on: the same fixed images for every candidate.
+    """Fixed images and the teacher's outputs on them: the same for every candidate.
 
-    A value; what scorers derive from it is cached in it, and a changed copy (`dataclasses.replace`) begins without.
+    A value. Whatever scorers derive from it is cached; a changed copy (`dataclasses.replace`) has an empty cache.
 
     Attributes:
         pixels: `[batch, channels, height, width]` in [0, 1], from the search part.
@@ -45,9 +45,9 @@ class Evidence:
         teacher: the teacher's outputs on these pixels, computed once.
         teacher_module: the teacher, for scorers that train.
         data: the data set, for scorers that train.
-        seed: for scorers that draw.
+        seed: for scorers that draw random numbers.
         distiller: the distiller that trained the supernet, with its learnable parts, where it rates blocks.
-        supernet: of the candidates, for scorers that compare a student with other subnets.
+        supernet: the candidates' supernet, for scorers that compare a student with other subnets.
     """
 
     pixels: Tensor
@@ -62,7 +62,7 @@ class Evidence:
     _cache: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def once(self, key: Hashable, compute: Callable[[], _T]) -> _T:
-        """What `compute()` returns, computed once per evidence: the teacher's side of a comparison."""
+        """`compute()`, called once per evidence and key: for example, the teacher's side of a comparison."""
         if key not in self._cache:
             self._cache[key] = compute()
         return self._cache[key]
@@ -71,23 +71,23 @@ class Evidence:
         """The supernet, for a scorer that compares with other subnets.
 
         Raises:
-            ValueError: there is none.
+            ValueError: the evidence has no supernet.
         """
         if self.supernet is None:
             raise ValueError(
-                f"{type(scorer).__name__} compares students with other subnets, and the evidence has no supernet."
+                f"{type(scorer).__name__} compares students with other subnets, but the evidence has no supernet."
             )
         return self.supernet
 
 
 @final
 class Score(NamedTuple):
-    """A score, higher is better, and the numbers it is made of.
+    """A score, higher is better.
 
     Attributes:
         value: the score.
-        parts: the numbers.
-        share: how much of the whole evaluation it took; below 1 where a search stopped it early.
+        parts: numbers that the score consists of, or that explain it, by name.
+        share: of the whole evaluation that was run; below 1 where a search stopped it early.
     """
 
     value: float
@@ -98,14 +98,14 @@ class Score(NamedTuple):
 class Scorer(abc.ABC):
     """Maps a student to a number, higher is better.
 
-    Subclasses are `@final` and take plain keyword arguments. A scorer sees an ordinary network: a subnet taken out
-    of a supernet, a fresh one, or any module that gives Outputs or logits.
+    Subclasses are `@final` and take plain keyword arguments. The student is an ordinary module that returns Outputs or
+    logits: a subnet extracted from a supernet, or any other network.
 
     Attributes:
-        reads_weights: whether the student's weights matter; not for a scorer that counts, or draws or trains its own.
-            A search with such a scorer needs no supernet.
-        resources: what has been spent at each score on the way to the whole evaluation, ascending, such as steps of
-            training; the last is the whole. A search may stop a scorer that has more than one.
+        reads_weights: whether the score depends on the student's weights. False for scorers that count, or that draw or
+            train weights of their own; a search with such a scorer needs no trained supernet.
+        resources: amounts of a resource, such as training steps, at which the intermediate scores and the final one are
+            available, ascending. A search with a pruner may stop an evaluation at any of them.
     """
 
     reads_weights: bool = True
@@ -113,22 +113,22 @@ class Scorer(abc.ABC):
 
     @abc.abstractmethod
     def score(self, student: nn.Module, evidence: Evidence) -> Score:
-        """The student's score. It neither changes the student nor depends on what was scored before."""
+        """The student's score. Changes nothing of the student, and is independent of earlier calls."""
 
     def rungs(self, student: nn.Module, evidence: Evidence) -> Iterator[Score]:
-        """The score at each of the `resources`, each computed when it is asked for; the last equals `score`."""
+        """Yields the score at each of the `resources`, computed lazily; the last equals `score`."""
         yield self.score(student, evidence)
 
 
 class OutputScorer(Scorer):
-    """A scorer that needs no more than a student's outputs on the evidence.
+    """A scorer that needs only the student's outputs on the evidence.
 
-    Batch norm uses the statistics of the evidence itself, re-estimated at every call, so that a layer's output depends
-    on the layers before it alone; the search loop then computes every shared prefix once.
+    Batch norm uses the statistics of the evidence itself, so that a layer's output depends on the layers before it
+    alone, and `score_by_all` computes each prefix that several candidates share once.
     """
 
     def digest(self, stage: int, feature: Tensor, evidence: Evidence) -> Any:
-        """What to remember of a stage's map, computed once per prefix; the map itself unless overridden."""
+        """What `judge` needs of a stage's feature map, computed once per prefix; by default the feature map."""
         del stage, evidence
         return feature
 
@@ -146,26 +146,26 @@ class OutputScorer(Scorer):
 
 
 class CombinedScorer(Scorer):
-    """A scorer made of others' scores. Each member runs in its own fastest way, prefixes shared where it can.
+    """A scorer made of other scorers' scores; members that are `OutputScorer`s share prefixes.
 
     Args:
         members: specs, or names as `kdnas list scorers` prints them; one text may join names by `+`.
 
     Raises:
-        ValueError: no members, an unknown name, or several that show scores on the way.
+        ValueError: no members, an unknown name, or several members with intermediate scores.
     """
 
     def __init__(self, members: Sequence[Spec | str] | str) -> None:
         listed = members.split("+") if isinstance(members, str) else members
         specs = [find_spec("kdnas.scorers", m) if isinstance(m, str) else m for m in listed]
         if not specs:
-            raise ValueError("a combined scorer needs at least one member, got none.")
+            raise ValueError("`members` must name at least one scorer, got none.")
         self.members: list[Scorer] = [m.build(Scorer) for m in specs]
         self.reads_weights = any(m.reads_weights for m in self.members)
         staged = [m for m in self.members if len(m.resources) > 1]
         if len(staged) > 1:
             raise ValueError(
-                f"one member at most shows scores on its way, got {len(staged)}. Give the others one rung."
+                f"at most one of `members` may have several rungs, got {len(staged)}. Set num_rungs=1 for the others."
             )
         self.resources = staged[0].resources if staged else (1,)
 
@@ -180,48 +180,48 @@ class CombinedScorer(Scorer):
 
     @final
     def rungs(self, student: nn.Module, evidence: Evidence) -> Iterator[Score]:
-        """Combines each score that a member shows on its way with the others' scores."""
-        shown = [m.rungs(student, evidence) if len(m.resources) > 1 else None for m in self.members]
-        fixed = [None if s else m.score(student, evidence) for m, s in zip(self.members, shown, strict=True)]
+        """Combines each intermediate score of the member with several rungs with the scores of the others."""
+        iterators = [m.rungs(student, evidence) if len(m.resources) > 1 else None for m in self.members]
+        fixed = [None if s else m.score(student, evidence) for m, s in zip(self.members, iterators, strict=True)]
         for _ in self.resources:
-            scores = [next(s) if s else f for s, f in zip(shown, fixed, strict=True)]
+            scores = [next(s) if s else f for s, f in zip(iterators, fixed, strict=True)]
             yield self.combine([score for score in scores if score is not None], evidence)
 
     @final
     def reference(self, evidence: Evidence, count: int) -> tuple[list[Architecture], list[list[Score]]]:
-        """Distinct networks drawn from the space by the evidence's seed, and each member's scores of them.
+        """Distinct random architectures, drawn with the evidence's seed, and each member's scores of them.
 
         Raises:
-            ValueError: the evidence has no supernet to draw from.
+            ValueError: the evidence has no supernet.
         """
         supernet = evidence.subnets(self)
         rng = python_rng(evidence.seed, "reference")
-        drawn = list(dict.fromkeys(supernet.space.sample(rng) for _ in range(count)))
-        return drawn, [score_all(supernet, drawn, member, evidence) for member in self.members]
+        sample = list(dict.fromkeys(supernet.space.sample(rng) for _ in range(count)))
+        return sample, [score_all(supernet, sample, member, evidence) for member in self.members]
 
 
 def outputs_of(student: nn.Module, images: Tensor) -> Outputs:
-    """What a student shows: its own Outputs, or its logits and the stages found in it.
+    """A student's own Outputs, or its logits and the feature maps of the stages detected in it.
 
-    The stages of a module that returns logits only are the last map at each resolution, or four transformer blocks
-    (`kdnas.teachers.base.find_stages`); none where nothing in it gives maps or tokens.
+    The stages of a module that returns logits only are the last feature map at each resolution, or four transformer
+    blocks (`kdnas.teachers.base.find_stages`); none where no submodule returns feature maps or tokens.
     """
-    found = student(images)
-    if isinstance(found, Outputs):
-        return found
+    outputs = student(images)
+    if isinstance(outputs, Outputs):
+        return outputs
     try:
         names = find_stages(student, images)
     except ValueError:
-        return Outputs(found, images=images)
-    with recorded(student, names) as seen:
+        return Outputs(outputs, images=images)
+    with recorded(student, names) as features:
         logits = student(images)
-    return Outputs(logits, tuple(seen[name] for name in names), images=images)
+    return Outputs(logits, tuple(features[name] for name in names), images=images)
 
 
 @final
 @dataclass
 class LayerCount:
-    """How many layers were evaluated, and how many one-by-one evaluation would have."""
+    """Layers evaluated, and layers that evaluation without shared prefixes would have evaluated."""
 
     evaluated: int = 0
     one_by_one: int = 0
@@ -238,7 +238,7 @@ def score_all(
     evidence: Evidence,
     layer_count: LayerCount | None = None,
 ) -> list[Score]:
-    """The scores of subnets under one scorer, in the order given; see `score_by_all`."""
+    """The scores of subnets under one scorer, in their order; see `score_by_all`."""
     return score_by_all(supernet, architectures, [scorer], evidence, layer_count)[0]
 
 
@@ -256,43 +256,45 @@ def score_by_all(
     network's, and of their digests. The numbers are those of one-by-one evaluation.
 
     Args:
-        supernet: where the weights are.
-        architectures: whom to score.
-        scorers: how.
-        evidence: on what.
-        layer_count: counts layer evaluations, when given.
+        supernet: with the weights.
+        architectures: of the subnets.
+        scorers: of which output scorers share prefixes.
+        evidence: common to all.
+        layer_count: counter that layer evaluations are added to.
     """
     layer_count = layer_count if layer_count is not None else LayerCount()
     flat = [member for scorer in scorers for member in _members(scorer)]
-    looking = [scorer for scorer in flat if isinstance(scorer, OutputScorer)]
-    walked = iter(_walked(supernet, architectures, looking, evidence, layer_count)) if looking else iter(())
-    rest = [scorer for scorer in flat if not isinstance(scorer, OutputScorer)]
-    alone: list[list[Score]] = [[] for _ in rest]
-    for architecture in architectures if rest else ():
+    output_scorers = [scorer for scorer in flat if isinstance(scorer, OutputScorer)]
+    shared_columns = (
+        iter(_walked(supernet, architectures, output_scorers, evidence, layer_count)) if output_scorers else iter(())
+    )
+    others = [scorer for scorer in flat if not isinstance(scorer, OutputScorer)]
+    separate: list[list[Score]] = [[] for _ in others]
+    for architecture in architectures if others else ():
         student = supernet.extract(architecture)
-        for scorer, found in zip(rest, alone, strict=True):
-            found.append(scorer.score(student, evidence))
+        for scorer, column in zip(others, separate, strict=True):
+            column.append(scorer.score(student, evidence))
             layers = len(list(supernet.space.blueprint(architecture).named_layers()))
             layer_count.evaluated += layers
             layer_count.one_by_one += layers
-    other = iter(alone)
-    columns = iter([next(walked if isinstance(scorer, OutputScorer) else other) for scorer in flat])
+    separate_columns = iter(separate)
+    columns = iter([next(shared_columns if isinstance(scorer, OutputScorer) else separate_columns) for scorer in flat])
     return [_joined(scorer, columns, evidence) for scorer in scorers]
 
 
 def _members(scorer: Scorer) -> list[Scorer]:
-    """The scorers that look at students: a combined one's members, else itself."""
+    """The members of a combined scorer, recursively; else the scorer itself."""
     return (
         [m for member in scorer.members for m in _members(member)] if isinstance(scorer, CombinedScorer) else [scorer]
     )
 
 
 def _joined(scorer: Scorer, columns: Iterator[list[Score]], evidence: Evidence) -> list[Score]:
-    """A scorer's column, combined from its members' where it has some; takes as many columns as `_members` gave."""
+    """A scorer's column of scores, combined from its members'; takes one column per scorer in `_members`."""
     if not isinstance(scorer, CombinedScorer):
         return next(columns)
-    held = [_joined(member, columns, evidence) for member in scorer.members]
-    return [scorer.combine(scores, evidence) for scores in zip(*held, strict=True)]
+    member_columns = [_joined(member, columns, evidence) for member in scorer.members]
+    return [scorer.combine(scores, evidence) for scores in zip(*member_columns, strict=True)]
 
 
 def _walked(
@@ -306,7 +308,7 @@ def _walked(
     paths = [_path(b) for b in blueprints]
     order = sorted(range(len(paths)), key=lambda i: [str(step) for step in paths[i]])
     scores: list[list[Score | None]] = [[None] * len(paths) for _ in scorers]
-    walk: list[tuple[Any, Tensor, list[Any]]] = []  # one path: step, activation, digests of the stage it closes
+    walk: list[tuple[Any, Tensor, list[Any]]] = []  # one path: step, activation, digests of the stage it ends
     latest: list[Score] = []
     with modes(supernet), torch.no_grad():
         for index in order:
@@ -316,13 +318,13 @@ def _walked(
                 shared += 1
             del walk[shared:]
             for step in path[shared:]:
-                name, layer, closes = step
+                name, layer, stage = step
                 if layer is None:
                     x = resize(evidence.images, *blueprint.image[1:])
                 else:
                     x = supernet.run(name, layer, walk[-1][1], batch_statistics=True)
                     layer_count.evaluated += 1
-                digests = [] if closes is None else [s.digest(closes, x, evidence) for s in scorers]
+                digests = [] if stage is None else [s.digest(stage, x, evidence) for s in scorers]
                 walk.append((step, x, digests))
             layer_count.one_by_one += len(path) - 1
             if shared != len(path) or not latest:  # else another spelling of the network just scored
@@ -337,7 +339,7 @@ def _walked(
 
 
 def _path(blueprint: Blueprint) -> list[tuple[str, Any, int | None]]:
-    """Position, layer, and the stage that the layer closes; first of all the input size."""
+    """The input size, then each layer with its position and the stage that ends with it."""
     steps: list[tuple[str, Any, int | None]] = [
         (f"image {blueprint.image}", None, None),
         ("stem", blueprint.stem, None),

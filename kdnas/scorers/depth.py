@@ -1,4 +1,4 @@
-"""Size as a score: depth."""
+"""Depth as a score: a size control."""
 
 from typing import final
 
@@ -10,20 +10,20 @@ from kdnas.scorers.base import Evidence, Score, Scorer
 
 @final
 class Depth(Scorer):
-    """The number of activation modules, that is of nonlinear layers: a control, not a method.
+    """The number of activation modules, that is, of nonlinear layers: a size control.
 
-    A layer without activation adds no depth: NAS-Bench-Macro's identity at a change of width is a 1x1 convolution, so
-    the ranking's own `layers` counts it, and agrees with the public accuracies by tau 0.35, this by 0.69. A
-    module that is called twice counts once, a functional activation not at all.
+    Layers without an activation are not counted: NAS-Bench-Macro's identity at a change of width is a 1x1 convolution,
+    which an entry's `layers` counts; tau with the public accuracies is 0.35 for `layers` and 0.69 for this score. A
+    module that is called twice counts once; a functional activation is not counted.
 
     Reference: none; see Ning et al., Evaluating Efficient Performance Estimators of Neural Architectures, NeurIPS
-        2021, for size as the baseline of scores.
+        2021, for size as a baseline.
     """
 
     reads_weights = False
 
     def score(self, student: nn.Module, evidence: Evidence) -> Score:
-        """The score of one student."""
+        """The student's score."""
         del evidence
         count = float(sum(isinstance(module, ACTIVATIONS) for module in student.modules()))
         return Score(count, {"activations": count})

@@ -1,4 +1,4 @@
-"""DNA's rating for any network: how far its stages are from the teacher's, through adapters fitted to the evidence."""
+"""DNA's rating for any network, with adapters fitted to the evidence."""
 
 from collections.abc import Sequence
 from typing import Any, Literal, final
@@ -22,22 +22,23 @@ class FittedBlocks(OutputScorer):
 
     With `adapters="fitted"` a student stage is first mapped to the teacher's channels by the 1x1 convolution with bias
     that is best in least squares on every second image of the evidence; the rating is that of the other images, so a
-    wide stage gains nothing by fitting its own noise. A teacher stage rates 0 against itself (to the fit's rounding),
-    and the scale of the teacher's feature cancels. With `adapters="none"` stages of equal shape are compared as they
-    are, which makes sense after block-wise distillation only. Maps of other sizes are averaged to the smaller.
+    wide stage gains nothing by overfitting. A teacher stage rates 0 against itself (up to rounding), and the scale of
+    the teacher's feature map cancels. With `adapters="none"` stages of equal shape are compared
+    directly, which is meaningful only after block-wise distillation. Larger maps are average-pooled to the smaller.
 
     Args:
         adapters: `fitted` or `none`.
         pairs: which stages are compared, as in `StagePairs`: `resolution`, `order`, `rdm` or explicit pairs.
-        weights: one per pair; default 1 each, as the authors' code.
+        weights: one per pair; 1 each by default, as in the authors' code.
 
     Raises:
-        ValueError: a side shows no features, the shapes differ with `adapters="none"`, or fewer than 4 images.
+        ValueError: student or teacher has no feature maps, shapes differ with `adapters="none"`, or fewer than 4
+            images.
 
     Reference: Li et al., Blockwisely Supervised NAS with Knowledge Distillation, CVPR 2020, equations 6 and 7.
-    Differs: the student's stage sees the student's own previous stage, not the teacher's, so that any network can be
-        rated; the adapters are fitted to the evidence in closed form, where DNA trains its blocks to the teacher's
-        width; the scorer `blocks` rates with those.
+    Differs: the input of a student's stage is the student's previous stage, not the teacher's, so that any network can
+        be rated; the adapters are fitted to the evidence in closed form, whereas DNA trains blocks of the teacher's
+        width; scorer `blocks` uses trained adapters.
     """
 
     def __init__(
@@ -48,10 +49,10 @@ class FittedBlocks(OutputScorer):
         weights: tuple[float, ...] = (),
     ) -> None:
         check_literals(type(self), locals())
-        self.adapters, self.taps, self.weights = adapters, StagePairs(pairs=pairs), weights
+        self.adapters, self.pairs, self.weights = adapters, StagePairs(pairs=pairs), weights
 
     def digest(self, stage: int, feature: Tensor, evidence: Evidence) -> Any:
-        """The stage's map, and a memory for its ratings: subnets that share the stage share them."""
+        """The stage's feature map and a cache of its ratings, which subnets that share the stage share."""
         del stage, evidence
         return feature, {}
 
@@ -61,12 +62,12 @@ class FittedBlocks(OutputScorer):
         for who, outputs in (("student", student), ("teacher", evidence.teacher)):
             if not outputs.features:
                 raise ValueError(
-                    f"fitted_blocks compares stages, and the {who} shows none. Let it return Outputs with features, or "
-                    "use a scorer of logits: loss, accuracy."
+                    f"scorer 'fitted_blocks' compares stages; the {who} has none. Return Outputs with features, or use "
+                    "loss or accuracy."
                 )
-        rows = self.taps.prepare(student, evidence.teacher)
+        rows = self.pairs.prepare(student, evidence.teacher)
         if self.weights and len(self.weights) != len(rows):
-            raise ValueError(f"weights needs one number per pair: {len(rows)} pairs, got {len(self.weights)}.")
+            raise ValueError(f"`weights` must have one number per pair, got {len(self.weights)} for {len(rows)} pairs.")
         ratings = []
         for row in rows:
             feature, memory = digests[row.student]
@@ -81,7 +82,7 @@ class FittedBlocks(OutputScorer):
         if self.adapters == "none":
             return float(relative_l1(student, teacher))
         if len(student) < 4:
-            raise ValueError(f"fitting adapters takes at least 4 images, got {len(student)}. Use more search images.")
+            raise ValueError(f"adapters='fitted' needs at least 4 images, got {len(student)}. Use more search images.")
         like = next((f for f in (student, teacher) if f.dim() == 4), None)
         aspect = 1.0 if like is None else like.shape[2] / like.shape[3]
         s, t = (widen(f) for f in same_positions(as_map(student, aspect), as_map(teacher, aspect)))
@@ -98,13 +99,13 @@ def _with_ones(rows: Tensor) -> Tensor:
 
 
 def _least_squares(student: Tensor, teacher: Tensor) -> Tensor:
-    """The weights and, last, the bias: `[student channels + 1, teacher channels]`."""
-    # Channels of one scale first, so that one small ridge is right for all; a dead channel stays dead.
+    """The weights and, in the last row, the bias: `[student channels + 1, teacher channels]`."""
+    # Channels are scaled first, so that one small ridge suits all of them; a dead channel stays zero.
     scale = student.abs().amax(0)
     scale = torch.cat([torch.where(scale > 0, scale, 1.0), scale.new_ones(1)])
     rows = _with_ones(student) / scale
     gram = rows.T @ rows
-    # Dead and repeated channels make the normal equations singular; the ridge picks a solution of small weights.
+    # Dead and repeated channels make the normal equations singular; the ridge selects a solution of small weights.
     ridge = 1e-8 * gram.diagonal().mean()
     gram.diagonal().add_(ridge)
     return torch.linalg.solve(gram, rows.T @ teacher) / scale[:, None]

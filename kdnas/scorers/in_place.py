@@ -1,4 +1,4 @@
-"""Similarity to the supernet's own largest subnet instead of the teacher."""
+"""Similarity to the supernet's largest subnet instead of the teacher."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -14,42 +14,42 @@ from kdnas.specs import Spec, find_spec
 
 @final
 class InPlace(OutputScorer):
-    """Another score, with the supernet's largest subnet in the teacher's place.
+    """Another score, with the supernet's largest subnet as the teacher.
 
-    The largest subnet shares its weights and its training with every candidate, so that what is left of the difference
-    is the architecture's; a teacher of another family differs from all of them in the same ways. It sees the evidence
-    with the evidence's own batch statistics, as the candidates do, and is run once.
+    The largest subnet shares weights and training with every candidate, so that the remaining difference is that of the
+    architectures; a teacher of another family differs from all candidates in the same ways. It is run once, with the
+    batch statistics of the evidence, as the candidates are.
 
     Args:
-        scorer: what compares, a Spec or a name: `rdm` (the default), `loss`, `cka`.
+        scorer: a Spec or a name of an output scorer: `rdm` (the default), `loss` or `cka`.
 
     Raises:
-        ValueError: the scorer needs more than a student's outputs, or the evidence has no supernet.
+        ValueError: the scorer is no `OutputScorer`, or the evidence has no supernet.
 
     Reference: the largest subnet as the teacher of the others is in-place distillation (Yu and Huang, Universally
         Slimmable Networks and Improved Training Techniques, ICCV 2019, section 3.3).
-    Differs: there it trains, here it ranks; `experiments/nas_bench_macro.md` has both teachers side by side.
+    Differs: there it is a training method, here a ranking; `experiments/nas_bench_macro.md` compares both teachers.
     """
 
     def __init__(self, *, scorer: Spec | str = "rdm") -> None:
-        made = find_spec("kdnas.scorers", scorer) if isinstance(scorer, str) else scorer
-        built: Scorer = made.build(Scorer)
-        if not isinstance(built, OutputScorer):
+        scorer_spec = find_spec("kdnas.scorers", scorer) if isinstance(scorer, str) else scorer
+        inner: Scorer = scorer_spec.build(Scorer)
+        if not isinstance(inner, OutputScorer):
             raise ValueError(
-                f"in_place needs a scorer that looks at outputs alone, got {made.make}. Use rdm, loss or cka."
+                f"`scorer` must need the student's outputs alone, got {scorer_spec.make}. Use rdm, loss or cka."
             )
-        self.inner = built
+        self.inner = inner
 
     def digest(self, stage: int, feature: Tensor, evidence: Evidence) -> Any:
-        """The inner scorer's."""
+        """That of the inner scorer."""
         return self.inner.digest(stage, feature, self._by_largest(evidence))
 
     def judge(self, logits: Tensor, digests: Sequence[Any], evidence: Evidence) -> Score:
-        """The inner scorer's."""
+        """That of the inner scorer."""
         return self.inner.judge(logits, digests, self._by_largest(evidence))
 
     def _by_largest(self, evidence: Evidence) -> Evidence:
-        """The evidence with the largest subnet's outputs in the teacher's place."""
+        """The evidence with the largest subnet as the teacher."""
 
         def compute() -> Evidence:
             supernet = evidence.subnets(self)

@@ -1,4 +1,4 @@
-"""How long one image takes."""
+"""Latency as a score."""
 
 import copy
 import statistics
@@ -14,27 +14,27 @@ from kdnas.scorers.base import Evidence, Score, Scorer
 
 @final
 class Latency(Scorer):
-    """Minus the median seconds of a forward pass of one image, on the evidence's device.
+    """Minus the median seconds of a forward pass of one image on the evidence's device.
 
-    Measured here and now: it depends on the machine and its load, and does not repeat exactly. Weights do not matter,
-    and are drawn where the student has none.
+    Measured at each call: it depends on the machine and its load, and is not reproducible exactly. The weights do not
+    matter; a student without weights (on the meta device) is timed with zeros.
 
     Args:
-        repeats: passes that are timed, after two that are not.
+        repeats: timed passes, after two untimed ones.
 
     Reference: the cost of Liu et al., Search to Distill, CVPR 2020, section 3.2.
-    Differs: measured on this machine, not on the one where the student is deployed.
+    Differs: measured on this machine, not on the device where the student is deployed.
     """
 
     reads_weights = False
 
     def __init__(self, *, repeats: int = 11) -> None:
         if repeats < 1:
-            raise ValueError(f"repeats must be at least 1, got {repeats}.")
+            raise ValueError(f"`repeats` must be at least 1, got {repeats}.")
         self.repeats = repeats
 
     def score(self, student: nn.Module, evidence: Evidence) -> Score:
-        """The score of one student."""
+        """The student's score."""
         device, image = evidence.images.device, evidence.images[:1]
         if any(tensor.is_meta for tensor in student.parameters()):
             student = copy.deepcopy(student).to_empty(device=device)

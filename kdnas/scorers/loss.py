@@ -1,4 +1,4 @@
-"""Any loss of the library as a score."""
+"""A distillation loss as a score."""
 
 from collections.abc import Sequence
 from typing import Any, final
@@ -17,28 +17,28 @@ class Loss(OutputScorer):
     """The negative of a distillation loss between student and teacher.
 
     Args:
-        loss: a Spec, or the name of a loss without learnable parts: `soft_targets` (KL to the teacher, the default),
-            `alpha_divergence`, `dist`, `representational`, and so on.
+        loss: a Spec or the name of a loss without learnable parts, such as `soft_targets` (KL to the teacher, the
+            default), `alpha_divergence`, `dist` or `representational`.
 
     Raises:
-        ValueError: the loss has learnable parts, which no one has trained.
+        ValueError: the loss has learnable parts, which are untrained.
 
-    Reference: the loss's own. As a ranking score: Huang et al., DIST, NeurIPS 2022, for one that is bounded.
+    Reference: that of the loss. As a ranking score: Huang et al., DIST, NeurIPS 2022, for a bounded one.
     """
 
     def __init__(self, *, loss: Spec | str = "soft_targets") -> None:
-        made = find_spec("kdnas.losses", loss) if isinstance(loss, str) else loss
-        self.loss: DistillationLoss = made.build(DistillationLoss)
-        tried: DistillationLoss = made.build(DistillationLoss)
-        tried.prepare(*example(dense=tried.dense)[:2])
-        if any(True for _ in tried.parameters()):
+        loss_spec = find_spec("kdnas.losses", loss) if isinstance(loss, str) else loss
+        self.loss: DistillationLoss = loss_spec.build(DistillationLoss)
+        probe: DistillationLoss = loss_spec.build(DistillationLoss)
+        probe.prepare(*example(dense=probe.dense)[:2])
+        if any(True for _ in probe.parameters()):
             raise ValueError(
-                f"{type(tried).__name__} has learnable parts, and an untrained part scores nothing. "
-                "Use a loss without them, such as soft_targets, dist or representational."
+                f"`loss` must have no learnable parts, which would be untrained; {type(probe).__name__} has some. Use "
+                "soft_targets, dist or representational."
             )
 
     def judge(self, logits: Tensor, digests: Sequence[Any], evidence: Evidence) -> Score:
-        """The score of one student."""
+        """The student's score."""
         student = Outputs(logits, tuple(digests), images=evidence.images)
         value = float(self.loss(student, evidence.teacher, evidence.labels))
         accuracy = float((logits.argmax(1) == evidence.labels).float().mean())

@@ -1,4 +1,4 @@
-"""Size as a score: multiply-accumulates."""
+"""Multiply-accumulates as a score: a size control."""
 
 from typing import final
 
@@ -13,22 +13,22 @@ from kdnas.scorers.base import Evidence, Score, Scorer
 
 @final
 class Macs(Scorer):
-    """The multiply-accumulates for one image, as in `kdnas.costs.count`: a control, not a method.
+    """The multiply-accumulates for one image, as in `kdnas.costs.count`: a size control.
 
     Reference: none; see Ning et al., Evaluating Efficient Performance Estimators of Neural Architectures, NeurIPS
-        2021, for FLOPs as the baseline of scores.
+        2021, for FLOPs as a baseline.
     """
 
     reads_weights = False
 
     def score(self, student: nn.Module, evidence: Evidence) -> Score:
-        """The score of one student."""
+        """The student's score."""
         if isinstance(student, Network):
             macs = float(cost(student.blueprint).macs)
         else:
             counter = FlopCounterMode(display=False)
             with counter, torch.no_grad(), batch_statistics(student):
                 student(evidence.images[:2])  # batch norm after pooling has no statistics of one image
-            # The counter counts a multiplication and an addition apart.
+            # The counter counts a multiplication and an addition as two operations.
             macs = float(counter.get_total_flops() // 2 // len(evidence.images[:2]))
         return Score(macs, {"macs": macs})

@@ -1,4 +1,4 @@
-"""NAS without training: how differently a network's rectifiers code a few images."""
+"""NASWOT: the kernel of activation patterns of an untrained network."""
 
 from typing import final
 
@@ -13,16 +13,16 @@ from kdnas.specs import check_literals
 
 @final
 class Nwot(Scorer):
-    r"""`log det K`, with `K_ij` the number of activations that images i and j switch alike.
+    r"""`log det K`, where `K_ij` is the number of activations with equal sign for images i and j.
 
-    An activation's code for an image is whether its input is positive; `K` sums the agreements over all units of all
-    activation layers, so `K_ii` is the number of units. Natural logarithm, no division: the score grows with the
-    network, which is why it is a control. An eigenvalue below rounding (two images with one code) counts as rounding,
-    so the score is finite.
+    A unit's code for an image is whether its activation's input is positive; `K` sums the agreements over all units of
+    all activation layers, so `K_ii` is the number of units. Natural logarithm, no division: the score grows with the
+    network's size, which makes it a control. Eigenvalues below rounding error (two images with one code) are set to
+    it, so that the score is finite.
 
     Args:
-        num_images: how many of the evidence's images make `K`.
-        weights: `fresh` (drawn from the evidence's seed) or `inherited`.
+        num_images: number of the evidence's images in `K`.
+        weights: `fresh` (initialised from the evidence's seed) or `inherited`.
 
     Raises:
         ValueError: the network has no activation modules.
@@ -39,7 +39,7 @@ class Nwot(Scorer):
         self.reads_weights = weights == "inherited"
 
     def score(self, student: nn.Module, evidence: Evidence) -> Score:
-        """The score of one student."""
+        """The student's score."""
         images = evidence.images[: self.num_images]
         network = probed(student, self.weights, evidence.seed, evidence.images.device)
         kernel = torch.zeros(len(images), len(images), dtype=torch.float64, device=images.device)
@@ -56,8 +56,8 @@ class Nwot(Scorer):
             network(images)
         if not units:
             raise ValueError(
-                "nwot reads the signs before activation modules (ReLU, SiLU, Hardswish, GELU), and this network has "
-                "none. Make its activations modules, or use another scorer."
+                "scorer 'nwot' needs activation modules (ReLU, SiLU, Hardswish, GELU), and the network has none. Make "
+                "its activations modules or use another scorer."
             )
         least = units * len(images) * torch.finfo(kernel.dtype).eps
         value = float(torch.linalg.eigvalsh(kernel).clamp_min(least).log().sum())

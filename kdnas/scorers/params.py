@@ -1,4 +1,4 @@
-"""Size as a score: parameters."""
+"""Parameters as a score: a size control."""
 
 from typing import final
 
@@ -9,16 +9,16 @@ from kdnas.scorers.base import Evidence, Score, Scorer
 
 @final
 class Params(Scorer):
-    """The number of parameters: a control, not a method.
+    """The number of parameters: a size control.
 
-    Reference: none; every ranking is to be compared with size, as White et al., A Deeper Look at Zero-Cost Proxies
-        for Lightweight NAS, ICLR Blog Track 2022, show.
+    Reference: none; for the comparison of rankings with size see White et al., A Deeper Look at Zero-Cost Proxies for
+        Lightweight NAS, ICLR Blog Track 2022.
     """
 
     reads_weights = False
 
     def score(self, student: nn.Module, evidence: Evidence) -> Score:
-        """The score of one student."""
+        """The student's score."""
         del evidence
         count = float(sum(p.numel() for p in student.parameters()))
         return Score(count, {"params": count})

@@ -1,4 +1,4 @@
-"""A fitted predictor as a score: what cheap scores say of a costly one."""
+"""A predictor as a score: a costly score fitted from cheap ones."""
 
 from collections.abc import Sequence
 from typing import Literal, final
@@ -12,25 +12,25 @@ from kdnas.specs import Spec, check_literals, find_spec
 
 @final
 class Predicted(CombinedScorer):
-    """The target score as a fitted function of the members' scores and of what they are made of.
+    """The target score, predicted from the members' scores and their parts.
 
-    `num_fitted` subnets are drawn and scored by the members and by the target; a linear or Gaussian-process predictor
-    is fitted to them and then asked instead of the target. Features are every member's value and parts (per-stage
-    similarities, counts). Every score carries the fit's leave-one-out error and its Kendall tau as parts: a tau near 0
-    says that the prediction is worth nothing.
+    `num_fitted` random subnets are scored by the members and by the target; a linear or Gaussian-process predictor is
+    fitted to them and replaces the target. Features are every member's value and parts (per-stage similarities,
+    counts). The parts of every score are the fit's leave-one-out error and its Kendall tau: with a tau near 0 the
+    predictions are worthless.
 
     Args:
-        members: specs or names, cheap.
-        target: what is predicted, costly: by default a short training under the teacher.
-        num_fitted: subnets the target is asked about, at least 3.
+        members: specs or names of cheap scorers.
+        target: spec or name of the costly scorer to predict.
+        num_fitted: subnets scored by the target, at least 3.
         kind: `linear` or `gaussian_process`.
 
     Raises:
-        ValueError: as in `kdnas.scorers._predictor.fit`, or no supernet to draw from.
+        ValueError: as in `kdnas.scorers._predictor.fit`, or the evidence has no supernet.
 
     Reference: Moons et al., Distilling Optimal Neural Networks: Rapid Search in Diverse Spaces, ICCV 2021, section 3.3.
-    Differs: the paper's targets are networks finetuned from block-wise weights, its features block losses; here both
-        are any scorer's.
+    Differs: the paper's targets are networks finetuned from block-wise weights and its features are block losses; here
+        both come from any scorers.
     """
 
     def __init__(
@@ -43,8 +43,8 @@ class Predicted(CombinedScorer):
     ) -> None:
         check_literals(type(self), locals())
         super().__init__(members)
-        made = find_spec("kdnas.scorers", target) if isinstance(target, str) else target
-        self.target: Scorer = made.build(Scorer)
+        target_spec = find_spec("kdnas.scorers", target) if isinstance(target, str) else target
+        self.target: Scorer = target_spec.build(Scorer)
         self.reads_weights = self.reads_weights or self.target.reads_weights
         self.num_fitted, self.kind = num_fitted, kind
 
@@ -55,8 +55,8 @@ class Predicted(CombinedScorer):
         return Score(value, {"left_out_error": predictor.error, "left_out_tau": predictor.tau})
 
     def _fitted(self, evidence: Evidence) -> Predictor:
-        drawn, table = self.reference(evidence, self.num_fitted)
-        targets = [s.value for s in score_all(evidence.subnets(self), drawn, self.target, evidence)]
+        sample, table = self.reference(evidence, self.num_fitted)
+        targets = [s.value for s in score_all(evidence.subnets(self), sample, self.target, evidence)]
         return fit([_features(scores) for scores in zip(*table, strict=True)], targets, self.kind)
 
 

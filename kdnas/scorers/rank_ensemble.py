@@ -1,4 +1,4 @@
-"""Several scores as one ranking."""
+"""Mean rank under several scorers as a score."""
 
 from collections.abc import Sequence
 from typing import final
@@ -11,20 +11,20 @@ from kdnas.specs import Spec
 
 @final
 class RankEnsemble(CombinedScorer):
-    """The weighted mean of a student's ranks under several scorers, each rank taken among the same drawn subnets.
+    """The weighted mean of a student's ranks under several scorers, among the same random subnets.
 
-    A member's rank is the share of `num_reference` drawn subnets that score lower, ties counting half, linear between
-    neighbours and, beyond the best and the worst of them, by the range of them all: strictly increasing in each
-    member's score, so that no two candidates tie because both beat the reference, and free of units. Unlike a rank
-    among the candidates it does not change when others join.
+    A member's rank is the share of `num_reference` random subnets with lower scores, ties counting half; it is
+    interpolated linearly between neighbours and extrapolated by the range of all of them. It is strictly increasing in
+    each member's score, so that two candidates that both beat the reference do not tie, and independent of the score's
+    unit. Unlike a rank among candidates it does not change when candidates are added.
 
     Args:
         members: specs or names, such as `in_place+depth`.
-        weights: one per member, not negative; equal by default.
-        num_reference: subnets drawn, at least 2.
+        weights: one per member, non-negative; equal by default.
+        num_reference: random subnets, at least 2.
 
     Raises:
-        ValueError: no members, wrong weights, or no supernet to draw from.
+        ValueError: no members, invalid weights, or the evidence has no supernet.
 
     Reference: de Borda, Mémoire sur les élections au scrutin, 1781: positional voting.
     Differs: ranks are among a fixed sample, not among the candidates.
@@ -40,10 +40,10 @@ class RankEnsemble(CombinedScorer):
         super().__init__(members)
         if weights and (len(weights) != len(self.members) or min(weights) < 0 or sum(weights) == 0):
             raise ValueError(
-                f"weights needs {len(self.members)} numbers, not negative and not all zero, or none; got {weights}."
+                f"`weights` must be {len(self.members)} non-negative numbers, not all zero, or empty, got {weights}."
             )
         if num_reference < 2:
-            raise ValueError(f"num_reference must be at least 2, got {num_reference}.")
+            raise ValueError(f"`num_reference` must be at least 2, got {num_reference}.")
         self.weights = np.asarray(weights or (1.0,) * len(self.members))
         self.num_reference = num_reference
 
@@ -60,10 +60,10 @@ class RankEnsemble(CombinedScorer):
 
 
 def rank_among(value: float, known: np.ndarray) -> float:
-    """A value's rank among sorted known ones: 0 at the least, 1 at the greatest, ties half; strictly increasing.
+    """The rank of a value among sorted known values: 0 at the smallest, 1 at the largest, ties counting half.
 
-    Between neighbours and beyond the ends it is linear; where all known are equal it is 1/2 at them, and a larger
-    value ranks at 1, a smaller one at 0.
+    Strictly increasing: linear between neighbours and beyond the ends. Where all known values are equal, the rank is
+    1/2 at them, 1 above and 0 below.
     """
     distinct, first, count = np.unique(known, return_index=True, return_counts=True)
     if len(distinct) == 1:

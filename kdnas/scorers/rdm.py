@@ -1,4 +1,4 @@
-"""Teacher similarity by representational dissimilarity: TGSA."""
+"""TGSA: similarity to the teacher by representational dissimilarity matrices."""
 
 from collections.abc import Sequence
 from typing import Any, Literal, final
@@ -13,19 +13,19 @@ from kdnas.specs import check_literals
 
 @final
 class Rdm(OutputScorer):
-    """How alike teacher and student find the images: `TG = mean_t max_l r(RDM_t, RDM_l)`, plus `premature * accuracy`.
+    """Correlation of dissimilarity matrices, `TG = mean_t max_l r(RDM_t, RDM_l)`, plus `premature * accuracy`.
 
-    For every teacher stage `t` the best-correlated student stage `l`; `RDM_ij = 1 - Pearson` of the activations of
-    two images, `r` the correlation of the strict upper triangles. The logits count as one more stage of both. TG is in
-    [-1, 1], 1 for the teacher itself. Any number of images will do; with fewer than 3, and for a stage that tells no
-    images apart, `r` is 0.
+    For every teacher stage `t`, the student stage `l` of highest correlation; `RDM_ij = 1 - Pearson` of the activations
+    of two images, `r` the correlation of the strict upper triangles. The logits are one more stage of both. TG is in
+    [-1, 1], 1 for the teacher itself. With fewer than 3 images, and for a stage that is constant over the images, `r`
+    is 0.
 
     Args:
         compare: `pearson` or `spearman` correlation of the triangles.
-        premature: weight of the accuracy on the same images: TG when 0, P + TG when 1. P alone is `accuracy`.
+        premature: weight of the accuracy P on the same images: 0 is TG, 1 is P + TG. P alone is scorer `accuracy`.
 
     Reference: Bashivan, Tensen, DiCarlo, Teacher Guided Architecture Search, ICCV 2019, section 3.
-    Differs: the paper takes every layer; here the layers are the stages' outputs and the logits.
+    Differs: the paper uses every layer, here the stages' outputs and the logits.
     """
 
     def __init__(self, *, compare: Literal["pearson", "spearman"] = "pearson", premature: float = 0.0) -> None:

@@ -1,4 +1,4 @@
-"""AKD's reward: a score weighed against a cost target."""
+"""AKD's reward: a score weighted by a cost relative to its target."""
 
 from collections.abc import Sequence
 from typing import Literal, final
@@ -9,24 +9,23 @@ from kdnas.specs import Spec, check_literals
 
 @final
 class Reward(CombinedScorer):
-    r"""$R = S \cdot (C / T)^w$: another score, softly bounded in cost.
+    r"""$R = S \cdot (C / T)^w$: another score with a soft bound on a cost.
 
-    At the target the reward is the score itself; it falls with the cost where $w < 0$, continuously and without a
-    bound: twice the target costs $1 - 2^{-0.07} = 4.7$ % of the score. A hard bound is the search's budget.
+    At the target the reward equals the score; for $w < 0$ it decreases continuously with the cost: at twice the target
+    by $1 - 2^{-0.07} = 4.7$ % of the score. The search's budget is a hard bound.
 
     Args:
-        scorer: what is weighed, a Spec or a name; its scores must not be negative. By default a short training under
-            the teacher.
-        cost: `macs`, `params`, or `latency`, seconds measured for one image here and now (and so not repeatable).
+        scorer: a Spec or a name; its scores must be non-negative.
+        cost: `macs`, `params`, or `latency`: seconds for one image, measured (not reproducible).
         target: T, in the cost's unit: multiply-accumulates, parameters, or seconds.
         exponent: w.
 
     Raises:
-        ValueError: a target that is not positive, an unknown cost, or a negative score.
+        ValueError: the target is not positive, the cost is unknown, or a score is negative.
 
     Reference: Liu et al., Search to Distill: Pearls are Everywhere but not the Eyes, CVPR 2020, section 3.2; the form
         and w = -0.07 from Tan et al., MnasNet, CVPR 2019, equation 2.
-    Differs: the papers measure latency on a telephone; here it is this machine's, or a count.
+    Differs: the papers measure latency on a phone; here it is that of this machine, or a count.
     """
 
     def __init__(
@@ -39,14 +38,14 @@ class Reward(CombinedScorer):
     ) -> None:
         check_literals(type(self), locals())
         if not target > 0:
-            raise ValueError(f"target must be positive, got {target}.")
+            raise ValueError(f"`target` must be positive, got {target}.")
         super().__init__((scorer, cost))
         self.cost, self.target, self.exponent = cost, target, exponent
 
     def combine(self, scores: Sequence[Score], evidence: Evidence) -> Score:
         """The reward."""
         del evidence
-        worth, spent = scores[0].value, scores[1].parts[self.cost]
-        if worth < 0:
-            raise ValueError(f"a reward weighs scores that are not negative, got {worth:.4g}. Use accuracies.")
-        return Score(worth * (spent / self.target) ** self.exponent, {**scores[0].parts, "score": worth})
+        score, cost = scores[0].value, scores[1].parts[self.cost]
+        if score < 0:
+            raise ValueError(f"scores of `scorer` must be non-negative, got {score:.4g}. Use accuracies.")
+        return Score(score * (cost / self.target) ** self.exponent, {**scores[0].parts, "score": score})

@@ -1,4 +1,4 @@
-"""Accuracy after a few steps of training: the proxy of AKD and of multi-fidelity search."""
+"""Accuracy after a short training: the proxy of AKD and of multi-fidelity search."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -19,29 +19,29 @@ from kdnas.training.loop import Training
 
 @final
 class ShortTraining(Scorer):
-    """The accuracy of a copy that was trained for a few steps, with the teacher or without.
+    """Accuracy of a copy after a few training steps, with the teacher or without.
 
-    The score is `Accuracy` on the evidence afterwards. Order of images, augmentation and fresh weights are drawn from
-    the evidence's seed, so all students see the same batches and the score of one is the same whenever it is asked.
+    The score is that of `Accuracy` on the evidence afterwards. Batch order, augmentation and initial weights follow
+    from the evidence's seed, so that all students see the same batches and a score is reproducible.
 
     Args:
-        steps: optimiser steps.
+        steps: optimizer steps.
         distiller: with a teacher (`FromTeacher`, the default), or `FromLabels` for the control without.
         weights: `fresh`, as in the papers, or `inherited`.
         batch_size: images per step.
-        learning_rate: the peak.
-        num_rungs: at how many times it shows a score: after all steps, a `reduction`-th of them, and so on down. A
-            search with a pruner may stop it at each.
-        reduction: how many times more steps a rung has than the one below.
+        learning_rate: the peak of the schedule.
+        num_rungs: number of scores of one training: after all steps, after 1/`reduction` of them, and so on. A search
+            with a pruner may stop at each.
+        reduction: ratio of the steps of successive rungs.
 
     Raises:
-        ValueError: more rungs than the steps have room for; the evidence has no data or (where the distiller asks) no
-            teacher; the student is no Network.
+        ValueError: too few steps for the rungs; the evidence has no data or, where the distiller uses one, no teacher;
+            the student is no Network.
 
     Reference: Liu et al., Search to Distill: Pearls are Everywhere but not the Eyes, CVPR 2020, section 3.2 (5 epochs
         with distillation as the reward); Trofimov et al., Multi-fidelity Neural Architecture Search with Knowledge
         Distillation, 2020, section 3.
-    Differs: steps instead of epochs; MF-KD's Gaussian process over these scores is the searcher `gaussian_process`.
+    Differs: steps instead of epochs; MF-KD's Gaussian process over these scores is searcher `gaussian_process`.
     """
 
     def __init__(
@@ -59,26 +59,28 @@ class ShortTraining(Scorer):
         self.recipe = Recipe(steps=steps, batch_size=batch_size, learning_rate=learning_rate)
         if num_rungs < 1 or reduction < 2 or steps < reduction ** (num_rungs - 1):
             raise ValueError(
-                f"there is at least one rung, and the lowest of {num_rungs} is a step or more: with {reduction=} (at "
-                f"least 2) that takes steps >= {max(2, reduction) ** (max(1, num_rungs) - 1)}, got {steps}."
+                "`num_rungs` must be at least 1, `reduction` at least 2, and `steps` at least "
+                f"reduction ** (num_rungs - 1), got {num_rungs=}, {reduction=} and {steps=}."
             )
         self.resources = tuple(steps // reduction**k for k in reversed(range(num_rungs)))
         self.distiller, self.weights = distiller, weights
         self.reads_weights = weights == "inherited"
 
     def score(self, student: nn.Module, evidence: Evidence) -> Score:
-        """The score of one student."""
+        """The student's score."""
         *_, last = self.rungs(student, evidence)
         return last
 
     def rungs(self, student: nn.Module, evidence: Evidence) -> Iterator[Score]:
-        """The score at each rung of one training, whose learning rate falls over all of its steps."""
+        """The score at each rung of one training; the learning rate schedule covers all steps."""
         if evidence.data is None:
-            raise ValueError("short_training trains, and the evidence holds no data. Give it the run's data set.")
+            raise ValueError(
+                "scorer 'short_training' needs a data set, and the evidence has none. Pass Evidence(data=...)."
+            )
         if not isinstance(student, Network):
             raise ValueError(
-                f"short_training trains what a search space builds, a Network, got a {type(student).__name__}. Use a "
-                "scorer that only looks, such as rdm or accuracy."
+                f"scorer 'short_training' needs a Network, got a {type(student).__name__}. Use a scorer that does not "
+                "train, such as rdm or accuracy."
             )
         network = probed(student, self.weights, evidence.seed, evidence.images.device).requires_grad_(True)
         assert isinstance(network, Network)
@@ -95,5 +97,5 @@ class ShortTraining(Scorer):
         for steps in self.resources:
             while training.index < steps:
                 losses = training.step()
-            found = Accuracy().score(network, evidence)
-            yield Score(found.value, {**found.parts, **{f"loss_{name}": value for name, value in losses.items()}})
+            score = Accuracy().score(network, evidence)
+            yield Score(score.value, {**score.parts, **{f"loss_{name}": value for name, value in losses.items()}})

@@ -1,4 +1,4 @@
-"""Synaptic flow: how much signal a network of absolute weights lets through."""
+"""Synaptic flow of a network with absolute weights."""
 
 from typing import final
 
@@ -15,19 +15,19 @@ _NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
 
 @final
 class Synflow(Scorer):
-    r"""`log sum(theta * d(sum of logits) / d theta)`, every weight replaced by its absolute value, the image by ones.
+    r"""`log sum(theta * d(sum of logits) / d theta)`, with absolute weights and an image of ones.
 
-    The sum is over weights of two and more dimensions (convolutions and linear layers). Normalisation is taken out;
-    float64. Of the first degree in every layer, so for a chain of rectifiers it is the number of such layers times
-    the sum of logits.
+    The sum is over weights of two and more dimensions (convolutions and linear layers). Normalisation layers are
+    removed; float64. The sum is of degree 1 in every layer: for a chain of ReLU layers it is the number of layers times
+    the sum of the logits.
 
     Args:
-        weights: `fresh` (drawn from the evidence's seed) or `inherited`.
+        weights: `fresh` (initialised from the evidence's seed) or `inherited`.
 
     Reference: Tanaka, Kunin, Yamins, Ganguli, Pruning Neural Networks without Any Data by Iteratively Conserving
         Synaptic Flow, NeurIPS 2020, equation 1; as a score: Abdelfattah et al., Zero-Cost Proxies for Lightweight
         NAS, ICLR 2021, section 3.
-    Differs: the logarithm, which keeps the ranking and the digits; it is held within float64's range.
+    Differs: the logarithm, which keeps the order; the sum is clamped to float64's range.
     """
 
     def __init__(self, *, weights: Weights = "fresh") -> None:
@@ -36,7 +36,7 @@ class Synflow(Scorer):
         self.reads_weights = weights == "inherited"
 
     def score(self, student: nn.Module, evidence: Evidence) -> Score:
-        """The score of one student."""
+        """The student's score."""
         network = (
             _without_norms(probed(student, self.weights, evidence.seed, evidence.images.device))
             .double()
@@ -46,12 +46,12 @@ class Synflow(Scorer):
         with torch.no_grad():
             for parameter in network.parameters():
                 parameter.abs_()
-        held = [p for p in network.parameters() if p.dim() > 1]
+        weights = [p for p in network.parameters() if p.dim() > 1]
         with torch.enable_grad():
-            found = network(torch.ones_like(evidence.images[:1], dtype=torch.float64))
-            logits = found.logits if isinstance(found, Outputs) else found
-            slopes = torch.autograd.grad(logits.sum(), held, allow_unused=True)
-        flow = sum((p.detach() * s).sum() for p, s in zip(held, slopes, strict=True) if s is not None)
+            outputs = network(torch.ones_like(evidence.images[:1], dtype=torch.float64))
+            logits = outputs.logits if isinstance(outputs, Outputs) else outputs
+            slopes = torch.autograd.grad(logits.sum(), weights, allow_unused=True)
+        flow = sum((p.detach() * s).sum() for p, s in zip(weights, slopes, strict=True) if s is not None)
         limits = torch.finfo(torch.float64)
         value = float(torch.as_tensor(flow, dtype=torch.float64).clamp(limits.tiny, limits.max).log())
         return Score(value, {"synflow": value})

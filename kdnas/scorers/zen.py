@@ -20,34 +20,37 @@ from kdnas.specs import resolve
 class Zen(Scorer):
     r"""`log E ||f(x) - f(x + 0.01 e)||_1 + sum_norms log sqrt(mean_channels variance)`, weights, `x` and `e` Gaussian.
 
-    `f` is the deepest stage's map, before the head's convolution and pooling; its norm is a sum over the map, `E` a
-    mean over images and repeats. Each batch norm divides by its batch's standard deviation, and the second term gives
-    that back: the variance of its input over images and positions, averaged over channels. Only the architecture and
-    the images' shape matter: weights and images are drawn from the evidence's seed.
+    `f` is the deepest stage's feature map, before the head's convolution and pooling; its norm is a sum over the map,
+    `E` a mean over images and repeats. The second term compensates for batch norm, which divides by the standard
+    deviation of the batch: the variance of its input over images and positions, averaged over channels. The score
+    depends on the architecture and the images' shape alone: weights and images are drawn from the evidence's seed.
 
     Args:
-        repeats: draws of weights, images and disturbance, averaged. One is enough to rank: over NAS-Bench-Macro the
-            score deviates by 5 from network to network and by 0.05 from draw to draw.
-        batch_size: images of a draw.
+        repeats: draws of weights, images and noise, averaged. One suffices to rank: over NAS-Bench-Macro the standard
+            deviation of the score is 5 between networks and 0.05 between draws.
+        batch_size: images per draw.
 
     Raises:
-        ValueError: the network shows no features.
+        ValueError: the network has no feature maps.
 
     Reference: Lin et al., Zen-NAS: A Zero-Shot NAS for High-Performance Deep Image Recognition, ICCV 2021,
         algorithm 1.
-    Differs: shortcuts are left out where a layer takes `shortcut`, as the paper has it; other networks keep theirs. The
-        variance is the batch's own, where the authors read running averages. Weights are drawn at every repeat.
+    Differs: shortcuts are removed where a layer has an argument `shortcut`, as in the paper; other networks keep
+        theirs. The variance is that of the batch, whereas the authors read running averages. Weights are drawn at every
+        repeat.
     """
 
     reads_weights = False
 
     def __init__(self, *, repeats: int = 1, batch_size: int = 8) -> None:
         if repeats < 1 or batch_size < 2:
-            raise ValueError(f"repeats must be at least 1 and batch_size 2, got {repeats} and {batch_size}.")
+            raise ValueError(
+                f"`repeats` must be at least 1 and `batch_size` at least 2, got {repeats} and {batch_size}."
+            )
         self.repeats, self.batch_size = repeats, batch_size
 
     def score(self, student: nn.Module, evidence: Evidence) -> Score:
-        """The score of one student."""
+        """The student's score."""
         device = evidence.images.device
         network = (
             _without_shortcuts(student).to(device)
@@ -84,12 +87,12 @@ def _map(network: nn.Module, images: Tensor) -> Tensor:
         return x
     features = outputs_of(network, images).features
     if not features:
-        raise ValueError("zen reads the map before pooling, and this network shows none. Let it return Outputs.")
+        raise ValueError("scorer 'zen' needs the feature map before pooling; the network has none. Return Outputs.")
     return features[-1]
 
 
 def _draw(network: nn.Module, rng: torch.Generator) -> None:
-    """Weights of two and more dimensions from the unit Gaussian, norms at their start, biases zero."""
+    """Weights of two and more dimensions from the unit Gaussian; scales of norms 1; biases 0."""
     with torch.no_grad():
         for module in network.modules():
             for name, parameter in module.named_parameters(recurse=False):
@@ -101,11 +104,11 @@ def _draw(network: nn.Module, rng: torch.Generator) -> None:
 
 def _without_shortcuts(network: Network) -> Network:
     blueprint = network.blueprint
-    stages = tuple(tuple(_without_shortcut(one) for one in stage) for stage in blueprint.stages)
+    stages = tuple(tuple(_without_shortcut(layer) for layer in stage) for stage in blueprint.stages)
     return initialised(lambda: Network(dataclasses.replace(blueprint, stages=stages)), 0)
 
 
-def _without_shortcut(one: Layer) -> Layer:
-    if "shortcut" not in inspect.signature(resolve(one.make.make)).parameters:
-        return one
-    return dataclasses.replace(one, make=one.make.replace(shortcut="none"))
+def _without_shortcut(layer: Layer) -> Layer:
+    if "shortcut" not in inspect.signature(resolve(layer.make.make)).parameters:
+        return layer
+    return dataclasses.replace(layer, make=layer.make.replace(shortcut="none"))

@@ -1,4 +1,4 @@
-"""One loop for every search: a searcher asks, a scorer scores, the ranking remembers."""
+"""The base class of searchers."""
 
 import abc
 import random
@@ -11,10 +11,10 @@ from kdnas.space import SearchSpace
 
 
 class Searcher(abc.ABC):
-    """Proposes architectures and learns from their scores.
+    """Proposes architectures and is told their scores.
 
-    Built at run time with `space`, `admits` (a test for the budget) and `rng`; everything random is drawn from `rng`,
-    so that told the same scores it asks the same questions: that is how a search is resumed.
+    Built at run time with `space`, `admits` (whether an architecture is within the budget) and `rng`. All random
+    numbers come from `rng`, so that the proposals follow from the scores: this is how an interrupted search is resumed.
 
     Class attributes:
         stopped: why the last `ask` returned nothing.
@@ -25,17 +25,17 @@ class Searcher(abc.ABC):
 
     @abc.abstractmethod
     def ask(self, limit: int) -> Sequence[Architecture]:
-        """At most `limit` admitted architectures to score next; none when it is done, and `stopped` says why."""
+        """At most `limit` admitted architectures to score next; none when it is done, for the reason in `stopped`."""
 
     @abc.abstractmethod
     def tell(self, scored: Sequence[Entry]) -> None:
-        """The scores of what was asked, in that order; of those stopped early, the scores of then."""
+        """The scores of the proposals, in their order; of evaluations stopped early, the last intermediate scores."""
 
     def begin(self, scored: Sequence[Entry]) -> None:
-        """Scores of networks that it did not ask for, before it is asked first. Ignored unless overridden."""
+        """Warm start: called once before the first `ask` with entries scored earlier. Default: ignore them."""
 
     def trace(self) -> dict[str, float]:
-        """Numbers worth a curve, after what was told last: such as the entropy of a policy. None unless overridden."""
+        """Numbers to plot over the search, such as the entropy of a policy; none by default."""
         return {}
 
     stopped: str = "it is done"
@@ -45,18 +45,18 @@ class Searcher(abc.ABC):
     def sample(self, attempts: int = 200) -> Architecture | None:
         """A random admitted architecture, or None.
 
-        When `attempts` uniform draws found none, the budget is tight: from then on a random walk of mutations from the
-        smallest network, within the budget, takes their place.
+        After `attempts` uniform samples without an admitted one the budget is tight: from then on the sample is the end
+        of a random walk of mutations within the budget, from the smallest network.
         """
         for _ in range(0 if self._tight else attempts):
             candidate = self.space.sample(self.rng)
             if self.admits(candidate):
                 return candidate
         self._tight = True
-        walked = self.space.smallest
-        if not self.admits(walked):
+        current = self.space.smallest
+        if not self.admits(current):
             return None
         for _ in range(self.rng.randrange(12)):
-            mutant = self.space.mutate(walked, self.rng)
-            walked = mutant if self.admits(mutant) else walked
-        return walked
+            mutant = self.space.mutate(current, self.rng)
+            current = mutant if self.admits(mutant) else current
+        return current

@@ -1,4 +1,4 @@
-"""AKD's searcher: an LSTM that writes architectures choice by choice and is rewarded for good ones."""
+"""AKD's searcher: an LSTM policy over architectures, trained by their scores."""
 
 import math
 import random
@@ -22,34 +22,34 @@ _ATTEMPTS = 50
 @final
 @dataclass(frozen=True)
 class Episode:
-    """One architecture as it was written: the choices that came up and the place of the option taken in each."""
+    """The choices of one sampled architecture, in order, the index of the option in each, and the log-probability."""
 
     choices: tuple[Choice, ...]
-    taken: tuple[int, ...]
+    indices: tuple[int, ...]
     log_probability: float
 
 
 @final
 class Policy(nn.Module):
-    r"""$\pi(a) = \prod_t \mathrm{softmax}(W_{c_t} h_t)_{o_t}$: an LSTM reads the option it took last.
+    r"""$\pi(a) = \prod_t \mathrm{softmax}(W_{c_t} h_t)_{o_t}$: the LSTM's input is the previous option.
 
-    The heads begin at zero, so that at first every option of every choice is equally likely.
+    The heads are initialised to zero, so that at first all options of a choice are equally likely.
 
     Args:
-        choices: of the space.
+        choices: the space's choices.
         hidden: width of the LSTM.
-        seed: of its first weights.
+        seed: of the initial weights.
     """
 
     def __init__(self, choices: Sequence[Choice], hidden: int, seed: int) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
-        places: dict[tuple[str, Value], int] = {}
+        tokens: dict[tuple[str, Value], int] = {}
         for choice in choices:
             for option in choice.options:
-                places[choice.name, option] = 1 + len(places)
-        self.places = places
-        self.embedding = nn.Embedding(1 + len(places), hidden)
+                tokens[choice.name, option] = 1 + len(tokens)
+        self.tokens = tokens
+        self.embedding = nn.Embedding(1 + len(tokens), hidden)
         self.cell = nn.LSTMCell(hidden, hidden)
         self.heads = nn.ModuleList(nn.Linear(hidden, len(choice.options)) for choice in choices)
         self.number = {choice.name: i for i, choice in enumerate(choices)}
@@ -60,9 +60,9 @@ class Policy(nn.Module):
                 parameter.zero_()
 
     def write(self, space: SearchSpace, rng: random.Random) -> tuple[Architecture, Episode]:
-        """An architecture drawn from the policy."""
+        """An architecture sampled from the policy."""
         choices: list[Choice] = []
-        taken: list[int] = []
+        indices: list[int] = []
         total = 0.0
         with torch.no_grad():
             state, last = self._start(1), torch.zeros(1, dtype=torch.long)
@@ -71,36 +71,36 @@ class Policy(nn.Module):
                 nonlocal state, last, total
                 state = self.cell(self.embedding(last), state)
                 logs = self.heads[self.number[choice.name]](state[0])[0].double().log_softmax(0)
-                place = _drawn(logs.exp().tolist(), rng)
-                total += float(logs[place])
+                index = _sample_index(logs.exp().tolist(), rng)
+                total += float(logs[index])
                 choices.append(choice)
-                taken.append(place)
-                last = torch.tensor([self.places[choice.name, choice.options[place]]])
-                return choice.options[place]
+                indices.append(index)
+                last = torch.tensor([self.tokens[choice.name, choice.options[index]]])
+                return choice.options[index]
 
             architecture = space.decide(pick)
-        return architecture, Episode(tuple(choices), tuple(taken), total)
+        return architecture, Episode(tuple(choices), tuple(indices), total)
 
     def forward(self, episodes: Sequence[Episode]) -> tuple[Tensor, Tensor]:
-        """Log-probability of each episode under the weights of now, and its mean entropy per choice: `[episodes]`."""
-        alike: dict[tuple[Choice, ...], list[int]] = {}
+        """Log-probability of each episode under the current weights, and its mean entropy per choice: `[episodes]`."""
+        groups: dict[tuple[Choice, ...], list[int]] = {}
         for i, episode in enumerate(episodes):
-            alike.setdefault(episode.choices, []).append(i)
+            groups.setdefault(episode.choices, []).append(i)
         sums: dict[int, Tensor] = {}
         entropies: dict[int, Tensor] = {}
-        for choices, places in alike.items():  # the same choices came up: one batch
-            taken = torch.tensor([episodes[i].taken for i in places]).reshape(len(places), len(choices))
-            state, last = self._start(len(places)), torch.zeros(len(places), dtype=torch.long)
-            total = entropy = torch.zeros(len(places), dtype=torch.double)
+        for choices, group in groups.items():  # equal sequences of choices: one batch
+            options = torch.tensor([episodes[i].indices for i in group]).reshape(len(group), len(choices))
+            state, last = self._start(len(group)), torch.zeros(len(group), dtype=torch.long)
+            total = entropy = torch.zeros(len(group), dtype=torch.double)
             for step, choice in enumerate(choices):
                 state = self.cell(self.embedding(last), state)
                 logs = self.heads[self.number[choice.name]](state[0]).double().log_softmax(1)
-                total = total + logs.gather(1, taken[:, step, None])[:, 0]
+                total = total + logs.gather(1, options[:, step, None])[:, 0]
                 entropy = entropy - (logs.exp() * logs).sum(1)
-                known = torch.tensor([self.places[choice.name, option] for option in choice.options])
-                last = known[taken[:, step]]
-            sums |= dict(zip(places, total.unbind(), strict=True))
-            entropies |= dict(zip(places, (entropy / max(1, len(choices))).unbind(), strict=True))
+                tokens = torch.tensor([self.tokens[choice.name, option] for option in choice.options])
+                last = tokens[options[:, step]]
+            sums |= dict(zip(group, total.unbind(), strict=True))
+            entropies |= dict(zip(group, (entropy / max(1, len(choices))).unbind(), strict=True))
         order = range(len(episodes))
         return torch.stack([sums[i] for i in order]), torch.stack([entropies[i] for i in order])
 
@@ -112,18 +112,18 @@ class Policy(nn.Module):
 def objective(
     now: Tensor, before: Tensor, advantages: Tensor, algorithm: Literal["ppo", "reinforce"], clip: float
 ) -> Tensor:
-    r"""What the policy ascends, a mean over episodes.
+    r"""The objective to maximise, a mean over episodes.
 
     `reinforce`: $\frac1n \sum_i A_i \log \pi(a_i)$. `ppo`: $\frac1n \sum_i \min(r_i A_i, \mathrm{clip}(r_i, 1 -
     \epsilon, 1 + \epsilon) A_i)$ with $r_i = \pi(a_i) / \pi_\text{old}(a_i)$; at $r_i = 1$ the two have the same
     gradient.
 
     Args:
-        now: log-probabilities under the weights of now, with a graph, `[episodes]`.
-        before: log-probabilities under those that drew the episodes.
-        advantages: rewards less the baseline.
-        algorithm: which of the two.
-        clip: epsilon; infinite for none.
+        now: log-probabilities under the current weights, with a graph, `[episodes]`.
+        before: log-probabilities under the weights that sampled the episodes.
+        advantages: rewards minus the baseline.
+        algorithm: `ppo` or `reinforce`.
+        clip: epsilon; infinite for no clipping.
     """
     if algorithm == "reinforce":
         return (advantages * now).mean()
@@ -133,38 +133,38 @@ def objective(
 
 @final
 class Controller(Searcher):
-    r"""An LSTM writes architectures, choice by choice; those with more than the usual reward become likelier.
+    r"""An LSTM policy samples architectures choice by choice; scores above the moving average raise their probability.
 
-    The advantage is $A = (R - b) / s$: the score less an exponential moving average of the scores, over their moving
-    standard deviation, so that a score's unit does not matter. To it comes `entropy` times the mean entropy per choice.
-    A spelling over the budget is drawn again: the policy is then $\pi(a) / P(\text{admitted})$, and what the
-    gradient of $\log P$ adds is a constant times $E[R - b]$, which the baseline makes vanish. A network that was
-    scored before is told again and costs nothing; when `patience` batches in a row bring nothing new, the controller
-    has collapsed onto what it knows, and the search ends with that word.
+    The advantage is $A = (R - b) / s$: the score minus an exponential moving average of the scores, divided by their
+    moving standard deviation, so that the score's unit does not matter. The objective also has `entropy` times the mean
+    entropy per choice. Architectures over the budget are sampled again: the policy is then $\pi(a) /
+    P(\text{admitted})$, and the gradient of $\log P$ adds a constant times $E[R - b]$, which the baseline makes vanish.
+    Repeated architectures are told again at no cost; after `patience` batches without a new one the policy has
+    collapsed, and the search ends.
 
     Args:
         space: the search space.
-        admits: the budget's test.
-        rng: draws everything.
+        admits: whether an architecture is within the budget.
+        rng: source of all random numbers.
         algorithm: `ppo` (several steps on each batch, clipped) or `reinforce` (one).
         batch: architectures per update.
         hidden: width of the LSTM.
         learning_rate: of Adam.
         clip: PPO's epsilon.
-        epochs: PPO's steps per batch.
+        epochs: PPO's optimizer steps per batch.
         entropy: weight of the entropy, in units of the advantage.
         decay: of the moving averages.
-        patience: batches without anything new before the search ends.
+        patience: successive batches without a new architecture before the search ends.
 
     Raises:
-        ValueError: an unknown algorithm, or a number out of its range.
+        ValueError: an unknown algorithm, or a number outside its range.
 
     Reference: Liu et al., Search to Distill: Pearls are Everywhere but not the Eyes, CVPR 2020, section 3.2 (an LSTM
         controller and PPO, the reward in `kdnas.scorers.reward`); Schulman et al., Proximal Policy Optimization
         Algorithms, 2017, equation 7; Pham et al., Efficient Neural Architecture Search via Parameter Sharing, ICML
         2018 (REINFORCE with a moving average).
-    Differs: the paper gives neither the controller's sizes nor its rates; those here find the optimum of small tables
-        within some hundred scores. The ratio is of whole architectures, not of single choices.
+    Differs: the paper states neither the controller's size nor its learning rate; those here find the optimum of small
+        tables within some hundred scores. The ratio is that of whole architectures, not of single choices.
     """
 
     def __init__(
@@ -187,12 +187,12 @@ class Controller(Searcher):
         check_literals(type(self), locals())
         for name, number in (("batch", batch), ("hidden", hidden), ("epochs", epochs), ("patience", patience)):
             if number < 1:
-                raise ValueError(f"{name} must be at least 1, got {number}.")
+                raise ValueError(f"`{name}` must be at least 1, got {number}.")
         for name, value in (("learning_rate", learning_rate), ("clip", clip)):
             if not value > 0:
-                raise ValueError(f"{name} must be positive, got {value}.")
+                raise ValueError(f"`{name}` must be positive, got {value}.")
         if entropy < 0 or not 0 <= decay < 1:
-            raise ValueError(f"entropy must not be negative and decay be in [0, 1), got {entropy} and {decay}.")
+            raise ValueError(f"`entropy` must be non-negative and `decay` in [0, 1), got {entropy} and {decay}.")
         self.algorithm: Literal["ppo", "reinforce"] = algorithm
         self.batch, self.clip, self.entropy = batch, clip, entropy
         self.epochs = epochs if algorithm == "ppo" else 1
@@ -201,31 +201,31 @@ class Controller(Searcher):
         self.policy = initialised(lambda: Policy(space.choices, hidden, seed), seed)
         self.optimizer = torch.optim.Adam(self.policy.parameters(), lr=learning_rate)
         self.baseline = self.spread = 0.0
-        self.updates = self.num_asked = self.stale = 0
-        self._seen: set[Architecture] = set()
+        self.updates = self.num_proposed = self.stale = 0
+        self._proposed: set[Architecture] = set()
         self._episodes: list[Episode] = []
         self._entropy = math.nan
 
     def ask(self, limit: int) -> Sequence[Architecture]:
-        """A batch from the policy; repetitions of what is known are among it."""
+        """A batch from the policy, which may repeat earlier architectures."""
         if self.stale >= self.patience:
             self.stopped = f"the controller has collapsed: {self.patience} batches brought no new architecture"
             return []
-        asked: list[Architecture] = []
+        batch: list[Architecture] = []
         self._episodes = []
         for _ in range(min(limit, self.batch)):
             for _ in range(_ATTEMPTS):
                 architecture, episode = self.policy.write(self.space, self.rng)
                 if self.admits(architecture):
-                    asked.append(architecture)
+                    batch.append(architecture)
                     self._episodes.append(episode)
                     break
-        if not asked:
-            self.stopped = "the controller wrote no architecture within the budget"
-        self.stale = self.stale + 1 if self._seen.issuperset(asked) else 0
-        self._seen.update(asked)
-        self.num_asked += len(asked)
-        return asked
+        if not batch:
+            self.stopped = "the controller sampled no architecture within the budget"
+        self.stale = self.stale + 1 if self._proposed.issuperset(batch) else 0
+        self._proposed.update(batch)
+        self.num_proposed += len(batch)
+        return batch
 
     def tell(self, scored: Sequence[Entry]) -> None:
         """One update of the policy."""
@@ -242,26 +242,26 @@ class Controller(Searcher):
         self.updates += 1
 
     def trace(self) -> dict[str, float]:
-        """Mean entropy per choice, the share of new architectures among those asked, and the baseline."""
+        """Mean entropy per choice, the share of distinct architectures among all proposed, and the baseline."""
         return {
             "entropy": self._entropy,
-            "unique": len(self._seen) / max(1, self.num_asked),
+            "unique": len(self._proposed) / max(1, self.num_proposed),
             "baseline": self.baseline,
         }
 
     def _advantages(self, rewards: Tensor) -> Tensor:
         mean = float(rewards.mean())
-        # The first batch is its own baseline: one of zero would praise or blame all of it.
-        keep = self.decay if self.updates else 0.0
-        self.baseline = keep * self.baseline + (1 - keep) * mean
-        self.spread = keep * self.spread + (1 - keep) * float((rewards - self.baseline).square().mean())
+        # The first batch is its own baseline: with a baseline of zero all of its advantages would have one sign.
+        decay = self.decay if self.updates else 0.0
+        self.baseline = decay * self.baseline + (1 - decay) * mean
+        self.spread = decay * self.spread + (1 - decay) * float((rewards - self.baseline).square().mean())
         return (rewards - self.baseline) / (math.sqrt(self.spread) + 1e-8)
 
 
-def _drawn(probabilities: Sequence[float], rng: random.Random) -> int:
+def _sample_index(probabilities: Sequence[float], rng: random.Random) -> int:
     left = rng.random() * sum(probabilities)
-    for place, probability in enumerate(probabilities):
+    for index, probability in enumerate(probabilities):
         left -= probability
         if left < 0:
-            return place
+            return index
     return len(probabilities) - 1

@@ -13,23 +13,23 @@ from kdnas.space import SearchSpace
 
 @final
 class Evolution(Searcher):
-    """A queue of the youngest `population` networks; the best of a random `tournament` of them is mutated or crossed.
+    """Evolution of the youngest `population` networks; parents are the best of a random `tournament`.
 
-    Each generation of `batch` children is asked at once, so that the scorer can share their prefixes. The child takes
-    the place of the oldest, however good that is. Only architectures within the budget are ever asked.
+    The `batch` children of a generation are proposed at once, so that the scorer can share their prefixes. A child
+    replaces the oldest network, whatever its score. Only architectures within the budget are proposed.
 
     Args:
         space: the search space.
-        admits: the budget's test.
-        rng: draws everything.
-        population: networks kept.
-        tournament: how many of them compete to be a parent.
+        admits: whether an architecture is within the budget.
+        rng: source of all random numbers.
+        population: networks in the queue.
+        tournament: networks that compete to be a parent.
         rate: probability that a choice mutates; at least one does.
         crossover: probability that a child has two parents.
         batch: children per generation.
 
     Raises:
-        ValueError: a population, tournament or batch below 1, or a rate or crossover outside [0, 1].
+        ValueError: `population`, `tournament` or `batch` is below 1, or `rate` or `crossover` outside [0, 1].
 
     Reference: Real et al., Regularized Evolution for Image Classifier Architecture Search, AAAI 2019, algorithm 1.
     Differs: children come in batches, and some have two parents (Guo et al., SPOS, ECCV 2020, algorithm 1).
@@ -54,36 +54,36 @@ class Evolution(Searcher):
             )
         for name, value in (("rate", rate), ("crossover", crossover)):
             if not 0 <= value <= 1:
-                raise ValueError(f"{name} is a probability in [0, 1], got {value}.")
+                raise ValueError(f"`{name}` must be in [0, 1], got {value}.")
         self.population, self.tournament = population, tournament
         self.rate, self.crossover, self.batch = rate, crossover, batch
         self._alive: deque[Entry] = deque(maxlen=population)
-        self._seen: set[Architecture] = set()
+        self._proposed: set[Architecture] = set()
 
     def ask(self, limit: int) -> Sequence[Architecture]:
-        """The first population at random, then generations of children not seen before."""
-        wanted = min(limit, self.batch)
-        asked: list[Architecture] = []
+        """The first population at random, then generations of children not scored before."""
+        size = min(limit, self.batch)
+        batch: list[Architecture] = []
         failed = 0
-        while len(asked) < wanted and failed < 200:
+        while len(batch) < size and failed < 200:
             failed += 1
-            drawing = not self._alive or len(self._alive) + len(asked) < self.population
-            candidate = self.sample() if drawing else self._child()
-            if candidate is not None and candidate not in self._seen and self.admits(candidate):
-                self._seen.add(candidate)
-                asked.append(candidate)
+            initial = not self._alive or len(self._alive) + len(batch) < self.population
+            candidate = self.sample() if initial else self._child()
+            if candidate is not None and candidate not in self._proposed and self.admits(candidate):
+                self._proposed.add(candidate)
+                batch.append(candidate)
                 failed = 0
-        if not asked:
+        if not batch:
             self.stopped = "no admitted architecture was found that was not scored before"
-        return asked
+        return batch
 
     def tell(self, scored: Sequence[Entry]) -> None:
         """The children join, the oldest leave."""
         self._alive.extend(scored)
 
     def begin(self, scored: Sequence[Entry]) -> None:
-        """They are of the first population."""
-        self._seen.update(entry.architecture for entry in scored)
+        """The entries are part of the first population."""
+        self._proposed.update(entry.architecture for entry in scored)
         self._alive.extend(scored)
 
     def _child(self) -> Architecture:

@@ -11,7 +11,7 @@ from kdnas.searchers.base import Searcher
 
 @final
 class Exhaustive(Searcher):
-    """Every distinct admitted network once, depth first, so that common prefixes follow each other.
+    """Every distinct admitted network once, depth first, so that shared prefixes are adjacent.
 
     Reference: none; the definition of the optimum on a space small enough to enumerate.
     """
@@ -20,10 +20,10 @@ class Exhaustive(Searcher):
     _left: Iterator[Architecture] | None = None
 
     def ask(self, limit: int) -> Sequence[Architecture]:
-        """The next ones."""
+        """The next networks."""
         if self._left is None:
             self._left = filter(self.admits, self.space.all())
         return list(itertools.islice(self._left, min(limit, 4096)))
 
     def tell(self, scored: Sequence[Entry]) -> None:
-        """Scores change nothing here."""
+        """Does nothing: the order is fixed."""

@@ -1,4 +1,4 @@
-"""Multi-fidelity search's searcher: a Gaussian process over encodings, asked for the best of the whole space."""
+"""A Gaussian process over encodings of architectures: the searcher of multi-fidelity NAS."""
 
 import random
 import warnings
@@ -21,30 +21,30 @@ _CLIMB = 30
 
 @final
 class GaussianProcess(Searcher):
-    """Scores of drawn networks, a regression from encodings to scores, and the networks it predicts to be best.
+    """Regression from encodings to scores; proposes the networks of highest predicted score.
 
-    The first `num_initial` networks are drawn; from then on a Gaussian process is fitted to all scores (a squared
-    exponential of one length over one-hot encodings, and noise, by maximal likelihood), and the `batch` networks of
-    highest predicted mean that were not asked before are asked next. A space of at most 20,000 networks is predicted
-    whole; of a larger one `pool` draws are, and then the best of them climbs by mutations. With a scorer of low
-    fidelity, such as a short training under the teacher, this is multi-fidelity search's first phase. How much of its
-    evaluation a score took is one more coordinate, for those that were stopped early; predictions are for whole ones.
+    The first `num_initial` networks are random. Then a Gaussian process (squared exponential of one length over one-hot
+    encodings, and noise, by maximum likelihood) is fitted to all scores, and the `batch` new networks of highest
+    predicted mean are proposed. In a space of at most 20,000 networks all are candidates; in a larger one `pool` random
+    ones are, and the best of them is improved by mutations. With a scorer of low fidelity, such as a short training
+    under the teacher, this is the first phase of multi-fidelity search. An entry's `share` is one more coordinate of
+    its encoding, for evaluations stopped early; predictions are for whole evaluations.
 
     Args:
         space: the search space.
-        admits: the budget's test.
-        rng: draws everything.
-        num_initial: networks drawn before the first fit, at least 3.
-        batch: networks asked per fit.
-        pool: draws in a space too large to enumerate.
+        admits: whether an architecture is within the budget.
+        rng: source of all random numbers.
+        num_initial: random networks before the first fit, at least 3.
+        batch: networks per fit.
+        pool: random candidates in a space too large to enumerate.
 
     Raises:
-        ValueError: a number out of its range.
+        ValueError: an argument is below its minimum.
 
     Reference: Trofimov et al., Multi-fidelity Neural Architecture Search with Knowledge Distillation, 2020, section 3
         (MFKD1: 30 networks of low fidelity, Gaussian-process regression, the argmax over the whole space).
-    Differs: the paper stops at the first argmax; here the search goes on, fitting again after each batch, until its
-        evaluations are spent. `num_evaluations = num_initial + 1` with `batch=1` is the paper's.
+    Differs: the paper stops at the first argmax; here the model is fitted again after each batch, until the evaluations
+        are used up. `num_evaluations = num_initial + 1` with `batch=1` is the paper's.
     """
 
     def __init__(
@@ -60,25 +60,25 @@ class GaussianProcess(Searcher):
         super().__init__(space=space, admits=admits, rng=rng)
         for name, number, least in (("num_initial", num_initial, 3), ("batch", batch, 1), ("pool", pool, 1)):
             if number < least:
-                raise ValueError(f"{name} must be at least {least}, got {number}.")
+                raise ValueError(f"`{name}` must be at least {least}, got {number}.")
         self.num_initial, self.batch, self.pool = num_initial, batch, pool
         self._scores: dict[Architecture, float] = {}
         self._shares: list[float] = []
         self._everything: list[Architecture] | None = None
 
     def ask(self, limit: int) -> Sequence[Architecture]:
-        """Draws at first, then the best predicted of what was not asked."""
+        """Random networks at first, then the new ones of highest predicted score."""
         missing = self.num_initial - len(self._scores)
         if missing > 0:
-            drawn: dict[Architecture, None] = {}
+            sample: dict[Architecture, None] = {}
             for _ in range(50 * missing):
                 candidate = self.sample()
                 if candidate is not None and candidate not in self._scores:
-                    drawn[candidate] = None
-                if len(drawn) == min(missing, limit):
+                    sample[candidate] = None
+                if len(sample) == min(missing, limit):
                     break
-            if drawn:
-                return list(drawn)
+            if sample:
+                return list(sample)
         candidates = self._candidates()
         if not candidates:
             self.stopped = "every admitted architecture was evaluated"
@@ -97,15 +97,15 @@ class GaussianProcess(Searcher):
         self._shares += [entry.share for entry in scored]
 
     def begin(self, scored: Sequence[Entry]) -> None:
-        """They count among the first `num_initial`."""
+        """The entries count among the first `num_initial`."""
         self.tell(scored)
 
     def model(self) -> Any:
-        """The Gaussian process fitted to all scores told so far."""
+        """The Gaussian process, fitted to all scores so far."""
         kernel = ConstantKernel() * RBF(2.0, (0.1, 100.0)) + WhiteKernel(0.1, (1e-6, 10.0))
         model = GaussianProcessRegressor(kernel, normalize_y=True)
         with warnings.catch_warnings():
-            # A length or a noise at the edge of its range is an answer.
+            # A length or a noise at the edge of its range is valid.
             warnings.simplefilter("ignore", ConvergenceWarning)
             model.fit(self.encoded(list(self._scores), self._shares), np.array(list(self._scores.values())))
         return model
@@ -113,8 +113,7 @@ class GaussianProcess(Searcher):
     def encoded(self, architectures: Sequence[Architecture], shares: Sequence[float] = ()) -> np.ndarray:
         """One-hot encodings and the evaluation's share, `[networks, options of all choices + 1]`.
 
-        A choice that does not exist is all zeros. Shares are 1 where none are given: predictions are for whole
-        evaluations.
+        A choice that does not exist in an architecture is all zeros. Shares are 1 by default, for predictions.
         """
         columns = [(choice.name, option) for choice in self.space.choices for option in choice.options]
         rows = zip(architectures, shares or [1.0] * len(architectures), strict=True)
@@ -125,8 +124,8 @@ class GaussianProcess(Searcher):
             if self._everything is None:
                 self._everything = [a for a in dict.fromkeys(self.space.all()) if self.admits(a)]
             return [a for a in self._everything if a not in self._scores]
-        drawn = [self.sample() for _ in range(self.pool)]
-        return list(dict.fromkeys(a for a in drawn if a is not None and a not in self._scores))
+        pool = [self.sample() for _ in range(self.pool)]
+        return list(dict.fromkeys(a for a in pool if a is not None and a not in self._scores))
 
     def _predicted(self, model: Any, candidates: Sequence[Architecture]) -> list[Architecture]:
         """The candidates by predicted mean, best first; ties keep their order."""

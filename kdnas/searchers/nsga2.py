@@ -1,4 +1,4 @@
-"""NSGA-II: several objectives at once, the whole front kept."""
+"""NSGA-II: evolution of the Pareto front of several objectives."""
 
 import random
 from collections.abc import Callable, Sequence
@@ -16,30 +16,30 @@ from kdnas.statistics import pareto_front
 
 @final
 class Nsga2(Searcher):
-    """Evolution of a front: high score, few params, few MACs.
+    """Evolution of the Pareto front of score, params and MACs.
 
-    A generation of children comes from parents that win a tournament of two by (rank, crowding distance), crossed, and
-    mutated where that gives nothing new. Parents and children together are sorted into fronts: rank 0 is what no other
-    beats, rank 1 what only rank 0 beats, and so on; `a` beats `b` when it is no worse in every objective and better in
-    one. Whole fronts survive, best rank first, and of the front that does not fit those with the largest crowding
-    distance: the sum over objectives of the gap between both neighbours, divided by the front's range in that
-    objective; infinite at both ends. Only architectures within the budget are ever asked, and none twice.
+    Parents win tournaments of two by (rank, crowding distance); children are crossed, and mutated where crossing gives
+    nothing new. Parents and children together are sorted into fronts: rank 0 is dominated by no other network, rank 1
+    by rank 0 alone, and so on; `a` dominates `b` when it is no worse in every objective and better in one. Whole fronts
+    survive, lowest rank first, and of the last one the networks of largest crowding distance: the sum over objectives
+    of the gap between both neighbours, divided by the front's range in that objective; infinite at both ends. Only
+    architectures within the budget are proposed, and none twice.
 
     Args:
         space: the search space.
-        admits: the budget's test.
-        rng: draws everything.
+        admits: whether an architecture is within the budget.
+        rng: source of all random numbers.
         population: networks that survive a generation, and the size of the first one.
         rate: probability that a choice mutates; at least one does.
         crossover: probability that a child has two parents.
         batch: children per generation.
-        costs: what is minimised beside the score's opposite: `params`, `macs`, `layers`.
+        costs: objectives to minimise beside the score, which is maximised: `params`, `macs`, `layers`.
 
     Raises:
-        ValueError: an unknown cost, or a population or batch below 2.
+        ValueError: an unknown cost, or `population` or `batch` is below 2.
 
     Reference: Deb et al., A Fast and Elitist Multiobjective Genetic Algorithm: NSGA-II, IEEE TEC 2002, section III.
-    Differs: the first population is asked in batches; a child of two parents is mutated only if it was scored before.
+    Differs: the first population is proposed in batches; a child is mutated only if it was scored before.
     """
 
     def __init__(
@@ -58,35 +58,35 @@ class Nsga2(Searcher):
         unknown = [name for name in costs if name not in ("params", "macs", "layers")]
         if unknown or min(population, batch) < 2:
             raise ValueError(
-                "costs are some of params, macs and layers, and population and batch at least 2, "
+                "`costs` must be among params, macs and layers, `population` and `batch` at least 2, "
                 f"got {costs=}, {population=}, {batch=}."
             )
         self.population, self.rate, self.crossover, self.batch, self.costs = population, rate, crossover, batch, costs
         self.front: list[Entry] = []
         self._alive: list[Entry] = []
         self._fitness: list[tuple[int, float]] = []
-        self._seen: set[Architecture] = set()
-        self._drawn = 0
+        self._proposed: set[Architecture] = set()
+        self._num_proposed = 0
 
     def ask(self, limit: int) -> Sequence[Architecture]:
-        """The first population at random, then children not seen before."""
-        wanted = min(limit, self.batch)
-        asked: list[Architecture] = []
+        """The first population at random, then children not scored before."""
+        size = min(limit, self.batch)
+        batch: list[Architecture] = []
         failed = 0
-        while len(asked) < wanted and failed < 200:
+        while len(batch) < size and failed < 200:
             failed += 1
-            candidate = self.sample() if not self._alive or self._drawn < self.population else self._child()
-            if candidate is not None and candidate not in self._seen and self.admits(candidate):
-                self._seen.add(candidate)
-                self._drawn += 1
-                asked.append(candidate)
+            candidate = self.sample() if not self._alive or self._num_proposed < self.population else self._child()
+            if candidate is not None and candidate not in self._proposed and self.admits(candidate):
+                self._proposed.add(candidate)
+                self._num_proposed += 1
+                batch.append(candidate)
                 failed = 0
-        if not asked:
+        if not batch:
             self.stopped = "no admitted architecture was found that was not scored before"
-        return asked
+        return batch
 
     def tell(self, scored: Sequence[Entry]) -> None:
-        """The front takes in what nothing beats; the best of old and new survive."""
+        """Updates the front; the best of old and new networks survive."""
         self.front = self._best([*self.front, *scored])
         both = [*self._alive, *scored]
         values = self._objectives(both)
@@ -99,14 +99,14 @@ class Nsga2(Searcher):
         self._alive, self._fitness = [both[i] for i in order], [fitness[i] for i in order]
 
     def begin(self, scored: Sequence[Entry]) -> None:
-        """They are of the first population."""
-        self._seen.update(entry.architecture for entry in scored)
-        self._drawn += len(scored)
+        """The entries are part of the first population."""
+        self._proposed.update(entry.architecture for entry in scored)
+        self._num_proposed += len(scored)
         self.tell(scored)
 
     def _best(self, entries: Sequence[Entry]) -> list[Entry]:
-        kept = [entries[i] for i in pareto_front(self._objectives(entries))]
-        return sorted(kept, key=lambda e: (-e.score, e.macs, e.code))
+        front = [entries[i] for i in pareto_front(self._objectives(entries))]
+        return sorted(front, key=lambda e: (-e.score, e.macs, e.code))
 
     def _objectives(self, entries: Sequence[Entry]) -> NDArray[np.float64]:
         return np.array([[-e.score, *(getattr(e, name) for name in self.costs)] for e in entries], float)
@@ -116,11 +116,11 @@ class Nsga2(Searcher):
         child = first
         if self.rng.random() < self.crossover:
             child = self.space.cross(first, self._parent(), self.rng)
-        return child if child not in self._seen else self.space.mutate(child, self.rng, self.rate)
+        return child if child not in self._proposed else self.space.mutate(child, self.rng, self.rate)
 
     def _parent(self) -> Architecture:
-        one, other = self.rng.randrange(len(self._alive)), self.rng.randrange(len(self._alive))
-        return self._alive[min(one, other, key=lambda i: self._fitness[i])].architecture
+        first, second = self.rng.randrange(len(self._alive)), self.rng.randrange(len(self._alive))
+        return self._alive[min(first, second, key=lambda i: self._fitness[i])].architecture
 
 
 def sorted_fronts(values: NDArray[np.float64]) -> list[list[int]]:

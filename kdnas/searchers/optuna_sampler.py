@@ -1,4 +1,4 @@
-"""Any sampler of Optuna, by ask and tell."""
+"""Optuna's samplers as searchers, by ask and tell."""
 
 import contextlib
 import random
@@ -19,30 +19,29 @@ from kdnas.specs import nearest, resolve
 
 @final
 class OptunaSampler(Searcher):
-    """Lets a sampler of Optuna propose architectures: one categorical parameter per choice.
+    """A sampler of Optuna proposes architectures: one categorical parameter per choice.
 
-    A choice that does not exist in an architecture is not suggested to it, so that the sampler sees conditional
-    parameters. What the sampler proposes and the budget refuses is told back as a violated constraint with the worst
-    score so far, what was scored before with its score, and both are drawn again. After `attempts` such draws in a row
-    the sampler is handed a random admitted architecture instead, so that tight budgets and stubborn samplers end in
-    random search, not in a loop.
+    Choices that do not exist in an architecture are not suggested, so that parameters are conditional. A proposal over
+    the budget is told as a violated constraint with the worst score so far, a repeated one with its score, and the
+    sampler proposes again. After `attempts` such proposals in a row a random admitted architecture is enqueued instead,
+    so that tight budgets and repetitive samplers end in random search, not in an endless loop.
 
     Args:
         space: the search space.
-        admits: the budget's test.
-        rng: seeds the sampler and draws the random ones.
-        sampler: the name of a class of `optuna.samplers`, such as `tpe`, `nsgaii`, `random`, `gp` or `TPESampler`, or
-            `package.module:Class` of your own.
-        batch: architectures asked at once; more share more prefixes, fewer learn from every score.
-        attempts: refused or repeated draws in a row.
+        admits: whether an architecture is within the budget.
+        rng: source of the sampler's seed and of random architectures.
+        sampler: name of a class of `optuna.samplers`, such as `tpe`, `nsgaii`, `random`, `gp` or `TPESampler`, or
+            `package.module:Class`.
+        batch: architectures proposed at once; larger batches share more prefixes, smaller ones learn from each score.
+        attempts: successive proposals that are over the budget or repeated.
 
     Raises:
-        ValueError: an unknown sampler, one that needs further arguments, or whose package is not installed.
+        ValueError: an unknown sampler, one that needs further arguments, or one whose package is not installed.
 
     Reference: Akiba et al., Optuna, KDD 2019; the default, TPE, is Bergstra et al., Algorithms for Hyper-Parameter
         Optimization, NeurIPS 2011, in the multivariate form of Falkner et al., BOHB, ICML 2018.
-    Differs: from a study that Optuna runs itself: a proposal scored before is not scored again, one that the budget
-        refuses counts as a violated constraint, and a whole batch is asked before any of it is told.
+    Differs: from a study run by Optuna: repeated proposals are not scored again, proposals over the budget are violated
+        constraints, and a whole batch is proposed before its scores are told.
     """
 
     def __init__(
@@ -57,69 +56,69 @@ class OptunaSampler(Searcher):
     ) -> None:
         super().__init__(space=space, admits=admits, rng=rng)
         if min(batch, attempts) < 1:
-            raise ValueError(f"batch and attempts must be at least 1, got {batch=}, {attempts=}.")
+            raise ValueError(f"`batch` and `attempts` must be at least 1, got {batch=}, {attempts=}.")
         self.batch, self.attempts = batch, attempts
         with _quiet():
-            self.study = optuna.create_study(direction="maximize", sampler=_made(sampler, rng.getrandbits(31)))
+            self.study = optuna.create_study(direction="maximize", sampler=_sampler_of(sampler, rng.getrandbits(31)))
         self._scores: dict[Architecture, float] = {}
-        self._asked: dict[Architecture, Trial] = {}
+        self._pending: dict[Architecture, Trial] = {}
         self._refused: list[Trial] = []
-        self._again: list[tuple[Trial, Architecture]] = []
+        self._repeated: list[tuple[Trial, Architecture]] = []
 
     def ask(self, limit: int) -> Sequence[Architecture]:
-        """The sampler's next proposals that are admitted and new."""
-        self._asked = {}
+        """The sampler's next admitted and new proposals."""
+        self._pending = {}
         with _quiet():
-            while len(self._asked) < min(limit, self.batch):
-                if not (self._one() or self._drawn()):
+            while len(self._pending) < min(limit, self.batch):
+                if not (self._propose() or self._propose_random()):
                     self.stopped = "no admitted architecture was found that was not scored before"
                     break
-        return list(self._asked)
+        return list(self._pending)
 
     def tell(self, scored: Sequence[Entry]) -> None:
-        """Scores, and what became of the other draws, go to the sampler."""
+        """Tells the sampler the scores, and those of repeated and refused proposals."""
         with _quiet():
             for entry in scored:
                 self._scores[entry.architecture] = entry.score
-                self._finish(self._asked[entry.architecture], entry.score, -1.0)
+                self._finish(self._pending[entry.architecture], entry.score, -1.0)
             worst = min(self._scores.values(), default=0.0)
             for trial in self._refused:
                 self._finish(trial, worst, 1.0)
-            for trial, architecture in self._again:
+            for trial, architecture in self._repeated:
                 self._finish(trial, self._scores[architecture], -1.0)
-        self._refused, self._again = [], []
+        self._refused, self._repeated = [], []
 
     def begin(self, scored: Sequence[Entry]) -> None:
-        """The sampler learns from them as from its own."""
+        """Tells the sampler the entries as if it had proposed them."""
         with _quiet():
             for entry in scored:
-                self._asked = {entry.architecture: self._enqueued(entry.architecture)}
+                self._pending = {entry.architecture: self._enqueued(entry.architecture)}
                 self.tell([entry])
 
     def _finish(self, trial: Trial, score: float, violation: float) -> None:
         trial.set_constraint("budget", violation)
         self.study.tell(trial, score)
 
-    def _one(self) -> bool:
-        """One proposal of the sampler; whether it is new and admitted within `attempts` draws."""
+    def _propose(self) -> bool:
+        """Whether the sampler made a new admitted proposal within `attempts`."""
         for _ in range(self.attempts):
             trial = self.study.ask()
             candidate = self.space.decide(lambda choice, trial=trial: _suggested(trial, choice))
             if not self.admits(candidate):
                 self._refused.append(trial)
-            elif candidate in self._scores or candidate in self._asked:
-                self._again.append((trial, candidate))
+            elif candidate in self._scores or candidate in self._pending:
+                self._repeated.append((trial, candidate))
             else:
-                self._asked[candidate] = trial
+                self._pending[candidate] = trial
                 return True
         return False
 
-    def _drawn(self) -> bool:
-        """A random one, which the sampler learns from as from its own."""
+    def _propose_random(self) -> bool:
+        """Whether a new random architecture was enqueued as a proposal."""
         for _ in range(200):
             candidate = self.sample()
-            if candidate is not None and candidate not in self._scores and candidate not in self._asked:
-                self._asked[candidate] = self._enqueued(candidate)
+            if candidate is not None and candidate not in self._scores and candidate not in self._pending:
+                self._pending[candidate] = self._enqueued(candidate)
                 return True
         return False
 
@@ -133,38 +132,38 @@ class OptunaSampler(Searcher):
 
 
 def _suggested(trial: Trial, choice: Choice) -> Value:
-    found = trial.suggest_categorical(choice.name, choice.options)
-    assert found is not None
-    return found
+    option = trial.suggest_categorical(choice.name, choice.options)
+    assert option is not None
+    return option
 
 
-def _made(name: str, seed: int) -> BaseSampler:
+def _sampler_of(name: str, seed: int) -> BaseSampler:
     if ":" in name:
-        made: Any = resolve(name)
+        maker: Any = resolve(name)
     else:
         known = {n.removesuffix("Sampler").lower(): n for n in optuna.samplers.__all__ if n.endswith("Sampler")}
         known.pop("base")
         short = name.removesuffix("Sampler").lower()
         if short not in known:
-            raise ValueError(f"{name!r} is no sampler of Optuna.{nearest(short, known)}")
-        made = getattr(optuna.samplers, known[short])
+            raise ValueError(f"Optuna has no sampler {name!r}.{nearest(short, known)}")
+        maker = getattr(optuna.samplers, known[short])
     try:
-        sampler = made(seed=seed)
+        sampler = maker(seed=seed)
     except TypeError as error:
         raise ValueError(
-            f"the sampler {name!r} cannot be made from a seed alone: {error}. Write a class that can, and give it as "
+            f"sampler {name!r} must be constructible from `seed` alone: {error}. Pass a subclass that is, as "
             "package.module:Class."
         ) from error
     except ImportError as error:
-        raise ValueError(f"the sampler {name!r} needs a package that is not installed: {error}") from error
+        raise ValueError(f"sampler {name!r} needs a package that is not installed: {error}") from error
     if not isinstance(sampler, BaseSampler):
-        raise ValueError(f"{name!r} must make an optuna.samplers.BaseSampler, it makes a {type(sampler).__name__}.")
+        raise ValueError(f"sampler {name!r} must be an optuna.samplers.BaseSampler, got a {type(sampler).__name__}.")
     return sampler
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Neither Optuna's log lines nor its warnings that a sampler is experimental or samples independently."""
+    """Silences Optuna's log and its warnings that a sampler is experimental or samples independently."""
     before = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:

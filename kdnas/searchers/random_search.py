@@ -19,30 +19,30 @@ class RandomSearch(Searcher):
 
     def __init__(self, *, space: SearchSpace, admits: Callable[[Architecture], bool], rng: random.Random) -> None:
         super().__init__(space=space, admits=admits, rng=rng)
-        self._seen: set[Architecture] = set()
+        self._proposed: set[Architecture] = set()
 
     def ask(self, limit: int) -> Sequence[Architecture]:
-        """Architectures not asked before."""
-        asked: list[Architecture] = []
-        while len(asked) < min(limit, 64):
+        """Architectures not proposed before."""
+        batch: list[Architecture] = []
+        while len(batch) < min(limit, 64):
             candidate = self._fresh()
             if candidate is None:
                 self.stopped = "no admitted architecture was found that was not drawn before"
                 break
-            asked.append(candidate)
-        return asked
+            batch.append(candidate)
+        return batch
 
     def tell(self, scored: Sequence[Entry]) -> None:
-        """Scores change nothing here."""
+        """Does nothing: samples are independent of scores."""
 
     def begin(self, scored: Sequence[Entry]) -> None:
-        """They are not drawn again."""
-        self._seen.update(entry.architecture for entry in scored)
+        """The entries are not proposed again."""
+        self._proposed.update(entry.architecture for entry in scored)
 
     def _fresh(self, attempts: int = 200) -> Architecture | None:
         for _ in range(attempts):
             candidate = self.sample()
-            if candidate is not None and candidate not in self._seen:
-                self._seen.add(candidate)
+            if candidate is not None and candidate not in self._proposed:
+                self._proposed.add(candidate)
                 return candidate
         return None

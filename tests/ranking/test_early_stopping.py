@@ -106,9 +106,9 @@ def test_mistakes_are_said():
         pruner_named("sucessive_halving")
     with pytest.raises(ValueError, match="min_resource"):
         pruner_named("successive_halving,min_resourse=2")
-    with pytest.raises(ValueError, match="steps >= 9"):
+    with pytest.raises(ValueError, match="num_rungs=3, reduction=3 and steps=8"):
         ShortTraining(steps=8, num_rungs=3)
-    with pytest.raises(ValueError, match="begin from"):
+    with pytest.raises(ValueError, match="no earlier search"):
         Experiment(train=experiment().train, search=dataclasses.replace(experiment().search, initial=2))
 
 

@@ -126,7 +126,7 @@ def test_a_weight_of_zero_leaves_a_member_out():
     weighted = values(RankEnsemble(members="rdm+params", weights=(1.0, 0.0)), held)
     assert weighted == values(RankEnsemble(members="rdm"), held)
     for wrong in ((1.0,), (1.0, -1.0), (0.0, 0.0)):
-        with pytest.raises(ValueError, match="weights needs 2"):
+        with pytest.raises(ValueError, match="`weights` must be 2 non-negative numbers"):
             RankEnsemble(members="rdm+params", weights=wrong)
 
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from kdnas.network import batch_statistics
-from kdnas.scorers.diswot import Diswot, _semantic, _show
+from kdnas.scorers.diswot import Diswot, _relations, _semantic
 from kdnas.teachers.base import Frozen
 from tests.scorers.scene import DATA, SPACE, Flat, Shows, evidence, network
 
@@ -65,7 +65,7 @@ def test_the_distance_is_symmetric_and_blind_to_the_order_of_features(held):
     shown = network(3)(held.images)
     turned = shown.features[-1].detach().flip(1, 2)
     plain, flipped = (
-        _show(Shows(shown.logits, f), held.images, held.labels, "student").relations
+        _relations(Shows(shown.logits, f), held.images, held.labels, "student").relations
         for f in (shown.features[-1], turned)
     )
     assert torch.allclose(plain, flipped, atol=1e-5)
@@ -83,16 +83,16 @@ def test_fresh_weights_depend_on_the_seed_and_not_on_the_networks(held):
 
 def test_what_the_paper_does_not_define_is_refused_with_the_fix(held):
     small = network(0, SPACE.smallest)
-    with pytest.raises(ValueError, match="takes 4 for 3 classes, the teacher's 8"):
+    with pytest.raises(ValueError, match=r"got \[3, 4\] \(student\) and \[3, 8\] \(teacher\)"):
         Diswot().score(small, held)
     assert Diswot(semantic=0.0).score(small, held).value < 0
     with pytest.raises(ValueError, match="no teacher module"):
         Diswot().score(small, dataclasses.replace(held, teacher_module=None))
-    with pytest.raises(ValueError, match="the teacher shows none"):
+    with pytest.raises(ValueError, match="the teacher has none"):
         flat = Frozen(Flat(), preprocessing=DATA.preprocessing, stages=())
         Diswot().score(small, dataclasses.replace(held, teacher_module=flat))
     shown = held.teacher
-    with pytest.raises(ValueError, match="the student ends in none"):
+    with pytest.raises(ValueError, match="linear classifier at the end, and the student has none"):
         Diswot().score(Shows(shown.logits, *shown.features), held)
     with pytest.raises(ValueError, match="`weights` must be one of fresh, inherited"):
         Diswot(weights="trained")

@@ -108,16 +108,16 @@ def test_weights_and_pairs_are_as_given(held):
     )
     deepest = FittedBlocks(pairs=((1, 1),)).score(student(), held)
     assert deepest.parts == {"stage_1": parts["stage_1"]}
-    with pytest.raises(ValueError, match="one number per pair: 2 pairs, got 1"):
+    with pytest.raises(ValueError, match="one number per pair, got 1 for 2 pairs"):
         FittedBlocks(weights=(1.0,)).score(student(), held)
 
 
 def test_what_cannot_be_rated_is_refused(held):
     with pytest.raises(ValueError, match="`adapters` must be one of fitted, none"):
         FittedBlocks(adapters="trained")
-    with pytest.raises(ValueError, match="student shows none"):
+    with pytest.raises(ValueError, match="the student has none"):
         FittedBlocks().score(Shows(normal(20, 3)), held)
-    with pytest.raises(ValueError, match="teacher shows none"):
+    with pytest.raises(ValueError, match="the teacher has none"):
         FittedBlocks().score(student(), with_teacher(held, features=()))
     with pytest.raises(ValueError, match="equal shapes"):
         FittedBlocks(adapters="none").score(student(), held)

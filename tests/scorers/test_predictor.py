@@ -64,7 +64,7 @@ def test_constant_and_repeated_features_and_constant_targets_are_survived(kind):
     [
         (lambda: fit([[1.0], [2.0]], [1, 2]), "at least 3"),
         (lambda: fit([[1.0], [2.0], [3.0]], [1, 2]), r"\[networks\]"),
-        (lambda: fit([[1.0], [2.0], [float("inf")]], [1, 2, 3]), "features must be finite"),
+        (lambda: fit([[1.0], [2.0], [float("inf")]], [1, 2, 3]), "`features` must be finite"),
         (lambda: fit([[1.0], [2.0], [3.0]], [1, 2, 3], "forest"), "`kind` must be one of linear, gaussian_process"),
     ],
 )

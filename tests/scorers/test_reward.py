@@ -40,9 +40,9 @@ def test_it_weighs_another_scorer_by_the_networks_own_cost():
 
 
 def test_negative_scores_and_senseless_targets_are_refused():
-    with pytest.raises(ValueError, match="not negative"):
+    with pytest.raises(ValueError, match="must be non-negative"):
         reward(100.0, worth=-0.1)
-    with pytest.raises(ValueError, match="target must be positive"):
+    with pytest.raises(ValueError, match="`target` must be positive"):
         Reward(target=0.0)
     with pytest.raises(ValueError, match="`cost` must be one of macs, params, latency"):
         Reward(cost="joule")

@@ -64,7 +64,7 @@ def test_longer_training_lowers_the_loss_on_the_toy_data(held):
 
 
 def test_what_it_cannot_train_is_refused(held):
-    with pytest.raises(ValueError, match="no data"):
+    with pytest.raises(ValueError, match="needs a data set, and the evidence has none"):
         short().score(network(1), dataclasses.replace(held, data=None))
     with pytest.raises(ValueError, match="`weights` must be one of fresh, inherited"):
         short(weights="old")

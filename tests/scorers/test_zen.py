@@ -92,7 +92,7 @@ def test_only_the_architecture_matters_and_more_of_it_scores_higher(held):
 
 
 def test_nonsense_is_refused():
-    with pytest.raises(ValueError, match="repeats must be at least 1"):
+    with pytest.raises(ValueError, match="`repeats` must be at least 1"):
         Zen(repeats=0)
-    with pytest.raises(ValueError, match="batch_size 2"):
+    with pytest.raises(ValueError, match="`batch_size` at least 2"):
         Zen(batch_size=1)

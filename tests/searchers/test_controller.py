@@ -72,7 +72,7 @@ def test_probabilities_of_all_sequences_of_a_space_with_conditional_choices_add_
     known = {}
     for _ in range(3000):
         _, episode = policy.write(TOY, rng)
-        known[tuple(c.name for c in episode.choices), episode.taken] = math.exp(episode.log_probability)
+        known[tuple(c.name for c in episode.choices), episode.indices] = math.exp(episode.log_probability)
     assert len({names for names, _ in known}) > 1  # sequences of several lengths
     assert sum(known.values()) == pytest.approx(1, abs=1e-2)
 

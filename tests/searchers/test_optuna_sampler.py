@@ -86,7 +86,7 @@ def test_every_draw_is_told_back_with_its_score_or_as_a_violation():
     ("arguments", "message"),
     [
         ({"sampler": "tpee"}, "Did you mean 'tpe'"),
-        ({"sampler": "grid"}, "seed alone"),
+        ({"sampler": "grid"}, "`seed` alone"),
         ({"sampler": "collections:Counter"}, "BaseSampler"),
         ({"batch": 0}, "at least 1"),
     ],
