@@ -1,4 +1,4 @@
-"""Systems as `kdnas compare` runs them: each fits a space or says why not, plans its time, and gives one student."""
+"""Systems as `kdnas compare` runs them: each fits a space or raises, plans its time, and trains one student."""
 
 import abc
 import dataclasses
@@ -45,27 +45,27 @@ class Task:
     """What all systems of a comparison have in common.
 
     Attributes:
-        data: makes `loaded`.
-        loaded: the data set.
+        data_spec: makes `data`.
+        data: the data set.
         space: the search space, not yet fitted to the data.
-        teacher: makes `taught`.
-        taught: the teacher.
+        teacher_spec: makes `teacher`.
+        teacher: of every student.
         budget: of every student.
         seed: of every system.
     """
 
-    data: Spec
-    loaded: Data
+    data_spec: Spec
+    data: Data
     space: SearchSpace
-    teacher: Spec
-    taught: Teacher
+    teacher_spec: Spec
+    teacher: Teacher
     budget: Budget
     seed: int
 
     @property
     def fitted(self) -> SearchSpace:
         """The space with the data's classes and channels."""
-        return self.space.fitted(classes=self.loaded.classes, image_channels=self.loaded.channels)
+        return self.space.fitted(classes=self.data.classes, image_channels=self.data.channels)
 
 
 class Contestant(abc.ABC):
@@ -81,15 +81,21 @@ class Contestant(abc.ABC):
 
     @abc.abstractmethod
     def plan(self, seconds: float, each: float, retrain_steps: int) -> Plan:
-        """What it does in so many seconds, when a step takes `each`: plain numbers, kept for a resumption."""
+        """How to spend the time, as plain numbers that are recorded for a resumption.
+
+        Args:
+            seconds: for the whole system.
+            each: seconds of a step.
+            retrain_steps: of every student of the comparison.
+        """
 
     @abc.abstractmethod
     def run(self, folder: Path, plan: Plan) -> dict[str, Any]:
-        """Do it, or go on with it.
+        """Run the plan, or resume it.
 
         Returns:
-            `accuracy`, its 95 % `interval`, `params`, `macs`, `evaluations`, the controls `without teacher` and
-            `random`, and what is `said` of both.
+            `accuracy`, its 95 % `interval`, `params`, `macs`, `evaluations`, the accuracies of the controls
+            `without teacher` and `random`, and the sentences on both, `said`.
         """
 
 
@@ -99,107 +105,112 @@ def contestant(name: str, task: Task) -> Contestant:
     Raises:
         ValueError: no such experiment, or one that cannot be compared.
     """
-    own = load_settings(f"{name}:small", object)
-    if isinstance(own, Experiment):
-        return Chained(own, task)
-    if isinstance(own, Grow):
-        return Grown(own, task)
-    if isinstance(own, Prune):
-        return Pruned(own, task)
-    raise ValueError(f"{name}:small is a {type(own).__name__}, which cannot be compared yet.")
+    template = load_settings(f"{name}:small", object)
+    if isinstance(template, Experiment):
+        return ChainContestant(template, task)
+    if isinstance(template, Grow):
+        return GrowContestant(template, task)
+    if isinstance(template, Prune):
+        return PruneContestant(template, task)
+    raise ValueError(f"{name}:small is a {type(template).__name__}, which cannot be compared yet.")
 
 
 @final
-class Chained(Contestant):
+class ChainContestant(Contestant):
     """Supernet or none, search, export, retraining: `kdnas run`."""
 
-    def __init__(self, own: Experiment, task: Task) -> None:
-        self.own, self.task = own, task
+    def __init__(self, template: Experiment, task: Task) -> None:
+        self.template, self.task = template, task
 
     def step_seconds(self) -> float:
         """Of the supernet's training."""
-        train = self.own.train
+        train = self.template.train
         if train.distiller is None:
             return 0.0
         make = partial(Supernet, self.task.fitted, corner if train.share is None else train.share.build())
         distiller = train.distiller.build(Distiller)
-        return timed_step(make, distiller, self.task.loaded, self.task.taught, train.recipe)
+        return timed_step(make, distiller, self.task.data, self.task.teacher, train.recipe)
 
     def plan(self, seconds: float, each: float, retrain_steps: int) -> Plan:
         """Steps of the supernet and of each retraining, seconds of the search."""
         shares = _SHARES if each else _ALONE
-        steps = max(LEAST_STEPS, int(shares["train"] * seconds / each)) if each else self.own.train.recipe.steps
+        steps = max(LEAST_STEPS, int(shares["train"] * seconds / each)) if each else self.template.train.recipe.steps
         return {"steps": steps, "retrain_steps": retrain_steps, "search": max(1.0, shares["search"] * seconds)}
 
     def run(self, folder: Path, plan: Plan) -> dict[str, Any]:
         """The chain without deployment."""
-        own, task = self.own, self.task
-        recipe = dataclasses.replace(own.train.recipe, steps=int(plan["steps"]), seed=task.seed)
-        retrain = dataclasses.replace(own.retrain.recipe, steps=int(plan["retrain_steps"]), seed=task.seed)
+        template, task = self.template, self.task
+        recipe = dataclasses.replace(template.train.recipe, steps=int(plan["steps"]), seed=task.seed)
+        retrain = dataclasses.replace(template.retrain.recipe, steps=int(plan["retrain_steps"]), seed=task.seed)
         experiment = Experiment(
             train=dataclasses.replace(
-                own.train, space=task.space, data=task.data, teacher=task.teacher, recipe=recipe, weights=""
+                template.train,
+                space=task.space,
+                data=task.data_spec,
+                teacher=task.teacher_spec,
+                recipe=recipe,
+                weights="",
             ),
             search=dataclasses.replace(
-                own.search,
+                template.search,
                 budget=task.budget,
                 exact=False,  # it takes the time it takes, and blocks of this space may share choices
-                num_evaluations=max(own.search.num_evaluations, 1000),
-                num_images=min(own.search.num_images, len(task.loaded.search)),
+                num_evaluations=max(template.search.num_evaluations, 1000),
+                num_images=min(template.search.num_images, len(task.data.search)),
                 max_time=plan["search"],
                 seed=task.seed,
             ),
-            retrain=dataclasses.replace(own.retrain, recipe=retrain),
+            retrain=dataclasses.replace(template.retrain, recipe=retrain),
         )
         storage = chain(experiment, folder, deploy=False).storage
         results = storage.results()
         rows = {row["name"]: row for row in results["rows"]}
-        drawn = [row["accuracy"] for name, row in rows.items() if name.startswith("random")]
-        said = [results["controls"].get(key) for key in ("distillation", "choice")]
+        random = [row["accuracy"] for name, row in rows.items() if name.startswith("random")]
+        controls = [results["controls"].get(key) for key in ("distillation", "choice")]
         return {
-            **_student(rows["student"], task.loaded),
+            **_student(rows["student"], task.data),
             "evaluations": storage.require("search", "kdnas search")["evaluations"],
             "without teacher": rows["control"]["accuracy"],
-            "random": sum(drawn) / len(drawn) if drawn else None,
-            "said": [control["sentence"] for control in said if control is not None],
+            "random": sum(random) / len(random) if random else None,
+            "said": [control["sentence"] for control in controls if control is not None],
         }
 
 
 @final
-class Grown(Contestant):
-    """An ensemble grown member by member: `kdnas grow`. Its teacher is itself, the comparison's is not asked."""
+class GrowContestant(Contestant):
+    """An ensemble grown member by member: `kdnas grow`. It is its own teacher; the comparison's is not used."""
 
-    def __init__(self, own: Grow, task: Task) -> None:
-        self.own, self.task = own, task
+    def __init__(self, template: Grow, task: Task) -> None:
+        self.template, self.task = template, task
 
     def step_seconds(self) -> float:
         """Of the smallest member's training."""
         space = self.task.fitted
         return timed_step(
-            lambda: Network(space.blueprint(space.smallest)), FromLabels(), self.task.loaded, None, self.own.recipe
+            lambda: Network(space.blueprint(space.smallest)), FromLabels(), self.task.data, None, self.template.recipe
         )
 
     def plan(self, seconds: float, each: float, retrain_steps: int) -> Plan:
         """Steps of each candidate: two for each member, and as many again for each of three controls."""
         del retrain_steps
-        candidates = 2 * self.own.num_members * 4
+        candidates = 2 * self.template.num_members * 4
         return {"steps": max(LEAST_STEPS, int(0.8 * seconds / (candidates * each)))}
 
     def run(self, folder: Path, plan: Plan) -> dict[str, Any]:
         """The growth with its controls."""
         task = self.task
         settings = dataclasses.replace(
-            self.own,
+            self.template,
             space=task.space,
-            data=task.data,
-            recipe=dataclasses.replace(self.own.recipe, steps=int(plan["steps"]), seed=task.seed),
+            data=task.data_spec,
+            recipe=dataclasses.replace(self.template.recipe, steps=int(plan["steps"]), seed=task.seed),
             budget=task.budget,
         )
-        found = grow(settings, folder)
-        rows = found["controls"]
+        ensemble = grow(settings, folder)
+        rows = ensemble["controls"]
         return {
-            **_student(found, task.loaded),
-            "evaluations": len(found["members"]),
+            **_student(ensemble, task.data),
+            "evaluations": len(ensemble["members"]),
             "without teacher": rows.get("not taught", {}).get("accuracy"),
             "random": rows.get("random candidates", {}).get("accuracy"),
             "said": [],
@@ -207,24 +218,24 @@ class Grown(Contestant):
 
 
 @final
-class Pruned(Contestant):
+class PruneContestant(Contestant):
     """A student cut out of the teacher's topology by scale factors: `kdnas prune`. The space is not searched."""
 
-    def __init__(self, own: Prune, task: Task) -> None:
-        self.own, self.task = own, task
+    def __init__(self, template: Prune, task: Task) -> None:
+        self.template, self.task = template, task
 
     def step_seconds(self) -> float:
         """Of the training of a network and its factors.
 
         Raises:
-            ValueError: the teacher is no student folder, and so has no topology to begin with.
+            ValueError: the teacher is no student folder, so there is no topology to start from.
         """
-        if "path" not in dict(self.task.teacher.arguments):
-            raise ValueError("the teacher is not a network that kdnas wrote, so its topology cannot be pruned here.")
-        path = str(self.task.teacher["path"])
+        if "path" not in dict(self.task.teacher_spec.arguments):
+            raise ValueError("the teacher is no student folder of kdnas, so its topology cannot be pruned.")
+        path = str(self.task.teacher_spec["path"])
         if self.task.budget.admits(read_student(path)[1].cost):
-            raise ValueError("the teacher's own network is within the budget, so nothing of it is to be removed.")
-        return timed_step(lambda: read_student(path)[0], FromTeacher(), self.task.loaded, self.task.taught, Recipe())
+            raise ValueError("the teacher is within the budget, so there is nothing to remove.")
+        return timed_step(lambda: read_student(path)[0], FromTeacher(), self.task.data, self.task.teacher, Recipe())
 
     def plan(self, seconds: float, each: float, retrain_steps: int) -> Plan:
         """Steps with factors, and of each retraining."""
@@ -232,21 +243,21 @@ class Pruned(Contestant):
 
     def run(self, folder: Path, plan: Plan) -> dict[str, Any]:
         """The pruning with its controls."""
-        own, task = self.own, self.task
-        retrained = dataclasses.replace(own.retrain.recipe, steps=int(plan["retrain_steps"]), seed=task.seed)
+        template, task = self.template, self.task
+        retrain = dataclasses.replace(template.retrain.recipe, steps=int(plan["retrain_steps"]), seed=task.seed)
         settings = dataclasses.replace(
-            own,
-            data=task.data,
+            template,
+            data=task.data_spec,
             budget=task.budget,
-            source=f"checkpoint:{task.teacher['path']}",
-            teacher=task.teacher,
-            recipe=dataclasses.replace(own.recipe, steps=int(plan["steps"]), seed=task.seed),
-            retrain=dataclasses.replace(own.retrain, recipe=retrained),
+            source=f"checkpoint:{task.teacher_spec['path']}",
+            teacher=task.teacher_spec,
+            recipe=dataclasses.replace(template.recipe, steps=int(plan["steps"]), seed=task.seed),
+            retrain=dataclasses.replace(template.retrain, recipe=retrain),
         )
-        found = prune(settings, folder)
-        rows = found["controls"]
+        student = prune(settings, folder)
+        rows = student["controls"]
         return {
-            **_student(found, task.loaded),
+            **_student(student, task.data),
             "evaluations": 1,
             "without teacher": rows["control"]["accuracy"],
             "random": rows["random"]["accuracy"],
@@ -261,15 +272,15 @@ def timed_step(
     recipe = dataclasses.replace(recipe, steps=1000)
     training = Training(initialised(make, recipe.seed), distiller, data, teacher, recipe, default_device())
     training.step()
-    began, taken = time.perf_counter(), 0
-    while taken < 20 and (taken < 2 or time.perf_counter() - began < 2.0):
+    began, count = time.perf_counter(), 0
+    while count < 20 and (count < 2 or time.perf_counter() - began < 2.0):
         training.step()
-        taken += 1
-    return (time.perf_counter() - began) / taken
+        count += 1
+    return (time.perf_counter() - began) / count
 
 
 def _student(row: dict[str, Any], data: Data) -> dict[str, Any]:
     count = len(data.test)
     interval = scipy.stats.binomtest(round(row["accuracy"] * count), count).proportion_ci(0.95, "wilson")
-    held = {key: row[key] for key in ("accuracy", "params", "macs")}
-    return {**held, "interval": [float(interval.low), float(interval.high)]}
+    columns = {key: row[key] for key in ("accuracy", "params", "macs")}
+    return {**columns, "interval": [float(interval.low), float(interval.high)]}

@@ -18,13 +18,12 @@ def mixture_blueprint(members: Sequence[Blueprint], image: tuple[int, int, int])
         members: at least one; each resizes the images to its own size.
         image: channels, height and width of the images.
     """
-    made = tuple(_member(member) for member in members)
-    stem = layer("kdnas.blocks.mixture:Members", members=made)
+    stem = layer("kdnas.blocks.mixture:Members", members=tuple(_member(member) for member in members))
     return Blueprint(stem, (), layer("kdnas.blocks.mixture:Mixture", count=len(members)), image)
 
 
 def _member(member: Blueprint) -> Spec:
-    parts = tuple(one.make for _, one in member.named_layers())
+    parts = tuple(layer_.make for _, layer_ in member.named_layers())
     _, height, width = member.image
     return spec("kdnas.blocks.mixture:Member", parts=parts, height=height, width=width)
 
@@ -33,14 +32,14 @@ def mixture(members: Sequence[Network], weights: Tensor, image: tuple[int, int, 
     """The members as one network, with copies of their weights; logits are `sum_k weights[k] * logits_k`."""
     blueprint = mixture_blueprint([member.blueprint for member in members], image)
     with torch.random.fork_rng(devices=[]):
-        made = Network(blueprint)
+        network = Network(blueprint)
     state = {"head.weights": weights.float()}
     for index, member in enumerate(members):
-        layers = [member.stem, *(one for stage in member.stages for one in stage.children()), member.head]
-        for place, one in enumerate(layers):
-            state |= {f"stem.members.{index}.{place}.{name}": t for name, t in one.state_dict().items()}
-    made.load_state_dict(state)
-    return made.eval()
+        modules = [member.stem, *(block for stage in member.stages for block in stage.children()), member.head]
+        for place, module in enumerate(modules):
+            state |= {f"stem.members.{index}.{place}.{name}": t for name, t in module.state_dict().items()}
+    network.load_state_dict(state)
+    return network.eval()
 
 
 def fitted_weights(logits: Tensor, labels: Tensor, steps: int = 300) -> Tensor:
@@ -67,7 +66,9 @@ def fitted_weights(logits: Tensor, labels: Tensor, steps: int = 300) -> Tensor:
         stays that of its members; AdaNet's are free and regularised.
     """
     if logits.dim() != 3 or not logits.numel():
-        raise ValueError(f"logits are [members, images, classes], at least one of each, got {tuple(logits.shape)}.")
+        raise ValueError(
+            f"`logits` must be [members, images, classes] with at least one of each, got {tuple(logits.shape)}."
+        )
     logits = logits.detach().double()
     weights = torch.full((len(logits),), 1 / len(logits), dtype=torch.float64, device=logits.device)
 
@@ -79,15 +80,15 @@ def fitted_weights(logits: Tensor, labels: Tensor, steps: int = 300) -> Tensor:
         w = weights.clone().requires_grad_(True)
         (gradient,) = torch.autograd.grad(value(w), w)
         while rate > 1e-12:
-            tried = (weights.log() - rate * gradient).softmax(0)
-            found = value(tried)
-            if found <= best:
+            candidate = (weights.log() - rate * gradient).softmax(0)
+            loss = value(candidate)
+            if loss <= best:
                 break
             rate /= 2
         else:
             break
-        done = bool(best - found <= 1e-12 * best.abs())
-        weights, best, rate = tried, found, 2 * rate
+        done = bool(best - loss <= 1e-12 * best.abs())
+        weights, best, rate = candidate, loss, 2 * rate
         if done:
             break
     return weights.float()

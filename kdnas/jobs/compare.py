@@ -1,12 +1,11 @@
 """Several systems on the same data, under the same teacher and budget, at equal cost: one table."""
 
 import dataclasses
-import json
 import time
-from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 from kdnas.architecture import Architecture
 from kdnas.costs.check import BudgetCheck, check_feasible
@@ -14,13 +13,13 @@ from kdnas.costs.count import cost
 from kdnas.data.base import Data
 from kdnas.distillers.from_labels import FromLabels
 from kdnas.distillers.from_teacher import FromTeacher
-from kdnas.jobs._contestants import LEAST_STEPS, RETRAIN_SHARE, Task, contestant, timed_step
+from kdnas.jobs._contestants import LEAST_STEPS, RETRAIN_SHARE, Plan, Task, contestant, timed_step
 from kdnas.jobs._run import build_teacher
 from kdnas.jobs.chain import say
 from kdnas.jobs.fit import fit_teacher
 from kdnas.network import Network
 from kdnas.randomness import python_rng
-from kdnas.report.comparison import write_comparison
+from kdnas.report.comparison import best_first, read_comparison, verdict, write_comparison
 from kdnas.runs.files import write_json
 from kdnas.runs.folder import COMPARISON, RunFolder
 from kdnas.settings import Compare, FitTeacher, Recipe, systems
@@ -31,169 +30,232 @@ from kdnas.teachers.fitted import fitted_teacher
 _TEACHER_SHARE = 0.10
 
 
+@final
+@dataclass
+class ComparisonState:
+    """The content of `compare.json`: plans and results so far, with which an interrupted comparison goes on.
+
+    Attributes:
+        settings: of the comparison.
+        systems: what each system does, by name.
+        teacher: row of the teacher that was fitted here, or None.
+        teacher_job: the settings with which it is fitted, planned once, or None.
+        retrain_steps: of every student, planned once, or None.
+        step_seconds: by system, seconds of one of its training steps.
+        plans: by system.
+        results: by system, its result, or the `reason` why it has none.
+        seconds: spent so far.
+    """
+
+    settings: dict[str, Any]
+    systems: dict[str, str]
+    teacher: dict[str, Any] | None = None
+    teacher_job: dict[str, Any] | None = None
+    retrain_steps: int | None = None
+    step_seconds: dict[str, float] = field(default_factory=dict)
+    plans: dict[str, Plan] = field(default_factory=dict)
+    results: dict[str, dict[str, Any]] = field(default_factory=dict)
+    seconds: float = 0.0
+
+
 def compare(settings: Compare, folder: Path) -> dict[str, Any]:
     """Run every system that fits the space, each in a run folder of its own, and write `compare.json` and a report.
 
-    A system is what its experiment file's `small()` says of distiller, sharing, scorer, searcher and learning rates;
+    A system takes distiller, sharing, scorer, searcher and learning rates from the `small()` of its experiment file;
     space, data, teacher, budget, retraining steps and time are the comparison's. Each gets an equal part of the
     time that is left, in which its supernet's steps are planned by their measured speed; all students are retrained for
     the same number of steps. A system that cannot work on the space is listed with the reason. An interrupted
-    comparison goes on, with the plans it made.
+    comparison goes on with its plans.
 
     Returns:
-        `settings`, `teacher`, and per system either `reason` or the student's accuracy with its 95 % interval, cost,
-        seconds, the controls' accuracies and what the run says of both.
+        The fields of `ComparisonState`: per system either `reason` or the student's accuracy with its 95 % interval,
+        cost, seconds, the controls' accuracies and the sentences about both.
 
     Raises:
         ValueError: the folder holds something else, or the data or the teacher do not fit.
         Infeasible: no network is within the budget.
     """
-    folder = Path(folder)
     data: Data = settings.data.build(Data)
     space = settings.space.fitted(classes=data.classes, image_channels=data.channels)
-    meter = BudgetCheck(space, settings.budget)
-    check_feasible(meter, python_rng(settings.seed, "feasible"))
-    held = _opened(settings, folder)
-    began = time.perf_counter() - held["seconds"]
+    check = BudgetCheck(space, settings.budget)
+    check_feasible(check, python_rng(settings.seed, "feasible"))
+    comparison = _Comparison(settings, data, Path(folder))
+    task = comparison.task()
+    comparison.measure_steps(task)
+    comparison.plan_retraining(task, check)
+    comparison.run_systems(task)
+    write_comparison(comparison.folder)
+    return dataclasses.asdict(comparison.state)
 
-    def save() -> None:
-        held["seconds"] = round(time.perf_counter() - began, 3)
-        write_json(folder / COMPARISON, held)
 
-    teacher_spec = settings.teacher
-    if isinstance(teacher_spec, FitTeacher):
-        teacher_spec = _fit_teacher(teacher_spec, settings, data, folder, held, save)
-    task = Task(
-        data=settings.data,
-        loaded=data,
-        space=settings.space,
-        teacher=teacher_spec,
-        taught=build_teacher(teacher_spec, data),
-        budget=settings.budget,
-        seed=settings.seed,
-    )
-    names = settings.systems or tuple(systems())
-    for name in names:
-        if name not in held["step_seconds"] and name not in held["results"]:
+@final
+class _Comparison:
+    """A comparison in its folder; every decision is written before it is acted on."""
+
+    def __init__(self, settings: Compare, data: Data, folder: Path) -> None:
+        self.settings, self.data, self.folder = settings, data, folder
+        self.state = _read_state(settings, folder)
+        self._began = time.perf_counter() - self.state.seconds
+
+    def save(self) -> None:
+        """Write the state."""
+        self.state.seconds = round(time.perf_counter() - self._began, 3)
+        write_json(self.folder / COMPARISON, dataclasses.asdict(self.state))
+
+    @property
+    def seconds_left(self) -> float:
+        """Of the time for everything."""
+        return self.settings.max_time - (time.perf_counter() - self._began)
+
+    @property
+    def fitting(self) -> list[str]:
+        """The systems that fit the space."""
+        return [name for name in self._names() if name in self.state.step_seconds]
+
+    def _names(self) -> tuple[str, ...]:
+        return self.settings.systems or tuple(systems())
+
+    def leave_out(self, name: str, error: Exception) -> None:
+        """Record why a system has no result."""
+        self.state.results[name] = {"reason": str(error)}
+        say(f"compare: {name} is left out: {error}")
+
+    def task(self) -> Task:
+        """What all systems have in common; the teacher is fitted where the settings name none."""
+        teacher = self.settings.teacher
+        spec = self._fit_teacher(teacher) if isinstance(teacher, FitTeacher) else teacher
+        return Task(
+            data_spec=self.settings.data,
+            data=self.data,
+            space=self.settings.space,
+            teacher_spec=spec,
+            teacher=build_teacher(spec, self.data),
+            budget=self.settings.budget,
+            seed=self.settings.seed,
+        )
+
+    def _fit_teacher(self, fit: FitTeacher) -> Spec:
+        """The teacher fitted here, in a run of its own, with as many steps as its share of the time allows."""
+        if self.state.teacher_job is None:
+            blueprint = fitted_teacher(self.data.image, self.data.classes, fit.blocks)
+            each = timed_step(partial(Network, blueprint), FromLabels(), self.data, None, Recipe())
+            epochs = 30 * len(self.data.train) // min(128, len(self.data.train))
+            steps = max(LEAST_STEPS, min(epochs, int(_TEACHER_SHARE * self.settings.max_time / each)))
+            recipe = dataclasses.replace(fit.recipe, steps=steps, seed=self.settings.seed)
+            fit = dataclasses.replace(fit, recipe=recipe)
+            self.state.teacher_job = {"teacher": unstructure(fit), "data": self.settings.data.to_json()}
+            self.save()
+        fit = structure(self.state.teacher_job["teacher"], FitTeacher)
+        storage = RunFolder.create(self.folder / "teacher", self.state.teacher_job, fit.recipe.seed)
+        teacher = fit_teacher(fit, self.data, storage)
+        self.state.teacher = storage.require("teacher", "kdnas compare")
+        self.save()
+        return teacher
+
+    def measure_steps(self, task: Task) -> None:
+        """Time a training step of every system, or leave it out."""
+        for name in self._names():
+            if name in self.state.step_seconds or name in self.state.results:
+                continue
             try:
-                held["step_seconds"][name] = contestant(name, task).step_seconds()
+                self.state.step_seconds[name] = contestant(name, task).step_seconds()
             except ValueError as error:
-                held["results"][name] = {"reason": str(error)}
-                say(f"compare: {name} is left out: {error}")
-            save()
-    fitting = [name for name in names if name in held["step_seconds"]]
-    if held["retrain_steps"] is None and fitting:
-        left = settings.max_time - (time.perf_counter() - began)
-        make = partial(Network, space.blueprint(_example(meter, settings.seed)))
-        each = timed_step(make, FromTeacher(), data, task.taught, Recipe())
-        held["retrain_steps"] = max(LEAST_STEPS, int(RETRAIN_SHARE / 3 * left / len(fitting) / each))
-        save()
-    for index, name in enumerate(fitting):
-        if name in held["results"]:
-            continue
-        try:
-            system = contestant(name, task)
-            if name not in held["plans"]:
-                left = settings.max_time - (time.perf_counter() - began)
-                say(f"compare: {name}, {index + 1} of {len(fitting)}, {left:.0f} s left for all")
-                share = left / (len(fitting) - index)
-                held["plans"][name] = system.plan(share, held["step_seconds"][name], held["retrain_steps"])
-                save()
-            started = time.perf_counter()
-            found = system.run(folder / name, held["plans"][name])
-            held["results"][name] = {**found, "seconds": round(time.perf_counter() - started, 1), "run": name}
-        except (ValueError, FloatingPointError) as error:
-            held["results"][name] = {"reason": str(error)}
-            say(f"compare: {name} is left out: {error}")
-        save()
-    write_comparison(folder)
-    return held
+                self.leave_out(name, error)
+            self.save()
+
+    def plan_retraining(self, task: Task, check: BudgetCheck) -> None:
+        """The number of steps for which every student is retrained."""
+        if self.state.retrain_steps is not None or not self.fitting:
+            return
+        left = self.seconds_left
+        make = partial(Network, check.space.blueprint(_typical_student(check, self.settings.seed)))
+        each = timed_step(make, FromTeacher(), self.data, task.teacher, Recipe())
+        self.state.retrain_steps = max(LEAST_STEPS, int(RETRAIN_SHARE / 3 * left / len(self.fitting) / each))
+        self.save()
+
+    def run_systems(self, task: Task) -> None:
+        """Plan and run every system that has no result yet."""
+        for index, name in enumerate(self.fitting):
+            if name in self.state.results:
+                continue
+            try:
+                self._run_system(name, index, task)
+            except (ValueError, FloatingPointError) as error:
+                self.leave_out(name, error)
+            self.save()
+
+    def _run_system(self, name: str, index: int, task: Task) -> None:
+        state, system = self.state, contestant(name, task)
+        assert state.retrain_steps is not None
+        if name not in state.plans:
+            left, count = self.seconds_left, len(self.fitting)
+            say(f"compare: {name}, {index + 1} of {count}, {left:.0f} s left for all")
+            state.plans[name] = system.plan(left / (count - index), state.step_seconds[name], state.retrain_steps)
+            self.save()
+        started = time.perf_counter()
+        result = system.run(self.folder / name, state.plans[name])
+        state.results[name] = {**result, "seconds": round(time.perf_counter() - started, 1), "run": name}
 
 
-def _opened(settings: Compare, folder: Path) -> dict[str, Any]:
-    path = folder / COMPARISON
-    if path.exists():
-        try:
-            held = json.loads(path.read_text())
-            asked = held["settings"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} is damaged ({error!r}). Start again in another folder.") from error
+def _read_state(settings: Compare, folder: Path) -> ComparisonState:
+    """The state of the comparison in the folder, or a new one.
+
+    Raises:
+        ValueError: the folder holds something else, or a comparison with other settings.
+    """
+    if (folder / COMPARISON).exists():
+        content = read_comparison(folder)
         for key, value in settings.to_json().items():
-            if asked.get(key) != value:
+            if content["settings"].get(key) != value:
                 raise ValueError(
-                    f"{folder} holds a comparison with another {key}. Use another --out, or the settings it was begun "
-                    "with to resume it."
+                    f"{folder} holds a comparison with another {key}. Use another --out, or the settings of that "
+                    "comparison to resume it."
                 )
-        return held
+        try:
+            return ComparisonState(**content)
+        except TypeError as error:
+            raise ValueError(f"{folder / COMPARISON} is damaged ({error}). Start again in another folder.") from error
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         raise ValueError(f"{folder} holds something else. Give --out a new or an empty folder.")
     folder.mkdir(parents=True, exist_ok=True)
-    held = {"settings": settings.to_json(), "teacher": None, "retrain_steps": None, "step_seconds": {}}
-    held |= {"plans": {}, "results": {}, "seconds": 0.0, "systems": systems()}
-    write_json(path, held)
-    return held
+    state = ComparisonState(settings=settings.to_json(), systems=systems())
+    write_json(folder / COMPARISON, dataclasses.asdict(state))
+    return state
 
 
-def _fit_teacher(fit: FitTeacher, settings: Compare, data: Data, folder: Path, held: dict[str, Any], save: Any) -> Spec:
-    """The teacher fitted here, in a run of its own, with as many steps as its share of the time allows."""
-    if "teacher_job" not in held:
-        blueprint = fitted_teacher(data.image, data.classes, fit.blocks)
-        each = timed_step(partial(Network, blueprint), FromLabels(), data, None, Recipe())
-        epochs = 30 * len(data.train) // min(128, len(data.train))
-        steps = max(LEAST_STEPS, min(epochs, int(_TEACHER_SHARE * settings.max_time / each)))
-        fit = dataclasses.replace(fit, recipe=dataclasses.replace(fit.recipe, steps=steps, seed=settings.seed))
-        held["teacher_job"] = {"teacher": unstructure(fit), "data": settings.data.to_json()}
-        save()
-    fit = structure(held["teacher_job"]["teacher"], FitTeacher)
-    storage = RunFolder.create(folder / "teacher", held["teacher_job"], fit.recipe.seed)
-    teacher = fit_teacher(fit, data, storage)
-    held["teacher"] = storage.require("teacher", "kdnas compare")
-    save()
-    return teacher
-
-
-def _example(meter: BudgetCheck, seed: int) -> Architecture:
-    """Of many networks within the budget the one with the most MACs: what students will be like."""
-    space, rng = meter.space, python_rng(seed, "example")
-    drawn = [space.smallest, space.largest, *(space.sample(rng) for _ in range(200))]
-    admitted = [a for a in drawn if meter.admits(a)]
+def _typical_student(check: BudgetCheck, seed: int) -> Architecture:
+    """Of many networks within the budget the one with the most MACs."""
+    space, rng = check.space, python_rng(seed, "example")
+    samples = [space.smallest, space.largest, *(space.sample(rng) for _ in range(200))]
+    admitted = [a for a in samples if check.admits(a)]
     return max(admitted or [space.smallest], key=lambda a: cost(space.blueprint(a)).macs)
 
 
-def comparison_table(held: dict[str, Any]) -> str:
+def comparison_table(comparison: dict[str, Any]) -> str:
     """One row per system, best student first, and under it those that were left out."""
     lines = [
         f"{'system':<18}{'student':>9}  {'95 % interval':<18}{'params':>11}{'MACs':>14}{'seconds':>9}"
         f"{'no teacher':>12}{'random':>9}"
     ]
-    done = {name: r for name, r in held["results"].items() if "reason" not in r}
-    for name, r in sorted(done.items(), key=lambda item: (-item[1]["accuracy"], item[1]["macs"], item[0])):
+    ordered = best_first(comparison["results"])
+    for name, r in ordered:
         low, high = r["interval"]
-        alone, drawn = ("-" if r[key] is None else f"{r[key]:.2%}" for key in ("without teacher", "random"))
+        alone, random = ("-" if r[key] is None else f"{r[key]:.2%}" for key in ("without teacher", "random"))
         lines.append(
             f"{name:<18}{r['accuracy']:>9.2%}  {f'[{low:.2%}, {high:.2%}]':<18}{r['params']:>11,}{r['macs']:>14,}"
-            f"{r['seconds']:>9.0f}{alone:>12}{drawn:>9}"
+            f"{r['seconds']:>9.0f}{alone:>12}{random:>9}"
         )
-    if held["teacher"] is not None:
-        t = held["teacher"]
+    if comparison["teacher"] is not None:
+        t = comparison["teacher"]
         lines.append(
             f"{'teacher':<18}{t['accuracy']:>9.2%}  {'':<18}{t['params']:>11,}{t['macs']:>14,}{t['seconds']:>9.0f}"
         )
-    lines += ["", *_verdict(done)]
-    lines += [f"{name} is left out: {r['reason']}" for name, r in held["results"].items() if "reason" in r]
+    lines.append("")
+    if len(ordered) > 1:
+        lines += [
+            verdict(ordered),
+            "no teacher: the same student trained on labels alone; random: random subnets within the budget,",
+            "trained alike. Seconds are a system's own, the teacher's training apart.",
+        ]
+    lines += [f"{name} is left out: {r['reason']}" for name, r in comparison["results"].items() if "reason" in r]
     return "\n".join(lines)
-
-
-def _verdict(done: dict[str, dict[str, Any]]) -> Sequence[str]:
-    if len(done) < 2:
-        return []
-    ordered = sorted(done.items(), key=lambda item: -item[1]["accuracy"])
-    best, top = ordered[0]
-    alike = [name for name, r in ordered[1:] if r["interval"][1] >= top["interval"][0]]
-    said = f"Best: {best}."
-    if alike:
-        said += f" On these test images and one seed it is not distinguishable from {', '.join(alike)}."
-    lines = [said]
-    lines.append("no teacher: the same student trained on labels alone; random: random subnets within the budget,")
-    lines.append("trained alike. Seconds are a system's own, the teacher's training apart.")
-    return lines

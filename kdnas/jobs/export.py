@@ -28,25 +28,25 @@ def export(run: Run, place: int = 1, out: Path | None = None, *, deploy: bool = 
         deploy: write and check every form of the student, or what kdnas reads alone.
 
     Returns:
-        The folder, the architecture's code, cost, accuracy on the search part, and what the self-check measured.
+        The folder, the architecture's code, cost, accuracy on the search part, and the parity check's differences.
 
     Raises:
-        ValueError: no search yet, no such place, or the self-check refuses.
+        ValueError: no search yet, no such place, or the parity check fails.
     """
     entry = place_of(run, place)
     folder = Path(out) if out is not None else run.storage.path(STUDENTS, f"place-{place}")
     network = inherited(run, entry.architecture)
-    found = accuracy(network, run.data.search, run.data)
-    origin = {"place": place, "score": entry.score, "scorer": entry.scorer, "search_accuracy": found}
-    checked = write_student(folder, network, card_of(run, network, entry.architecture, origin), deploy=deploy)
+    search_accuracy = accuracy(network, run.data.search, run.data)
+    origin = {"place": place, "score": entry.score, "scorer": entry.scorer, "search_accuracy": search_accuracy}
+    checks = write_student(folder, network, card_of(run, network, entry.architecture, origin), deploy=deploy)
     return {
         "student": str(folder),
         "place": place,
         "code": entry.code,
         "params": entry.params,
         "macs": entry.macs,
-        "search_accuracy": found,
-        "checks": checked,
+        "search_accuracy": search_accuracy,
+        "checks": checks,
     }
 
 
@@ -58,7 +58,7 @@ def place_of(run: Run, place: int) -> Entry:
     """
     entries = run.ranking()
     if not 1 <= place <= len(entries):
-        raise ValueError(f"the ranking has places 1 to {len(entries)}, got {place}.")
+        raise ValueError(f"`place` must be between 1 and {len(entries)}, got {place}.")
     return entries[place - 1]
 
 
@@ -77,12 +77,12 @@ def calibration_batches(data: Data, device: torch.device, most: int = 2048, size
     """Training images without augmentation, normalised, in equal batches."""
     count = min(most, len(data.train))
     size = min(size, count)
-    chosen = torch.randperm(len(data.train), generator=torch_rng("calibration"))[: count // size * size]
-    return [data.normalise(data.train.take(chunk).to(device)) for chunk in chosen.split(size)]
+    indices = torch.randperm(len(data.train), generator=torch_rng("calibration"))[: count // size * size]
+    return [data.normalise(data.train.take(chunk).to(device)) for chunk in indices.split(size)]
 
 
 def card_of(run: Run, network: Network, architecture: Architecture, origin: dict[str, Any]) -> Card:
-    """The card of a subnet of this run; its origin also says what to retrain it on, and how long."""
+    """The card of a subnet of this run; its origin also names data, teacher and recipe of a retraining."""
     sources = {"data": run.experiment.train.data.to_json(), "teacher": run.teacher_spec.to_json()}
     sources["recipe"] = unstructure(run.experiment.retrain.recipe)
     return Card.of(network, run.data, {**origin, **sources}, architecture, run.space)

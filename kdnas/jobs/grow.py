@@ -99,44 +99,49 @@ def grow(settings: Grow, folder: Path) -> dict[str, Any]:
     """
     storage = RunFolder.create(folder, settings.to_json(), settings.recipe.seed)
     data: Data = settings.data.build(Data)
-    job = _Growth(settings, storage, data)
-    grown = job.grow("grown", settings)
-    found = {"grown": grown}
-    if settings.controls:
-        found |= {"single network": job.single(grown), "random candidates": job.randomly(grown)}
-        if settings.teacher != "none" and len(grown.members) > 1:
-            found["not taught"] = job.untaught(grown)
-    rows, hits = {}, {}
-    for name, one in found.items():
-        right = correct(one.network(data).to(default_device()), data.test, data)
-        params, macs = one.cost
-        rows[name] = {"accuracy": float(right.float().mean()), "params": params, "macs": macs}
-        rows[name]["seconds"] = round(one.seconds, 3)
-        hits[name] = right.double().numpy()
-    named = {name: words for name, words in _CONTROLS.items() if name in found}
-    storage.record_controls(
-        {n: compare_accuracy("ensemble", hits["grown"], hits[n], words) for n, words in named.items()}
-    )
-    for name, row in rows.items():
-        storage.record_result({"name": name, **row})
-    codes = [job.space.code(member.architecture) for member in grown.members]
+    growth = _Growth(settings, storage, data)
+    grown = growth.grow("grown", settings)
+    controls = growth.controls(grown) if settings.controls else {}
+    rows = _record({"grown": grown, **controls}, storage, data)
+    codes = [growth.space.code(member.architecture) for member in grown.members]
     weights = [round(float(w), 6) for w in grown.weights]
-    out = storage.path(STUDENT)
-    if not current_folder(out).exists():
+    student = storage.path(STUDENT)
+    if not current_folder(student).exists():
         origin = {"grown": settings.to_json()["grow"], "members": codes, "weights": weights}
         origin |= {"data": settings.data.to_json(), "test_accuracy": rows["grown"]["accuracy"]}
         network = grown.network(data)
-        write_student(out, network, Card.of(network, data, origin))
-    done = {**rows["grown"], "members": codes, "weights": weights}
+        write_student(student, network, Card.of(network, data, origin))
+    summary = {**rows["grown"], "members": codes, "weights": weights}
     if storage.phase("grow") is None:
-        storage.finish("grow", **done)
+        storage.finish("grow", **summary)
     write_report(storage.folder)
-    return {"student": str(out), **done, "controls": {name: rows[name] for name in named}}
+    return {"student": str(student), **summary, "controls": {name: rows[name] for name in controls}}
+
+
+def _record(ensembles: dict[str, Ensemble], storage: RunFolder, data: Data) -> dict[str, dict[str, Any]]:
+    """Measure the ensembles on the test part, and record their rows and what distinguishes the controls."""
+    rows: dict[str, dict[str, Any]] = {}
+    hits = {}
+    for name, ensemble in ensembles.items():
+        is_right = correct(ensemble.network(data).to(default_device()), data.test, data)
+        hits[name] = is_right.double().numpy()
+        rows[name] = {"accuracy": float(is_right.float().mean()), **ensemble.cost._asdict()}
+        rows[name]["seconds"] = round(ensemble.seconds, 3)
+    storage.record_controls(
+        {
+            name: compare_accuracy("ensemble", hits["grown"], hits[name], words)
+            for name, words in _CONTROLS.items()
+            if name in hits
+        }
+    )
+    for name, row in rows.items():
+        storage.record_result({"name": name, **row})
+    return rows
 
 
 @final
 class _Growth:
-    """What one command's ensembles share."""
+    """The settings, data and folder that the ensembles of one command share."""
 
     def __init__(self, settings: Grow, storage: RunFolder, data: Data) -> None:
         self.settings, self.storage, self.data = settings, storage, data
@@ -152,24 +157,24 @@ class _Growth:
                     say(f"{name}: no further member is within the budget; {number} of {settings.num_members} are grown")
                 break
             teacher = teacher_of(settings.teacher, ensemble, self.data)
-            tried = []
+            trials = []
             for place, architecture in enumerate(candidates, 1):
-                member, seconds = self.trained(f"{name} {number + 1}.{place}", architecture, number, teacher)
+                member, seconds = self.train_member(f"{name} {number + 1}.{place}", architecture, number, teacher)
                 ensemble = ensemble._replace(
                     seconds=ensemble.seconds + seconds,
                     work=ensemble.work + member.cost.macs * settings.recipe.steps,
                 )
-                weights, loss = self.mixed((*ensemble.members, member))
-                tried.append((loss, member.cost.macs, place, member, weights))
-            loss, _, place, member, weights = min(tried, key=lambda one: one[:3])
+                weights, loss = self.mix((*ensemble.members, member))
+                trials.append((loss, member.cost.macs, place, member, weights))
+            loss, _, place, member, weights = min(trials, key=lambda trial: trial[:3])
             ensemble = ensemble._replace(members=(*ensemble.members, member), weights=weights)
             code = self.space.code(member.architecture)
-            say(f"{name}: member {number + 1} is {code}, of {len(tried)} tried; search loss {loss:.4f}")
+            say(f"{name}: member {number + 1} is {code}, of {len(trials)} tried; search loss {loss:.4f}")
         if not ensemble.members:
             params, macs = cost(self.space.blueprint(self.first()))
             raise ValueError(
-                f"the first member has {params:,} params and {macs:,} MACs, more than the budget ({settings.budget}) "
-                "allows. Raise it, or begin with another --architecture."
+                f"the first member has {params:,} params and {macs:,} MACs, more than the budget ({settings.budget}). "
+                "Raise the budget, or begin with another --architecture."
             )
         return ensemble
 
@@ -178,31 +183,38 @@ class _Growth:
         return self.space.parse(self.settings.architecture) if self.settings.architecture else self.space.smallest
 
     def candidates(self, settings: Grow, ensemble: Ensemble, rng: random.Random) -> list[Architecture]:
-        """Who is tried as the next member: distinct, and within what the budget leaves."""
+        """The architectures to train as the next member: distinct, and within the rest of the budget."""
         left = settings.num_members - len(ensemble.members)
 
         def admits(architecture: Architecture) -> bool:
             own = cost(self.space.blueprint(architecture))
-            # Draws must leave room for those after them.
-            share = left if settings.generator == "random" else 1
-            wanted = Cost(*(share * value for value in own))
-            return settings.budget.admits(sum_costs([ensemble.cost, wanted]))
+            # Random members must leave room for those after them.
+            count = left if settings.generator == "random" else 1
+            return settings.budget.admits(sum_costs([ensemble.cost, *count * [own]]))
 
         if settings.generator == "random":
-            drawn = [a for a in (self.space.sample(rng) for _ in range(500)) if admits(a)]
-            found = list(dict.fromkeys(drawn))[: settings.num_candidates]
-            return found or [a for a in (self.space.smallest,) if admits(a)]
+            samples = [a for a in (self.space.sample(rng) for _ in range(500)) if admits(a)]
+            distinct = list(dict.fromkeys(samples))[: settings.num_candidates]
+            return distinct or [a for a in (self.space.smallest,) if admits(a)]
         if settings.generator == "simple" or not ensemble.members:
             return [a for a in (self.first(),) if admits(a)]
         last = ensemble.members[-1].architecture
-        tried = [next_larger(self.space, last, word) for word in ("depth", "width")]
-        found = [a for a in dict.fromkeys(tried) if a != last and admits(a)]
-        return found or [a for a in (last,) if admits(a)]
+        larger = [next_larger(self.space, last, word) for word in ("depth", "width")]
+        distinct = [a for a in dict.fromkeys(larger) if a != last and admits(a)]
+        return distinct or [a for a in (last,) if admits(a)]
 
-    def trained(
+    def train_member(
         self, name: str, architecture: Architecture, number: int, teacher: Teacher | None, steps: int = 0
     ) -> tuple[Member, float]:
-        """A trained candidate and the seconds it took; one that is finished in the folder is read."""
+        """A trained candidate and the seconds it took; one that is finished in the folder is read.
+
+        Args:
+            name: of the candidate, unique in the run.
+            architecture: its architecture.
+            number: of members before it; added to the recipe's seed.
+            teacher: its teacher, or None for labels alone.
+            steps: other than the recipe's, where not 0.
+        """
         blueprint = self.space.blueprint(architecture)
         students = StudentSteps(self.storage.path(MEMBERS), checkpoints=self.storage.folder)
         folder_name = name.replace(" ", "-")
@@ -214,7 +226,7 @@ class _Growth:
             )
             network = initialised(lambda: Network(blueprint), recipe.seed)
             smoothing = settings.label_smoothing
-            distiller = FromLabels(label_smoothing=smoothing) if teacher is None else _taught(smoothing)
+            distiller = FromLabels(label_smoothing=smoothing) if teacher is None else _distiller(smoothing)
             training = Training(network, distiller, self.data, teacher, recipe, default_device())
             watch = lambda: {"accuracy": accuracy(network, self.data.search, self.data)}  # noqa: E731
             seconds = train_with_checkpoints(training, name, students.checkpoint(folder_name), self.storage, watch)
@@ -225,7 +237,7 @@ class _Growth:
         network = network.to(default_device()).requires_grad_(False)
         return Member(architecture, network, card.cost), float(card.origin["seconds"])
 
-    def mixed(self, members: Sequence[Member]) -> tuple[Tensor, float]:
+    def mix(self, members: Sequence[Member]) -> tuple[Tensor, float]:
         """The members' weights, and the ensemble's cross-entropy on the search part."""
         part = self.data.search
         logits = torch.stack([_logits(member.network, part, self.data) for member in members])
@@ -234,19 +246,26 @@ class _Growth:
             weights = fitted_weights(logits, part.labels)
         return weights, float(F.cross_entropy(torch.einsum("k,kbc->bc", weights, logits), part.labels))
 
+    def controls(self, grown: Ensemble) -> dict[str, Ensemble]:
+        """The controls of an ensemble, by name."""
+        ensembles = {"single network": self.single(grown), "random candidates": self.random(grown)}
+        if self.settings.teacher != "none" and len(grown.members) > 1:
+            ensembles["not taught"] = self.without_teacher(grown)
+        return ensembles
+
     def single(self, grown: Ensemble) -> Ensemble:
         """One network of at most the ensemble's MACs, trained on labels for as many multiply-accumulates in all."""
         rng = python_rng(self.settings.recipe.seed, "single")
-        drawn = [self.space.smallest, self.space.largest, *(self.space.sample(rng) for _ in range(300))]
-        costs = {a: cost(self.space.blueprint(a)) for a in dict.fromkeys(drawn)}
+        samples = [self.space.smallest, self.space.largest, *(self.space.sample(rng) for _ in range(300))]
+        costs = {a: cost(self.space.blueprint(a)) for a in dict.fromkeys(samples)}
         within = [a for a, c in costs.items() if c.macs <= grown.cost.macs]
-        chosen = max(within or [self.space.smallest], key=lambda a: costs[a].macs)
-        steps = max(1, round(grown.work / costs[chosen].macs))
-        member, seconds = self.trained("single network", chosen, 0, None, steps)
+        largest = max(within or [self.space.smallest], key=lambda a: costs[a].macs)
+        steps = max(1, round(grown.work / costs[largest].macs))
+        member, seconds = self.train_member("single network", largest, 0, None, steps)
         return Ensemble((member,), torch.ones(1), seconds, grown.work)
 
-    def randomly(self, grown: Ensemble) -> Ensemble:
-        """An ensemble of random candidates, within the grown one's cost, as many tried per member."""
+    def random(self, grown: Ensemble) -> Ensemble:
+        """An ensemble of random candidates within the cost of the grown ensemble, as many of them per member."""
         settings = dataclasses.replace(
             self.settings,
             generator="random",
@@ -256,54 +275,55 @@ class _Growth:
         )
         return self.grow("random candidates", settings)
 
-    def untaught(self, grown: Ensemble) -> Ensemble:
+    def without_teacher(self, grown: Ensemble) -> Ensemble:
         """The same members, trained on labels alone from the same seeds."""
-        made = []
-        for number, member in enumerate(grown.members):
-            made.append(self.trained(f"not taught {number + 1}", member.architecture, number, None))
-        members = tuple(member for member, _ in made)
-        return Ensemble(members, self.mixed(members)[0], sum(seconds for _, seconds in made), 0.0)
+        trainings = [
+            self.train_member(f"not taught {number}", member.architecture, number - 1, None)
+            for number, member in enumerate(grown.members, 1)
+        ]
+        members = tuple(member for member, _ in trainings)
+        return Ensemble(members, self.mix(members)[0], sum(seconds for _, seconds in trainings), 0.0)
 
 
-def teacher_of(how: CandidateTeacher, ensemble: Ensemble, data: Data) -> Teacher | None:
-    """Who teaches the next member: the ensemble so far, its last member, or nobody; nobody teaches the first."""
-    if how == "none" or not ensemble.members:
+def teacher_of(kind: CandidateTeacher, ensemble: Ensemble, data: Data) -> Teacher | None:
+    """The teacher of the next member: the ensemble so far, its last member, or None, as for the first member."""
+    if kind == "none" or not ensemble.members:
         return None
-    network = ensemble.network(data) if how == "ensemble" else ensemble.members[-1].network
+    network = ensemble.network(data) if kind == "ensemble" else ensemble.members[-1].network
     return Frozen(network, preprocessing=data.preprocessing)
 
 
 def next_larger(space: SearchSpace, architecture: Architecture, word: str) -> Architecture:
-    """The architecture with the next option of every choice whose last name is `word`; what is new is the smallest.
+    """The architecture with the next option of every choice whose last name is `word`; new choices start at the first.
 
     Raises:
         ValueError: the space has no such choice.
     """
-    asked = {choice.name for choice in space.choices if choice.name.rpartition(".")[2] == word}
-    if not asked:
+    names = {choice.name for choice in space.choices if choice.name.rpartition(".")[2] == word}
+    if not names:
         raise ValueError(
-            f"{space.name or 'this space'} has no choice named {word}, by which dynamic growth makes a network larger. "
-            "Use --generator simple or random."
+            f"{space.name or 'this space'} has no choice named {word}, which --generator dynamic needs. Use simple or "
+            "random."
         )
 
     def pick(choice: Choice) -> Value:
-        kept = architecture.get(choice.name)
-        if kept is None:
+        option = architecture.get(choice.name)
+        if option is None:
             return choice.options[0]
-        place = choice.options.index(kept) + (choice.name in asked)
-        return choice.options[min(place, len(choice.options) - 1)]
+        index = choice.options.index(option) + (choice.name in names)
+        return choice.options[min(index, len(choice.options) - 1)]
 
     return space.decide(pick)
 
 
-def _taught(label_smoothing: float) -> FromTeacher:
+def _distiller(label_smoothing: float) -> FromTeacher:
     task = spec(CrossEntropy, label_smoothing=label_smoothing)
     return FromTeacher(terms=((1.0, task), (1.0, spec(SoftTargets, form="soft_cross_entropy", temperature=1.0))))
 
 
 @torch.no_grad()
 def _logits(network: Network, part: Images, data: Data) -> Tensor:
-    """Of all images of a part, `[images, classes]`, on the CPU."""
+    """Logits of all images of a part, `[images, classes]`, on the CPU."""
     device = next(network.parameters()).device
     network.eval()
     return torch.cat([network(data.normalise(pixels.to(device))).logits.cpu() for pixels, _ in part.batches()])

@@ -36,6 +36,13 @@ from kdnas.training.driver import train_with_checkpoints
 from kdnas.training.loop import Training
 
 FACTORS = "factors.safetensors"
+_CONTROLS = {
+    "control": ("the same network retrained without a teacher", "distillation did not help"),
+    "random": (
+        "random channels and blocks removed to the same cost, retrained alike",
+        "the factors chose no better than chance",
+    ),
+}
 
 
 class _Plain(nn.Module):
@@ -78,58 +85,35 @@ def prune(settings: Prune, folder: Path) -> dict[str, Any]:
             budget can be met.
 
     Reference: Gu, Tresp, Search for Better Students to Learn Distilled Knowledge, ECAI 2020 (arXiv 2001.11612).
-    Differs: see `Factors`; what is removed to meet the budget are the smallest factors, zeros first.
+    Differs: see `Factors`; to meet the budget the smallest factors are removed, zeros first.
     """
     storage = RunFolder.create(folder, settings.to_json(), settings.recipe.seed)
     data: Data = settings.data.build(Data)
     # A source that does not fit is refused before anything is trained.
-    given = None if settings.source == "teacher" else _converted(settings, storage, data)
-    if isinstance(settings.teacher, FitTeacher):
-        teacher_spec = fit_teacher(settings.teacher, data, storage)
-    else:
-        teacher_spec = settings.teacher
-    conversion = given or _converted(settings, storage, data)
-    pruned = storage.path(STUDENTS, "pruned")
+    conversion = None if settings.source == "teacher" else _convert_source(settings, storage, data)
+    teacher = settings.teacher
+    teacher_spec = fit_teacher(teacher, data, storage) if isinstance(teacher, FitTeacher) else teacher
+    conversion = conversion or _convert_source(settings, storage, data)
     if all(row["name"] != "teacher" for row in storage.results()["rows"]):
         storage.record_result({"name": "teacher", **given_teacher(build_teacher(teacher_spec, data), data)})
     if storage.phase("removal") is None:
-        _search(settings, storage, data, teacher_spec, conversion)
-    rows: dict[str, Any] = {}
-    plans = {
-        "student": (pruned, settings.retrain),
-        "control": (pruned, dataclasses.replace(settings.retrain, distiller=spec(FromLabels))),
-        "random": (storage.path(STUDENTS, "drawn"), settings.retrain),
-    }
-    for name, (source, how) in plans.items():
-        if storage.phase(name) is None:
-            out = storage.path(STUDENTS, name)
-            options = {"data": settings.data, "teacher": teacher_spec, "deploy": name == "student"}
-            found = retrain(source, how, out, phase=name, **options)
-            keep = {key: found[key] for key in ("accuracy", "params", "macs", "seconds")}
-            storage = RunFolder(storage.folder)
-            storage.record_result({"name": name, **keep})
-            storage.finish(name, **keep)
-        rows[name] = storage.require(name, "kdnas prune")
+        _remove(settings, storage, data, teacher_spec, conversion)
+    rows = _retrain(settings, storage, teacher_spec)
     hits = {name: student_hits(storage.path(STUDENTS, name), data) for name in rows}
-    said = {
-        "control": ("the same network retrained without a teacher", "distillation did not help"),
-        "random": (
-            "random channels and blocks removed to the same cost, retrained alike",
-            "the factors chose no better than chance",
-        ),
-    }
     storage.record_controls(
-        {name: compare_accuracy("student", hits["student"], hits[name], *w) for name, w in said.items()}
+        {name: compare_accuracy("student", hits["student"], hits[name], *words) for name, words in _CONTROLS.items()}
     )
     write_report(storage.folder)
-    return {
-        "student": str(storage.path(STUDENTS, "student")),
-        **rows["student"],
-        "controls": {n: rows[n] for n in said},
-    }
+    controls = {name: rows[name] for name in _CONTROLS}
+    return {"student": str(storage.path(STUDENTS, "student")), **rows["student"], "controls": controls}
 
 
-def _converted(settings: Prune, storage: RunFolder, data: Data) -> Conversion:
+def _convert_source(settings: Prune, storage: RunFolder, data: Data) -> Conversion:
+    """The network to begin with, as a space of its sub-networks.
+
+    Raises:
+        ValueError: it has other classes than the data, or no channels to remove.
+    """
     kind, _, rest = settings.source.partition(":")
     if settings.source == "teacher" or kind == "checkpoint":
         network, _ = read_student(storage.path(TEACHER) if settings.source == "teacher" else Path(rest))
@@ -137,22 +121,22 @@ def _converted(settings: Prune, storage: RunFolder, data: Data) -> Conversion:
     else:
         load = partial(load_source, settings.source, size=data.image[1], classes=data.classes)
         source = initialised(load, settings.recipe.seed)  # fresh weights, where it has no others
-    found = convert(source, image=data.image, needs_choices=False)
-    if found.space.classes != data.classes:
+    conversion = convert(source, image=data.image, needs_choices=False)
+    if conversion.space.classes != data.classes:
         raise ValueError(
-            f"the source {settings.source} knows {found.space.classes} classes, the data has {data.classes}. Give a "
+            f"the source {settings.source} has {conversion.space.classes} classes, the data {data.classes}. Use a "
             "network of this data's classes."
         )
-    if not isinstance(found.space, Converted):
+    if not isinstance(conversion.space, Converted):
         raise ValueError(
-            f"scale factors act on channels of convolutions, and the source {settings.source} is a vision transformer. "
+            f"scale factors act on channels of convolutions, but the source {settings.source} is a vision transformer. "
             "Make it elastic with `kdnas convert` and search its subnets."
         )
-    return found
+    return conversion
 
 
-def _search(settings: Prune, storage: RunFolder, data: Data, teacher_spec: Spec, conversion: Conversion) -> None:
-    """Train network and factors, remove, and write the result; and random removals to the same budget."""
+def _remove(settings: Prune, storage: RunFolder, data: Data, teacher_spec: Spec, conversion: Conversion) -> None:
+    """Train network and factors, remove to the budget, and write the result; and a random removal to its cost."""
     space = conversion.space
     assert isinstance(space, Converted)
     network = conversion.supernet.extract(space.largest)
@@ -160,38 +144,60 @@ def _search(settings: Prune, storage: RunFolder, data: Data, teacher_spec: Spec,
     factors = Factors(space, penalty=settings.penalty, budget=settings.budget, by_cost=settings.by_cost)
     if settings.penalty is None and settings.budget.admits(whole):
         raise ValueError(
-            f"nothing is to be removed: the network has {whole.params:,} params and {whole.macs:,} MACs, within "
-            f"{settings.budget}. Lower the budget, or begin with a larger network."
+            f"the network has {whole.params:,} params and {whole.macs:,} MACs, within {settings.budget}, so there is "
+            "nothing to remove. Lower the budget, or begin with a larger network."
         )
     factors.within(settings.budget)  # refuses a budget that cannot be met before anything is trained
     training = Training(network, factors, data, build_teacher(teacher_spec, data), settings.recipe, default_device())
-
     watch = lambda: {"accuracy": accuracy(_Folded(network, factors), data.search, data)}  # noqa: E731
     train_with_checkpoints(training, "factors", storage.path(FACTORS), storage, watch)
     network, factors = network.cpu().eval(), factors.cpu()
     zeros = sum(int((f.detach() == 0).sum()) for f in factors.factors.values())
-    kept = factors.within(settings.budget)
-    small = factors.removed(network, kept).eval()
+    pruned = factors.removed(network, factors.within(settings.budget)).eval()
+    left = cost(pruned.blueprint)
     origin = {"data": settings.data.to_json(), "teacher": teacher_spec.to_json()}
     origin |= {"recipe": unstructure(settings.retrain.recipe)}
     facts = {"zero factors": zeros, "whole": whole._asdict()}
-    _write(storage.path(STUDENTS, "pruned"), small, data, origin | facts)
-    found = cost(small.blueprint)
-    say(f"prune: {zeros} factors are 0; {found.params:,} params and {found.macs:,} MACs are left of {whole.macs:,}")
-    rng = torch_rng("random removal", settings.recipe.seed)
+    _write(storage.path(STUDENTS, "pruned"), pruned, data, origin | facts)
+    say(f"prune: {zeros} factors are 0; {left.params:,} params and {left.macs:,} MACs are left of {whole.macs:,}")
+    random = _remove_randomly(network, factors, left.macs, settings.recipe.seed)
+    _write(storage.path(STUDENTS, "drawn"), random, data, origin | {"control": "random"})
+    before = accuracy(pruned.to(default_device()), data.test, data)
+    count = sum(f.numel() for f in factors.factors.values())
+    facts = {"zeros": zeros, "factors": count, "whole": whole._asdict(), "left": left._asdict()}
+    storage.finish("removal", **facts, budget=settings.budget.bounds(), accuracy=before)
+
+
+def _remove_randomly(network: Network, factors: Factors, macs: int, seed: int) -> Network:
+    """The network after random channels and blocks are removed to a number of MACs; factors become 1."""
+    rng = torch_rng("random removal", seed)
     with torch.no_grad():
         for value in factors.factors.values():
             value.copy_(torch.rand(value.shape, generator=rng) + 1)
-        drawn = factors.within(Budget(macs=found.macs, params=None))
+        channels = factors.within(Budget(macs=macs, params=None))
         for value in factors.factors.values():
             value.fill_(1.0)
-    _write(
-        storage.path(STUDENTS, "drawn"), factors.removed(network, drawn).eval(), data, origin | {"control": "random"}
-    )
-    before = accuracy(small.to(default_device()), data.test, data)
-    count = sum(f.numel() for f in factors.factors.values())
-    facts = {"zeros": zeros, "factors": count, "whole": whole._asdict(), "left": found._asdict()}
-    storage.finish("removal", **facts, budget=settings.budget.bounds(), accuracy=before)
+    return factors.removed(network, channels).eval()
+
+
+def _retrain(settings: Prune, storage: RunFolder, teacher_spec: Spec) -> dict[str, dict[str, Any]]:
+    """Retrain the student and its controls, and record their rows of the closing table."""
+    pruned, rows = storage.path(STUDENTS, "pruned"), {}
+    plans = {
+        "student": (pruned, settings.retrain),
+        "control": (pruned, dataclasses.replace(settings.retrain, distiller=spec(FromLabels))),
+        "random": (storage.path(STUDENTS, "drawn"), settings.retrain),
+    }
+    for name, (source, recipe) in plans.items():
+        if storage.phase(name) is None:
+            out = storage.path(STUDENTS, name)
+            options = {"data": settings.data, "teacher": teacher_spec, "deploy": name == "student"}
+            result = retrain(source, recipe, out, phase=name, **options)
+            row = {key: result[key] for key in ("accuracy", "params", "macs", "seconds")}
+            storage.record_result({"name": name, **row})
+            storage.finish(name, **row)
+        rows[name] = storage.require(name, "kdnas prune")
+    return rows
 
 
 def _write(folder: Path, network: Network, data: Data, origin: dict[str, Any]) -> None:

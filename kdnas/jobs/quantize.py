@@ -21,13 +21,13 @@ def quantize_student(
     Args:
         student: a student folder.
         out: the .onnx file to write.
-        data: other data than the student was found on.
-        num_images: for calibration.
-        most: largest loss of accuracy that is accepted, a share of the test images.
-        seed: draws them.
+        data: other data than the card names.
+        num_images: number of training images for calibration.
+        most: largest accepted loss of accuracy, a share of the test images.
+        seed: of the choice of these images.
 
     Returns:
-        What `kdnas.students.integers.quantize` returns, and the file.
+        The result of `kdnas.students.integers.quantize`, and the file.
 
     Raises:
         ValueError: as there; no data known; or fewer than 1 image.

@@ -21,7 +21,9 @@ from kdnas.report.markup import (
     whole,
     write_page,
 )
-from kdnas.runs.folder import COMPARISON
+from kdnas.runs.folder import COMPARISON, JsonObject
+
+Results = list[tuple[str, JsonObject]]
 
 
 def write_comparison(folder: Path) -> Path:
@@ -30,32 +32,59 @@ def write_comparison(folder: Path) -> Path:
     Raises:
         ValueError: the folder holds no comparison, or it is damaged.
     """
-    path = folder / COMPARISON
-    try:
-        held = json.loads(path.read_text())
-        done = {n: r for n, r in held["results"].items() if "reason" not in r}
-        left = {n: r["reason"] for n, r in held["results"].items() if "reason" in r}
-        asked, said, teacher = held["settings"], mapping(held.get("systems")), mapping(held["teacher"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is no comparison or damaged ({error!r}). Make one with `kdnas compare`.") from error
-    ordered = sorted(done.items(), key=lambda item: (-item[1]["accuracy"], item[1]["macs"], item[0]))
-    bounds = {name: float(bound) for name, bound in asked["budget"].items() if name == "macs"}
+    content = read_comparison(folder)
+    settings, results = content["settings"], content["results"]
+    ordered = best_first(results)
+    bounds = {name: float(bound) for name, bound in settings["budget"].items() if name == "macs"}
     sections = [
-        ("result", "Result", _result(ordered, teacher, said)),
+        ("result", "Result", _result(ordered, mapping(content["teacher"]), mapping(content.get("systems")))),
         ("cost", "Accuracy against cost", _cost(ordered, bounds)),
         ("claims", "What each run says of its student", _claims(ordered)),
-        ("left", "Left out", iter([_left(left)])),
+        ("left", "Left out", iter([_left({name: r["reason"] for name, r in results.items() if "reason" in r})])),
     ]
     intro = (
-        f"{len(done)} systems on the same data, under the same teacher, at most "
-        f"{', '.join(f'{b:,.0f} {n}' for n, b in asked['budget'].items()) or 'no bound'}, "
-        f"{duration(asked['max_time'])} for all together"
+        f"{len(ordered)} systems on the same data, under the same teacher, at most "
+        f"{', '.join(f'{b:,.0f} {n}' for n, b in settings['budget'].items()) or 'no bound'}, "
+        f"{duration(settings['max_time'])} for all together"
     )
     page = document(f"kdnas comparison: {folder.name}", folder.name, [tag("p", intro, class_="soft")], sections)
     return write_page(folder, page)
 
 
-def _result(ordered: list[tuple[str, Any]], teacher: Any, said: Any) -> Iterator[Markup]:
+def read_comparison(folder: Path) -> JsonObject:
+    """The content of `compare.json`.
+
+    Raises:
+        ValueError: the folder holds no comparison, or it is damaged.
+    """
+    path = folder / COMPARISON
+    try:
+        content = json.loads(path.read_text())
+        for name, kind in (("settings", dict), ("results", dict), ("teacher", dict | None)):
+            if not isinstance(content[name], kind):
+                raise TypeError(f"`{name}` is a {type(content[name]).__name__}")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is no comparison or damaged ({error!r}). Create one with `kdnas compare`.") from error
+    return content
+
+
+def best_first(results: JsonObject) -> Results:
+    """The systems that have a result: the most accurate student first, then the cheapest."""
+    results = {name: r for name, r in results.items() if "reason" not in r}
+    return sorted(results.items(), key=lambda item: (-item[1]["accuracy"], item[1]["macs"], item[0]))
+
+
+def verdict(ordered: Results) -> str:
+    """Which system is best, and which others its interval does not tell apart from it."""
+    (best, top), *others = ordered
+    alike = [name for name, r in others if r["interval"][1] >= top["interval"][0]]
+    sentence = f"{best} has the best student."
+    if alike:
+        sentence += f" On these test images and one seed it is not distinguishable from {', '.join(alike)}."
+    return sentence
+
+
+def _result(ordered: Results, teacher: JsonObject, systems: JsonObject) -> Iterator[Markup]:
     if not ordered:
         yield tag("p", "No system has finished yet.", class_="missing")
         return
@@ -74,7 +103,7 @@ def _result(ordered: list[tuple[str, Any]], teacher: Any, said: Any) -> Iterator
     rows: list[tuple[Any, ...]] = [
         (
             name,
-            said.get(name, ""),
+            systems.get(name, ""),
             r["accuracy"],
             f"{percent(r['interval'][0])} to {percent(r['interval'][1])}",
             r["params"],
@@ -87,19 +116,13 @@ def _result(ordered: list[tuple[str, Any]], teacher: Any, said: Any) -> Iterator
         for name, r in ordered
     ]
     if teacher:
-        shown = {name: teacher.get(name) for name in ("accuracy", "params", "macs", "seconds")}
-        costs = (shown["params"], shown["macs"])
-        rows.append(("teacher", "", shown["accuracy"], "", *costs, None, None, None, shown["seconds"]))
+        values = [teacher.get(name) for name in ("accuracy", "params", "macs", "seconds")]
+        rows.append(("teacher", "", values[0], "", *values[1:3], None, None, None, values[3]))
     yield table(columns, rows, marked=[0])
-    top = ordered[0]
-    alike = [name for name, r in ordered[1:] if r["interval"][1] >= top[1]["interval"][0]]
-    sentence = f"{top[0]} has the best student."
-    if alike:
-        sentence += f" On these test images and one seed it is not distinguishable from {', '.join(alike)}."
-    yield tag("p", sentence, class_="lead")
+    yield tag("p", verdict(ordered), class_="lead")
 
 
-def _cost(ordered: list[tuple[str, Any]], bounds: dict[str, float]) -> Iterator[Markup]:
+def _cost(ordered: Results, bounds: dict[str, float]) -> Iterator[Markup]:
     points = [
         Point(float(r["macs"]), float(r["accuracy"]), f"{name}: {percent(r['accuracy'])}, {whole(r['macs'])} MACs")
         for name, r in ordered
@@ -110,7 +133,7 @@ def _cost(ordered: list[tuple[str, Any]], bounds: dict[str, float]) -> Iterator[
         yield scatter(points, x_label="MACs", y_label="Test accuracy", y_unit="%", bounds=bounds, stars=stars)
 
 
-def _claims(ordered: list[tuple[str, Any]]) -> Iterator[Markup]:
+def _claims(ordered: Results) -> Iterator[Markup]:
     for name, r in ordered:
         link = tag("a", name, href=f"{r['run']}/report.html")
         yield tag("p", tag("b", link), Markup(": "), " ".join(r["said"]))

@@ -466,7 +466,7 @@ def test_a_source_or_budget_that_does_not_fit_is_refused_before_anything_is_trai
     assert not (tmp_path / "source" / "teacher").exists()
     teacher = f"checkpoint:{run / 'teacher'}"
     whole = read_student(run / "teacher")[1].cost
-    for macs, message in ((10, "the smallest network that can be left has"), (whole.macs, "nothing is to be removed")):
+    for macs, message in ((10, "the smallest network that can be left has"), (whole.macs, "so there is nothing to remove")):
         settings = dataclasses.replace(pruned(), source=teacher, budget=Budget(macs=macs))
         with pytest.raises(ValueError, match=message):
             prune(settings, tmp_path / str(macs))
@@ -481,7 +481,7 @@ def test_a_seed_decides_the_weights_of_a_source_that_has_none(tmp_path):
         torch.rand(drawn)  # whatever was drawn before
         settings = dataclasses.replace(pruned(), source="tests.toy:cnn")
         settings = dataclasses.replace(settings, recipe=dataclasses.replace(settings.recipe, seed=seed))
-        found = job._converted(settings, None, data())
+        found = job._convert_source(settings, None, data())
         return torch.cat([p.detach().flatten() for p in found.supernet.parameters()])
 
     first = weights(3, 1)

@@ -196,7 +196,7 @@ def test_a_candidate_that_completes_the_ensemble_stays_rather_than_a_better_one_
         logits[network] = next(known)
         return Member(architecture, network, cost(network.blueprint)), 0.0
 
-    monkeypatch.setattr(growth._Growth, "trained", trained)
+    monkeypatch.setattr(growth._Growth, "train_member", trained)
     monkeypatch.setattr(growth, "_logits", lambda network, *_: logits[network])
     settings = dataclasses.replace(SETTINGS, num_members=2)
     job = growth._Growth(settings, RunFolder.create(tmp_path / "run", settings.to_json(), 0), DATA)
