@@ -466,7 +466,10 @@ def test_a_source_or_budget_that_does_not_fit_is_refused_before_anything_is_trai
     assert not (tmp_path / "source" / "teacher").exists()
     teacher = f"checkpoint:{run / 'teacher'}"
     whole = read_student(run / "teacher")[1].cost
-    for macs, message in ((10, "the smallest network that can be left has"), (whole.macs, "so there is nothing to remove")):
+    for macs, message in (
+        (10, "the smallest network that can be left has"),
+        (whole.macs, "so there is nothing to remove"),
+    ):
         settings = dataclasses.replace(pruned(), source=teacher, budget=Budget(macs=macs))
         with pytest.raises(ValueError, match=message):
             prune(settings, tmp_path / str(macs))

@@ -34,7 +34,7 @@ def held(*given, **options):
 place.{name} = held
 """
 # Where a training waits: what it recorded of its last step is written, the checkpoint of that step is not.
-CHECKPOINT = {"given": "import kdnas.jobs.train", "name": "save_state"}
+CHECKPOINT = {"given": "import kdnas.training.driver", "name": "save_state"}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -108,7 +108,7 @@ def test_a_contrast_in_the_midst_of_a_line(tmp_path, monkeypatch, killed_at):
     # Four of six: the controller has learned from its first batch of three.
     here = "sum(e.searcher == 'contrast' for e in given[0].ranking()) == 4"
     torn = """given[0].path("ranking.jsonl").open("a").write('{"architecture": ')"""
-    killed_at(["search", str(folder)], here, given="from kdnas.runs.folder import Run", name="append", then=torn)
+    killed_at(["search", str(folder)], here, given="from kdnas.runs.folder import RunFolder", name="append", then=torn)
     ranking = folder / "ranking.jsonl"
     written, torn_line = ranking.read_text().rsplit("\n", 1)
     known = {(e.architecture, e.searcher == "contrast") for e in RunFolder(folder).ranking()}
