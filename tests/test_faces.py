@@ -130,9 +130,23 @@ def test_long_imports_are_wrapped_as_the_formatter_wraps_them():
     ast.parse(text)
 
 
-@pytest.mark.skipif(
-    shutil.which("pyrefly", path=Path(sys.executable).parent) is None, reason="pyrefly is not installed"
-)
+NO_CHECKER = shutil.which("pyrefly", path=Path(sys.executable).parent) is None
+
+
+@pytest.mark.skipif(NO_CHECKER, reason="pyrefly is not installed")
+def test_a_user_s_program_has_no_unknown_type(tmp_path):
+    program = (ROOT / "tests" / "typed_program.py").read_text()
+    assert len(program.splitlines()) > 40
+    config = f'project-includes = ["*.py"]\nsearch-path = ["{ROOT}"]\npreset = "strict"\n'
+    (tmp_path / "pyrefly.toml").write_text(config)
+    command = [Path(sys.executable).with_name("pyrefly"), "check", "--python-interpreter-path", sys.executable]
+    for text, errors in ((program, 0), (program + "unknown: int = run.no_such_thing\n", 1)):
+        (tmp_path / "program.py").write_text(text)
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+        assert done.returncode == errors, done.stdout
+
+
+@pytest.mark.skipif(NO_CHECKER, reason="pyrefly is not installed")
 def test_a_user_script_is_typed_through_the_faces(tmp_path):
     (tmp_path / "pyrefly.toml").write_text(
         f'project-includes = ["*.py"]\nsearch-path = ["{ROOT}"]\npreset = "default"\n'
