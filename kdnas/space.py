@@ -7,13 +7,12 @@ import math
 import random
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Self, final
+from typing import Any, ClassVar, Self, final
 
 from kdnas.architecture import Architecture, Choice, Value
 from kdnas.specs import Spec, nearest, spec
 
 _CACHE_SIZE = 10_000  # blueprints; each is a few kilobytes
-_DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 
 
 @final
@@ -137,6 +136,9 @@ class SearchSpace(abc.ABC):
     image_channels: int = 3
     resolutions: tuple[int, ...] = (32,)
 
+    digits: ClassVar[str] = "0123456789abcdefghijklmnopqrstuvwxyz"
+    """The digits of a choice's first option, second option and so on in a code."""
+
     @property
     @abc.abstractmethod
     def structure(self) -> tuple[Choice, ...]:
@@ -166,7 +168,7 @@ class SearchSpace(abc.ABC):
     def code(self, architecture: Architecture) -> str:
         """A compact name: per choice the digit of its option, `.` where the choice does not exist."""
         return "".join(
-            _DIGITS[c.options.index(architecture[c.name])] if c.name in architecture else "." for c in self.choices
+            self.digits[c.options.index(architecture[c.name])] if c.name in architecture else "." for c in self.choices
         )
 
     def parse(self, code: str) -> Architecture:
@@ -182,11 +184,11 @@ class SearchSpace(abc.ABC):
         values: dict[str, Value] = {}
         for choice, digit in zip(self.choices, code, strict=True):
             if digit != ".":
-                index = _DIGITS.find(digit)
+                index = self.digits.find(digit)
                 if not 0 <= index < len(choice.options):
                     raise ValueError(
-                        f"the digit of {choice.name} must be from 0 to {_DIGITS[len(choice.options) - 1]}, "
-                        f"got {digit!r} in {code!r}."
+                        f"the digit of {choice.name} must be from {self.digits[0]} to "
+                        f"{self.digits[len(choice.options) - 1]}, got {digit!r} in {code!r}."
                     )
                 values[choice.name] = choice.options[index]
         return self.architecture(values)

@@ -1,8 +1,6 @@
 """TOML and JSON tables to frozen values and back."""
 
 import functools
-import importlib
-import inspect
 import json
 import tomllib
 import typing
@@ -14,7 +12,7 @@ import cattrs
 from cattrs.gen import make_dict_structure_fn, make_dict_unstructure_fn
 
 from kdnas.space import SearchSpace
-from kdnas.specs import Spec, nearest
+from kdnas.specs import Spec, algorithms, nearest, resolve
 
 
 def shared_folder(name: str) -> Path:
@@ -75,10 +73,7 @@ def space_from_table(content: Mapping[str, Any]) -> SearchSpace:
     family = content.pop("family", None)
     if not isinstance(family, str):
         raise ValueError('a search space must have the key `family`, such as family = "mbconv".')
-    space = structure(content, _family(family))
-    if not isinstance(space, SearchSpace):
-        raise ValueError(f"family {family} must be a SearchSpace, it is a {type(space).__name__}.")
-    return space
+    return structure(content, _family(family))
 
 
 def table_of(space: SearchSpace) -> dict[str, Any]:
@@ -103,28 +98,15 @@ def unstructure(value: Any) -> Any:
     return json.loads(json.dumps(_converter().unstructure(value)))
 
 
-def _family(name: str) -> type:
-    module_name, _, class_name = name.partition(":")
-    if not class_name:
-        folder = Path(__file__).parent / "spaces"
-        known = sorted(p.stem for p in folder.glob("*.py") if not p.stem.startswith("_"))
-        if name not in known:
-            raise ValueError(f"there is no family {name!r}.{nearest(name, known)}")
-        module_name = f"kdnas.spaces.{name}"
-    try:
-        module = importlib.import_module(module_name)
-    except ImportError as error:
-        raise ValueError(f"family {name}: cannot import {module_name} ({error}).") from error
-    classes = {
-        n: c
-        for n, c in inspect.getmembers(module, inspect.isclass)
-        if issubclass(c, SearchSpace) and c.__module__ == module_name
-    }
-    if not class_name:
-        return next(iter(classes.values()))
-    if class_name not in classes:
-        raise ValueError(f"{module_name} has no search space {class_name!r}.{nearest(class_name, classes)}")
-    return classes[class_name]
+def _family(name: str) -> type[SearchSpace]:
+    """The class of a family, by the name of its file or its import path."""
+    known = algorithms("kdnas.spaces")
+    if ":" not in name and name not in known:
+        raise ValueError(f"there is no family {name!r}.{nearest(name, known)}")
+    family = resolve(known.get(name, name))
+    if not (isinstance(family, type) and issubclass(family, SearchSpace)):
+        raise ValueError(f"family {name} is not a subclass of SearchSpace.")
+    return family
 
 
 @functools.cache
@@ -187,10 +169,7 @@ def _explain(error: BaseException, where: str = "") -> list[str]:
     if isinstance(error, ExceptionGroup):
         sentences = []
         for inner in error.exceptions:
-            note = next(
-                (n for n in getattr(inner, "__notes__", []) if hasattr(n, "name") or hasattr(n, "index")),
-                None,
-            )
+            note = next((n for n in getattr(inner, "__notes__", []) if hasattr(n, "name") or hasattr(n, "index")), None)
             step = f".{note.name}" if hasattr(note, "name") else f"[{note.index}]" if note is not None else ""
             sentences += _explain(inner, (where + step).lstrip("."))
         return sentences

@@ -87,8 +87,10 @@ def test_spaces_and_specs_inside_other_values_have_their_own_json():
         ('family = "mbconv"\nstages = [{width = [8]}]', "stem is missing"),
         ('family = "toy"\nwidths = [4]\ndepths = [1]', "must have at least two architectures, got 1"),
         ("family = ", "is not valid TOML"),
-        ('family = "no.such.module:Space"', "cannot import no.such.module"),
-        ('family = "kdnas.spaces.toy:Toi"', "has no search space 'Toi'. Did you mean 'Toy'?"),
+        ('family = "no.such.module:Space"', "cannot import 'no.such.module'"),
+        ('family = "kdnas.space:Layer"', "family kdnas.space:Layer is not a subclass of SearchSpace"),
+        ('family = "kdnas.space:layer"', "family kdnas.space:layer is not a subclass of SearchSpace"),
+        ('family = "kdnas.spaces.toy:Toi"', "kdnas.spaces.toy has no 'Toi'. Did you mean 'Toy'?"),
     ],
 )
 def test_a_wrong_table_is_refused_with_its_path_and_the_place(tmp_path, text, message):

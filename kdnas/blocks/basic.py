@@ -18,13 +18,7 @@ class ConvNormAct(nn.Sequential):
     """
 
     def __init__(
-        self,
-        inputs: int,
-        outputs: int,
-        kernel: int = 3,
-        stride: int = 1,
-        groups: int = 1,
-        activation: str = "relu",
+        self, inputs: int, outputs: int, kernel: int = 3, stride: int = 1, groups: int = 1, activation: str = "relu"
     ) -> None:
         layers = [
             nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False),

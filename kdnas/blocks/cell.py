@@ -11,9 +11,7 @@ class ReluConvNorm(nn.Sequential):
 
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1) -> None:
         super().__init__(
-            nn.ReLU(),
-            nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False),
-            nn.BatchNorm2d(outputs),
+            nn.ReLU(), nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False), nn.BatchNorm2d(outputs)
         )
 
 
@@ -57,10 +55,7 @@ class PooledResidual(nn.Module):
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
-        self.branch = nn.Sequential(
-            ReluConvNorm(inputs, outputs, 3, 2),
-            ReluConvNorm(outputs, outputs, 3),
-        )
+        self.branch = nn.Sequential(ReluConvNorm(inputs, outputs, 3, 2), ReluConvNorm(outputs, outputs, 3))
         # ceil_mode: an odd side gives the size that the padded convolutions give.
         self.shortcut = nn.Sequential(nn.AvgPool2d(2, 2, ceil_mode=True), nn.Conv2d(inputs, outputs, 1, bias=False))
 

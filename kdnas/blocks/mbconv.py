@@ -109,13 +109,7 @@ class ConvPoolConvLinear(nn.Module):
     """1x1 convolution, pooling, 1x1 convolution without norm or bias, classifier: the head of MobileNetV3."""
 
     def __init__(
-        self,
-        inputs: int,
-        hidden: int,
-        width: int,
-        classes: int,
-        activation: str = "hswish",
-        dropout: float = 0.0,
+        self, inputs: int, hidden: int, width: int, classes: int, activation: str = "hswish", dropout: float = 0.0
     ) -> None:
         super().__init__()
         self.widen = ConvNormAct(inputs, hidden, 1, activation=activation)

@@ -5,7 +5,30 @@ from torch import Tensor, nn
 from kdnas.blocks.basic import ConvNormAct, activation_named
 
 
-class BasicBlock(nn.Module):
+class Residual(nn.Module):
+    """The activation of the sum of a branch and a shortcut.
+
+    Args:
+        branch: ends in a batch norm.
+        shortcut: an identity, a projection or `Zero`.
+        activation: of the sum.
+        zero_last: whether the branch's last batch norm starts at scale zero, so that the block starts as its shortcut.
+    """
+
+    def __init__(self, branch: nn.Sequential, shortcut: nn.Module, activation: str, zero_last: bool) -> None:
+        super().__init__()
+        self.branch, self.shortcut = branch, shortcut
+        self.activation = activation_named(activation)
+        if zero_last:
+            last = [module for module in branch.modules() if isinstance(module, nn.BatchNorm2d)][-1]
+            nn.init.zeros_(last.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[batch, inputs, height, width]` to `[batch, outputs, height / stride, width / stride]`."""
+        return self.activation(self.branch(x) + self.shortcut(x))
+
+
+class BasicBlock(Residual):
     """Two 3x3 convolutions and a shortcut: the block of ResNet-18, ResNet-34 and the CIFAR ResNets.
 
     Args:
@@ -16,7 +39,7 @@ class BasicBlock(nn.Module):
         shortcut: `identity`, `projection` (a 1x1 convolution with batch norm), `none`, or `fitting`: identity where
             the shapes agree, else projection. An elastic space fixes it by position, independent of the widths.
         activation: `relu` in the paper.
-        zero_last: whether the last batch norm starts at scale zero, so that the block starts as its shortcut.
+        zero_last: as in `Residual`.
 
     Reference: He et al., Deep Residual Learning for Image Recognition, CVPR 2016, figure 2 and section 3.3 (B).
     """
@@ -31,24 +54,15 @@ class BasicBlock(nn.Module):
         activation: str = "relu",
         zero_last: bool = False,
     ) -> None:
-        super().__init__()
         hidden = hidden or outputs
-        self.branch = nn.Sequential(
+        branch = nn.Sequential(
             ConvNormAct(inputs, hidden, 3, stride, activation=activation),
             ConvNormAct(hidden, outputs, 3, activation="none"),
         )
-        self.shortcut = _shortcut(inputs, outputs, stride, shortcut)
-        self.activation = activation_named(activation)
-        if zero_last:
-            last = [module for module in self.branch.modules() if isinstance(module, nn.BatchNorm2d)][-1]
-            nn.init.zeros_(last.weight)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """`[batch, inputs, height, width]` to `[batch, outputs, height / stride, width / stride]`."""
-        return self.activation(self.branch(x) + self.shortcut(x))
+        super().__init__(branch, _shortcut(inputs, outputs, stride, shortcut), activation, zero_last)
 
 
-class Bottleneck(nn.Module):
+class Bottleneck(Residual):
     """1x1, 3x3 and 1x1 convolutions and a shortcut: the block of ResNet-50.
 
     Args:
@@ -58,7 +72,7 @@ class Bottleneck(nn.Module):
         stride: of the 3x3 convolution.
         shortcut: as in `BasicBlock`.
         activation: `relu` in the paper.
-        zero_last: as in `BasicBlock`.
+        zero_last: as in `Residual`.
 
     Reference: He et al., Deep Residual Learning for Image Recognition, CVPR 2016, figure 5.
     Differs: the stride is on the 3x3 convolution (ResNet-D's version 1.5), as in today's implementations.
@@ -74,21 +88,12 @@ class Bottleneck(nn.Module):
         activation: str = "relu",
         zero_last: bool = False,
     ) -> None:
-        super().__init__()
-        self.branch = nn.Sequential(
+        branch = nn.Sequential(
             ConvNormAct(inputs, hidden, 1, activation=activation),
             ConvNormAct(hidden, hidden, 3, stride, activation=activation),
             ConvNormAct(hidden, outputs, 1, activation="none"),
         )
-        self.shortcut = _shortcut(inputs, outputs, stride, shortcut)
-        self.activation = activation_named(activation)
-        if zero_last:
-            last = [module for module in self.branch.modules() if isinstance(module, nn.BatchNorm2d)][-1]
-            nn.init.zeros_(last.weight)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """`[batch, inputs, height, width]` to `[batch, outputs, height / stride, width / stride]`."""
-        return self.activation(self.branch(x) + self.shortcut(x))
+        super().__init__(branch, _shortcut(inputs, outputs, stride, shortcut), activation, zero_last)
 
 
 class Zero(nn.Module):

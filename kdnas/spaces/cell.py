@@ -88,10 +88,7 @@ class Cell(SearchSpace):
         """Stem, stages and head."""
         operations = tuple(str(architecture[name]) for name in _NAMES)
         stem = layer(
-            "kdnas.blocks.basic:ConvNormAct",
-            inputs=self.image_channels,
-            outputs=self.widths[0],
-            activation="none",
+            "kdnas.blocks.basic:ConvNormAct", inputs=self.image_channels, outputs=self.widths[0], activation="none"
         )
         stages = []
         for before, width in zip((0, *self.widths), self.widths, strict=False):

@@ -1,7 +1,7 @@
 """Channel-Bench-Macro: the width of every layer of a fixed network."""
 
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
 from kdnas.architecture import Architecture, Choice
 from kdnas.space import Layer, SearchSpace, layer
@@ -58,6 +58,7 @@ class Channels(SearchSpace):
     )
     head_width: int = 0
     ratios: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
+    digits: ClassVar[str] = "123456789"
 
     def __post_init__(self) -> None:
         if self.block not in _BLOCKS:
@@ -123,27 +124,6 @@ class Channels(SearchSpace):
         else:
             head = layer("kdnas.blocks.basic:PoolLinear", inputs=width, classes=self.classes)
         return stem, tuple(stages), head
-
-    def code(self, architecture: Architecture) -> str:
-        """One digit from 1 per width, as in the benchmark; the resolution's comes first."""
-        return "".join(str(c.options.index(architecture[c.name]) + 1) for c in self.choices)
-
-    def parse(self, code: str) -> Architecture:
-        """The architecture of a code.
-
-        Raises:
-            ValueError: the code has another length, or a digit without an option.
-        """
-        if len(code) != len(self.choices) or not code.isdecimal():
-            raise ValueError(f"a code of {self._title} must have {len(self.choices)} digits from 1, got {code!r}.")
-        for choice, digit in zip(self.choices, code, strict=True):
-            if not 1 <= int(digit) <= len(choice.options):
-                raise ValueError(
-                    f"the digit of {choice.name} must be from 1 to {len(choice.options)}, got {digit!r} in {code!r}."
-                )
-        return self.architecture(
-            {c.name: c.options[int(digit) - 1] for c, digit in zip(self.choices, code, strict=True)}
-        )
 
     def _widths(self, full: int) -> tuple[int, ...]:
         return tuple(max(1, round(ratio * full)) for ratio in self.ratios)

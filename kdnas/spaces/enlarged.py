@@ -8,15 +8,7 @@ from kdnas.architecture import Architecture, Choice, Value
 from kdnas.space import Layer, SearchSpace, layer
 
 _IDENTITY = "identity"
-_OPERATIONS = (
-    _IDENTITY,
-    "max_pool_3x3",
-    "average_pool_3x3",
-    "separable_3x3",
-    "separable_5x5",
-    "conv_3x3",
-    "conv_5x5",
-)
+_OPERATIONS = (_IDENTITY, "max_pool_3x3", "average_pool_3x3", "separable_3x3", "separable_5x5", "conv_3x3", "conv_5x5")
 
 _Graph = tuple[tuple[str | int, ...], ...]
 

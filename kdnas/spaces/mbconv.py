@@ -282,17 +282,9 @@ class MBConvSpace(SearchSpace):
         activation = row.activation or self.activation
         squeeze: dict[str, Any] = {}
         if row.se and self.se_kind == "mobilenet_v3":
-            squeeze = {
-                "squeezed": make_divisible(expanded // 4),
-                "squeeze_activation": "relu",
-                "gate": "hardsigmoid",
-            }
+            squeeze = {"squeezed": make_divisible(expanded // 4), "squeeze_activation": "relu", "gate": "hardsigmoid"}
         elif row.se:
-            squeeze = {
-                "squeezed": max(1, inputs // 4),
-                "squeeze_activation": activation,
-                "gate": "sigmoid",
-            }
+            squeeze = {"squeezed": max(1, inputs // 4), "squeeze_activation": activation, "gate": "sigmoid"}
         matches = stride == 1 and inputs == outputs
         shortcut = "identity" if matches or self.shortcut == "always" else "none"
         if projects:

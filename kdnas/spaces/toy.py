@@ -39,11 +39,7 @@ class Toy(SearchSpace):
     def layers(self, architecture: Architecture) -> tuple[Layer, tuple[tuple[Layer, ...], ...], Layer]:
         """Stem, stages and head."""
         stem = layer(
-            "kdnas.blocks.basic:ConvNormAct",
-            inputs=self.image_channels,
-            outputs=self.widths[0],
-            kernel=3,
-            stride=1,
+            "kdnas.blocks.basic:ConvNormAct", inputs=self.image_channels, outputs=self.widths[0], kernel=3, stride=1
         )
         inputs, stages = self.widths[0], []
         for index in range(self.num_stages):
@@ -52,13 +48,7 @@ class Toy(SearchSpace):
                 width = chosen.integer(f"layer{place}.width")
                 stride = 2 if index > 0 and place == 0 else 1
                 stage.append(
-                    layer(
-                        "kdnas.blocks.basic:ConvNormAct",
-                        inputs=inputs,
-                        outputs=width,
-                        kernel=3,
-                        stride=stride,
-                    )
+                    layer("kdnas.blocks.basic:ConvNormAct", inputs=inputs, outputs=width, kernel=3, stride=stride)
                 )
                 inputs = width
             stages.append(tuple(stage))
