@@ -93,5 +93,5 @@ class Choice:
             raise ValueError(f"the choice {self.name} has an option twice: {self.options}. Remove the repetition.")
 
     def exists(self, values: Mapping[str, Value]) -> bool:
-        """Whether the options of the earlier choices leave this one to be made."""
+        """Whether the choice exists, given the options of the earlier choices."""
         return self.needs is None or (self.needs in values and int(values[self.needs]) >= self.at_least)

@@ -58,7 +58,7 @@ class Network(nn.Module):
             return Outputs(self.head(x), tuple(features), tuple(attentions), images=images)
 
     def remaining_layers(self, stage: int, feature: Tensor) -> Tensor:
-        """The logits that the layers after a stage give for this map in place of the stage's own output.
+        """The logits that the layers after a stage compute from this map instead of the stage's own output.
 
         In training mode their batch norms use this map's statistics and leave the running ones alone.
         """

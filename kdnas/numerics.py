@@ -22,7 +22,7 @@ def rescale(x: Tensor, dim: int | tuple[int, ...] = -1) -> Tensor:
 
 
 def safe_normalize(x: Tensor, dim: int = -1) -> Tensor:
-    """Each vector along `dim` divided by its Euclidean norm; a zero vector gives value 0 and gradient 0.
+    """Each vector along `dim` divided by its Euclidean norm; the zero vector has value 0 and gradient 0.
 
     `F.normalize` divides by max(norm, 1e-12): its slope at a dead row is 1e12.
     """
@@ -131,7 +131,7 @@ def as_map(feature: Tensor, aspect: float = 1.0) -> Tensor:
 
 
 def _grid(tokens: int, aspect: float) -> tuple[int, float]:
-    """The height of the best grid, and the distance of its aspect from the given one."""
+    """The height of the best grid, and the distance of its aspect from `aspect`."""
     heights = [h for h in range(1, tokens + 1) if tokens % h == 0]
     misfits = [abs(math.log(h * h / tokens / aspect)) for h in heights]
     # Rounded, so that of two equally good grids the first, the wider, wins.

@@ -198,7 +198,7 @@ class SearchSpace(abc.ABC):
     @final
     @functools.cached_property
     def choices(self) -> tuple[Choice, ...]:
-        """Every decision, in the order it is made."""
+        """All choices, in the order they are decided."""
         first = (Choice("resolution", self.resolutions),) if len(self.resolutions) > 1 else ()
         return first + tuple(self.structure)
 
@@ -222,7 +222,7 @@ class SearchSpace(abc.ABC):
 
     @final
     def decide(self, pick: Callable[[Choice], Value]) -> Architecture:
-        """The canonical architecture that takes `pick(choice)` for every choice that exists."""
+        """The canonical architecture with the option `pick(choice)` for every choice that exists."""
         values: dict[str, Value] = {}
         for choice in self.choices:
             if choice.exists(values):

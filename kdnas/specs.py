@@ -159,7 +159,7 @@ def _immutable(value: Any) -> Any:
         return value
     raise ValueError(
         f"arguments of a spec must be numbers, strings, tuples and specs, got {type(value).__name__} {value!r}. "
-        "Pass what makes it, spec(Class, ...), instead of the object."
+        "Pass spec(Class, ...) instead of the object."
     )
 
 
@@ -191,7 +191,7 @@ def algorithms(package: str) -> dict[str, str]:
     """The algorithms in a folder, by walking it: file name to import path `module:Class`.
 
     Each file defines one class that is named after the file; nothing but packages is imported here.
-    Where a folder has sub-folders, those hold the algorithms, and its own files are what they share.
+    Where a folder has sub-folders, the algorithms are in those, and its own files are shared code.
     """
     paths: dict[str, str] = {}
     root = importlib.import_module(package)

@@ -124,7 +124,7 @@ class Supernet(nn.Module):
         return Outputs(logits, tuple(features), tuple(attentions), images=images)
 
     def remaining_layers(self, stage: int, feature: Tensor, architecture: Architecture) -> Tensor:
-        """The logits that a subnet's layers after a stage give for this map in place of the stage's own output."""
+        """The logits that a subnet's layers after a stage compute from this map instead of the stage's own output."""
         blueprint = self.space.blueprint(architecture)
         for i in range(stage + 1, len(blueprint.stages)):
             for j, layer in enumerate(blueprint.stages[i]):

@@ -68,7 +68,7 @@ def load_space(table: str | Path) -> SearchSpace:
 
 
 def space_from_table(content: Mapping[str, Any]) -> SearchSpace:
-    """A search space from the mapping a table holds; see `load_space`."""
+    """A search space from the content of a table; see `load_space`."""
     content = dict(content)
     family = content.pop("family", None)
     if not isinstance(family, str):
@@ -94,7 +94,7 @@ def structure(content: Any, kind: Any) -> Any:
 
 
 def unstructure(value: Any) -> Any:
-    """A value to plain content that JSON can hold."""
+    """A value as plain JSON content."""
     return json.loads(json.dumps(_converter().unstructure(value)))
 
 

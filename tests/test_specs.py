@@ -1,3 +1,4 @@
+import dataclasses
 import inspect
 import json
 import typing
@@ -165,8 +166,12 @@ def literals(target: Any) -> list[str]:
 
 KINDS = ("losses", "scorers", "searchers", "distillers")
 ALGORITHMS = [resolve(path) for kind in KINDS for path in algorithms(f"kdnas.{kind}").values()]
-SETTINGS = [value for value in vars(settings).values() if getattr(value, "__module__", "") == "kdnas.settings"]
-CHECKED = [(target, name) for target in (*ALGORITHMS, *filter(inspect.isclass, SETTINGS)) for name in literals(target)]
+SETTINGS = [
+    value
+    for value in vars(settings).values()
+    if inspect.isclass(value) and dataclasses.is_dataclass(value) and value.__module__ == "kdnas.settings"
+]
+CHECKED = [(target, name) for target in (*ALGORITHMS, *SETTINGS) for name in literals(target)]
 
 
 @pytest.mark.parametrize(("target", "name"), CHECKED, ids=lambda value: getattr(value, "__name__", value))

@@ -1,4 +1,4 @@
-"""What a conversion returns: an elastic supernet, a report, and how far it is from the source."""
+"""The result of a conversion: an elastic supernet, a report, and the deviation from the source."""
 
 from dataclasses import dataclass
 from typing import NamedTuple, final

@@ -1,4 +1,4 @@
-"""A traced network as a chain of parts, some of which may be left out or made narrower inside."""
+"""A traced network as a chain of parts, some of which may be left out or narrowed inside."""
 
 import math
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ _WEIGHTED = ("conv", "norm", "linear")
 
 @dataclass
 class _Segment:
-    """A part in the making: traced operations `start` to `end`, whose input is the output of `start - 1`.
+    """A part under construction: traced operations `start` to `end`, whose input is the output of `start - 1`.
 
     Attributes:
         start: number of its first operation.
@@ -142,7 +142,7 @@ def _segments(traced: list[TracedOperation]) -> list[_Segment]:
             continue
         plain, op = number == start, traced[number].operation.op
         if plain and segments and not run and op in _ELEMENTWISE:
-            segments[-1].end = number  # the activation behind a residual sum
+            segments[-1].end = number  # the activation after a residual sum
         elif plain and segments and run:
             segments[-1].end = number
         else:

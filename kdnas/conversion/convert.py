@@ -28,8 +28,8 @@ def convert(
         needs_choices: whether a network in which nothing is elastic is refused; scale factors need no choices.
 
     Raises:
-        ValueError: it cannot be traced, has an operation that is not supported (it is named), nothing in it is
-            elastic, the images are not square, or the result differs from the source.
+        ValueError: the network cannot be traced or has an unsupported operation, nothing in it is elastic, the images
+            are not square, or the largest subnet differs from the source.
     """
     if image[1] != image[2]:
         raise ValueError(f"a search space's images must be square, got {image[1]} x {image[2]}. Resize them.")

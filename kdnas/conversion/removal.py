@@ -1,4 +1,4 @@
-"""Removing channels and whole blocks from a converted network: what can go, what it saves, and the network left."""
+"""Removal of channels and whole blocks from a converted network: units, savings, and the remaining network."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -88,7 +88,7 @@ class Removal:
         for position, nodes in operations(self.space).items():
             left = [n.with_channels(inputs.get((position, i)), outputs.get((position, i))) for i, n in enumerate(nodes)]
             if position in gone:
-                # The activation behind the sum stays: it acts on the layer's input then.
+                # The activation after the sum stays; its input is then the layer's input.
                 left = [Operation(nodes[-1].op, (0,), ())] if nodes[-1].op in ACTIVATIONS else []
             layers[position] = layer("kdnas.blocks.graph:Graph", nodes=tuple((n.op, n.inputs, *n.values) for n in left))
         stages = tuple(tuple(layers[f"stages.{i}.{j}"] for j in range(len(s))) for i, s in enumerate(whole.stages))
@@ -123,7 +123,7 @@ class Removal:
         unit, unless `masks` alone already cost less.
 
         Raises:
-            ValueError: the budget is below the cost of what is left when everything removable is gone.
+            ValueError: the budget is below the cost of the smallest network that can be left.
         """
         order = sorted(
             (value, unit.key, index)

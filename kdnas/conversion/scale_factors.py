@@ -115,7 +115,7 @@ class Factors(Distiller):
         """Which factors stay within a budget: the largest by absolute value, and none that is 0; see `Removal.within`.
 
         Raises:
-            ValueError: the budget is below the cost of what is left when everything removable is gone.
+            ValueError: the budget is below the cost of the smallest network that can be left.
         """
         values = {key: value.abs() for key, value in _on_cpu(self.factors).items()}
         return self.removal.within(budget, values, self.nonzero())

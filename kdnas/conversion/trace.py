@@ -58,8 +58,8 @@ def trace(module: nn.Module, image: tuple[int, int, int]) -> list[TracedOperatio
     Operations that change nothing are left out.
 
     Raises:
-        ValueError: the network cannot be traced, has an operation that is not supported (it is named), takes or
-            returns several tensors, or returns no logits `[batch, classes]`.
+        ValueError: the network cannot be traced, has an unsupported operation, has several inputs or outputs, or does
+            not return logits `[batch, classes]`.
     """
     graph = _graph(module, image)
     modules, numbers = dict(graph.named_modules()), dict[fx.Node, int]()
@@ -67,7 +67,7 @@ def trace(module: nn.Module, image: tuple[int, int, int]) -> list[TracedOperatio
     for node in graph.graph.nodes:
         if node.op == "placeholder":
             if numbers:
-                raise ValueError("the network must take one tensor, it takes several.")
+                raise ValueError("the network must have one input tensor, it has several.")
             numbers[node] = 0
         elif node.op == "output":
             if not isinstance(node.args[0], fx.Node) or numbers[node.args[0]] != len(traced) - 1:

@@ -244,7 +244,7 @@ def _grid(
     ]:
         raise _refusal(f"{names.patches} must be a convolution of square, adjacent patches, it is {stem}")
     if stem.in_channels != image[0]:
-        raise ValueError(f"the network takes images of {stem.in_channels} channels, got {image[0]}.")
+        raise ValueError(f"images must have {stem.in_channels} channels for this network, got {image[0]}.")
     width, side = stem.out_channels, image[1] // patch
     tokens = tensors[names.positions].numel() // width
     for name, expected in ((names.class_token, (1, 1, width)), (names.positions, (1, tokens, width))):

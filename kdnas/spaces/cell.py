@@ -99,7 +99,7 @@ class Cell(SearchSpace):
         return stem, tuple(stages), head
 
     def code(self, architecture: Architecture) -> str:
-        """The benchmark's string; with several resolutions, `@` and the resolution behind it."""
+        """The benchmark's string; with several resolutions, `@` and the resolution after it."""
         nodes = []
         for target in (1, 2, 3):
             edges = [f"{architecture[f'node{target}.from{source}']}~{source}" for source in range(target)]

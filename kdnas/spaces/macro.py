@@ -84,7 +84,7 @@ class Macro(SearchSpace):
         return tuple(Choice(name, options) for stage in self._names() for name in stage)
 
     def canonical(self, architecture: Architecture) -> Architecture:
-        """Identities moved behind the other operations, in each stage after its first layer."""
+        """In each stage, after its first layer, identities are moved to the end."""
         values = dict(architecture)
         for first, *rest in self._names():
             operations = [values[name] for name in rest if values[name] != _IDENTITY]

@@ -486,7 +486,7 @@ def test_images_of_another_size_or_with_other_channels_are_refused():
         convert(torchvision_source(), image=(3, 32, 32))
     with pytest.raises(ValueError, match=r"18 x 18 have 4\.5 x 4\.5"):
         convert(timm_source(), image=(3, 18, 18))
-    with pytest.raises(ValueError, match="3 channels, got 1"):
+    with pytest.raises(ValueError, match="3 channels for this network, got 1"):
         convert(timm_source(), image=(1, 16, 16))
 
 
