@@ -1,4 +1,4 @@
-"""Values to pixels, with round ticks."""
+"""The axis of a chart: values to pixels, with round ticks."""
 
 import math
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ class Axis:
         start: pixels.
         end: pixels.
         log: logarithmic.
-        unit: `%` for fractions written as per cent, otherwise nothing.
+        unit: `%` for fractions that are written as percentages, otherwise empty.
     """
 
     low: float
@@ -35,9 +35,14 @@ class Axis:
     def around(
         cls, values: Sequence[float], start: float, end: float, *, unit: str = "", may_be_log: bool = True
     ) -> Self:
-        """The axis that shows all values with a margin.
+        """The axis that covers all values with a margin.
 
-        It is logarithmic where it may be and the largest value is more than 20 times the smallest, a positive one.
+        Args:
+            values: to cover.
+            start: pixels of its low end.
+            end: pixels of its high end.
+            unit: as the attribute.
+            may_be_log: make it logarithmic where the largest value is more than 20 times the smallest, a positive one.
         """
         low, high = min(values, default=0.0), max(values, default=1.0)
         if may_be_log and low > 0 and high / low > _LOG_FROM:

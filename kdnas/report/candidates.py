@@ -1,14 +1,16 @@
-"""What was searched: scores against costs, the ranked table, the chosen student."""
+"""The candidates of the searches: scores against costs, the ranked table, the students."""
 
 import shlex
 from collections.abc import Iterator, Sequence
 
+from markupsafe import Markup
+
 from kdnas.report.charts import Point, scatter
 from kdnas.report.content import RunContent, SearchRanking, mapping
 from kdnas.report.drawing import drawing
-from kdnas.report.markup import Column, Markup, decimal, finite, join, scaled, table, tag, text, whole
+from kdnas.report.markup import Column, decimal, finite, join, scaled, table, tag, text, whole
 from kdnas.report.todo import commands, missing
-from kdnas.runs.folder import JsonObject
+from kdnas.runs.folder import CARD, JsonObject
 from kdnas.space import Blueprint
 
 _MOST_PLACES = 50
@@ -33,13 +35,13 @@ def front(run: RunContent) -> Iterator[Markup]:
             for i, row in enumerate(search.rows)
             if finite(row.get("score")) is not None and (finite(row.get(cost)) or 0) > 0
         ]
-        points = [Point(search.rows[i][cost], search.rows[i]["score"], _said(search.rows[i], i)) for i in places]
+        points = [Point(search.rows[i][cost], search.rows[i]["score"], _tooltip(search.rows[i], i)) for i in places]
         bounds = {f"budget {scaled(b)}": b for n, b in run.budget().items() if n == cost}
         stars = {names: places.index(i) for names, i in _starred(run, search).items() if i in places}
         if points:
             charts.append(scatter(points, x_label=name, y_label=label, y_unit=unit, bounds=bounds, stars=stars))
     if not charts:
-        yield tag("p", "No scored architecture has both a score and a cost.", class_="missing")
+        yield tag("p", "No architecture has both a score and a cost.", class_="missing")
         return
     yield tag("p", f"{_summary(search)} Higher is better, further left is cheaper.", class_="soft")
     yield tag("div", *charts, class_="pair")
@@ -48,32 +50,26 @@ def front(run: RunContent) -> Iterator[Markup]:
 
 
 def _starred(run: RunContent, search: SearchRanking) -> dict[str, int]:
-    """Names of the students to their index in the search; students of one architecture share a mark."""
-    held: dict[int, list[str]] = {}
+    """Names of the students to their index in the ranking; students of one architecture share a mark."""
+    names: dict[int, list[str]] = {}
     for name, student in run.students.items():
         place = search.index_of(student.get("architecture"))
         if place is not None and "architecture" in student:
-            held.setdefault(place, []).append(name)
-    return {", ".join(names): place for place, names in held.items()}
+            names.setdefault(place, []).append(name)
+    return {", ".join(same): place for place, same in names.items()}
 
 
-def _said(row: JsonObject, index: int) -> str:
+def _tooltip(row: JsonObject, index: int) -> str:
     lines = [f"place {index + 1:,}: {row.get('code', '')}", f"score {decimal(row.get('score'))}"]
-    return "\n".join(
-        [
-            *lines,
-            f"{whole(row.get('macs'))} MACs",
-            f"{whole(row.get('params'))} params",
-            f"{text(row.get('layers'))} layers",
-        ]
-    )
+    lines += [f"{whole(row.get('macs'))} MACs", f"{whole(row.get('params'))} params"]
+    return "\n".join([*lines, f"{text(row.get('layers'))} layers"])
 
 
 def _summary(search: SearchRanking) -> str:
-    again = search.num_evaluations - len(search.rows)
-    repeated = f" ({again:,} scored again)" if again else ""
+    repeated = search.num_evaluations - len(search.rows)
+    repetitions = f" ({repeated:,} scored again)" if repeated else ""
     return (
-        f"Search {search.number}: {len(search.rows):,} architectures{repeated}, "
+        f"Search {search.number}: {len(search.rows):,} architectures{repetitions}, "
         f"scorer {search.common('scorer')}, searcher {search.common('searcher')}."
     )
 
@@ -104,7 +100,7 @@ def _ranked(run: RunContent, search: SearchRanking) -> Markup:
         Column("Layers", whole),
         *(_SPENT[name] for name in spent),
     ]
-    listed = [
+    lines = [
         (
             place,
             row.get("code"),
@@ -117,7 +113,7 @@ def _ranked(run: RunContent, search: SearchRanking) -> Markup:
         )
         for place, row in enumerate(rows, 1)
     ]
-    return table(columns, listed, shown=12, marked=set(_starred(run, search).values()), what="places")
+    return table(columns, lines, visible=12, marked=set(_starred(run, search).values()), what="places")
 
 
 def students(run: RunContent) -> Iterator[Markup]:
@@ -140,21 +136,21 @@ def students(run: RunContent) -> Iterator[Markup]:
 
 def _student(run: RunContent, names: Sequence[str]) -> Markup:
     student = run.students[names[0]]
-    said: list[Markup] = []
+    parts: list[Markup] = []
     if run.rankings:
         place = run.rankings[-1].index_of(student.get("architecture"))
         if place is not None:
             row = run.rankings[-1].rows[place]
             words = f"Place {place + 1:,} of {len(run.rankings[-1].rows):,}, score {decimal(row.get('score'))}, code "
-            said.append(tag("p", words, tag("code", row.get("code", "–")), "."))
-    held = mapping(student.get("cost"))
-    if held:
-        said.append(tag("p", f"{whole(held.get('params'))} params, {whole(held.get('macs'))} MACs."))
+            parts.append(tag("p", words, tag("code", row.get("code", "–")), "."))
+    cost = mapping(student.get("cost"))
+    if cost:
+        parts.append(tag("p", f"{whole(cost.get('params'))} params, {whole(cost.get('macs'))} MACs."))
     try:
         blueprint = Blueprint.from_json(student["blueprint"])
     except (KeyError, TypeError, ValueError, AttributeError):
         path = shlex.quote(f"{run.name}/students/{names[0]}")
         folder = shlex.quote(run.name)
-        said.append(missing("student.json holds no blueprint that can be read.", f"kdnas export {folder} --out {path}"))
-        return join(said)
-    return join([*said, drawing(blueprint)])
+        parts.append(missing(f"{CARD} has no valid blueprint.", f"kdnas export {folder} --out {path}"))
+        return join(parts)
+    return join([*parts, drawing(blueprint)])

@@ -1,12 +1,14 @@
-"""Charts as inline SVG: no script, no dependency; every mark says its numbers when pointed at."""
+"""Charts as inline SVG without scripts; a mark's tooltip has its numbers."""
 
 import bisect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
+from markupsafe import Markup
+
 from kdnas.report.axis import Axis
-from kdnas.report.markup import Markup, decimal, escape, finite, join, tag
+from kdnas.report.markup import decimal, finite, join, tag
 from kdnas.statistics import pareto_front
 
 _WIDTH, _HEIGHT = 540, 330
@@ -17,7 +19,7 @@ _MOST_STEPS = 200
 
 
 class Point(NamedTuple):
-    """A mark of a scatter: where, and what it says when pointed at."""
+    """A mark of a scatter with its tooltip."""
 
     x: float
     y: float
@@ -36,12 +38,12 @@ def scatter(
     """Points, higher is better and further left is cheaper, with their Pareto front.
 
     Args:
-        points: finite; at most 2,000 of them are drawn, the front and the stars always.
+        points: finite; at most 2,000 of them are drawn, and the front and the stars always.
         x_label: the cost and its unit.
         y_label: the score.
-        y_unit: `%` where the score is a fraction to be read as per cent.
+        y_unit: `%` for a fraction that is written as a percentage.
         bounds: upper bounds on the cost, by name; points beyond the tightest are drawn pale.
-        stars: indices of points that stand out, by name.
+        stars: indices of highlighted points, by name.
     """
     bounds, stars = bounds or {}, stars or {}
     limit = min(bounds.values(), default=math.inf)
@@ -53,7 +55,7 @@ def scatter(
         if len(points) > _MOST_POINTS
         else range(len(points))
     )
-    drawn = sorted({*every, *front, *stars.values()})
+    indices = sorted({*every, *front, *stars.values()})
     marks: list[Markup] = []
     for name, bound in bounds.items():
         at = x.place(bound)
@@ -70,7 +72,7 @@ def scatter(
             ),
         ]
     on_front = set(front)
-    plain = [i for i in drawn if i not in on_front]
+    plain = [i for i in indices if i not in on_front]
     marks += [_circle(points[i], x, y, "point" if points[i].x <= limit else "point over", 3.2) for i in plain]
     marks.append(_staircase([points[i] for i in front], x, y))
     marks += [_circle(points[i], x, y, "front", 4.0) for i in front]
@@ -92,7 +94,7 @@ def scatter(
     legend = [("point", "scored architecture", ""), ("front", "Pareto front", "")]
     legend += [("point over", "over the budget", "")] if any(p.x > limit for p in points) else []
     legend += [("star", "chosen student", "")] if stars else []
-    note = f"{len(drawn):,} of {len(points):,} points drawn" if len(drawn) < len(points) else None
+    note = f"{len(indices):,} of {len(points):,} points drawn" if len(indices) < len(points) else None
     return _figure(legend, _framed(x, y, x_label, y_label, marks), f"{y_label} against {x_label}", note)
 
 
@@ -104,13 +106,13 @@ def curves(
     y_unit: str = "",
     x_end: float = 0,
 ) -> Markup:
-    """Lines over a common x; the last value of each is in the legend. Long ones are averaged down to 200 steps.
+    """Lines over a common x, with their last values in the legend; long ones are averaged down to 200 steps.
 
     Args:
-        series: name to pairs of x and y, ascending in x; what is not finite is left out.
-        x_label: what x is.
-        y_label: what y is, with its unit.
-        y_unit: `%` where y is a fraction to be read as per cent.
+        series: name to pairs of x and y, ascending in x; values that are not finite are left out.
+        x_label: name of x.
+        y_label: name of y, with its unit.
+        y_unit: `%` for a fraction that is written as a percentage.
         x_end: the x axis reaches at least from 0 to here.
     """
     clean = {n: [(a, b) for a, b in pairs if finite(b) is not None] for n, pairs in series.items()}
@@ -119,8 +121,8 @@ def curves(
     groups = [places[i : i + size] for i in range(0, len(places), size)]
     lines = {name: _averaged(pairs, groups) for name, pairs in clean.items() if pairs}
     x = Axis.around([0, x_end, *places], _LEFT, _WIDTH - _RIGHT, may_be_log=False)
-    drawn = [v for line in lines.values() for v in line.values()]
-    y = Axis.around(drawn, _HEIGHT - _BOTTOM, _TOP, unit=y_unit, may_be_log=not y_unit)
+    averages = [v for line in lines.values() for v in line.values()]
+    y = Axis.around(averages, _HEIGHT - _BOTTOM, _TOP, unit=y_unit, may_be_log=not y_unit)
     marks: list[Markup] = []
     for place, line in enumerate(lines.values()):
         where = [(x.place(groups[g][-1]), y.place(v)) for g, v in line.items()]
@@ -132,11 +134,11 @@ def curves(
     for g, group in enumerate(groups):
         left = (edges[g - 1] + edges[g]) / 2 if g else x.start
         right = (edges[g + 1] + edges[g]) / 2 if g + 1 < len(edges) else x.end
-        said = [f"{x_label} {group[-1]:,.0f}"]
-        said += [f"{name}: {_said(line[g], y_unit)}" for name, line in lines.items() if g in line]
+        tooltip = [f"{x_label} {group[-1]:,.0f}"]
+        tooltip += [f"{name}: {_number(line[g], y_unit)}" for name, line in lines.items() if g in line]
         band = {"x": left, "y": _TOP, "width": right - left, "height": _HEIGHT - _BOTTOM - _TOP}
-        marks.append(tag("rect", tag("title", "\n".join(said)), class_="hit", **band))
-    legend = [(f"key {_colour(i)}", n, _said(clean[n][-1][1], y_unit)) for i, n in enumerate(lines)]
+        marks.append(tag("rect", tag("title", "\n".join(tooltip)), class_="hit", **band))
+    legend = [(f"key {_colour(i)}", n, _number(clean[n][-1][1], y_unit)) for i, n in enumerate(lines)]
     return _figure(legend, _framed(x, y, x_label, y_label, marks), f"{y_label} over {x_label}")
 
 
@@ -176,17 +178,17 @@ def heat_map(
     Args:
         rows: a name per row.
         columns: a name per column.
-        values: `values[row][column]`; what is not finite is left empty.
+        values: `values[row][column]`; cells of values that are not finite are empty.
         write: a value as text.
-        row_label: what the rows are.
-        column_label: what the columns are.
+        row_label: noun for the rows.
+        column_label: noun for the columns.
 
     Raises:
         ValueError: the values have another shape than the names.
     """
     if len(values) != len(rows) or any(len(line) != len(columns) for line in values):
         raise ValueError(
-            f"values must have {len(rows)} rows of {len(columns)} numbers, got rows of {[len(v) for v in values]}."
+            f"`values` must have {len(rows)} rows of {len(columns)} numbers, got rows of {[len(v) for v in values]}."
         )
     size = [[finite(v) for v in line] for line in values]
     most = max((abs(v) for line in size for v in line if v is not None), default=0) or 1
@@ -212,8 +214,8 @@ def heat_map(
                 continue
             look = f"cell {_colour(0 if value >= 0 else 1)}{' best' if value == best else ''}"
             depth = f"{0.04 + 0.6 * abs(value) / most:.2f}"
-            said = tag("title", f"{name}, {columns[j]}: {write(value)}")
-            cells.append(tag("rect", said, class_=look, fill_opacity=depth, **at))
+            tooltip = tag("title", f"{name}, {columns[j]}: {write(value)}")
+            cells.append(tag("rect", tooltip, class_=look, fill_opacity=depth, **at))
             if wide >= 36:
                 where = {"x": at["x"] + wide / 2 - 0.8, "y": y + high / 2 + 3.5}
                 cells.append(tag("text", write(value), text_anchor="middle", class_="in", **where))
@@ -222,7 +224,7 @@ def heat_map(
     return _figure([], picture, f"{row_label or 'rows'} by {column_label or 'columns'}")
 
 
-def _said(value: float, unit: str) -> str:
+def _number(value: float, unit: str) -> str:
     return f"{100 * value:.2f} %" if unit else decimal(value)
 
 
@@ -236,7 +238,7 @@ def _circle(point: Point, x: Axis, y: Axis, look: str, radius: float) -> Markup:
 
 
 def _staircase(front: Sequence[Point], x: Axis, y: Axis) -> Markup:
-    """The best score that each cost can buy: it rises only where a dearer point is better."""
+    """The best score within each cost: a line that rises at the points of the front."""
     places = [(x.place(p.x), y.place(p.y)) for p in front]
     corners = [f"M{places[0][0]:.1f} {places[0][1]:.1f}"] if places else []
     corners += [f"H{a:.1f}V{b:.1f}" for a, b in places[1:]] + ([f"H{x.end:.1f}"] if places else [])
@@ -246,10 +248,10 @@ def _staircase(front: Sequence[Point], x: Axis, y: Axis) -> Markup:
 def _averaged(pairs: Sequence[tuple[float, float]], groups: Sequence[Sequence[float]]) -> dict[int, float]:
     """The mean of the values in each group of steps that has any."""
     ends = [group[-1] for group in groups]
-    held: dict[int, list[float]] = {}
+    members: dict[int, list[float]] = {}
     for a, b in pairs:
-        held.setdefault(bisect.bisect_left(ends, a), []).append(b)
-    return {group: sum(values) / len(values) for group, values in sorted(held.items())}
+        members.setdefault(bisect.bisect_left(ends, a), []).append(b)
+    return {group: sum(values) / len(values) for group, values in sorted(members.items())}
 
 
 def _framed(x: Axis, y: Axis, x_label: str, y_label: str, marks: Sequence[Markup]) -> Markup:
@@ -283,7 +285,9 @@ def _drawing(marks: Sequence[Markup], width: float, height: float, *, natural: b
     return tag("svg", join(marks), viewBox=f"0 0 {width:.0f} {height:.0f}", role="img", **fixed)
 
 
-def _figure(legend: Sequence[tuple[str, str, str]], picture: Markup, said: str, note: str | None = None) -> Markup:
+def _figure(
+    legend: Sequence[tuple[str, str, str]], picture: Markup, description: str, note: str | None = None
+) -> Markup:
     """A picture with its legend of (look, name, value) above and a note below."""
     keys = [
         tag("span", tag("i", class_=look), name, tag("b", value) if value else "", class_="entry")
@@ -291,4 +295,4 @@ def _figure(legend: Sequence[tuple[str, str, str]], picture: Markup, said: str, 
     ]
     above = [tag("div", *keys, class_="legend")] if keys else []
     below = [tag("figcaption", note)] if note else []
-    return tag("figure", *above, picture, *below, aria_label=escape(said))
+    return tag("figure", *above, picture, *below, aria_label=description)

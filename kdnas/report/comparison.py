@@ -5,11 +5,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
+
 from kdnas.report.charts import Point, scatter
 from kdnas.report.content import mapping
 from kdnas.report.markup import (
     Column,
-    Markup,
     accuracy,
     document,
     duration,

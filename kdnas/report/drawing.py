@@ -1,10 +1,12 @@
-"""A network as a drawing: one box per layer, in stages."""
+"""A network as boxes, one per layer, grouped by stage."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
 
-from kdnas.report.markup import Column, Markup, escape, percent, scaled, table, tag, text, whole
+from markupsafe import Markup
+
+from kdnas.report.markup import Column, percent, scaled, table, tag, text, whole
 from kdnas.space import Blueprint, Layer
 
 _BOX_WIDTH, _BOX_HEIGHT = 112.0, 56.0
@@ -12,8 +14,8 @@ _BOX_WIDTH, _BOX_HEIGHT = 112.0, 56.0
 
 @final
 @dataclass(frozen=True)
-class _Drawn:
-    """A layer with what was measured of it; None where it could not be."""
+class _Box:
+    """A layer with its output shape and cost; None where they could not be measured."""
 
     position: str
     layer: Layer
@@ -30,7 +32,7 @@ def drawing(blueprint: Blueprint) -> Markup:
     share of the multiply-accumulates.
     """
     layers, problem = _measured(blueprint)
-    total = sum(one.macs or 0 for one in layers)
+    total = sum(box.macs or 0 for box in layers)
     groups = [("Stem", layers[:1])]
     start = 1
     for index, stage in enumerate(blueprint.stages):
@@ -38,20 +40,20 @@ def drawing(blueprint: Blueprint) -> Markup:
         start += len(stage)
     groups.append(("Head", layers[start:]))
     largest = (
-        max((one.shape[1] for one in layers if one.shape and len(one.shape) == 4), default=1),
-        max((_side(one) for one in layers), default=1),
+        max((box.shape[1] for box in layers if box.shape and len(box.shape) == 4), default=1),
+        max((_side(box) for box in layers), default=1),
     )
-    drawn = [_group(name, held, place % 8, largest, total) for place, (name, held) in enumerate(groups)]
+    stages = [_group(name, boxes, place % 8, largest, total) for place, (name, boxes) in enumerate(groups)]
     size = " × ".join(map(str, blueprint.image))
     legend = "Box width: channels; height: resolution (square roots); /2: stride 2."
     parts = [tag("p", f"Input {size}; {len(layers)} layers. {legend}", class_="soft")]
     if problem:
         parts.append(tag("p", f"Shapes and costs could not be measured: {problem}", class_="missing"))
     rows = [
-        (one.position, str(one.layer), _shape(one.shape), one.params, one.macs, one.macs / total if total else None)
-        if one.macs is not None
-        else (one.position, str(one.layer), None, None, None, None)
-        for one in layers
+        (box.position, str(box.layer), _shape(box.shape), box.params, box.macs, box.macs / total if total else None)
+        if box.macs is not None
+        else (box.position, str(box.layer), None, None, None, None)
+        for box in layers
     ]
     columns = [
         Column("Position", text, numeric=False, code=True),
@@ -61,70 +63,70 @@ def drawing(blueprint: Blueprint) -> Markup:
         Column("MACs", whole),
         Column("of all MACs", percent),
     ]
-    listed = tag("details", tag("summary", "The layers as a table"), table(columns, rows))
-    return tag("div", *parts, tag("div", *drawn, class_="network"), listed)
+    layer_table = tag("details", tag("summary", "The layers as a table"), table(columns, rows))
+    return tag("div", *parts, tag("div", *stages, class_="network"), layer_table)
 
 
-def _measured(blueprint: Blueprint) -> tuple[list[_Drawn], str | None]:
-    named = list(blueprint.named_layers())
+def _measured(blueprint: Blueprint) -> tuple[list[_Box], str | None]:
+    layers = list(blueprint.named_layers())
     try:
         from kdnas.costs.count import feature_shapes, layer_costs  # torch: only where a network is drawn
 
         shapes, costs = feature_shapes(blueprint), layer_costs(blueprint)
-    except Exception as error:  # a layer is anybody's code, and a drawing without numbers is better than none
-        return [_Drawn(position, one, None, None, None) for position, one in named], str(error)
-    return [_Drawn(position, one, shapes[position], *costs[position]) for position, one in named], None
+    except Exception as error:  # a layer is any code, and a drawing without numbers is better than none
+        return [_Box(position, layer, None, None, None) for position, layer in layers], str(error)
+    return [_Box(position, layer, shapes[position], *costs[position]) for position, layer in layers], None
 
 
-def _group(name: str, layers: Sequence[_Drawn], colour: int, largest: tuple[int, int], total: int) -> Markup:
-    macs = sum(one.macs or 0 for one in layers)
+def _group(name: str, layers: Sequence[_Box], colour: int, largest: tuple[int, int], total: int) -> Markup:
+    macs = sum(box.macs or 0 for box in layers)
     share = [tag("span", f"{percent(macs / total)} of MACs")] if total else []
-    cells = [_cell(one, colour, largest, total) for one in layers]
+    cells = [_cell(box, colour, largest, total) for box in layers]
     return tag("section", tag("h4", name, *share), tag("ol", *cells), class_=f"stage c{colour}")
 
 
-def _cell(one: _Drawn, colour: int, largest: tuple[int, int], total: int) -> Markup:
+def _cell(box: _Box, colour: int, largest: tuple[int, int], total: int) -> Markup:
     width, height = _BOX_WIDTH * 0.5, _BOX_HEIGHT * 0.5
-    if one.shape:
-        width = max(3.0, _BOX_WIDTH * min(1.0, one.shape[1] / largest[0]) ** 0.5)
-        height = max(3.0, _BOX_HEIGHT * (_side(one) / largest[1]) ** 0.5)
-    box = {"x": (_BOX_WIDTH - width) / 2, "y": _BOX_HEIGHT - height, "width": width, "height": height, "rx": 2}
-    said = [one.position, str(one.layer)]
+    if box.shape:
+        width = max(3.0, _BOX_WIDTH * min(1.0, box.shape[1] / largest[0]) ** 0.5)
+        height = max(3.0, _BOX_HEIGHT * (_side(box) / largest[1]) ** 0.5)
+    rectangle = {"x": (_BOX_WIDTH - width) / 2, "y": _BOX_HEIGHT - height, "width": width, "height": height, "rx": 2}
+    tooltip = [box.position, str(box.layer)]
     share = []
-    if one.macs is not None:
-        said += [f"output {_shape(one.shape)}", f"{whole(one.params)} params", f"{whole(one.macs)} MACs"]
-        part = one.macs / total if total else 0.0
+    if box.macs is not None:
+        tooltip += [f"output {_shape(box.shape)}", f"{whole(box.params)} params", f"{whole(box.macs)} MACs"]
+        part = box.macs / total if total else 0.0
         share = [
             tag("div", tag("i", style=f"width:{100 * part:.1f}%"), class_="share"),
-            tag("span", f"{scaled(one.macs)} · {percent(part)}", class_="soft"),
+            tag("span", f"{scaled(box.macs)} · {percent(part)}", class_="soft"),
         ]
     picture = tag(
-        "svg", tag("rect", class_="box", **box), viewBox=f"0 0 {_BOX_WIDTH:.0f} {_BOX_HEIGHT + 1:.0f}", role="img"
+        "svg", tag("rect", class_="box", **rectangle), viewBox=f"0 0 {_BOX_WIDTH:.0f} {_BOX_HEIGHT + 1:.0f}", role="img"
     )
     return tag(
         "li",
         picture,
-        tag("b", one.layer.make.make.rpartition(":")[2]),
-        tag("span", _summary(one.layer)),
-        tag("span", _shape(one.shape)),
+        tag("b", box.layer.make.make.rpartition(":")[2]),
+        tag("span", _summary(box.layer)),
+        tag("span", _shape(box.shape)),
         *share,
-        title=escape("\n".join(said)),
+        title="\n".join(tooltip),
     )
 
 
-def _summary(one: Layer) -> str:
+def _summary(layer: Layer) -> str:
     """Kernel, stride and inner width where the layer has them."""
-    given = dict(one.make.arguments)
-    stride = f"/{given['stride']}" if given.get("stride", 1) != 1 else ""
-    kernel = f"{given['kernel']}×{given['kernel']}" if "kernel" in given else ""
+    arguments = dict(layer.make.arguments)
+    stride = f"/{arguments['stride']}" if arguments.get("stride", 1) != 1 else ""
+    kernel = f"{arguments['kernel']}×{arguments['kernel']}" if "kernel" in arguments else ""
     parts = [f"{kernel} {stride}".strip()] if kernel or stride else []
-    parts += [f"inner {given[name]}" for name in ("expanded", "hidden") if name in given]
+    parts += [f"inner {arguments[name]}" for name in ("expanded", "hidden") if name in arguments]
     return ", ".join(parts) or "\u00a0"
 
 
-def _side(one: _Drawn) -> int:
+def _side(box: _Box) -> int:
     """Height of the output; 1 for a vector."""
-    return one.shape[2] if one.shape and len(one.shape) == 4 else 1
+    return box.shape[2] if box.shape and len(box.shape) == 4 else 1
 
 
 def _shape(shape: tuple[int, ...] | None) -> str:

@@ -1,11 +1,12 @@
-"""Text that is safe to put into a page, numbers as people read them, tables."""
+"""HTML elements, numbers as people read them, tables, the whole page."""
 
-import html
 import math
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
+
+from markupsafe import Markup, escape
 
 from kdnas.report.style import STYLE
 from kdnas.runs.files import write_atomically
@@ -14,31 +15,22 @@ from kdnas.runs.folder import REPORT
 _NOTHING = "–"
 
 
-@final
-class Markup(str):
-    """HTML that is already safe; `escape` leaves it alone, every other value is text and is escaped."""
-
-    __slots__ = ()
-
-
-def escape(value: Any) -> Markup:
-    """Text as HTML, also inside quoted attributes."""
-    return value if isinstance(value, Markup) else Markup(html.escape(str(value), quote=True))
-
-
-def join(parts: Sequence[Any]) -> Markup:
+def join(parts: Iterable[Any]) -> Markup:
     """The parts one after another, each escaped unless it is markup."""
-    return Markup("".join(escape(part) for part in parts))
+    return Markup().join(parts)
 
 
 def tag(name: str, *content: Any, **attributes: Any) -> Markup:
-    """One element with both its tags. In attribute names `_` stands for `-`, and a final `_` is dropped."""
-    written = "".join(
+    """One element with both its tags, its content and attributes escaped unless they are markup.
+
+    In attribute names `_` stands for `-`, and a final `_` is dropped. An attribute that is None is left out.
+    """
+    pairs = "".join(
         f' {key.rstrip("_").replace("_", "-")}="{escape(_short(value))}"'
         for key, value in attributes.items()
         if value is not None
     )
-    return Markup(f"<{name}{written}>{join(content)}</{name}>")
+    return Markup(f"<{name}{pairs}>{join(content)}</{name}>")
 
 
 def _short(value: Any) -> Any:
@@ -73,7 +65,7 @@ def whole(value: Any) -> str:
 
 
 def decimal(value: Any) -> str:
-    """Four decimals where they tell something, else four significant digits."""
+    """Four decimals between 0.001 and 10,000, else whole or with four significant digits."""
     number = finite(value)
     if number is None:
         return _NOTHING
@@ -100,9 +92,9 @@ def scaled(value: Any) -> str:
     if number is None:
         return _NOTHING
     size, prefix = prefix_of(abs(number) * 1.0005)  # 999.95 k is 1.00 M
-    shown = number / size
-    digits = 0 if number == int(number) and size == 1 else max(0, 2 - int(math.log10(max(abs(shown), 1))))
-    return f"{shown:.{digits}f}{prefix}"
+    quotient = number / size
+    digits = 0 if number == int(number) and size == 1 else max(0, 2 - int(math.log10(max(abs(quotient), 1))))
+    return f"{quotient:.{digits}f}{prefix}"
 
 
 def prefix_of(magnitude: float) -> tuple[float, str]:
@@ -146,18 +138,18 @@ def table(
     columns: Sequence[Column],
     rows: Sequence[Sequence[Any]],
     *,
-    shown: int | None = None,
+    visible: int | None = None,
     marked: Collection[int] = (),
     what: str = "rows",
 ) -> Markup:
     """A table.
 
     Args:
-        columns: headings and how values are written.
+        columns: headings and formats.
         rows: one value per column.
-        shown: rows that are visible at once; the others unfold (all, if None).
-        marked: indices of rows that stand out.
-        what: what the rows are, for the line that unfolds the others.
+        visible: number of rows that are visible at once; the others unfold. All, if None.
+        marked: indices of highlighted rows.
+        what: plural noun for the rows, in the line that unfolds the others.
     """
     kinds = [" ".join(k for k, on in (("number", c.numeric), ("code", c.code)) if on) or None for c in columns]
     head = tag("tr", *(tag("th", c.name, class_=k, scope="col") for c, k in zip(columns, kinds, strict=True)))
@@ -169,7 +161,7 @@ def table(
         )
         for place, row in enumerate(rows)
     ]
-    cut = len(body) if shown is None or len(body) <= shown + 2 else shown
+    cut = len(body) if visible is None or len(body) <= visible + 2 else visible
     parts = [tag("thead", head), tag("tbody", *body[:cut])]
     more = Markup("")
     if body[cut:]:

@@ -1,12 +1,13 @@
-"""What came out: the closing table, in words and numbers, and the controls."""
+"""The closing table, in words and numbers, and the controls."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from markupsafe import Markup
+
 from kdnas.report.content import RunContent, mapping
 from kdnas.report.markup import (
     Column,
-    Markup,
     accuracy,
     decimal,
     duration,
@@ -18,10 +19,9 @@ from kdnas.report.markup import (
     text,
     whole,
 )
+from kdnas.report.names import network_name
 from kdnas.report.todo import commands, missing
 from kdnas.runs.folder import JsonObject
-
-_NAMES = {"teacher": "Teacher", "student": "Student, distilled", "control": "Control: student without a teacher"}
 
 
 def result(run: RunContent) -> Iterator[Markup]:
@@ -34,10 +34,10 @@ def result(run: RunContent) -> Iterator[Markup]:
     sentence = _sentence(rows)
     if sentence:
         yield tag("p", sentence, class_="lead")
-    for words in (_removed(run.phase("removal")), _grown(run.phase("grow"))):
+    for words in (_removal(run.phase("removal")), _members(run.phase("grow"))):
         if words:
             yield tag("p", words)
-    tiles = list(_tiles(rows, sum(taken for taken, _ in run.seconds().values())))
+    tiles = list(_tiles(rows, sum(seconds for seconds, _ in run.seconds().values())))
     if tiles:
         yield tag(
             "div",
@@ -54,31 +54,29 @@ def result(run: RunContent) -> Iterator[Markup]:
             Column("MACs of the teacher's", percent),
             Column("Time", duration),
         ]
-        listed = []
+        lines = []
         for name, row in rows.items():
             macs = finite(row.get("macs"))
             share = macs / most if macs is not None and most else None
-            listed.append(
-                (_NAMES.get(name, name), row.get("accuracy"), row.get("params"), macs, share, row.get("seconds"))
-            )
+            lines.append((network_name(name), row.get("accuracy"), row.get("params"), macs, share, row.get("seconds")))
         marked = [i for i, name in enumerate(rows) if name == "student"]
-        yield table(columns, listed, marked=marked)
+        yield table(columns, lines, marked=marked)
 
 
-def _removed(removal: JsonObject) -> str:
-    """What a pruning removed, in words."""
+def _removal(removal: JsonObject) -> str:
+    """A pruning's removal, in words."""
     before, after = mapping(removal.get("whole")), mapping(removal.get("left"))
     if not (before and after):
         return ""
     return (
-        f"{whole(removal.get('zeros'))} of {whole(removal.get('factors'))} scale factors became exactly 0. Of "
-        f"{whole(before.get('params'))} params and {whole(before.get('macs'))} MACs {whole(after.get('params'))} and "
-        f"{whole(after.get('macs'))} are left; what is left reaches {accuracy(removal.get('accuracy'))} test accuracy "
-        "before it is retrained."
+        f"{whole(removal.get('zeros'))} of {whole(removal.get('factors'))} scale factors became exactly 0. The network "
+        f"shrinks from {whole(before.get('params'))} params and {whole(before.get('macs'))} MACs to "
+        f"{whole(after.get('params'))} params and {whole(after.get('macs'))} MACs, and reaches "
+        f"{accuracy(removal.get('accuracy'))} test accuracy before it is retrained."
     )
 
 
-def _grown(growth: JsonObject) -> str:
+def _members(growth: JsonObject) -> str:
     """An ensemble's members and their weights, in words."""
     codes, weights = growth.get("members"), growth.get("weights")
     if not (isinstance(codes, list) and isinstance(weights, list) and len(codes) == len(weights)):
@@ -92,7 +90,7 @@ def _accuracies(rows: Mapping[str, JsonObject]) -> list[float | None]:
 
 
 def _sentence(rows: Mapping[str, JsonObject]) -> str:
-    """The result in words, from the closing table alone."""
+    """The result in words, from the closing table."""
     teacher, student, control = _accuracies(rows)
     if student is None:
         return ""
@@ -102,7 +100,7 @@ def _sentence(rows: Mapping[str, JsonObject]) -> str:
     if control is not None and student > control:
         parts.append(f"; the same student without a teacher reaches {accuracy(control)}")
     elif control is not None:
-        parts.append(f"; without a teacher it does no worse ({accuracy(control)}), so distillation did not help here")
+        parts.append(f"; without a teacher it reaches {accuracy(control)}, so distillation did not help here")
     return "".join(parts) + "."
 
 
@@ -128,11 +126,11 @@ def _tiles(rows: Mapping[str, JsonObject], seconds: float) -> Iterator[tuple[str
 
 
 def controls(run: RunContent) -> Iterator[Markup]:
-    """What size alone, luck, and training without a teacher would give, as `results.json` has it."""
+    """The controls of `results.json`: size alone, random search, training without a teacher."""
     if not run.controls:
         yield missing(
-            "The controls (rank agreement with size alone, random search with equal budget, the student without a "
-            "teacher) come with the closing table.",
+            "The controls (rank correlation with size alone, random search at equal cost, the student without a "
+            "teacher) are measured with the closing table.",
             commands(run)["retrain"][1],
         )
         return
@@ -140,17 +138,17 @@ def controls(run: RunContent) -> Iterator[Markup]:
     yield tag("div", *(tag("p", sentence) for sentence in sentences), class_="honest")
     columns = [
         Column("Control", text, numeric=False),
-        Column("Value", _three),
+        Column("Value", _three_digits),
         Column("95 % interval", _interval),
     ]
     yield table(columns, [(name, c.get("value"), c.get("interval")) for name, c in run.controls.items()])
 
 
-def _three(value: Any) -> str:
+def _three_digits(value: Any) -> str:
     number = finite(value)
     return "–" if number is None else f"{number:,.3f}".replace("-", "−")
 
 
 def _interval(value: Any) -> str:
     ends = [finite(v) for v in value] if isinstance(value, list) else []
-    return f"{_three(ends[0])} to {_three(ends[1])}" if len(ends) == 2 and None not in ends else "–"
+    return f"{_three_digits(ends[0])} to {_three_digits(ends[1])}" if len(ends) == 2 and None not in ends else "–"

@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
+
 from kdnas.report.candidates import front, ranking, students
 from kdnas.report.charts import bars, curves
 from kdnas.report.comparison import write_comparison
@@ -12,7 +14,6 @@ from kdnas.report.content import RunContent, mapping
 from kdnas.report.explained import explanation
 from kdnas.report.markup import (
     Column,
-    Markup,
     accuracy,
     document,
     duration,
@@ -24,33 +25,25 @@ from kdnas.report.markup import (
     whole,
     write_page,
 )
+from kdnas.report.names import loss_name, phase_name
 from kdnas.report.outcome import controls, result
 from kdnas.report.todo import commands, missing, next_command
-from kdnas.runs.folder import COMPARISON, JsonObject
-
-_PHASES = {
-    "teacher": "Teacher",
-    "train": "Supernet",
-    "search": "Search",
-    "export": "Export",
-    "retrain": "Student, distilled",
-    "control": "Control, no teacher",
-}
+from kdnas.runs.folder import COMPARISON, MANIFEST, JsonObject
 
 
 def write_report(run_folder: Path) -> Path:
     """Write `report.html` into a run folder, or a comparison's, from the folder's own files, and return its path.
 
-    The page needs no network, no script and no other file. Whatever the run does not hold yet is named there,
-    with the command that makes it. Equal folders give equal pages.
+    The page needs no network, no script and no other file. It names what the run does not hold yet, with the
+    command for it. Equal folders give equal pages.
 
     Raises:
         ValueError: there is no such folder.
     """
     if not run_folder.is_dir():
         raise ValueError(
-            f"a report is written into an existing run folder, and {str(run_folder)!r} is none. "
-            f"Make one: kdnas train EXPERIMENT --out {shlex.quote(str(run_folder))}"
+            f"a report is written into an existing run folder, {str(run_folder)!r} does not exist. "
+            f"Create one: kdnas train EXPERIMENT --out {shlex.quote(str(run_folder))}"
         )
     if (run_folder / COMPARISON).exists():
         return write_comparison(run_folder)
@@ -80,8 +73,8 @@ def _page(run: RunContent) -> str:
         if kind in job:
             # No supernet, ranking or export is missing there.
             sections = [s for s in sections if s[0] not in absent]
-            again = f"kdnas {kind} … --out {shlex.quote(run.name)}"
-            todo = None if run.phase(last) else ("This is not finished; the same command goes on.", again)
+            command = f"kdnas {kind} … --out {shlex.quote(run.name)}"
+            todo = None if run.phase(last) else ("This run is not finished; the same command resumes it.", command)
     notes = [missing(*todo, "Next")] if todo else []
     notes += [tag("p", problem, class_="missing") for problem in run.problems]
     return document(f"kdnas report: {name}", name, [tag("p", _origin(run.manifest), class_="soft")], sections, notes)
@@ -102,7 +95,7 @@ def _training(run: RunContent) -> Iterator[Markup]:
     if not run.metrics:
         yield missing(*commands(run)["train"])
     for phase, lines in run.metrics.items():
-        yield tag("h3", _PHASES.get(phase, phase))
+        yield tag("h3", phase_name(phase))
         last = lines[-1]
         total = finite(last.get("total"))
         end = total or lines[-1]["step"]
@@ -112,15 +105,17 @@ def _training(run: RunContent) -> Iterator[Markup]:
         words += f"; learning rate {max(rates):.3g} at most, {rates[-1]:.3g} at the end" if rates else ""
         yield tag("p", words + ".", class_="soft")
         losses = _series(lines, lambda line: mapping(line.get("losses")))
+        losses = {loss_name(name, phase): series for name, series in losses.items()}
         accuracies = _series(lines, lambda line: {**mapping(line.get("health")), "accuracy": line.get("accuracy")})
         charts = [curves(losses, x_label="step", y_label="loss", x_end=end)] if losses else []
         charts += [curves(accuracies, x_label="step", y_label="accuracy", y_unit="%", x_end=end)] if accuracies else []
-        traced = _series(lines, lambda line: mapping(line.get("trace")))
-        charts += [curves({name: held}, x_label="networks", y_label=name, x_end=end) for name, held in traced.items()]
+        traces = _series(lines, lambda line: mapping(line.get("trace")))
+        charts += [curves({name: s}, x_label="networks", y_label=name, x_end=end) for name, s in traces.items()]
         yield tag("div", *charts, class_="pair")
-        lost = sum(1 for line in lines for v in mapping(line.get("losses")).values() if finite(v) is None)
-        if lost:
-            yield tag("p", f"{lost:,} logged losses are not finite and are left out of the curve.", class_="missing")
+        num_omitted = sum(1 for line in lines for v in mapping(line.get("losses")).values() if finite(v) is None)
+        if num_omitted:
+            sentence = f"{num_omitted:,} logged losses are not finite and are left out of the curve."
+            yield tag("p", sentence, class_="missing")
 
 
 def _series(
@@ -135,13 +130,13 @@ def _series(
 
 
 def _time(run: RunContent) -> Iterator[Markup]:
-    taken = run.seconds()
-    if not taken:
+    phases = run.seconds()
+    if not phases:
         yield missing("No phase has ended yet.", commands(run)["train"][1])
         return
-    names = {p: _PHASES.get(p, p) + ("" if ended else " (so far)") for p, (_, ended) in taken.items()}
-    chart = bars({names[p]: seconds for p, (seconds, _) in taken.items()}, write=duration)
-    total = sum(seconds for seconds, _ in taken.values())
+    names = {p: phase_name(p) + ("" if ended else " (so far)") for p, (_, ended) in phases.items()}
+    chart = bars({names[p]: seconds for p, (seconds, _) in phases.items()}, write=duration)
+    total = sum(seconds for seconds, _ in phases.values())
     columns = [
         Column("Phase", text, numeric=False),
         Column("Time", duration),
@@ -152,11 +147,11 @@ def _time(run: RunContent) -> Iterator[Markup]:
         Column("MACs", whole),
     ]
     rows = []
-    for phase, (seconds, _) in taken.items():
-        held = run.phase(phase)
-        steps = held.get("steps") or run.metrics.get(phase, [{}])[-1].get("step")
+    for phase, (seconds, _) in phases.items():
+        record = run.phase(phase)
+        steps = record.get("steps") or run.metrics.get(phase, [{}])[-1].get("step")
         share = seconds / total if total else None
-        rows.append((names[phase], seconds, share, steps, *(held.get(k) for k in ("accuracy", "params", "macs"))))
+        rows.append((names[phase], seconds, share, steps, *(record.get(k) for k in ("accuracy", "params", "macs"))))
     rows.append(("All", total, 1.0, None, None, None, None))
     yield chart
     yield table(columns, rows)
@@ -165,23 +160,23 @@ def _time(run: RunContent) -> Iterator[Markup]:
 def _settings(run: RunContent) -> Iterator[Markup]:
     job = run.job()
     if not job:
-        yield missing("run.json, which holds the settings, is not there yet.", commands(run)["train"][1])
+        yield missing(f"The settings are in {MANIFEST}, which does not exist yet.", commands(run)["train"][1])
         return
     columns = [Column("Setting", text, numeric=False, code=True), Column("Value", text, numeric=False, code=True)]
-    listed = table(columns, list(_flat(job)))
-    yield tag("details", tag("summary", f"All settings of the run ({len(job)} fields)"), listed)
+    summary = tag("summary", f"All settings of the run ({len(job)} fields)")
+    yield tag("details", summary, table(columns, list(_flat(job))))
 
 
 def _flat(value: JsonObject, before: str = "") -> Iterator[tuple[str, str]]:
-    for name, held in value.items():
-        if isinstance(held, dict) and held and "make" not in held:
-            yield from _flat(held, f"{before}{name}.")
+    for name, setting in value.items():
+        if isinstance(setting, dict) and setting and "make" not in setting:
+            yield from _flat(setting, f"{before}{name}.")
         else:
-            yield f"{before}{name}", _call(held)
+            yield f"{before}{name}", _call(setting)
 
 
 def _call(value: Any) -> str:
-    """A JSON value as text; a spec as the call it stands for."""
+    """A JSON value as text; a spec as a call."""
     if isinstance(value, dict) and "make" in value:
         inner = ", ".join(f"{n}={_call(v)}" for n, v in mapping(value.get("arguments")).items())
         return f"{str(value['make']).rpartition(':')[2]}({inner})"

@@ -23,7 +23,7 @@ from kdnas.report import (
     write_report,
 )
 from kdnas.report.content import RunContent, SearchRanking
-from kdnas.report.markup import decimal, duration, escape, percent, scaled, tag, whole
+from kdnas.report.markup import decimal, duration, percent, scaled, tag, whole
 from kdnas.space import SearchSpace
 from kdnas.tables import load_space
 
@@ -190,7 +190,7 @@ def read(folder: Path) -> str:
 def test_a_finished_run_has_every_section_and_is_well_formed(demo):
     page = Walk(read(demo))
     assert tuple(i for i in page.ids if i in SECTIONS) == SECTIONS
-    assert "Next:" not in page.said and "Made by:" not in page.said
+    assert "Next:" not in page.said and "Command:" not in page.said
     assert page.tags.count("h1") == 1
     links = [value for name, value in page.attributes if name == "href"]
     assert sorted(links) == sorted(f"#{name}" for name in SECTIONS)
@@ -266,6 +266,32 @@ def test_controls_take_no_place_of_those_that_export_counts(tmp_path):
     write_lines(tmp_path / "ranking.jsonl", rows)
     (search,) = RunContent.read(tmp_path).rankings
     assert [(one["code"], one["score"]) for one in search.rows] == [("01", 0.2), ("00", 0.1)]
+
+
+def test_controls_and_a_teacher_are_named_in_plain_words(tmp_path):
+    names = ("student", "random 1", "contrast", "single network", "mine")
+    write(tmp_path / "results.json", {"rows": [{"name": name, "accuracy": 0.5} for name in names], "controls": {}})
+    phases = ("teacher 2", "control", "random control 1", "mine")
+    lines = [{"phase": phase, "step": 0, "total": 1, "losses": {"student": 0.7}} for phase in phases]
+    write_lines(tmp_path / "metrics.jsonl", lines)
+    page = read(tmp_path)
+    for name in (
+        "Control: random subnet 1 within the budget, distilled",
+        "Control: best subnet under the other score, distilled",
+        "Control: single network of at most its MACs, without a teacher",
+        "mine",
+    ):
+        assert f"<td>{name}</td>" in page, name
+    training = page[page.index('id="training"') : page.index('id="ranking"')].split("<h3>")[1:]
+    titles = [
+        "Teacher, member 2",
+        "Control: student without a teacher",
+        "Search 1: random search at equal cost",
+        "mine",
+    ]
+    assert [section.partition("</h3>")[0] for section in training] == titles
+    assert ["</i>teacher<b>" in section for section in training] == [True, False, False, False]
+    assert ["</i>student<b>" in section for section in training] == [False, True, True, True]
 
 
 def test_budget_and_student_are_marked_in_the_charts(demo):
@@ -366,7 +392,7 @@ def test_values_of_another_kind_or_not_finite_do_not_stop_the_report(tmp_path):
     page = Walk(read(tmp_path))
     assert "2 logged losses are not finite" in page.said
     assert "nan" not in page.said.split() and "inf" not in page.said.split()
-    assert "no blueprint that can be read" in page.said
+    assert "student.json has no valid blueprint" in page.said
 
 
 def test_after_a_resumption_each_step_counts_once(tmp_path):
@@ -497,7 +523,7 @@ def test_a_heat_map_says_every_value_and_frames_the_best_of_each_row():
         assert said in picture
     assert picture.count(" best") == 2
     assert 'fill-opacity="0.64"' in picture  # the largest magnitude
-    with pytest.raises(ValueError, match="values must have 2 rows of 1 numbers"):
+    with pytest.raises(ValueError, match="`values` must have 2 rows of 1 numbers"):
         heat_map(["a", "b"], ["x"], [[1.0]])
 
 
@@ -534,8 +560,8 @@ def test_a_table_escapes_text_and_keeps_markup():
 
 def test_a_table_hides_rows_only_where_that_saves_some():
     rows = [(i,) for i in range(14)]
-    assert "details" not in table([Column("n", whole)], rows, shown=12)
-    assert "<summary>3 more rows</summary>" in table([Column("n", whole)], [*rows, (14,)], shown=12)
+    assert "details" not in table([Column("n", whole)], rows, visible=12)
+    assert "<summary>3 more rows</summary>" in table([Column("n", whole)], [*rows, (14,)], visible=12)
 
 
 def test_numbers_as_people_read_them():
@@ -553,5 +579,5 @@ def test_numbers_as_people_read_them():
         "0.7312", "-0.5000", "0.0000", "12,346", "1.000e-06", "–",
     ]  # fmt: skip
     assert percent(0.973) == "97.3 %"
-    assert tag("a", "<", title='"', class_="x", x_y=1.25) == '<a title="&quot;" class="x" x-y="1.2">&lt;</a>'
-    assert escape(Markup("<b>")) == "<b>"
+    assert tag("a", "<", title='"', class_="x", x_y=1.25) == '<a title="&#34;" class="x" x-y="1.2">&lt;</a>'
+    assert tag("i", Markup("<b>")) == "<i><b></i>"

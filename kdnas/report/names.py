@@ -1,0 +1,49 @@
+"""What the rows of the closing table and the phases of `run.json` and `metrics.jsonl` are called in a page."""
+
+_NETWORKS = {
+    "teacher": "Teacher",
+    "student": "Student, distilled",
+    "control": "Control: student without a teacher",
+    "contrast": "Control: best subnet under the other score, distilled",
+    "random": "Control: random removal to the same cost, distilled",
+    "grown": "Ensemble",
+    "single network": "Control: single network of at most its MACs, without a teacher",
+    "random candidates": "Control: ensemble of random candidates within its cost",
+    "not taught": "Control: the same members without a teacher",
+}
+_PHASES = {
+    "train": "Supernet",
+    "search": "Search",
+    "export": "Export",
+    "retrain": "Student, distilled",
+    "factors": "Scale factors",
+    "removal": "Removal",
+    "grow": "Ensemble",
+}
+_NUMBERED = {
+    "teacher": "Teacher, member {}",
+    "random": "Control: random subnet {} within the budget, distilled",
+    "search": "Search {}: the searcher",
+    "random control": "Search {}: random search at equal cost",
+    "contrast": "Search {}: the same search under the other score",
+}
+
+
+def network_name(row: str) -> str:
+    """The network of a row of the closing table, such as `random 1`."""
+    return _NETWORKS.get(row) or _numbered(row)
+
+
+def phase_name(phase: str) -> str:
+    """A phase, such as `control` or `teacher 2`; an unknown name stays as it is."""
+    return _PHASES.get(phase) or network_name(phase)
+
+
+def loss_name(loss: str, phase: str) -> str:
+    """A logged loss; training calls that of a single network `student`, also while the network is the teacher."""
+    return "teacher" if loss == "student" and phase.partition(" ")[0] == "teacher" else loss
+
+
+def _numbered(name: str) -> str:
+    kind, _, number = name.rpartition(" ")
+    return _NUMBERED[kind].format(number) if kind in _NUMBERED and number.isdigit() else name
