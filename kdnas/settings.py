@@ -139,6 +139,10 @@ class CardTeacher:
     """The teacher that the student's card names."""
 
 
+TeacherChoice = Spec | NoTeacher | CardTeacher
+"""The teacher of a retraining."""
+
+
 @final
 @dataclass(frozen=True, kw_only=True)
 class Train:
@@ -436,10 +440,10 @@ class Compare:
 
 
 def systems() -> dict[str, str]:
-    """What can be compared: experiments whose file says `SYSTEM = "what it does"`, found without running them."""
-    found = {}
+    """The systems that can be compared: experiments whose file has a line `SYSTEM = "..."`; no file is run."""
+    texts = {}
     for path in sorted(shared_folder("experiments").glob("*.py")):
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
             if isinstance(node, ast.Assign) and [getattr(t, "id", "") for t in node.targets] == [_MARK]:
-                found[path.stem] = str(ast.literal_eval(node.value))
-    return found
+                texts[path.stem] = str(ast.literal_eval(node.value))
+    return texts

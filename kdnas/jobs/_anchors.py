@@ -14,7 +14,7 @@ from kdnas.jobs._run import build_teacher
 from kdnas.jobs.retrain import check_uses_teacher, retrain
 from kdnas.network import Network, default_device
 from kdnas.runs.steps import StudentSteps
-from kdnas.settings import Retrain
+from kdnas.settings import CardTeacher, Retrain, TeacherChoice
 from kdnas.specs import Spec
 from kdnas.students.folder import read_student
 from kdnas.students.trust import provenance
@@ -32,7 +32,7 @@ def retrain_along(
     threshold: float = 1.5,
     num_stages: int = 4,
     data: Spec | None = None,
-    teacher: Spec | None = None,
+    teacher: TeacherChoice = CardTeacher(),
     deploy: bool = True,
 ) -> dict[str, Any]:
     r"""Train a student along its teacher's route, the next snapshot chosen greedily; the same call resumes.
@@ -67,8 +67,8 @@ def retrain_along(
         raise ValueError(f"`threshold` must be at least 1, got {threshold}: at 1 the next anchor is no harder.")
     check_uses_teacher(settings, "--greedy-anchors")
     _, card = read_student(student)
-    data, teacher = provenance(student, card, data, teacher)
-    snapshots = _snapshots(teacher)
+    data, source = provenance(student, card, data, teacher)
+    snapshots = _snapshots(source)
     num_stages = min(num_stages, len(snapshots))
     if not 1 <= num_stages <= settings.recipe.steps:
         raise ValueError(f"`num_stages` must be from 1 to {settings.recipe.steps} steps, got {num_stages}.")
@@ -76,15 +76,15 @@ def retrain_along(
     identity = [unstructure(settings), threshold, num_stages, data.to_json(), route, card.blueprint.to_json()]
     steps = StudentSteps(out.parent / f"{out.name}-anchors", identity)
     anchors: list[int] = steps.read(CHOICES, [0])
-    source = student
+    current = student
     for stage in range(num_stages):
-        anchor = anchors[stage] if stage < len(anchors) else _next(source, data, snapshots, anchors[-1], threshold)
+        anchor = anchors[stage] if stage < len(anchors) else _next(current, data, snapshots, anchors[-1], threshold)
         last = stage == num_stages - 1 or anchor == len(snapshots) - 1
         anchors = [*anchors[:stage], len(snapshots) - 1 if last else anchor]
         steps.write(CHOICES, anchors)
         train = partial(
             retrain,
-            source,
+            current,
             _stage_settings(settings, stage, num_stages, last=last),
             data=data,
             teacher=snapshots[anchors[-1]],
@@ -92,7 +92,7 @@ def retrain_along(
         if last:
             return train(out, deploy=deploy) | {"anchors": ",".join(str(number + 1) for number in anchors)}
         train_anchor = partial(train, phase=f"anchor {anchor + 1}", deploy=False)
-        source = steps.student(f"stage-{stage + 1}", train_anchor)
+        current = steps.student(f"stage-{stage + 1}", train_anchor)
     raise AssertionError("the last stage returns")
 
 

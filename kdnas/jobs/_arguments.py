@@ -22,7 +22,7 @@ from kdnas.distillers.from_teacher import FromTeacher
 from kdnas.jobs._memory import keep
 from kdnas.jobs._run import Run
 from kdnas.jobs.retrain import settings_of
-from kdnas.settings import Experiment, FitTeacher, Recipe, Retrain
+from kdnas.settings import CardTeacher, Experiment, FitTeacher, NoTeacher, Recipe, Retrain, TeacherChoice
 from kdnas.space import SearchSpace
 from kdnas.specs import Spec, find_spec, nearest, parse_spec, resolve, spec
 from kdnas.tables import load_space, shared_folder
@@ -66,13 +66,13 @@ def load_settings(text: str, kind: type[_Settings]) -> _Settings:
     function = function or "experiment"
     if not hasattr(module, function):
         raise ValueError(f"{path} defines no {function}().{nearest(function, dir(module))}")
-    made = getattr(module, function)()
-    if not isinstance(made, kind):
+    settings = getattr(module, function)()
+    if not isinstance(settings, kind):
         article = "an" if kind.__name__[0] in "AEIOU" else "a"
         raise ValueError(
-            f"{function}() of {path} must return {article} {kind.__name__}, it returned a {type(made).__name__}."
+            f"{function}() of {path} must return {article} {kind.__name__}, it returned a {type(settings).__name__}."
         )
-    return made
+    return settings
 
 
 def with_overrides(recipe: Recipe, options: Mapping[str, Any]) -> Recipe:
@@ -159,16 +159,17 @@ def retrain_settings(
     student: Path,
     *,
     weights: Any,
-    teacher: str | Spec | nn.Module | None,
+    teacher: str | Spec | nn.Module | NoTeacher | CardTeacher,
     distiller: str | Spec | None,
     loss: str | Sequence[str],
     recipe: Mapping[str, Any],
-) -> tuple[Retrain, Spec | None]:
-    """How a student is retrained, and under which teacher; None for the one its card names.
+) -> tuple[Retrain, TeacherChoice]:
+    """How a student is retrained, and under which teacher.
 
     Raises:
         ValueError: teacher, distiller and losses contradict each other.
     """
+    choice = _teacher_choice(teacher)
     settings = settings_of(student)
     settings = dataclasses.replace(settings, recipe=with_overrides(settings.recipe, recipe))
     if weights is not None:
@@ -179,24 +180,37 @@ def retrain_settings(
         settings = dataclasses.replace(settings, distiller=chosen)
     elif loss:
         settings = dataclasses.replace(settings, distiller=terms_of(listed(loss)))
-    elif teacher == "none":
+    elif isinstance(choice, NoTeacher):
         settings = dataclasses.replace(settings, distiller=spec(FromLabels))
     uses_teacher = settings.distiller.build(Distiller).uses_teacher
-    if teacher == "none" and uses_teacher:
+    if isinstance(choice, NoTeacher) and uses_teacher:
         option = "--distiller" if distiller is not None else "--loss"
         raise ValueError(f"{option} needs a teacher, got --teacher none. Drop one of the two.")
-    if teacher not in (None, "none") and not uses_teacher:
+    if isinstance(choice, Spec) and not uses_teacher:
         raise ValueError(
             f"--teacher needs a distiller that uses a teacher, {settings.distiller.name} does not. Drop --teacher, or "
             "name another --distiller."
         )
-    source = None if teacher is None or teacher == "none" else as_teacher(teacher)
+    return settings, choice
+
+
+def _teacher_choice(teacher: str | Spec | nn.Module | NoTeacher | CardTeacher) -> TeacherChoice:
+    """The teacher of a retraining from `card`, `none`, or as `as_teacher`.
+
+    Raises:
+        ValueError: `fit`.
+    """
+    if isinstance(teacher, NoTeacher | CardTeacher):
+        return teacher
+    if teacher in ("card", "none"):
+        return CardTeacher() if teacher == "card" else NoTeacher()
+    source = as_teacher(teacher)
     if isinstance(source, FitTeacher):
         raise ValueError(
             "--teacher must be a trained one, got fit, which trains a teacher in a run. Drop --teacher for the "
             "student's own, or name another."
         )
-    return settings, source
+    return source
 
 
 def terms_of(texts: Sequence[str]) -> Spec:
@@ -229,12 +243,12 @@ def losses_of(texts: Sequence[str]) -> tuple[tuple[float, Spec], ...]:
     terms: list[tuple[float, Spec]] = []
     for text in texts:
         name, _, number = text.partition("=")
-        made = find_spec("kdnas.losses", name)
+        loss = find_spec("kdnas.losses", name)
         try:
-            weight = float(number) if number else getattr(resolve(made.make), "weight", 1.0)
+            weight = float(number) if number else getattr(resolve(loss.make), "weight", 1.0)
         except ValueError:
             weight = math.nan
         if not math.isfinite(weight):
             raise ValueError(f"the weight of {name} must be a number and finite, got {number!r}.")
-        terms.append((weight, made))
+        terms.append((weight, loss))
     return tuple(terms)

@@ -15,7 +15,7 @@ from kdnas.network import Network
 from kdnas.randomness import initialised, python_rng
 from kdnas.runs.folder import CARD
 from kdnas.runs.steps import StudentSteps
-from kdnas.settings import Retrain
+from kdnas.settings import CardTeacher, NoTeacher, Retrain, TeacherChoice
 from kdnas.space import SearchSpace
 from kdnas.specs import Spec, spec
 from kdnas.students.card import Card
@@ -36,7 +36,7 @@ def retrain_assisted(
     assistants: str,
     *,
     data: Spec | None = None,
-    teacher: Spec | None = None,
+    teacher: TeacherChoice = CardTeacher(),
     deploy: bool = True,
 ) -> dict[str, Any]:
     """Train a student under the last of a chain of assistants; the same call resumes.
@@ -69,19 +69,20 @@ def retrain_assisted(
     _, card = read_student(student)
     if card.space is None:
         raise ValueError(f"{student / CARD} names no search space, which assistants come from. Export it from a run.")
-    data, teacher = provenance(student, card, data, teacher)
+    data, source = provenance(student, card, data, teacher)
     space = space_from_table(dict(card.space))
     codes = () if assistants == AUTO else _descending(space, assistants, card)
-    identity = [unstructure(settings), assistants, data.to_json(), None if teacher is None else teacher.to_json()]
+    current: Spec | NoTeacher = source or NoTeacher()
+    identity = [unstructure(settings), assistants, data.to_json(), None if source is None else source.to_json()]
     steps = StudentSteps(out.parent / f"{out.name}-assistants", [*identity, card.blueprint.to_json()])
     if assistants == AUTO:
-        codes = (_search_size(student, settings, steps, space, card, data, teacher),)
+        codes = (_search_size(student, settings, steps, space, card, data, current),)
     fresh = dataclasses.replace(settings, weights="fresh")
     for code in codes:
-        source = _fresh(steps, space, code, card)
-        options = {"phase": f"assistant {code}", "data": data, "teacher": teacher, "deploy": False}
-        teacher = _as_teacher(steps.student(f"trained-{code}", partial(retrain, source, fresh, **options)))
-    return retrain(student, settings, out, data=data, teacher=teacher, deploy=deploy) | {"assistants": ",".join(codes)}
+        assistant = _fresh(steps, space, code, card)
+        options = {"phase": f"assistant {code}", "data": data, "teacher": current, "deploy": False}
+        current = _as_teacher(steps.student(f"trained-{code}", partial(retrain, assistant, fresh, **options)))
+    return retrain(student, settings, out, data=data, teacher=current, deploy=deploy) | {"assistants": ",".join(codes)}
 
 
 def _descending(space: SearchSpace, assistants: str, card: Card) -> tuple[str, ...]:
@@ -108,7 +109,7 @@ def _search_size(
     space: SearchSpace,
     card: Card,
     data: Spec,
-    teacher: Spec | None,
+    teacher: Spec | NoTeacher,
 ) -> str:
     """The code of the assistant under which the student learns best in short trainings; recorded in `choice.json`."""
     choice = steps.read(CHOICE, None)

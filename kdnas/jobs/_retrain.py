@@ -6,7 +6,7 @@ from typing import Any
 from kdnas.jobs._anchors import retrain_along
 from kdnas.jobs._assist import retrain_assisted
 from kdnas.jobs.retrain import retrain
-from kdnas.settings import Retrain
+from kdnas.settings import Retrain, TeacherChoice
 from kdnas.specs import Spec
 
 
@@ -18,7 +18,7 @@ def retrain_with(
     greedy_anchors: float | None,
     assistants: str | None,
     data: Spec | None,
-    teacher: Spec | None,
+    teacher: TeacherChoice,
 ) -> dict[str, Any]:
     """Retrain directly, along a route of snapshots, or under assistants.
 

@@ -103,12 +103,11 @@ class Run:
 
     def fresh_supernet(self) -> Supernet:
         """The supernet before training."""
-        made = self.experiment.train.share
-        supernet = initialised(
-            lambda: Supernet(self.space, corner if made is None else made.build()), self.experiment.train.recipe.seed
-        )
-        if self.experiment.train.weights:
-            load_weights(supernet, Path(self.experiment.train.weights))
+        settings = self.experiment.train
+        share = corner if settings.share is None else settings.share.build()
+        supernet = initialised(lambda: Supernet(self.space, share), settings.recipe.seed)
+        if settings.weights:
+            load_weights(supernet, Path(settings.weights))
         return supernet
 
     @cached_property
@@ -132,19 +131,19 @@ class Run:
             ) from error
         return supernet.to(self.device).eval()
 
-    def scorer(self, made: Spec) -> Scorer:
-        """A scorer that can judge this run's subnets.
+    def scorer(self, source: Spec) -> Scorer:
+        """A scorer of this run's subnets.
 
         Raises:
-            ValueError: it looks at weights, and the run trains no supernet.
+            ValueError: it needs supernet weights, and the run trains no supernet.
         """
-        built = made.build(Scorer)
-        if built.reads_weights and self.experiment.train.distiller is None:
+        scorer = source.build(Scorer)
+        if scorer.reads_weights and self.experiment.train.distiller is None:
             raise ValueError(
-                f"{made.make.partition(':')[2]} looks at a supernet's weights, and {self.storage.folder} trains none. "
-                "Use a scorer that needs none, such as short_training, or a run with a distiller."
+                f"the scorer {source.name} needs trained supernet weights, but {self.folder} was created with "
+                "distiller none. Use one that needs none, such as short_training, or a run with a distiller."
             )
-        return built
+        return scorer
 
     @cached_property
     def distiller(self) -> Distiller:
@@ -190,15 +189,15 @@ class Run:
         )
 
 
-def build_teacher(made: Spec, data: Data) -> Teacher:
+def build_teacher(source: Spec, data: Data) -> Teacher:
     """A teacher for this data.
 
     Raises:
-        ValueError: as its maker; or it, or one it is made of, knows other classes, or these in another order.
+        ValueError: as its maker; or the classes of it or of a member differ from the data's, or their order does.
     """
-    teacher = made.build(Teacher, classes=data.classes, preprocessing=data.preprocessing)
-    for one in teacher.modules():
-        names = one.class_names if isinstance(one, Teacher) else None
+    teacher = source.build(Teacher, classes=data.classes, preprocessing=data.preprocessing)
+    for module in teacher.modules():
+        names = module.class_names if isinstance(module, Teacher) else None
         if names is not None and names != data.class_names:
             raise ValueError(
                 f"{other_classes(names, data, 'the teacher')} Use a teacher of these very classes, in their order."
@@ -207,19 +206,19 @@ def build_teacher(made: Spec, data: Data) -> Teacher:
 
 
 def other_classes(names: Sequence[str], data: Data, whose: str) -> str:
-    """A sentence on where a network's classes are not the data's: how many, or the first that has another name."""
+    """A sentence on how a network's classes differ from the data's: their number, or the first other name."""
     if len(names) != len(data.class_names):
         return f"{whose} knows {len(names)} classes, the data has {len(data.class_names)}."
     place = next(i for i, pair in enumerate(zip(names, data.class_names, strict=True)) if len({*pair}) > 1)
     return f"class {place} is {names[place]!r} to {whose} and {data.class_names[place]!r} in the data."
 
 
-def check_model_type(made: Spec | None, model: type[Supernet | Network]) -> None:
-    """Before anything is trained, raise a ValueError where a distiller is for the other kind of model.
+def check_model_type(distiller: Spec | None, model: type[Supernet | Network]) -> None:
+    """Raise a ValueError where a distiller's class is for the other kind of model, before anything is trained.
 
-    A distiller that a function makes is seen when it is made.
+    What a function returns is checked when it is called.
     """
-    target = None if made is None else resolve(made.make)
+    target = None if distiller is None else resolve(distiller.make)
     if isinstance(target, type) and issubclass(target, Distiller):
         target.check_model_type(model)
 
@@ -239,8 +238,8 @@ def closing_table(storage: RunFolder) -> str:
     width = max([12, *(len(row["name"]) + 1 for row in results["rows"])])
     lines = [f"{'':<{width}}{'accuracy':>10}{'params':>12}{'MACs':>14}{'seconds':>10}"]
     for row in results["rows"]:
-        macs, named = "-" if row["macs"] is None else f"{row['macs']:,}", f"{row['name']:<{width}}"
-        lines.append(f"{named}{row['accuracy']:>10.2%}{row['params']:>12,}{macs:>14}{row['seconds']:>10.1f}")
+        macs, name = "-" if row["macs"] is None else f"{row['macs']:,}", f"{row['name']:<{width}}"
+        lines.append(f"{name}{row['accuracy']:>10.2%}{row['params']:>12,}{macs:>14}{row['seconds']:>10.1f}")
     lines += ["", *(control["sentence"] for control in results["controls"].values())]
     lines.append(f"report: {storage.path(REPORT)}")
     return "\n".join(lines)

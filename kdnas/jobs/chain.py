@@ -37,23 +37,22 @@ say = logging.getLogger(__name__).info
 def chain(experiment: Experiment, folder: Path, *, deploy: bool = True) -> Run:
     """Teacher, supernet, ranking, export, retraining with and without a teacher, closing table, report.
 
-    Every phase that is finished in the folder is left as it is, so that the same call resumes. After each phase the
-    command that does the next one alone is printed.
+    Finished phases are skipped, so that the same call resumes. After each phase the command for the next one is logged.
 
     Args:
-        experiment: what to do.
-        folder: the run.
-        deploy: write and check every form of the student, or what kdnas reads alone.
+        experiment: all settings.
+        folder: the run folder.
+        deploy: whether to write and compare every form of the student.
     """
     run = train(experiment, folder)
     if all(row["name"] != "teacher" for row in run.storage.results()["rows"]):
-        run.storage.record_result({"name": "teacher", **given_teacher(run.teacher, run.data)})
+        run.storage.record_result({"name": "teacher", **teacher_row(run.teacher, run.data)})
     say(f"next: kdnas search {folder}")
     if run.storage.phase("search") is None:
         search(run, experiment.search)
     if experiment.second is not None and run.storage.phase("export") is None:
-        asked = unstructure(experiment.second)
-        if not any(s["settings"] == asked and s["state"] == "done" for s in run.storage.manifest["searches"]):
+        settings = unstructure(experiment.second)
+        if not any(s["settings"] == settings and s["state"] == "done" for s in run.storage.manifest["searches"]):
             search(run, experiment.second)
     say(f"next: kdnas export {folder} --place 1 --out {folder}/students/place-1")
     if run.storage.phase("export") is None:
@@ -63,21 +62,21 @@ def chain(experiment: Experiment, folder: Path, *, deploy: bool = True) -> Run:
         if run.storage.phase(name) is None:
             out = run.storage.path(STUDENTS, name)
             # Only what may be deployed is checked; the controls are for the table.
-            found = retrain(source, settings, out, phase=name, deploy=deploy and name == "student")
-            keep = {key: found[key] for key in ("accuracy", "params", "macs", "seconds")}
-            run.storage = RunFolder(run.storage.folder)
-            run.storage.record_result({"name": name, **keep})
-            run.storage.finish(name, **keep)
+            result = retrain(source, settings, out, phase=name, deploy=deploy and name == "student")
+            row = {key: result[key] for key in ("accuracy", "params", "macs", "seconds")}
+            run.storage = RunFolder(run.folder)
+            run.storage.record_result({"name": name, **row})
+            run.storage.finish(name, **row)
     run.storage.record_controls(dict(_claims(run)))
     say(f"next: kdnas report {folder}")
     write_report(run.storage.folder)
     return run
 
 
-def given_teacher(teacher: Teacher, data: Data) -> dict[str, Any]:
+def teacher_row(teacher: Teacher, data: Data) -> dict[str, Any]:
     """The closing table's row of a teacher that was not trained here; MACs of one image, None where not countable."""
     teacher = teacher.to(default_device())
-    found = teacher_accuracy(teacher, data.test)
+    accuracy = teacher_accuracy(teacher, data.test)
     try:
         with FlopCounterMode(display=False) as counter:
             device = default_device()
@@ -86,7 +85,7 @@ def given_teacher(teacher: Teacher, data: Data) -> dict[str, Any]:
     except (RuntimeError, NotImplementedError):
         macs = None
     params = sum(p.numel() for p in teacher.parameters())
-    return {"accuracy": found, "params": params, "macs": macs, "seconds": 0.0}
+    return {"accuracy": accuracy, "params": params, "macs": macs, "seconds": 0.0}
 
 
 def _trainings(run: Run, settings: Retrain) -> Iterator[tuple[str, Path, Retrain]]:
@@ -95,14 +94,14 @@ def _trainings(run: Run, settings: Retrain) -> Iterator[tuple[str, Path, Retrain
     yield "student", best, settings
     yield "control", best, dataclasses.replace(settings, distiller=spec(FromLabels))
     number = run.storage.require("search", "kdnas search")["search"]
-    chosen = place_of(run, 1).architecture
-    entries = run.storage.ranking(number)
-    drawn = [e for e in entries if e.searcher == RANDOM and e.architecture != chosen][: settings.num_random]
-    others = ranked([e for e in entries if e.searcher == CONTRAST])[:1]
-    named = [(f"random {index}", f"drawn-{index}", e) for index, e in enumerate(drawn, 1)]
-    named += [("contrast", "contrasted", e) for e in others if e.architecture != chosen]
-    for name, place, entry in named:
-        folder = run.storage.path(STUDENTS, place)
+    best_architecture = place_of(run, 1).architecture
+    entries = [e for e in run.storage.ranking(number) if e.architecture != best_architecture]
+    random = [e for e in entries if e.searcher == RANDOM][: settings.num_random]
+    contrast = ranked([e for e in run.storage.ranking(number) if e.searcher == CONTRAST])[:1]
+    controls = [(f"random {index}", f"drawn-{index}", entry) for index, entry in enumerate(random, 1)]
+    controls += [("contrast", "contrasted", entry) for entry in contrast if entry.architecture != best_architecture]
+    for name, source, entry in controls:
+        folder = run.storage.path(STUDENTS, source)
         if not folder.exists():
             origin = {"control": name, "score": entry.score}
             network = inherited(run, entry.architecture)
@@ -117,13 +116,13 @@ def _claims(run: Run) -> Iterator[tuple[str, dict[str, Any]]]:
     for name in names:
         if name != "teacher":
             hits[name] = student_hits(run.storage.path(STUDENTS, name), run.data)
-    drawn = [hits[name] for name in hits if name.startswith("random")]
+    random = [hits[name] for name in hits if name.startswith("random")]
     pairs = {
         "distillation": (hits["control"], "the same student trained without a teacher", "distillation did not help"),
     }
-    if drawn:
-        other = f"{len(drawn)} random subnet{'s' if len(drawn) > 1 else ''} within the budget, trained alike"
-        pairs["choice"] = (np.mean(drawn, 0), other, "the ranking chose no better than chance")
+    if random:
+        other = f"{len(random)} random subnet{'s' if len(random) > 1 else ''} within the budget, trained alike"
+        pairs["choice"] = (np.mean(random, 0), other, "the ranking chose no better than chance")
     if "contrast" in hits:
         words = "the best subnet of the same search under the other score, trained alike"
         pairs["contrasted"] = (hits["contrast"], words, "the other score chose better")

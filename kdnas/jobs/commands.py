@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from kdnas.data.base import Data
     from kdnas.jobs._run import Run
     from kdnas.ranking.table import Ranking
-    from kdnas.settings import Experiment
+    from kdnas.settings import CardTeacher, Experiment, NoTeacher
     from kdnas.space import SearchSpace
     from kdnas.specs import Spec
 
@@ -380,8 +380,8 @@ def why(
     from kdnas.jobs import why as job
     from kdnas.jobs._arguments import as_run, as_spec
 
-    made = None if scorer is None else as_spec("kdnas.scorers", scorer)
-    return job.why(as_run(run), architecture, scorer=made, num_images=num_images)
+    source = None if scorer is None else as_spec("kdnas.scorers", scorer)
+    return job.why(as_run(run), architecture, scorer=source, num_images=num_images)
 
 
 @_computes
@@ -449,7 +449,7 @@ def retrain(
     *,
     out: str | Path | None = None,
     weights: Literal["fresh", "inherited"] | None = None,
-    teacher: str | Spec | nn.Module | None = None,
+    teacher: str | Spec | nn.Module | NoTeacher | CardTeacher = "card",
     data: str | Spec | Data | Dataset[Any] | None = None,
     greedy_anchors: float | None = None,
     assistants: str | None = None,
@@ -464,7 +464,8 @@ def retrain(
         student: a student folder.
         out: the new student folder; by default STUDENT-retrained.
         weights: initial weights: fresh (random) or inherited from the supernet; by default the run's.
-        teacher: another teacher, see `kdnas run --help`, or none for the labels alone; by default the student's.
+        teacher: card for the one that the student's card names, none for the labels alone, or another, see
+            `kdnas run --help`.
         data: other data, see `kdnas run --help`; by default the student's.
         greedy_anchors: follow a route of the teacher's snapshots; the next one is the farthest whose divergence is at
             most this multiple of the present one's.

@@ -17,7 +17,7 @@ from kdnas.data.base import Data
 from kdnas.distillers.from_labels import FromLabels
 from kdnas.evaluation import accuracy, student_hits
 from kdnas.jobs._run import build_teacher
-from kdnas.jobs.chain import given_teacher, say
+from kdnas.jobs.chain import say, teacher_row
 from kdnas.jobs.convert import load_source
 from kdnas.jobs.fit import fit_teacher
 from kdnas.jobs.retrain import retrain
@@ -95,7 +95,7 @@ def prune(settings: Prune, folder: Path) -> dict[str, Any]:
     teacher_spec = fit_teacher(teacher, data, storage) if isinstance(teacher, FitTeacher) else teacher
     conversion = conversion or _convert_source(settings, storage, data)
     if all(row["name"] != "teacher" for row in storage.results()["rows"]):
-        storage.record_result({"name": "teacher", **given_teacher(build_teacher(teacher_spec, data), data)})
+        storage.record_result({"name": "teacher", **teacher_row(build_teacher(teacher_spec, data), data)})
     if storage.phase("removal") is None:
         _remove(settings, storage, data, teacher_spec, conversion)
     rows = _retrain(settings, storage, teacher_spec)

@@ -15,7 +15,7 @@ from kdnas.randomness import initialised
 from kdnas.runs.files import current_folder
 from kdnas.runs.folder import CARD, WEIGHTS, run_around
 from kdnas.runs.steps import draft_of, forget_drafts
-from kdnas.settings import Experiment, Recipe, Retrain
+from kdnas.settings import CardTeacher, Experiment, Recipe, Retrain, TeacherChoice
 from kdnas.specs import Spec
 from kdnas.students.folder import check_place, read_student, write_student
 from kdnas.students.trust import provenance
@@ -31,7 +31,7 @@ def retrain(
     *,
     phase: str = "retrain",
     data: Spec | None = None,
-    teacher: Spec | None = None,
+    teacher: TeacherChoice = CardTeacher(),
     deploy: bool = True,
 ) -> dict[str, Any]:
     """Train a student folder's network and write the result to another folder; the same call resumes.
@@ -54,17 +54,19 @@ def retrain(
     check_model_type(settings.distiller, Network)
     check_place(Path(out))
     network, card = read_student(student)
-    data, teacher = provenance(student, card, data, teacher)
+    data, source = provenance(student, card, data, teacher)
     loaded: Data = data.build(Data)
     if loaded.class_names != card.class_names:
         raise ValueError(f"{other_classes(card.class_names, loaded, 'the student')} Give the data it was found on.")
     distiller = settings.distiller.build(Distiller)
     if settings.weights == "fresh":
         network = initialised(lambda: Network(card.blueprint), settings.recipe.seed)
-    module = build_teacher(teacher, loaded) if teacher is not None and distiller.uses_teacher else None
+    if source is None and distiller.uses_teacher:
+        raise ValueError(f"{settings.distiller.name} uses a teacher, and {student / CARD} names none. Add --teacher.")
+    module = build_teacher(source, loaded) if source is not None and distiller.uses_teacher else None
     training = Training(network, distiller, loaded, module, settings.recipe, default_device())
     out.parent.mkdir(parents=True, exist_ok=True)
-    identity = [unstructure(settings), data.to_json(), None if teacher is None else teacher.to_json()]
+    identity = [unstructure(settings), data.to_json(), None if source is None else source.to_json()]
     identity.append(card.blueprint.to_json())
     if settings.weights == "inherited":
         identity.append(hashlib.sha256((current_folder(student) / WEIGHTS).read_bytes()).hexdigest())

@@ -14,28 +14,28 @@ from kdnas.teachers.load import load_teacher
 
 
 def taps_table(teacher: str, space: str, data: str, by: str) -> str:
-    """From, to, shapes, adapter and its parameters, one line per pair.
+    """Student stage, teacher stage, their shapes, the adapter and its parameters, one line per pair.
 
     Args:
-        teacher: what a person types for a teacher, not `fit`.
+        teacher: a teacher's text form, other than `fit`.
         space: a table or its name.
-        data: what the images are like.
+        data: the data whose image size and channels are used.
         by: `resolution`, `rdm` or `order`.
 
     Raises:
-        ValueError: the teacher is not at hand, or a pair cannot be matched.
+        ValueError: the teacher is `fit` or cannot be loaded, or a pair cannot be matched.
     """
     loaded: Data = load_data(data).build(Data)
-    made = load_teacher(teacher)
-    if not isinstance(made, Spec):
+    source = load_teacher(teacher)
+    if not isinstance(source, Spec):
         raise ValueError("the teacher fit exists in a run only. Give checkpoint:RUN/teacher.")
-    taught = build_teacher(made, loaded)
+    module = build_teacher(source, loaded)
     fitted = load_space(space).fitted(classes=loaded.classes, image_channels=loaded.channels)
     supernet = initialised(lambda: Supernet(fitted), 0).eval()
     pixels = loaded.search.take(torch.arange(min(8, len(loaded.search))))
     with torch.no_grad():
         student = supernet(normalise(pixels, loaded.preprocessing), fitted.largest)
-        rows = StagePairs(pairs=by, alignment="channels").prepare(student, taught(pixels), elastic=True)
+        rows = StagePairs(pairs=by, alignment="channels").prepare(student, module(pixels), elastic=True)
     lines = [f"{'student':<8}{'shape':<18}{'teacher':<8}{'shape':<18}{'adapter':<18}{'params':>10}"]
     for row in rows:
         lines.append(

@@ -37,10 +37,10 @@ def train(experiment: Experiment, folder: Path) -> Run:
     return run
 
 
-def _train_supernet(run: Run, taught: Spec) -> None:
+def _train_supernet(run: Run, source: Spec) -> None:
     settings, storage = run.experiment.train, run.storage
     supernet = run.fresh_supernet()
-    distiller = taught.build(Distiller)
+    distiller = source.build(Distiller)
     teacher, data, device = run.teacher, run.data, run.device
     cache = None
     if settings.teacher_views:

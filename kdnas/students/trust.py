@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from kdnas.runs.folder import CARD, run_around
+from kdnas.settings import CardTeacher, NoTeacher, TeacherChoice
 from kdnas.specs import Spec, resolve
 from kdnas.students.card import Card
 
@@ -17,13 +18,15 @@ TRUSTED = {
 """Makers that a card may name wherever its folder lies: they run no code of the student's author."""
 
 
-def provenance(student: Path, card: Card, data: Spec | None, teacher: Spec | None) -> tuple[Spec, Spec | None]:
-    """Data and teacher of a student: the arguments, or where they are None what the card names.
+def provenance(student: Path, card: Card, data: Spec | None, teacher: TeacherChoice) -> tuple[Spec, Spec | None]:
+    """Data and teacher of a student: the arguments, or what the card names; no teacher for `NoTeacher`.
 
     Raises:
         ValueError: the card names no data, or a maker that is not trusted (see `source_of`).
     """
-    return data_of(student, card, data), teacher or source_of(student, card, "teacher")
+    if isinstance(teacher, CardTeacher):
+        return data_of(student, card, data), source_of(student, card, "teacher")
+    return data_of(student, card, data), None if isinstance(teacher, NoTeacher) else teacher
 
 
 def data_of(student: Path, card: Card, data: Spec | None) -> Spec:

@@ -135,7 +135,7 @@ RUN = ["run", "--data", "tests.toy:data", "--space", "toy", "--out", "OUT"]
         ([*RUN, "--loss", ""], "--loss is empty"),
         ([*RUN, "--teacher", "torchvision:resnet1@w.safetensors"], "torchvision has no"),
         ([*RUN, "--teacher", "checkpoint:/no/such"], "is no student"),
-        ([*RUN, "--teacher", "tests.toy:other_classes"], "knows 7 classes, the data has 3"),
+        ([*RUN, "--teacher", "tests.toy:other_classes"], "has 7 classes, the data 3"),
         ([*RUN, "--optimizer", "adm"], "choose from 'sgd', 'adamw'"),
         (["run", "--space", "toy", "--out", "OUT"], "--data is missing"),
         (["run", "--experiment", "dmo", "--out", "OUT"], "Did you mean 'demo'"),

@@ -5,6 +5,7 @@ import pytest
 from kdnas.data.builtin import digits
 from kdnas.data.load import load_data
 from kdnas.network import Network
+from kdnas.settings import CardTeacher, NoTeacher
 from kdnas.specs import Spec, spec
 from kdnas.students.card import Card
 from kdnas.students.trust import data_of, is_trusted, provenance, source_of
@@ -67,9 +68,10 @@ def test_a_run_may_name_what_a_student_from_elsewhere_may_not(tmp_path):
 
 def test_arguments_come_before_the_card(tmp_path):
     own = card(data=load_data("digits").to_json(), teacher=TEACHER.to_json())
-    assert provenance(tmp_path, own, None, None) == (load_data("digits"), TEACHER)
+    assert provenance(tmp_path, own, None, CardTeacher()) == (load_data("digits"), TEACHER)
     assert provenance(tmp_path, own, FOREIGN, FOREIGN) == (FOREIGN, FOREIGN)
-    assert provenance(tmp_path, card(data=own.origin["data"]), None, None)[1] is None
+    assert provenance(tmp_path, own, None, NoTeacher()) == (load_data("digits"), None)
+    assert provenance(tmp_path, card(data=own.origin["data"]), None, CardTeacher())[1] is None
 
 
 def test_a_card_without_data_asks_for_it(tmp_path):
