@@ -75,7 +75,7 @@ class Budget:
         """The largest relative overshoot over a bound; not positive when the network is admitted.
 
         Args:
-            cost: what can be counted.
+            cost: params and macs.
             **measured: memory and latency, where they are bounded.
         """
         spent = {**cost._asdict(), **measured}
@@ -87,10 +87,15 @@ class Budget:
         return {name: bound for name, bound in dataclasses.asdict(self).items() if bound is not None}
 
     def only(self, names: Sequence[str], job: str) -> None:
-        """Raise a ValueError where something else is bounded than what this job can bound."""
+        """Raise a ValueError where a cost other than these is bounded.
+
+        Args:
+            names: costs that may be bounded.
+            job: subject of the message, such as `an exact search`.
+        """
         others = [name for name in self.bounds() if name not in names]
         if others:
-            raise ValueError(f"{job} bounds {' and '.join(names)}, got a bound on {others[0]}. Leave that bound out.")
+            raise ValueError(f"{job} bounds {' and '.join(names)}, got a bound on {others[0]}. Remove that bound.")
 
     def __str__(self) -> str:
         return ", ".join(f"{name} <= {amount(name, bound)}" for name, bound in self.bounds().items()) or "no bound"
@@ -113,7 +118,7 @@ class Budget:
                     f"a budget bounds {', '.join(known[:-1])} or {known[-1]}, got {name!r}.{nearest(name, known)}"
                 )
             if name in bounds:
-                raise ValueError(f"{name} is bounded twice. Give it once.")
+                raise ValueError(f"{name} is bounded twice. Name it once.")
             bounds[name] = number
         return cls(**bounds)
 

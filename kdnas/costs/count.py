@@ -42,9 +42,9 @@ def layer_inputs(blueprint: Blueprint) -> Iterator[tuple[str, Layer, tuple[int, 
 def peak_memory(blueprint: Blueprint) -> int:
     """The most bytes of activations alive at once, for one image in float32, in inference.
 
-    Layer after layer as PyTorch runs them without gradients: the layer's input, what it has computed and still needs,
-    and its output. Neither weights, nor what a convolution's algorithm takes for its own work; a runtime that fuses
-    layers or computes in place needs less.
+    Layer after layer as PyTorch runs them without gradients: the layer's input, its live intermediate tensors and its
+    output. Neither weights nor the workspace of convolution algorithms count; a runtime that fuses layers or computes
+    in place needs less.
     """
     return max(_peak(layer, shape) for _, layer, shape in layer_inputs(blueprint))
 
@@ -76,7 +76,7 @@ def _peak(layer: Layer, shape: tuple[int, ...]) -> int:
 
 
 def peak_activations(call: Callable[[], Any], image: Tensor, module: nn.Module) -> int:
-    """The most bytes that tensors made by a call, and its image, hold at once; the module's own are not counted."""
+    """The most bytes of the tensors that a call creates and of its image at once, without the module's own tensors."""
     with torch.no_grad(), _Alive(image, [*module.parameters(), *module.buffers()]) as alive:
         call()
     return alive.peak
@@ -88,21 +88,21 @@ class _Alive(TorchDispatchMode):
     def __init__(self, image: Tensor, own: Iterable[Tensor]) -> None:
         super().__init__()
         self.own = {t.untyped_storage()._cdata for t in own}
-        self.held: dict[int, tuple[StorageWeakRef, int]] = {}
+        self.storages: dict[int, tuple[StorageWeakRef, int]] = {}
         self.peak = 0
-        self._see(image)
+        self._count(image)
 
-    def _see(self, found: Any) -> None:
-        for tensor in tree_leaves(found):
+    def _count(self, outputs: Any) -> None:
+        for tensor in tree_leaves(outputs):
             if isinstance(tensor, Tensor):
                 storage = tensor.untyped_storage()
                 if storage._cdata not in self.own:
-                    self.held[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
-        self.held = {key: (ref, size) for key, (ref, size) in self.held.items() if not ref.expired()}
-        self.peak = max(self.peak, sum(size for _, size in self.held.values()))
+                    self.storages[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
+        self.storages = {key: (ref, size) for key, (ref, size) in self.storages.items() if not ref.expired()}
+        self.peak = max(self.peak, sum(size for _, size in self.storages.values()))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the operation, and count."""
-        found = func(*args, **(kwargs or {}))
-        self._see(found)
-        return found
+        outputs = func(*args, **(kwargs or {}))
+        self._count(outputs)
+        return outputs

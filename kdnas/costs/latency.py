@@ -1,4 +1,4 @@
-"""How long networks take on a device: a table of layers, each measured once, and their sum."""
+"""Latency of networks on a device: a table of layers, each measured once, and their sum."""
 
 import json
 import platform
@@ -22,20 +22,20 @@ _WARM = 2  # calls that are not timed: the first ones choose algorithms and fill
 class LatencyTable:
     r"""Seconds for one image: $s \sum_l t_l$, with $t_l$ the seconds of layer l alone, each measured once.
 
-    What is timed is the least of several calls: whatever else runs on the machine only adds. Every layer is timed in
-    turn with one fixed convolution, call by call; its seconds are the ratio of the two times the convolution's when the
-    table was begun. So a machine that slows down while the table grows does not make later layers look slower. The
-    factor s is the median ratio of whole networks to the sums of their layers (`calibrate`): layers in a network find
-    their input in the cache.
+    A time is the least of several calls: other processes on the machine only add to it. Every layer is timed in turn
+    with one reference convolution, call by call; its seconds are the ratio of the two times the seconds of the
+    convolution when the table was created. So a machine that slows down while the table grows does not make later
+    layers look slower. The factor s is the median ratio of whole networks to the sums of their layers (`calibrate`):
+    layers in a network find their input in the cache.
 
     Args:
         device: where to measure.
-        rows: of a table written before, by `write`; measured layers are not measured again.
-        write: is handed every new row, a JSON object.
+        rows: rows that `write` received earlier; their layers are not measured again.
+        write: called with every new row, a JSON object.
         repeats: timed calls of each layer.
 
     Raises:
-        ValueError: the rows are of another device or number of threads, or damaged.
+        ValueError: the rows are from another device or number of threads, or damaged.
 
     Reference: additive tables: Cai et al., ProxylessNAS, ICLR 2019, appendix B; Cai et al., Once for All, ICLR 2020,
         section 3.3 and appendix.
@@ -62,8 +62,9 @@ class LatencyTable:
                     there = {name: row[name] for name in here}
                     if there != here:
                         raise ValueError(
-                            f"these latencies were measured on {there['device']} with {there['threads']} threads; here "
-                            f"is {here['device']} with {here['threads']}. Search there, or begin another run."
+                            f"the latency table was measured on {there['device']} with {there['threads']} threads, "
+                            f"this is {here['device']} with {here['threads']} threads. Search there, or begin another "
+                            "run."
                         )
                     base = float(row["reference"])
                 elif "scale" in row:
@@ -78,40 +79,40 @@ class LatencyTable:
         self.base = base
 
     def seconds(self, blueprint: Blueprint) -> float:
-        """What the table says of a network; layers that it does not know yet are measured."""
+        """Predicted seconds of a network; layers that are not in the table yet are measured."""
         total = sum(self._layer(layer, shape) for _, layer, shape in layer_inputs(blueprint))
         return total * (1.0 if self.scale is None else self.scale)
 
     def calibrate(self, blueprints: Sequence[Blueprint]) -> None:
         """Fit the scale to whole networks, once."""
         if self.scale is None:
-            ratios = [self.whole(one) / self.seconds(one) for one in blueprints]
+            ratios = [self.whole(blueprint) / self.seconds(blueprint) for blueprint in blueprints]
             self.scale = statistics.median(ratios)
             self.write({"scale": self.scale, "ratios": ratios})
 
     def whole(self, blueprint: Blueprint) -> float:
-        """Seconds of the whole network, measured now, in the table's time."""
-        return self._measured(Network(blueprint), tuple((1, *blueprint.image)))
+        """Seconds of the whole network, measured now, relative to the reference as the table's layers are."""
+        return self._measure(Network(blueprint), tuple((1, *blueprint.image)))
 
     def drift(self) -> float:
-        """How much slower the reference runs now than when the table was begun: 0.1 is 10 %."""
+        """How much slower the reference runs now than when the table was created: 0.1 is 10 %."""
         return min(self._times(lambda: self._reference(self._input))) / self.base - 1
 
     def _layer(self, layer: Layer, shape: tuple[int, ...]) -> float:
         key = json.dumps([layer.make.to_json(), shape])
         if key not in self.layers:
-            self.layers[key] = self._measured(build(layer), shape)
+            self.layers[key] = self._measure(build(layer), shape)
             self.write({"layer": key, "seconds": self.layers[key]})
         return self.layers[key]
 
-    def _measured(self, module: nn.Module, shape: tuple[int, ...]) -> float:
+    def _measure(self, module: nn.Module, shape: tuple[int, ...]) -> float:
         module = module.to(self.device).eval()
         image = torch.zeros(shape, device=self.device)
-        taken, reference = [], []
+        seconds, reference = [], []
         for _ in range(_WARM + self.repeats):
             reference += self._times(lambda: self._reference(self._input), 1)
-            taken += self._times(lambda: module(image), 1)
-        return min(taken[_WARM:]) / min(reference[_WARM:]) * self.base
+            seconds += self._times(lambda: module(image), 1)
+        return min(seconds[_WARM:]) / min(reference[_WARM:]) * self.base
 
     def _times(self, call: Callable[[], Any], repeats: int | None = None) -> list[float]:
         warm = _WARM if repeats is None else 0
@@ -120,15 +121,15 @@ class LatencyTable:
 
 def timed(call: Callable[[], Any], device: torch.device, repeats: int, warm: int = _WARM) -> list[float]:
     """Seconds of each of `repeats` calls without gradients, after `warm` calls that are not timed."""
-    taken = []
+    seconds = []
     with torch.no_grad():
         for _ in range(warm + repeats):
             began = time.perf_counter()
             call()
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
-            taken.append(time.perf_counter() - began)
-    return taken[warm:]
+            seconds.append(time.perf_counter() - began)
+    return seconds[warm:]
 
 
 def _name(device: torch.device) -> str:

@@ -1,4 +1,4 @@
-"""Labelled images in three parts: train for weights, search for choosing, test for the closing table only."""
+"""Labelled images in three parts: train for weights, search for ranking, test for the closing table only."""
 
 import abc
 import io
@@ -19,7 +19,7 @@ from kdnas.randomness import torch_rng
 
 
 class Images(abc.ABC):
-    """A part of the data: images and labels by index."""
+    """A part of a data set: images and labels by index."""
 
     labels: Tensor
 
@@ -40,7 +40,7 @@ class Images(abc.ABC):
 
 @final
 class TensorImages(Images):
-    """Images held in memory, uint8 or float in [0, 1].
+    """Images in memory, uint8 or float in [0, 1].
 
     Raises:
         ValueError: another shape, counts that differ, values outside [0, 1], or NaN.
@@ -49,34 +49,34 @@ class TensorImages(Images):
     def __init__(self, images: Tensor, labels: Tensor) -> None:
         if images.dim() != 4 or len(images) != len(labels):
             raise ValueError(
-                f"images must be [count, channels, height, width] with one label each, got {tuple(images.shape)} "
+                f"`images` must be [count, channels, height, width] with one label each, got {tuple(images.shape)} "
                 f"and {len(labels)} labels."
             )
         if images.is_floating_point():
             broken = ~torch.isfinite(images).flatten(1).all(1)
             if broken.any():
                 raise ValueError(
-                    f"images must be finite, {int(broken.sum())} of {len(images)} hold NaN or infinity, the first is "
-                    f"number {int(broken.nonzero()[0])}. Remove or repair them."
+                    f"`images` must be finite: {int(broken.sum())} of {len(images)} hold NaN or infinity, first number "
+                    f"{int(broken.nonzero()[0])}. Remove or repair them."
                 )
             if images.min() < 0 or images.max() > 1:
                 raise ValueError(
-                    f"float images have values in [0, 1], got {images.min():.3g} to {images.max():.3g}. Divide by 255."
+                    f"float `images` must be in [0, 1], got {images.min():.3g} to {images.max():.3g}. Divide by 255."
                 )
         self.images, self.labels = images, labels.long()
 
     def take(self, indices: Tensor) -> Tensor:
         """Images by index."""
-        chosen = self.images[indices]
-        return chosen.float() if chosen.is_floating_point() else chosen.float() / 255
+        images = self.images[indices]
+        return images.float() if images.is_floating_point() else images.float() / 255
 
 
 @final
 class FileImages(Images):
-    """Images decoded from files (or encoded bytes) when they are taken, resized and centre-cropped to a square.
+    """Images decoded from files (or encoded bytes) by `take`, resized and centre-cropped to a square.
 
     Raises:
-        ValueError: at `take`, for a file that is no image; it names the file.
+        ValueError: from `take`, for a file that is no image; the message names it.
     """
 
     def __init__(self, sources: Sequence[Path | bytes], labels: Tensor, size: int, mode: str = "RGB") -> None:
@@ -89,8 +89,7 @@ class FileImages(Images):
 
     def _decode(self, source: Path | bytes) -> Tensor:
         try:
-            opened = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
-            picture = opened.convert(self.mode)
+            picture = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source).convert(self.mode)
         except OSError as error:
             raise ValueError(
                 f"{source if isinstance(source, Path) else 'an image'} cannot be read: {error}."
@@ -110,9 +109,9 @@ class Data:
     """A data set in its three roles.
 
     Attributes:
-        train: teaches weights.
-        search: ranks subnets and watches training; never teaches weights.
-        test: read once, for the closing table.
+        train: for weights.
+        search: for the ranking of subnets and accuracies during training, never for weights.
+        test: for the closing table only.
         class_names: one per class.
         preprocessing: size, and mean and standard deviation of the train part.
         augmentation: `none`, `shift` (by up to an eighth of the size, zero filled) or `crop_flip` (the same, and
@@ -131,14 +130,15 @@ class Data:
         for name in ("train", "search", "test"):
             part: Images = getattr(self, name)
             if len(part) == 0:
-                raise ValueError(f"the {name} part is empty. Give it images.")
+                raise ValueError(f"the {name} part must have images, got none.")
             counts = torch.bincount(part.labels, minlength=self.classes)
             if part.labels.min() < 0 or len(counts) > self.classes:
-                raise ValueError(f"labels are 0 to {self.classes - 1}, the {name} part has {int(part.labels.max())}.")
+                worst = int(part.labels.min() if part.labels.min() < 0 else part.labels.max())
+                raise ValueError(f"labels must be 0 to {self.classes - 1}, the {name} part has {worst}.")
             if name == "train" and counts.min() < 2:
                 rare = int(counts.argmin())
                 raise ValueError(
-                    f"every class needs at least two training images, class {self.class_names[rare]!r} has "
+                    f"every class must have at least 2 training images, class {self.class_names[rare]!r} has "
                     f"{int(counts[rare])}. Add images or remove the class."
                 )
         object.__setattr__(self, "preprocessing", _statistics(self.train))
@@ -163,7 +163,7 @@ class Data:
         return normalise(pixels, self.preprocessing)
 
     def indices(self, seed: int, step: int, batch_size: int) -> Tensor:
-        """Which training images make up a step's batch: a fresh order per epoch, the ragged rest of it dropped."""
+        """Indices of a step's batch: a new random order for each epoch, without its incomplete last batch."""
         size = min(batch_size, len(self.train))
         per_epoch = len(self.train) // size
         order = torch.randperm(len(self.train), generator=torch_rng(seed, "order", step // per_epoch))
@@ -171,17 +171,16 @@ class Data:
         return order[place * size : (place + 1) * size]
 
     def pixels(self, indices: Tensor, seed: int, step: int) -> Tensor:
-        """Augmented training images in [0, 1]; the augmentation is drawn from (seed, step)."""
+        """Augmented training images in [0, 1]; the augmentation is a function of (seed, step)."""
         return augment(self.train.take(indices), self.augmentation, torch_rng(seed, "augmentation", step))
 
     def view(self, indices: Tensor, seed: int, view: int) -> Tensor:
-        """Augmented training images in [0, 1] that come back: each augmentation is drawn from (seed, view, image)."""
-        taken = self.train.take(indices)
+        """Training images in [0, 1] under a fixed augmentation: a function of (seed, view, index) for each image."""
+        pixels = self.train.take(indices)
         if self.augmentation == "none":
-            return taken
+            return pixels
         rngs = [torch_rng(seed, "view", view, index) for index in indices.tolist()]
-        one_by_one = [augment(p[None], self.augmentation, rng) for p, rng in zip(taken, rngs, strict=True)]
-        return torch.cat(one_by_one)
+        return torch.cat([augment(p[None], self.augmentation, rng) for p, rng in zip(pixels, rngs, strict=True)])
 
 
 def normalise(pixels: Tensor, preprocessing: Preprocessing) -> Tensor:
@@ -192,8 +191,7 @@ def normalise(pixels: Tensor, preprocessing: Preprocessing) -> Tensor:
 
 def _statistics(train: Images) -> Preprocessing:
     count = min(len(train), 10_000)
-    chosen = torch.randperm(len(train), generator=torch_rng("statistics"))[:count]
-    pixels = train.take(chosen)
+    pixels = train.take(torch.randperm(len(train), generator=torch_rng("statistics"))[:count])
     std, mean = torch.std_mean(pixels.double(), (0, 2, 3))
     # A constant channel carries nothing; dividing it by 1 keeps it harmless.
     std = torch.where(std > 1e-6, std, 1.0)

@@ -22,8 +22,8 @@ def cifar10(path: str, search: int = 5000, size: int = 32) -> Data:
     Args:
         path: the folder with the binary files, or an `.npz` with `train_jpeg`, `train_offsets`, `train_labels` and the
             same for test (read without pickle).
-        search: how many of the 50,000 training images, drawn once and for all, are for search.
-        size: pixels; images are averaged down to a smaller size, which divides 32.
+        search: number of the 50,000 training images that become the search part, always the same ones.
+        size: pixels; images are averaged down to a smaller size, a divisor of 32.
 
     Reference: Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009.
     """
@@ -45,15 +45,15 @@ def _cifar(
     path: Path, names: tuple[str, ...], train_files: list[str], test_file: str, label_bytes: int, search: int, size: int
 ) -> Data:
     if size < 1 or 32 % size:
-        raise ValueError(f"size must divide 32, got {size}.")
+        raise ValueError(f"`size` must divide 32, got {size}.")
     if path.is_file() and path.suffix == ".npz":
         images, labels = _packed(path)
     elif path.is_dir():
         if not (path / test_file).is_file():
             pickled = (path / "batches.meta").exists() or (path / "meta").exists()
             raise ValueError(
-                f"{path} has no {test_file}. Give the folder of the binary version"
-                + (": this is the Python version, which is pickled, and pickles are never loaded." if pickled else ".")
+                f"{path} has no {test_file}. Use the folder of the binary version"
+                + (": this is the pickled Python version, and pickles are never loaded." if pickled else ".")
             )
         images, labels = {}, {}
         for part, files in (("train", train_files), ("test", [test_file])):
@@ -61,17 +61,17 @@ def _cifar(
             images[part] = torch.from_numpy(raw[:, label_bytes:].reshape(-1, 3, 32, 32).copy())
             labels[part] = torch.from_numpy(raw[:, label_bytes - 1].astype(np.int64))
     else:
-        raise ValueError(f"there is no {path}. Give the folder of the binary files, or an .npz.")
+        raise ValueError(f"{path} does not exist. Use the folder of the binary files, or an .npz file.")
     if not 0 < search < len(images["train"]):
-        raise ValueError(f"search must leave training images of {len(images['train'])}, got {search}.")
+        raise ValueError(f"`search` must be between 1 and {len(images['train']) - 1}, got {search}.")
     if size < 32:
         images = {n: F.avg_pool2d(x.float(), 32 // size).round().to(torch.uint8) for n, x in images.items()}
-    # Drawn, not cut off: some copies of the files are sorted by class.
+    # Sampled, not cut off: some copies of the files are sorted by class.
     order = torch.randperm(len(images["train"]), generator=torch_rng("cifar", "search"))
-    taken, left = order[:search], order[search:].sort().values
+    held_out, rest = order[:search], order[search:].sort().values
     return Data(
-        TensorImages(images["train"][left], labels["train"][left]),
-        TensorImages(images["train"][taken], labels["train"][taken]),
+        TensorImages(images["train"][rest], labels["train"][rest]),
+        TensorImages(images["train"][held_out], labels["train"][held_out]),
         TensorImages(images["test"], labels["test"]),
         class_names=names,
         augmentation="crop_flip",
@@ -80,24 +80,24 @@ def _cifar(
 
 def _records(path: Path, length: int) -> np.ndarray:
     if not path.is_file():
-        raise ValueError(f"{path} is missing. Unpack the whole binary version.")
+        raise ValueError(f"{path} does not exist. Unpack the whole binary version.")
     raw = np.frombuffer(path.read_bytes(), np.uint8)
     if len(raw) == 0 or len(raw) % length:
-        raise ValueError(f"{path} is cut short: {len(raw)} bytes are no multiple of {length}. Fetch it again.")
+        raise ValueError(f"{path} is cut short: {len(raw)} bytes are no multiple of {length}. Download it again.")
     return raw.reshape(-1, length)
 
 
 def _packed(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     images, labels = {}, {}
     try:
-        with np.load(path, allow_pickle=False) as held:
+        with np.load(path, allow_pickle=False) as arrays:
             for part in ("train", "test"):
-                data, offsets = held[f"{part}_jpeg"].tobytes(), held[f"{part}_offsets"].astype(int)
+                data, offsets = arrays[f"{part}_jpeg"].tobytes(), arrays[f"{part}_offsets"].astype(int)
                 pictures = [
                     np.asarray(Image.open(io.BytesIO(data[a:b])).convert("RGB")) for a, b in itertools.pairwise(offsets)
                 ]
                 images[part] = torch.from_numpy(np.stack(pictures).transpose(0, 3, 1, 2).copy())
-                labels[part] = torch.from_numpy(held[f"{part}_labels"].astype(np.int64))
+                labels[part] = torch.from_numpy(arrays[f"{part}_labels"].astype(np.int64))
     except (KeyError, ValueError, OSError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{path} is not a packed CIFAR file: {error}.") from error
     return images, labels

@@ -1,4 +1,4 @@
-"""A data set from what a person types."""
+"""A data set by its name on the command line."""
 
 import dataclasses
 from pathlib import Path
@@ -12,20 +12,20 @@ from kdnas.specs import Spec, nearest, resolve, spec
 
 
 def strong(data: Spec) -> Data:
-    """The same data under strong augmentation, which the teacher sees as the student does: `strong:SPEC`.
+    """The same data under strong augmentation, for the teacher as for the student: `strong:SPEC`.
 
-    Distortion may take a label's meaning away; the teacher's view of the distorted image says what is left of it. The
-    loss `top_k_distillation` keeps to the classes it finds likely.
+    Distortion may make a label wrong; the teacher's logits on the distorted image then are the better target. The loss
+    `top_k_distillation` uses its most likely classes only.
 
     Reference: Wei et al., Circumventing Outliers of AutoAugment with Knowledge Distillation, ECCV 2020.
     """
-    made: Data = data.build(Data)
-    stronger: Augmentation = "strong_crop_flip" if made.augmentation.endswith("crop_flip") else "strong_shift"
-    return dataclasses.replace(made, augmentation=stronger)
+    loaded: Data = data.build(Data)
+    stronger: Augmentation = "strong_crop_flip" if loaded.augmentation.endswith("crop_flip") else "strong_shift"
+    return dataclasses.replace(loaded, augmentation=stronger)
 
 
 def load_data(text: str, **options: object) -> Spec:
-    """The Spec of a data set from what a person types.
+    """The Spec of a data set by its name on the command line.
 
     Args:
         text: `digits`, `folder:PATH`, `cifar10:PATH`, `cifar100:PATH`, or `package.module:function`; `strong:TEXT` is
@@ -50,12 +50,12 @@ def load_data(text: str, **options: object) -> Spec:
         if kind == "digits":
             return spec(digits, **options)
         if not path:
-            raise ValueError(f"{kind} needs a path, {kind}:PATH.")
+            raise ValueError(f"{kind} must have a path: {kind}:PATH.")
         return spec(loaders[kind], path=str(Path(path).resolve()), **options)
     if path.isidentifier():
         resolve(text)
         return spec(text, **options)
     raise ValueError(
-        f"data is digits, folder:PATH, cifar10:PATH, cifar100:PATH, package.module:function or strong:TEXT, "
+        f"data must be digits, folder:PATH, cifar10:PATH, cifar100:PATH, package.module:function or strong:TEXT, "
         f"got {text!r}." + (nearest(kind, loaders) if kind else "")
     )

@@ -19,7 +19,7 @@ def save_state(path: Path, state: Any) -> None:
 
 
 def load_state(path: Path) -> Any:
-    """What `save_state` wrote.
+    """The state that `save_state` wrote.
 
     Raises:
         ValueError: no such file, or one that is damaged or was written by something else.
@@ -27,9 +27,9 @@ def load_state(path: Path) -> Any:
     if not path.is_file():
         raise ValueError(f"there is no checkpoint {path}.")
     try:
-        with safetensors.safe_open(path, "pt") as held:
-            structure = json.loads((held.metadata() or {})["structure"])
-            return _decode(structure, held.get_tensor)
+        with safetensors.safe_open(path, "pt") as file:
+            structure = json.loads((file.metadata() or {})["structure"])
+            return _decode(structure, file.get_tensor)
     except (safetensors.SafetensorError, KeyError, json.JSONDecodeError) as error:
         raise ValueError(
             f"{path} is damaged or no checkpoint of kdnas ({error}). Remove it to start the phase again."
@@ -53,10 +53,10 @@ def _encode(value: Any, tensors: dict[str, Tensor]) -> Any:
 def _decode(value: Any, tensor: Any) -> Any:
     if not isinstance(value, dict):
         return value
-    kind, held = next(iter(value.items()))
+    kind, content = next(iter(value.items()))
     if kind == "tensor":
-        return tensor(held)
+        return tensor(content)
     if kind == "dict":
-        return {_decode(k, tensor): _decode(v, tensor) for k, v in held}
-    listed = [_decode(v, tensor) for v in held]
-    return listed if kind == "list" else tuple(listed)
+        return {_decode(k, tensor): _decode(v, tensor) for k, v in content}
+    values = [_decode(v, tensor) for v in content]
+    return values if kind == "list" else tuple(values)

@@ -91,7 +91,7 @@ def test_a_class_with_one_training_image_is_refused():
 
 
 def test_a_label_without_a_class_is_refused():
-    with pytest.raises(ValueError, match="labels are 0 to 1"):
+    with pytest.raises(ValueError, match="labels must be 0 to 1, the train part has 2"):
         Data(part(6, "a"), part(6, "b"), part(6, "c"), class_names=("a", "b"))
 
 
@@ -117,7 +117,7 @@ def test_a_given_test_folder_is_kept_for_testing(tmp_path):
 
 @pytest.mark.parametrize(
     ("counts", "message"),
-    [({"cat": 9}, "at least 2"), ({"cat": 9, "dog": 1}, "class 'dog' has 1 images"), ({}, "holds 0 class folders")],
+    [({"cat": 9}, "at least 2"), ({"cat": 9, "dog": 1}, "class 'dog' has 1"), ({}, "class folders .*got 0")],
 )
 def test_folders_that_cannot_be_split_are_refused(tmp_path, counts, message):
     with pytest.raises(ValueError, match=message):
