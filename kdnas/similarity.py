@@ -1,4 +1,4 @@
-"""How alike two representations are, and how alike two rankings are."""
+"""Similarity of representations."""
 
 from collections.abc import Sequence
 
@@ -12,12 +12,12 @@ from kdnas.numerics import centre, safe_normalize, widen
 def dissimilarity(feature: Tensor | Sequence[Tensor]) -> Tensor:
     """Representational dissimilarity matrix: `RDM_ij = 1 - Pearson(feature_i, feature_j)`.
 
-    Shapes: `[batch, ...]` to `[batch, batch]`, symmetric, zero diagonal, entries in [0, 2]. A sample whose
-    activations are constant correlates 0 with every other.
+    Shapes: `[batch, ...]` to `[batch, batch]`, symmetric, zero diagonal, entries in [0, 2]. A sample of
+    constant activations has correlation 0 with every other.
 
     Args:
-        feature: one row per sample; or the rows in batches of any sizes, of which two at a time are widened and
-            normalised, so that a probe of many images needs no second copy of its activations.
+        feature: one row per sample; or batches of rows of any sizes, of which two at a time are widened and normalised,
+            so that many images need no second copy of their activations.
 
     Reference: Bashivan, Tensen, DiCarlo, Teacher Guided Architecture Search, ICCV 2019, section 3.
     """
@@ -41,7 +41,7 @@ def _directions(feature: Tensor) -> Tensor:
 
 def _as_dissimilarity(correlations: Tensor) -> Tensor:
     matrix = 1 - correlations.clamp(-1, 1)
-    matrix = (matrix + matrix.T) / 2  # a matrix product is symmetric only up to rounding
+    matrix = (matrix + matrix.T) / 2  # a matrix product is symmetric up to rounding only
     return matrix * (1 - torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device))
 
 
@@ -64,8 +64,7 @@ def ranks(x: Tensor) -> Tensor:
 def rdm_similarity(student: Tensor, teacher: Tensor, compare: str = "pearson") -> Tensor:
     """Correlation of the strict upper triangles of two dissimilarity matrices `[batch, batch]`.
 
-    With fewer than 3 samples there is at most one entry to compare, and the result is 0, as it is where all
-    entries of a side are equal.
+    0 for fewer than 3 samples, which have at most one entry, and where all entries of a matrix are equal.
 
     Args:
         student: the student's matrix.
@@ -77,10 +76,9 @@ def rdm_similarity(student: Tensor, teacher: Tensor, compare: str = "pearson") -
 
 
 def triangle(matrix: Tensor, compare: str = "pearson") -> Tensor:
-    """What a dissimilarity matrix is compared by: its strict upper triangle, or for `spearman` the ranks in it.
+    """The strict upper triangle of a dissimilarity matrix or, for `spearman`, its ranks.
 
-    Zero where all entries are equal: they are 1 minus a rounded correlation, and a spread of that size is none, but
-    would be blown up to r = +-1.
+    Zero where all entries are equal up to the rounding of a correlation, whose spread would be normalised to r = +-1.
 
     Args:
         matrix: `[batch, batch]`.
@@ -107,7 +105,7 @@ def linear_cka(student: Tensor, teacher: Tensor) -> Tensor:
 def unit_gram(feature: Tensor) -> Tensor:
     """The Gram matrix of a feature centred over the batch, as a vector of norm 1: `[batch, ...]` to `[batch^2]`.
 
-    Zero for a feature that is the same for all samples.
+    Zero for a feature that is constant over the samples.
     """
     rows = centre(widen(feature).flatten(1), 0)
     largest = rows.detach().abs().amax()
@@ -118,23 +116,22 @@ def unit_gram(feature: Tensor) -> Tensor:
 def relative_l1(student: Tensor, teacher: Tensor) -> Tensor:
     r"""DNA's rating of a block: $\|Y - \hat Y\|_1 / (K \sigma(Y))$, teacher $Y$, student $\hat Y$, both of $K$ entries.
 
-    $\sigma$ is the standard deviation of all the teacher's entries, divided by $K$. 0 where the two are equal; the
-    scale of the teacher's feature cancels when the student's follows it. A constant teacher has no deviation: its
-    absolute value stands in, and 1 for a teacher of zeros.
+    $\sigma$ is the standard deviation of all the teacher's entries, divided by $K$. 0 where the two are equal;
+    independent of a common scale. For a constant teacher, $\sigma$ is its absolute value, and 1 for zeros.
 
     Reference: Li et al., Blockwisely Supervised NAS with Knowledge Distillation, CVPR 2020, equation 7 (the rating).
 
     Raises:
-        ValueError: other shapes.
+        ValueError: the shapes differ.
     """
     if student.shape != teacher.shape:
         raise ValueError(
-            f"relative_l1 compares equal shapes, got {tuple(student.shape)} and {tuple(teacher.shape)}. Fit an adapter."
+            f"relative_l1 needs equal shapes, got {tuple(student.shape)} and {tuple(teacher.shape)}. Fit an adapter."
         )
     y = widen(teacher).flatten()
     largest = y.detach().abs().amax()
     scale = torch.where(largest > 0, largest, 1.0)
-    # Divided before it is squared: the squares of large maps overflow, those of small ones vanish.
+    # Scaled before squaring: squares of large values overflow, those of small ones underflow.
     deviation = centre(y / scale).square().mean().sqrt()
     unit = scale * torch.where(deviation > 0, deviation, 1.0)
     return ((widen(student).flatten() - y) / unit).abs().mean()

@@ -1,6 +1,6 @@
-"""Rank correlations, bootstrap intervals, Pareto fronts, and the sentences that claims are made of.
+"""Rank correlations, bootstrap intervals, Pareto fronts, and the sentence of a comparison of accuracies.
 
-SciPy is imported where a correlation is computed: its statistics take longer to import than a report to write.
+SciPy is imported where a correlation is computed, as its import takes longer than writing a report.
 """
 
 import math
@@ -14,8 +14,8 @@ Array = NDArray[np.float64]
 Rows = NDArray[np.int64]
 """Indices of rows drawn with replacement, `[resamples, rows]`."""
 
-_AT_ONCE = 2**22  # indices drawn before they are used: bounds memory to a few dozen MB
-_PAIRWISE = 48  # so few points are compared all with all
+_AT_ONCE = 2**22  # indices drawn at once: bounds memory to a few dozen MB
+_PAIRWISE = 48  # up to so many points are compared in pairs
 
 
 def kendall(x: ArrayLike, y: ArrayLike) -> float:
@@ -62,7 +62,7 @@ def interval(
 
 
 def percentiles(values: ArrayLike) -> tuple[float, float]:
-    """The 2.5 % and the 97.5 % percentile of values of a bootstrap."""
+    """The 2.5 % and the 97.5 % percentile of the values of a bootstrap."""
     low, high = np.percentile(np.asarray(values, float), [2.5, 97.5])
     return float(low), float(high)
 
@@ -74,14 +74,14 @@ def difference_interval(first: Array, second: Array, resamples: int = 2000) -> t
 
 
 def compare_accuracy(what: str, hits: Array, other: Array, words: str, otherwise: str = "") -> dict[str, Any]:
-    """What may be said of two networks on the test images: difference, interval and sentence of a control.
+    """Difference of the test accuracies of two networks: value, interval and sentence of a control.
 
     Args:
-        what: the first network.
-        hits: which images it classifies right.
-        other: the same of the second network, or a mean over several.
-        words: the second network.
-        otherwise: what follows where the second is surely better.
+        what: name of the first network.
+        hits: 1 for each image that it classifies correctly, else 0.
+        other: the same for the second network, or a mean over several networks.
+        words: name of the second network.
+        otherwise: conclusion where the second network is significantly better.
     """
     gain, low, high = difference_interval(hits, other)
     sentence = f"The {what}'s test accuracy less that of {words}: {100 * gain:+.2f} points "
@@ -143,10 +143,10 @@ def _mean_ranks(values: Array, counts: NDArray[np.int64]) -> Array:
 
 
 def precision_at_top(scores: Array, truths: Array, share: float) -> Array:
-    """Of the `k = ceil(share * n)` best by score, the part that is among the `k` best by truth.
+    """Share of the `k = ceil(share * n)` best networks by score that are among the `k` best by truth.
 
-    A network counts as among the best when its truth reaches that of the k-th. Where equal scores straddle the k-th
-    place, the value expected from breaking the tie at random is taken. `[..., networks]` to `[...]`.
+    A network is among the best when its truth reaches that of the k-th. Where equal scores straddle the k-th place, the
+    expectation over random tie-breaking is returned. `[..., networks]` to `[...]`.
     """
     num = max(1, math.ceil(share * scores.shape[-1] - 1e-9))
     true_best = truths >= np.partition(truths, -num)[..., -num, None]
@@ -157,9 +157,9 @@ def precision_at_top(scores: Array, truths: Array, share: float) -> Array:
 
 
 def regret(scores: Array, truths: Array, costs: Array, bound: float) -> Array:
-    """How much better than the network with the highest score within the bound the truly best one there is.
+    """Truth of the best network within the bound minus that of the network with the highest score within it.
 
-    In the truth's own unit, 0 at best; the mean over networks that tie for the highest score. NaN when nothing is
+    In the truth's unit, 0 is best; the mean over networks that tie for the highest score. NaN where no network is
     within the bound. `[..., networks]` to `[...]`.
     """
     within = costs <= bound
@@ -172,14 +172,14 @@ def regret(scores: Array, truths: Array, costs: Array, bound: float) -> Array:
 
 
 def pareto_front(objectives: ArrayLike, *, distinct: bool = False) -> NDArray[np.int64]:
-    """Ascending indices of the points that no other dominates: none is as small in all objectives, smaller in one.
+    """Ascending indices of the points that no other dominates, by being no larger in all objectives and smaller in one.
 
     Args:
         objectives: finite, `[points, objectives]`, all minimised.
-        distinct: of equal points the first alone; by default all of them are on the front.
+        distinct: whether of equal points only the first is on the front; by default all of them are.
 
-    Reference: Kung, Luccio, Preparata, On Finding the Maxima of a Set of Vectors, JACM 1975: sorted by one objective,
-        halved, and the second half's front filtered by the first's.
+    Reference: Kung, Luccio, Preparata, On Finding the Maxima of a Set of Vectors, JACM 1975: sorted by one objective
+        and halved; the second half's front is filtered by the first's.
     """
     values = np.asarray(objectives, float)
     if not len(values):
@@ -208,7 +208,7 @@ def _sweep(points: Array) -> NDArray[np.int64]:
 
 
 def _beaten(points: Array, by: Array) -> NDArray[np.bool_]:
-    """Whether any of `by` is as small in every coordinate."""
+    """Whether any point of `by` is no larger in every coordinate."""
     if points.shape[1] != 2:
         return np.array([bool((by <= point).all(1).any()) for point in points], bool)
     by = by[np.argsort(by[:, 0], kind="stable")]

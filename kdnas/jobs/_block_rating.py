@@ -1,4 +1,4 @@
-"""Every path of every block rated once, and the best network within a budget found exactly: DNA's search."""
+"""DNA's search: every path of every block is rated once, and the best network within a budget is found exactly."""
 
 import time
 from typing import Any
@@ -20,12 +20,11 @@ from kdnas.supernet import Supernet
 
 
 def rate_blocks(supernet: Supernet, distiller: BlockWise, evidence: Evidence) -> list[BlockTable]:
-    """A table per block: every path through it, its rating and its exact cost, for `kdnas.ranking.exact`.
+    """A table per block for `kdnas.ranking.exact`: every path, its rating and its exact cost.
 
-    The score of a path is minus its relative L1; what the blocks have in common (the stem where it has no choices,
-    the head) is a first table with one row. Batch norm uses the evidence's own statistics: rating a path
-    changes nothing and depends on no other path. Layers at the start of a block that successive paths share are run
-    once.
+    The score of a path is minus its relative L1; layers common to all networks (the head, and the stem where it has no
+    choices) are a first table with one row. Batch norm uses the evidence's statistics, so that ratings are independent
+    of each other. Layers at the start of a block that successive paths share are run once.
 
     Raises:
         ValueError: a choice belongs to no block or to several, or costs do not add up over blocks.
@@ -35,8 +34,8 @@ def rate_blocks(supernet: Supernet, distiller: BlockWise, evidence: Evidence) ->
     for choice, stages in sorted(stages_of(space).items()):
         if len(stages) != 1:
             raise ValueError(
-                f"{choice} changes the layers of blocks {sorted(stages)}, and ratings add up only where every choice "
-                "belongs to one block. Give widths that two blocks share, and those of the head, one option."
+                f"every choice must belong to one block, but {choice} changes layers of blocks {sorted(stages)}. Give "
+                "widths that two blocks share, and those of the head, one option."
             )
         groups.setdefault(f"stage{min(stages)}", []).append(choice)
     with modes(supernet), torch.no_grad():
@@ -44,7 +43,7 @@ def rate_blocks(supernet: Supernet, distiller: BlockWise, evidence: Evidence) ->
 
 
 class _Rater:
-    """The rating of one path of one block; remembers the activations of the path before."""
+    """Rates one path of one block; keeps the activations of the previous path."""
 
     def __init__(
         self, supernet: Supernet, distiller: BlockWise, evidence: Evidence, groups: dict[str, list[str]]
@@ -54,8 +53,8 @@ class _Rater:
 
     def __call__(self, name: str, part: Architecture) -> float:
         block, space = int(name.removeprefix("stage")), self.supernet.space
-        kept = {c: v for c, v in space.smallest.items() if c not in self.groups[name]}
-        blueprint = space.blueprint(Architecture({**kept, **part}))
+        others = {c: v for c, v in space.smallest.items() if c not in self.groups[name]}
+        blueprint = space.blueprint(Architecture({**others, **part}))
         steps: list[Any] = [(block, blueprint.image)]
         if block == 0:
             steps.append(("stem", blueprint.stem))
@@ -76,28 +75,30 @@ class _Rater:
 
 
 def best_networks(run: Run, settings: Search, evidence: Evidence, search: int) -> tuple[list[Entry], str]:
-    """The best networks of a run that was trained block-wise, found exactly, and what that saved.
+    """The best networks of a run trained block-wise, found exactly, and a sentence on the number of ratings.
 
-    Of the settings, the budget and the number of evaluations (how many networks are ranked) matter.
+    Uses the settings' budget and `num_evaluations`, the number of ranked networks.
 
     Raises:
         Infeasible: no network is within the budget; the nearest is named.
-        ValueError: the run was not trained block-wise, or its space is not additive over blocks.
+        ValueError: the run was not trained block-wise, or costs of its space are not additive over blocks.
     """
     space, distiller = run.space, run.distiller
     if not isinstance(distiller, BlockWise):
         raise ValueError(
-            f"{run.storage.folder} was trained by {type(distiller).__name__}, ratings of blocks need BlockWise. Train "
-            "with the distiller block_wise."
+            f"exact search needs a supernet trained by BlockWise, {run.storage.folder} was trained by "
+            f"{type(distiller).__name__}. Train with --distiller block_wise."
         )
     began = time.perf_counter()
     blocks = rate_blocks(run.supernet, distiller, evidence)
-    found = best(blocks, settings.budget.bounds(), settings.num_evaluations)
-    each = (time.perf_counter() - began) / max(1, len(found))
+    combinations = best(blocks, settings.budget.bounds(), settings.num_evaluations)
+    each = (time.perf_counter() - began) / max(1, len(combinations))
     entries = []
-    for one in found:
-        parts = {b.name: -b.scores[b.options.index(o)] for b, o in zip(blocks, one.options, strict=True)}
-        score = Score(one.score, {name: value for name, value in parts.items() if name != "fixed"})
-        entries.append(entry_of(space, space.canonical(one.architecture), score, each, ("blocks", "exact", search)))
+    for combination in combinations:
+        parts = {b.name: -b.scores[b.options.index(o)] for b, o in zip(blocks, combination.options, strict=True)}
+        score = Score(combination.score, {name: value for name, value in parts.items() if name != "fixed"})
+        entries.append(
+            entry_of(space, space.canonical(combination.architecture), score, each, ("blocks", "exact", search))
+        )
     saved = f"{sum(len(b.options) for b in blocks):,} block paths instead of {space.count():,} networks"
     return entries, saved

@@ -200,7 +200,7 @@ def search_settings(
     import dataclasses
 
     from kdnas.jobs._arguments import as_budget, as_spec, seconds
-    from kdnas.ranking.early_stopping import pruner_named
+    from kdnas.ranking.early_stopping import parse_pruner
     from kdnas.specs import Spec
 
     changes = {name: numbers[name] for name in ("num_evaluations", "initial") if numbers.get(name) is not None}
@@ -214,7 +214,7 @@ def search_settings(
     if numbers.get("max_time") is not None:
         changes["max_time"] = seconds(numbers["max_time"])
     if pruner is not None:
-        changes["pruner"] = pruner if isinstance(pruner, Spec) else pruner_named(pruner)
+        changes["pruner"] = pruner if isinstance(pruner, Spec) else parse_pruner(pruner)
     if budget:
         changes["budget"] = as_budget(budget)
     if seed is not None:

@@ -1,4 +1,4 @@
-"""Ranking: search within a budget, and the random search that costs as much."""
+"""Search within a budget, with its controls."""
 
 import dataclasses
 import math
@@ -39,24 +39,24 @@ _SEARCH = "search"
 def search(run: Run, settings: Search) -> list[Entry]:
     """Rank subnets of a trained run; appends to its ranking and returns this search's entries, best first.
 
-    An interrupted search with the same settings goes on: its scores are replayed to the searcher. Beside it a random
-    search with as many evaluations and as much time is run, unless `settings.control` is off. An exact search ranks
-    the best networks only, so its controls that relate scores to sizes are measured on the random ones.
+    An interrupted search with the same settings is resumed: its scores are replayed to the searcher. Unless
+    `settings.control` is off, a random search of equally many evaluations and equal time follows as a control. An exact
+    search ranks the best networks only, so correlations of score and size are measured on the random ones.
 
-    With a pruner evaluations may be stopped early. The random search then has none, and as many whole evaluations as
-    all of the search's cost together; agreements with sizes are measured on whole evaluations.
+    With a pruner, evaluations may be stopped early. The random search then has no pruner and as many whole evaluations
+    as those of the search cost in total; correlations with sizes are measured on whole evaluations.
 
     Raises:
-        Infeasible: no network is within the budget; the nearest is by_name.
-        Uninformative: the score does not tell candidates apart.
-        ValueError: the run has no trained supernet; for an exact search, none trained block-wise.
+        Infeasible: no network is within the budget; the nearest is named.
+        Uninformative: the score has too few distinct values to rank candidates.
+        ValueError: the run has no trained supernet or, for an exact search, none trained block-wise.
     """
     plan = _plan(run, settings)
     entries, stopped = plan.exact() if settings.exact else plan.search()
     if not entries:
         raise ValueError(
-            f"the search found no network with {settings.budget} ({stopped}). Raise the budget or --max-time, or use "
-            "another searcher."
+            f"no network with {settings.budget} was found ({stopped}). Raise the budget or --max-time, or use another "
+            "searcher."
         )
     plan.record(entries, stopped, plan.controls(entries, time.perf_counter() - plan.began))
     return ranked(entries)
@@ -65,13 +65,13 @@ def search(run: Run, settings: Search) -> list[Entry]:
 @final
 @dataclass
 class _Plan:
-    """What a search and its controls share.
+    """A search and its controls: their common settings and state.
 
     Attributes:
-        scorer: of the search.
+        scorer: that of the search.
         number: 1-based index of the search within the run.
-        recorded: entries of this search, as far as they are recorded, and of the one before.
-        began: when, by the clock of `time.perf_counter`.
+        recorded: recorded entries of this search and of the previous one.
+        began: start, by `time.perf_counter`.
     """
 
     run: Run
@@ -90,13 +90,13 @@ class _Plan:
         return self.settings.max_time - (time.perf_counter() - self.began)
 
     def search(self) -> tuple[list[Entry], str]:
-        """Entries of the search itself, and why it stopped; the time is shared with its controls."""
+        """Entries of the search itself, and why it stopped; its share of the time is equal to each control's."""
         settings = self.settings
         share = settings.max_time / (1 + settings.control + (settings.contrast is not None))
         return self._searched(_SEARCH, settings.searcher, settings.scorer, self.scorer, share, settings.num_evaluations)
 
     def exact(self) -> tuple[list[Entry], str]:
-        """As `search`, for the best networks of a block-wise rating."""
+        """As `search`, with the best networks of a block-wise rating."""
         entries, instead = best_networks(self.run, self.settings, self.evidence, self.number)
         earlier = self._earlier("exact")
         self._append([e for e in entries if e.architecture not in earlier])
@@ -104,7 +104,7 @@ class _Plan:
         return [earlier.get(e.architecture, e) for e in entries], stopped
 
     def controls(self, entries: list[Entry], spent: float) -> dict[str, dict[str, Any]]:
-        """The controls by name, each within the time that is left; `spent` are the seconds of the search."""
+        """The controls by name, each within the remaining time; the search took `spent` seconds."""
         settings, by_name = self.settings, dict[str, dict[str, Any]]()
         random_entries: list[Entry] = []
         count = settings.num_evaluations
@@ -129,7 +129,7 @@ class _Plan:
         return controls.sizes(sample) | free | by_name
 
     def record(self, entries: list[Entry], stopped: str, by_name: dict[str, dict[str, Any]]) -> None:
-        """Record the controls, and that the search is done."""
+        """Record the controls and the end of the search."""
         storage = self.run.storage
         storage.record_controls(by_name)
         storage.manifest["searches"][-1]["state"] = "done"
@@ -163,9 +163,9 @@ class _Plan:
     def _searched(
         self, purpose: str, searcher_spec: Spec, scorer_spec: Spec, scorer: Scorer, seconds: float, evaluations: int
     ) -> tuple[list[Entry], str]:
-        """One search's entries, and why it stopped; what is recorded of it is replayed, what is new is recorded."""
+        """Entries of one searcher, and why it stopped; recorded scores are replayed, new ones are recorded."""
         settings, run = self.settings, self.run
-        # The contrast draws as the search does: what differs is the score alone.
+        # The contrast has the random numbers of the search: only the scores differ.
         rng = python_rng(settings.seed, "control" if purpose == RANDOM else "search")
         searcher = searcher_spec.build(Searcher, space=run.space, admits=self.budget.admits, rng=rng)
         labels = (scorer_spec.name, searcher_spec.name if purpose == _SEARCH else purpose, self.number)
@@ -203,18 +203,20 @@ class _Plan:
         return entries, stopped
 
     def _earlier(self, searcher: str) -> dict[Architecture, Entry]:
-        """What a searcher recorded of this search: before an interruption."""
+        """Recorded entries of one searcher of this search, from before an interruption."""
         return {e.architecture: e for e in self.recorded if e.search == self.number and e.searcher == searcher}
 
     def _known(self, purpose: str, searcher: str) -> dict[Architecture, Score]:
-        """Scores of this search that hold for a searcher: of the same scorer, its own or another searcher's."""
+        """Recorded scores of this search by the same scorer, which need no evaluation."""
         entries = [e for e in self.recorded if e.search == self.number and _same_score(e, purpose)]
-        if self.settings.pruner is not None:  # what a pruner said holds for its own search, in its order
+        if (
+            self.settings.pruner is not None
+        ):  # a pruner's decisions depend on the order, so they hold for its own searcher
             entries = [e for e in entries if e.searcher == searcher or (purpose == RANDOM and e.share == 1)]
         return {e.architecture: Score(e.score, e.parts, e.share) for e in entries}
 
     def _best_before(self, purpose: str) -> list[Architecture]:
-        """The best of the search before, within this budget; under the same score, where it had that one."""
+        """The best networks of the previous search within the budget; by the same score where it has such entries."""
         before = [e for e in self.recorded if e.search == self.number - 1 and e.searcher != RANDOM]
         before = [e for e in before if self.budget.admits(e.architecture)]
         same = [e for e in before if _same_score(e, purpose)]
@@ -226,7 +228,7 @@ class _Plan:
 
 
 def _plan(run: Run, settings: Search) -> _Plan:
-    """Everything that may be wrong is found before anything is written; then the search is entered in the manifest."""
+    """Validate everything before anything is written, then enter the search in the manifest."""
     storage = run.storage
     if settings.exact:
         settings = dataclasses.replace(settings, scorer=spec(Blocks))
@@ -242,7 +244,7 @@ def _plan(run: Run, settings: Search) -> _Plan:
     resumed = bool(searches) and searches[-1]["settings"] == plain and searches[-1]["state"] == "running"
     number = len(searches) + (not resumed)
     if settings.initial and number == 1:
-        raise ValueError("this is the run's first search, so there is no earlier one to begin from. Set initial to 0.")
+        raise ValueError("`initial` must be 0 in the first search of a run: there is no earlier search to start from.")
     if not resumed:
         searches.append({"settings": plain, "state": "running"})
         storage.save()
@@ -256,7 +258,7 @@ def _same_score(entry: Entry, purpose: str) -> bool:
 
 
 def _latencies(run: Run) -> LatencyTable:
-    """The run's latency table, on the run's device; its rows are kept, so that a resumed search decides alike."""
+    """The run's latency table on its device; rows are stored, so that a resumed search has the same costs."""
     storage, space = run.storage, run.space
     table = LatencyTable(run.device, storage.lines(LATENCIES), lambda row: storage.add(LATENCIES, [row]))
     rng = python_rng(0, "latency")
@@ -266,7 +268,7 @@ def _latencies(run: Run) -> LatencyTable:
 
 
 def _traced(searcher: Searcher, storage: RunFolder, phase: str, total: int) -> Callable[[Sequence[Entry]], None] | None:
-    """Writes a searcher's trace into the run's metrics, after everything it is told; None where it has no trace."""
+    """A callback that writes the searcher's trace into the run's metrics; None where it has no trace."""
     if not searcher.trace():
         return None
     metrics, scored = storage.metrics(phase), set[Architecture]()

@@ -1,4 +1,4 @@
-"""Why a subnet has its score: stage by stage, and choice by choice."""
+"""A subnet's score explained by stages and choices."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -17,22 +17,22 @@ from kdnas.specs import Spec
 
 
 def why(run: Run, code: str, *, scorer: Spec | None = None, num_images: int | None = None) -> dict[str, Any]:
-    """Explain one subnet of a run; writes `why.json` into the run, which the report draws, and returns it.
+    """Explain one subnet of a run; writes `why.json`, which the report draws, and returns its content.
 
-    - `similarity`: the Pearson correlation of the dissimilarity matrices of every student stage (rows; the logits are
-      the last) and every teacher stage (columns), batch norm with the statistics of the images, as scorers use it.
-    - `stages`: the cost of stem, stages and head, and each stage's share of the whole.
-    - `choices`: for every choice every other option, the others kept; a choice that comes into being by that takes its
-      first option. Score, params and macs of that network, and their differences to this one. Sorted by score.
+    - `similarity`: Pearson correlation of the dissimilarity matrices of every student stage (rows; the logits are the
+      last) and every teacher stage (columns), with batch statistics.
+    - `stages`: cost of stem, stages and head, and their shares of the whole.
+    - `choices`: for every other option of every choice, score, params and macs of the network with that option, and
+      their differences to this one; choices that exist only in that network take their first option. Sorted by score.
 
     Args:
         run: a run with a trained supernet.
-        code: of the architecture, in the space's own spelling.
-        scorer: by default the one of the run's search.
-        num_images: of the search part; by default as many as the run's search uses.
+        code: of the architecture, in the space's code.
+        scorer: by default that of the run's search.
+        num_images: search images; by default as many as the run's search uses.
 
     Raises:
-        ValueError: the code is not the space's, or the supernet is not trained.
+        ValueError: the code is invalid in the space, or the supernet is not trained.
     """
     space, settings = run.space, run.experiment.search
     architecture = space.parse(code)
@@ -107,16 +107,16 @@ def _choices(
 
 
 def neighbours(space: SearchSpace, architecture: Architecture) -> Iterator[tuple[Choice, Value, Architecture]]:
-    """Every network that differs in one choice: the choice, its other option, and the network.
+    """Every network that differs in one choice: the choice, the other option, and the network.
 
-    Options that only spell the same network in another way are left out.
+    Options that are another spelling of the same network are left out.
     """
     for choice in space.choices:
         if choice.name in architecture:
             for option in choice.options:
                 if option != architecture[choice.name]:
-                    kept: Mapping[str, Value] = {**architecture, choice.name: option}
-                    other = space.decide(lambda c, kept=kept: kept.get(c.name, c.options[0]))
+                    changed: Mapping[str, Value] = {**architecture, choice.name: option}
+                    other = space.decide(lambda c, changed=changed: changed.get(c.name, c.options[0]))
                     if other != architecture:
                         yield choice, option, other
 
@@ -126,39 +126,39 @@ def _stage_of(position: str) -> str:
     return first if first != "stages" else f"stage {rest.partition('.')[0]}"
 
 
-def why_table(found: Mapping[str, Any]) -> str:
-    """What `why` found, as tables."""
-    columns = found["similarity"]["teacher"]
+def why_table(explanation: Mapping[str, Any]) -> str:
+    """What `why` returns, as tables."""
+    columns = explanation["similarity"]["teacher"]
     lines = [
-        f"{found['code']}: {found['scorer']} {found['score']:.4f}, {found['params']:,} params, {found['macs']:,} MACs",
-        "parts of the score: " + ", ".join(f"{name} {value:.4f}" for name, value in found["parts"].items()),
+        "{code}: {scorer} {score:.4f}, {params:,} params, {macs:,} MACs".format(**explanation),
+        "parts of the score: " + ", ".join(f"{name} {value:.4f}" for name, value in explanation["parts"].items()),
         "",
         "similarity of dissimilarity matrices, student (down) to teacher (across); * the best of a column",
         f"{'':<10}" + "".join(f"{'teacher ' + c:>18}" for c in columns),
     ]
-    values = found["similarity"]["values"]
+    values = explanation["similarity"]["values"]
     tops = [max(column) for column in zip(*values, strict=True)]
-    for name, row in zip(found["similarity"]["student"], values, strict=True):
+    for name, row in zip(explanation["similarity"]["student"], values, strict=True):
         cells = [f"{v:.3f}{'*' if v == top else ' '}" for v, top in zip(row, tops, strict=True)]
         lines.append(f"{name:<10}" + "".join(f"{cell:>18}" for cell in cells))
     lines += ["", f"{'cost':<10}{'layers':>8}{'params':>14}{'':>8}{'MACs':>16}"]
-    for s in found["stages"]:
+    for s in explanation["stages"]:
         lines.append(
             f"{s['stage']:<10}{s['layers']:>8}{s['params']:>14,}{s['share of params']:>8.1%}{s['macs']:>16,}"
             f"{s['share of macs']:>8.1%}"
         )
-    width = max((len(c["choice"]) for c in found["choices"]), default=6)
-    code = max((len(c["code"]) for c in found["choices"]), default=4)
+    width = max((len(c["choice"]) for c in explanation["choices"]), default=6)
+    code = max((len(c["code"]) for c in explanation["choices"]), default=4)
     lines += [
         "",
         "what changing one choice does, best first",
         f"{'choice':<{width}}  {'from':>9}  {'to':>9}  {'score':>9}{'params':>14}{'MACs':>16}  {'code':<{code}}",
     ]
-    for c in found["choices"]:
+    for c in explanation["choices"]:
         lines.append(
             f"{c['choice']:<{width}}  {c['from']!s:>9}  {c['to']!s:>9}  {c['score difference']:>+9.4f}"
             f"{c['params difference']:>+14,}{c['macs difference']:>+16,}  {c['code']:<{code}}"
         )
-    if not found["choices"]:
+    if not explanation["choices"]:
         lines.append("the space has one network")
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""Controls of a search: values, intervals and sentences that say what its entries are worth."""
+"""Controls of a search: baselines that its entries are compared with, as values, intervals and sentences."""
 
 import time
 from collections.abc import Sequence
@@ -61,8 +61,8 @@ def training_free(
 ) -> dict[str, dict[str, Any]]:
     """Kendall's tau of the score with those of untrained networks, depth, nwot, synflow and zen, on at most 50 entries.
 
-    The seconds are shared by the last three; what has fewer than 10 networks by then is left out, and the sentence
-    says why.
+    The seconds are shared by the last three. A score with fewer than 10 networks by then is left out, with the reason
+    in the sentence.
     """
     sample = python_rng(evidence.seed, "training-free").sample(entries, min(_TRAINING_FREE_ENTRIES, len(entries)))
     with torch.device("meta"):  # these scorers draw weights of their own
@@ -85,7 +85,7 @@ def _scores_within(seconds: float, networks: Sequence[Network], scorer: Scorer, 
     """Scores of as many networks as the time allows.
 
     Raises:
-        ValueError: there is time for fewer than 10; or as the scorer.
+        ValueError: there is time for fewer than 10, or as the scorer.
     """
     scores: list[float] = []
     began = time.perf_counter()
@@ -100,7 +100,7 @@ def _scores_within(seconds: float, networks: Sequence[Network], scorer: Scorer, 
 
 
 def random_search(entries: Sequence[Entry], random_entries: Sequence[Entry]) -> dict[str, Any]:
-    """The best of random draws, as many as the search evaluated, against the search's best."""
+    """The best score of a random search against the best of the search."""
     if not random_entries:
         return {"sentence": "Random search at equal cost is left out: it drew no network within the budget."}
     best, scores = max(e.score for e in entries), [e.score for e in random_entries]
@@ -111,7 +111,7 @@ def random_search(entries: Sequence[Entry], random_entries: Sequence[Entry]) -> 
 
 
 def early_stopping(entries: Sequence[Entry]) -> dict[str, Any]:
-    """How many evaluations were stopped early, and what all of them cost."""
+    """Number of evaluations stopped early, and the cost of all evaluations."""
     early, spent = sum(e.share < 1 for e in entries), sum(e.share for e in entries)
     sentence = f"{early} of {len(entries)} evaluations were stopped early; all of them cost {spent:.1f} whole ones."
     return {"value": spent, "stopped": early, "sentence": sentence}
@@ -126,18 +126,18 @@ def contrast(
     evidence: Evidence,
     seconds: float,
 ) -> dict[str, Any]:
-    """How a search and the same search under another score differ.
+    """Difference of a search and the same search under another score.
 
-    The ten best of each are scored by both, best first, as long as there is time.
+    The ten best of each are scored by both scorers, best first, while there is time.
 
     Args:
-        entries: of the search.
-        others: of the same search under the other score.
-        scorers: of the search, and the other.
-        name: of the other scorer.
-        supernet: where the weights are.
-        evidence: of both.
-        seconds: after which nothing more is scored.
+        entries: those of the search.
+        others: those of the same search under the other score.
+        scorers: the search's and the other.
+        name: that of the other scorer.
+        supernet: with the weights.
+        evidence: common to both.
+        seconds: limit on the time of scoring.
     """
     if not others:
         return {"sentence": "The contrast found no network within the budget and the time."}
@@ -165,7 +165,7 @@ def contrast(
 
 
 def measured_latency(entries: Sequence[Entry], table: LatencyTable, space: SearchSpace, bound: float) -> dict[str, Any]:
-    """The first places of a ranking measured whole: a table of layers is a prediction."""
+    """Measured latency of the first entries of a ranking, to check the prediction by the table of layers."""
     seconds = [table.whole(space.blueprint(e.architecture)) for e in entries]
     ratios = [s / e.spent["latency"] for s, e in zip(seconds, entries, strict=True)]
     worst = max(ratios, key=lambda r: abs(r - 1))

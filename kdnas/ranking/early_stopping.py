@@ -1,4 +1,4 @@
-"""Candidates stopped early: a scorer shows scores on its way, and a pruner of Optuna says who may go on."""
+"""Early stopping of evaluations: Optuna's pruners on the intermediate scores of a scorer."""
 
 import inspect
 import re
@@ -15,58 +15,60 @@ from kdnas.specs import Spec, nearest, parse_spec, resolve
 
 @final
 class EarlyStopping:
-    """Asks a pruner after every score but the last whether an evaluation goes on.
+    """Lets a pruner end an evaluation after any of its intermediate scores.
 
-    A pruner compares a candidate with those before it, so what it says depends on their order. An interrupted search is
-    therefore repeated to it: `replay` takes what was scored before, in the order of then.
+    A pruner compares a candidate with earlier ones, so its decisions depend on their order. When an interrupted search
+    is resumed, `replay` is called with the recorded scores in their order.
 
     Args:
-        made: makes the pruner. Where it takes `min_resource`, `max_resource` or `reduction_factor` and is not told,
-            they are the scorer's.
-        scorer: whose scores are judged.
+        pruner_spec: the pruner. Its arguments `min_resource`, `max_resource` and `reduction_factor` are by default the
+            scorer's.
+        scorer: with several `resources`.
 
     Raises:
-        ValueError: the scorer shows no score before its last, or the pruner cannot be made.
+        ValueError: the scorer has no intermediate scores, or the pruner cannot be built.
 
     Reference: Akiba et al., Optuna, KDD 2019; its SuccessiveHalvingPruner is Li et al., A System for Massively Parallel
-        Hyperparameter Tuning, MLSys 2020, algorithm 2, asynchronous: a candidate goes on when it is among the best
-        `1 / reduction_factor` of those that came as far, so that the first ones go on unopposed.
+        Hyperparameter Tuning, MLSys 2020, algorithm 2, asynchronous: a candidate continues when it is among the best
+        `1 / reduction_factor` of those that reached the rung, so that the first ones always continue.
     """
 
-    def __init__(self, made: Spec, scorer: Scorer) -> None:
+    def __init__(self, pruner_spec: Spec, scorer: Scorer) -> None:
         self.resources = scorer.resources
         if len(self.resources) < 2:
             raise ValueError(
-                f"a pruner stops evaluations that show scores on their way, and {type(scorer).__name__} shows its last "
-                "alone. Use a scorer of several rungs, such as short_training,steps=90,num_rungs=3."
+                f"a pruner needs a scorer with intermediate scores; {type(scorer).__name__} has none. Use one with "
+                "several rungs, such as short_training,steps=90,num_rungs=3."
             )
         low, high = self.resources[0], self.resources[1]
         known = {"min_resource": low, "max_resource": self.resources[-1], "reduction_factor": max(2, round(high / low))}
-        taken = inspect.signature(resolve(made.make)).parameters
-        told = dict(made.arguments)
-        pruner = made.replace(**{k: v for k, v in known.items() if k in taken and k not in told}).build(BasePruner)
+        parameters = inspect.signature(resolve(pruner_spec.make)).parameters
+        arguments = dict(pruner_spec.arguments)
+        pruner = pruner_spec.replace(
+            **{k: v for k, v in known.items() if k in parameters and k not in arguments}
+        ).build(BasePruner)
         before = optuna.logging.get_verbosity()
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        # Hyperband draws a candidate's bracket from the study's name.
+        # Hyperband derives a candidate's bracket from the study's name.
         self.study = optuna.create_study(study_name="kdnas", direction="maximize", pruner=pruner)
         optuna.logging.set_verbosity(before)
 
     def judge(self, scores: Iterator[Score]) -> Score:
-        """The last score that the pruner lets come, with those on the way as parts, such as `at 30`, and its share."""
+        """The last score before the pruner stops, its share, and intermediate scores as parts such as `at 30`."""
         return self._judged(scores, None)
 
-    def replay(self, found: Score) -> None:
-        """Tell the pruner what `judge` returned before."""
-        reached = [found.parts[f"at {r}"] for r in self.resources if f"at {r}" in found.parts]
-        self._judged((Score(value, {}) for value in reached), found.share)
+    def replay(self, score: Score) -> None:
+        """Tell the pruner a score that `judge` returned earlier."""
+        scores = [score.parts[f"at {r}"] for r in self.resources if f"at {r}" in score.parts]
+        self._judged((Score(value, {}) for value in scores), score.share)
 
     def _judged(self, scores: Iterable[Score], share: float | None) -> Score:
         trial = self.study.ask()
-        on_the_way: dict[str, float] = {}
+        intermediate: dict[str, float] = {}
         last: tuple[Score, int] | None = None
         stopped = False
         for resource, score in zip(self.resources, scores, strict=False):
-            on_the_way[f"at {resource}"] = score.value
+            intermediate[f"at {resource}"] = score.value
             last = score, resource
             trial.report(score.value, resource)
             stopped = resource < self.resources[-1] and trial.should_prune()
@@ -78,17 +80,17 @@ class EarlyStopping:
             self.study.tell(trial, last[0].value)
         else:
             self.study.tell(trial, state=TrialState.PRUNED)
-        return Score(last[0].value, last[0].parts | on_the_way, reached)
+        return Score(last[0].value, last[0].parts | intermediate, reached)
 
 
-def pruner_named(text: str) -> Spec:
-    """The Spec of a pruner of Optuna from what a person types: NAME or NAME,key=value.
+def parse_pruner(text: str) -> Spec:
+    """The Spec of a pruner from its text form NAME or NAME,key=value.
 
-    NAME is that of a class of `optuna.pruners` in words, such as `successive_halving`, `hyperband` or `median`, or
-    `package.module:Class` of your own.
+    NAME is a class of `optuna.pruners` in snake case, such as `successive_halving`, `hyperband` or `median`, or
+    `package.module:Class`.
 
     Raises:
-        ValueError: an unknown name; the nearest is offered.
+        ValueError: an unknown name; the message has the nearest one.
     """
     name, *options = text.split(",")
     if ":" not in name:

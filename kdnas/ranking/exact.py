@@ -1,4 +1,4 @@
-"""Exact search for scores that add up over blocks: the best networks, and the whole front of score against cost."""
+"""Exact search for scores that are sums over blocks: the best networks, and the Pareto front of score and costs."""
 
 import itertools
 import math
@@ -17,20 +17,20 @@ from kdnas.randomness import python_rng
 from kdnas.space import SearchSpace
 from kdnas.statistics import pareto_front
 
-_MOST_AT_ONCE = 2_000_000  # states made before the dominated ones are dropped: bounds memory to a few hundred MB
-_BEAM = 2_000  # states per block of the inexact first pass, which only has to find a good lower bound
+_MOST_AT_ONCE = 2_000_000  # states created before dominated ones are dropped: bounds memory to a few hundred MB
+_BEAM = 2_000  # states per block of the inexact first pass, which only needs a good lower bound
 
 
 @final
 @dataclass(frozen=True)
 class BlockTable:
-    """What one block of a network may be: a table with one row per option.
+    """The options of one block of a network: a table with one row per option.
 
     Attributes:
         name: such as `stage1`.
-        options: what is chosen, any value; the order decides ties.
+        options: any values; their order decides ties.
         scores: a finite score per option, higher is better.
-        costs: name to a finite cost per option, such as `macs`. Every block has the same names.
+        costs: name, such as `macs`, to a finite cost per option. All blocks have the same names.
     """
 
     name: str
@@ -41,17 +41,18 @@ class BlockTable:
     def __post_init__(self) -> None:
         columns = {"scores": self.scores, **self.costs}
         if not self.options:
-            raise ValueError(f"{self.name} has no options. Give it at least one.")
+            raise ValueError(f"block {self.name!r} must have at least one option.")
         for name, column in columns.items():
             if len(column) != len(self.options):
                 raise ValueError(
-                    f"{self.name} has {len(self.options)} options but {len(column)} {name}. Give one number per option."
+                    f"block {self.name!r} must have one number per option, got {len(column)} {name} for "
+                    f"{len(self.options)} options."
                 )
             bad = [i for i, value in enumerate(column) if not math.isfinite(value)]
             if bad:
                 raise ValueError(
-                    f"{name} of {self.name} must be finite, got {column[bad[0]]} for option {self.options[bad[0]]!r}. "
-                    "Leave that option out."
+                    f"{name} of block {self.name!r} must be finite, got {column[bad[0]]} for option "
+                    f"{self.options[bad[0]]!r}. Remove the option."
                 )
 
 
@@ -62,7 +63,7 @@ class Combination:
 
     Attributes:
         options: in the order of the blocks.
-        score: the sum of the blocks' scores, added from the first block to the last.
+        score: the sum of the blocks' scores, from the first block to the last.
         costs: name to the sum of the blocks' costs.
     """
 
@@ -72,27 +73,26 @@ class Combination:
 
     @property
     def architecture(self) -> Architecture:
-        """The union of the options, where each is a part of an architecture, as `blocks_of` makes them."""
+        """The union of the options, for options that are parts of an architecture, as those of `blocks_of`."""
         return Architecture({name: value for part in self.options for name, value in part.items()})
 
 
 def best(blocks: Sequence[BlockTable], bounds: Mapping[str, float] | None = None, num: int = 1) -> list[Combination]:
     """The `num` best networks within the bounds, best first; fewer where fewer are within them.
 
-    The score of a network is the sum of its blocks' scores, and so is every cost. Block after block, of the partial
-    networks only those are kept that fewer than `num` others beat or equal in the score and in every bounded cost
-    (for `num` = 1: the Pareto set), that can still become admissible, and that can still become as good as networks
-    already known, by the Lagrangian bound of the blocks to come. None of these removes one of the answers, and no cost
-    is rounded. Of networks with equal scores, the cheaper comes first (in the order of `bounds`), then the one
-    with earlier options.
+    The score of a network is the sum of its blocks' scores, and so is every cost. Block after block, a partial network
+    is dropped when at least `num` others are no worse in the score and in every bounded cost (for `num` = 1: outside
+    the Pareto set), when none of its completions is admissible, or when by the Lagrangian bound of the remaining blocks
+    none can become as good as networks already known. This removes no solution, and costs are not rounded. Of networks
+    with equal scores the cheaper comes first (in the order of `bounds`), then the one with earlier options.
 
     Args:
         blocks: in order.
-        bounds: cost name to its largest admissible sum, itself admissible; `Budget.bounds()` is one.
-        num: how many.
+        bounds: cost name to its largest admissible sum, such as `Budget.bounds()`.
+        num: number of networks.
 
     Raises:
-        Infeasible: no network is within the bounds; the nearest is named.
+        Infeasible: no network is within the bounds; the message has the nearest.
         ValueError: no blocks, unequal cost names, an unknown or undefined bound, or `num` below 1.
 
     Reference: multiple-choice knapsack by dynamic programming over undominated states: Nemhauser and Ullmann,
@@ -103,11 +103,11 @@ def best(blocks: Sequence[BlockTable], bounds: Mapping[str, float] | None = None
         sums that differ by rounding alone are different scores.
     """
     if num < 1:
-        raise ValueError(f"num must be at least 1, got {num}.")
-    bounds = _checked(blocks, bounds or {})
+        raise ValueError(f"`num` must be at least 1, got {num}.")
+    bounds = _finite_bounds(blocks, bounds or {})
     task = _Task(blocks, tuple(bounds), bounds, num)
     duals = task.duals()
-    # A beam finds good networks, and the exact pass drops whatever cannot reach the worst of them.
+    # A beam search finds good networks; the exact pass drops whatever cannot reach the worst of them.
     beam = task.run(duals, -math.inf, beam=_BEAM)
     floor = sorted(beam.score, reverse=True)[num - 1] if len(beam.score) >= num else -math.inf
     states = task.run(duals, floor)
@@ -120,37 +120,37 @@ def best(blocks: Sequence[BlockTable], bounds: Mapping[str, float] | None = None
 def front(
     blocks: Sequence[BlockTable], bounds: Mapping[str, float] | None = None, costs: Sequence[str] = ("macs",)
 ) -> list[Combination]:
-    """Every network that none beats: the whole Pareto front of score and `costs` within the bounds, cheapest first.
+    """The Pareto front of score and `costs` within the bounds, cheapest first.
 
-    Of networks equal in the score and in all `costs`, one is given: the cheaper in the other bounded costs, then the
-    one with earlier options.
+    Of networks equal in the score and in all `costs`, the front has one: the cheaper in the other bounded costs, then
+    the one with earlier options.
 
     Args:
         blocks: in order.
         bounds: as in `best`; on any cost, whether on the front's axes or not.
-        costs: the axes beside the score, ascending in the first. With two of them fronts are surfaces, which may have
-            hundreds of thousands of networks.
+        costs: the objectives beside the score; networks are ascending in the first. With two of them the front is a
+            surface, which may have hundreds of thousands of networks.
 
     Raises:
         Infeasible: no network is within the bounds; the nearest is named.
         ValueError: as in `best`, or `costs` empty or unknown.
     """
-    bounds = _checked(blocks, bounds or {})
+    bounds = _finite_bounds(blocks, bounds or {})
     known = tuple(blocks[0].costs)
     wrong = [name for name in costs if name not in known]
     if wrong or not costs:
-        raise ValueError(f"costs must name some of {', '.join(known)}, got {tuple(costs)}.")
+        raise ValueError(f"`costs` must be among {', '.join(known)}, got {tuple(costs)}.")
     names = (*costs, *(name for name in bounds if name not in costs))
     task = _Task(blocks, names, bounds, 1)
     states = task.run(None, -math.inf)
     if not len(states.score):
         raise _infeasible(blocks, bounds)
-    # Those equal on the axes were kept for a bounded cost off them; the cheapest there must come first to stay.
+    # States equal on the axes may differ in other bounded costs; the cheapest there comes first and stays.
     order = np.lexsort((np.arange(len(states.score)), *states.cost.T[::-1], -states.score))
     axes = np.column_stack([states.cost[:, : len(costs)], -states.score])
-    kept = order[pareto_front(axes[order], distinct=True)]
-    kept = kept[np.lexsort((states.score[kept], *states.cost[kept][:, : len(costs)].T[::-1]))]
-    return [task.combination(states, int(i)) for i in kept]
+    indices = order[pareto_front(axes[order], distinct=True)]
+    indices = indices[np.lexsort((states.score[indices], *states.cost[indices][:, : len(costs)].T[::-1]))]
+    return [task.combination(states, int(i)) for i in indices]
 
 
 def blocks_of(
@@ -159,54 +159,54 @@ def blocks_of(
     groups: Mapping[str, Sequence[str]] | None = None,
     num_checks: int = 20,
 ) -> list[BlockTable]:
-    """Tables with exact params and macs for a space whose blocks cost the same whatever the other blocks are.
+    """Tables with exact params and macs for a space whose costs are sums over blocks.
 
-    A first block, `fixed`, has one option, no score, and the cost of the smallest network; every other option has the
-    difference it makes to that. Where a network has several spellings, its canonical one is the option.
+    A first block, `fixed`, has one option, score 0 and the cost of the smallest network; the costs of other options are
+    differences to it. Where a network has several spellings, the option is the canonical one.
 
     Args:
         space: the search space.
         rate: block name and the architecture's part in that block to a score, higher is better.
-        groups: block name to its choices' names; by default the choices are grouped by what stands before their
+        groups: block name to its choices' names; by default choices are grouped by the part of their name before the
             first dot, which is the stage in most spaces.
         num_checks: random architectures whose exact cost must equal the sum of their blocks'.
 
     Raises:
-        ValueError: the groups are no partition of the choices, or costs do not add up over them: then a layer of one
-            block takes its input from a width that another decides. Merge such blocks.
+        ValueError: the groups are no partition of the choices, or costs are not sums over them, because the input width
+            of a layer of one block depends on another. Merge such blocks.
     """
     if groups is None:
-        made: dict[str, list[str]] = {}
+        by_prefix: dict[str, list[str]] = {}
         for choice in space.choices:
-            made.setdefault(choice.name.partition(".")[0], []).append(choice.name)
-        groups = made
-    listed = sorted(name for names in groups.values() for name in names)
-    if listed != sorted(choice.name for choice in space.choices):
-        raise ValueError(f"groups must hold every choice of {space.name or 'the space'} once, got {listed}.")
+            by_prefix.setdefault(choice.name.partition(".")[0], []).append(choice.name)
+        groups = by_prefix
+    choice_names = sorted(name for names in groups.values() for name in names)
+    if choice_names != sorted(choice.name for choice in space.choices):
+        raise ValueError(f"`groups` must have every choice of {space.name or 'the space'} once, got {choice_names}.")
     base = space.smallest
     fixed = cost(space.blueprint(base))
     blocks = [BlockTable("fixed", (Architecture({}),), (0.0,), {n: (getattr(fixed, n),) for n in Cost._fields})]
     differences: dict[Architecture, Cost] = {}
     for group, names in groups.items():
         parts = list(dict.fromkeys(_parts(space, base, names)))
-        found = []
+        part_costs = []
         for part in parts:
             c = cost(space.blueprint(_replaced(base, names, part)))
-            found.append(Cost(c.params - fixed.params, c.macs - fixed.macs))
-        differences |= dict(zip(parts, found, strict=True))
-        costs = {name: tuple(getattr(c, name) for c in found) for name in Cost._fields}
+            part_costs.append(Cost(c.params - fixed.params, c.macs - fixed.macs))
+        differences |= dict(zip(parts, part_costs, strict=True))
+        costs = {name: tuple(getattr(c, name) for c in part_costs) for name in Cost._fields}
         blocks.append(BlockTable(group, tuple(parts), tuple(float(rate(group, part)) for part in parts), costs))
     rng = python_rng("additive", space.name)
     for _ in range(num_checks):
         architecture = space.sample(rng)
         exact = cost(space.blueprint(architecture))
-        used = [differences.get(_part(architecture, names)) for names in groups.values()]
-        held = [c for c in used if c is not None]
-        added = Cost(fixed.params + sum(c.params for c in held), fixed.macs + sum(c.macs for c in held))
-        if len(held) < len(used) or added != exact:
+        looked_up = [differences.get(_part(architecture, names)) for names in groups.values()]
+        block_costs = [c for c in looked_up if c is not None]
+        added = Cost(fixed.params + sum(c.params for c in block_costs), fixed.macs + sum(c.macs for c in block_costs))
+        if len(block_costs) < len(looked_up) or added != exact:
             raise ValueError(
-                f"costs of {space.name or 'this space'} do not add up over {', '.join(groups)}: "
-                f"{space.code(architecture)} has {exact}, its blocks have {added}. Merge blocks that depend on each "
+                f"costs of {space.name or 'the space'} must be sums over {', '.join(groups)}, but "
+                f"{space.code(architecture)} has {exact} and its blocks {added}. Merge blocks that depend on each "
                 "other: groups={...}."
             )
     return blocks
@@ -221,7 +221,7 @@ def _replaced(base: Architecture, names: Sequence[str], part: Mapping[str, Value
 
 
 def _parts(space: SearchSpace, base: Architecture, names: Sequence[str]) -> Iterator[Architecture]:
-    """Every assignment of the choices named, in canonical spelling."""
+    """Every assignment of these choices, in canonical spelling."""
     choices = [choice for choice in space.choices if choice.name in names]
 
     def extend(chosen: dict[str, Value], left: Sequence[Any]) -> Iterator[dict[str, Value]]:
@@ -237,34 +237,38 @@ def _parts(space: SearchSpace, base: Architecture, names: Sequence[str]) -> Iter
         yield _part(space.canonical(_replaced(base, names, values)), names)
 
 
-def _checked(blocks: Sequence[BlockTable], bounds: Mapping[str, float]) -> dict[str, float]:
+def _finite_bounds(blocks: Sequence[BlockTable], bounds: Mapping[str, float]) -> dict[str, float]:
     if not blocks:
-        raise ValueError("there are no blocks. Give at least one.")
+        raise ValueError("`blocks` must have at least one block.")
     known = set(blocks[0].costs)
     for block in blocks:
         if set(block.costs) != known:
-            raise ValueError(f"every block needs the costs {sorted(known)}, {block.name} has {sorted(block.costs)}.")
+            raise ValueError(
+                f"every block must have the costs {sorted(known)}, got {sorted(block.costs)} of {block.name!r}."
+            )
     for name, bound in bounds.items():
         if name not in known:
-            raise ValueError(f"a bound must be on one of {', '.join(sorted(known))}, got {name!r}.")
+            raise ValueError(f"`bounds` must be on {', '.join(sorted(known))}, got {name!r}.")
         if math.isnan(bound) or bound == -math.inf:
-            raise ValueError(f"the bound of {name} must be a number, got {bound}.")
+            raise ValueError(f"the bound on {name} must be a number, got {bound}.")
     return {name: bound for name, bound in bounds.items() if bound < math.inf}
 
 
 def _infeasible(blocks: Sequence[BlockTable], bounds: Mapping[str, float]) -> Infeasible:
-    """The error that names the network with the least largest overshoot."""
+    """The error with the network whose largest relative overshoot is smallest."""
     plain = [BlockTable(b.name, b.options, (0.0,) * len(b.options), b.costs) for b in blocks]
     task = _Task(plain, tuple(bounds), {}, 1)
     states = task.run(None, -math.inf)
     limits = np.array(list(bounds.values()))
     excess = (states.cost - limits) / np.maximum(np.abs(limits), 1.0)
     nearest = task.combination(states, int(excess.max(1).argmin()))
-    asked = ", ".join(f"{name} <= {bound:,.6g}" for name, bound in bounds.items())
-    has = ", ".join(f"{name} {value:,.6g}" for name, value in nearest.costs.items())
+    bounds_text = ", ".join(f"{name} <= {bound:,.6g}" for name, bound in bounds.items())
+    costs_text = ", ".join(f"{name} {value:,.6g}" for name, value in nearest.costs.items())
     options = zip(blocks, nearest.options, strict=True)
     chosen = ", ".join(f"{b.name}: {dict(o) if isinstance(o, Mapping) else o}" for b, o in options)
-    return Infeasible(f"infeasible: no network has {asked}; the nearest has {has} ({chosen}). Raise the budget.")
+    return Infeasible(
+        f"infeasible: no network with {bounds_text}; the nearest has {costs_text} ({chosen}). Raise the budget."
+    )
 
 
 @final
@@ -289,24 +293,24 @@ class _Task:
             # Costs are whole numbers below 2^53 in practice, so that sums in float64 are exact.
             scores = np.array(block.scores, float)
             costs = np.array([block.costs[name] for name in names], float).reshape(len(names), len(scores)).T
-            kept = _kept(scores, costs, num)
-            self.tables.append((scores[kept], costs[kept], kept))
-        # The least that the blocks after each one add to every cost.
+            indices = _peeled(scores, costs, num)
+            self.tables.append((scores[indices], costs[indices], indices))
+        # The least amount that the later blocks add to every cost.
         least = np.array([costs.min(0) if len(names) else np.zeros(0) for _, costs, _ in self.tables])
         self.least_after = np.vstack([np.cumsum(least[::-1], 0)[::-1][1:], np.zeros((1, len(names)))])
 
     def duals(self) -> NDArray[np.float64] | None:
-        """Prices per cost, `[prices, costs]`: each gives an upper bound on what the blocks to come can add.
+        """Prices per cost, `[prices, costs]`: each gives an upper bound on the score of the remaining blocks.
 
         The score of any admissible completion is at most `sum_blocks max_option (score - price * cost) + price *
-        room`, for every price that is not negative; the price that makes this least is found by subgradient steps.
+        room`, for every non-negative price; the price that minimises it is found by subgradient steps.
         """
         if not self.names:
             return None
         spread = np.array([max(np.ptp(costs[:, j]) for _, costs, _ in self.tables) for j in range(len(self.names))])
         spread = np.where(spread > 0, spread, 1.0)
         scale = max(float(np.ptp(scores)) for scores, _, _ in self.tables)
-        price, seen, bound = np.zeros(len(self.names)), [], math.inf
+        price, prices, bound = np.zeros(len(self.names)), [], math.inf
         for step in range(100):
             total, used = 0.0, np.zeros(len(self.names))
             for scores, costs, _ in self.tables:
@@ -317,42 +321,42 @@ class _Task:
             value = total + float(price @ self.limits)
             if value < bound:
                 bound = value
-                seen.append(price)
+                prices.append(price)
             # In units of each cost's spread; the step shrinks, as subgradient steps must.
             slope = slope / spread
             price = np.maximum(0.0, price - scale / (1 + 0.15 * step) * slope / (np.abs(slope).max() or 1.0) / spread)
-        return np.array(seen[-6:])
+        return np.array(prices[-6:])
 
     def run(self, duals: NDArray[np.float64] | None, floor: float, beam: int | None = None) -> _States:
-        """All blocks; with a `floor`, states whose bound is below it are dropped."""
+        """The final states; with a `floor`, states with an upper bound below it are dropped."""
         score, cost_ = np.zeros(1), np.zeros((1, len(self.names)))
         parents, chosen = [], []
         after = self._after(duals)
         for level, (scores, costs, options) in enumerate(self.tables):
-            held: list[tuple[Any, ...]] = []
+            chunks: list[tuple[Any, ...]] = []
             size = max(1, _MOST_AT_ONCE // len(scores))
             for start in range(0, len(score), size):
-                made_score = (score[start : start + size, None] + scores).ravel()
-                made_cost = (cost_[start : start + size, None] + costs).reshape(len(made_score), len(self.names))
-                index = np.arange(start * len(scores), start * len(scores) + len(made_score))
-                room = self.limits - made_cost - self.least_after[level]
+                chunk_score = (score[start : start + size, None] + scores).ravel()
+                chunk_cost = (cost_[start : start + size, None] + costs).reshape(len(chunk_score), len(self.names))
+                index = np.arange(start * len(scores), start * len(scores) + len(chunk_score))
+                room = self.limits - chunk_cost - self.least_after[level]
                 fits = np.flatnonzero((room >= 0).all(1))
-                held.append((made_score[fits], made_cost[fits], index[fits]))
-                if len(held) > 1 and sum(len(h[0]) for h in held) > _MOST_AT_ONCE:
-                    held = [self._pruned(self._joined(held), level, duals, after, floor, beam)]
-            new = self._pruned(self._joined(held), level, duals, after, floor, beam)
+                chunks.append((chunk_score[fits], chunk_cost[fits], index[fits]))
+                if len(chunks) > 1 and sum(len(h[0]) for h in chunks) > _MOST_AT_ONCE:
+                    chunks = [self._pruned(self._joined(chunks), level, duals, after, floor, beam)]
+            new = self._pruned(self._joined(chunks), level, duals, after, floor, beam)
             score, cost_, index = new
             parents.append(index // len(scores))
             chosen.append(options[index % len(scores)])
         return _States(score, cost_, parents, chosen)
 
-    def _joined(self, held: Sequence[tuple[Any, ...]]) -> tuple[Any, Any, Any]:
-        none = (np.zeros(0), np.zeros((0, len(self.names))), np.zeros(0, int))
-        score, cost_, index = (np.concatenate(columns) for columns in zip(none, *held, strict=True))
+    def _joined(self, chunks: Sequence[tuple[Any, ...]]) -> tuple[Any, Any, Any]:
+        empty = (np.zeros(0), np.zeros((0, len(self.names))), np.zeros(0, int))
+        score, cost_, index = (np.concatenate(columns) for columns in zip(empty, *chunks, strict=True))
         return score, cost_, index
 
     def _after(self, duals: NDArray[np.float64] | None) -> NDArray[np.float64]:
-        """`[levels, prices]`: the most that later blocks add to the score less the price of what they use."""
+        """`[levels, prices]`: the largest sum of score minus price times cost of the later blocks."""
         if duals is None:
             most = np.array([[scores.max()] for scores, _, _ in self.tables])
         else:
@@ -374,17 +378,17 @@ class _Task:
             if duals is not None:
                 reach = (score[:, None] + after[level] + (self.limits - cost_) @ duals.T).min(1)
             if floor > -math.inf:
-                # The bound is another order of the same sums; its rounding must not drop what is as good as the floor.
+                # The bound adds the same numbers in another order; rounding must not drop states as good as the floor.
                 slack = 1e-9 * (1 + abs(floor) + np.abs(score).max(initial=0.0) + np.abs(after[level]).max())
                 if duals is not None:
                     slack += 1e-9 * float(np.abs(duals @ self.limits).max())
-                kept = np.flatnonzero(reach >= floor - slack)
-                score, cost_, index, reach = score[kept], cost_[kept], index[kept], reach[kept]
+                indices = np.flatnonzero(reach >= floor - slack)
+                score, cost_, index, reach = score[indices], cost_[indices], index[indices], reach[indices]
             if beam is not None and len(score) > beam:
-                kept = np.sort(np.argpartition(-reach, beam)[:beam])
-                score, cost_, index = score[kept], cost_[kept], index[kept]
-        kept = np.sort(_kept(score, cost_, self.num))
-        return score[kept], cost_[kept], index[kept]
+                indices = np.sort(np.argpartition(-reach, beam)[:beam])
+                score, cost_, index = score[indices], cost_[indices], index[indices]
+        indices = np.sort(_peeled(score, cost_, self.num))
+        return score[indices], cost_[indices], index[indices]
 
     def combination(self, states: _States, index: int) -> Combination:
         """The network of a final state."""
@@ -398,8 +402,8 @@ class _Task:
         return Combination(options, float(states.score[index]), costs)
 
 
-def _kept(score: NDArray[np.float64], cost_: NDArray[np.float64], num: int) -> NDArray[np.int64]:
-    """A superset of those with fewer than `num` others before them: `num` fronts, peeled one after the other."""
+def _peeled(score: NDArray[np.float64], cost_: NDArray[np.float64], num: int) -> NDArray[np.int64]:
+    """Indices of the first `num` fronts: a superset of the states that fewer than `num` others dominate."""
     left = np.arange(len(score))
     if cost_.shape[1] == 0:
         return np.sort(np.lexsort((left, -score))[:num])

@@ -1,4 +1,4 @@
-"""One loop for every search: a searcher asks, a scorer scores, the ranking remembers."""
+"""The loop of every search: a searcher proposes, a scorer scores, and entries are yielded."""
 
 import math
 import time
@@ -20,11 +20,11 @@ from kdnas.supernet import Supernet
 @final
 @dataclass(frozen=True)
 class SearchLimits:
-    """When a search ends, whatever comes first.
+    """Limits of a search; it ends at the first that is reached.
 
     Attributes:
-        evaluations: unique canonical architectures.
-        seconds: wall time, obeyed within one evaluation.
+        evaluations: distinct canonical architectures.
+        seconds: wall time, met within one evaluation.
     """
 
     evaluations: int = 200
@@ -32,7 +32,7 @@ class SearchLimits:
 
 
 class Uninformative(ValueError):
-    """The score does not tell candidates apart."""
+    """The score has too few distinct values to rank candidates."""
 
 
 def run_search(
@@ -49,19 +49,19 @@ def run_search(
     first: Sequence[Architecture] = (),
     after_tell: Callable[[Sequence[Entry]], None] | None = None,
 ) -> Iterator[Entry | str]:
-    """Yields every newly scored architecture, and at last why the search stopped.
+    """Yields the entry of every new architecture and, last, why the search stopped.
 
     Args:
-        supernet: where the weights are.
-        scorer: higher is better.
-        searcher: who asks.
-        evidence: what students are judged on.
+        supernet: with the weights.
+        scorer: scores each architecture, higher is better.
+        searcher: proposes architectures.
+        evidence: common to all evaluations.
         limits: when to end.
-        known: scores that need no computing again: an interrupted search's, replayed to the searcher.
-        labels: names of scorer and searcher and the search's number, for the ranking.
-        layer_count: counts layer evaluations.
-        stopping: who may end an evaluation early.
-        first: scored before the searcher is asked, which then begins with them.
+        known: known scores, such as those of an interrupted search, which are not computed again.
+        labels: scorer, searcher and number of the search, for the entries.
+        layer_count: counter that layer evaluations are added to.
+        stopping: may end evaluations early.
+        first: architectures to score first; the searcher begins with their entries.
         after_tell: called with the entries that the searcher has been told, such as to record its trace.
 
     Raises:
@@ -106,8 +106,8 @@ def run_search(
                 yield scores[architecture]
         if len(scores) >= 20 and len({e.score for e in list(scores.values())[:20]}) < 3:
             raise Uninformative(
-                f"the score {labels[0]} has fewer than 3 distinct values among the first 20 candidates, so it cannot "
-                "rank them. Train the supernet longer, use more search images, or choose another scorer."
+                f"score {labels[0]} must have at least 3 distinct values among the first 20 candidates to rank them. "
+                "Train the supernet longer, use more search images or use another scorer."
             )
         entries = [scores[a] for a in batch]
         if begins:
@@ -127,11 +127,11 @@ def _new_scores(
     layer_count: LayerCount | None,
     stopping: EarlyStopping | None,
 ) -> dict[Architecture, Score]:
-    """Scores of those of a chunk that are not known; the known ones are replayed to the pruner."""
+    """Scores of the architectures of a chunk that are not known; known ones are replayed to the pruner."""
     new = [a for a in chunk if a not in known]
     if stopping is None:
         return dict(zip(new, score_all(supernet, new, scorer, evidence, layer_count), strict=True)) if new else {}
-    for architecture in chunk:  # one by one, in order: what is stopped depends on what came before
+    for architecture in chunk:  # one by one: a pruner's decision depends on the evaluations before it
         if architecture in known:
             stopping.replay(known[architecture])
     return {a: stopping.judge(scorer.rungs(supernet.extract(a), evidence)) for a in new}
@@ -141,15 +141,15 @@ def _check_finite(scores: Mapping[Architecture, Score], space: SearchSpace, scor
     for architecture, score in scores.items():
         if not math.isfinite(score.value):
             raise ValueError(
-                f"the score {scorer} of {space.code(architecture)} is {score.value} and cannot be ranked. "
-                "Use more search images or another scorer, or see that network with `kdnas why`."
+                f"score {scorer} must be finite, got {score.value} for {space.code(architecture)}. Use more search "
+                "images or another scorer, or inspect the network with `kdnas why`."
             )
 
 
 def entry_of(
     space: SearchSpace, architecture: Architecture, score: Score, seconds: float, labels: tuple[str, str, int]
 ) -> Entry:
-    """The ranking's entry of a score."""
+    """The entry of an architecture with this score."""
     blueprint = space.blueprint(architecture)
     c: Cost = cost(blueprint)
     return Entry(

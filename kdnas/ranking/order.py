@@ -7,9 +7,9 @@ from kdnas.statistics import pareto_front
 
 
 def ranked(entries: Sequence[Entry]) -> list[Entry]:
-    """Best first; ties go to the network that uses more of the budget (more MACs), then by code.
+    """Best first; of equal scores the network with more MACs comes first, then the smaller code.
 
-    Those whose evaluation was stopped early come after those that went further: their scores are not comparable.
+    Evaluations that were stopped early come after those that went further, as their scores are not comparable.
     """
     return sorted(entries, key=lambda e: order_key(e.code, e.score, e.share, e.macs))
 

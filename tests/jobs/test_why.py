@@ -78,7 +78,7 @@ def test_rank_check_scores_each_row_as_the_scorer_alone_does(storage, table):
     [
         (["--column", "accuracy"], "no column 'accuracy'"),
         (["--scorer", "rdmm"], "Did you mean 'rdm'"),
-        (["--scorer", "macs"], "macs is a control"),
+        (["--scorer", "macs"], "'macs' is a control"),
     ],
 )
 def test_rank_check_refuses_what_is_not_there(storage, table, capsys, arguments, message):

@@ -12,7 +12,7 @@ import torch
 from kdnas.cli.commands import main
 from kdnas.jobs._run import Run
 from kdnas.jobs.search import search
-from kdnas.ranking.early_stopping import EarlyStopping, pruner_named
+from kdnas.ranking.early_stopping import EarlyStopping, parse_pruner
 from kdnas.ranking.order import ranked
 from kdnas.runs.entry import RANDOM, Entry
 from kdnas.runs.folder import RANKING, RunFolder
@@ -81,10 +81,10 @@ def test_what_was_judged_before_is_replayed_and_the_rest_is_judged_as_ever(name)
     rng = random.Random(0)
     curves = [[rng.random() + k for k in range(3)] for _ in range(40)]
     scorer = Rungs((1, 2, 4))
-    whole = judged(EarlyStopping(pruner_named(name), scorer), scorer, curves)
+    whole = judged(EarlyStopping(parse_pruner(name), scorer), scorer, curves)
     assert {s.share for s in whole} > {1.0}
     for known in (1, 7, 39):
-        again = EarlyStopping(pruner_named(name), scorer)
+        again = EarlyStopping(parse_pruner(name), scorer)
         for score in whole[:known]:
             again.replay(score)
         assert judged(again, scorer, curves[known:]) == whole[known:]
@@ -100,12 +100,12 @@ def test_the_pruner_s_resources_are_the_scorer_s_unless_they_are_told():
 
 
 def test_mistakes_are_said():
-    with pytest.raises(ValueError, match="shows its last alone"):
+    with pytest.raises(ValueError, match="intermediate scores; Macs has none"):
         EarlyStopping(HALVING, Macs())
     with pytest.raises(ValueError, match="successive_halving"):
-        pruner_named("sucessive_halving")
+        parse_pruner("sucessive_halving")
     with pytest.raises(ValueError, match="min_resource"):
-        pruner_named("successive_halving,min_resourse=2")
+        parse_pruner("successive_halving,min_resourse=2")
     with pytest.raises(ValueError, match="num_rungs=3, reduction=3 and steps=8"):
         ShortTraining(steps=8, num_rungs=3)
     with pytest.raises(ValueError, match="no earlier search"):

@@ -152,7 +152,7 @@ def test_an_infeasible_budget_names_the_nearest_network():
         BlockTable("second", ("only",), (0.0,), {"params": (5,), "macs": (5,)}),
     ]
     with pytest.raises(
-        Infeasible, match=r"no network has macs <= 14; the nearest has params 45, macs 15 \(first: thin"
+        Infeasible, match=r"no network with macs <= 14; the nearest has params 45, macs 15 \(first: thin"
     ):
         best(blocks, {"macs": 14})
     # Each bound alone can be met, both together cannot.
@@ -165,14 +165,14 @@ def test_an_infeasible_budget_names_the_nearest_network():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: BlockTable("b", (), (), {}), "no options"),
-        (lambda: BlockTable("b", (1, 2), (0.0,), {}), "2 options but 1 scores"),
+        (lambda: BlockTable("b", (), (), {}), "at least one option"),
+        (lambda: BlockTable("b", (1, 2), (0.0,), {}), "got 1 scores for 2 options"),
         (lambda: BlockTable("b", (1,), (math.nan,), {}), "finite"),
-        (lambda: best([], {}), "no blocks"),
+        (lambda: best([], {}), "at least one block"),
         (lambda: best([BlockTable("b", (1,), (0.0,), {"macs": (1,)})], {"mac": 3}), "'mac'"),
         (lambda: best([BlockTable("b", (1,), (0.0,), {"macs": (1,)})], {"macs": math.nan}), "number"),
         (lambda: best([BlockTable("b", (1,), (0.0,), {"macs": (1,)})], num=0), "at least 1"),
-        (lambda: front([BlockTable("b", (1,), (0.0,), {"macs": (1,)})], costs=()), "must name"),
+        (lambda: front([BlockTable("b", (1,), (0.0,), {"macs": (1,)})], costs=()), "must be among macs"),
         (
             lambda: best([BlockTable("b", (1,), (0.0,), {}), BlockTable("c", (1,), (0.0,), {"macs": (1,)})]),
             "every block",
@@ -210,7 +210,7 @@ def test_tables_of_a_space_hold_exact_costs_and_every_network():
 
 def test_a_space_whose_blocks_depend_on_each_other_is_refused_until_they_are_merged():
     toy = load_space("toy")
-    with pytest.raises(ValueError, match="do not add up over stage0, stage1"):
+    with pytest.raises(ValueError, match="must be sums over stage0, stage1"):
         blocks_of(toy, lambda block, part: 0.0)
     merged = blocks_of(toy, lambda block, part: len(part), {"all": [c.name for c in toy.choices]})
     assert len(merged[1].options) == 36
