@@ -12,9 +12,21 @@ import time
 
 import pytest
 
+from kdnas.data import digits
+
+digits()  # imports count for nobody's example
+
 EXAMPLES = {
     "kdnas.architecture": ("Architecture", "Choice", "Value"),
+    "kdnas.costs.budget": ("Budget",),
+    "kdnas.data.load": ("load_data",),
+    "kdnas.jobs._run": ("Run",),
+    "kdnas.jobs.commands": ("export", "prune", "retrain", "run", "search", "train"),
+    "kdnas.ranking.table": ("Ranking",),
+    "kdnas.settings": ("Experiment", "FitTeacher", "Recipe"),
     "kdnas.space": ("SearchSpace",),
+    "kdnas.students.load": ("load_student",),
+    "kdnas.teachers.load": ("load_teacher",),
     "kdnas.specs": ("Spec", "check_literals", "face", "find_spec", "parse_spec", "spec"),
     "kdnas.supernet": ("Supernet",),
     "kdnas.tables": ("load_space",),

@@ -53,7 +53,7 @@ def demo(*, out: str | Path = Path("runs/demo"), device: str | None = None) -> R
 
     Args:
         out: the run folder.
-        device: where to compute, such as cpu or cuda:1; by default a GPU where there is one.
+        device: such as cpu or cuda:1 (default: a GPU where there is one).
     """
     return run(experiment="demo", out=out, device=device)
 
@@ -107,7 +107,7 @@ def run(
         deploy: whether to write the student as Python code and ONNX too, and compare all forms.
         experiment: a Python file that defines experiment(), or a name from `kdnas list experiments`, instead of
             everything else.
-        device: where to compute, such as cpu or cuda:1; by default a GPU where there is one.
+        device: such as cpu or cuda:1 (default: a GPU where there is one).
         **recipe: optimizer settings of teacher, supernet and student. `steps` is by default 30 epochs, at least 300 and
             at most 20,000; `batch_size` 128, or all training images where there are fewer.
 
@@ -238,7 +238,7 @@ def train(
         experiment: a Python file that defines experiment(), or a name from `kdnas list experiments`.
         out: the run folder.
         loss: NAME or NAME=WEIGHT from `kdnas list losses`, a distillation loss beside the labels; repeatable.
-        device: where to compute, such as cpu or cuda:1; by default a GPU where there is one.
+        device: such as cpu or cuda:1 (default: a GPU where there is one).
         **recipe: optimizer settings of the supernet, by default the experiment's.
 
     Example:
@@ -300,7 +300,7 @@ def search(
         initial: number of best candidates of the run's previous search to start from.
         teacher: the teacher in memory that the run was started with.
         data: the data in memory that the run was started with.
-        device: where to compute, such as cpu or cuda:1; by default a GPU where there is one.
+        device: such as cpu or cuda:1 (default: a GPU where there is one).
 
     Example:
         >>> import tempfile
@@ -347,7 +347,7 @@ def rank_check(
         scorer: NAME or NAME,key=value from `kdnas list scorers`; repeatable; by default the run's.
         column: the column of the true accuracies.
         num_images: number of images of the search part; by default the run's.
-        device: where to compute, such as cpu or cuda:1; by default a GPU where there is one.
+        device: such as cpu or cuda:1 (default: a GPU where there is one).
     """
     del device
     from kdnas.jobs import rank_check as job
@@ -374,7 +374,7 @@ def why(
         architecture: its code, as the ranking prints it.
         scorer: NAME or NAME,key=value from `kdnas list scorers`; by default the run's.
         num_images: number of images of the search part; by default the run's.
-        device: where to compute, such as cpu or cuda:1; by default a GPU where there is one.
+        device: such as cpu or cuda:1 (default: a GPU where there is one).
     """
     del device
     from kdnas.jobs import why as job
@@ -402,7 +402,7 @@ def convert(
         size: height and width of the images in pixels.
         classes: number of classes of a zoo's network.
         channels: number of image channels.
-        device: where to compute, such as cpu or cuda:1; by default a GPU where there is one.
+        device: such as cpu or cuda:1 (default: a GPU where there is one).
     """
     del device
     from kdnas.jobs.convert import convert_source
@@ -428,7 +428,7 @@ def export(
         out: the student folder; by default RUN/students/place-N.
         teacher: the teacher in memory that the run was started with.
         data: the data in memory that the run was started with.
-        device: where to compute, such as cpu or cuda:1; by default a GPU where there is one.
+        device: such as cpu or cuda:1 (default: a GPU where there is one).
 
     Example:
         >>> export("no/such/run")
@@ -472,7 +472,7 @@ def retrain(
         assistants: auto, or codes of the space joined by commas, largest first.
         distiller: NAME or NAME,key=value from `kdnas list distillers`, such as mutual; by default the run's.
         loss: NAME or NAME=WEIGHT from `kdnas list losses`, a distillation loss beside the labels; repeatable.
-        device: where to compute, such as cpu or cuda:1; by default a GPU where there is one.
+        device: such as cpu or cuda:1 (default: a GPU where there is one).
         **recipe: optimizer settings, by default the student's run's.
 
     Example:
@@ -522,13 +522,13 @@ def prune(
         teacher: see `kdnas run --help`.
         budget: upper bounds: params=2M, macs=6e8; repeatable.
         penalty: weight of the scale factors' penalty; by default it grows until the budget is met.
-        device: where to compute, such as cpu or cuda:1; by default a GPU where there is one.
+        device: such as cpu or cuda:1 (default: a GPU where there is one).
         **recipe: optimizer settings of all trainings; by default 400 steps at 0.02 with factors, 1000 steps else.
 
     Example:
         >>> prune(data="digits", budget="latency=5ms", out="runs/pruned")
         Traceback (most recent call last):
-        ValueError: a pruning bounds params and macs, got a bound on latency. Leave that bound out.
+        ValueError: a pruning bounds params and macs, got a bound on latency. Remove that bound.
     """
     del device
     import dataclasses
@@ -572,7 +572,7 @@ def quantize(
         data: other data, see `kdnas run --help`; by default the student's.
         num_images: number of training images for calibration.
         most: largest loss of test accuracy that is accepted, as a share of the images.
-        device: where to compute, such as cpu or cuda:1; by default a GPU where there is one.
+        device: such as cpu or cuda:1 (default: a GPU where there is one).
     """
     del device
     from kdnas.jobs._arguments import as_data
@@ -608,7 +608,7 @@ def compare(
         max_time: time for everything, such as 20m.
         seed: random seed of every system.
         out: the folder of the comparison.
-        device: where to compute, such as cpu or cuda:1; by default a GPU where there is one.
+        device: such as cpu or cuda:1 (default: a GPU where there is one).
     """
     del device
     from kdnas.jobs import compare as job
@@ -657,7 +657,7 @@ def grow(
         architecture: code of the first member; by default the smallest network.
         budget: upper bounds on the whole ensemble: params=2M, macs=6e8; repeatable.
         controls: whether to train the controls too.
-        device: where to compute, such as cpu or cuda:1; by default a GPU where there is one.
+        device: such as cpu or cuda:1 (default: a GPU where there is one).
         **recipe: optimizer settings of every candidate; by default the experiment's.
     """
     del device
@@ -713,7 +713,7 @@ def taps(
         space: a TOML table, or a name from `kdnas list spaces`.
         data: the data whose image size and channels are used; see `kdnas run --help`.
         by: how stages are paired.
-        device: where to compute, such as cpu or cuda:1; by default a GPU where there is one.
+        device: such as cpu or cuda:1 (default: a GPU where there is one).
     """
     del device
     from kdnas.jobs.taps import taps_table

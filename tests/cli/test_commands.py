@@ -66,6 +66,15 @@ def test_options_and_their_defaults_are_those_of_the_functions():
                 assert default == (list(parameter.default) if parameter.default == () else parameter.default)
 
 
+def test_every_command_that_computes_takes_a_device():
+    parsers = sub_parsers(parser())
+    # The reference values of losses are those of a CPU.
+    without = {name for name in parsers if all(action.dest != "device" for action in parsers[name]._actions)}
+    assert without == {"report", "list", "losses"}
+    for name in parsers.keys() - without:
+        assert "default: a GPU" in " ".join(parsers[name].format_help().split()), name
+
+
 def test_help_shows_every_default():
     text = sub_parsers(parser())["run"].format_help()
     flat = " ".join(text.split())
@@ -184,7 +193,7 @@ def test_a_class_with_one_image_is_refused(capsys, tmp_path):
     error = refused(
         capsys, "run", "--data", f"folder:{tmp_path / 'images'}", "--space", "toy", "--out", str(tmp_path / "out")
     )
-    assert "class 'dog' has 1 images" in error
+    assert "class 'dog' has 1." in error
 
 
 def test_a_folder_that_holds_something_else_is_left_alone(capsys, tmp_path):
