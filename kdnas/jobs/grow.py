@@ -1,4 +1,4 @@
-"""AdaNAS: an ensemble grown subnet by subnet, each taught by the ensemble before it; the result is one student."""
+"""AdaNAS: an ensemble grown subnet by subnet, each under the ensemble so far as teacher; the result is one student."""
 
 import dataclasses
 import random
@@ -53,8 +53,8 @@ class Member(NamedTuple):
     cost: Cost
 
 
-class Ensemble(NamedTuple):
-    """Members with their weights, and what their training cost."""
+class SubnetEnsemble(NamedTuple):
+    """Members with their weights, and the seconds and multiply-accumulates of their training."""
 
     members: tuple[Member, ...]
     weights: Tensor
@@ -67,19 +67,19 @@ class Ensemble(NamedTuple):
 
     @property
     def cost(self) -> Cost:
-        """Of all members together."""
+        """The cost of all members together."""
         return sum_costs(member.cost for member in self.members)
 
 
 def grow(settings: Grow, folder: Path) -> dict[str, Any]:
-    r"""Grow an ensemble member by member, with its controls; goes on where it was interrupted.
+    r"""Grow an ensemble member by member, with its controls; the same call resumes it.
 
     Candidate $h$ of member $k$ minimises $\mathrm{CE}(y, h)$ with smoothed labels plus
     $-\frac1B \sum_b \sum_c q_c \log p_c$, where $q = \mathrm{softmax}(f_{k-1})$ is the ensemble's distribution so far
     (or the last member's) and $p$ the candidate's, both at temperature 1 with weight 1; the first member has no
-    teacher. Of the candidates the one stays with which the ensemble's cross-entropy on the search part is least. The
-    ensemble is $f_k = \sum_{j \le k} w_j h_j$ in logits, $w$ uniform or fitted on the search part; members are never
-    trained again.
+    teacher. The candidate with which the ensemble has the smallest cross-entropy on the search part becomes the member.
+    The ensemble is $f_k = \sum_{j \le k} w_j h_j$ in logits, $w$ uniform or fitted on the search part; members are
+    never trained again.
 
     The folder holds `student`, the ensemble as one student folder; `members`, every candidate; a report.
 
@@ -93,9 +93,9 @@ def grow(settings: Grow, folder: Path) -> dict[str, Any]:
 
     Reference: Macko et al., Improving Neural Architecture Search Image Classifiers via Ensemble Learning, 2019,
         sections 3 and 4; Furlanello et al., Born Again Neural Networks, ICML 2018 (the variant).
-    Differs: candidates are chosen, and weights fitted, on images that no member was trained on; AdaNet uses the
-        training images. Deeper is the next option of every depth, wider of every width, for three cells or ten filters
-        more.
+    Differs: members are chosen and weights fitted on the search part; AdaNet uses the training images. A deeper
+        candidate has the next option of every depth, a wider one of every width, in place of three more cells or ten
+        more filters.
     """
     storage = RunFolder.create(folder, settings.to_json(), settings.recipe.seed)
     data: Data = settings.data.build(Data)
@@ -118,8 +118,8 @@ def grow(settings: Grow, folder: Path) -> dict[str, Any]:
     return {"student": str(student), **summary, "controls": {name: rows[name] for name in controls}}
 
 
-def _record(ensembles: dict[str, Ensemble], storage: RunFolder, data: Data) -> dict[str, dict[str, Any]]:
-    """Measure the ensembles on the test part, and record their rows and what distinguishes the controls."""
+def _record(ensembles: dict[str, SubnetEnsemble], storage: RunFolder, data: Data) -> dict[str, dict[str, Any]]:
+    """Measure the ensembles on the test part, and record their rows and the controls."""
     rows: dict[str, dict[str, Any]] = {}
     hits = {}
     for name, ensemble in ensembles.items():
@@ -147,9 +147,9 @@ class _Growth:
         self.settings, self.storage, self.data = settings, storage, data
         self.space = settings.space.fitted(classes=data.classes, image_channels=data.channels)
 
-    def grow(self, name: str, settings: Grow) -> Ensemble:
+    def grow(self, name: str, settings: Grow) -> SubnetEnsemble:
         """An ensemble, each member chosen among candidates."""
-        ensemble = Ensemble((), torch.zeros(0), 0.0, 0.0)
+        ensemble = SubnetEnsemble((), torch.zeros(0), 0.0, 0.0)
         for number in range(settings.num_members):
             candidates = self.candidates(settings, ensemble, python_rng(settings.recipe.seed, name, number))
             if not candidates:
@@ -182,7 +182,7 @@ class _Growth:
         """The architecture that growth begins with."""
         return self.space.parse(self.settings.architecture) if self.settings.architecture else self.space.smallest
 
-    def candidates(self, settings: Grow, ensemble: Ensemble, rng: random.Random) -> list[Architecture]:
+    def candidates(self, settings: Grow, ensemble: SubnetEnsemble, rng: random.Random) -> list[Architecture]:
         """The architectures to train as the next member: distinct, and within the rest of the budget."""
         left = settings.num_members - len(ensemble.members)
 
@@ -246,14 +246,14 @@ class _Growth:
             weights = fitted_weights(logits, part.labels)
         return weights, float(F.cross_entropy(torch.einsum("k,kbc->bc", weights, logits), part.labels))
 
-    def controls(self, grown: Ensemble) -> dict[str, Ensemble]:
+    def controls(self, grown: SubnetEnsemble) -> dict[str, SubnetEnsemble]:
         """The controls of an ensemble, by name."""
         ensembles = {"single network": self.single(grown), "random candidates": self.random(grown)}
         if self.settings.teacher != "none" and len(grown.members) > 1:
             ensembles["not taught"] = self.without_teacher(grown)
         return ensembles
 
-    def single(self, grown: Ensemble) -> Ensemble:
+    def single(self, grown: SubnetEnsemble) -> SubnetEnsemble:
         """One network of at most the ensemble's MACs, trained on labels for as many multiply-accumulates in all."""
         rng = python_rng(self.settings.recipe.seed, "single")
         samples = [self.space.smallest, self.space.largest, *(self.space.sample(rng) for _ in range(300))]
@@ -262,9 +262,9 @@ class _Growth:
         largest = max(within or [self.space.smallest], key=lambda a: costs[a].macs)
         steps = max(1, round(grown.work / costs[largest].macs))
         member, seconds = self.train_member("single network", largest, 0, None, steps)
-        return Ensemble((member,), torch.ones(1), seconds, grown.work)
+        return SubnetEnsemble((member,), torch.ones(1), seconds, grown.work)
 
-    def random(self, grown: Ensemble) -> Ensemble:
+    def random(self, grown: SubnetEnsemble) -> SubnetEnsemble:
         """An ensemble of random candidates within the cost of the grown ensemble, as many of them per member."""
         settings = dataclasses.replace(
             self.settings,
@@ -275,17 +275,17 @@ class _Growth:
         )
         return self.grow("random candidates", settings)
 
-    def without_teacher(self, grown: Ensemble) -> Ensemble:
+    def without_teacher(self, grown: SubnetEnsemble) -> SubnetEnsemble:
         """The same members, trained on labels alone from the same seeds."""
         trainings = [
             self.train_member(f"not taught {number}", member.architecture, number - 1, None)
             for number, member in enumerate(grown.members, 1)
         ]
         members = tuple(member for member, _ in trainings)
-        return Ensemble(members, self.mix(members)[0], sum(seconds for _, seconds in trainings), 0.0)
+        return SubnetEnsemble(members, self.mix(members)[0], sum(seconds for _, seconds in trainings), 0.0)
 
 
-def teacher_of(kind: CandidateTeacher, ensemble: Ensemble, data: Data) -> Teacher | None:
+def teacher_of(kind: CandidateTeacher, ensemble: SubnetEnsemble, data: Data) -> Teacher | None:
     """The teacher of the next member: the ensemble so far, its last member, or None, as for the first member."""
     if kind == "none" or not ensemble.members:
         return None

@@ -1,4 +1,4 @@
-"""A smaller student cut out of a network: scale factors trained under the teacher, structured removal, retraining."""
+"""Structured pruning to a student: scale factors trained under the teacher, removal, retraining."""
 
 import dataclasses
 from functools import partial
@@ -71,7 +71,7 @@ class _Folded(nn.Module):
 
 
 def prune(settings: Prune, folder: Path) -> dict[str, Any]:
-    """Train factors under the teacher, remove to the budget, retrain with and without it; goes on where interrupted.
+    """Train factors under the teacher, remove to the budget, retrain with and without the teacher; resumable.
 
     The folder holds `students/pruned` (the factors folded in, not yet retrained), `students/student`, the controls
     `students/control` (the same network, labels alone) and `students/random` (random channels and blocks removed to

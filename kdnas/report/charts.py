@@ -56,41 +56,13 @@ def scatter(
         else range(len(points))
     )
     indices = sorted({*every, *front, *stars.values()})
-    marks: list[Markup] = []
-    for name, bound in bounds.items():
-        at = x.place(bound)
-        side = "end" if at > _WIDTH / 2 else "start"
-        marks += [
-            tag("line", x1=at, x2=at, y1=_TOP, y2=_HEIGHT - _BOTTOM, class_="bound"),
-            tag(
-                "text",
-                name,
-                x=at + (-6 if side == "end" else 6),
-                y=_HEIGHT - _BOTTOM - 8,
-                text_anchor=side,
-                class_="bound",
-            ),
-        ]
+    marks = [mark for name, bound in bounds.items() for mark in _bound(name, x.place(bound))]
     on_front = set(front)
     plain = [i for i in indices if i not in on_front]
     marks += [_circle(points[i], x, y, "point" if points[i].x <= limit else "point over", 3.2) for i in plain]
     marks.append(_staircase([points[i] for i in front], x, y))
     marks += [_circle(points[i], x, y, "front", 4.0) for i in front]
-    for name, i in stars.items():
-        left, top = x.place(points[i].x), y.place(points[i].y)
-        after = left < _WIDTH * 0.7
-        diamond = f"M{left:.1f} {top - 8:.1f}l8 8l-8 8l-8 -8z"
-        marks += [
-            tag("path", tag("title", f"{name}\n{points[i].title}"), d=diamond, class_="star"),
-            tag(
-                "text",
-                name,
-                x=left + (12 if after else -12),
-                y=top + 18,
-                text_anchor="start" if after else "end",
-                class_="star",
-            ),
-        ]
+    marks += [mark for name, i in stars.items() for mark in _star(name, points[i], x, y)]
     legend = [("point", "scored architecture", ""), ("front", "Pareto front", "")]
     legend += [("point over", "over the budget", "")] if any(p.x > limit for p in points) else []
     legend += [("star", "chosen student", "")] if stars else []
@@ -235,6 +207,27 @@ def _colour(place: int) -> str:
 
 def _circle(point: Point, x: Axis, y: Axis, look: str, radius: float) -> Markup:
     return tag("circle", tag("title", point.title), cx=x.place(point.x), cy=y.place(point.y), r=radius, class_=look)
+
+
+def _bound(name: str, at: float) -> list[Markup]:
+    """A vertical line with its name on the side that has more room."""
+    side, offset = ("end", -6) if at > _WIDTH / 2 else ("start", 6)
+    bottom = _HEIGHT - _BOTTOM
+    return [
+        tag("line", x1=at, x2=at, y1=_TOP, y2=bottom, class_="bound"),
+        tag("text", name, x=at + offset, y=bottom - 8, text_anchor=side, class_="bound"),
+    ]
+
+
+def _star(name: str, point: Point, x: Axis, y: Axis) -> list[Markup]:
+    """A diamond with its name on the side that has more room."""
+    left, top = x.place(point.x), y.place(point.y)
+    side, offset = ("start", 12) if left < _WIDTH * 0.7 else ("end", -12)
+    diamond = f"M{left:.1f} {top - 8:.1f}l8 8l-8 8l-8 -8z"
+    return [
+        tag("path", tag("title", f"{name}\n{point.title}"), d=diamond, class_="star"),
+        tag("text", name, x=left + offset, y=top + 18, text_anchor=side, class_="star"),
+    ]
 
 
 def _staircase(front: Sequence[Point], x: Axis, y: Axis) -> Markup:

@@ -22,7 +22,7 @@ def write_atomically(path: Path, write: Any) -> None:
 
 
 def remove_drafts(path: Path) -> None:
-    """Remove what kills during `write_atomically` left beside a file that nobody is writing now."""
+    """Remove the drafts that kills during `write_atomically` left beside a file; nobody may be writing it."""
     for draft in path.parent.glob(f".{path.name}.*.draft"):
         draft.unlink(missing_ok=True)
 
@@ -38,7 +38,7 @@ def new_folder(folder: str | Path) -> Iterator[Path]:
     """An empty sibling to fill, which takes the folder's place when the block ends without an error.
 
     No system call swaps two folders everywhere, so the one in place is set aside first; stopped between the two
-    renames, `present` finds it there, and the next `new_folder` goes on from it.
+    renames, `current_folder` finds it there, and the next `new_folder` starts from it.
     """
     folder = Path(folder).resolve()
     new, aside = folder.with_name(f".{folder.name}.new"), _aside(folder)

@@ -22,7 +22,7 @@ from kdnas.distillers.from_labels import FromLabels
 from kdnas.distillers.from_teacher import FromTeacher
 from kdnas.jobs._arguments import load_settings
 from kdnas.jobs._mixture import fitted_weights, mixture, mixture_blueprint
-from kdnas.jobs.grow import Ensemble, Member, grow, next_larger, teacher_of
+from kdnas.jobs.grow import SubnetEnsemble, Member, grow, next_larger, teacher_of
 from kdnas.network import Network
 from kdnas.randomness import initialised, torch_rng
 from kdnas.runs.folder import RunFolder
@@ -68,7 +68,7 @@ def members(count=3):
 
 
 def ensemble(count=3):
-    return Ensemble(tuple(members(count)), torch.full((count,), 1 / count), 0.0, 0.0)
+    return SubnetEnsemble(tuple(members(count)), torch.full((count,), 1 / count), 0.0, 0.0)
 
 
 def test_equal_weights_are_the_mean_of_the_logits_and_others_a_weighted_sum():
@@ -102,7 +102,9 @@ def test_members_of_several_resolutions_resize_the_images_for_themselves():
 def test_the_first_member_has_no_teacher_and_later_ones_the_ensemble_or_the_last():
     images = torch.rand(4, *IMAGE)
     held = ensemble()
-    assert all(teacher_of(how, Ensemble((), torch.zeros(0), 0.0, 0.0), DATA) is None for how in ("ensemble", "last"))
+    assert all(
+        teacher_of(how, SubnetEnsemble((), torch.zeros(0), 0.0, 0.0), DATA) is None for how in ("ensemble", "last")
+    )
     assert teacher_of("none", held, DATA) is None
     logits = torch.stack([m.network(DATA.normalise(images)).logits for m in held.members])
     torch.testing.assert_close(teacher_of("ensemble", held, DATA)(images).logits, logits.mean(0))
