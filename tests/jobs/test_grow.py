@@ -22,7 +22,7 @@ from kdnas.distillers.from_labels import FromLabels
 from kdnas.distillers.from_teacher import FromTeacher
 from kdnas.jobs._arguments import load_settings
 from kdnas.jobs._mixture import fitted_weights, mixture, mixture_blueprint
-from kdnas.jobs.grow import SubnetEnsemble, Member, grow, next_larger, teacher_of
+from kdnas.jobs.grow import Member, SubnetEnsemble, grow, next_larger, teacher_of
 from kdnas.network import Network
 from kdnas.randomness import initialised, torch_rng
 from kdnas.runs.folder import RunFolder
