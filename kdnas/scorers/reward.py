@@ -21,7 +21,7 @@ class Reward(CombinedScorer):
         exponent: w.
 
     Raises:
-        ValueError: the target is not positive, the cost is unknown, or a score is negative.
+        ValueError: the target or a student's cost is not positive, the cost is unknown, or a score is negative.
 
     Reference: Liu et al., Search to Distill: Pearls are Everywhere but not the Eyes, CVPR 2020, section 3.2; the form
         and w = -0.07 from Tan et al., MnasNet, CVPR 2019, equation 2.
@@ -48,4 +48,6 @@ class Reward(CombinedScorer):
         score, cost = scores[0].value, scores[1].parts[self.cost]
         if score < 0:
             raise ValueError(f"scores of `scorer` must be non-negative, got {score:.4g}. Use accuracies.")
+        if not cost > 0:
+            raise ValueError(f"the student's {self.cost} must be positive, got {cost:g}. Use another `cost`.")
         return Score(score * (cost / self.target) ** self.exponent, {**scores[0].parts, "score": score})

@@ -24,6 +24,9 @@ class Synflow(Scorer):
     Args:
         weights: `fresh` (initialised from the evidence's seed) or `inherited`.
 
+    Raises:
+        ValueError: the student has no such weights.
+
     Reference: Tanaka, Kunin, Yamins, Ganguli, Pruning Neural Networks without Any Data by Iteratively Conserving
         Synaptic Flow, NeurIPS 2020, equation 1; as a score: Abdelfattah et al., Zero-Cost Proxies for Lightweight
         NAS, ICLR 2021, section 3.
@@ -47,6 +50,8 @@ class Synflow(Scorer):
             for parameter in network.parameters():
                 parameter.abs_()
         weights = [p for p in network.parameters() if p.dim() > 1]
+        if not weights:
+            raise ValueError(f"synflow needs a convolution or linear layer, {type(student).__name__} has none.")
         with torch.enable_grad():
             outputs = network(torch.ones_like(evidence.images[:1], dtype=torch.float64))
             logits = outputs.logits if isinstance(outputs, Outputs) else outputs

@@ -6,6 +6,7 @@ __getattr__, __dir__ = face(
     __name__,
     {
         "LossContract": "kdnas.testing.losses",
+        "ScorerContract": "kdnas.testing.scorers",
         "SearcherContract": "kdnas.testing.searchers",
     },
 )

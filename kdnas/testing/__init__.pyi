@@ -1,4 +1,5 @@
 # Written by .ci/faces.py (`make format`).
 
 from kdnas.testing.losses import LossContract as LossContract
+from kdnas.testing.scorers import ScorerContract as ScorerContract
 from kdnas.testing.searchers import SearcherContract as SearcherContract

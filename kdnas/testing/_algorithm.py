@@ -16,9 +16,11 @@ class AlgorithmContract:
 
     make: type
     arguments: dict[str, Any] = {}  # noqa: RUF012
+    _base: ClassVar[type] = object
     _without_default: ClassVar[frozenset[str]] = frozenset()
 
     def test_it_is_final_with_plain_keyword_only_arguments_that_have_defaults(self) -> None:
+        assert issubclass(self.make, self._base), f"derive the class from {self._base.__name__}"
         assert getattr(self.make, "__final__", False), "decorate the class with @final"
         for name, parameter in inspect.signature(self.make).parameters.items():
             assert parameter.kind is parameter.KEYWORD_ONLY, f"{parameter} is not keyword-only"

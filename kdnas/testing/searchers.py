@@ -60,6 +60,7 @@ class SearcherContract(AlgorithmContract):
     repeats = False
     draws = True
     coverage = 0.9
+    _base = Searcher
     _without_default: ClassVar[frozenset[str]] = frozenset({"space", "admits", "rng"})
     _trajectories: ClassVar[dict[Any, Trajectory]] = {}
 

@@ -1,24 +1,51 @@
 """What must hold for every file in kdnas/scorers, found by walking: -k NAME runs one scorer's."""
 
 import dataclasses
-import inspect
 import math
 
 import pytest
 import torch
 
-from kdnas.scorers.base import OutputScorer, Scorer, score_all
+from kdnas.scorers.base import OutputScorer
 from kdnas.scorers.blocks import Blocks
 from kdnas.scorers.diswot import Diswot
 from kdnas.scorers.loss import Loss
 from kdnas.scorers.predicted import Predicted
 from kdnas.scorers.reward import Reward
 from kdnas.scorers.short_training import ShortTraining
-from kdnas.specs import Spec, algorithms, resolve, spec
-from tests.scorers.scene import SPACE, Flat, Plain, Shows, evidence, network, supernet
+from kdnas.specs import algorithms, resolve, spec
+from kdnas.testing.scorers import ScorerContract
+from tests.contracts import contracts
+from tests.scorers.scene import Flat, Plain, Shows, evidence, network
 
+SHORT = {"steps": 2, "batch_size": 6, "num_rungs": 2, "reduction": 2}
+CONTRACTS = contracts(
+    "kdnas.scorers",
+    ScorerContract,
+    {
+        "accuracy": {"prefers": "labels"},
+        "cka": {"prefers": "teacher"},
+        "depth": {"prefers": "size"},
+        # The semantic term needs students of the teacher's width; fresh weights have no best.
+        "diswot": {"prefers": "teacher", "arguments": {"semantic": 0.0, "weights": "inherited"}},
+        "fitted_blocks": {"prefers": "teacher"},
+        "in_place": {"prefers": "largest"},
+        "latency": {"repeats": False},
+        "loss": {"prefers": "teacher"},
+        "macs": {"prefers": "size"},
+        "nwot": {"prefers": "size"},
+        "params": {"prefers": "size"},
+        "predicted": {"arguments": {"target": "accuracy", "num_fitted": 4}},
+        "rank_ensemble": {"prefers": "largest", "arguments": {"num_reference": 6}},
+        "rdm": {"prefers": "teacher"},
+        "reward": {"prefers": "labels", "arguments": {"scorer": "accuracy"}},
+        "short_training": {"arguments": SHORT},
+        "synflow": {"prefers": "size"},
+        "zen": {"prefers": "size"},
+    },
+)
+globals().update({contract.__name__: contract for contract in CONTRACTS.values()})
 NAMES = sorted(algorithms("kdnas.scorers"))
-every_scorer = pytest.mark.parametrize("name", NAMES)
 # Blocks needs a supernet trained block-wise, latency never repeats; their own files test them.
 rated = pytest.mark.parametrize("name", [name for name in NAMES if name not in ("blocks", "latency")])
 NEEDS_MAPS = {"diswot", "fitted_blocks", "nwot", "short_training", "zen"}
@@ -40,39 +67,6 @@ def made(name):
     return scorer(steps=2, batch_size=12) if scorer is ShortTraining else scorer()
 
 
-@every_scorer
-def test_it_is_final_documented_and_made_from_plain_keyword_arguments(name):
-    scorer = resolve(algorithms("kdnas.scorers")[name])
-    assert issubclass(scorer, Scorer) and scorer.__final__
-    text = inspect.cleandoc(scorer.__doc__)
-    assert text.splitlines()[0].endswith(".")
-    assert any(line.startswith("Reference:") for line in text.splitlines())
-    for parameter in inspect.signature(scorer).parameters.values():
-        assert parameter.kind is parameter.KEYWORD_ONLY
-        assert isinstance(parameter.default, str | float | int | tuple | Spec)
-
-
-@rated
-def test_a_subnet_and_a_network_have_a_finite_score_that_repeats_and_leaves_them_as_they_were(name, held):
-    for student in (supernet().extract(SPACE.smallest), network(3)):
-        before = {key: tensor.clone() for key, tensor in student.state_dict().items()}
-        modes = [(module.training, getattr(module, "track_running_stats", None)) for module in student.modules()]
-        first = made(name).score(student, held)
-        assert math.isfinite(first.value) and all(map(math.isfinite, first.parts.values()))
-        made(name).score(network(4, SPACE.largest), held)
-        assert made(name).score(student, dataclasses.replace(held)) == first
-        assert all(torch.equal(tensor, before[key]) for key, tensor in student.state_dict().items())
-        assert modes == [(m.training, getattr(m, "track_running_stats", None)) for m in student.modules()]
-        assert all(parameter.grad is None for parameter in student.parameters())
-
-
-@rated
-def test_the_global_generator_is_left_alone(name, held):
-    before = torch.random.get_rng_state()
-    made(name).score(network(3), held)
-    assert torch.equal(torch.random.get_rng_state(), before)
-
-
 @rated
 def test_a_module_of_someone_elses_is_scored_or_refused_with_the_fix(name, held):
     scorer, module = made(name), Plain().eval()
@@ -92,14 +86,6 @@ def test_a_module_without_maps_is_scored_by_its_logits_or_refused_with_the_reaso
     else:
         with pytest.raises(ValueError, match=r"has none|a Network, got"):
             made(name).score(Flat(), held)
-
-
-@rated
-def test_a_population_has_the_scores_of_one_by_one_scoring(name, held):
-    bank, candidates = supernet(), list(SPACE.all())[::7]
-    found = score_all(bank, candidates, made(name), held)
-    for architecture, score in zip(candidates, found, strict=True):
-        assert score.value == pytest.approx(made(name).score(bank.extract(architecture), held).value, abs=1e-6)
 
 
 @pytest.mark.parametrize("value", [0.0, 1e6, 1e-6])
