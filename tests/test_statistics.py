@@ -41,6 +41,7 @@ def test_rank_statistics_are_zero_where_undefined(statistic):
     assert statistic([], []) == 0
     assert statistic([1], [2]) == 0
     assert statistic([1, 1, 1], [1, 2, 3]) == 0
+    assert statistic([1, 2, 3], [1, 1, 1]) == 0
 
 
 @pytest.mark.parametrize("one_by_one, resampled", [(kendall, resampled_kendall), (spearman, resampled_spearman)])
@@ -68,6 +69,25 @@ def test_however_many_resamples_are_computed_at_once_the_interval_is_the_same(in
     whole = [interval(statistic, x, resamples=50) for statistic in (resampled_mean, resampled_max)]
     monkeypatch.setattr(statistics, "_AT_ONCE", indices)
     assert [interval(statistic, x, resamples=50) for statistic in (resampled_mean, resampled_max)] == whole
+
+
+def test_no_more_indices_are_drawn_at_once_than_memory_has_room_for(monkeypatch):
+    sizes = []
+
+    def statistic(x, rows):
+        sizes.append(rows.shape)
+        return resampled_mean(x, rows)
+
+    monkeypatch.setattr(statistics, "_AT_ONCE", 130)
+    interval(statistic, normal(60), resamples=5)
+    interval(statistic, normal(200), resamples=2)
+    assert sizes == [(2, 60), (2, 60), (1, 60), (1, 200), (1, 200)]
+
+
+def test_the_mean_and_the_largest_of_every_resample_by_hand():
+    x, rows = np.array([3.0, -1.0, 4.0]), np.array([[0, 0, 1], [2, 1, 0], [1, 1, 1]])
+    assert resampled_mean(x, rows).tolist() == pytest.approx([5 / 3, 2, -1])
+    assert resampled_max(x, rows).tolist() == [3, 4, -1]
 
 
 def test_a_difference_of_means_has_the_interval_of_the_normal_distribution():

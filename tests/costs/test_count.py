@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from kdnas.blocks.mbconv import MBConv
-from kdnas.costs.budget import Budget, Cost
+from kdnas.costs.budget import Budget, Cost, amount
 from kdnas.costs.count import cost, feature_shapes, layer_costs, sum_costs
 from kdnas.network import Network
 from kdnas.space import Blueprint, layer
@@ -109,3 +109,52 @@ def test_a_warm_cost_takes_less_than_fifty_milliseconds():
         cost(space.blueprint(architecture))
         used.append(time.process_time() - before)
     assert statistics.median(used) < 0.05
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "text"),
+    [
+        ("latency", 0.0123456, "12.3 ms"),
+        ("latency", 1.5, "1.5e+03 ms"),
+        ("memory", 1234567.4, "1,234,567 bytes"),
+        ("params", 1234.6, "1,235"),
+        ("macs", 5e6, "5,000,000"),
+    ],
+)
+def test_amounts_have_their_unit(name, value, text):
+    assert amount(name, value) == text
+    assert str(Budget(**{name: value})) == f"{name} <= {text}"
+
+
+def test_several_bounds_are_printed_in_the_order_of_the_fields():
+    assert str(Budget(latency=0.005, params=10)) == "params <= 10, latency <= 5 ms"
+
+
+@pytest.mark.parametrize(
+    ("text", "bound"),
+    [
+        ("macs= 2.5 k ", 2500),
+        ("macs=1K", 1000),
+        ("params=.5M", 5e5),
+        ("macs=2G", 2e9),
+        ("macs=1e3", 1000),
+        ("memory=2B", 2),
+        ("memory=2kB", 2000),
+        ("memory=3GB", 3e9),
+        ("memory=3KiB", 3072),
+        ("memory=3MiB", 3145728),
+        ("memory=1GiB", 1073741824),
+        ("memory=7k", 7000),
+        ("latency=2s", 2.0),
+        ("latency=3us", 3e-6),
+    ],
+)
+def test_every_unit_by_hand(text, bound):
+    (parsed,) = Budget.parse([text]).bounds().values()
+    assert parsed == pytest.approx(bound, rel=1e-12)
+
+
+def test_an_excess_needs_what_is_bounded_and_takes_more():
+    assert Budget(memory=10).excess(Cost(1, 1), memory=25, latency=9.0) == pytest.approx(1.5)
+    with pytest.raises(ValueError, match="this bounds params and macs, got a bound on memory"):
+        Budget(memory=10).excess(Cost(1, 1))
