@@ -2,14 +2,14 @@
 
 Usage: `python benchmarks/mutants.py --room statistics --number 60 --seed 0 [--record]`, one room or `--room all`.
 
-A mutant is one change of the syntax tree: a comparison, an operator, a constant, a sign, a condition, a returned value, a
-call left out, a minimum for a maximum, a bound of a slice, a direction of sorting, two arguments swapped. Docstrings,
+A mutant is one change of the syntax tree: a comparison, an operator, a constant, a sign, a condition, a returned value,
+a call left out, a minimum for a maximum, a bound of a slice, a direction of sorting, two arguments swapped. Docstrings,
 annotations, decorators, error texts and `__repr__` are left alone. The candidates of each function are shuffled by
 the seed and taken in proportion to the function's size. Every mutant runs in a fork of a process that has imported
-torch and its kin, and nothing of kdnas: the fork compiles the changed module in place of the file, then pytest runs until
-the first failure. A mutant is killed by a failing test, or by more than `TIME_FACTOR` times the time of the tests.
+torch and its kin, and nothing of kdnas: the fork compiles the changed module in place of the file, then pytest runs
+until the first failure. A mutant is killed by a failing test, or by `TIME_FACTOR` times the time of the tests.
 
-`--record` writes the results to `benchmarks/mutants.md`, and takes over the reasons that stand there beside the same changes.
+`--record` writes the results to `benchmarks/mutants.md`; a change that stands there with a reason keeps the reason.
 """
 
 import argparse
@@ -29,7 +29,7 @@ import sys
 import time
 import traceback
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -261,14 +261,20 @@ def _head(statement: ast.stmt) -> str:
 
 def _shortened(before: str, after: str, most: int = 100) -> tuple[str, str]:
     """Both texts cut to the surroundings of what differs."""
-    same = len(os.path.commonprefix([before, after]))
+    same = _common(before, after)
     start = max(0, same - most // 2)
-    tail = len(os.path.commonprefix([before[same:][::-1], after[same:][::-1]]))
+    tail = _common(before[same:][::-1], after[same:][::-1])
     parts = []
     for text in (before, after):
         end = min(len(text), max(len(text) - tail, same) + most // 2)
         parts.append(("…" if start else "") + text[start:end] + ("…" if end < len(text) else ""))
     return parts[0], parts[1]
+
+
+def _common(first: str, second: str) -> int:
+    """The number of characters that both texts begin with."""
+    pairs = enumerate(zip(first, second, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(first), len(second)))
 
 
 def candidates(file: str, functions: tuple[str, ...]) -> list[Mutant]:
@@ -437,8 +443,8 @@ def measure(name: str, number: int, seed: int, match: str | None = None) -> tupl
 
 _HEADER = """# Mutants
 
-Small random faults (`mutants.py`), each against the quick tests of its room. A survivor is a change that these tests accept; its
-reason says why no test can or need tell. Lines are those of the commit that the room's row names.
+Small random faults (`mutants.py`), each against the quick tests of its room. A survivor is a change that these tests
+accept; its reason says why no test can or need tell. Lines are those of the commit that the room's row names.
 
 """
 _ROW = re.compile(r"(?<!\\)\|")
@@ -482,7 +488,7 @@ def record(name: str, seed: int, survivors: list[Mutant], counts: Counter[str]) 
     text = _HEADER + _line("room", "mutants", "killed", "of these by time", "survived", "tests", "commit", "run")
     text += _line(*["---"] * 8) + "".join(_line(*rows[room]) for room in ROOMS if room in rows)
     total, alive = (sum(int(row[i]) for row in rows.values()) for i in (1, 4))
-    unexplained = sum(cells[3] == "unexplained" for cells in sum(listed.values(), []))
+    unexplained = sum(cells[3] == "unexplained" for rows_of_room in listed.values() for cells in rows_of_room)
     text += f"\nOf {total} mutants {alive} survived, {unexplained} of them unexplained ({unexplained / total:.1%}).\n\n"
     text += "## Survivors\n\n" + _line("room", "where", "change", "reason") + _line(*["---"] * 4)
     text += "".join(_line(*cells) for room in ROOMS for cells in listed[room])
