@@ -121,6 +121,23 @@ def test_health_is_the_accuracy_of_three_subnets_by_batch_statistics():
     assert all(torch.equal(value, before[name]) for name, value in supernet.state_dict().items())
 
 
+def test_health_looks_at_a_thousand_images_unless_told_otherwise():
+    class Counts(nn.Module):
+        space = SPACE
+
+        def __init__(self):
+            super().__init__()
+            self.weight, self.sizes = nn.Parameter(torch.zeros(())), []
+
+        def forward(self, images, architecture, batch_statistics):
+            self.sizes.append(len(images))
+            return Outputs(images.mean((2, 3)))
+
+    supernet, data = Counts(), Data(DATA.train, part([0, 1, 2] * 400), DATA.test, class_names=("a", "b", "c"))
+    health(supernet, data)
+    assert supernet.sizes == [1000] * 3
+
+
 def test_the_hits_of_a_student_folder_are_zeros_and_ones_of_the_test_part(tmp_path):
     data = toy()
     network = initialised(lambda: Network(SPACE.blueprint(SPACE.largest)), 3).eval()
