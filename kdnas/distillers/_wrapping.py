@@ -1,4 +1,4 @@
-"""What distillers that add to another one share."""
+"""The base of distillers that add to another one."""
 
 from typing import ClassVar
 
@@ -30,7 +30,7 @@ class Wrapping(Distiller):
         self.inner.prepare(model, batch)
 
     def after(self, model: Model, batch: Batch, step: Step) -> None:
-        """What the inner one does after the optimiser's step."""
+        """Call the inner one's."""
         self.inner.after(model, batch, step)
 
     def schedule(self, total: int) -> Schedule:

@@ -1,4 +1,4 @@
-"""DFA: search which layers of the teacher make a stage's hint, then distil with the mixture found."""
+"""DFA: search in which shares the teacher's layers form a stage's hint, then distil with these shares."""
 
 from collections.abc import Iterator
 from typing import ClassVar, final
@@ -20,9 +20,9 @@ from kdnas.randomness import initialised
 class Aggregation(Distiller):
     r"""Differentiable feature aggregation: a hint per stage that mixes the teacher's layers there, in searched shares.
 
-    The teacher shows every layer; layers of equal size are a group $i$, with $A_i = \sum_j \alpha_{ij} T_{ij}$,
-    $\alpha_i = \mathrm{softmax}(\beta_i)$, uniform at first. Connectors are 1x1 convolutions, $F_s$ to the teacher's
-    channels, $F_t$ to the student's.
+    The teacher's features are those of every layer; layers of equal size are a group $i$, with
+    $A_i = \sum_j \alpha_{ij} T_{ij}$, $\alpha_i = \mathrm{softmax}(\beta_i)$, uniform at first. Connectors are 1x1
+    convolutions, $F_s$ to the teacher's channels, $F_t$ to the student's.
 
     1. Search, the first `search_share` of the steps. The bridge loss
        $L = \sum_i \gamma_{ST} \overline{|F_s(S_i) - A_i|^2} + \gamma_{TS}\,\mathrm{CE}(\mathrm{rest}(i, F_t(A_i)), y)$,
@@ -30,21 +30,22 @@ class Aggregation(Distiller):
        turn: over the weights (student, connectors) on images of even numbers, then over $\beta$ on images of odd
        numbers with the weights as they are, plus $\frac12$ `decay` $|\beta|^2$. The weights never see the odd images,
        and the student's running statistics neither. $\beta$ follows Adam (0.5, 0.999) at its own `rate`.
-    2. Distillation, the rest, on all images: $L = \mathrm{CE}(z_s, y) + \lambda \sum_i \overline{|F_s(S_i) - A_i|^2}$
-       with $\alpha$ fixed. The student begins anew, from the weights that the training's seed gives (`anew`); the
-       connectors go on, the optimiser's momentum does not.
+    2. Distillation, in the remaining steps, on all images:
+       $L = \mathrm{CE}(z_s, y) + \lambda \sum_i \overline{|F_s(S_i) - A_i|^2}$ with $\alpha$ fixed. The student begins
+       anew, with initial weights by the training's seed (`anew`); the connectors are kept, the optimizer's momentum
+       is not.
 
     The bar is the mean over all elements of a map, so the hint's unit is the teacher's own variance; CE is a mean over
-    images. Where a batch has no image of one part, that part's update is left out.
+    images. If a batch has no image of one part, that part's update is skipped.
 
     Args:
         groups: as in the loss `aggregation`: `resolution`, or `((student stage, (teacher layers, ...)), ...)`.
-        search_share: of the steps; 0 distils with equal shares, the control.
+        search_share: share of the steps; 0 distils with equal shares, the control.
         student_to_teacher: $\gamma_{ST}$.
         teacher_to_student: $\gamma_{TS}$; at 0 the shares collapse to the layers the student matches already.
         weight: $\lambda$.
         rate: learning rate of $\beta$.
-        decay: of $\beta$, the regulariser R of the paper.
+        decay: weight of $\beta$'s regulariser, R in the paper.
         anew: whether the student begins anew after the search, as in the paper.
 
     Raises:
@@ -74,10 +75,10 @@ class Aggregation(Distiller):
     ) -> None:
         super().__init__()
         if not 0 <= search_share < 1:
-            raise ValueError(f"search_share must lie in [0, 1), got {search_share}. A third is usual.")
+            raise ValueError(f"`search_share` must be in [0, 1), got {search_share}. The default is a third.")
         for name, value in (("weight", weight), ("rate", rate), ("decay", decay)):
             if not 0 <= value < float("inf"):
-                raise ValueError(f"{name} must be at least 0 and finite, got {value}.")
+                raise ValueError(f"`{name}` must be at least 0 and finite, got {value}.")
         self.hint = AggregatedHint(
             groups=groups,
             student_to_teacher=student_to_teacher,
@@ -89,10 +90,10 @@ class Aggregation(Distiller):
         self.updates: Tensor
 
     def prepare(self, model: Model, batch: Batch) -> None:
-        """Group the teacher's layers, build shares, connectors and Adam's moments."""
+        """Group the teacher's layers; build shares, connectors and Adam's moments."""
         assert isinstance(model, Network)
         self.hint.prepare(model(batch.images), batch.teacher)
-        # Not the training loop's to move: it would do so on the weights' images.
+        # Not for the training loop's optimizer, which uses the weights' images.
         self.hint.betas.requires_grad_(False)
         count = sum(beta.numel() for beta in self.hint.betas)
         self.register_buffer("moments", torch.zeros(2, count, device=batch.images.device))
@@ -122,7 +123,7 @@ class Aggregation(Distiller):
         yield "student", task + self.weight * hint
 
     def after(self, model: Model, batch: Batch, step: Step) -> None:
-        """Move the shares, on the images that the weights do not see."""
+        """Update the shares on the images that the weights do not see."""
         assert isinstance(model, Network)
         other = batch.ids.to(batch.images.device) % 2 == 1
         if step.index >= self._switch(step.total) or not other.any():
@@ -136,7 +137,7 @@ class Aggregation(Distiller):
             regulariser = torch.stack([beta.square().sum() for beta in self.hint.betas]).sum()
             gradients = torch.autograd.grad(bridge + self.decay / 2 * regulariser, list(self.hint.betas))
             self.hint.betas.requires_grad_(False)
-        self._move(torch.cat(gradients))
+        self._update(torch.cat(gradients))
 
     def schedule(self, total: int) -> Schedule:
         """The optimizer restarts where the distillation begins."""
@@ -146,17 +147,17 @@ class Aggregation(Distiller):
         return round(self.search_share * total)
 
     @torch.no_grad()
-    def _move(self, gradient: Tensor) -> None:
+    def _update(self, gradient: Tensor) -> None:
         """One step of Adam on all shares."""
         self.updates += 1
         first, second = self.moments
         first.lerp_(gradient, 1 - 0.5)
         second.lerp_(gradient.square(), 1 - 0.999)
         mean, variance = first / (1 - 0.5**self.updates), second / (1 - 0.999**self.updates)
-        moved = self.rate * mean / (variance.sqrt() + 1e-8)
-        for beta, change in zip(self.hint.betas, moved.split([b.numel() for b in self.hint.betas]), strict=True):
+        step = self.rate * mean / (variance.sqrt() + 1e-8)
+        for beta, change in zip(self.hint.betas, step.split([b.numel() for b in self.hint.betas]), strict=True):
             beta -= change
 
 
-def _rows(outputs: Outputs, chosen: Tensor) -> Outputs:
-    return outputs.map(lambda tensor: tensor[chosen])
+def _rows(outputs: Outputs, mask: Tensor) -> Outputs:
+    return outputs.map(lambda tensor: tensor[mask])

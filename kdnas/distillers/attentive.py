@@ -1,4 +1,4 @@
-"""Attentive sampling: the random children of a sandwich are drawn by cost, and the best or worst candidate is taken."""
+"""Attentive sampling: a sandwich's random children are sampled by cost; the best or worst candidate is trained."""
 
 import bisect
 import itertools
@@ -23,15 +23,15 @@ from kdnas.supernet import Supernet
 
 @final
 class CostPrior:
-    """How cost and options go together in a space: `p(F)` and, for each choice on its own, `p(option | F)`.
+    """The joint distribution of cost and options in a space: `p(F)` and, for each choice, `p(option | F)`.
 
-    Estimated from random architectures; F is a bin of multiply-accumulates, named by its number.
+    Estimated from random architectures; F is the index of a bin of multiply-accumulates.
 
     Args:
         space: the search space.
         bin_macs: width of a bin.
-        num_sampled: random architectures.
-        seed: draws them.
+        num_sampled: number of random architectures.
+        seed: seed of their sampling.
     """
 
     def __init__(self, space: SearchSpace, bin_macs: float, num_sampled: int, seed: int = 0) -> None:
@@ -39,37 +39,37 @@ class CostPrior:
         rng, counts = random.Random(seed), Counter[int]()
         self.options: dict[tuple[int, str], Counter[Value]] = {}
         for _ in range(num_sampled):
-            one = space.sample(rng)
-            place = self.place(one)
-            counts[place] += 1
-            for name, option in one.items():
-                self.options.setdefault((place, name), Counter())[option] += 1
-        self.places = sorted(counts)
-        self._cumulated = list(itertools.accumulate(counts[place] for place in self.places))
-        self.share = {place: counts[place] / num_sampled for place in self.places}
+            architecture = space.sample(rng)
+            index = self.bin(architecture)
+            counts[index] += 1
+            for name, option in architecture.items():
+                self.options.setdefault((index, name), Counter())[option] += 1
+        self.bins = sorted(counts)
+        self._cumulated = list(itertools.accumulate(counts[index] for index in self.bins))
+        self.share = {index: counts[index] / num_sampled for index in self.bins}
 
-    def place(self, architecture: Architecture) -> int:
+    def bin(self, architecture: Architecture) -> int:
         """The bin of an architecture."""
         return round(cost(self.space.blueprint(architecture)).macs / self.bin_macs)
 
-    def draw_place(self, rng: random.Random) -> int:
+    def sample_bin(self, rng: random.Random) -> int:
         """A bin, by `p(F)`."""
-        return self.places[bisect.bisect(self._cumulated, rng.random() * self._cumulated[-1])]
+        return self.bins[bisect.bisect(self._cumulated, rng.random() * self._cumulated[-1])]
 
-    def draw(self, place: int, rng: random.Random, tries: int = 100) -> Architecture:
-        """An architecture of this bin, from the product of `p(option | F)`; after all tries the nearest one seen."""
+    def sample(self, index: int, rng: random.Random, tries: int = 100) -> Architecture:
+        """An architecture of this bin, by the product of `p(option | F)`; after all tries the nearest."""
 
         def pick(choice: Choice) -> Value:
-            seen = self.options.get((place, choice.name))
+            counts = self.options.get((index, choice.name))
             # A choice that no sample of the bin had: uniform.
-            return rng.choice(choice.options) if seen is None else rng.choices([*seen], [*seen.values()])[0]
+            return rng.choice(choice.options) if counts is None else rng.choices([*counts], [*counts.values()])[0]
 
         nearest, distance = None, float("inf")
         for _ in range(tries):
-            one = self.space.decide(pick)
-            off = abs(self.place(one) - place)
+            architecture = self.space.decide(pick)
+            off = abs(self.bin(architecture) - index)
             if off < distance:
-                nearest, distance = one, off
+                nearest, distance = architecture, off
             if off == 0:
                 break
         assert nearest is not None
@@ -81,18 +81,18 @@ class Attentive(Wrapping):
     r"""A sandwich whose random children are the best or the worst of k candidates of one cost.
 
     Once, from many random networks: $p(F)$ over bins of multiply-accumulates, and $p(v_d \mid F)$ for each choice.
-    Each random child: draw $F \sim p(F)$, then k candidates from $\prod_d p(v_d \mid F)$, each redrawn until its own
-    bin is F (100 times at most, then the nearest is taken). The candidates are scored by the cross-entropy on the
+    Each random child: sample $F \sim p(F)$, then k candidates from $\prod_d p(v_d \mid F)$, each again until its own
+    bin is F (100 times at most, then the nearest). The candidates are scored by the cross-entropy on the
     step's images without gradient, by the images' own batch statistics and without dropout: no gradient and no
-    batch-norm buffer changes. `best` trains the one with the lowest loss, `worst` the one with the highest. With k = 1
+    batch-norm buffer changes. `best` trains the candidate of the lowest loss, `worst` of the highest. With k = 1
     this is the sandwich with a prior on cost.
 
     Args:
-        inner: the sandwich; distillers that add to a sandwich go around this one.
+        inner: the sandwich; distillers that add to a sandwich wrap this one.
         pick: `best` (BestUp-k) or `worst` (WorstUp-k).
         num_candidates: k.
         bin_macs: width of a bin; 0 for a fortieth of the range from the smallest to the largest network.
-        num_sampled: random networks that the probabilities are estimated from.
+        num_sampled: number of random networks from which the probabilities are estimated.
 
     Raises:
         ValueError: another pick, or a count below 1.
@@ -115,19 +115,19 @@ class Attentive(Wrapping):
         check_literals(type(self), locals())
         for name, value in (("num_candidates", num_candidates), ("num_sampled", num_sampled)):
             if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}.")
+                raise ValueError(f"`{name}` must be at least 1, got {value}.")
         if not isinstance(self.inner, Sandwich):
-            raise ValueError(f"attentive sampling is of a sandwich's children, got {inner}. Use a sandwich as inner.")
+            raise ValueError(f"`inner` must be a sandwich, got {inner}. Distillers that add to one wrap attentive.")
         self.pick, self.num_candidates = pick, num_candidates
         self.bin_macs, self.num_sampled = bin_macs, num_sampled
         self.prior: CostPrior | None = None
 
     def prepare(self, model: Model, batch: Batch) -> None:
-        """Estimate the probabilities; the same ones on every call, so that no checkpoint holds them."""
+        """Estimate the probabilities; they are the same after every call, so that no checkpoint stores them."""
         super().prepare(model, batch)
         assert isinstance(model, Supernet)
         space = model.space
-        low, high = (cost(space.blueprint(one)).macs for one in (space.smallest, space.largest))
+        low, high = (cost(space.blueprint(end)).macs for end in (space.smallest, space.largest))
         self.prior = CostPrior(space, self.bin_macs or max(1.0, (high - low) / 40), self.num_sampled)
 
     def losses(self, model: Model, batch: Batch, step: Step) -> Iterator[tuple[str, Tensor]]:
@@ -140,14 +140,14 @@ class Attentive(Wrapping):
     def child(self, model: Supernet, batch: Batch, rng: random.Random) -> Architecture:
         """One random child."""
         assert self.prior is not None
-        place = self.prior.draw_place(rng)
-        candidates = [self.prior.draw(place, rng) for _ in range(self.num_candidates)]
+        index = self.prior.sample_bin(rng)
+        candidates = [self.prior.sample(index, rng) for _ in range(self.num_candidates)]
         if self.num_candidates == 1:
             return candidates[0]
         with torch.no_grad():
-            losses = torch.stack([self._loss(model, batch, one) for one in candidates])
+            losses = torch.stack([self._loss(model, batch, candidate) for candidate in candidates])
         return candidates[int(losses.argmin() if self.pick == "best" else losses.argmax())]
 
-    def _loss(self, model: Supernet, batch: Batch, one: Architecture) -> Tensor:
-        logits = model(batch.images, one, regularise=False, batch_statistics=True).logits
+    def _loss(self, model: Supernet, batch: Batch, architecture: Architecture) -> Tensor:
+        logits = model(batch.images, architecture, regularise=False, batch_statistics=True).logits
         return F.cross_entropy(logits.float(), batch.labels)

@@ -1,4 +1,4 @@
-"""One loop for every kind of training: a distiller yields losses, the loop takes one optimiser step."""
+"""What every distiller is: it yields the losses of a batch; the training loop takes the optimizer step."""
 
 import abc
 from collections.abc import Callable, Iterator
@@ -25,13 +25,13 @@ Teaching = Callable[[Tensor, Tensor], Outputs]
 
 @final
 class Batch:
-    """What one step is given.
+    """The images of one step.
 
     Attributes:
-        pixels: augmented images in [0, 1]; what the teacher sees.
-        images: the same pixels, normalised; what the student sees.
+        pixels: augmented images in [0, 1], for the teacher.
+        images: the same pixels, normalised, for the student.
         labels: `[batch]`.
-        ids: `[batch]`, the images' places in the train part.
+        ids: `[batch]`, the images' indices in the train part.
     """
 
     def __init__(self, pixels: Tensor, labels: Tensor, ids: Tensor, data: Data, teacher: Teaching | None) -> None:
@@ -41,21 +41,21 @@ class Batch:
 
     @cached_property
     def teacher(self) -> Outputs:
-        """The teacher's outputs on these very pixels, computed once and only when a loss asks."""
+        """The teacher's outputs on these pixels, computed at the first access."""
         if self._teacher is None:
-            raise ValueError("this training needs a teacher, and none was given. Name one, or distil from labels only.")
+            raise ValueError("this distiller needs a teacher, got none. Pass a teacher, or distil from labels only.")
         return self._teacher(self.pixels, self.labels)
 
 
 @final
 @dataclass(frozen=True)
 class Step:
-    """Where training is.
+    """A step of a training.
 
     Attributes:
-        index: steps taken before this one.
-        total: steps in all.
-        seed: of the whole training.
+        index: number of steps before this one.
+        total: number of all steps.
+        seed: seed of the training.
     """
 
     index: int
@@ -64,11 +64,11 @@ class Step:
 
     @property
     def progress(self) -> float:
-        """The share of the training that is done."""
+        """The share of the training that is done, in [0, 1)."""
         return self.index / self.total
 
     def rng(self, purpose: str) -> Any:
-        """A `random.Random` drawn from (seed, purpose, index)."""
+        """A `random.Random` seeded by (seed, purpose, index)."""
         return python_rng(self.seed, purpose, self.index)
 
 
@@ -103,13 +103,13 @@ class Schedule:
 
 
 class Distiller(nn.Module, abc.ABC):
-    """A way of teaching: yields the losses of a batch, one subnet's at a time.
+    """A training scheme: yields the losses of a batch, one subnet's at a time.
 
     Learnable parts are submodules: they are optimised and checkpointed with the model, and absent from the student.
 
     Class attributes:
-        every_layer: whether it looks at every layer of the teacher (`every_layer`), not one per stage.
-        teaches: the kind of model it is for, Supernet or Network; None for both.
+        every_layer: whether it needs the teacher's output of every layer (`kdnas.teachers.base.every_layer`).
+        model_type: the kind of model it trains, Supernet or Network; None for both.
     """
 
     every_layer: ClassVar[bool] = False
@@ -118,35 +118,33 @@ class Distiller(nn.Module, abc.ABC):
     @final
     @classmethod
     def check_model_type(cls, model: type[nn.Module]) -> None:
-        """Raise a ValueError unless it can teach this kind of model."""
+        """Raise a ValueError unless it trains this kind of model."""
         if cls.model_type not in (None, model):
             own, other, usual = "a supernet", "a single network", "from_teacher or mutual"
             if cls.model_type is Network:
                 own, other, usual = other, own, "sandwich or single_path"
-            raise ValueError(
-                f"{cls.__name__} teaches {own}, and {other} is to be trained. Use {usual}, or another such."
-            )
+            raise ValueError(f"{cls.__name__} trains {own}, but the model is {other}. Use {usual}, for example.")
 
     @property
     def uses_teacher(self) -> bool:
-        """Whether it asks the teacher anything; where not, none need be there."""
+        """Whether it uses the teacher's outputs; if not, a training needs no teacher."""
         return True
 
     def prepare(self, model: Model, batch: Batch) -> None:
-        """Build learnable parts from one batch; called once, before the optimiser is made."""
+        """Build learnable parts from one batch; called once, before the optimizer is built."""
 
     @abc.abstractmethod
     def losses(self, model: Model, batch: Batch, step: Step) -> Iterator[tuple[str, Tensor]]:
-        """Name and scalar of each loss; the loop runs backward on each as it comes, then takes one optimiser step.
+        """Name and scalar of each loss; the loop runs backward on each as it comes, then takes one optimizer step.
 
-        One subnet's activations are alive at a time. Code after the last yield runs before the optimiser's step.
+        One subnet's activations are alive at a time. Code after the last yield runs before the optimizer step.
         """
 
     def after(self, model: Model, batch: Batch, step: Step) -> None:
-        """Runs after the optimiser's step."""
+        """Called after the optimizer step. Default: nothing."""
 
     def export_extras(self, model: Network, data: Data, folder: Path) -> dict[str, float]:
-        """Write what else belongs to the trained student into its folder; what was measured of it. Nothing, mostly."""
+        """Write further files into the trained student's folder; returns what was measured. Default: nothing."""
         del model, data, folder
         return {}
 

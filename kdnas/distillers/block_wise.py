@@ -1,4 +1,4 @@
-"""Block-wise supervision: every stage of the supernet imitates the teacher's stage at its place. DNA."""
+"""Block-wise supervision (DNA): each stage of the supernet imitates the corresponding stage of the teacher."""
 
 import itertools
 import math
@@ -26,7 +26,7 @@ from kdnas.supernet import Supernet
 
 @final
 class _Entry(nn.Module):
-    """A 1x1 convolution from a teacher's channels to a student's; a narrower student takes its leading channels."""
+    """A 1x1 convolution from a teacher's channels to a student's; a narrower student uses its leading channels."""
 
     def __init__(self, teacher_channels: int, student_channels: int) -> None:
         super().__init__()
@@ -47,27 +47,27 @@ class BlockWise(Distiller):
 
     Block `i` of the supernet is paired with a stage of the teacher, whose feature is `Y_i`. For a path `a` through
     the block, drawn uniformly and independently for every block,
-    `L_i = mean((exit_i(S_i(entry_i(Y_{i-1}); a)) - Y_i)^2)`, a mean over samples, channels and positions. Block 0
-    takes the student's images through the student's stem. `entry_i` and `exit_i` are 1x1 convolutions without bias,
-    from the teacher's channels to the student's and back; they start as the identity where the widths agree. No
+    `L_i = mean((exit_i(S_i(entry_i(Y_{i-1}); a)) - Y_i)^2)`, a mean over samples, channels and positions. The input of
+    block 0 is the output of the student's stem. `entry_i` and `exit_i` are 1x1 convolutions without bias,
+    from the teacher's channels to the student's and back; they start as the identity if the widths agree. No
     gradient leaves a block, so the blocks are independent of each other and may be trained in any order.
-    Where the maps differ in size, `Y_{i-1}` is brought to the size the block is given in the student (pooled by
-    averaging, or interpolated), and the larger of the two that are compared is pooled to the smaller.
+    If the maps differ in size, `Y_{i-1}` is resized to the block's input in the student (pooled by averaging, or
+    interpolated), and the larger of the two compared maps is pooled to the smaller.
 
-    The head is no block: it is not trained, and neither is its running mean; a student is retrained.
+    The head is not a block: neither it nor its running mean is trained; a student is retrained.
 
     Args:
         schedule: `together`: every step trains all blocks, each on a path of its own; `one_by_one`: block after
-            block, an equal share of the steps for each, and the optimiser forgets its momentum in between. A block
-            that a step does not train keeps its weights, decay and momentum included.
+            block, an equal share of the steps for each, and the optimizer forgets its momentum in between. A step
+            leaves blocks that it does not train unchanged, by decay and momentum too.
         pairs: `(student stage, teacher stage)` for each stage of the student, ascending. By default the ascending
             pairs of least `sum |log2(student's side / teacher's side)|`, deeper teacher stages where that is equal.
 
     Raises:
         ValueError: fewer teacher stages than student stages, pairs that do not ascend, a student of tokens.
 
-    A recipe with `clip` above 0 clips the gradient of all blocks as one, which couples their step sizes: set it to 0
-    to have them independent in training too.
+    A recipe with `clip` above 0 clips the gradient of all blocks as one, which couples their step sizes: with 0 they
+    are independent in training too.
 
     Reference: Li et al., Block-wisely Supervised Neural Architecture Search with Knowledge Distillation, CVPR 2020,
         section 3.2, equation 6, and section 3.3 for the rating.
@@ -86,15 +86,15 @@ class BlockWise(Distiller):
         super().__init__()
         check_literals(type(self), locals())
         if any(i >= k or j >= m for (i, j), (k, m) in itertools.pairwise(pairs)):
-            raise ValueError(f"pairs must ascend in both stages, got {pairs}.")
-        self.order, self.given = schedule, pairs
+            raise ValueError(f"`pairs` must ascend in both stages, got {pairs}.")
+        self.order, self.pairs = schedule, pairs
         self.stages: tuple[int, ...] = ()
         self.entries, self.exits = nn.ModuleList(), nn.ModuleList()
         self.touched: dict[str, frozenset[int]] = {}
 
     @property
     def num_blocks(self) -> int:
-        """How many blocks there are, once prepared."""
+        """Number of blocks; known after `prepare`."""
         return len(self.stages)
 
     def prepare(self, model: Model, batch: Batch) -> None:
@@ -103,26 +103,26 @@ class BlockWise(Distiller):
         student, teacher = model(batch.images, model.space.largest, batch_statistics=True), batch.teacher
         if any(feature.dim() != 4 for feature in student.features):
             raise ValueError(
-                "block-wise supervision needs a student of maps, [batch, channels, height, width]; this space's "
-                f"stages give {tuple(student.features[0].shape)}. Use another distiller for transformers."
+                "block-wise supervision needs stages that return [batch, channels, height, width], those of this space "
+                f"return {tuple(student.features[0].shape)}. Use another distiller for transformers."
             )
         maps = [as_map(feature) for feature in teacher.features]
-        self.stages = self._paired(student.features, maps)
+        self.stages = self._pair(student.features, maps)
         self.touched = stages_of(model.space)
         device = batch.images.device
         widths = [feature.shape[1] for feature in student.features]
-        taught = [maps[stage].shape[1] for stage in self.stages]
-        self.entries.extend(_Entry(t, s).to(device) for t, s in zip(taught[:-1], widths[:-1], strict=True))
-        self.exits.extend(Adapter(s, t).to(device) for s, t in zip(widths, taught, strict=True))
+        teacher_widths = [maps[stage].shape[1] for stage in self.stages]
+        self.entries.extend(_Entry(t, s).to(device) for t, s in zip(teacher_widths[:-1], widths[:-1], strict=True))
+        self.exits.extend(Adapter(s, t).to(device) for s, t in zip(widths, teacher_widths, strict=True))
 
     def schedule(self, total: int) -> Schedule:
-        """The optimizer restarts where the next block begins; known once prepared."""
+        """The optimizer restarts where the next block begins; known after `prepare`."""
         if self.order == "together":
             return Schedule(total)
         begins = (math.ceil(block * total / self.num_blocks) for block in range(1, self.num_blocks))
         return Schedule(total, frozenset(begins))
 
-    def trained(self, step: Step) -> Sequence[int]:
+    def blocks(self, step: Step) -> Sequence[int]:
         """The blocks that a step trains."""
         if self.order == "together":
             return range(self.num_blocks)
@@ -131,9 +131,9 @@ class BlockWise(Distiller):
     def losses(self, model: Model, batch: Batch, step: Step) -> Iterator[tuple[str, Tensor]]:
         """One loss per block that is trained in this step."""
         assert isinstance(model, Supernet)
-        for block in self.trained(step):
+        for block in self.blocks(step):
             architecture = model.space.sample(step.rng(f"block {block}"))
-            # Run layer by layer, a block is not counted by the supernet.
+            # The supernet does not count layers that run one by one.
             model.uses.update((n, v) for n, v in architecture.items() if block in self.touched[n])
             yield f"block{block}", self.loss(model, block, architecture, batch.images, batch.teacher)
 
@@ -142,14 +142,14 @@ class BlockWise(Distiller):
 
         Args:
             model: the supernet.
-            block: which.
-            architecture: of which only the choices of this block matter.
-            images: normalised for the student; block 0 sees them, and no other.
-            teacher: its outputs on the same images.
+            block: index of the block.
+            architecture: the path; only the choices of this block matter.
+            images: normalised for the student; the input of block 0 only.
+            teacher: the teacher's outputs on the same images.
         """
-        predicted = self._through(model, block, architecture, images, teacher)
-        student, wanted = self._compared(block, predicted, teacher)
-        return (student.float() - wanted.float()).square().mean()
+        predicted = self._run(model, block, architecture, images, teacher)
+        student, target = self._aligned(block, predicted, teacher)
+        return (student.float() - target.float()).square().mean()
 
     def rate(self, student: Network, images: Tensor, teacher: Outputs) -> tuple[float, ...]:
         """The relative L1 of every block of a network with these adapters; see `similarity.relative_l1`.
@@ -167,10 +167,10 @@ class BlockWise(Distiller):
 
     def rating(self, block: int, predicted: Tensor, teacher: Outputs) -> float:
         """The relative L1 of a block's output, `[batch, student channels, height, width]`."""
-        return float(relative_l1(*self._compared(block, predicted, teacher)).detach())
+        return float(relative_l1(*self._aligned(block, predicted, teacher)).detach())
 
     def entry(self, block: int, teacher: Outputs, blueprint: Blueprint) -> Tensor:
-        """What a block behind the first is given: the teacher's previous feature at the student's width and size."""
+        """The input of a block after the first: the teacher's previous feature at the student's width and size."""
         last = len(blueprint.stages[block - 1]) - 1
         _, channels, height, width = feature_shapes(blueprint)[f"stages.{block - 1}.{last}"]
         previous = as_map(teacher.features[self.stages[block - 1]])
@@ -180,40 +180,37 @@ class BlockWise(Distiller):
             previous = F.interpolate(previous, (height, width), mode="bilinear", align_corners=False)
         return self.entries[block - 1](previous, channels)
 
-    def _through(
-        self, model: Supernet, block: int, architecture: Architecture, images: Tensor, teacher: Outputs
-    ) -> Tensor:
+    def _run(self, model: Supernet, block: int, architecture: Architecture, images: Tensor, teacher: Outputs) -> Tensor:
         blueprint = model.space.blueprint(architecture)
         if block == 0:
             x = model.run("stem", blueprint.stem, resize(images, *blueprint.image[1:]))
         else:
             x = self.entry(block, teacher, blueprint)
-        for place, layer in enumerate(blueprint.stages[block]):
-            x = model.run(f"stages.{block}.{place}", layer, x)
+        for index, layer in enumerate(blueprint.stages[block]):
+            x = model.run(f"stages.{block}.{index}", layer, x)
         return x
 
-    def _compared(self, block: int, predicted: Tensor, teacher: Outputs) -> tuple[Tensor, Tensor]:
-        wanted = as_map(teacher.features[self.stages[block]])
-        student, wanted = same_positions(predicted, wanted)
-        return self.exits[block](student), wanted
+    def _aligned(self, block: int, predicted: Tensor, teacher: Outputs) -> tuple[Tensor, Tensor]:
+        student, target = same_positions(predicted, as_map(teacher.features[self.stages[block]]))
+        return self.exits[block](student), target
 
-    def _paired(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> tuple[int, ...]:
-        if self.given:
-            stages = dict(self.given)
+    def _pair(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> tuple[int, ...]:
+        if self.pairs:
+            stages = dict(self.pairs)
             if sorted(stages) != list(range(len(student))) or not all(0 <= t < len(teacher) for t in stages.values()):
                 raise ValueError(
-                    f"pairs must name each of the student's stages 0 to {len(student) - 1} and teacher stages 0 to "
-                    f"{len(teacher) - 1}, got {self.given}."
+                    f"`pairs` must name each of the student's stages 0 to {len(student) - 1} and teacher stages 0 to "
+                    f"{len(teacher) - 1}, got {self.pairs}."
                 )
             return tuple(stages[i] for i in range(len(student)))
         if len(teacher) < len(student):
             raise ValueError(
                 f"block-wise supervision needs a teacher stage for each of the student's {len(student)} stages, this "
-                f"teacher shows {len(teacher)}. Name more of the teacher's stages, or take a space with fewer."
+                f"teacher has {len(teacher)}. Name more of the teacher's stages, or use a space with fewer."
             )
         misfit = [[abs(math.log2(_side(s) / _side(t))) for t in teacher] for s in student]
         candidates = itertools.combinations(range(len(teacher)), len(student))
-        # Deeper where equal: what is compared to break ties is the negated stages.
+        # Deeper stages where equal: ties are broken by the negated stages.
         return min(
             candidates,
             key=lambda js: (round(sum(misfit[i][j] for i, j in enumerate(js)), 9), [-j for j in reversed(js)]),
@@ -221,31 +218,31 @@ class BlockWise(Distiller):
 
 
 def stages_of(space: SearchSpace, num_probes: int = 20) -> dict[str, frozenset[int]]:
-    """The stages whose layers each choice changes, the stem counted with stage 0; none for a choice of the head.
+    """The stages whose layers each choice changes; the stem counts as stage 0, the head as none.
 
     Each choice is varied alone, from the largest network and from random ones.
     """
     rng = python_rng("stages", space.name)
-    found: dict[str, set[int]] = {choice.name: set() for choice in space.choices}
+    stages: dict[str, set[int]] = {choice.name: set() for choice in space.choices}
     for base in (space.largest, *(space.sample(rng) for _ in range(num_probes))):
         before = space.blueprint(base)
         for choice in space.choices:
             if not choice.exists(base):
                 continue
             for option in choice.options:
-                # What the new option lets exist takes its largest.
-                def pick(c: Choice, option: Value = option, name: str = choice.name, kept: Any = base) -> Value:
-                    return option if c.name == name else kept.get(c.name, c.options[-1])
+                # A choice that exists only with the new option gets its largest.
+                def pick(c: Choice, option: Value = option, name: str = choice.name, base: Any = base) -> Value:
+                    return option if c.name == name else base.get(c.name, c.options[-1])
 
                 after = space.blueprint(space.decide(pick))
                 if after.stem != before.stem or after.image != before.image:
-                    found[choice.name].add(0)
+                    stages[choice.name].add(0)
                 if after.image != before.image:
-                    found[choice.name].update(range(len(after.stages)))
-                found[choice.name] |= {
+                    stages[choice.name].update(range(len(after.stages)))
+                stages[choice.name] |= {
                     i for i, (a, b) in enumerate(zip(after.stages, before.stages, strict=True)) if a != b
                 }
-    return {name: frozenset(stages) for name, stages in found.items()}
+    return {name: frozenset(indices) for name, indices in stages.items()}
 
 
 def _side(feature: Tensor) -> float:

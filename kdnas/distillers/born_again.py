@@ -1,4 +1,4 @@
-"""Born-again networks: each generation is taught by the one before it."""
+"""Born-again networks: each generation is the teacher of the next."""
 
 from collections.abc import Iterator
 from typing import ClassVar, final
@@ -14,23 +14,23 @@ from kdnas.randomness import initialised, seed_of
 
 @final
 class BornAgain(Distiller):
-    r"""`L_g = CE(z, y) + weight * KL(p_{g-1} || p) T^2`: generation g of a network is taught by generation g - 1.
+    r"""`L_g = CE(z, y) + weight * KL(p_{g-1} || p) T^2`: generation g - 1 of a network is the teacher of generation g.
 
-    The training is cut into equal parts, one per generation. At the beginning of each the network so far becomes the
-    teacher, frozen, and weights, optimiser and learning rate begin anew. Generation 0 learns from the labels, and
+    The training has equal parts, one per generation. At the beginning of each the present network becomes the
+    teacher, frozen, and weights, optimizer and learning rate begin anew. Generation 0 learns from the labels, and
     with `taught` from the run's teacher too. The student is the last generation.
 
     Args:
-        generations: parts of the training, at least 2.
-        weight: of the divergence.
+        generations: number of generations, at least 2.
+        weight: weight of the divergence.
         temperature: T.
-        taught: whether the teacher teaches generation 0.
+        taught: whether generation 0 learns from the run's teacher.
 
     Raises:
         ValueError: fewer than 2 generations, a negative weight, or fewer steps than generations.
 
     Reference: Furlanello et al., Born Again Neural Networks, ICML 2018, section 3 (the variant with labels).
-    Differs: the paper's ensemble of all generations is not made; `kdnas grow --teacher last` makes one.
+    Differs: the paper's ensemble of all generations is left out; `kdnas grow --teacher last` builds one.
     """
 
     model_type: ClassVar[type[Network]] = Network
@@ -40,27 +40,27 @@ class BornAgain(Distiller):
     ) -> None:
         super().__init__()
         if generations < 2:
-            raise ValueError(f"generations must be at least 2, got {generations}. One is ordinary training.")
+            raise ValueError(f"`generations` must be at least 2, got {generations}. 1 is ordinary training.")
         if weight < 0:
-            raise ValueError(f"weight must not be negative, got {weight}.")
+            raise ValueError(f"`weight` must not be negative, got {weight}.")
         self.generations, self.weight, self.taught = generations, weight, taught
         self.divergence = SoftTargets(temperature=temperature)
         self.parent: nn.Module = nn.Identity()
 
     @property
     def uses_teacher(self) -> bool:
-        """Only where it teaches generation 0."""
+        """Whether generation 0 does."""
         return self.taught
 
     def prepare(self, model: Model, batch: Batch) -> None:
-        """Make room for the generation before."""
+        """Allocate the previous generation."""
         assert isinstance(model, Network)
         self.parent = initialised(lambda: Network(model.blueprint), 0).requires_grad_(False)
 
     def schedule(self, total: int) -> Schedule:
         """Optimizer and learning rate begin anew with each generation."""
         if total < self.generations:
-            raise ValueError(f"{self.generations} generations need as many steps, got {total}.")
+            raise ValueError(f"{self.generations} generations need at least as many steps, got {total}.")
         begins = frozenset(total * g // self.generations for g in range(1, self.generations))
         return Schedule(total, restarts=begins, curves=begins)
 

@@ -1,4 +1,4 @@
-"""Gradient-conflict projection between the largest subnet and its children."""
+"""Projection of conflicting gradients of the largest subnet and its children."""
 
 from collections.abc import Iterator
 from typing import final
@@ -16,18 +16,18 @@ CHILDREN = ("smallest", "random")
 
 @final
 class ConflictFree(Wrapping):
-    r"""Where the largest subnet's gradient points against its children's, that component of it is taken out.
+    r"""If the largest subnet's gradient points against its children's, that component of it is removed.
 
     With $g$ the gradient of all losses before the first child's (the largest subnet's) and $c$ the sum of the
     children's, over all weights of the supernet at once: if $g \cdot c < 0$, then
-    $g \leftarrow g - \frac{g \cdot c}{\lVert c \rVert^2} c$. The step takes $g + c$. Nothing happens where they agree,
-    or where the children's gradient is zero. Costs one more copy of the gradient.
+    $g \leftarrow g - \frac{g \cdot c}{\lVert c \rVert^2} c$. The step takes $g + c$. Nothing changes if they agree,
+    or if the children's gradient is zero. Costs one more copy of the gradient.
 
     Args:
         inner: a distiller whose children's losses are named `smallest` and `random`.
 
     Raises:
-        ValueError: during training, when the inner distiller yields no child's loss.
+        ValueError: during training, if the inner distiller yields no child's loss.
 
     Reference: Gong et al., NASViT: Neural Architecture Search for Efficient Vision Transformers with Gradient
         Conflict-Aware Supernet Training, ICLR 2022, section 4.1.
@@ -49,7 +49,7 @@ class ConflictFree(Wrapping):
             yield name, loss
         if largest is None:
             raise ValueError(
-                f"the inner distiller's losses are to include one named {' or '.join(CHILDREN)}, and did not. "
+                f"the inner distiller must yield a loss named {' or '.join(CHILDREN)}, but it yields none. "
                 "Use a sandwich."
             )
         with torch.no_grad():
@@ -57,13 +57,13 @@ class ConflictFree(Wrapping):
 
 
 def project(largest: dict[nn.Parameter, Tensor], model: nn.Module) -> None:
-    """Add the largest subnet's projected gradient to the children's, which the parameters hold."""
+    """Add the largest subnet's projected gradient to that of the children, in the parameters' `grad`."""
     both = [(g, p.grad) for p, g in largest.items() if p.grad is not None]
     share = torch.zeros((), dtype=torch.float64)
     if both:
         dot = torch.stack([(g.double() * c.double()).sum() for g, c in both]).sum()
         square = torch.stack([p.grad.double().square().sum() for p in model.parameters() if p.grad is not None]).sum()
-        # A negative product needs a gradient that is not zero: the division is safe where it is used.
+        # A negative product implies a gradient that is not zero: the division is safe where it is used.
         share = torch.where(dot < 0, dot / torch.where(square > 0, square, 1.0), 0.0)
     for parameter in model.parameters():
         if parameter.grad is not None:

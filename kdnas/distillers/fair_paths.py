@@ -19,18 +19,18 @@ class FairPaths(ObjectiveDistiller):
     r"""One update is m paths, whose gradients are summed: each of a layer's m operations is in exactly one of them.
 
     $\pi_l$ is a random permutation of layer $l$'s options, and path $i$ takes $\pi_l(i)$ in every layer;
-    $L = \sum_{i=1}^{m} \mathrm{CE}(\mathrm{path}_i, \mathrm{labels})$ plus, if asked, the teacher's terms. Where the
+    $L = \sum_{i=1}^{m} \mathrm{CE}(\mathrm{path}_i, \mathrm{labels})$ plus the `terms`. If the
     choices have different numbers of options, m is their least common multiple, and an option of a choice with n is in
-    exactly m / n paths. The input size is no operation: it is drawn once per update.
+    exactly m / n paths. The input size is not an operation: it is sampled once per update.
 
     Args:
         terms: pairs of weight and loss between a path and the teacher; empty for none.
-        label_smoothing: of the cross-entropy.
+        label_smoothing: label smoothing of the cross-entropy.
         most: paths per update; a space that needs more is refused.
 
     Raises:
-        ValueError: at `prepare`, when a choice exists only with others, when two spellings are one network (its
-            operations then move between layers), or when more than `most` paths are needed.
+        ValueError: at `prepare`, if a choice exists only with others, if two encodings are one network (its
+            operations then move between layers), or if more than `most` paths are needed.
 
     Reference: Chu, Zhang, Xu, FairNAS: Rethinking Evaluation Fairness of Weight Sharing Neural Architecture Search,
         ICCV 2021, definition 2 and algorithm 1.
@@ -63,7 +63,7 @@ class FairPaths(ObjectiveDistiller):
 
 
 def num_paths(space: SearchSpace, most: int) -> int:
-    """How many paths an update needs.
+    """Number of paths that an update needs.
 
     Raises:
         ValueError: a choice that does not always exist, or more than `most`.
@@ -71,23 +71,23 @@ def num_paths(space: SearchSpace, most: int) -> int:
     for choice in space.choices:
         if choice.needs is not None:
             raise ValueError(
-                f"strict fairness needs every choice in every network, and {choice.name} exists only with some "
+                f"strict fairness needs every choice in every network, but {choice.name} exists only with some "
                 f"{choice.needs}. Give {choice.needs} one option, or use single_path."
             )
-    found = math.lcm(*(len(choice.options) for choice in space.choices if choice.name != "resolution"))
-    if found > most:
+    number = math.lcm(*(len(choice.options) for choice in space.choices if choice.name != "resolution"))
+    if number > most:
         raise ValueError(
-            f"strict fairness needs {found} paths per update in this space, and at most {most} are allowed. Give all "
-            f"choices equally many options, or raise most to {found}."
+            f"strict fairness needs {number} paths per update in this space, but `most` is {most}. Give all choices "
+            f"equally many options, or raise `most` to {number}."
         )
-    return found
+    return number
 
 
 def paths(space: SearchSpace, rng: random.Random, most: int) -> list[Architecture]:
     """The paths of one update.
 
     Raises:
-        ValueError: two spellings are one network, so that a drawn operation is not the one that would be trained.
+        ValueError: two encodings are one network, so that a sampled operation is not the one that would be trained.
     """
     number = num_paths(space, most)
     columns: dict[str, list[Value]] = {}
@@ -97,17 +97,17 @@ def paths(space: SearchSpace, rng: random.Random, most: int) -> list[Architectur
         else:
             columns[choice.name] = list(choice.options) * (number // len(choice.options))
             rng.shuffle(columns[choice.name])
-    made = []
+    architectures = []
     for index in range(number):
 
         def pick(choice: Choice, index: int = index) -> Value:
             return columns[choice.name][index]
 
-        one = space.decide(pick)
-        if any(one[name] != values[index] for name, values in columns.items()):
+        path = space.decide(pick)
+        if any(path[name] != values[index] for name, values in columns.items()):
             raise ValueError(
-                "strict fairness needs a space in which each spelling is a network of its own; here an operation "
+                "strict fairness needs a space in which each encoding is a network of its own; here an operation "
                 "moves to another layer. Use single_path."
             )
-        made.append(one)
-    return made
+        architectures.append(path)
+    return architectures

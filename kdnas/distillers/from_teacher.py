@@ -1,4 +1,4 @@
-"""Offline distillation: a fixed teacher teaches one network."""
+"""Offline distillation: a network learns from a fixed teacher."""
 
 from collections.abc import Iterator
 from typing import ClassVar, final
@@ -17,10 +17,10 @@ HINTON = (
 
 @final
 class FromTeacher(ObjectiveDistiller):
-    """A weighted sum of losses between student, teacher and labels, with the stages its losses ask for.
+    """A weighted sum of losses between student, teacher and labels, by the stages of the losses' schedules.
 
     Args:
-        terms: pairs of weight and loss; where none of them reads a teacher, none is needed. By default 0.1
+        terms: pairs of weight and loss; if none of them uses a teacher, none is needed. By default 0.1
             cross-entropy and 0.9 soft targets at temperature 4.
 
     Reference: Hinton, Vinyals, Dean, Distilling the Knowledge in a Neural Network, 2015, section 2; the weights are

@@ -18,13 +18,13 @@ class Mutual(Distiller):
     r"""`L_k = CE(z_k, y) + weight / (K - 1) * sum_{j != k} KL(p_j || p_k)`, for each of K networks at once.
 
     The student is network 0; its peers have its architecture and weights of their own, are learnable parts of this
-    distiller, and are left behind. Each learns from what the others say of the batch now, as fixed targets; means are
-    over the batch. No teacher is asked.
+    distiller, and are discarded. The targets of each are the others' present outputs, without a graph; means are
+    over the batch. No teacher is used.
 
     Args:
-        num_peers: K - 1, beside the student.
-        weight: of the mean divergence from the peers.
-        temperature: of the divergence, whose gradient keeps its size.
+        num_peers: K - 1.
+        weight: weight of the mean divergence from the peers.
+        temperature: temperature of the divergence, which is scaled by its square.
 
     Raises:
         ValueError: no peers, or a negative weight.
@@ -38,20 +38,20 @@ class Mutual(Distiller):
     def __init__(self, *, num_peers: int = 1, weight: float = 1.0, temperature: float = 1.0) -> None:
         super().__init__()
         if num_peers < 1:
-            raise ValueError(f"num_peers must be at least 1, got {num_peers}.")
+            raise ValueError(f"`num_peers` must be at least 1, got {num_peers}.")
         if weight < 0:
-            raise ValueError(f"weight must not be negative, got {weight}.")
+            raise ValueError(f"`weight` must not be negative, got {weight}.")
         self.num_peers, self.weight = num_peers, weight
         self.divergence = SoftTargets(temperature=temperature)
         self.peers = nn.ModuleList()
 
     @property
     def uses_teacher(self) -> bool:
-        """No: networks teach each other."""
+        """No: the networks are each other's teachers."""
         return False
 
     def prepare(self, model: Model, batch: Batch) -> None:
-        """Draw the peers."""
+        """Initialise the peers."""
         assert isinstance(model, Network)
         first = torch.initial_seed()
         for number in range(self.num_peers):
@@ -61,9 +61,9 @@ class Mutual(Distiller):
         """One loss per network, the student's first."""
         del step
         assert isinstance(model, Network)
-        shown = [network(batch.images) for network in (model, *self.peers)]
-        targets = [outputs.detach() for outputs in shown]
-        for k, outputs in enumerate(shown):
+        predictions = [network(batch.images) for network in (model, *self.peers)]
+        targets = [outputs.detach() for outputs in predictions]
+        for k, outputs in enumerate(predictions):
             others = [self.divergence(outputs, t, batch.labels) for j, t in enumerate(targets) if j != k]
             loss = F.cross_entropy(outputs.logits.float(), batch.labels)
             loss = loss + self.weight * torch.stack(others).mean()

@@ -1,4 +1,4 @@
-"""Prioritized paths: the best paths found so far teach the path that is trained. Cream of the Crop."""
+"""Prioritized paths (Cream of the Crop): the best paths so far are the teachers of the path that is trained."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ from kdnas.specs import Spec, check_literals, spec
 from kdnas.supernet import Supernet
 
 SOFT = spec("kdnas.losses.response.soft_targets:SoftTargets", temperature=1.0)
-_ABSENT = -1  # stands for a choice that a path does not have
+_ABSENT = -1  # code of a choice that a path does not have
 
 
 class _Prioritized(NamedTuple):
@@ -32,7 +32,7 @@ class _Prioritized(NamedTuple):
 
 
 class _Match(NamedTuple):
-    """Whom the matcher chose: the place on the board, its weight, and what the matcher was given."""
+    """The board's entry that the matcher chose: its place on the board, its weight, and the matcher's input."""
 
     place: int
     weight: float
@@ -41,40 +41,40 @@ class _Match(NamedTuple):
 
 @final
 class Prioritized(Distiller):
-    """Each step trains a uniformly drawn path on the labels and on the best-matching path of a board.
+    """Each step trains a uniformly sampled path on the labels and on the best-matching path of a board.
 
     `L = CE(a, labels) + rho_k soft(a, b_k)` with `k = argmax_j rho_j`. The match of path `a` with the board's entry `j`
-    is `rho_j = sigmoid(M(softmax f(x_j; a) - p_j))`: `x_j` are the images that entry remembers, `p_j` its own class
+    is `rho_j = sigmoid(M(softmax f(x_j; a) - p_j))`: `x_j` are the images that the entry stores, `p_j` its own class
     probabilities on them when it was admitted, `M` a linear map from the `slice_size * classes` differences to
-    a number. The chosen entry's own weight is used, and its logits carry no gradient. Before the share `warmup` of the
-    training is done, and while the board is empty, `L` is the cross-entropy alone: SPOS.
+    a number. The chosen entry's own weight is used, and its logits have no gradient. Before the share `warmup` of the
+    training is done, and while the board is empty, `L` is the cross-entropy only: SPOS.
 
-    After the optimiser's step the path may enter the board of `size` entries, sorted by accuracy on the batch
-    (then by fewer multiply-accumulates). A path stands on it once, with its better accuracy. While there is room
+    After the optimizer step the path may enter the board of `size` entries, sorted by accuracy on the batch
+    (then by fewer multiply-accumulates). A path is on it once, with its better accuracy. While there is room
     every path is admitted; then,
 
-    - `paper`: it replaces the worst entry when its accuracy is at least as high and its cost no higher;
-    - `dominance`: never when an entry beats it in one of the two and is no worse in the other; otherwise entries that
-      it so beats leave, and of too many the worst.
+    - `paper`: it replaces the worst entry if its accuracy is at least as high and its cost no higher;
+    - `dominance`: a path that an entry dominates is not admitted; otherwise the entries that it dominates are removed,
+      and the worst if there are still too many.
 
-    Every `every` steps `M` takes one step of plain gradient descent on what it will have done to the weights:
+    Every `every` steps `M` takes one step of plain gradient descent on its effect on the weights:
     `w'(M) = w - look_ahead * grad_w [rho(M) soft(a, b; first slice)]`, `M <- M - meta_rate * grad_M CE(f(second
     slice; w'(M)), labels)`. Only then does `M` change: it is a buffer, as the board is, so that both are checkpointed
     and neither is the optimiser's.
 
     All passes but the trained path's own, the matcher's on at most `size * slice_size` images, use batch statistics
-    and leave those of the supernet alone.
+    and leave those of the supernet unchanged.
 
     Args:
         size: entries of the board (the paper's K).
-        slice_size: images that an entry remembers; also of each half of the meta step.
+        slice_size: images that an entry stores; also of each half of the meta step.
         warmup: share of the training without distillation (the authors' 20 of 120 epochs).
         every: steps between the matcher's updates (the paper's tau).
         meta_rate: step size of the matcher.
         look_ahead: step size of the imagined weight update, the paper's xi: the recipe's learning rate.
         admission: `paper` or `dominance`.
         soft: the loss between the path and the entry.
-        label_smoothing: of the cross-entropy that trains the path.
+        label_smoothing: label smoothing of the trained path's cross-entropy.
 
     Raises:
         ValueError: a setting out of range; a batch of fewer than two slices.
@@ -82,9 +82,9 @@ class Prioritized(Distiller):
     Reference: Peng et al., Cream of the Crop: Distilling Prioritized Paths for One-Shot Neural Architecture
         Search, NeurIPS 2020, section 3, equations 4 to 8.
     Differs: from the released code, which weighs distillation by the sigmoid of minus the *last* entry's match, trains
-        the matcher in every step through the training loss, keeps a teacher's output as the newcomer's, computes the
-        look-ahead with the matcher's step size and the gradient of one weight tensor, and runs its extra passes with
-        statistics that are kept; this follows the paper. A sigmoid keeps the weights between 0 and 1, as in the code.
+        the matcher in every step through the training loss, stores a teacher's output as the newcomer's, computes the
+        look-ahead with the matcher's step size and the gradient of one weight tensor, and updates running statistics
+        in its extra passes; this follows the paper. A sigmoid keeps the weights between 0 and 1, as in the code.
         Both slices of the meta step come from the training batch, as in the code, and not from a validation set.
     """
 
@@ -115,9 +115,9 @@ class Prioritized(Distiller):
         super().__init__()
         for name, value in (("size", size), ("slice_size", slice_size), ("every", every)):
             if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}.")
+                raise ValueError(f"`{name}` must be at least 1, got {value}.")
         if not 0 <= warmup <= 1:
-            raise ValueError(f"warmup must lie between 0 and 1, got {warmup}.")
+            raise ValueError(f"`warmup` must be between 0 and 1, got {warmup}.")
         check_literals(type(self), locals())
         self.size, self.slice_size, self.warmup, self.every = size, slice_size, warmup, every
         self.meta_rate, self.look_ahead, self.admission = meta_rate, look_ahead, admission
@@ -127,30 +127,29 @@ class Prioritized(Distiller):
 
     @property
     def uses_teacher(self) -> bool:
-        """No: paths teach paths."""
+        """No: the teachers are paths."""
         return False
 
     def prepare(self, model: Model, batch: Batch) -> None:
-        """Make the empty board and the matcher, in the shapes of this batch."""
+        """Allocate the empty board and the matcher, in the shapes of this batch."""
         assert isinstance(model, Supernet)
         if len(batch.images) < 2 * self.slice_size:
             raise ValueError(
-                f"a batch must hold two slices of {self.slice_size} images, got {len(batch.images)}. Raise batch_size "
-                "or lower slice_size."
+                f"a batch must contain two slices of {self.slice_size} images, got {len(batch.images)}. Raise "
+                "batch_size or lower slice_size."
             )
         self.space = model.space
         largest = model(batch.images, model.space.largest, batch_statistics=True)
         self.soft.prepare(largest, largest, elastic=True)
         device, classes = batch.images.device, largest.logits.shape[1]
-        places, taken = self.size, self.slice_size
-        shape = batch.images.shape[1:]
+        places, images, shape = self.size, self.slice_size, batch.images.shape[1:]
         self.register_buffer("paths", torch.full((places, len(model.space.choices)), _ABSENT, device=device))
         self.register_buffer("accuracies", torch.zeros(places, dtype=torch.float64, device=device))
         self.register_buffer("macs", torch.zeros(places, dtype=torch.int64, device=device))
-        self.register_buffer("images", torch.zeros(places, taken, *shape, device=device))
-        self.register_buffer("probabilities", torch.zeros(places, taken, classes, device=device))
+        self.register_buffer("images", torch.zeros(places, images, *shape, device=device))
+        self.register_buffer("probabilities", torch.zeros(places, images, classes, device=device))
         self.register_buffer("count", torch.zeros((), dtype=torch.int64, device=device))
-        matcher = nn.Linear(taken * classes, 1)
+        matcher = nn.Linear(images * classes, 1)
         self.register_buffer("weight", matcher.weight.detach()[0].to(device))
         self.register_buffer("bias", matcher.bias.detach()[0].to(device))
 
@@ -159,7 +158,7 @@ class Prioritized(Distiller):
         """The prioritized paths, best first: architecture, accuracy, macs."""
         count = int(self.count)
         rows = zip(self.paths[:count], self.accuracies[:count].tolist(), self.macs[:count].tolist(), strict=True)
-        return tuple(_Prioritized(self._decoded(path), accuracy, macs) for path, accuracy, macs in rows)
+        return tuple(_Prioritized(self._decode(path), accuracy, macs) for path, accuracy, macs in rows)
 
     def losses(self, model: Model, batch: Batch, step: Step) -> Iterator[tuple[str, Tensor]]:
         """One loss."""
@@ -169,24 +168,24 @@ class Prioritized(Distiller):
         student = model(batch.images, path)
         loss = F.cross_entropy(widen(student.logits), batch.labels, label_smoothing=self.label_smoothing)
         if match is not None:
-            teacher, at = self._taught(model, match, batch.images), Moment(step.progress, ids=batch.ids)
+            teacher, at = self._teacher(model, match, batch.images), Moment(step.progress, ids=batch.ids)
             loss = loss + match.weight * self.soft(student, teacher, batch.labels, at)
         self._trained = path, student.logits.detach(), match
         yield "path", loss
 
     def match(self, model: Supernet, path: Architecture) -> _Match:
-        """The board's entry that fits a path best, by the matcher; the better entry where two fit alike."""
+        """The board's entry that matches a path best; of equal matches the better entry."""
         count = int(self.count)
         with torch.no_grad():
-            logits = _still(model, path, self.images[:count].flatten(0, 1)).logits
-            seen = widen(logits).softmax(1).unflatten(0, (count, self.slice_size))
-            differences = (seen - self.probabilities[:count]).flatten(1)
+            logits = _run(model, path, self.images[:count].flatten(0, 1)).logits
+            probabilities = widen(logits).softmax(1).unflatten(0, (count, self.slice_size))
+            differences = (probabilities - self.probabilities[:count]).flatten(1)
             weights = torch.sigmoid(differences @ self.weight + self.bias)
             place = int(weights.argmax())
             return _Match(place, float(weights[place]), differences[place])
 
     def after(self, model: Model, batch: Batch, step: Step) -> None:
-        """The matcher's step, when it is due, and the board's."""
+        """The matcher's step, if it is due, and the board's."""
         assert isinstance(model, Supernet) and self._trained is not None
         path, logits, match = self._trained
         self._trained = None
@@ -202,12 +201,12 @@ class Prioritized(Distiller):
     def meta_gradient(
         self, model: Supernet, batch: Batch, path: Architecture, match: _Match, step: Step
     ) -> tuple[Tensor, Tensor]:
-        """The gradients, with respect to the matcher's weight and bias, of the loss after the imagined step."""
+        """The gradients, with respect to the matcher's weight and bias, of the loss after the look-ahead step."""
         first, second = slice(self.slice_size), slice(self.slice_size, 2 * self.slice_size)
         parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        uses = Counter(model.uses)  # imagined steps train nothing
-        student = _still(model, path, batch.images[first])
-        teacher = self._taught(model, match, batch.images[first])
+        uses = Counter(model.uses)  # a look-ahead trains nothing
+        student = _run(model, path, batch.images[first])
+        teacher = self._teacher(model, match, batch.images[first])
         at = Moment(step.progress, ids=batch.ids[first])
         distilled = self.soft(student, teacher, batch.labels[first], at)
         # The match does not depend on the weights, so the inner gradient needs no graph of its own.
@@ -227,36 +226,36 @@ class Prioritized(Distiller):
         return weight, bias
 
     def admit(self, path: Architecture, accuracy: float, macs: int, images: Tensor, probabilities: Tensor) -> bool:
-        """Let a path enter the board by the rule of admission; says whether it did.
+        """Admit a path to the board by the rule of admission; returns whether it was.
 
         Args:
             path: the newcomer.
             accuracy: on the batch it was trained with.
             macs: its cost.
-            images: `[slice, channels, height, width]`, to remember.
+            images: `[slice, channels, height, width]`, to store.
             probabilities: `[slice, classes]`, its own on them.
         """
-        held = list(self.board)
+        board = list(self.board)
         newcomer = _Prioritized(path, accuracy, macs)
-        kept = [i for i, entry in enumerate(held) if entry.architecture != path]
-        if any(entry.accuracy > accuracy for i, entry in enumerate(held) if i not in kept):
+        places = [i for i, entry in enumerate(board) if entry.architecture != path]
+        if any(entry.accuracy > accuracy for i, entry in enumerate(board) if i not in places):
             return False
         if self.admission == "dominance":
-            if any(_dominates(held[i], newcomer) for i in kept):
+            if any(_dominates(board[i], newcomer) for i in places):
                 return False
-            kept = [i for i in kept if not _dominates(newcomer, held[i])]
-        if len(kept) == self.size:
-            worst = held[kept[-1]]
+            places = [i for i in places if not _dominates(newcomer, board[i])]
+        if len(places) == self.size:
+            worst = board[places[-1]]
             better = (accuracy, -macs) >= (worst.accuracy, -worst.macs)
             if self.admission == "paper":
                 better = accuracy >= worst.accuracy and macs <= worst.macs
             if not better:
                 return False
-            kept.pop()
-        place = sum((-held[i].accuracy, held[i].macs) <= (-accuracy, macs) for i in kept)
-        order = [*kept[:place], -1, *kept[place:]]
+            places.pop()
+        place = sum((-board[i].accuracy, board[i].macs) <= (-accuracy, macs) for i in places)
+        order = [*places[:place], -1, *places[place:]]
         new = {
-            "paths": self._encoded(path),
+            "paths": self._encode(path),
             "accuracies": torch.tensor(accuracy, dtype=torch.float64),
             "macs": torch.tensor(macs),
             "images": images,
@@ -269,23 +268,23 @@ class Prioritized(Distiller):
         self.count.fill_(len(order))
         return True
 
-    def _taught(self, model: Supernet, match: _Match, images: Tensor) -> Outputs:
+    def _teacher(self, model: Supernet, match: _Match, images: Tensor) -> Outputs:
         with torch.no_grad():
-            return _still(model, self._decoded(self.paths[match.place]), images)
+            return _run(model, self._decode(self.paths[match.place]), images)
 
-    def _encoded(self, path: Architecture) -> Tensor:
+    def _encode(self, path: Architecture) -> Tensor:
         assert self.space is not None
         choices = self.space.choices
         return torch.tensor([c.options.index(path[c.name]) if c.name in path else _ABSENT for c in choices])
 
-    def _decoded(self, path: Tensor) -> Architecture:
+    def _decode(self, path: Tensor) -> Architecture:
         assert self.space is not None
         pairs = zip(self.space.choices, path.tolist(), strict=True)
         return self.space.architecture({c.name: c.options[place] for c, place in pairs if place != _ABSENT})
 
 
-def _still(model: Supernet, path: Architecture, images: Tensor) -> Outputs:
-    """A path's outputs without dropout, and without a trace in the supernet's running statistics."""
+def _run(model: Supernet, path: Architecture, images: Tensor) -> Outputs:
+    """A path's outputs without dropout, with batch statistics; the supernet's running ones are unchanged."""
     return model(images, path, regularise=False, batch_statistics=True)
 
 

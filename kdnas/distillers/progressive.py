@@ -1,4 +1,4 @@
-"""Progressive shrinking: the full network first, then elastic kernels, depths and widths, stage by stage."""
+"""Progressive shrinking: the largest network first, then elastic kernels, depths and widths, stage by stage."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -35,8 +35,8 @@ class Phase(NamedTuple):
 
     Attributes:
         kind: `full`, or what becomes elastic: `kernel`, `depth` or `width`.
-        options: how many of a choice's largest options may now be drawn; 0 for all.
-        share: of the steps, relative to the others'.
+        options: number of a choice's largest options that may be sampled; 0 for all.
+        share: share of the steps, relative to the others.
         paths: subnets per step.
     """
 
@@ -48,23 +48,23 @@ class Phase(NamedTuple):
 
 @final
 class Progressive(ObjectiveDistiller):
-    r"""Trains the largest network alone, then smaller and smaller ones beside it, under its soft labels.
+    r"""Trains the largest network alone, then smaller and smaller ones, on its soft labels.
 
     In the first stage $L = \mathrm{CE}(\mathrm{largest}, \mathrm{labels})$ plus the teacher's terms. In every later one
-    a step draws a few subnets uniformly from the options that are elastic by then, and
+    a step samples a few subnets uniformly from the options that are elastic by then, and
     $L = \sum_{paths} \mathrm{CE}(s, \mathrm{labels}) + \lambda \, \mathrm{soft}(s, t)$ with gradients summed; $t$
-    are the logits of the largest network as the first stage left it, in evaluation mode, or the outside teacher's.
-    What is no kernel, no depth and no input size is a width. The input size is drawn per step in all stages.
+    are the logits of the largest network after the first stage, in evaluation mode, or the teacher's.
+    A choice of neither kernel, depth nor input size is a width. The input size is sampled per step in all stages.
     Before each width stage the channels inside every block are sorted by importance
-    (`kdnas.sharing.sort_channels`). The optimiser's momentum starts anew with every stage.
+    (`kdnas.sharing.sort_channels`). The optimizer's momentum starts anew with every stage.
 
     Args:
         stages: the schedule, each stage a tuple of kind, options, share and paths (see `Phase`); `full` comes first.
-        source: whose soft labels the subnets learn from, `largest` or `teacher`.
+        source: source of the subnets' soft labels, `largest` or `teacher`.
         soft: the loss between a subnet and that source.
         weight: $\lambda$.
-        terms: pairs of weight and loss between the largest and the outside teacher in the first stage.
-        label_smoothing: of the cross-entropy.
+        terms: pairs of weight and loss between the largest and the teacher in the first stage.
+        label_smoothing: label smoothing of the cross-entropy.
 
     Raises:
         ValueError: an unknown kind or source, a first stage that is not `full`, a share that is not positive; at
@@ -73,7 +73,7 @@ class Progressive(ObjectiveDistiller):
     Reference: Cai, Gan, Wang, Zhang, Han, Once-for-All: Train One Network and Specialize it for Efficient Deployment,
         ICLR 2020, section 3.3 and appendix B.
     Differs: one learning-rate schedule over all stages, where the paper starts a cosine per stage; the source is in
-        evaluation mode and sees its own input size, where the released code's is in training mode.
+        evaluation mode and has its own input size, where the released code's is in training mode.
     """
 
     model_type: ClassVar[type[Supernet]] = Supernet
@@ -91,13 +91,13 @@ class Progressive(ObjectiveDistiller):
         super().__init__(terms, label_smoothing=label_smoothing)
         self.phases = tuple(Phase(*stage) for stage in stages)
         if not self.phases or self.phases[0].kind != "full":
-            raise ValueError(f"the first stage must be full, got {stages[:1]}. Put ('full', 1, share, 1) before.")
+            raise ValueError(f"`stages` must begin with kind full, got {stages[:1]}. Insert ('full', 1, share, 1).")
         for phase in self.phases[1:]:
             if phase.kind not in KINDS:
-                raise ValueError(f"a stage after the first is one of {KINDS}, got {phase.kind!r}.")
+                raise ValueError(f"kinds in `stages` after the first must be one of {KINDS}, got {phase.kind!r}.")
         for phase in self.phases:
             if not phase.share > 0 or phase.paths < 1 or phase.options < 0:
-                raise ValueError(f"a stage has a positive share, paths and options of 0 or more, got {phase}.")
+                raise ValueError(f"`stages` need a positive share, 1 or more paths and 0 or more options, got {phase}.")
         check_literals(type(self), locals())
         task = spec("kdnas.losses.response.cross_entropy:CrossEntropy", label_smoothing=label_smoothing)
         self.task, self.soft, self.weight, self.source = task.build(Loss), soft.build(Loss), weight, source
@@ -105,16 +105,16 @@ class Progressive(ObjectiveDistiller):
 
     @property
     def uses_teacher(self) -> bool:
-        """Whether it is the source of the soft labels, or one of the losses uses it."""
+        """Whether the teacher is the source of soft labels, or one of the losses uses it."""
         return self.source == "teacher" or super().uses_teacher
 
     def prepare(self, model: Model, batch: Batch) -> None:
-        """Check the space, build adapters, and make room for the largest network's copy."""
+        """Check the space, build the losses' parts, and allocate the largest network's copy."""
         assert isinstance(model, Supernet)
         for choice in model.space.choices:
             if any(isinstance(option, str) for option in choice.options):
                 raise ValueError(
-                    f"progressive shrinking needs sizes, and {choice.name} chooses among operations {choice.options}. "
+                    f"progressive shrinking needs choices of sizes, but {choice.name} has operations {choice.options}. "
                     "Use single_path or fair_paths."
                 )
         largest = model(batch.images, model.space.largest)
@@ -124,42 +124,42 @@ class Progressive(ObjectiveDistiller):
         self.objective.prepare(largest, self.teacher_outputs(batch, largest))
 
     def schedule(self, total: int) -> Schedule:
-        """The optimizer restarts where a stage begins, here or in one of the losses; options come stage by stage."""
+        """The optimizer restarts where a stage begins, here or in a loss; options become elastic by stage."""
         restarts = frozenset(self.begins(total)[1:]) | self.objective.restarts(total)
         return Schedule(total, restarts, options=partial(self._options, total=total))
 
     def begins(self, total: int) -> tuple[int, ...]:
         """The first step of every stage."""
-        whole, passed, found = sum(phase.share for phase in self.phases), 0.0, []
+        whole, passed, begins = sum(phase.share for phase in self.phases), 0.0, []
         for phase in self.phases:
-            found.append(round(total * passed / whole))
+            begins.append(round(total * passed / whole))
             passed += phase.share
-        return tuple(found)
+        return tuple(begins)
 
     def _options(self, choice: Choice, index: int, total: int) -> tuple[Value, ...]:
-        """The largest options, as many as the stages so far made elastic."""
+        """A choice's largest options, as many as are elastic at a step."""
         kind = kind_of(choice)
         if kind == "resolution":
             return choice.options
-        reached = [p for p, begin in zip(self.phases, self.begins(total), strict=True) if begin <= index]
-        counts = [phase.options for phase in reached if phase.kind == kind]
+        past = [p for p, begin in zip(self.phases, self.begins(total), strict=True) if begin <= index]
+        counts = [phase.options for phase in past if phase.kind == kind]
         return choice.options[-1:] if not counts else choice.options[-counts[-1] :]
 
     def losses(self, model: Model, batch: Batch, step: Step) -> Iterator[tuple[str, Tensor]]:
-        """The largest's losses in the first stage, then one per drawn subnet."""
+        """The largest's losses in the first stage, later one per sampled subnet."""
         assert isinstance(model, Supernet)
         begins = self.begins(step.total)
         place = max(i for i, begin in enumerate(begins) if begin <= step.index)
         if place > 0 and step.index == begins[place]:
             self._enter(model, place, step)
-        chosen = self._drawn(model.space, step, self.phases[place].paths)
+        paths = self._sample(model.space, step, self.phases[place].paths)
         if place == 0:
-            student = model(batch.images, chosen[0])
-            yield from self.student_losses("largest", student, model, batch, step, chosen[0])
+            student = model(batch.images, paths[0])
+            yield from self.student_losses("largest", student, model, batch, step, paths[0])
             return
         target, at = self._target(batch), Moment(step.progress, ids=batch.ids)
-        for one in chosen:
-            student = model(batch.images, one)
+        for path in paths:
+            student = model(batch.images, path)
             loss = self.task(student, target, batch.labels, at)
             yield "path", loss + self.weight * self.soft(student, target, batch.labels, at)
             del student, loss  # the graph: one subnet's activations alive at a time
@@ -170,7 +170,7 @@ class Progressive(ObjectiveDistiller):
         if self.phases[place].kind == "width":
             widths = (choice for choice in model.space.choices if kind_of(choice) == "width")
             options = {choice: self._options(choice, step.index - 1, step.total) for choice in widths}
-            most = max((len(found) for found in options.values()), default=1)
+            most = max(map(len, options.values()), default=1)
             nested = [
                 model.space.decide(
                     lambda c, i=i: options[c][-min(i, len(options[c]))] if c in options else c.options[-1]
@@ -179,7 +179,7 @@ class Progressive(ObjectiveDistiller):
             ]
             sort_channels(model, nested)
 
-    def _drawn(self, space: SearchSpace, step: Step, number: int) -> list[Architecture]:
+    def _sample(self, space: SearchSpace, step: Step, number: int) -> list[Architecture]:
         rng = step.rng("architectures")
         size: dict[str, Value] = {}
 

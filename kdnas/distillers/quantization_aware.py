@@ -1,4 +1,4 @@
-"""Quantisation-aware training: the student learns with its weights and activations rounded to 8 bits."""
+"""Quantisation-aware training: weights and activations are rounded to 8 bits during the training."""
 
 import copy
 import logging
@@ -28,29 +28,28 @@ class QuantizationAware(ObjectiveDistiller):
 
     Convolutions, linear layers and sums compute with rounded numbers,
     $\hat x = s\,(\mathrm{clip}(\mathrm{round}(x / s) + z) - z)$: weights symmetric (z = 0) with a scale per output
-    channel from its largest value of now, activations asymmetric with one scale from moving averages of their least and
-    largest values. Batch norm is folded into the weights before they are rounded. The gradient passes a rounding
-    unchanged where x was not clipped. What is trained are the network's own weights; scales belong to this distiller.
+    channel from its present largest value, activations asymmetric with one scale from moving averages of their least
+    and largest values. Batch norm is folded into the weights before they are rounded. The gradient passes a rounding
+    unchanged where x was not clipped. The network's own weights are trained; scales belong to this distiller.
 
-    The first `begin` of the steps train without rounding, while ranges are measured; in the last `1 - freeze` those of
-    activations and batch norm's statistics stand still. The student's folder gets `student-int8.onnx`, compared with
-    the simulated network in ONNX Runtime. With the student's own float self as teacher this is a student of the
-    teacher's structure at lower precision.
+    The first `begin` of the steps train without rounding, while ranges are measured; in the last `1 - freeze` the
+    ranges of activations and batch norm's statistics are fixed. `student-int8.onnx` is written into the student's
+    folder and compared with the simulated network in ONNX Runtime.
 
     Args:
-        terms: pairs of weight and loss; by default those of `FromTeacher`.
+        terms: pairs of weight and loss; by default as in `FromTeacher`.
         begin: share of the steps before rounding begins.
         freeze: share of the steps after which activations' ranges and statistics are fixed.
 
     Raises:
-        ValueError: shares out of order, torchao is not installed, or the network cannot be traced.
+        ValueError: shares out of order, torchao not installed, or a network that cannot be traced.
 
     Reference: Jacob et al., Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only
         Inference, CVPR 2018, section 3 (equations 11 and 12; folding: 3.2; delayed activations: 3.1); Krishnamoorthi,
         Quantizing Deep Convolutional Networks, 2018, section 3.2.2 (frozen statistics). With a teacher: Mishra, Marr,
         Apprentice, ICLR 2018, scheme B. The passes are torchao's (export and quantiser for x86).
-    Differs: weights and activations begin to be rounded together. Dropout and drop path are off. A normalisation's
-        weight of exactly 0, as last ones of residual branches begin, becomes 0.001.
+    Differs: rounding of weights and activations begins together. Dropout and drop path are off. A normalisation's
+        weight of exactly 0, as in the last one of a residual branch at first, becomes 0.001.
     """
 
     model_type: ClassVar[type[Network]] = Network
@@ -60,19 +59,19 @@ class QuantizationAware(ObjectiveDistiller):
     ) -> None:
         super().__init__(terms)
         if not 0 <= begin <= freeze <= 1:
-            raise ValueError(f"shares run 0 <= begin <= freeze <= 1, got {begin=}, {freeze=}.")
+            raise ValueError(f"0 <= begin <= freeze <= 1 must hold, got {begin=}, {freeze=}.")
         self.begin, self.freeze = begin, freeze
-        # What is learnt of the ranges is state; the graph around it is made anew and shares the network's tensors.
+        # The ranges are state; the graph around them is built anew and shares the network's tensors.
         self.observers = nn.ModuleList()
         self._graph: list[torch.fx.GraphModule] = []
 
     def prepare(self, model: Model, batch: Batch) -> None:
-        """Trace the network, put the rounding in, and build the losses' adapters."""
+        """Trace the network, insert the rounding, and build the losses' parts."""
         assert isinstance(model, Network)
         with torch.no_grad():
             for norm in (module for module in model.modules() if isinstance(module, BATCH_NORMS)):
                 norm.weight.masked_fill_(norm.weight == 0, _LEAST)  # folding divides by it
-        graph = _prepared(model, batch.images)
+        graph = _rounding_graph(model, batch.images)
         self._graph = [graph]
         self.observers = nn.ModuleList(_observers(graph))
         student = self.outputs(batch.images)
@@ -95,23 +94,21 @@ class QuantizationAware(ObjectiveDistiller):
         graph = copy.deepcopy(self._graph[0]).cpu()
         return write_trained(graph, folder, data, model)
 
-    def _rounding(self) -> Iterator[Any]:
-        yield from self.observers
-
     def _set(self, step: Step) -> None:
         from torchao.quantization import pt2e
 
         fixed = step.progress >= self.freeze
-        for observer in self._rounding():
+        observers: Any = self.observers
+        for observer in observers:
             weights = observer.qscheme == torch.per_channel_symmetric
             (pt2e.enable_fake_quant if step.progress >= self.begin else pt2e.disable_fake_quant)(observer)
             (pt2e.disable_observer if fixed and not weights else pt2e.enable_observer)(observer)
-            # The range of weights is theirs of now; that of activations an average over a twentieth of the training.
+            # Weights have their present range, activations an average over a twentieth of the training.
             observer.activation_post_process.averaging_constant = 1.0 if weights else min(1.0, 20 / step.total)
         (pt2e.move_exported_model_to_eval if fixed else pt2e.move_exported_model_to_train)(self._graph[0])
 
 
-class _Shown(nn.Module):
+class _Tensors(nn.Module):
     """A network as a module of plain tensors, for the tracer."""
 
     def __init__(self, network: Network) -> None:
@@ -123,8 +120,8 @@ class _Shown(nn.Module):
         return outputs.logits, *outputs.features
 
 
-def _prepared(network: Network, images: Tensor) -> torch.fx.GraphModule:
-    """The network as a graph that rounds, on the network's own parameters and statistics."""
+def _rounding_graph(network: Network, images: Tensor) -> torch.fx.GraphModule:
+    """The network as a graph with rounding, on the network's own parameters and statistics."""
     log = logging.getLogger("torch.utils._pytree")
     level = log.level
     log.setLevel(logging.ERROR)  # so are torch's of torchao
@@ -140,25 +137,25 @@ def _prepared(network: Network, images: Tensor) -> torch.fx.GraphModule:
         raise ValueError(f"quantisation-aware training needs torchao ({error}): pip install 'kdnas[qat]'") from error
     finally:
         log.setLevel(level)
-    shown = _Shown(network).train()
-    for module in shown.modules():
+    wrapper = _Tensors(network).train()
+    for module in wrapper.modules():
         if isinstance(module, DropPath):
-            module.eval()  # a trace has one mode; what it draws would stay in the student
+            module.eval()  # a trace has one mode, and its random numbers would stay in the student
     example = images[:2].contiguous()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the tracer's own deprecations
-            program = torch.export.export(shown, (example,), dynamic_shapes=({0: torch.export.Dim.AUTO},))
+            program = torch.export.export(wrapper, (example,), dynamic_shapes=({0: torch.export.Dim.AUTO},))
             traced: Any = program.module()
             _without_dropout(traced)
             quantizer = X86InductorQuantizer().set_global(get_default_x86_inductor_quantization_config(is_qat=True))
             graph: torch.fx.GraphModule = prepare_qat_pt2e(traced, quantizer)
     except Exception as error:  # a tracer runs layers in ways of its own, which may raise anything
         raise ValueError(f"the student cannot be traced for quantisation: {str(error).splitlines()[0]}") from error
-    for name, parameter in shown.named_parameters():
+    for name, parameter in wrapper.named_parameters():
         owner, _, leaf = name.rpartition(".")
         setattr(graph.get_submodule(owner), leaf, parameter)
-    for name, buffer in shown.named_buffers():
+    for name, buffer in wrapper.named_buffers():
         owner, _, leaf = name.rpartition(".")
         graph.get_submodule(owner)._buffers[leaf] = buffer
     return graph

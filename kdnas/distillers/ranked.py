@@ -17,18 +17,18 @@ from kdnas.supernet import Supernet
 
 @final
 class Ranked(Wrapping):
-    r"""Of two random subnets, the one with more multiply-accumulates is to have the lower loss.
+    r"""Of two random subnets, the one with more multiply-accumulates should have the lower loss.
 
-    With subnets $a, b$ drawn uniformly and named so that $\mathrm{macs}(a) < \mathrm{macs}(b)$, and $L$ the
-    cross-entropy with the labels (a mean over the batch), the inner losses are joined by
+    With subnets $a, b$ sampled uniformly and ordered so that $\mathrm{macs}(a) < \mathrm{macs}(b)$, and $L$ the
+    cross-entropy with the labels (a mean over the batch), a further loss is
     $w \cdot \max(0, L_b - \mathrm{sg}(L_a))$, where $w$ rises linearly from 0 to `weight` over the share `ramp` of the
-    steps. $a$ is run without gradient and leaves the batch-norm buffers alone. Two subnets of equal cost
-    say nothing, and no loss is yielded. Costs two forward passes and one backward.
+    steps. $a$ is run without gradient and leaves the batch-norm buffers unchanged. For two subnets of equal cost
+    no loss is yielded. Costs two forward passes and one backward.
 
     Args:
-        inner: the distiller the ranking loss is added to.
+        inner: the distiller to which the ranking loss is added.
         weight: the final $w$.
-        ramp: share of the steps after which $w$ is reached.
+        ramp: share of the steps after which $w$ is final.
 
     Raises:
         ValueError: a negative weight, or a ramp outside (0, 1].
@@ -42,9 +42,9 @@ class Ranked(Wrapping):
     def __init__(self, *, inner: Spec = spec(Sandwich), weight: float = 2.0, ramp: float = 0.2) -> None:
         super().__init__(inner)
         if weight < 0:
-            raise ValueError(f"weight must not be negative, got {weight}.")
+            raise ValueError(f"`weight` must not be negative, got {weight}.")
         if not 0 < ramp <= 1:
-            raise ValueError(f"ramp is a share of the steps in (0, 1], got {ramp}.")
+            raise ValueError(f"`ramp` must be a share of the steps in (0, 1], got {ramp}.")
         self.weight, self.ramp = weight, ramp
 
     def losses(self, model: Model, batch: Batch, step: Step) -> Iterator[tuple[str, Tensor]]:
@@ -52,13 +52,13 @@ class Ranked(Wrapping):
         yield from self.inner.losses(model, batch, step)
         assert isinstance(model, Supernet)
         space, rng = model.space, step.rng("ranked")
-        drawn = [space.sample(rng) for _ in range(2)]
-        macs = [cost(space.blueprint(one)).macs for one in drawn]
+        pair = [space.sample(rng) for _ in range(2)]
+        macs = [cost(space.blueprint(architecture)).macs for architecture in pair]
         if macs[0] == macs[1]:
             return
-        cheap, dear = drawn if macs[0] < macs[1] else drawn[::-1]
+        cheap, expensive = pair if macs[0] < macs[1] else pair[::-1]
         with torch.no_grad():
             logits = model(batch.images, cheap, regularise=False, batch_statistics=True).logits
             bound = F.cross_entropy(logits.float(), batch.labels)
-        reached = F.cross_entropy(model(batch.images, dear, regularise=False).logits.float(), batch.labels)
-        yield "rank", self.weight * min(1.0, step.progress / self.ramp) * (reached - bound).clamp_min(0)
+        loss = F.cross_entropy(model(batch.images, expensive, regularise=False).logits.float(), batch.labels)
+        yield "rank", self.weight * min(1.0, step.progress / self.ramp) * (loss - bound).clamp_min(0)

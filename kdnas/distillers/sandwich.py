@@ -1,4 +1,4 @@
-"""The sandwich rule with in-place distillation, under an outside teacher."""
+"""The sandwich rule with in-place distillation, under a teacher."""
 
 from collections.abc import Callable, Iterator
 from typing import ClassVar, final
@@ -20,20 +20,20 @@ SOFT = ((1.0, spec("kdnas.losses.response.soft_targets:SoftTargets", temperature
 class Sandwich(ObjectiveDistiller):
     """Each step trains the largest subnet, the smallest, and a few random ones.
 
-    The largest learns from the labels and from the teacher, the others from the largest's detached logits alone:
+    The largest learns from the labels and the teacher, the others from the largest's detached logits only:
     `L = CE(largest, labels) + sum_k weight_k loss_k(largest, teacher) + sum_children soft(child, largest)`. The
-    gradients are summed, not averaged, and there is one optimiser step. Dropout and drop-path act on the largest only.
+    gradients are summed, not averaged, and there is one optimizer step. Dropout and drop-path act on the largest only.
 
     Args:
         soft: the loss between a child and the largest; by default the adaptive alpha-divergence.
         terms: pairs of weight and loss between the largest and the teacher; empty for none.
         num_random: random children per step.
-        label_smoothing: of the largest subnet's cross-entropy.
+        label_smoothing: label smoothing of the largest subnet's cross-entropy.
 
     Reference: Yu et al., BigNAS, ECCV 2020, section 3.1 (rules 1, 2 and 5); Wang et al., AlphaNet, ICML 2021,
         section 4.
-    Differs: the papers have no outside teacher; with `terms=()` this is theirs. Weight decay acts on the shared
-        weights of all children (as in AttentiveNAS and AlphaNet; BigNAS writes: of the largest only).
+    Differs: the papers have no teacher; with `terms=()` this is theirs. Weight decay acts on the shared
+        weights of all children (as in AttentiveNAS and AlphaNet; in BigNAS on those of the largest only).
     """
 
     model_type: ClassVar[type[Supernet]] = Supernet
@@ -48,7 +48,7 @@ class Sandwich(ObjectiveDistiller):
     ) -> None:
         super().__init__(terms, label_smoothing=label_smoothing)
         if num_random < 0:
-            raise ValueError(f"num_random must not be negative, got {num_random}.")
+            raise ValueError(f"`num_random` must not be negative, got {num_random}.")
         self.soft, self.num_random = soft.build(Loss), num_random
 
     def prepare(self, model: Model, batch: Batch) -> None:

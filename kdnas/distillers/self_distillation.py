@@ -1,4 +1,4 @@
-"""Self-distillation: a network's deeper exits teach its shallower ones."""
+"""Self-distillation: a network's last stage is the teacher of its earlier exits."""
 
 from collections.abc import Iterator
 from typing import ClassVar, final
@@ -12,7 +12,7 @@ from kdnas.network import Network
 
 
 class _Exit(nn.Module):
-    """A stage's map to the last stage's width, pooled, and its class scores."""
+    """A stage's map at the last stage's width, pooled, and its logits."""
 
     def __init__(self, inputs: int, width: int, classes: int) -> None:
         super().__init__()
@@ -26,15 +26,15 @@ class _Exit(nn.Module):
 
 @final
 class SelfDistillation(Distiller):
-    r"""Every stage but the last has an exit of its own, which learns from the labels and from the network's end.
+    r"""Every stage but the last has an exit, which learns from the labels and from the network's own outputs.
 
     `L = CE(z, y) + sum_i [(1 - share) CE(z_i, y) + share * KL(p || p_i) T^2 + hint * mean((f_i - f)^2)]`: `z_i` and
-    `f_i` are exit i's scores and pooled features, `z` and `f` the network's own, as fixed targets; the last mean is
-    over batch and channels. The exits are learnable parts of this distiller and are absent from the student; what they
-    leave are the gradients they send into its stages. No teacher is asked.
+    `f_i` are exit i's logits and pooled features, `z` and `f` the network's own, as fixed targets; the last mean is
+    over batch and channels. The exits are learnable parts of this distiller and are absent from the student; they act
+    through their gradients in its stages. No teacher is used.
 
     Args:
-        share: of the divergence against the labels, in [0, 1].
+        share: share of the divergence; the labels have the remaining one. In [0, 1].
         temperature: T.
         hint: weight of the features' distance.
 
@@ -52,16 +52,16 @@ class SelfDistillation(Distiller):
     def __init__(self, *, share: float = 0.3, temperature: float = 3.0, hint: float = 0.03) -> None:
         super().__init__()
         if not 0 <= share <= 1:
-            raise ValueError(f"share must be in [0, 1], got {share}.")
+            raise ValueError(f"`share` must be in [0, 1], got {share}.")
         if hint < 0:
-            raise ValueError(f"hint must not be negative, got {hint}.")
+            raise ValueError(f"`hint` must not be negative, got {hint}.")
         self.share, self.hint = share, hint
         self.divergence = SoftTargets(temperature=temperature)
         self.exits = nn.ModuleList()
 
     @property
     def uses_teacher(self) -> bool:
-        """No: the network's end teaches."""
+        """No: the network is its own."""
         return False
 
     def prepare(self, model: Model, batch: Batch) -> None:
@@ -70,7 +70,7 @@ class SelfDistillation(Distiller):
         outputs = model(batch.images)
         maps = [feature for feature in outputs.features if feature.dim() == 4]
         if len(maps) < 2:
-            raise ValueError(f"self_distillation needs at least 2 stages that give maps, this network has {len(maps)}.")
+            raise ValueError(f"self_distillation needs at least 2 stages of feature maps, the network has {len(maps)}.")
         width, classes = maps[-1].shape[1], outputs.logits.shape[1]
         self.exits.extend(_Exit(feature.shape[1], width, classes) for feature in maps[:-1])
 

@@ -12,11 +12,11 @@ from kdnas.supernet import Supernet
 
 @final
 class SinglePath(ObjectiveDistiller):
-    """Each step trains one subnet drawn uniformly from the choices, on the labels and, if asked, the teacher.
+    """Each step trains one subnet, sampled uniformly from the choices, on the labels and with `terms` on the teacher.
 
     Args:
         terms: pairs of weight and loss between the subnet and the teacher; empty for none.
-        label_smoothing: of the cross-entropy.
+        label_smoothing: label smoothing of the cross-entropy.
 
     Reference: Guo et al., Single Path One-Shot Neural Architecture Search, ECCV 2020, section 3.2.
     Differs: the released training rejects paths outside a band of FLOPs; the paper, and this, sample uniformly.

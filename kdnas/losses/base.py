@@ -1,4 +1,4 @@
-"""What every loss is: student first, teacher second, labels third; a scalar; float32 or better."""
+"""The base of losses: student first, teacher second, labels third; a scalar; float32 or better."""
 
 import abc
 from collections.abc import Mapping
@@ -18,11 +18,11 @@ class Stage:
     """One stage of a method's schedule.
 
     Attributes:
-        name: as the paper calls it.
+        name: the paper's name for it.
         share: its share of the training steps; the shares of a loss's stages sum to 1.
-        trains: whose parameters move: the student's, the loss's own parts, or both.
-        uses: what is minimised: `loss` (this loss alone), `task` (the other terms alone),
-            `both` (their sum), or `preparation` (`Loss.preparation`, which sees the teacher only).
+        trains: which parameters change: the student's, the loss's own parts, or both.
+        uses: the objective: `loss` (this loss alone), `task` (the other terms alone), `both` (their sum), or
+            `preparation` (`Loss.preparation`, a function of the teacher's outputs only).
         through: whether the loss needs the student's remaining layers in this stage (`Moment.remaining`).
     """
 
@@ -36,23 +36,22 @@ class Stage:
 class Loss(nn.Module, abc.ABC):
     """A distillation loss.
 
-    Subclasses are `@final`, take keyword-only arguments, and write `compute`. Every call runs in
-    float32 (float64 stays float64) with autocast off, and the teacher is detached before.
+    Subclasses are `@final`, have keyword-only arguments, and implement `compute`. Every call runs in
+    float32 (float64 stays float64) with autocast off, and the teacher's outputs are detached.
 
     Class attributes:
-        needs: what it reads: `logits`, `labels`, `features`, `attentions`, `images`.
-        reads_teacher: whether the teacher's outputs matter; not for a loss between the student and itself or labels.
+        needs: its inputs: `logits`, `labels`, `features`, `attentions`, `images`.
+        uses_teacher: whether it depends on the teacher's outputs; not for a loss of the student and labels only.
         weight: the default weight in a sum, with its origin in the docstring.
         golden: the value on `kdnas.losses.example.example()` in float64, for `kdnas losses --check`.
         dense: it needs logits that are maps, `[batch, classes, height, width]`; its example is dense.
-        pairwise: a value over pairs of samples, which changes when the batch is repeated; the docstring says
-            why.
+        pairwise: a value over pairs of samples, which changes when the batch is repeated; the docstring explains why.
         own_gradient: the gradient is on purpose not that of the value (a surrogate, a detached target of the
-            student's own); the docstring says why, and the loss's own test checks the gradient.
-        clipped: each parameter's gradient from this loss is at most as long as its gradient from the other terms;
-            `Objective.teach` sees to it.
-        opponents: names of the submodules that play against the student, discriminators, and the learning rate that
-            theirs must not exceed; it follows the run's schedule.
+            student's own); the docstring explains why, and the loss's own test checks the gradient.
+        clipped: `Objective.teach` limits each parameter's gradient from this loss to the norm of its gradient from the
+            other terms.
+        discriminator_rates: names of the submodules that are discriminators, and their largest learning rate; it
+            follows the training's schedule.
     """
 
     needs: ClassVar[tuple[str, ...]] = ("logits",)
@@ -66,26 +65,26 @@ class Loss(nn.Module, abc.ABC):
     discriminator_rates: ClassVar[Mapping[str, float]] = {}
 
     def __init__(self) -> None:
-        # Not Module's, which takes anything: a Spec with an argument that a loss has not is then refused by name.
+        # Not Module's, which accepts any argument: a Spec with an unknown one is then refused by name.
         super().__init__()
 
     def prepare(self, student: Outputs, teacher: Outputs, *, elastic: bool = False) -> None:
         """Build the learnable parts, if any, from one batch of outputs.
 
-        Called once, before the optimiser is made. The base class checks that what the loss needs is there.
+        Called once, before the optimizer is built. The base class checks that the outputs contain what `needs` names.
 
         Args:
             student: outputs of the largest student on at least two images.
             teacher: the teacher's outputs on the same images.
-            elastic: the student's widths will change from subnet to subnet.
+            elastic: whether the student's widths differ from subnet to subnet.
 
         Raises:
-            ValueError: the two cannot be matched; the message names both shapes.
+            ValueError: outputs are missing or cannot be matched; the message names both shapes.
         """
         for kind in ("features", "attentions"):
             if kind in self.needs and not (getattr(student, kind) and getattr(teacher, kind)):
-                who = "student" if not getattr(student, kind) else "teacher"
-                raise ValueError(f"{type(self).__name__} needs {kind}, and the {who} shows none.")
+                network = "student" if not getattr(student, kind) else "teacher"
+                raise ValueError(f"{type(self).__name__} needs {kind}, but the {network} has none.")
         if "logits" in self.needs and student.logits.shape[1:] != teacher.logits.shape[1:]:
             raise ValueError(
                 f"{type(self).__name__} compares logits class by class: the student's have shape "
@@ -113,19 +112,19 @@ class Loss(nn.Module, abc.ABC):
         """
 
     def stages(self) -> tuple[Stage, ...]:
-        """The schedule this instance asks for; one joint stage unless its constructor was told otherwise."""
+        """The stages of the loss's schedule. Default: one, `joint`."""
         return (Stage("joint", 1.0),)
 
     def preparation(self, teacher: Outputs) -> Tensor:
-        """What a stage with `uses="preparation"` minimises over the loss's own parts."""
+        """The objective of the loss's own parts in a stage with `uses="preparation"`."""
         raise NotImplementedError(f"{type(self).__name__} has no preparation stage")
 
     @final
     def adversary(self, student: Outputs, teacher: Outputs, labels: Tensor, at: Moment = START) -> Tensor | None:
-        """What a discriminator of this loss minimises, or None where there is no discriminator.
+        """The discriminator's loss; None without a discriminator.
 
-        It sees detached students, so its backward pass reaches the discriminator only; `compute` in turn
-        runs the discriminator with detached weights (`frozen`), so that the student's pass leaves it alone.
+        The student's outputs are detached, so that its backward pass reaches the discriminator only; `compute` in turn
+        runs the discriminator with detached weights (`frozen`), so that the student's does not reach it.
         """
         with torch.autocast(student.logits.device.type, enabled=False):
             return self.discriminate(student.detach().map(widen), teacher.detach().map(widen), labels, at)
@@ -139,13 +138,13 @@ class FeatureLoss(Loss):
     """A loss between paired feature maps: the weighted sum of `between` over the pairs.
 
     Args:
-        taps: how stages are paired: `resolution` (default), `rdm`, `order`, or explicit pairs
+        taps: the rule of pairing stages: `resolution` (default), `rdm`, `order`, or explicit pairs
             `((student stage, teacher stage), ...)`.
         weights: one weight per pair; default 1 each.
 
     Class attributes:
         alignment: what the formula needs of a pair: `nothing`, `positions` (equal height and width)
-            or `channels` (equal channels too, by a learnable adapter on the student where they differ).
+            or `channels` (equal channels too, by a learnable adapter on the student if they differ).
     """
 
     needs: ClassVar[tuple[str, ...]] = ("features",)
@@ -167,7 +166,7 @@ class FeatureLoss(Loss):
         self.taps.prepare(student, teacher, elastic)
         if self.pair_weights is not None and len(self.pair_weights) != len(self.taps.pairs):
             raise ValueError(
-                f"weights needs one number per pair: {len(self.taps.pairs)} pairs, got {len(self.pair_weights)}."
+                f"`weights` must be one per pair, for {len(self.taps.pairs)} pairs got {len(self.pair_weights)}."
             )
 
     def compute(self, student: Outputs, teacher: Outputs, labels: Tensor, at: Moment) -> Tensor:
@@ -183,7 +182,7 @@ class FeatureLoss(Loss):
 
 
 def connected_zero(*tensors: Tensor) -> Tensor:
-    """Zero with a graph to every tensor: what a loss without anything to compare returns."""
+    """Zero with a graph to every tensor: the value of a loss if there is nothing to compare."""
     return torch.stack([t.sum() * 0 for t in tensors if t.numel()]).nan_to_num(0.0, 0.0, 0.0).sum()
 
 

@@ -1,4 +1,4 @@
-"""A weighted sum of losses that reports its parts and keeps their schedules."""
+"""A weighted sum of losses, with their values, schedules and discriminators."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -14,7 +14,7 @@ from kdnas.specs import Spec
 
 
 class Term(NamedTuple):
-    """One term: a weight and what makes the loss."""
+    """One term: a weight and the spec of a loss."""
 
     weight: float
     loss: Spec
@@ -28,24 +28,24 @@ class Objective(nn.Module):
     """`sum_k weight_k * loss_k(student, teacher, labels)`.
 
     Args:
-        terms: pairs of weight and the Spec of a Loss. Names in logs are the losses' file names.
+        terms: pairs of weight and the spec of a loss. Names in logs are the losses' file names.
     """
 
     def __init__(self, terms: tuple[tuple[float, Spec], ...]) -> None:
         super().__init__()
         if not terms:
-            raise ValueError("an objective needs at least one term, (weight, loss).")
+            raise ValueError("`terms` of an objective must not be empty; a term is (weight, loss).")
         self.weights = tuple(weight for weight, _ in terms)
         self.losses = nn.ModuleDict()
-        for _, made in terms:
-            name = made.name
+        for _, loss in terms:
+            name = loss.name
             while name in self.losses:
                 name += "_again"
-            self.losses[name] = made.build(Loss)
+            self.losses[name] = loss.build(Loss)
 
     @property
     def uses_teacher(self) -> bool:
-        """Whether one of the losses looks at the teacher's outputs."""
+        """Whether one of the losses uses the teacher's outputs."""
         return any(loss.uses_teacher for loss in self.losses.values() if isinstance(loss, Loss))
 
     def prepare(self, student: Outputs, teacher: Outputs, *, elastic: bool = False) -> None:
@@ -59,8 +59,8 @@ class Objective(nn.Module):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The sum, and each term unweighted and detached.
 
-        While a staged loss uses itself alone, the others are left out; while it uses the task alone, it is; while it
-        prepares its parts, the student learns nothing.
+        In a stage that uses `loss`, the other terms are left out; in one that uses `task`, the staged loss is; in a
+        `preparation` the student does not learn.
 
         Args:
             student: the student's outputs.
@@ -84,11 +84,11 @@ class Objective(nn.Module):
         *,
         learner: nn.Module,
     ) -> Iterator[tuple[str, Tensor]]:
-        """What a distiller yields for one student, first of all in a step.
+        """The losses that a distiller yields for one student, before all others of a step.
 
-        The sum comes first. Losses that are `clipped` come after it, one by one: the gradient that such a loss gives a
-        parameter is scaled down to the norm of the sum's gradient there, where it is longer; where the sum has none,
-        as in the loss's own parts, it stays. Last the discriminators' own losses, on detached outputs.
+        First the sum. Then the losses that are `clipped`, one by one: if a parameter's gradient from such a loss is
+        longer than that from the sum, it is scaled down to the latter's norm; where the sum has none, as in the loss's
+        own parts, it is not. Last the discriminators' own losses, on detached outputs.
 
         Args:
             name: of the sum, in logs.
@@ -103,14 +103,16 @@ class Objective(nn.Module):
         apart = {n: term for n, term in terms.items() if n in clipped}
         if len(apart) == len(terms):
             apart = {}  # nothing to clip by
-        held = [p for module in (learner, self) for p in module.parameters() if p.requires_grad]
-        # Taken before the sum is yielded: its backward pass frees the graph that they share.
-        found = {n: torch.autograd.grad(t, held, retain_graph=True, allow_unused=True) for n, t in apart.items()}
+        parameters = [p for module in (learner, self) for p in module.parameters() if p.requires_grad]
+        # Before the sum is yielded: its backward pass frees the graph that they share.
+        gradients_of = {
+            n: torch.autograd.grad(t, parameters, retain_graph=True, allow_unused=True) for n, t in apart.items()
+        }
         yield name, torch.stack([term for n, term in terms.items() if n not in apart]).sum()
-        for n, gradients in found.items():
-            # A value with a given gradient, for the loop's backward pass to add.
+        for n, gradients in gradients_of.items():
+            # A value whose gradient, added by the loop's backward pass, is the clipped one.
             carrier = torch.zeros((), device=student.logits.device)
-            for parameter, gradient in zip(held, gradients, strict=True):
+            for parameter, gradient in zip(parameters, gradients, strict=True):
                 if gradient is not None:
                     carrier = carrier + (parameter * _clipped(gradient, parameter.grad)).sum()
             yield n, apart[n].detach() + (carrier - carrier.detach())
@@ -119,12 +121,12 @@ class Objective(nn.Module):
     def _terms(
         self, student: Outputs, teacher: Outputs, labels: Tensor, at: Moment
     ) -> Iterator[tuple[str, float, Tensor]]:
-        """Name, weight and value of every term that takes part now."""
-        running = self.stages_at(at.progress)
-        alone = [name for name, stage in running.items() if stage.uses in ("loss", "preparation")]
+        """Name, weight and value of every term that is part of the present stage."""
+        stages = self.stages_at(at.progress)
+        alone = [name for name, stage in stages.items() if stage.uses in ("loss", "preparation")]
         for (name, loss), weight in zip(self.losses.items(), self.weights, strict=True):
             assert isinstance(loss, Loss)
-            stage = running.get(name, JOINT)
+            stage = stages.get(name, JOINT)
             moment = at if stage.through else replace(at, remaining=None)
             if (alone and name not in alone) or stage.uses == "task":
                 continue
@@ -133,47 +135,47 @@ class Objective(nn.Module):
             elif stage.trains == "student":
                 yield name, weight, frozen(loss, student, teacher, labels, moment)
             else:
-                seen = student.detach() if stage.trains == "parts" else student
-                yield name, weight, loss(seen, teacher, labels, moment)
+                outputs = student.detach() if stage.trains == "parts" else student
+                yield name, weight, loss(outputs, teacher, labels, moment)
 
     def stages_at(self, progress: float) -> dict[str, Stage]:
-        """The stage every staged loss is in after this share of the training."""
-        found = {}
+        """The present stage of every loss with more than one, after this share of the training."""
+        present = {}
         for name, loss in self.losses.items():
             assert isinstance(loss, Loss)
             stages = loss.stages()
             if stages != (JOINT,):
-                found[name] = stages[-1]
+                present[name] = stages[-1]
                 passed = 0.0
                 for stage in stages:
                     passed += stage.share
                     if progress < passed - 1e-9:
-                        found[name] = stage
+                        present[name] = stage
                         break
-        return found
+        return present
 
     def restarts(self, total: int) -> frozenset[int]:
-        """The steps at which a new stage begins, and the optimiser's momentum with it."""
-        found = set()
+        """The steps at which a stage begins, and the optimizer's momentum anew."""
+        steps = set()
         for loss in self.losses.values():
             assert isinstance(loss, Loss)
             passed = 0.0
             for stage in loss.stages()[:-1]:
                 passed += stage.share
-                found.add(round(passed * total))
-        return frozenset(found)
+                steps.add(round(passed * total))
+        return frozenset(steps)
 
     def adversaries(
         self, student: Outputs, teacher: Outputs, labels: Tensor, at: Moment = START
     ) -> list[tuple[str, Tensor]]:
-        """What the discriminators of the losses minimise, by name."""
-        found = []
+        """The losses of the discriminators, by name."""
+        values = []
         for name, loss in self.losses.items():
             assert isinstance(loss, Loss)
             value = loss.adversary(student, teacher, labels, replace(at, remaining=None))
             if value is not None:
-                found.append((f"{name}_discriminator", value))
-        return found
+                values.append((f"{name}_discriminator", value))
+        return values
 
 
 def _clipped(gradient: Tensor, task: Tensor | None) -> Tensor:

@@ -147,7 +147,7 @@ def test_the_shares_update_is_adams():
     adam = torch.optim.Adam([reference], 0.05, betas=(0.5, 0.999))
     for phase in range(4):
         reference.grad = torch.sin(torch.arange(5.0) + phase)
-        made.distiller._move(reference.grad)
+        made.distiller._update(reference.grad)
         adam.step()
     found = torch.cat([beta.detach() for beta in made.distiller.hint.betas])
     torch.testing.assert_close(found, reference.detach())
@@ -198,7 +198,7 @@ def test_after_the_search_the_loss_is_the_labels_and_the_hint_with_the_shares_fo
 def test_the_regulariser_draws_the_shares_towards_equal_ones(monkeypatch):
     made = training(student_to_teacher=0.0, teacher_to_student=0.0, decay=0.1)
     gradients = []
-    monkeypatch.setattr(made.distiller, "_move", gradients.append)
+    monkeypatch.setattr(made.distiller, "_update", gradients.append)
     for beta in made.distiller.hint.betas:
         beta.data = torch.linspace(-1, 2, len(beta))
     made.distiller.after(made.model, first_batch(), Step(0, 6, 0))
@@ -270,7 +270,7 @@ def test_layers_of_torchvisions_networks_are_their_blocks():
 def test_what_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="search_share"):
         Aggregation(search_share=1.0)
-    with pytest.raises(ValueError, match="rate must be"):
+    with pytest.raises(ValueError, match="`rate` must be"):
         Aggregation(rate=-1.0)
     with pytest.raises(ValueError, match="need a teacher of one network, got a Ensemble"):
         Training(Network(BLUEPRINT), Aggregation(), DATA, Ensemble([teacher(), teacher()]), RECIPE)

@@ -32,7 +32,7 @@ def test_the_prior_is_the_share_of_random_networks_per_bin():
     places = Counter(round(cost(TOY.blueprint(TOY.sample(rng))).macs / BIN) for _ in range(400))
     assert prior.share == {place: places[place] / 400 for place in sorted(places)}
     assert sum(prior.share.values()) == pytest.approx(1)
-    for place in prior.places:
+    for place in prior.bins:
         assert sum(prior.options[place, "stage0.depth"].values()) == places[place]
 
 
@@ -40,9 +40,9 @@ def test_sampled_costs_follow_the_prior_and_lie_in_their_bin():
     prior, rng = CostPrior(TOY, BIN, 500), random.Random(3)
     drawn, hits = Counter(), 0
     for _ in range(600):
-        place = prior.draw_place(rng)
+        place = prior.sample_bin(rng)
         drawn[place] += 1
-        hits += prior.place(prior.draw(place, rng)) == place
+        hits += prior.bin(prior.sample(place, rng)) == place
     assert hits == 600
     for place, share in prior.share.items():
         assert abs(drawn[place] / 600 - share) < 0.07, place
@@ -50,9 +50,9 @@ def test_sampled_costs_follow_the_prior_and_lie_in_their_bin():
 
 def test_options_follow_their_share_in_the_bin():
     prior, rng = CostPrior(TOY, BIN, 500), random.Random(1)
-    low, high = prior.places[0], prior.places[-1]
-    assert all(prior.draw(low, rng)["stage0.depth"] == 1 for _ in range(20))
-    assert sum(prior.draw(high, rng)["stage0.depth"] == 2 for _ in range(20)) > 10
+    low, high = prior.bins[0], prior.bins[-1]
+    assert all(prior.sample(low, rng)["stage0.depth"] == 1 for _ in range(20))
+    assert sum(prior.sample(high, rng)["stage0.depth"] == 2 for _ in range(20)) > 10
 
 
 @pytest.mark.parametrize(("pick", "best"), [("best", min), ("worst", max)])
@@ -61,8 +61,8 @@ def test_the_candidate_with_the_lowest_or_the_highest_loss_is_taken(pick, best):
     distinct = 0
     for seed in range(5):
         rng = random.Random(seed)
-        place = found.prior.draw_place(rng)
-        candidates = [found.prior.draw(place, rng) for _ in range(5)]
+        place = found.prior.sample_bin(rng)
+        candidates = [found.prior.sample(place, rng) for _ in range(5)]
         losses = {
             a: F.cross_entropy(model(one.images, a, batch_statistics=True).logits, one.labels).item()
             for a in candidates
@@ -92,7 +92,7 @@ def test_one_candidate_is_the_sandwich_with_a_prior_on_cost():
     names = [name for name, _ in found.losses(model, batch(), step)]
     assert names == ["largest", "smallest", "random", "random"]
     rng = step.rng("attentive")
-    expected = [found.prior.draw(found.prior.draw_place(rng), rng) for _ in range(2)]
+    expected = [found.prior.sample(found.prior.sample_bin(rng), rng) for _ in range(2)]
     assert [one for one, _, _ in seen] == [TOY.largest, TOY.smallest, *expected]
 
 

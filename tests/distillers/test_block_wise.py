@@ -170,7 +170,7 @@ def test_ratings_do_not_change_with_the_scale_of_the_teacher_s_features_and_squa
     predicted = model(one.images, SPACE.largest, batch_statistics=True).features[1]
 
     def squares(outputs):
-        return distiller._compared(1, predicted, outputs)
+        return distiller._aligned(1, predicted, outputs)
 
     plain = distiller.rating(1, predicted, one.teacher)
     mine, theirs = squares(one.teacher)
@@ -178,7 +178,7 @@ def test_ratings_do_not_change_with_the_scale_of_the_teacher_s_features_and_squa
     scaled = one.teacher._replace(features=tuple(7 * f for f in one.teacher.features))
     assert distiller.rating(1, 7 * predicted, scaled) == pytest.approx(plain, rel=1e-5)
     a, b = (
-        (m - t).square().mean().item() for m, t in (squares(one.teacher), distiller._compared(1, 7 * predicted, scaled))
+        (m - t).square().mean().item() for m, t in (squares(one.teacher), distiller._aligned(1, 7 * predicted, scaled))
     )
     assert b == pytest.approx(49 * a, rel=1e-5)
 
@@ -269,15 +269,15 @@ def test_stages_are_paired_in_order_by_size_and_deeper_where_equal():
         return tuple(torch.zeros(1, 2, side, side) for side in sides)
 
     distiller = BlockWise()
-    assert distiller._paired(features(8, 4), features(8, 8, 4)) == (1, 2)
-    assert distiller._paired(features(8, 4, 4), features(16, 8, 4, 2)) == (1, 2, 3)
-    assert distiller._paired(features(4, 2), features(16, 8)) == (0, 1)
+    assert distiller._pair(features(8, 4), features(8, 8, 4)) == (1, 2)
+    assert distiller._pair(features(8, 4, 4), features(16, 8, 4, 2)) == (1, 2, 3)
+    assert distiller._pair(features(4, 2), features(16, 8)) == (0, 1)
     with pytest.raises(ValueError, match="needs a teacher stage for each"):
-        distiller._paired(features(8, 4, 2), features(8, 4))
-    assert BlockWise(pairs=((0, 0), (1, 2)))._paired(features(8, 4), features(8, 8, 4)) == (0, 2)
-    with pytest.raises(ValueError, match="pairs must name"):
-        BlockWise(pairs=((0, 0),))._paired(features(8, 4), features(8, 4))
-    with pytest.raises(ValueError, match="pairs must ascend"):
+        distiller._pair(features(8, 4, 2), features(8, 4))
+    assert BlockWise(pairs=((0, 0), (1, 2)))._pair(features(8, 4), features(8, 8, 4)) == (0, 2)
+    with pytest.raises(ValueError, match="`pairs` must name"):
+        BlockWise(pairs=((0, 0),))._pair(features(8, 4), features(8, 4))
+    with pytest.raises(ValueError, match="`pairs` must ascend"):
         BlockWise(pairs=((0, 1), (1, 1)))
 
 

@@ -71,7 +71,7 @@ def test_later_subnets_learn_from_labels_and_the_network_that_the_first_stage_le
         loss.backward()
     ours = gradients(model)
     model.zero_grad()
-    for path in made.distiller._drawn(ELASTIC, step, 4):
+    for path in made.distiller._sample(ELASTIC, step, 4):
         logits = model(one.images, path).logits
         soft = -(target * logits.log_softmax(1)).sum(1).mean()
         (F.cross_entropy(logits, one.labels) + soft).backward()
@@ -132,9 +132,9 @@ def test_the_outside_teacher_may_be_the_source():
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [
-        ({"stages": STAGES[1:]}, "first stage must be full"),
+        ({"stages": STAGES[1:]}, "must begin with kind full"),
         ({"stages": (*STAGES, ("hight", 0, 1.0, 1))}, "'hight'"),
-        ({"stages": (("full", 1, 0.0, 1),)}, "positive share"),
+        ({"stages": (("full", 1, 0.0, 1),)}, "need a positive share"),
         ({"source": "student"}, "`source` must be one of largest, teacher"),
     ],
 )

@@ -245,11 +245,11 @@ def test_generations_differ_in_their_first_weights():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Mutual(num_peers=0), "num_peers must be at least 1"),
-        (lambda: Mutual(weight=-1.0), "weight must not be negative"),
-        (lambda: SelfDistillation(share=1.5), "share must be in"),
-        (lambda: BornAgain(generations=1), "generations must be at least 2"),
-        (lambda: training(BornAgain(generations=10)), "need as many steps"),
+        (lambda: Mutual(num_peers=0), "`num_peers` must be at least 1"),
+        (lambda: Mutual(weight=-1.0), "`weight` must not be negative"),
+        (lambda: SelfDistillation(share=1.5), "`share` must be in"),
+        (lambda: BornAgain(generations=1), "`generations` must be at least 2"),
+        (lambda: training(BornAgain(generations=10)), "need at least as many steps"),
     ],
 )
 def test_what_makes_no_sense_is_refused(make, message):
@@ -282,4 +282,4 @@ def test_from_the_command_line_too(tmp_path, capsys):
     capsys.readouterr()
     with pytest.raises(SystemExit):
         main([*arguments, "--loss", "hint", "--out", str(tmp_path / "no")])
-    assert "nothing to distil" in capsys.readouterr().err
+    assert "--loss needs a teacher, got --teacher none" in capsys.readouterr().err

@@ -125,5 +125,5 @@ def test_wrong_options_and_missing_maps_are_refused():
         AttentionMap(layers=((0, 1),))(maps, maps, LABELS)
     with pytest.raises(ValueError, match=r"AttentionMap needs attention"):
         AttentionMap()(maps._replace(attentions=()), maps, LABELS)
-    with pytest.raises(ValueError, match="AttentionMap needs attentions, and the student shows none"):
+    with pytest.raises(ValueError, match="AttentionMap needs attentions, but the student has none"):
         AttentionMap().prepare(maps._replace(attentions=()), maps)

@@ -64,7 +64,7 @@ def test_every_loss_gets_the_progress_and_the_ids():
 
 
 def test_an_empty_objective_is_refused():
-    with pytest.raises(ValueError, match="at least one term"):
+    with pytest.raises(ValueError, match="`terms` of an objective must not be empty"):
         Objective(())
 
 

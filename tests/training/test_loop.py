@@ -168,11 +168,11 @@ def test_a_distiller_for_another_kind_of_model_is_refused_before_anything_is_tra
     phase, field = ("retrain", "a single network") if kind is Supernet else ("train", "a supernet")
     job = experiment()
     wrong = dataclasses.replace(job, **{phase: dataclasses.replace(getattr(job, phase), distiller=made)})
-    with pytest.raises(ValueError, match=f"teaches .*{field} is to be trained. Use "):
+    with pytest.raises(ValueError, match=f"trains .*the model is {field}. Use "):
         train(wrong, tmp_path / "run")
     assert not (tmp_path / "run").exists()
     model = network() if kind is Supernet else initialised(lambda: Supernet(SPACE), 0)
-    with pytest.raises(ValueError, match=f"{field} is to be trained"):
+    with pytest.raises(ValueError, match=f"the model is {field}"):
         Training(model, made.build(Distiller), DATA, None, Recipe())
 
 
