@@ -12,7 +12,7 @@ from collections import Counter
 from pathlib import Path
 
 WORDS = frozenset("found held made given shown said asked kept taken drawn taught named told seen one".split())
-LIMIT = 15.0
+LIMIT = 5.0
 
 
 def identifiers(path: Path) -> list[str]:
