@@ -2,6 +2,7 @@ import itertools
 import random
 import time
 import weakref
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +13,8 @@ from kdnas.costs.check import BudgetCheck, Infeasible, check_feasible
 from kdnas.costs.count import cost
 from kdnas.network import Network
 from kdnas.randomness import initialised
-from kdnas.ranking.loop import SearchLimits, Uninformative, run_search
+from kdnas.ranking import loop
+from kdnas.ranking.loop import SearchLimits, Uninformative, entry_of, run_search
 from kdnas.ranking.order import ranked
 from kdnas.runs.entry import Entry
 from kdnas.scorers.accuracy import Accuracy
@@ -29,6 +31,7 @@ from kdnas.scorers.base import (
 from kdnas.scorers.loss import Loss
 from kdnas.scorers.params import Params
 from kdnas.scorers.rdm import Rdm
+from kdnas.searchers.base import Searcher
 from kdnas.searchers.evolution import Evolution
 from kdnas.searchers.exhaustive import Exhaustive
 from kdnas.searchers.random_search import RandomSearch
@@ -303,3 +306,242 @@ def test_a_budget_that_only_the_smallest_networks_meet_is_searched_at_once(super
     assert [e.macs for e in entries] == [macs]
     assert "not" in why
     assert time.perf_counter() - began < 20
+
+
+class Script(Searcher):
+    """Asks for these batches, and notes what it is told."""
+
+    stopped = "the script ends"
+
+    def __init__(self, *batches):
+        self.batches, self.limits, self.began, self.told = list(batches), [], [], []
+
+    def ask(self, limit):
+        self.limits.append(limit)
+        return self.batches.pop(0)[:limit] if self.batches else []
+
+    def begin(self, scored):
+        self.began.append(list(scored))
+
+    def tell(self, scored):
+        self.told.append(list(scored))
+
+
+class Ticks(Scorer):
+    """Takes seconds for each network; scores are its parameters, or from a list."""
+
+    resources = (1, 2)
+
+    def __init__(self, now, seconds=1.0, values=None):
+        self.now, self.seconds, self.values, self.count = now, seconds, values, 0
+
+    def score(self, student, evidence):
+        self.now["seconds"] += self.seconds
+        self.count += 1
+        params = float(sum(p.numel() for p in student.parameters()))
+        return Score(params if self.values is None else self.values[self.count - 1], {"params": params})
+
+    def rungs(self, student, evidence):
+        yield Score(0.0, {})
+        yield self.score(student, evidence)
+
+
+@pytest.fixture
+def now(monkeypatch):
+    """A clock that stands still but for what is added to it."""
+    now = {"seconds": 50.0}
+    monkeypatch.setattr(time, "perf_counter", lambda: now["seconds"])
+    return now
+
+
+ALL = list(SPACE.all())
+
+
+def searched(supernet, evidence, searcher, limits, scorer, **options):
+    found = list(run_search(supernet, scorer, searcher, evidence, limits, **options))
+    return found[:-1], found[-1]
+
+
+def test_an_entry_holds_score_costs_and_labels(supernet, evidence, now):
+    architecture = SPACE.largest
+    labels = ("the scorer", "the searcher", 3)
+    (entry,), why = searched(
+        supernet, evidence, Script([architecture]), SearchLimits(), Ticks(now, 1.23456789), labels=labels
+    )
+    spent = cost(SPACE.blueprint(architecture))
+    assert entry == Entry(
+        architecture=architecture,
+        code=SPACE.code(architecture),
+        score=spent.params,
+        parts={"params": spent.params},
+        params=spent.params,
+        macs=spent.macs,
+        layers=4,
+        seconds=1.234568,
+        scorer="the scorer",
+        searcher="the searcher",
+        search=3,
+        share=1.0,
+    )
+    assert why == "the script ends after 1 unique architectures"
+
+
+def test_a_share_below_one_is_the_entrys():
+    assert entry_of(SPACE, SPACE.smallest, Score(1.0, {}, 0.25), 0.0, ("", "", 0)).share == 0.25
+
+
+def test_the_searcher_is_asked_for_what_is_left_and_told_its_whole_batch(supernet, evidence, now):
+    script = Script(ALL[:4], [ALL[2], ALL[4], ALL[4], ALL[5]], ALL[6:20])
+    entries, why = searched(supernet, evidence, script, SearchLimits(8), Ticks(now))
+    assert [e.architecture for e in entries] == ALL[:8]
+    assert script.limits == [8, 4, 2]
+    assert [[e.architecture for e in told] for told in script.told] == [
+        ALL[:4],
+        [ALL[2], ALL[4], ALL[4], ALL[5]],
+        ALL[6:8],
+    ]
+    assert why == "8 unique architectures were evaluated"
+    assert not script.began
+
+
+def test_architectures_are_scored_in_their_canonical_form(supernet, evidence, now):
+    class Alike:
+        """The toy space, whose second architecture is said to be another spelling of the first."""
+
+        def canonical(self, architecture):
+            return ALL[0] if architecture == ALL[1] else architecture
+
+        def __getattr__(self, name):
+            return getattr(SPACE, name)
+
+    alike, script = SimpleNamespace(space=Alike(), extract=supernet.extract), Script(ALL[1:3], ALL[:2])
+    entries, _ = searched(alike, evidence, script, SearchLimits(), Ticks(now))
+    assert [e.architecture for e in entries] == [ALL[0], ALL[2]]
+    assert [[e.architecture for e in told] for told in script.told] == [[ALL[0], ALL[2]], [ALL[0], ALL[0]]]
+
+
+@pytest.mark.parametrize("evaluations", [3, 5])
+def test_a_warm_start_is_scored_first_and_is_no_answer(supernet, evidence, now, evaluations):
+    script, after = Script(ALL[10:12], ALL[12:13]), []
+    entries, _ = searched(
+        supernet,
+        evidence,
+        script,
+        SearchLimits(evaluations),
+        Ticks(now),
+        first=ALL[:4],
+        after_tell=lambda told: after.append(list(told)),
+    )
+    first = ALL[: min(4, evaluations)]
+    assert [[e.architecture for e in began] for began in script.began] == [first]
+    assert [e.architecture for e in entries] == (ALL[:4] + ALL[10:11])[:evaluations]
+    assert script.told == after and len(after) == (evaluations > 4)
+    assert script.limits == [1][: evaluations - 4 if evaluations > 4 else 0]
+
+
+def sizes_of_chunks(monkeypatch, supernet, evidence, now, limits, seconds, count=36):
+    sizes = []
+
+    def noted(supernet, architectures, *rest):
+        sizes.append(len(architectures))
+        return score_all(supernet, architectures, *rest)
+
+    monkeypatch.setattr(loop, "score_all", noted)
+    entries, why = searched(supernet, evidence, Script(ALL[:count]), limits, Ticks(now, seconds))
+    return sizes, entries, why
+
+
+@pytest.mark.parametrize(
+    ("seconds", "sizes"), [(0.25, [1, 4, 4, 2]), (3.0, [1] * 11), (0.6, [1] * 11), (1e-5, [1, 10]), (0.0, [1, 10])]
+)
+def test_with_a_time_limit_a_chunk_takes_about_a_second(monkeypatch, supernet, evidence, now, seconds, sizes):
+    limits = SearchLimits(11, 1000.0)
+    assert sizes_of_chunks(monkeypatch, supernet, evidence, now, limits, seconds)[0] == sizes
+
+
+def test_without_a_time_limit_chunks_are_as_large_as_they_may_be(monkeypatch, supernet, evidence, now):
+    assert sizes_of_chunks(monkeypatch, supernet, evidence, now, SearchLimits(), 3.0)[0] == [1, 35]
+
+
+def test_the_time_is_looked_at_between_chunks(monkeypatch, supernet, evidence, now):
+    _, entries, why = sizes_of_chunks(monkeypatch, supernet, evidence, now, SearchLimits(36, 6.0), 2.0)
+    assert len(entries) == 3 and why == "the time of 6 s is over after 3 unique architectures"
+    assert entries[0].seconds == 2.0
+
+
+@pytest.mark.parametrize(("seconds", "asked"), [(3.0, 1), (3.01, 2)])
+def test_the_time_is_looked_at_before_the_searcher_is_asked(supernet, evidence, now, seconds, asked):
+    script = Script(ALL[:3], ALL[3:4], ALL[4:5])
+    entries, why = searched(supernet, evidence, script, SearchLimits(36, seconds), Ticks(now))
+    assert len(script.limits) == asked and len(entries) == 2 + asked
+    assert why == f"the time of {seconds:g} s is over after {2 + asked} unique architectures"
+
+
+def test_no_time_at_all_scores_nothing(supernet, evidence, now):
+    entries, why = searched(supernet, evidence, Script(ALL), SearchLimits(36, 0.0), Ticks(now))
+    assert entries == [] and why == "the time of 0 s is over after 0 unique architectures"
+
+
+def test_known_scores_cost_no_time_and_are_not_computed_again(supernet, evidence, now):
+    known = {ALL[1]: Score(7.0, {"known": 1.0}, 0.5), ALL[0]: Score(6.0, {})}
+    scorer = Ticks(now)
+    entries, _ = searched(supernet, evidence, Script(ALL[:4]), SearchLimits(), scorer, known=known)
+    assert [e.architecture for e in entries] == ALL[:4]
+    assert [e.seconds for e in entries] == [0.0, 0.0, 1.0, 1.0] and scorer.count == 2
+    assert (entries[1].score, entries[1].parts, entries[1].share) == (7.0, {"known": 1.0}, 0.5)
+
+
+class Stopping:
+    """Notes what a pruner would get, and ends every second evaluation."""
+
+    def __init__(self):
+        self.calls = []
+
+    def judge(self, rungs):
+        value = next(rungs) if len(self.calls) % 2 else list(rungs)[-1]
+        self.calls.append(("judge", value.value))
+        return value._replace(share=0.5 if value.value == 0 else 1.0)
+
+    def replay(self, score):
+        self.calls.append(("replay", score.value))
+
+
+def test_with_a_pruner_networks_are_scored_and_replayed_by_themselves_in_order(supernet, evidence, now):
+    stopping, known = Stopping(), {ALL[1]: Score(7.0, {})}
+    params = [float(cost(SPACE.blueprint(a)).params) for a in ALL[:4]]
+    entries, _ = searched(
+        supernet, evidence, Script(ALL[:4]), SearchLimits(), Ticks(now), known=known, stopping=stopping
+    )
+    assert stopping.calls == [("judge", params[0]), ("replay", 7.0), ("judge", params[2]), ("judge", 0.0)]
+    assert [e.share for e in entries] == [1.0, 1.0, 1.0, 0.5]
+    assert [e.seconds for e in entries] == [1.0, 0.0, 1.0, 0.0]
+
+
+@pytest.mark.parametrize(("values", "fine"), [([1, 2] * 10, False), ([1, 2, 3] * 7, True), ([1] * 19, True)])
+def test_three_distinct_scores_among_the_first_twenty_are_enough(supernet, evidence, now, values, fine):
+    script, scorer = Script(ALL[: len(values)]), Ticks(now, values=[float(v) for v in values])
+    if fine:
+        assert len(searched(supernet, evidence, script, SearchLimits(), scorer)[0]) == len(values)
+    else:
+        with pytest.raises(Uninformative):
+            searched(supernet, evidence, script, SearchLimits(), scorer)
+
+
+def test_only_the_first_twenty_scores_must_differ(supernet, evidence, now):
+    script = Script(ALL[:18], ALL[18:36])
+    values = [1.0, 2.0] * 10 + [float(v) for v in range(16)]
+    with pytest.raises(Uninformative):
+        searched(supernet, evidence, script, SearchLimits(), Ticks(now, values=values))
+
+
+@pytest.mark.parametrize("value", [float("inf"), -float("inf"), float("nan")])
+def test_every_score_of_a_chunk_must_be_finite(supernet, evidence, now, value):
+    scorer = Ticks(now, values=[1.0, 2.0, value])
+    with pytest.raises(ValueError, match=r"score rdm must be finite, got .* for " + SPACE.code(ALL[2])):
+        searched(supernet, evidence, Script(ALL[:3]), SearchLimits(), scorer, labels=("rdm", "", 0))
+
+
+def test_layer_evaluations_are_counted(supernet, evidence):
+    layer_count = LayerCount()
+    searched(supernet, evidence, Script(ALL[:3]), SearchLimits(), Accuracy(), layer_count=layer_count)
+    assert layer_count.one_by_one == sum(len(list(SPACE.blueprint(a).named_layers())) for a in ALL[:3])
