@@ -33,7 +33,7 @@ _TEACHER_SHARE = 0.10
 @final
 @dataclass
 class ComparisonState:
-    """The content of `compare.json`: plans and results so far, with which an interrupted comparison goes on.
+    """The content of `compare.json`: plans and results so far, with which an interrupted comparison is resumed.
 
     Attributes:
         settings: of the comparison.
@@ -65,7 +65,7 @@ def compare(settings: Compare, folder: Path) -> dict[str, Any]:
     space, data, teacher, budget, retraining steps and time are the comparison's. Each gets an equal part of the
     time that is left, in which its supernet's steps are planned by their measured speed; all students are retrained for
     the same number of steps. A system that cannot work on the space is listed with the reason. An interrupted
-    comparison goes on with its plans.
+    comparison is resumed with its plans.
 
     Returns:
         The fields of `ComparisonState`: per system either `reason` or the student's accuracy with its 95 % interval,

@@ -1,4 +1,4 @@
-"""The report of a run: one HTML file that needs nothing beside itself, and the pieces it is made of. No torch here."""
+"""The report of a run: one self-contained HTML file, and its parts. Imports no torch."""
 
 from markupsafe import Markup as Markup
 

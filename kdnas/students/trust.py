@@ -1,4 +1,4 @@
-"""Where a student says it comes from, and whether what it names may be imported."""
+"""Data and teacher of a student's card, and whether their makers may be imported."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +19,7 @@ TRUSTED = {
 
 
 def provenance(student: Path, card: Card, data: Spec | None, teacher: TeacherChoice) -> tuple[Spec, Spec | None]:
-    """Data and teacher of a student: the arguments, or what the card names; no teacher for `NoTeacher`.
+    """Data and teacher of a student: the arguments, or those of the card; no teacher for `NoTeacher`.
 
     Raises:
         ValueError: the card names no data, or a maker that is not trusted (see `source_of`).
