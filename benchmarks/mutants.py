@@ -53,8 +53,9 @@ class Room(NamedTuple):
     number: int
 
 
-# What a busy machine fails is left out, and so is what takes seconds.
-_WITHOUT_CLOCK = "not (nas_bench_macro or time_limit_is_met or searched_at_once or optimum or several_scorers)"
+# What a busy machine fails is left out, and what takes seconds.
+_QUICK = "not (nas_bench_macro or time_limit_is_met or searched_at_once or optimum or several_scorers or prefixes "
+_QUICK += "or members or replayed or over_budget or memory_is or unique_architectures_are or every_epoch_of)"
 ROOMS = {
     "statistics": Room({"kdnas/statistics.py": ()}, ("tests/test_statistics.py",), 60),
     "claims": Room(
@@ -70,13 +71,13 @@ ROOMS = {
     "evaluation": Room({"kdnas/evaluation.py": ()}, ("tests/test_evaluation.py",), 20),
     "training": Room(
         {"kdnas/training/loop.py": (), "kdnas/training/driver.py": ()},
-        ("tests/training/test_rules.py", "tests/training/test_loop.py"),
+        (*(f"tests/training/test_{name}.py" for name in ("rules", "loop", "moment", "driver", "guard")),),
         60,
     ),
     "search": Room({"kdnas/ranking/loop.py": (), "kdnas/ranking/order.py": ()}, ("tests/ranking/test_loop.py",), 40),
     "scoring": Room(
         {"kdnas/scorers/base.py": ()},
-        ("tests/scorers/test_base.py", "tests/ranking/test_loop.py", "-k", _WITHOUT_CLOCK),
+        ("tests/scorers/test_base.py",),
         50,
     ),
     "students": Room(

@@ -10,7 +10,7 @@ from kdnas.specs import nearest
 
 
 class Cost(NamedTuple):
-    """The cost of a network.
+    """What a network costs.
 
     Attributes:
         params: number of parameters.

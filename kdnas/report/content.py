@@ -1,4 +1,4 @@
-"""The content of a run folder for a report; missing, damaged or mistyped parts are left out."""
+"""What a report shows of a run folder, whatever is missing, cut short or of an unexpected type."""
 
 import json
 from collections.abc import Mapping, Sequence

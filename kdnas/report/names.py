@@ -1,4 +1,4 @@
-"""Titles of the rows of the closing table, and of the phases in `run.json` and `metrics.jsonl`."""
+"""What the rows of the closing table and the phases of `run.json` and `metrics.jsonl` are called in a page."""
 
 _NETWORKS = {
     "teacher": "Teacher",

@@ -80,6 +80,15 @@ def test_agreement_with_size_is_the_tau_of_each_size_and_only_a_high_one_is_a_wa
     assert [low, high] == pytest.approx(list(np.percentile(taus, [2.5, 97.5])))
 
 
+def test_the_interval_of_a_tau_is_that_of_two_hundred_resamples():
+    rng = np.random.default_rng(1)
+    scores, params = rng.normal(size=40), rng.normal(size=40)
+    rows = np.random.default_rng(0).integers(40, size=(200, 40))
+    expected = np.percentile(resampled_kendall(scores, params, rows), [2.5, 97.5])
+    control = controls.sizes(sized(scores, params=params, macs=params, layers=params))["tau params"]
+    assert control["interval"] == pytest.approx(list(expected), abs=1e-9)
+
+
 def test_a_tau_of_four_fifths_is_no_warning():
     # Of ten pairs one is discordant: (9 - 1) / 10.
     found = controls.sizes(sized([1, 2, 3, 4, 5], params=[1, 2, 3, 5, 4], macs=[1] * 5, layers=[2] * 5))
@@ -98,9 +107,9 @@ def test_three_networks_are_enough_to_be_ranked(count, ranked):
 
 
 def test_evaluations_stopped_early_are_counted_and_their_cost_added():
-    control = controls.early_stopping(sized(range(4), share=[1.0, 0.25, 0.5, 1.0]))
-    expected = "2 of 4 evaluations were stopped early; all of them cost 2.8 whole ones."
-    assert control == {"value": 2.75, "stopped": 2, "sentence": expected}
+    control = controls.early_stopping(sized(range(5), share=[1.0, 0.25, 0.5, 1.0, 0.5]))
+    expected = "3 of 5 evaluations were stopped early; all of them cost 3.2 whole ones."
+    assert control == {"value": 3.25, "stopped": 3, "sentence": expected}
 
 
 class Ticks(Scorer):
@@ -298,6 +307,7 @@ def test_measured_latencies_tell_the_tables_largest_error_and_who_is_over_the_bo
         "Latency of places 1 to 3 measured whole: 20, 20.1, 30 ms, for 20 ms allowed; the table of layers is off by at "
         "most 33%. Over the bound as measured: place 2, 3."
     )
+    assert latencies([0.013, 0.008], [0.01, 0.01])["value"] == pytest.approx(0.3)
     control = latencies([0.012], [0.01])
     assert control["value"] == pytest.approx(0.2)
     assert control["sentence"].endswith(

@@ -1,24 +1,27 @@
 import dataclasses
 import itertools
 import math
+import re
 
 import pytest
 import torch
 
 from kdnas.data.base import Data, TensorImages
-from kdnas.distillers.base import Distiller
+from kdnas.distillers.base import Distiller, Schedule
 from kdnas.distillers.from_labels import FromLabels
 from kdnas.distillers.from_teacher import FromTeacher
 from kdnas.distillers.single_path import SinglePath
 from kdnas.jobs.train import train
+from kdnas.losses.base import Loss as LossBase
 from kdnas.network import Network
+from kdnas.outputs import Outputs
 from kdnas.randomness import initialised
 from kdnas.settings import Recipe
 from kdnas.spaces.mbconv import MBConvSpace, Stage, Stem
 from kdnas.specs import algorithms, find_spec, resolve, spec
 from kdnas.supernet import Supernet
 from kdnas.tables import load_space
-from kdnas.teachers.base import Frozen
+from kdnas.teachers.base import Frozen, Teacher
 from kdnas.training.loop import Training
 from tests.toy import data, experiment
 
@@ -235,3 +238,235 @@ def test_the_smallest_subnet_s_kernels_count_too():
     )
     made = Training(initialised(lambda: Supernet(space), 0), SinglePath(), DATA, None, RECIPE)
     assert made._memory_format is torch.contiguous_format
+
+
+def test_an_epoch_is_what_whole_batches_fit_into_the_train_part():
+    sizes = {16: 3, 17: 2, 48: 1, 100: 1}
+    assert {size: training(Recipe(steps=2, batch_size=size)).epoch_steps for size in sizes} == sizes
+
+
+class Judged(LossBase):
+    """A loss whose discriminator may learn at 0.01 at most, and whose other part learns as the student does."""
+
+    discriminator_rates = {"judge": 0.01}  # noqa: RUF012
+
+    def __init__(self):
+        super().__init__()
+        self.judge, self.own = torch.nn.Linear(3, 1), torch.nn.Linear(3, 1, bias=False)
+
+    def compute(self, student, teacher, labels, at):
+        return (self.judge(student.logits) + self.own(student.logits)).square().mean()
+
+
+class Judging(Distiller):
+    def __init__(self, *losses):
+        super().__init__()
+        self.judged = torch.nn.ModuleList(losses)
+
+    def losses(self, model, batch, step):
+        for loss in self.judged:
+            outputs = model(batch.images)
+            yield "judged", loss(outputs, outputs, batch.labels)
+
+
+@pytest.mark.parametrize(("rate", "share"), [(0.05, 0.2), (0.005, 1.0)])
+def test_a_discriminator_learns_at_its_own_rate_at_most_by_the_same_schedule(rate, share):
+    recipe = Recipe(steps=10, batch_size=16, learning_rate=rate, warmup=0.5, weight_decay=0.1)
+    loss = Judged()
+    made = training(recipe, Judging(loss))
+    groups = made.optimizer.param_groups
+    assert sum(len(g["params"]) for g in groups) == len([*made.model.parameters(), *loss.parameters()])
+    assert [g["share"] for g in groups] == pytest.approx([1.0, 1.0, share, share] if share < 1 else [1.0, 1.0])
+    assert [g["weight_decay"] for g in groups] == [0.1, 0.0] * (len(groups) // 2)
+    if share < 1:
+        assert [id(p) for g in groups[2:] for p in g["params"]] == [id(loss.judge.weight), id(loss.judge.bias)]
+    made.step()
+    assert [g["lr"] for g in groups] == pytest.approx([g["share"] * rate / 5 for g in groups])
+    assert made.rate(4) == pytest.approx(rate) and made.rate(0) == pytest.approx(rate / 5)
+
+
+def test_parameters_that_need_no_gradient_are_not_optimised():
+    model = network()
+    model.stem.requires_grad_(False)
+    made = Training(model, FromLabels(), DATA, None, RECIPE)
+    assert sum(len(g["params"]) for g in made.optimizer.param_groups) == len(
+        [p for p in model.parameters() if p.requires_grad]
+    )
+
+
+def test_the_conflict_of_the_last_step_that_was_watched_is_kept():
+    made = training(distiller=Judging(Judged(), Judged()))
+    assert made.conflict is None
+    made.step(watch=True)
+    conflict = made.conflict
+    assert -1 <= conflict <= 1
+    made.step()
+    assert made.conflict == conflict
+    alone = training(distiller=Judging(Judged()))
+    alone.conflict = 0.5
+    alone.step(watch=True)
+    assert alone.conflict is None
+
+
+class Twice(Distiller):
+    """Two losses whose values are known."""
+
+    def losses(self, model, batch, step):
+        weight = model.head.linear.weight
+        yield "same", (weight * 0).sum() + 1.5
+        yield "other", (weight * 0).sum() + 4.0
+        yield "same", (weight * 0).sum() + 0.25
+
+
+def test_values_are_summed_by_name():
+    assert training(distiller=Twice()).step() == {"same": 1.75, "other": 4.0}
+
+
+class Steep(Distiller):
+    """A finite loss with an infinite gradient."""
+
+    def losses(self, model, batch, step):
+        yield "steep", (model.head.linear.weight * 0).abs().sqrt().sum()
+
+
+def test_a_gradient_that_is_not_finite_stops_before_the_weights_are_touched():
+    made = training(distiller=Steep())
+    before = made.model.head.linear.weight.clone()
+    with pytest.raises(FloatingPointError, match=r"gradient is not finite at step 0.*it was 0\.05"):
+        made.step()
+    assert torch.equal(made.model.head.linear.weight, before) and made.index == 0
+
+
+def test_images_that_are_not_finite_are_named():
+    images = DATA.train.take(torch.arange(48)).clone()
+    broken = Data(TensorImages(images, DATA.train.labels), DATA.search, DATA.test, DATA.class_names)
+    made = Training(network(), FromLabels(), broken, None, RECIPE)
+    ids = broken.indices(RECIPE.seed, 0, 16).tolist()
+    images[ids[3], 1, 2, 2] = math.nan
+    images[ids[5], 0] = math.inf
+    with pytest.raises(ValueError, match=re.escape(f"images {[ids[3], ids[5]]} contain NaN or infinity")):
+        made.step()
+
+
+class Part(Distiller):
+    """A learnable part that is drawn in `prepare`, from one batch as the training has it."""
+
+    def prepare(self, model, batch):
+        assert not torch.is_grad_enabled()
+        self.first = batch.images
+        self.part = torch.nn.Linear(3, 3)
+
+    def losses(self, model, batch, step):
+        self.noise = torch.rand(2)
+        assert self.part.training and model.training
+        yield "part", self.part(model(batch.images).logits).square().mean()
+
+
+def test_learnable_parts_and_noise_follow_the_recipes_seed_alone():
+    def made(seed, globally):
+        torch.manual_seed(globally)
+        loop = Training(network().eval(), Part().eval(), DATA, None, dataclasses.replace(RECIPE, seed=seed))
+        after = torch.rand(1)
+        torch.manual_seed(globally)
+        assert torch.equal(after, torch.rand(1))
+        noises = [loop.step() and loop.distiller.noise for _ in range(2)]
+        return loop.distiller.part.weight, *noises
+
+    first, again, other = made(0, 1), made(0, 2), made(1, 1)
+    assert all(map(torch.equal, first, again)) and not any(map(torch.equal, first, other))
+    assert not torch.equal(first[1], first[2])
+    loop = Training(network(), Part(), DATA, None, RECIPE)
+    assert torch.equal(loop.distiller.first, DATA.normalise(DATA.pixels(DATA.indices(0, 0, 16), 0, 0)))
+    part = [*loop.distiller.part.parameters()]
+    assert {id(p) for p in part} <= {id(p) for g in loop.optimizer.param_groups for p in g["params"]}
+
+
+class Stored:
+    """A cache of two views: what it is asked for."""
+
+    views = 2
+
+    def __init__(self):
+        self.asked = []
+
+    def outputs(self, ids, view, pixels):
+        self.asked.append((ids.tolist(), view))
+        assert torch.equal(pixels, SHIFTED.view(ids, 0, view))
+        return Outputs(torch.zeros(len(ids), 3))
+
+
+SHIFTED = Data(DATA.train, DATA.search, DATA.test, DATA.class_names, augmentation="shift")
+
+
+def test_with_a_cache_the_teacher_does_not_run_and_views_alternate_by_epoch():
+    class Never(Teacher):
+        def teach(self, pixels, labels, at):
+            raise AssertionError("the cache has the outputs")
+
+    cache, distiller = Stored(), Recording()
+    made = Training(network(), distiller, SHIFTED, Never(), Recipe(steps=9, batch_size=16), cache=cache)
+    while not made.done:
+        made.step()
+    expected = [(SHIFTED.indices(0, i, 16).tolist(), (i // 3) % 2) for i in range(9)]
+    assert cache.asked == expected
+    for (ids, view), (pixels, images, _) in zip(expected, distiller.seen, strict=True):
+        assert torch.equal(pixels, SHIFTED.view(torch.tensor(ids), 0, view))
+        assert torch.allclose(images, SHIFTED.normalise(pixels))
+
+
+class EveryLayer(Recording):
+    every_layer = True
+
+
+def test_a_distiller_of_every_layer_gets_them_and_takes_no_cache():
+    distiller = EveryLayer()
+    Training(network(), distiller, DATA, teacher(), RECIPE).step()
+    assert len(distiller.seen[-1][2].features) == 4
+    Training(network(), distiller, DATA, None, RECIPE)
+    with pytest.raises(ValueError, match="teacher_views=0"):
+        Training(network(), EveryLayer(), DATA, teacher(), RECIPE, cache=Stored())
+
+
+def test_the_uses_of_options_are_part_of_the_state():
+    def made():
+        return Training(initialised(lambda: Supernet(SPACE), 0), SinglePath(), DATA, teacher(), RECIPE)
+
+    first, second = made(), made()
+    first.step()
+    state = first.state()
+    assert state["index"] == 1 and state["uses"] and training().state()["uses"] == {}
+    second.load(state)
+    assert second.model.uses == first.model.uses and second.index == 1
+    second.model.uses["absent", 1] += 1  # still a counter
+    assert set(state) == {"model", "distiller", "optimizer", "index", "uses"}
+
+
+def test_a_state_of_another_distiller_or_without_a_part_is_refused():
+    state = training(distiller=Judging(Judged())).state()
+    with pytest.raises(ValueError, match="another search space or distiller"):
+        training().load(state)
+    for name in ("model", "distiller", "optimizer"):
+        other = training().state()
+        del other[name]
+        with pytest.raises(ValueError, match="another search space or distiller"):
+            training().load(other)
+
+
+class Restarting(Watching):
+    def schedule(self, total):
+        return Schedule(total, restarts=frozenset((0, 2)), curves=frozenset((2,)))
+
+
+def test_a_restart_at_the_first_step_is_none_and_rates_follow_the_curve_of_their_stage():
+    recipe = dataclasses.replace(RECIPE, warmup=0.0)
+    made = training(recipe, Restarting())
+    optimizers = []
+    for _ in range(4):
+        before = made.optimizer
+        made.step()
+        optimizers.append(made.optimizer is before)
+        assert made.optimizer.param_groups[0]["lr"] == made.rate(made.index - 1)
+    assert optimizers == [True, True, False, True]
+    assert [made.rate(i) for i in range(6)] == [recipe.rate(i, 2) for i in range(2)] + [
+        recipe.rate(i, 4) for i in range(4)
+    ]
