@@ -10,7 +10,7 @@ from kdnas.specs import nearest
 
 
 class Cost(NamedTuple):
-    """What a network costs.
+    """The cost of a network.
 
     Attributes:
         params: number of parameters.

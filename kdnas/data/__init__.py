@@ -1,4 +1,4 @@
-"""Images and labels: the parts of a data set, the sources, and what a person types for one."""
+"""Images and labels: the parts of a data set, its sources, and their names on the command line."""
 
 from kdnas.specs import face
 

@@ -7,6 +7,8 @@ __getattr__, __dir__ = face(
     {
         "Batch": "kdnas.distillers.base",
         "Distiller": "kdnas.distillers.base",
+        "ObjectiveDistiller": "kdnas.distillers.base",
+        "Schedule": "kdnas.distillers.base",
         "Step": "kdnas.distillers.base",
     },
     with_algorithms=True,

@@ -4,6 +4,8 @@ from kdnas.distillers.aggregation import Aggregation as Aggregation
 from kdnas.distillers.attentive import Attentive as Attentive
 from kdnas.distillers.base import Batch as Batch
 from kdnas.distillers.base import Distiller as Distiller
+from kdnas.distillers.base import ObjectiveDistiller as ObjectiveDistiller
+from kdnas.distillers.base import Schedule as Schedule
 from kdnas.distillers.base import Step as Step
 from kdnas.distillers.block_wise import BlockWise as BlockWise
 from kdnas.distillers.born_again import BornAgain as BornAgain

@@ -60,7 +60,7 @@ class Prioritized(Distiller):
     Every `every` steps `M` takes one step of plain gradient descent on its effect on the weights:
     `w'(M) = w - look_ahead * grad_w [rho(M) soft(a, b; first slice)]`, `M <- M - meta_rate * grad_M CE(f(second
     slice; w'(M)), labels)`. Only then does `M` change: it is a buffer, as the board is, so that both are checkpointed
-    and neither is the optimiser's.
+    and neither is the optimizer's.
 
     All passes but the trained path's own, the matcher's on at most `size * slice_size` images, use batch statistics
     and leave those of the supernet unchanged.

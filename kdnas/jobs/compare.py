@@ -33,7 +33,7 @@ _TEACHER_SHARE = 0.10
 @final
 @dataclass
 class ComparisonState:
-    """The content of `compare.json`: plans and results so far, with which an interrupted comparison goes on.
+    """The content of `compare.json`: plans and results so far, with which an interrupted comparison is resumed.
 
     Attributes:
         settings: of the comparison.
@@ -65,7 +65,7 @@ def compare(settings: Compare, folder: Path) -> dict[str, Any]:
     space, data, teacher, budget, retraining steps and time are the comparison's. Each gets an equal part of the
     time that is left, in which its supernet's steps are planned by their measured speed; all students are retrained for
     the same number of steps. A system that cannot work on the space is listed with the reason. An interrupted
-    comparison goes on with its plans.
+    comparison is resumed with its plans.
 
     Returns:
         The fields of `ComparisonState`: per system either `reason` or the student's accuracy with its 95 % interval,
@@ -95,6 +95,7 @@ class _Comparison:
     def __init__(self, settings: Compare, data: Data, folder: Path) -> None:
         self.settings, self.data, self.folder = settings, data, folder
         self.state = _read_state(settings, folder)
+        self.names = settings.systems or tuple(systems())
         self._began = time.perf_counter() - self.state.seconds
 
     def save(self) -> None:
@@ -106,14 +107,6 @@ class _Comparison:
     def seconds_left(self) -> float:
         """Of the time for everything."""
         return self.settings.max_time - (time.perf_counter() - self._began)
-
-    @property
-    def fitting(self) -> list[str]:
-        """The systems that fit the space."""
-        return [name for name in self._names() if name in self.state.step_seconds]
-
-    def _names(self) -> tuple[str, ...]:
-        return self.settings.systems or tuple(systems())
 
     def leave_out(self, name: str, error: Exception) -> None:
         """Record why a system has no result."""
@@ -154,7 +147,7 @@ class _Comparison:
 
     def measure_steps(self, task: Task) -> None:
         """Time a training step of every system, or leave it out."""
-        for name in self._names():
+        for name in self.names:
             if name in self.state.step_seconds or name in self.state.results:
                 continue
             try:
@@ -165,17 +158,17 @@ class _Comparison:
 
     def plan_retraining(self, task: Task, check: BudgetCheck) -> None:
         """The number of steps for which every student is retrained."""
-        if self.state.retrain_steps is not None or not self.fitting:
+        state, left = self.state, self.seconds_left
+        if state.retrain_steps is not None or not state.step_seconds:
             return
-        left = self.seconds_left
         make = partial(Network, check.space.blueprint(_typical_student(check, self.settings.seed)))
         each = timed_step(make, FromTeacher(), self.data, task.teacher, Recipe())
-        self.state.retrain_steps = max(LEAST_STEPS, int(RETRAIN_SHARE / 3 * left / len(self.fitting) / each))
+        state.retrain_steps = max(LEAST_STEPS, int(RETRAIN_SHARE / 3 * left / len(state.step_seconds) / each))
         self.save()
 
     def run_systems(self, task: Task) -> None:
         """Plan and run every system that has no result yet."""
-        for index, name in enumerate(self.fitting):
+        for index, name in enumerate(name for name in self.names if name in self.state.step_seconds):
             if name in self.state.results:
                 continue
             try:
@@ -188,7 +181,7 @@ class _Comparison:
         state, system = self.state, contestant(name, task)
         assert state.retrain_steps is not None
         if name not in state.plans:
-            left, count = self.seconds_left, len(self.fitting)
+            left, count = self.seconds_left, len(state.step_seconds)
             say(f"compare: {name}, {index + 1} of {count}, {left:.0f} s left for all")
             state.plans[name] = system.plan(left / (count - index), state.step_seconds[name], state.retrain_steps)
             self.save()

@@ -81,8 +81,8 @@ def prune(settings: Prune, folder: Path) -> dict[str, Any]:
         Accuracy on the test part, params, MACs and seconds of the student, its folder, and a row per control.
 
     Raises:
-        ValueError: the folder holds something else, the source cannot be converted or knows other classes, or no such
-            budget can be met.
+        ValueError: the folder holds something else, the source cannot be converted or has other classes, or the budget
+            cannot be met.
 
     Reference: Gu, Tresp, Search for Better Students to Learn Distilled Knowledge, ECAI 2020 (arXiv 2001.11612).
     Differs: see `Factors`; to meet the budget the smallest factors are removed, zeros first.

@@ -209,9 +209,7 @@ class _Plan:
     def _known(self, purpose: str, searcher: str) -> dict[Architecture, Score]:
         """Recorded scores of this search by the same scorer, which need no evaluation."""
         entries = [e for e in self.recorded if e.search == self.number and _same_score(e, purpose)]
-        if (
-            self.settings.pruner is not None
-        ):  # a pruner's decisions depend on the order, so they hold for its own searcher
+        if self.settings.pruner is not None:  # its decisions depend on the order, so they hold for its own searcher
             entries = [e for e in entries if e.searcher == searcher or (purpose == RANDOM and e.share == 1)]
         return {e.architecture: Score(e.score, e.parts, e.share) for e in entries}
 

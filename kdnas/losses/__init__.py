@@ -7,6 +7,7 @@ __getattr__, __dir__ = face(
     {
         "FeatureLoss": "kdnas.losses.base",
         "Loss": "kdnas.losses.base",
+        "Moment": "kdnas.outputs",
         "Objective": "kdnas.losses.objective",
         "Outputs": "kdnas.outputs",
         "Stage": "kdnas.losses.base",

@@ -47,4 +47,5 @@ from kdnas.losses.response.oracle import Oracle as Oracle
 from kdnas.losses.response.soft_targets import SoftTargets as SoftTargets
 from kdnas.losses.response.top_k_distillation import TopKDistillation as TopKDistillation
 from kdnas.losses.stage_pairs import StagePairs as StagePairs
+from kdnas.outputs import Moment as Moment
 from kdnas.outputs import Outputs as Outputs

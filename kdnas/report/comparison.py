@@ -40,7 +40,7 @@ def write_comparison(folder: Path) -> Path:
     sections = [
         ("result", "Result", _result(ordered, mapping(content["teacher"]), mapping(content.get("systems")))),
         ("cost", "Accuracy against cost", _cost(ordered, bounds)),
-        ("claims", "What each run says of its student", _claims(ordered)),
+        ("claims", "Claims on each student", _claims(ordered)),
         ("left", "Left out", iter([_left({name: r["reason"] for name, r in results.items() if "reason" in r})])),
     ]
     intro = (
@@ -76,7 +76,7 @@ def best_first(results: JsonObject) -> Results:
 
 
 def verdict(ordered: Results) -> str:
-    """Which system is best, and which others its interval does not tell apart from it."""
+    """A sentence on the best system, and on those whose intervals overlap its own."""
     (best, top), *others = ordered
     alike = [name for name, r in others if r["interval"][1] >= top["interval"][0]]
     sentence = f"{best} has the best student."

@@ -1,4 +1,4 @@
-"""What a report shows of a run folder, whatever is missing, cut short or of an unexpected type."""
+"""The content of a run folder for a report; missing, damaged or mistyped parts are left out."""
 
 import json
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""What the rows of the closing table and the phases of `run.json` and `metrics.jsonl` are called in a page."""
+"""Titles of the rows of the closing table, and of the phases in `run.json` and `metrics.jsonl`."""
 
 _NETWORKS = {
     "teacher": "Teacher",

@@ -34,8 +34,8 @@ from kdnas.runs.folder import COMPARISON, MANIFEST, JsonObject
 def write_report(run_folder: Path) -> Path:
     """Write `report.html` into a run folder, or a comparison's, from the folder's own files, and return its path.
 
-    The page needs no network, no script and no other file. It names what the run does not hold yet, with the
-    command for it. Equal folders give equal pages.
+    The page needs no network, no script and no other file. Missing parts of the run are named with the
+    commands for them. Equal folders give equal pages.
 
     Raises:
         ValueError: there is no such folder.

@@ -1,4 +1,4 @@
-"""How a report looks: light or dark as the reader's system asks, on screen and on paper."""
+"""The style sheet of a report: light or dark by the system's preference, for screen and print."""
 
 STYLE = """
 :root { color-scheme: light dark; --paper: #fff; --panel: #f6f7f9; --ink: #191c20; --soft: #5a6370; --rule: #dce0e6;

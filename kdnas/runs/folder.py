@@ -103,7 +103,7 @@ class RunFolder:
         write_json(self.path(MANIFEST), self.manifest)
 
     def phase(self, name: str) -> dict[str, Any] | None:
-        """What a finished phase recorded, or None."""
+        """The record of a finished phase, or None."""
         return self.manifest["phases"].get(name)
 
     def finish(self, name: str, **record: Any) -> None:
@@ -219,7 +219,7 @@ class RunFolder:
         write_json(self.path(RESULTS), results)
 
     def forget_controls(self, which: Callable[[str], bool]) -> None:
-        """Take out the controls whose names `which` accepts: those of an earlier search."""
+        """Remove the controls whose names `which` accepts: those of an earlier search."""
         results = self.results()
         results["controls"] = {name: c for name, c in results["controls"].items() if not which(name)}
         write_json(self.path(RESULTS), results)

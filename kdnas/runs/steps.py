@@ -45,7 +45,7 @@ class StudentSteps:
         folder = self.folder / name
         if not current_folder(folder).exists():
             train(folder)
-        # Here, so that also what a kill right after the student was written left is removed.
+        # Here, so that the remains of a kill right after the student was written are removed too.
         forget_drafts(folder)
         self.checkpoint(name).unlink(missing_ok=True)
         remove_drafts(self.checkpoint(name))
@@ -68,7 +68,7 @@ class StudentSteps:
 def draft_of(student: Path, settings: Any) -> Path:
     """The checkpoint of a training that will write a student folder.
 
-    It is named for what is trained: other settings begin anew instead of going on from it.
+    Its name has a digest of the settings, so other settings begin anew.
     """
     return student.parent / f".{student.name}.{_digest(settings)[:12]}.draft.safetensors"
 

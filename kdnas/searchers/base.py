@@ -60,3 +60,27 @@ class Searcher(abc.ABC):
             mutant = self.space.mutate(current, self.rng)
             current = mutant if self.admits(mutant) else current
         return current
+
+    @final
+    def propose(
+        self, size: int, draw: Callable[[int], Architecture | None], proposed: set[Architecture]
+    ) -> list[Architecture]:
+        """At most `size` admitted architectures that are not among those proposed, and are added to them.
+
+        Args:
+            size: of the batch; it is smaller where 200 successive candidates are None, over the budget or repeated.
+            draw: the next candidate, from the number of architectures in the batch so far.
+            proposed: all architectures proposed so far.
+        """
+        batch: list[Architecture] = []
+        failed = 0
+        while len(batch) < size and failed < 200:
+            candidate = draw(len(batch))
+            failed += 1
+            if candidate is not None and candidate not in proposed and self.admits(candidate):
+                proposed.add(candidate)
+                batch.append(candidate)
+                failed = 0
+        if not batch:
+            self.stopped = "no admitted architecture was found that was not scored before"
+        return batch

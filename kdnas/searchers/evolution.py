@@ -62,20 +62,12 @@ class Evolution(Searcher):
 
     def ask(self, limit: int) -> Sequence[Architecture]:
         """The first population at random, then generations of children not scored before."""
-        size = min(limit, self.batch)
-        batch: list[Architecture] = []
-        failed = 0
-        while len(batch) < size and failed < 200:
-            failed += 1
-            initial = not self._alive or len(self._alive) + len(batch) < self.population
-            candidate = self.sample() if initial else self._child()
-            if candidate is not None and candidate not in self._proposed and self.admits(candidate):
-                self._proposed.add(candidate)
-                batch.append(candidate)
-                failed = 0
-        if not batch:
-            self.stopped = "no admitted architecture was found that was not scored before"
-        return batch
+        alive = len(self._alive)
+        return self.propose(
+            min(limit, self.batch),
+            lambda count: self.sample() if not alive or alive + count < self.population else self._child(),
+            self._proposed,
+        )
 
     def tell(self, scored: Sequence[Entry]) -> None:
         """The children join, the oldest leave."""

@@ -66,24 +66,15 @@ class Nsga2(Searcher):
         self._alive: list[Entry] = []
         self._fitness: list[tuple[int, float]] = []
         self._proposed: set[Architecture] = set()
-        self._num_proposed = 0
 
     def ask(self, limit: int) -> Sequence[Architecture]:
         """The first population at random, then children not scored before."""
-        size = min(limit, self.batch)
-        batch: list[Architecture] = []
-        failed = 0
-        while len(batch) < size and failed < 200:
-            failed += 1
-            candidate = self.sample() if not self._alive or self._num_proposed < self.population else self._child()
-            if candidate is not None and candidate not in self._proposed and self.admits(candidate):
-                self._proposed.add(candidate)
-                self._num_proposed += 1
-                batch.append(candidate)
-                failed = 0
-        if not batch:
-            self.stopped = "no admitted architecture was found that was not scored before"
-        return batch
+        first = len(self._proposed)
+        return self.propose(
+            min(limit, self.batch),
+            lambda count: self.sample() if not self._alive or first + count < self.population else self._child(),
+            self._proposed,
+        )
 
     def tell(self, scored: Sequence[Entry]) -> None:
         """Updates the front; the best of old and new networks survive."""
@@ -101,7 +92,6 @@ class Nsga2(Searcher):
     def begin(self, scored: Sequence[Entry]) -> None:
         """The entries are part of the first population."""
         self._proposed.update(entry.architecture for entry in scored)
-        self._num_proposed += len(scored)
         self.tell(scored)
 
     def _best(self, entries: Sequence[Entry]) -> list[Entry]:

@@ -23,14 +23,7 @@ class RandomSearch(Searcher):
 
     def ask(self, limit: int) -> Sequence[Architecture]:
         """Architectures not proposed before."""
-        batch: list[Architecture] = []
-        while len(batch) < min(limit, 64):
-            candidate = self._fresh()
-            if candidate is None:
-                self.stopped = "no admitted architecture was found that was not drawn before"
-                break
-            batch.append(candidate)
-        return batch
+        return self.propose(min(limit, 64), lambda _: self.sample(), self._proposed)
 
     def tell(self, scored: Sequence[Entry]) -> None:
         """Does nothing: samples are independent of scores."""
@@ -38,11 +31,3 @@ class RandomSearch(Searcher):
     def begin(self, scored: Sequence[Entry]) -> None:
         """The entries are not proposed again."""
         self._proposed.update(entry.architecture for entry in scored)
-
-    def _fresh(self, attempts: int = 200) -> Architecture | None:
-        for _ in range(attempts):
-            candidate = self.sample()
-            if candidate is not None and candidate not in self._proposed:
-                self._proposed.add(candidate)
-                return candidate
-        return None

@@ -1,4 +1,4 @@
-"""The card of a student, `student.json`: what it is, what it costs, how to feed it, where it comes from."""
+"""The card of a student, `student.json`: its network, cost, input, classes and origin."""
 
 import json
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ _FORMAT = 1
 @final
 @dataclass(frozen=True, kw_only=True)
 class Card:
-    """What a student is.
+    """The description of a student.
 
     Attributes:
         architecture: its choices, or None for a network that belongs to no space.

@@ -44,7 +44,7 @@ class Definition(NamedTuple):
 
 
 Meaning = Definition | Import | ModuleType | None
-"""What a name of a module refers to; None is a builtin."""
+"""The referent of a name in a module; None is a builtin."""
 
 
 @final
@@ -111,7 +111,7 @@ class Definitions:
             self._check_copyable(text, name)
             return Definition(module, name)
         if len(imports) < len(statements):
-            raise ValueError(f"{module} imports {name!r} and changes it. Give the changed value another name.")
+            raise ValueError(f"{module} imports {name!r} and changes it. Assign the changed value to another name.")
         statement = imports[-1]
         alias = next(a for a in statement.names if name == (a.asname or a.name.partition(".")[0]))
         if isinstance(statement, ast.ImportFrom):

@@ -36,7 +36,7 @@ def write_student(
     Args:
         folder: where to write.
         network: the student; written in float32, unchanged itself.
-        card: what it is.
+        card: its description.
         deploy: write and compare every form; False writes student.json and weights.safetensors alone, which is all that
             kdnas reads: for teachers, snapshots and controls.
         more: writes another form into the folder (`student-int8.onnx`) and returns its measurements.

@@ -61,7 +61,7 @@ def quantize(student: Path, out: Path, calibration: Images, test: Images, most: 
             with _silenced():
                 _quantize(graph, draft, calibration)
             ours, theirs = (_logits(path, test) for path in (draft, graph))
-        except Exception as error:  # for an operator that it does not know the library may raise anything
+        except Exception as error:  # for an unsupported operator the library may raise anything
             raise ValueError(f"{graph} cannot be quantised by ONNX Runtime: {error}") from error
         comparison = _compare(ours, theirs, test.labels.numpy())
         comparison |= {"bytes": float(draft.stat().st_size), "float bytes": float(graph.stat().st_size)}
@@ -117,7 +117,7 @@ def write_trained(prepared: torch.fx.GraphModule, folder: Path, data: Data, netw
     Args:
         prepared: torchao's graph with its simulated roundings, in evaluation mode, on a CPU; it is changed.
         folder: of the student.
-        data: its test part is what the graphs are compared on.
+        data: its test part is for the comparison.
         network: the same weights in float.
 
     Returns:

@@ -1,4 +1,4 @@
-"""What the source text of a module binds, uses and imports."""
+"""The names that the source text of a module binds and uses."""
 
 import ast
 import importlib
@@ -58,7 +58,7 @@ def importable(module: str) -> bool:
 
 
 def leftwards(node: ast.expr) -> Iterator[ast.expr]:
-    """The expression and what it is an attribute, an item or the starred form of, down to its root."""
+    """The expression and the operands of its attribute access, indexing and starring, down to its root."""
     yield node
     while isinstance(node, ast.Attribute | ast.Subscript | ast.Starred):
         node = node.value
@@ -101,7 +101,12 @@ def bound_names(node: ast.AST) -> set[str]:
 
 
 def free_and_local_names(text: str, known: set[str]) -> tuple[set[str], set[str]]:
-    """The names a text takes from its module, which knows these, and those local to some definition in it."""
+    """The names that a text reads from its module, and those local to some definition in it.
+
+    Args:
+        text: Python source.
+        known: the names that its module binds.
+    """
     top = symtable.symtable(text, "text", "exec")
     free, local, tables = set(), set(), [top]
     while tables:

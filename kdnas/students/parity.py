@@ -1,4 +1,4 @@
-"""Whether every form of a student computes what its network does, and its card tells the truth."""
+"""The comparison of all forms of a student with its network, and of the network with its card."""
 
 import copy
 import math
@@ -49,7 +49,7 @@ class Parity:
         largest = float(sizes.amax())
         if largest == 0:
             raise ValueError("every logit of the student is zero, so nothing can be compared. Train it first.")
-        # A logit is a sum: it is rounded like its largest terms, which the largest logit of the image stands for.
+        # A logit is a sum: it is rounded like its largest terms, approximated by the largest logit of the image.
         self._scale = sizes.clamp(min=1) if largest >= 0.1 else torch.full_like(sizes, largest)
         self.differences = {"largest_logit": largest}
 

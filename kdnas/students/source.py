@@ -93,7 +93,7 @@ def student_source(blueprint: Blueprint, preprocessing: Preprocessing, class_nam
             other than torch.
     """
     check_modules(blueprint)
-    makes = [module.make for _, layer in blueprint.named_layers() for module in _modules(layer.make)]
+    makes = [module.make for _, layer in blueprint.named_layers() for module in nested_specs(layer.make)]
     own = {make.partition(":")[0].partition(".")[0] for make in makes}
     definitions = Definitions({"kdnas", *own}, reserved=("CLASS_NAMES", "Student", "load", "main"))
     for statement in _IMPORTS:
@@ -127,18 +127,18 @@ def check_modules(blueprint: Blueprint) -> None:
     check, building its network calls nothing else.
     """
     for position, layer in blueprint.named_layers():
-        for module in _modules(layer.make):
+        for module in nested_specs(layer.make):
             target = resolve(module.make)
             if not (inspect.isclass(target) and issubclass(target, nn.Module)):
                 raise ValueError(f"{module.make} at {position} must be a class derived from torch.nn.Module.")
 
 
-def _modules(make: Spec) -> Iterator[Spec]:
-    """The spec, and those among its arguments."""
+def nested_specs(make: Spec) -> Iterator[Spec]:
+    """The spec, and every spec among its arguments."""
     yield make
     for value in _flat(value for _, value in make.arguments):
         if isinstance(value, Spec):
-            yield from _modules(value)
+            yield from nested_specs(value)
 
 
 def _flat(values: Iterable[Any]) -> Iterator[Any]:

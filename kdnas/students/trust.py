@@ -1,6 +1,5 @@
-"""Where a student says it comes from, and whether what it names may be imported."""
+"""Data and teacher of a student's card, and whether their makers may be imported."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +7,7 @@ from kdnas.runs.folder import CARD, run_around
 from kdnas.settings import CardTeacher, NoTeacher, TeacherChoice
 from kdnas.specs import Spec, resolve
 from kdnas.students.card import Card
+from kdnas.students.source import nested_specs
 
 TRUSTED = {
     "data": tuple(f"kdnas.data:{name}" for name in ("digits", "folder", "cifar10", "cifar100", "strong")),
@@ -19,7 +19,7 @@ TRUSTED = {
 
 
 def provenance(student: Path, card: Card, data: Spec | None, teacher: TeacherChoice) -> tuple[Spec, Spec | None]:
-    """Data and teacher of a student: the arguments, or what the card names; no teacher for `NoTeacher`.
+    """Data and teacher of a student: the arguments, or those of the card; no teacher for `NoTeacher`.
 
     Raises:
         ValueError: the card names no data, or a maker that is not trusted (see `source_of`).
@@ -69,17 +69,7 @@ def is_trusted(source: Spec, name: str) -> bool:
     Nothing outside `kdnas.data` and `kdnas.teachers` is imported to find out.
     """
     trusted = {resolve(path) for path in TRUSTED[name]}
-    return all(_maker(spec) in trusted for spec in _specs(source))
-
-
-def _specs(value: Any) -> Iterator[Spec]:
-    """The specs in a value: itself, in tuples, and among arguments."""
-    if isinstance(value, Spec):
-        yield value
-        value = tuple(argument for _, argument in value.arguments)
-    if isinstance(value, tuple):
-        for entry in value:
-            yield from _specs(entry)
+    return all(_maker(spec) in trusted for spec in nested_specs(source))
 
 
 def _maker(source: Spec) -> Any:

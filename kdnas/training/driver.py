@@ -88,7 +88,7 @@ class _Cadence:
 
 
 def _resume(training: Training, checkpoint: Path, guard: Guard | None) -> float:
-    """Go on from the checkpoint, where there is one; the seconds that the steps before it took."""
+    """Continue from the checkpoint, if there is one; returns the seconds that the steps before it took."""
     if not checkpoint.exists():
         return 0.0
     state = load_state(checkpoint)

@@ -9,21 +9,12 @@ from pathlib import Path
 import pytest
 
 from kdnas.costs.count import cost
-from kdnas.report import (
-    Axis,
-    Column,
-    Markup,
-    Point,
-    bars,
-    curves,
-    drawing,
-    heat_map,
-    scatter,
-    table,
-    write_report,
-)
+from kdnas.report import write_report
+from kdnas.report.axis import Axis
+from kdnas.report.charts import Point, bars, curves, heat_map, scatter
 from kdnas.report.content import RunContent, SearchRanking
-from kdnas.report.markup import decimal, duration, percent, scaled, tag, whole
+from kdnas.report.drawing import drawing
+from kdnas.report.markup import Column, Markup, decimal, duration, percent, scaled, table, tag, whole
 from kdnas.space import SearchSpace
 from kdnas.tables import load_space
 
