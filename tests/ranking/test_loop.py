@@ -488,6 +488,7 @@ def test_known_scores_cost_no_time_and_are_not_computed_again(supernet, evidence
     entries, _ = searched(supernet, evidence, Script(ALL[:4]), SearchLimits(), scorer, known=known)
     assert [e.architecture for e in entries] == ALL[:4]
     assert [e.seconds for e in entries] == [0.0, 0.0, 1.0, 1.0] and scorer.count == 2
+    assert {(e.scorer, e.searcher, e.search) for e in entries} == {("", "", 0)}
     assert (entries[1].score, entries[1].parts, entries[1].share) == (7.0, {"known": 1.0}, 0.5)
 
 
