@@ -252,7 +252,7 @@ def test_every_choice_is_found_in_its_stage_and_shared_widths_are_refused():
     model = initialised(lambda: Supernet(OTHER), 0)
     one = batch()
     distiller = prepared(model, one)
-    with pytest.raises(ValueError, match="add up only where"):
+    with pytest.raises(ValueError, match="every choice must belong to one block"):
         rate_blocks(model, distiller, evidence())
 
 
