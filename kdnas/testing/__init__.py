@@ -5,6 +5,7 @@ from kdnas.specs import face
 __getattr__, __dir__ = face(
     __name__,
     {
+        "DistillerContract": "kdnas.testing.distillers",
         "LossContract": "kdnas.testing.losses",
         "ScorerContract": "kdnas.testing.scorers",
         "SearcherContract": "kdnas.testing.searchers",
