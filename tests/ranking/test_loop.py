@@ -507,7 +507,7 @@ class Stopping:
         self.calls.append(("replay", score.value))
 
 
-def test_with_a_pruner_networks_are_scored_and_replayed_by_themselves_in_order(supernet, evidence, now):
+def test_with_a_pruner_networks_are_scored_by_themselves_in_order(supernet, evidence, now):
     stopping, known = Stopping(), {ALL[1]: Score(7.0, {})}
     params = [float(cost(SPACE.blueprint(a)).params) for a in ALL[:4]]
     entries, _ = searched(
