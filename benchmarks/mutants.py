@@ -116,6 +116,7 @@ _ARITHMETIC: dict[type[ast.operator], type[ast.operator]] = {
 _OPPOSITES = {"min": "max", "amin": "amax", "minimum": "maximum", "argmin": "argmax", "any": "all", "ceil": "floor"}
 _OPPOSITES |= {opposite: name for name, opposite in _OPPOSITES.items()}
 _ORDERED = {"isinstance", "getattr", "hasattr", "setattr", "cast", "spec"}  # arguments that nobody would swap
+_COMMUTATIVE = {"min", "max", "minimum", "maximum"}
 
 
 def mutations(node: ast.AST) -> Iterator[ast.AST]:
@@ -185,7 +186,8 @@ def mutations(node: ast.AST) -> Iterator[ast.AST]:
                 without = [k for k in node.keywords if k.arg != "reverse"]
                 reverse = [ast.keyword("reverse", ast.Constant(True))] if len(without) == len(node.keywords) else []
                 yield changed(keywords=without + reverse)
-            if len(node.args) == 2 and name not in _ORDERED and not any(isinstance(a, ast.Starred) for a in node.args):
+            swappable = len(node.args) == 2 and name not in _ORDERED | _COMMUTATIVE
+            if swappable and not any(isinstance(a, ast.Starred) for a in node.args):
                 yield changed(args=node.args[::-1])
 
 
@@ -233,7 +235,7 @@ def _sites(tree: ast.Module) -> Iterator[_Site]:
                 ):
                     continue
                 name = getattr(child, "name", "")
-                if name == "__repr__":
+                if name == "__repr__" or (isinstance(child, ast.keyword) and child.arg == "strict"):
                     continue
                 inside = isinstance(child, ast.FunctionDef | ast.ClassDef)
                 here = f"{function}.{name}".lstrip(".") if inside else function
