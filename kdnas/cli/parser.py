@@ -69,7 +69,7 @@ def _add(to: Any, parameter: inspect.Parameter, text: str) -> None:
     if default is not parameter.empty:
         options["default"] = default
         if "by default" not in text and default not in (None, (), False):
-            options["help"] = f"{text} (default: {shown(default)})"
+            options["help"] = f"{text} (default: {typed(default)})"
     if "Sequence[str]" in annotation:
         options |= {"action": "append", "default": []}
     elif annotation.startswith("bool"):
@@ -97,7 +97,7 @@ def _add_recipe(group: Any, text: str) -> None:
     for field in dataclasses.fields(Recipe):
         help_ = texts[field.name]
         if "by default the" not in text and field.name not in own:
-            help_ += f" (default: {shown(field.default)})"
+            help_ += f" (default: {typed(field.default)})"
         options = get_args(field.type) or None
         kind = type(field.default)
         flag = f"--{field.name.replace('_', '-')}"
@@ -113,7 +113,7 @@ def documented(function: Callable[..., Any], section: str = "Args") -> tuple[str
     return text.partition("\n")[0].rstrip("."), texts
 
 
-def shown(value: Any) -> str:
+def typed(value: Any) -> str:
     """A default as a person would type it."""
     if isinstance(value, Spec):
         return value.name
