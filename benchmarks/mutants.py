@@ -15,11 +15,13 @@ until the first failure. A mutant is killed by a failing test, or by `TIME_FACTO
 import argparse
 import ast
 import copy
+import gc
 import importlib
 import importlib.abc
 import importlib.machinery
 import importlib.util
 import os
+import pkgutil
 import random
 import re
 import resource
@@ -41,7 +43,7 @@ ROOT = Path(__file__).resolve().parents[1]
 TABLE = ROOT / "benchmarks" / "mutants.md"
 PRELOADED = ("numpy", "scipy.stats", "torch", "torch.utils.flop_counter", "torch._dynamo", "safetensors.torch")
 PRELOADED += ("torchvision", "PIL.Image", "networkx", "hypothesis", "optuna", "sklearn.gaussian_process", "torch.onnx")
-PRELOADED += ("onnx", "onnxscript", "onnxruntime", "rich.console", "cattrs")
+PRELOADED += ("onnx", "onnxscript", "onnxruntime", "rich.console", "cattrs", "pytest")
 TIME_FACTOR, TIME_LEAST = 4, 8.0
 
 
@@ -367,14 +369,12 @@ def _child(tests: tuple[str, ...], mutant: Mutant | None, seconds: float, output
     finder = None if mutant is None else _Finder(mutant)
     if finder is not None:
         sys.meta_path.insert(0, finder)
-    import pytest
-
     os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = (
         "1"  # a plugin that is imported already is a warning, that is an error
     )
     plugins = ["-p", "pytest_timeout", "-p", "no:cacheprovider"]
     extra = ["-x", "--tb=no"] if mutant is not None else ["-x", "--durations=0", "--durations-min=0.3", "-rA"]
-    code = int(pytest.main([*tests, *plugins, *extra]))
+    code = int(sys.modules["pytest"].main([*tests, *plugins, *extra]))
     if finder is not None and not finder.used:
         code = 97
     sys.stdout.flush()
@@ -519,6 +519,10 @@ def main() -> None:
     sys.path.insert(0, str(ROOT))
     for module in PRELOADED:
         importlib.import_module(module)
+    for package in ("_pytest", "_pytest.assertion", "_pytest.config", "_pytest.mark"):
+        for module in pkgutil.iter_modules(importlib.import_module(package).__path__, f"{package}."):
+            importlib.import_module(module.name)
+    gc.freeze()
     for name in ROOMS if options.room == "all" else [options.room]:
         survivors, counts = measure(name, options.number or ROOMS[name].number, options.seed, options.match)
         print(f"{name}: {counts['survived']} survived", flush=True)
@@ -526,6 +530,7 @@ def main() -> None:
             print(f"    {mutant.file}:{mutant.line} {mutant.change}")
         if options.record:
             record(name, options.seed, survivors, counts)
+    gc.unfreeze()
 
 
 if __name__ == "__main__":

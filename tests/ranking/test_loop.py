@@ -546,3 +546,18 @@ def test_layer_evaluations_are_counted(supernet, evidence):
     layer_count = LayerCount()
     searched(supernet, evidence, Script(ALL[:3]), SearchLimits(), Accuracy(), layer_count=layer_count)
     assert layer_count.one_by_one == sum(len(list(SPACE.blueprint(a).named_layers())) for a in ALL[:3])
+
+
+@pytest.mark.parametrize("limits", [SearchLimits(2000), SearchLimits(2000, 9.0)])
+def test_a_chunk_has_at_most_512_architectures(monkeypatch, now, limits):
+    sizes = []
+
+    def new_scores(supernet, chunk, *_):
+        sizes.append(len(chunk))
+        return {number: Score(float(number), {}) for number in chunk}
+
+    monkeypatch.setattr(loop, "_new_scores", new_scores)
+    monkeypatch.setattr(loop, "entry_of", lambda space, number, score, *_: SimpleNamespace(score=score.value))
+    numbers = SimpleNamespace(space=SimpleNamespace(canonical=lambda number: number))
+    assert len(searched(numbers, None, Script(range(1100)), limits, None)[0]) == 1100
+    assert sizes == [1, 512, 512, 75]
