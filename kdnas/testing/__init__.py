@@ -9,5 +9,6 @@ __getattr__, __dir__ = face(
         "LossContract": "kdnas.testing.losses",
         "ScorerContract": "kdnas.testing.scorers",
         "SearcherContract": "kdnas.testing.searchers",
+        "SpaceContract": "kdnas.testing.spaces",
     },
 )
