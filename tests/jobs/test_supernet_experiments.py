@@ -13,7 +13,7 @@ from kdnas.jobs._arguments import load_experiment
 from kdnas.jobs._run import build_teacher
 from kdnas.network import Network
 from kdnas.randomness import initialised
-from kdnas.settings import Experiment
+from kdnas.settings import Experiment, FitTeacher
 from kdnas.supernet import Supernet, corner
 from kdnas.teachers.base import Frozen
 from kdnas.teachers.fitted import fitted_teacher
@@ -40,7 +40,7 @@ def test_a_small_experiment_takes_two_steps(name):
     share = corner if settings.share is None else settings.share.build()
     supernet = initialised(lambda: Supernet(space, share), 0)
     teacher = Frozen(Network(fitted_teacher(data.image, data.classes)), preprocessing=data.preprocessing)
-    assert settings.teacher is None or build_teacher(settings.teacher, data)
+    assert isinstance(settings.teacher, FitTeacher) or build_teacher(settings.teacher, data)
     recipe = dataclasses.replace(settings.recipe, steps=12, batch_size=8)
     training = Training(supernet, settings.distiller.build(Distiller), data, teacher, recipe)
     before = {name: tensor.clone() for name, tensor in supernet.named_parameters()}

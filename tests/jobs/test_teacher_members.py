@@ -100,4 +100,4 @@ def test_a_number_of_members_without_teachers_to_train_is_refused(tmp_path, caps
     arguments = ["run", "--data", "tests.toy:data", "--space", "toy", "--teacher", "tests.toy:cnn"]
     with pytest.raises(SystemExit):
         main([*arguments, "--teacher-members", "2", "--out", str(tmp_path / "run")])
-    assert "use --teacher fit" in capsys.readouterr().err
+    assert "--teacher-members must be 1 where --teacher is not fit, got 2" in capsys.readouterr().err
