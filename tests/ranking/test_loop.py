@@ -518,7 +518,16 @@ def test_with_a_pruner_networks_are_scored_by_themselves_in_order(supernet, evid
     assert [e.seconds for e in entries] == [1.0, 0.0, 1.0, 0.0]
 
 
-@pytest.mark.parametrize(("values", "fine"), [([1, 2] * 10, False), ([1, 2, 3] * 7, True), ([1] * 19, True)])
+@pytest.mark.parametrize(
+    ("values", "fine"),
+    [
+        ([1, 2] * 10, False),
+        ([1, 2, 3] * 7, True),
+        ([1] * 19, True),
+        ([1, 2] * 9 + [1, 3], True),
+        ([1, 2] * 10 + [3], False),
+    ],
+)
 def test_three_distinct_scores_among_the_first_twenty_are_enough(supernet, evidence, now, values, fine):
     script, scorer = Script(ALL[: len(values)]), Ticks(now, values=[float(v) for v in values])
     if fine:

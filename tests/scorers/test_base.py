@@ -11,6 +11,7 @@ from kdnas.outputs import Outputs
 from kdnas.randomness import initialised, python_rng
 from kdnas.scorers.base import (
     CombinedScorer,
+    Evidence,
     LayerCount,
     OutputScorer,
     Score,
@@ -58,6 +59,7 @@ class Once(Scorer):
 
     def score(self, student, evidence):
         Once.scored += 1
+        assert isinstance(student, nn.Module) and isinstance(evidence, Evidence)
         return Score(self.number, {"once": self.number})
 
 
@@ -98,6 +100,7 @@ def test_weights_matter_where_they_do_to_any_member():
 
 
 def test_one_rung_is_the_score(scene):
+    assert Scorer.resources == (1,) and Scorer.reads_weights
     (only,) = Once(3.0).rungs(network(), scene)
     assert only == Once(3.0).score(network(), scene)
 
@@ -239,6 +242,14 @@ def test_layers_of_scorers_that_share_nothing_are_counted_whole(scene):
 def test_the_count_says_how_many_times_fewer():
     assert str(LayerCount(1000, 5500)) == "1,000 layer evaluations instead of 5,500 (5.5 times fewer)"
     assert str(LayerCount()) == "0 layer evaluations instead of 0 (0.0 times fewer)"
+
+
+def test_what_is_derived_from_evidence_is_computed_once_and_not_taken_over_by_a_changed_copy(scene):
+    own, values = dataclasses.replace(scene, seed=7), iter(range(9))
+    assert [own.once("key", lambda: next(values)) for _ in range(3)] == [0, 0, 0]
+    assert scene.seed == 0
+    assert dataclasses.replace(own, seed=8).once("key", lambda: next(values)) == 1
+    assert own.once("key", lambda: next(values)) == 0
 
 
 def test_evidence_without_a_supernet_names_the_scorer(scene):

@@ -102,13 +102,6 @@ def test_features_that_tell_nothing_apart_and_extreme_ones_give_no_nan(name, val
     assert math.isfinite(scorer.score(network(3), dead).value)
 
 
-def test_what_is_derived_from_evidence_is_computed_once_and_not_taken_over_by_a_changed_copy(held):
-    own, values = dataclasses.replace(held, seed=7), iter(range(9))
-    assert [own.once("key", lambda: next(values)) for _ in range(3)] == [0, 0, 0]
-    assert dataclasses.replace(own, seed=8).once("key", lambda: next(values)) == 1
-    assert own.once("key", lambda: next(values)) == 0
-
-
 def test_blocks_says_what_it_needs(held):
     with pytest.raises(ValueError, match="block-wise"):
         Blocks().score(network(3), held)
