@@ -11,37 +11,31 @@ from kdnas.testing.distillers import DistillerContract
 from tests.contracts import contracts
 
 
-class Traced(DistillerContract):
-    """Every training begins with a trace of seconds, so the demands that do not compare two preparations share one."""
-
-    make = QuantizationAware
-
-    def _space(self):
-        return load_space("toy").fitted(classes=3, image_channels=3)
+def toy(self):
+    return load_space("toy").fitted(classes=3, image_channels=3)
 
 
 @functools.cache
-def prepared():
-    return Traced()._training()
+def traced():
+    """A training whose preparation, a trace, took seconds."""
+    return type("Traced", (DistillerContract,), {"make": QuantizationAware, "_space": toy})()._training()
 
 
-COMPARE = (
-    "test_preparing_depends_on_the_seed_alone",
-    "test_the_global_generators_are_left_alone",
-    "test_its_state_gives_the_same_next_losses",
-)
-TRACED = {
-    "pytestmark": pytest.mark.slow,
-    "_training": lambda self: copy.deepcopy(prepared()),
-    **{name: lambda self, name=name: getattr(Traced(), name)() for name in COMPARE},
-}
+def first_copied(self):
+    """A copy of a prepared training, and new ones for what a test compares with it."""
+    if "first" in vars(self):
+        return DistillerContract._training(self)
+    self.first = copy.deepcopy(traced())
+    return self.first
+
+
 CONTRACTS = contracts(
     "kdnas.distillers",
     DistillerContract,
     {
         "attentive": {"arguments": {"num_sampled": 50}},
         "prioritized": {"arguments": {"size": 2, "slice_size": 3, "every": 2, "warmup": 0.1}},
-        "quantization_aware": TRACED,
+        "quantization_aware": {"_space": toy, "_training": first_copied, "pytestmark": pytest.mark.slow},
         "progressive": {"arguments": {"stages": (("full", 1, 1.0, 1), ("kernel", 0, 1.0, 1), ("width", 0, 2.0, 2))}},
     },
 )

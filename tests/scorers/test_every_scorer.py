@@ -35,7 +35,7 @@ CONTRACTS = contracts(
         "macs": {"prefers": "size"},
         "nwot": {"prefers": "size"},
         "params": {"prefers": "size"},
-        "predicted": {"arguments": {"target": "accuracy", "num_fitted": 4}},
+        "predicted": {"arguments": {"members": "macs+params", "target": "accuracy", "num_fitted": 4}},
         "rank_ensemble": {"prefers": "largest", "arguments": {"num_reference": 6}},
         "rdm": {"prefers": "teacher"},
         "reward": {"prefers": "labels", "arguments": {"scorer": "accuracy"}},
