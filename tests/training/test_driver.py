@@ -111,12 +111,12 @@ def test_a_line_holds_step_losses_rate_and_seconds(run, tmp_path, now):
 
 def test_about_two_hundred_steps_are_recorded_and_eight_evaluated(run, tmp_path, now):
     accuracies = iter(range(100))
-    _, lines = driven(Fake(830, 7, now), run, tmp_path, evaluate=lambda: {"accuracy": next(accuracies)})
-    # 830 // 200 = 4 and 830 // 8 = 103; the last step is recorded and evaluated whatever its number.
-    evaluated = [103 * i - 1 for i in range(1, 9)] + [829]
+    _, lines = driven(Fake(399, 7, now), run, tmp_path, evaluate=lambda: {"accuracy": next(accuracies)})
+    # 399 // 200 = 1 and 399 // 8 = 49; the last step is recorded and evaluated whatever its number.
+    evaluated = [49 * i - 1 for i in range(1, 9)] + [398]
     assert steps(lines, "accuracy") == evaluated
     assert [line["accuracy"] for line in lines if "accuracy" in line] == list(range(9))
-    assert steps(lines) == sorted({*range(3, 830, 4), *evaluated})
+    assert steps(lines) == list(range(399))
 
 
 def test_a_long_epoch_is_not_evaluated_before_its_end(run, tmp_path, now):
@@ -125,14 +125,14 @@ def test_a_long_epoch_is_not_evaluated_before_its_end(run, tmp_path, now):
     assert steps(lines) == list(range(16))
 
 
-def test_a_guarded_training_is_evaluated_at_every_epoch_and_compared_fifty_times(run, tmp_path, now):
-    training, guard = Fake(1010, 150, now), Watch()
+def test_a_guarded_training_is_evaluated_at_every_epoch_and_compared_about_fifty_times(run, tmp_path, now):
+    training, guard = Fake(400, 60, now), Watch()
     _, lines = driven(training, run, tmp_path, evaluate=lambda: {"largest": 0.5}, guard=guard)
-    ends = [149, 299, 449, 599, 749, 899, 1009]
+    ends = [59, 119, 179, 239, 299, 359, 399]
     assert steps(lines, "health") == steps(lines, "options") == ends
-    # Records every 5 steps, comparisons every 5 * (20 // 5) = 20 and at every evaluation.
-    assert training.watched == sorted({*range(19, 1010, 20), *ends})
-    assert steps(lines) == sorted({*range(4, 1010, 5), *ends})
+    # Records every 2 steps, comparisons every 2 * (8 // 2) = 8 and at every evaluation.
+    assert training.watched == sorted({*range(7, 400, 8), *ends})
+    assert steps(lines) == sorted({*range(1, 400, 2), *ends})
     assert steps(lines, "conflict") == training.watched
     assert all(line["conflict"] == line["step"] + 0.25 for line in lines if "conflict" in line)
     assert {line["gradient_norm"] for line in lines} == {0.5} and not steps(lines, "warnings")
@@ -147,10 +147,10 @@ def test_without_a_guard_nothing_is_compared(run, tmp_path, now):
 
 
 def test_comparisons_fall_on_records(run, tmp_path, now):
-    training = Fake(390, 390, now)
+    training = Fake(392, 392, now)
     driven(training, run, tmp_path, guard=Watch())
-    # 390 // 200 = 1 and 390 // 50 = 7.
-    assert training.watched == sorted({*range(6, 390, 7), 389})
+    # 392 // 200 = 1 and 392 // 50 = 7.
+    assert training.watched == list(range(6, 392, 7))
 
 
 def test_a_conflict_that_cannot_be_measured_is_left_out(run, tmp_path, now):

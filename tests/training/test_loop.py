@@ -308,6 +308,34 @@ def test_the_conflict_of_the_last_step_that_was_watched_is_kept():
     assert alone.conflict is None
 
 
+class Halves(Distiller):
+    """Gradients of 1 on all of the head's weights, then of `slope` on half of them, in two parts."""
+
+    def __init__(self, slope):
+        super().__init__()
+        self.slope = slope
+
+    def losses(self, model, batch, step):
+        weight = model.head.linear.weight
+        yield "first", weight.sum()
+        for _ in range(2):
+            yield "other", self.slope * weight[:, ::2].sum()
+
+
+@pytest.mark.parametrize(("slope", "cosine"), [(-3.0, -math.sqrt(0.5)), (0.25, math.sqrt(0.5)), (0.0, None)])
+def test_the_conflict_is_the_cosine_between_the_first_gradient_and_the_sum_of_the_others(slope, cosine):
+    made = training(distiller=Halves(slope))
+    made.step(watch=True)
+    assert made.conflict == (cosine if cosine is None else pytest.approx(cosine, abs=1e-6))
+
+
+def test_watching_changes_nothing_else():
+    watched, plain = training(distiller=Halves(-1.0)), training(distiller=Halves(-1.0))
+    assert watched.step(watch=True) == plain.step()
+    assert torch.equal(watched.model.head.linear.weight, plain.model.head.linear.weight)
+    assert plain.conflict is None
+
+
 class Twice(Distiller):
     """Two losses whose values are known."""
 
