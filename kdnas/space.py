@@ -136,6 +136,9 @@ class SearchSpace(abc.ABC):
     image_channels: int = 3
     resolutions: tuple[int, ...] = (32,)
 
+    smallest_is_cheapest: ClassVar[bool] = False
+    """Whether no architecture has fewer params, MACs or bytes of activations than the smallest."""
+
     digits: ClassVar[str] = "0123456789abcdefghijklmnopqrstuvwxyz"
     """The digits of a choice's first option, second option and so on in a code."""
 

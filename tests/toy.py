@@ -39,11 +39,11 @@ def experiment() -> Experiment:
 
 
 class Cnn(nn.Module):
-    def __init__(self, classes: int = 3) -> None:
+    def __init__(self, classes: int = 3, width: int = 12) -> None:
         super().__init__()
         self.one = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU())
-        self.two = nn.Sequential(nn.Conv2d(6, 12, 3, stride=2, padding=1), nn.BatchNorm2d(12), nn.ReLU())
-        self.head = nn.Linear(12, classes)
+        self.two = nn.Sequential(nn.Conv2d(6, width, 3, stride=2, padding=1), nn.BatchNorm2d(width), nn.ReLU())
+        self.head = nn.Linear(width, classes)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.head(self.two(self.one(x)).mean((2, 3)))
@@ -51,6 +51,11 @@ class Cnn(nn.Module):
 
 def cnn() -> nn.Module:
     return Cnn()
+
+
+def narrow_cnn() -> nn.Module:
+    """No width of it has a second option."""
+    return Cnn(width=8)
 
 
 def other_classes() -> nn.Module:

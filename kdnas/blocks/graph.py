@@ -17,8 +17,8 @@ class Graph(nn.Module):
             `conv` (inputs, outputs, kernel, stride, padding, dilation, channels per group or 0 for one group, bias),
             `norm` (channels, eps, momentum), `linear` (inputs, outputs, bias), `max_pool` and `avg_pool` (kernel,
             stride, padding), `pool` (side, averaged), `dropout` and `drop_path` (rate); without values `relu`,
-            `relu6`, `swish`, `hswish`, `gelu`, `sigmoid`, `hsigmoid`, `flatten`, `mean` (over positions), `add`, `mul`
-            and `cat` (of channels).
+            `relu6`, `swish`, `hswish`, `gelu`, `sigmoid`, `hsigmoid`, `flatten`, `mean` (over positions), `add`, `mul`,
+            `identity` and `cat` (of channels).
     """
 
     def __init__(self, nodes: tuple[tuple[Any, ...], ...]) -> None:
@@ -47,6 +47,8 @@ class Graph(nn.Module):
                 tensors.append(first.flatten(1))
             elif operation == "mean":
                 tensors.append(first.mean((2, 3)))
+            elif operation == "identity":
+                tensors.append(first)
             elif operation == "pool":
                 tensors.append(F.adaptive_avg_pool2d(first, values[0]))
             else:

@@ -6,6 +6,7 @@ from typing import NamedTuple, final
 import torch
 from torch import nn
 
+from kdnas.costs.count import cost
 from kdnas.randomness import torch_rng
 from kdnas.spaces.converted import Converted
 from kdnas.spaces.vit import ViT
@@ -45,12 +46,19 @@ class Conversion:
     report: tuple[ModuleReport, ...]
     error: float
 
+    def smallest_shares(self) -> dict[str, float]:
+        """The params and MACs of the smallest subnet, as shares of the source's."""
+        smallest, largest = (cost(self.space.blueprint(a)) for a in (self.space.smallest, self.space.largest))
+        return {name: getattr(smallest, name) / getattr(largest, name) for name in smallest._fields}
+
     def __str__(self) -> str:
         width = max(len(row.module) for row in self.report)
         rows = [f"{r.module:<{width}}  {'elastic' if r.elastic else 'fixed':<7}  {r.reason}" for r in self.report]
         elastic = sum(row.elastic for row in self.report)
         rows.append(f"{elastic} of {len(rows)} modules are elastic; {self.space.count():,} subnets; ")
         rows[-1] += f"the largest reproduces the source within {self.error:.1e}"
+        shares = self.smallest_shares()
+        rows.append(f"the smallest has {shares['macs']:.1%} of the MACs and {shares['params']:.1%} of the params")
         return "\n".join(rows)
 
 

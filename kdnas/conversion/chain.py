@@ -1,4 +1,4 @@
-"""A traced network as a chain of parts, some of which may be left out or narrowed inside."""
+"""A traced network as a chain of parts, some of which may be left out or narrowed."""
 
 import math
 from collections.abc import Iterator
@@ -8,13 +8,17 @@ from torch import nn
 
 from kdnas.conversion.base import Conversion, ModuleReport, compare
 from kdnas.conversion.channels import ACTIVATIONS, channel_groups
+from kdnas.conversion.importance import Importance, sort_by_importance
 from kdnas.conversion.trace import TracedOperation, trace
-from kdnas.spaces.converted import CHANNELS, CLASSES, UNIT, Converted, Node, Part, PartStage, narrower
+from kdnas.spaces.converted import CHANNELS, CLASSES, Converted, Node, Part, PartStage, narrower
 from kdnas.supernet import Supernet
 
 _ELEMENTWISE = (*ACTIVATIONS, "dropout")
 _HEADS = ("pool", "mean", "flatten")
 _WEIGHTED = ("conv", "norm", "linear")
+_SHARES = tuple(eighth / 8 for eighth in range(1, 8))  # of the source's width
+_UNIT, _SMALL_UNIT, _SMALL = 8, 4, 64  # widths are multiples of the unit; of the small one below 64 channels
+_FLOOR = 8  # channels that every elastic width keeps
 
 
 @dataclass
@@ -25,16 +29,18 @@ class _Segment:
         start: number of its first operation.
         end: number of its last operation.
         widths: options of each inner width.
-        inputs: by an operation's number, the index of the width it reads.
-        outputs: by an operation's number, the index of the width it has.
+        branch: numbers of the operations that may be left out together.
+        inputs: by an operation's number, the name of the width it reads, as in `kdnas.spaces.converted.Node`.
+        outputs: by an operation's number, the name of the width it has.
         reasons: by an operation's number, why the channels of its output are fixed.
     """
 
     start: int
     end: int
     widths: list[tuple[int, ...]] = field(default_factory=list)
-    inputs: dict[int, int] = field(default_factory=dict)
-    outputs: dict[int, int] = field(default_factory=dict)
+    branch: list[int] = field(default_factory=list)
+    inputs: dict[int, str] = field(default_factory=dict)
+    outputs: dict[int, str] = field(default_factory=dict)
     reasons: dict[int, str] = field(default_factory=dict)
 
     @property
@@ -60,36 +66,39 @@ class _Chain:
         yield "head", "head", self.head
 
 
-def chain(module: nn.Module, image: tuple[int, int, int], name: str) -> Conversion:
+def chain(module: nn.Module, image: tuple[int, int, int], name: str, importance: Importance) -> Conversion:
     """An elastic supernet from a network that can be traced.
 
     1. The network is traced to a graph of operations and cut wherever a single tensor carries everything on. What
        branches between two cuts, a residual block, stays together; so does a run of plain layers up to the next block
        or pooling.
     2. *Depth*: blocks at the end of a row of equal output shapes that add to their own input unchanged may be
-       left out, the last first. *Width*: channels that neither enter nor leave their part, such as those inside a
-       bottleneck, between two convolutions or between two linear layers, may be narrowed to a half or three
-       quarters, in multiples of 8 and of whole groups. A channel group (`kdnas.conversion.channels`) is narrowed
-       together. Everything else is fixed.
+       left out, the last first; of any other block that ends in a sum, the residual branch, so that its input or its
+       projection remains. *Width*: channels that belong together (`kdnas.conversion.channels`) are narrowed together,
+       to any eighth of the source's: inside a part, or along a residual stream through all its parts. Widths are
+       multiples of 8 (of 4 below 64 channels) and of whole groups, and at least 8. Everything else is fixed.
+    3. The channels are sorted by importance (`kdnas.conversion.importance`), so that every narrower network has the
+       most important ones.
 
     Args:
         module: in evaluation mode.
         image: channels, height and width, which are equal.
         name: of the space.
+        importance: by which channels are sorted.
 
     Raises:
         ValueError: see `kdnas.conversion.convert.convert`.
     """
     traced = trace(module, image)
     parts = _cut(traced)
-    for _, _, segment in parts.segments():
-        _choose_widths(traced, segment)
+    streams = _choose_widths(traced, parts)
     space = Converted(
         name=name,
         source="kdnas convert",
         classes=traced[-1].shape[1],
         image_channels=image[0],
         resolutions=(image[1],),
+        streams=tuple(streams),
         stem=_part(traced, parts.stem),
         stages=tuple(
             PartStage(parts=tuple(_part(traced, segment) for segment in stage), depths=depths)
@@ -105,7 +114,8 @@ def chain(module: nn.Module, image: tuple[int, int, int], name: str) -> Conversi
             if traced[number].operation.op in _WEIGHTED:
                 weights = module.get_submodule(traced[number].module).state_dict()
                 bank.get_submodule(f"parts.{number - segment.start}").load_state_dict(weights)
-    return Conversion(space, supernet, tuple(_report(traced, parts)), compare(module, supernet))
+    sort_by_importance(supernet, importance)
+    return Conversion(space, supernet, tuple(_report(traced, parts, streams)), compare(module, supernet))
 
 
 def _cut(traced: list[TracedOperation]) -> _Chain:
@@ -124,7 +134,11 @@ def _cut(traced: list[TracedOperation]) -> _Chain:
             stages[-1].append(segment)
         else:
             stages.append([segment])
-    return _Chain(stem, stages, [_depths(traced, stage) for stage in stages], head)
+    depths = [_depths(traced, stage) for stage in stages]
+    for stage, options in zip(stages, depths, strict=True):
+        for segment in stage[: options[0]]:
+            segment.branch = _branch(traced, segment)
+    return _Chain(stem, stages, depths, head)
 
 
 def _segments(traced: list[TracedOperation]) -> list[_Segment]:
@@ -175,35 +189,36 @@ def _head_start(traced: list[TracedOperation], segments: list[_Segment]) -> int:
     raise ValueError("the network has no pooling or flattening before its classifier, so its head cannot be located.")
 
 
-def _choose_widths(traced: list[TracedOperation], segment: _Segment) -> None:
-    """Options for the channel groups inside a segment; for the others, why they are fixed."""
-    before = segment.start - 1
-    _, channels, *sides = traced[before].shape
-    nodes = [
-        source.operation._replace(inputs=tuple(number - before for number in source.operation.inputs))
-        for source in traced[segment.start : segment.end + 1]
-    ]
-    groups = channel_groups(
-        {"": nodes},
-        channels,
-        sides[0] if sides else 0,
-        input_fixed="its channels are the block's input, which other blocks share",
-        output_fixed="they are the logits"
-        if segment.end == len(traced) - 1
-        else "its channels are the block's output, which other blocks share",
-    )
-    for group in groups:
-        reason, unit = group.fixed, math.lcm(UNIT, group.multiple)
-        options = narrower(group.size, unit)
+def _choose_widths(traced: list[TracedOperation], parts: _Chain) -> list[tuple[int, ...]]:
+    """Options for the channel groups inside each segment; returns those of the groups that cross segments.
+
+    Of groups without options, the segments have the reasons.
+    """
+    streams: list[tuple[int, ...]] = []
+    owners = {number: segment for _, _, segment in parts.segments() for number in segment.numbers}
+    _, channels, side, _ = traced[0].shape
+    for group in channel_groups({"": [source.operation for source in traced[1:]]}, channels, side):
+        outputs, readers = ([index + 1 for _, index in places] for places in (group.outputs, group.readers))
+        unit = math.lcm(_UNIT if group.size >= _SMALL else _SMALL_UNIT, group.multiple)
+        options = tuple(width for width in narrower(group.size, unit, _SHARES) if width >= min(_FLOOR, group.size))
+        reason = group.fixed
         if not reason and len(options) == 1:
-            reason = f"{group.size} channels in steps of {unit} leave nothing to choose"
+            reason = f"{group.size} channels in steps of {unit}, at least {_FLOOR}, leave nothing to choose"
         if reason:
-            segment.reasons.update((segment.start + index, reason) for _, index in group.outputs)
+            for number in outputs:
+                owners[number].reasons[number] = reason
             continue
-        grouped = [(position, index) for position, index in group.writers if nodes[index].passes]
-        for indices, places in ((segment.outputs, group.outputs), (segment.inputs, (*group.readers, *grouped))):
-            indices.update((segment.start + index, len(segment.widths)) for _, index in places)
-        segment.widths.append(options)
+        inside = {owners[number].start for number in (*outputs, *readers)}
+        widths = owners[outputs[0]].widths if len(inside) == 1 else streams
+        name = f"{'s' if widths is streams else 'w'}{len(widths)}"
+        widths.append(options)
+        for number in outputs:
+            owners[number].outputs[number] = name
+            if traced[number].operation.passes:
+                owners[number].inputs[number] = name
+        for number in readers:
+            owners[number].inputs[number] = name
+    return streams
 
 
 def _depths(traced: list[TracedOperation], stage: list[_Segment]) -> tuple[int, ...]:
@@ -221,23 +236,46 @@ def _adds_to_its_input(traced: list[TracedOperation], segment: _Segment) -> bool
     return traced[end].operation.op == "add" and segment.start - 1 in traced[end].operation.inputs
 
 
+def _branch(traced: list[TracedOperation], segment: _Segment) -> list[int]:
+    """The operations that compute one side of the sum at a segment's end and not the other; the larger of both."""
+    end = segment.end
+    while end > segment.start and traced[end].operation.op in _ELEMENTWISE:
+        end -= 1
+    inputs = traced[end].operation.inputs
+    if traced[end].operation.op != "add" or traced[inputs[0]].shape != traced[inputs[1]].shape:
+        return []
+    first, second = (_ancestors(traced, number, segment.start) for number in inputs)
+    if first | second != {*range(segment.start, end)}:
+        return []
+    branch = sorted(max(first - second, second - first, key=len))
+    return branch if any(traced[number].operation.op in _WEIGHTED for number in branch) else []
+
+
+def _ancestors(traced: list[TracedOperation], number: int, start: int) -> set[int]:
+    """An operation and all it depends on, from `start` on."""
+    ancestors = {number}
+    for later in range(number, start - 1, -1):
+        if later in ancestors:
+            ancestors.update(traced[later].operation.inputs)
+    return {ancestor for ancestor in ancestors if ancestor >= start}
+
+
 def _part(traced: list[TracedOperation], segment: _Segment) -> Part:
     nodes = []
     for number in segment.numbers:
         operation = traced[number].operation
-        inputs, outputs = (
-            f"w{widths[number]}" if number in widths else None for widths in (segment.inputs, segment.outputs)
-        )
+        inputs, outputs = segment.inputs.get(number), segment.outputs.get(number)
         if operation.inputs[0] == 0:
             inputs = CHANNELS
         if number == len(traced) - 1 and operation.op == "linear":
             outputs = CLASSES
         op, tensors, values = operation.with_channels(inputs, outputs)
         nodes.append(Node(op=op, inputs=tuple(tensor - segment.start + 1 for tensor in tensors), values=values))
-    return Part(nodes=tuple(nodes), widths=tuple(segment.widths))
+    branch = tuple(number - segment.start + 1 for number in segment.branch)
+    return Part(nodes=tuple(nodes), widths=tuple(segment.widths), branch=branch)
 
 
-def _report(traced: list[TracedOperation], parts: _Chain) -> Iterator[ModuleReport]:
+def _report(traced: list[TracedOperation], parts: _Chain, streams: list[tuple[int, ...]]) -> Iterator[ModuleReport]:
     """Every weighted module with its choices, or why it has none."""
     optional = {
         segment.start: f"may be left out (stage{i}.depth)"
@@ -250,9 +288,13 @@ def _report(traced: list[TracedOperation], parts: _Chain) -> Iterator[ModuleRepo
             if op not in _WEIGHTED:
                 continue
             choices = [optional[segment.start]] if segment.start in optional else []
-            for side, widths in (("in", segment.inputs), ("out", segment.outputs)):
-                if number in widths:
-                    options = ", ".join(map(str, segment.widths[widths[number]]))
-                    choices.append(f"channels {side} {options} ({prefix}.width{widths[number]})")
+            if number in segment.branch:
+                choices.append(f"may be left out ({prefix}.branch)")
+            for side, names in (("in", segment.inputs), ("out", segment.outputs)):
+                if number in names:
+                    kind, index = names[number][0], int(names[number][1:])
+                    widths = (streams if kind == "s" else segment.widths)[index]
+                    choice = f"stream{index}.width" if kind == "s" else f"{prefix}.width{index}"
+                    choices.append(f"channels {side} {', '.join(map(str, widths))} ({choice})")
             reason = "; ".join(choices) or segment.reasons.get(number, "")
             yield ModuleReport(traced[number].module, bool(choices), reason)

@@ -4,6 +4,7 @@ from torch import nn
 
 from kdnas.conversion.base import Conversion
 from kdnas.conversion.chain import chain
+from kdnas.conversion.importance import Importance, channel_importance
 from kdnas.conversion.transformer import transformer
 
 
@@ -13,12 +14,14 @@ def convert(
     image: tuple[int, int, int] = (3, 224, 224),
     name: str = "converted",
     needs_choices: bool = True,
+    importance: Importance = channel_importance,
 ) -> Conversion:
     """An elastic supernet from a trained network.
 
     A plain vision transformer is recognised by its parts (`kdnas.conversion.transformer`). Any other network is
-    traced, cut into a chain of parts and made elastic in depth and inner width (`kdnas.conversion.chain`). The weights
-    are copied, and the largest subnet is compared with the source.
+    traced, cut into a chain of parts and made elastic in depth and in the width of its channel groups
+    (`kdnas.conversion.chain`). The weights are copied, the channels sorted by importance, and the largest subnet is
+    compared with the source.
 
     Args:
         module: returns logits `[batch, classes]`; convolutions, batch norms, linear layers, pooling, sums, products,
@@ -26,6 +29,8 @@ def convert(
         image: channels, height and width, which are equal.
         name: of the space.
         needs_choices: whether a network in which nothing is elastic is refused; scale factors need no choices.
+        importance: by which the channels of a traced network are sorted, such as
+            `functools.partial(channel_importance, method="activation", images=images)`.
 
     Raises:
         ValueError: the network cannot be traced or has an unsupported operation, nothing in it is elastic, the images
@@ -34,10 +39,10 @@ def convert(
     if image[1] != image[2]:
         raise ValueError(f"a search space's images must be square, got {image[1]} x {image[2]}. Resize them.")
     module = module.eval()
-    conversion = transformer(module, image, name) or chain(module, image, name)
+    conversion = transformer(module, image, name) or chain(module, image, name, importance)
     if needs_choices and not any(row.elastic for row in conversion.report):
         raise ValueError(
-            "no elastic module found: no block may be left out and no inner width narrowed. The modules are:\n"
+            "no elastic module found: no block may be left out and no width narrowed. The modules are:\n"
             + "\n".join(f"{row.module}: {row.reason}" for row in conversion.report)
         )
     return conversion

@@ -66,12 +66,17 @@ class Infeasible(ValueError):
 
 
 def check_feasible(check: BudgetCheck, rng: random.Random, attempts: int = 1000) -> None:
-    """Raise `Infeasible` when neither the smallest network nor any of many draws is within the budget."""
+    """Raise `Infeasible` when neither the smallest network nor any of many draws is within the budget.
+
+    Where the smallest is the cheapest, nothing is drawn for a budget without latency.
+    """
     space = check.space
     nearest, excess = space.smallest, check.excess(space.smallest)
     if excess <= 0:
         return
     current = nearest
+    if space.smallest_is_cheapest and check.budget.latency is None:
+        attempts = 0
     for _ in range(attempts):
         candidate = space.mutate(current, rng) if rng.random() < 0.8 else space.sample(rng)
         candidate_excess = check.excess(candidate)

@@ -1,20 +1,19 @@
 """A trained network as an elastic space; `kdnas convert` writes these tables."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 from kdnas.architecture import Architecture, Choice, Value
 from kdnas.space import Layer, SearchSpace, layer
 
 CLASSES, CHANNELS = "classes", "channels"
-UNIT = 8  # widths other than the source's are multiples of it
-_SHARES = (0.5, 0.75)  # of the source's width
+UNIT = 8  # inner widths of a transformer other than the source's are multiples of it
 
 
-def narrower(full: int, unit: int) -> tuple[int, ...]:
-    """Options for a width of the source: about a half and three quarters of it, in multiples of a unit, and all."""
-    options = {max(unit, round(full * share / unit) * unit) for share in _SHARES}
+def narrower(full: int, unit: int, shares: Sequence[float] = (0.5, 0.75)) -> tuple[int, ...]:
+    """Options for a width of the source: about these shares of it, in multiples of a unit, and all."""
+    options = {max(unit, round(full * share / unit) * unit) for share in shares}
     return (*sorted(option for option in options if option < full), full)
 
 
@@ -26,8 +25,8 @@ class Node:
     Attributes:
         op: the operation.
         inputs: numbers of the tensors it reads; 0 is the part's input.
-        values: its settings. A name stands for a number: `w0` for the part's first width, `classes` and `channels`
-            for those of the data.
+        values: its settings. A name stands for a number: `w0` for the part's first width, `s0` for the space's first
+            stream, `classes` and `channels` for those of the data.
     """
 
     op: str
@@ -43,10 +42,13 @@ class Part:
     Attributes:
         nodes: its operations.
         widths: options for each of its inner widths, ascending.
+        branch: numbers of the tensors of a residual branch that may be left out; empty for none. The sum that reads the
+            branch then passes its other input on.
     """
 
     nodes: tuple[Node, ...] = ()
     widths: tuple[tuple[int, ...], ...] = ()
+    branch: tuple[int, ...] = ()
 
 
 @final
@@ -66,12 +68,14 @@ class PartStage:
 @final
 @dataclass(frozen=True, kw_only=True)
 class Converted(SearchSpace):
-    """A network cut into parts, some of which may be left out or narrowed inside.
+    """A network cut into parts, some of which may be left out or narrowed.
 
-    The widths between parts are the source's, so that parts fit together whatever is chosen inside them. The largest
-    network is the source.
+    A width inside a part is a choice of that part. A width that several parts share, such as that of a residual
+    stream, is one choice of the space, so that parts fit together whatever is chosen. The largest network is the
+    source.
 
     Attributes:
+        streams: options for each width that several parts share, ascending.
         stem: reads images.
         stages: the parts between stem and head.
         head: returns logits.
@@ -80,43 +84,63 @@ class Converted(SearchSpace):
         channels is the supernet's.
     """
 
+    smallest_is_cheapest: ClassVar[bool] = True
+
+    streams: tuple[tuple[int, ...], ...] = ()
     stem: Part
     stages: tuple[PartStage, ...]
     head: Part
 
     @property
     def structure(self) -> tuple[Choice, ...]:
-        """The stem's widths, then per stage the depth and each part's widths, then the head's."""
-        choices = list(_widths("stem", self.stem))
+        """The streams' widths, the stem's, per stage the depth and each part's choices, then the head's widths."""
+        choices = [Choice(f"stream{index}.width", options) for index, options in enumerate(self.streams)]
+        choices += _part_choices("stem", self.stem)
         for index, stage in enumerate(self.stages):
             name = f"stage{index}.depth"
             if len(stage.depths) > 1:
                 choices.append(Choice(name, stage.depths))
             for place, part in enumerate(stage.parts):
                 optional = place >= stage.depths[0]
-                choices += _widths(f"stage{index}.block{place}", part, name if optional else None, place + 1)
-        return (*choices, *_widths("head", self.head))
+                choices += _part_choices(f"stage{index}.block{place}", part, name if optional else None, place + 1)
+        return (*choices, *_part_choices("head", self.head))
 
     def layers(self, architecture: Architecture) -> tuple[Layer, tuple[tuple[Layer, ...], ...], Layer]:
         """Stem, stages and head."""
+        shared: dict[Any, Value] = {CLASSES: self.classes, CHANNELS: self.image_channels}
+        shared |= {f"s{i}": architecture[f"stream{i}.width"] for i in range(len(self.streams))}
         stages = []
         for index, stage in enumerate(self.stages):
             chosen = architecture.under(f"stage{index}")
             depth = chosen.integer("depth") if "depth" in chosen else stage.depths[0]
-            stages.append(tuple(self._layer(p, chosen.under(f"block{i}")) for i, p in enumerate(stage.parts[:depth])))
-        stem, head = (
-            self._layer(self.stem, architecture.under("stem")),
-            self._layer(self.head, architecture.under("head")),
-        )
+            stages.append(
+                tuple(_layer(part, chosen.under(f"block{i}"), shared) for i, part in enumerate(stage.parts[:depth]))
+            )
+        stem, head = (_layer(getattr(self, name), architecture.under(name), shared) for name in ("stem", "head"))
         return stem, tuple(stages), head
 
-    def _layer(self, part: Part, chosen: Architecture) -> Layer:
-        known: dict[Any, Value] = {CLASSES: self.classes, CHANNELS: self.image_channels}
-        known |= {f"w{i}": chosen.get(f"width{i}", options[-1]) for i, options in enumerate(part.widths)}
-        nodes = tuple((node.op, node.inputs, *(known.get(v, v) for v in node.values)) for node in part.nodes)
-        return layer("kdnas.blocks.graph:Graph", nodes=nodes)
+
+def _layer(part: Part, chosen: Architecture, shared: dict[Any, Value]) -> Layer:
+    known = shared | {f"w{i}": chosen.get(f"width{i}", options[-1]) for i, options in enumerate(part.widths)}
+    nodes: list[tuple[Any, ...]] = []
+    gone = set() if chosen.get("branch", 1) else {*part.branch}
+    for number, node in enumerate(part.nodes, 1):
+        left = tuple(tensor for tensor in node.inputs if tensor not in gone)
+        if number in gone:
+            nodes.append(("identity", (0,)))  # keeps the numbers of the others, and so the names of their weights
+        elif len(left) < len(node.inputs):
+            nodes.append(("identity", left))
+        else:
+            nodes.append((node.op, node.inputs, *(known.get(value, value) for value in node.values)))
+    return layer("kdnas.blocks.graph:Graph", nodes=tuple(nodes))
 
 
-def _widths(name: str, part: Part, needs: str | None = None, at_least: int = 0) -> Iterator[Choice]:
+def _part_choices(name: str, part: Part, needs: str | None = None, at_least: int = 0) -> Iterator[Choice]:
+    if part.branch:
+        yield Choice(f"{name}.branch", (0, 1), needs, at_least if needs else 0)
     for index, options in enumerate(part.widths):
-        yield Choice(f"{name}.width{index}", options, needs, at_least if needs else 0)
+        users = {number for number, node in enumerate(part.nodes, 1) if f"w{index}" in node.values}
+        if part.branch and users <= {*part.branch}:
+            yield Choice(f"{name}.width{index}", options, f"{name}.branch", 1)
+        else:
+            yield Choice(f"{name}.width{index}", options, needs, at_least if needs else 0)

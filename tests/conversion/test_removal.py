@@ -9,7 +9,6 @@ import torch
 from torch import nn
 from torchvision.ops import StochasticDepth
 
-from kdnas.architecture import Architecture
 from kdnas.cli.commands import main
 from kdnas.conversion.convert import convert
 from kdnas.conversion.removal import ResidualBlock
@@ -25,7 +24,7 @@ from kdnas.settings import Recipe
 from kdnas.spaces.converted import Node, Part
 from kdnas.students.folder import read_student
 from kdnas.training.loop import Training
-from tests.toy import Cnn, data
+from tests.toy import Cnn, data, narrow_cnn
 
 
 def norm_conv(inputs, outputs, kernel=3, stride=1, groups=1):
@@ -527,8 +526,10 @@ def test_a_source_of_other_classes_is_refused(tmp_path):
 def test_a_source_in_which_nothing_is_elastic_is_pruned_all_the_same(tmp_path):
     from tests.toy import pruned
 
-    whole = cost(convert(Cnn().eval(), image=(3, 8, 8), needs_choices=False).supernet.space.blueprint(Architecture({})))
-    settings = dataclasses.replace(pruned(), source="tests.toy:cnn", budget=Budget(macs=0.6 * whole.macs))
+    space = convert(narrow_cnn().eval(), image=(3, 8, 8), needs_choices=False).space
+    assert space.count() == 1
+    whole = cost(space.blueprint(space.largest))
+    settings = dataclasses.replace(pruned(), source="tests.toy:narrow_cnn", budget=Budget(macs=0.6 * whole.macs))
     found = prune(settings, tmp_path / "run")
     assert 0.5 * whole.macs < found["macs"] <= 0.6 * whole.macs
 

@@ -16,6 +16,8 @@ import torch
 from scipy.stats import kendalltau
 
 from kdnas.cli.commands import main
+from kdnas.costs.budget import Budget
+from kdnas.costs.check import Infeasible
 from kdnas.costs.count import cost
 from kdnas.data.base import Data
 from kdnas.distillers.from_labels import FromLabels
@@ -23,6 +25,7 @@ from kdnas.jobs._run import Run, build_teacher
 from kdnas.jobs.chain import chain, closing_table
 from kdnas.jobs.retrain import retrain, settings_of
 from kdnas.jobs.search import search
+from kdnas.jobs.train import train
 from kdnas.network import Network
 from kdnas.randomness import initialised
 from kdnas.ranking.controls import training_free
@@ -206,6 +209,16 @@ def test_an_infeasible_budget_names_the_nearest(searched, capsys):
         main(["search", str(searched), "--budget", "macs=100"])
     assert stopped.value.code == 2
     assert "infeasible" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("bound", [{"macs": 100}, {"latency": 1e-9}, {"memory": 10, "latency": 9.0}])
+def test_an_infeasible_budget_is_refused_before_anything_is_written_or_trained(bound, tmp_path):
+    base = experiment()
+    impossible = dataclasses.replace(base.search, budget=Budget(**bound))
+    for settings in (dataclasses.replace(base, search=impossible), dataclasses.replace(base, second=impossible)):
+        with pytest.raises(Infeasible, match="infeasible"):
+            train(settings, tmp_path / "run")
+        assert not (tmp_path / "run").exists()
 
 
 def test_export_and_retrain_write_students_that_need_no_kdnas(searched, capsys):

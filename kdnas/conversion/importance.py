@@ -1,0 +1,160 @@
+"""How important the channels of a trained network are, and its supernet's channels in that order."""
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kdnas.conversion.channels import ChannelGroup, Place, channel_groups, operations
+from kdnas.network import Network
+from kdnas.spaces.converted import Converted
+from kdnas.supernet import Supernet
+
+Importance = Callable[[Network, Sequence[ChannelGroup]], list[Tensor]]
+
+
+def channel_importance(
+    network: Network,
+    groups: Sequence[ChannelGroup],
+    method: Literal["norm", "gradient", "activation"] = "norm",
+    images: Tensor | None = None,
+    labels: Tensor | None = None,
+) -> list[Tensor]:
+    r"""The importance of every channel of each group, `[channels]`; larger is more important.
+
+    - `norm`: the squared norm of the weights that compute (writers) or read (readers) channel c, each layer's relative
+      to the mean over its channels: $\sum_l \|W_{l,c}\|^2 / \overline{\|W_l\|^2}$. It needs no images.
+    - `gradient`: the mean over images of the squared derivative of the cross entropy by a factor of the channel, where
+      layers read it, divided by the multiply-accumulates that the channel costs. It compares across groups too.
+    - `activation`: the mean absolute value of the channel where layers read it.
+
+    Args:
+        network: the largest subnet, in evaluation mode.
+        groups: not fixed, each with a reader.
+        method: see above.
+        images: `[batch, channels, height, width]`, normalised; for `gradient` and `activation`.
+        labels: `[batch]`, for `gradient`; None takes the network's own predictions.
+
+    Raises:
+        ValueError: the method is unknown, or needs images and gets none.
+
+    Reference: `norm`: Fang et al., DepGraph: Towards Any Structural Pruning, CVPR 2023, group importance; `gradient`:
+        Liu et al., Group Fisher Pruning for Practical Network Compression, ICML 2021.
+    Differs: `norm` divides by each layer's mean, so that no layer outweighs the others, and leaves out batch norms.
+    """
+    if method == "norm":
+        return [_norm(network, group) for group in groups]
+    if method not in ("gradient", "activation"):
+        raise ValueError(f"the importance must be norm, gradient or activation, got {method!r}.")
+    if images is None:
+        raise ValueError(f"the importance {method} needs images, got none.")
+    if method == "activation":
+        with torch.no_grad():
+            return _activation(network, groups, images)
+    return _gradient(network, groups, images, labels)
+
+
+def sort_by_importance(supernet: Supernet, importance: Importance = channel_importance) -> dict[str, Tensor]:
+    """Sort a converted network's channels so that the leading ones of every group are the most important.
+
+    Writers, normalisations and readers of a group are permuted alike; the largest subnet's outputs do not change,
+    except for the order of floating point additions. Groups in front of a grouped convolution move by whole
+    convolution groups. The optimizer's momentum is not permuted.
+
+    Args:
+        supernet: of a `Converted` space; its bank is sorted in place.
+        importance: such as `channel_importance`, or a `functools.partial` of it with another method and images.
+
+    Returns:
+        By a group's key, the former number of each channel in the new order.
+    """
+    space = supernet.space
+    assert isinstance(space, Converted)
+    blueprint = space.blueprint(space.largest)
+    groups = [
+        group
+        for group in channel_groups(operations(space), space.image_channels, blueprint.image[1])
+        if not group.fixed and group.writers and group.readers
+    ]
+    layers = dict(blueprint.named_layers())
+    orders: dict[str, Tensor] = {}
+    network = supernet.extract(space.largest).eval()
+    for group, values in zip(groups, importance(network, groups), strict=True):
+        blocks = values.unflatten(0, (-1, group.multiple)).sum(1).argsort(descending=True, stable=True)
+        order = (blocks[:, None] * group.multiple + torch.arange(group.multiple, device=blocks.device)).flatten()
+        orders[group.key] = order
+        for places, dim in ((group.outputs, 0), (group.readers, 1)):
+            for position, index in places:
+                bank = supernet.bank_module(position, layers[position]).get_submodule(f"parts.{index}")
+                _permute(bank, order, dim)
+    return orders
+
+
+@torch.no_grad()
+def _permute(module: nn.Module, order: Tensor, dim: int) -> None:
+    for tensor in (*module.parameters(), *module.buffers()):
+        if tensor.dim() > dim:
+            tensor.copy_(tensor.index_select(dim, order))
+
+
+def _module(network: Network, place: Place) -> nn.Module:
+    position, index = place
+    return network.get_submodule(f"{position}.parts.{index}")
+
+
+def _norm(network: Network, group: ChannelGroup) -> Tensor:
+    weights = [_module(network, place).get_parameter("weight").detach() for place in group.writers]
+    weights += [_module(network, place).get_parameter("weight").detach().transpose(0, 1) for place in group.readers]
+    squares = [weight.flatten(1).pow(2).sum(1) for weight in weights]
+    return torch.stack([s / s.mean().clamp_min(torch.finfo(s.dtype).tiny) for s in squares]).sum(0)
+
+
+def _activation(network: Network, groups: Sequence[ChannelGroup], images: Tensor) -> list[Tensor]:
+    sums = [images.new_zeros(group.size) for group in groups]
+
+    def observer(total: Tensor) -> Callable[..., None]:
+        def add(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            total.add_(inputs[0].abs().transpose(0, 1).flatten(1).mean(1))
+
+        return add
+
+    readers = [(place, total) for group, total in zip(groups, sums, strict=True) for place in group.readers]
+    handles = [_module(network, place).register_forward_pre_hook(observer(total)) for place, total in readers]
+    try:
+        network(images)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [total / len(group.readers) for group, total in zip(groups, sums, strict=True)]
+
+
+def _gradient(network: Network, groups: Sequence[ChannelGroup], images: Tensor, labels: Tensor | None) -> list[Tensor]:
+    factors = [images.new_ones(len(images), group.size).requires_grad_() for group in groups]
+    macs = [0.0] * len(groups)
+    handles = []
+
+    def scale(factor: Tensor) -> Callable[..., tuple[Tensor]]:
+        return lambda module, inputs: (inputs[0] * factor.reshape(*factor.shape, *[1] * (inputs[0].dim() - 2)),)
+
+    def count(index: int, dim: int) -> Callable[..., None]:
+        def add(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            weight = module.get_parameter("weight")
+            macs[index] += weight.numel() / weight.shape[dim] * output.shape[2:].numel()
+
+        return add
+
+    for index, group in enumerate(groups):
+        for place in group.readers:
+            handles.append(_module(network, place).register_forward_pre_hook(scale(factors[index])))
+        for places, dim in ((group.writers, 0), (group.readers, 1)):
+            handles += [_module(network, place).register_forward_hook(count(index, dim)) for place in places]
+    try:
+        logits = network(images).logits
+    finally:
+        for handle in handles:
+            handle.remove()
+    loss = F.cross_entropy(logits, logits.argmax(1) if labels is None else labels, reduction="sum")
+    gradients = torch.autograd.grad(loss, factors)
+    return [gradient.pow(2).mean(0) / cost for gradient, cost in zip(gradients, macs, strict=True)]
