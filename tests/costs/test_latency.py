@@ -57,6 +57,11 @@ def test_views_in_place_operations_and_weights_take_no_memory():
     assert peak_activations(lambda: image.view(16).relu_(), image, linear) == 4 * 16
 
 
+def test_what_an_operation_is_told_by_name_counts():
+    image = torch.zeros(2, 8)
+    assert peak_activations(lambda: torch.ones_like(image, dtype=torch.float64), image, nn.Identity()) == (4 + 8) * 16
+
+
 @pytest.mark.parametrize(
     ("text", "budget"),
     [
