@@ -208,6 +208,14 @@ def test_a_strided_point_convolution_keeps_images_as_they_are():
     assert made.distiller.strides == (3 * 64, 64, 8, 1)
 
 
+def test_a_point_convolution_without_a_stride_takes_channels_last_images():
+    model = network()
+    model.stem = torch.nn.Sequential(torch.nn.Conv2d(3, 3, 1), model.stem)
+    made = Training(model, Watching(), DATA, None, RECIPE)
+    made.step()
+    assert made.distiller.strides == (3 * 64, 1, 8 * 3, 3)
+
+
 def test_gray_images_are_not_channels_last_before_a_strided_point_convolution():
     # Shifted images of one channel have strides that count as channels-last: layers would hand that format on.
     gray = [
@@ -309,7 +317,7 @@ def test_the_conflict_of_the_last_step_that_was_watched_is_kept():
 
 
 class Halves(Distiller):
-    """Gradients of 1 on all of the head's weights, then of `slope` on half of them, in two parts."""
+    """Gradients of 0.01 on all of the head's weights, then `slope` times that on half of them, in two parts."""
 
     def __init__(self, slope):
         super().__init__()
@@ -317,9 +325,9 @@ class Halves(Distiller):
 
     def losses(self, model, batch, step):
         weight = model.head.linear.weight
-        yield "first", weight.sum()
+        yield "first", 0.01 * weight.sum()
         for _ in range(2):
-            yield "other", self.slope * weight[:, ::2].sum()
+            yield "other", 0.01 * self.slope * weight[:, ::2].sum()
 
 
 @pytest.mark.parametrize(("slope", "cosine"), [(-3.0, -math.sqrt(0.5)), (0.25, math.sqrt(0.5)), (0.0, None)])
@@ -467,6 +475,16 @@ def test_the_uses_of_options_are_part_of_the_state():
     assert second.model.uses == first.model.uses and second.index == 1
     second.model.uses["absent", 1] += 1  # still a counter
     assert set(state) == {"model", "distiller", "optimizer", "index", "uses"}
+
+
+def test_a_state_without_shares_of_the_rate_has_the_whole_rate():
+    state = training().state()
+    for group in state["optimizer"]["param_groups"]:
+        del group["share"]
+    made = training()
+    made.load(state)
+    made.step()
+    assert [g["lr"] for g in made.optimizer.param_groups] == [made.rate(0)] * 2
 
 
 def test_a_state_of_another_distiller_or_without_a_part_is_refused():
