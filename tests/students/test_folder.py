@@ -281,6 +281,16 @@ def test_a_layer_that_makes_a_number_of_the_batch_size_is_refused_and_len_is_non
             refuse(tmp_path / "a", trained(changed), card_of(changed), r"one batch size only.*x\.shape\[0\]")
 
 
+def test_another_form_is_written_into_the_folder_and_its_measurements_are_returned(tmp_path, student, without_exporter):
+    def more(draft):
+        (draft / "student-int8.onnx").write_text("another form")
+        return {"another": 0.25}
+
+    parity = write_student(tmp_path / "a", *student[1:3], more=more)
+    assert parity == student[3] | {"another": 0.25}
+    assert (tmp_path / "a" / "student-int8.onnx").read_text() == "another form"
+
+
 def test_a_refusal_keeps_the_student_that_was_there(copied, blueprint, student):
     before = {name: (copied / name).read_bytes() for name in FILES}
     refuse(copied, student[1], card_of(blueprint, cost=Cost(1, 1)), "`Card.cost` is")

@@ -76,6 +76,14 @@ def test_the_reference_is_the_network_on_normalised_images():
     assert parity.differences["largest_logit"] == pytest.approx(3.0)
 
 
+def test_one_logit_that_is_not_finite_is_enough():
+    own = network(3.0)
+    with torch.no_grad():
+        own.head.linear.bias[1] = float("nan")
+    with pytest.raises(ValueError, match="logits are not finite"):
+        Parity(own, card())
+
+
 def test_every_form_is_compared_at_batch_sizes_one_and_three():
     parity = Parity(network(3.0), card())
     form = Form(parity)

@@ -126,9 +126,9 @@ def test_a_long_epoch_is_not_evaluated_before_its_end(run, tmp_path, now):
 
 
 def test_a_guarded_training_is_evaluated_at_every_epoch_and_compared_about_fifty_times(run, tmp_path, now):
-    training, guard = Fake(400, 60, now), Watch()
+    training, guard = Fake(400, 61, now), Watch()
     _, lines = driven(training, run, tmp_path, evaluate=lambda: {"largest": 0.5}, guard=guard)
-    ends = [59, 119, 179, 239, 299, 359, 399]
+    ends = [60, 121, 182, 243, 304, 365, 399]
     assert steps(lines, "health") == steps(lines, "options") == ends
     # Records every 2 steps, comparisons every 2 * (8 // 2) = 8 and at every evaluation.
     assert training.watched == sorted({*range(7, 400, 8), *ends})
