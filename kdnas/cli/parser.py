@@ -22,7 +22,7 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """End with the message and the nearest known name."""
         known = [option for action in self._actions for option in action.option_strings]
-        words = [word for word in message.replace(",", " ").split() if word.startswith("--")]
+        words = [word.rstrip(":") for word in message.replace(",", " ").split() if word.startswith("--")]
         if "invalid choice" in message:
             words = [message.partition("invalid choice: '")[2].partition("'")[0]]
             known = message.partition("choose from ")[2].rstrip(")").replace("'", "").split(", ")

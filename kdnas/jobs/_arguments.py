@@ -76,7 +76,15 @@ def load_settings(text: str, kind: type[_Settings]) -> _Settings:
 
 
 def with_overrides(recipe: Recipe, options: Mapping[str, Any]) -> Recipe:
-    """The recipe with some fields changed; options that are None are ignored."""
+    """The recipe with some fields changed; options that are None are ignored.
+
+    Raises:
+        TypeError: an unknown option; the nearest is offered.
+    """
+    known = [field.name for field in dataclasses.fields(Recipe)]
+    for name in options:
+        if name not in known:
+            raise TypeError(f"unexpected keyword argument {name!r}.{nearest(name, known)}")
     return dataclasses.replace(recipe, **{name: value for name, value in options.items() if value is not None})
 
 

@@ -120,6 +120,7 @@ def test_a_misspelt_command_or_option_gets_the_nearest(capsys):
     assert "Did you mean search?" in refused(capsys, "serch", "x")
     assert "Did you mean --steps?" in refused(capsys, "train", "demo", "--out", "x", "--setps", "3")
     assert "is a number" in refused(capsys, "search", "x", "--max-time", "soon")
+    assert "Did you mean" not in refused(capsys, "export", "x", "--place", "zero")
 
 
 RUN = ["run", "--data", "tests.toy:data", "--space", "toy", "--out", "OUT"]

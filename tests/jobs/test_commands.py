@@ -94,6 +94,12 @@ def test_a_torch_data_set_is_read_into_its_parts():
         from_dataset([torch.rand(3, 8, 8)])
 
 
+def test_an_unknown_argument_gets_the_nearest(tmp_path):
+    with pytest.raises(TypeError, match="unexpected keyword argument 'stepz'. Did you mean 'steps'?"):
+        kdnas.run(data="digits", space="toy", out=tmp_path / "run", stepz=3)
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_device_is_used_inside_and_refused_where_there_is_none():
     outside = default_device()
     with on_device("meta"):
