@@ -7,6 +7,7 @@ thing (a data set, a teacher, a space, an algorithm), the thing itself is accept
 from __future__ import annotations
 
 import functools
+import inspect
 import logging
 import sys
 from collections.abc import Callable, Sequence
@@ -118,6 +119,7 @@ def run(
         >>> all(entry.macs <= 60_000 for entry in result.ranking())
         True
     """
+    options = locals()
     del device
     from kdnas.data.base import Data
     from kdnas.jobs._arguments import (
@@ -134,9 +136,7 @@ def run(
     from kdnas.settings import Experiment, Train
 
     if experiment is not None:
-        options = [name for name, value in {"data": data, "space": space, **recipe}.items() if value is not None]
-        if options:
-            raise ValueError(f"--experiment holds all settings, got --{options[0].replace('_', '-')} beside it.")
+        _refuse_options(run, options, "out", "experiment", "deploy")
         return chain(as_experiment(experiment), Path(out), deploy=deploy)
     if data is None or space is None:
         name = "data" if data is None else "space"
@@ -178,6 +178,15 @@ def run(
         weights="" if weights is None else str(Path(weights).resolve()),
     )
     return chain(Experiment(train=training, search=search, retrain=Retrain(recipe=settings)), Path(out), deploy=deploy)
+
+
+def _refuse_options(function: Callable[..., Any], values: dict[str, Any], *allowed: str) -> None:
+    """Raise a ValueError where an option beside an experiment has another value than its default."""
+    parameters = inspect.signature(function).parameters
+    for name, value in {**values, **values["recipe"]}.items():
+        default = parameters[name].default if name in parameters else None
+        if name not in (*allowed, "device", "recipe") and value != default and (value or default):
+            raise ValueError(f"--experiment holds all settings, got --{name.replace('_', '-')} beside it. Drop one.")
 
 
 def _log_space(space: SearchSpace) -> None:

@@ -95,8 +95,18 @@ def test_a_torch_data_set_is_read_into_its_parts():
 
 
 def test_an_unknown_argument_gets_the_nearest(tmp_path):
-    with pytest.raises(TypeError, match="unexpected keyword argument 'stepz'. Did you mean 'steps'?"):
+    with pytest.raises(TypeError, match=r"unexpected keyword argument 'stepz'\. Did you mean 'steps'\?"):
         kdnas.run(data="digits", space="toy", out=tmp_path / "run", stepz=3)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"budget": ["macs=1"]}, {"scorer": "macs"}, {"teacher": "tests.toy:cnn"}, {"steps": 2}, {"data": "digits"}],
+)
+def test_an_option_beside_an_experiment_is_refused(tmp_path, options):
+    with pytest.raises(ValueError, match=f"--experiment holds all settings, got --{next(iter(options))} beside it"):
+        kdnas.run(experiment="demo", out=tmp_path / "run", **options)
     assert not (tmp_path / "run").exists()
 
 
