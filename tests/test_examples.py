@@ -13,6 +13,7 @@ import time
 import pytest
 import torch
 
+import kdnas
 from kdnas.data import digits
 
 # What is imported on first use counts for nobody's example: scikit-learn, and torch's compiler by the first optimizer.
@@ -71,6 +72,14 @@ def test_the_examples_of_a_module_run_as_written(name):
         output, seconds = run(test)
         assert not output, output
         assert seconds < LIMIT, f"the example of {where} takes {seconds:.1f} s"
+
+
+def test_every_name_of_the_front_door_is_among_them():
+    values = {name: getattr(kdnas, name) for name in dir(kdnas)}
+    modules = {name: value.__module__ for name, value in values.items() if not inspect.ismodule(value)}
+    assert len(modules) > 14
+    for name, module in modules.items():
+        assert name in EXAMPLES.get(module, ()), f"{name} of {module}"
 
 
 def test_an_example_with_another_output_fails():

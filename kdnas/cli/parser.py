@@ -68,7 +68,7 @@ def _add(to: Any, parameter: inspect.Parameter, text: str) -> None:
     options: dict[str, Any] = {"help": text}
     if default is not parameter.empty:
         options["default"] = default
-        if "by default" not in text and default not in (None, (), False):
+        if "by default" not in text and default is not False and default not in (None, ()):
             options["help"] = f"{text} (default: {typed(default)})"
     if "Sequence[str]" in annotation:
         options |= {"action": "append", "default": []}
@@ -81,7 +81,8 @@ def _add(to: Any, parameter: inspect.Parameter, text: str) -> None:
         # `float | str` is a time with its unit, which the function reads.
         options["type"] = str if "float | str" in annotation else _TYPES.get(first, str)
     if positional:
-        options |= {"nargs": None if default is parameter.empty else "?", "metavar": parameter.name.upper()}
+        options |= {"nargs": None if default is parameter.empty else "?"}
+        options["metavar"] = None if "choices" in options else parameter.name.upper()
         to.add_argument(parameter.name, **{key: value for key, value in options.items() if value is not None})
     else:
         options["required"] = default is parameter.empty
@@ -96,7 +97,7 @@ def _add_recipe(group: Any, text: str) -> None:
     own = re.findall(r"`(\w+)`", text)
     for field in dataclasses.fields(Recipe):
         help_ = texts[field.name]
-        if "by default the" not in text and field.name not in own:
+        if (own or "by default" not in text) and field.name not in own:
             help_ += f" (default: {typed(field.default)})"
         options = get_args(field.type) or None
         kind = type(field.default)

@@ -104,7 +104,7 @@ def run(
         contrast: a second scorer; the search is run under it too, and the two rankings are compared.
         pruner: stops evaluations early: successive_halving, hyperband, median and others of Optuna, or NAME,key=value.
         num_evaluations: number of distinct candidates to score.
-        max_time: time of the search and its controls, such as 300s or 20m.
+        max_time: time of the search and its controls, in seconds or such as 20m.
         deploy: whether to write the student as Python code and ONNX too, and compare all forms.
         experiment: a Python file that defines experiment(), or a name from `kdnas list experiments`, instead of
             everything else.
@@ -136,7 +136,7 @@ def run(
     from kdnas.settings import Experiment, Train
 
     if experiment is not None:
-        _refuse_options(run, options, "out", "experiment", "deploy")
+        _refuse_options(run, options, "deploy")
         return chain(as_experiment(experiment), Path(out), deploy=deploy)
     if data is None or space is None:
         name = "data" if data is None else "space"
@@ -159,12 +159,11 @@ def run(
     _log_space(space_value)
     in_memory = [name for name, value in (("teacher", teacher_spec), ("data", data_spec)) if is_kept(value)]
     if in_memory:
-        options = ", ".join(f"{name}=..." for name in in_memory)
+        arguments = ", ".join(f"{name}=..." for name in in_memory)
+        verb = "are objects" if len(in_memory) > 1 else "is an object"
         _log.info(
-            "%s objects of this process; in another one pass them again: kdnas.search(RUN, %s), kdnas.export(RUN, %s), "
-            "kdnas.retrain(STUDENT, %s)",
-            " and ".join(in_memory) + " are" * (len(in_memory) > 1) + " is one of the" * (len(in_memory) == 1),
-            *[options] * 3,
+            f"{' and '.join(in_memory)} {verb} of this process; in another one pass them again: kdnas.search(RUN, "
+            f"{arguments}), kdnas.export(RUN, {arguments}), kdnas.retrain(STUDENT, {arguments})"
         )
     settings = recipe_for(data_spec.build(Data), recipe)
     if isinstance(teacher_spec, FitTeacher):
@@ -181,11 +180,11 @@ def run(
 
 
 def _refuse_options(function: Callable[..., Any], values: dict[str, Any], *allowed: str) -> None:
-    """Raise a ValueError where an option beside an experiment has another value than its default."""
+    """Raise a ValueError where an option beside an experiment is neither allowed nor at its default."""
     parameters = inspect.signature(function).parameters
-    for name, value in {**values, **values["recipe"]}.items():
+    for name, value in {**values, **({} if "recipe" in allowed else values["recipe"])}.items():
         default = parameters[name].default if name in parameters else None
-        if name not in (*allowed, "device", "recipe") and value != default and (value or default):
+        if name not in (*allowed, "out", "experiment", "device", "recipe") and value != default and (value or default):
             raise ValueError(f"--experiment holds all settings, got --{name.replace('_', '-')} beside it. Drop one.")
 
 
@@ -303,7 +302,7 @@ def search(
         contrast: a second scorer; the search is run under it too, and the two rankings are compared.
         pruner: stops evaluations early: successive_halving, hyperband, median and others of Optuna, or NAME,key=value.
         num_evaluations: number of distinct candidates to score; by default the run's.
-        max_time: time of the search and its controls, such as 300s or 20m; by default the run's.
+        max_time: time of the search and its controls, in seconds or such as 20m; by default the run's.
         exact: for a run trained block-wise, rate every option of every block once and compute the best networks
             exactly.
         initial: number of best candidates of the run's previous search to start from.
@@ -539,6 +538,7 @@ def prune(
         Traceback (most recent call last):
         ValueError: a pruning bounds params and macs, got a bound on latency. Remove that bound.
     """
+    options = locals()
     del device
     import dataclasses
 
@@ -546,6 +546,7 @@ def prune(
     from kdnas.jobs._arguments import as_budget, as_data, as_teacher, load_settings, with_overrides
 
     if experiment is not None:
+        _refuse_options(prune, options, "penalty", "recipe")
         settings = load_settings(experiment, Prune)
     elif data is None or not budget:
         raise ValueError("--data and --budget are missing. Give them, or an experiment that holds everything.")
@@ -614,7 +615,7 @@ def compare(
         teacher: see `kdnas run --help`.
         systems: all, or names from `kdnas list systems` joined by commas.
         budget: upper bounds: params=2M, macs=6e8, memory=256KiB; repeatable.
-        max_time: time for everything, such as 20m.
+        max_time: time for everything, in seconds or such as 20m.
         seed: random seed of every system.
         out: the folder of the comparison.
         device: such as cpu or cuda:1 (default: a GPU where there is one).

@@ -88,6 +88,12 @@ def test_help_shows_every_default():
         assert default in flat
     assert "(default: 1000)" not in flat  # the chain's number of steps follows the data
     assert "30 epochs" in flat
+    text = {name: " ".join(sub_parsers(parser())[name].format_help().split()) for name in ("prune", "compare", "list")}
+    assert (
+        "(default: 1000)" not in text["prune"] and "(default: 0.1)" not in text["prune"]
+    )  # it has defaults of its own
+    assert "(default: 0)" in text["compare"] and "in seconds or such as 20m (default: 1200.0)" in text["compare"]
+    assert "{spaces,losses," in text["list"]
 
 
 def test_every_command_has_a_line_of_help_and_every_option_too():

@@ -110,6 +110,12 @@ def test_an_option_beside_an_experiment_is_refused(tmp_path, options):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_pruning_s_experiment_takes_a_recipe_beside_it_and_nothing_else(tmp_path):
+    with pytest.raises(ValueError, match="--experiment holds all settings, got --budget beside it"):
+        kdnas.prune("scale_factors:small", out=tmp_path / "run", budget="macs=1", steps=1, penalty=0.1)
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_device_is_used_inside_and_refused_where_there_is_none():
     outside = default_device()
     with on_device("meta"):
