@@ -71,7 +71,7 @@ class Choice:
 
     Attributes:
         name: dotted, such as `stage1.block0.kernel`.
-        options: in ascending order; the last makes the largest network.
+        options: numbers in ascending order, or names of operations.
         needs: the choice this one depends on, or None.
         at_least: it exists only while `architecture[needs] >= at_least`.
 

@@ -5,14 +5,104 @@ import dataclasses
 import functools
 import math
 import random
+import typing
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self, final
+from typing import Annotated, Any, ClassVar, Self, final
 
 from kdnas.architecture import Architecture, Choice, Value
-from kdnas.specs import Spec, nearest, spec
+from kdnas.specs import Spec, nearest, resolve, spec
 
 _CACHE_SIZE = 10_000  # blueprints; each is a few kilobytes
+
+
+@final
+@dataclass(frozen=True)
+class Range:
+    """The numbers that a field of a table may hold: the metadata of an `Annotated` type, for one number or a tuple.
+
+    Attributes:
+        least: the smallest number; None for no bound.
+        above: every number is larger than this; None for no bound.
+        below: every number is smaller than this; None for no bound.
+        odd: whether every number is odd.
+        ascending: whether each number of a tuple is larger than the one before.
+        empty: whether a tuple may be empty.
+
+    Example:
+        >>> Range(least=1, ascending=True).check("widths", (8, 4, 12))
+        Traceback (most recent call last):
+        ValueError: `widths` must be ascending, got [8, 4, 12].
+    """
+
+    least: float | None = None
+    above: float | None = None
+    below: float | None = None
+    odd: bool = False
+    ascending: bool = False
+    empty: bool = False
+
+    def check(self, name: str, value: Any) -> None:
+        """Check one number, or a tuple of them.
+
+        Raises:
+            ValueError: a number outside the range; the message has the name.
+        """
+        numbers = value if isinstance(value, tuple | list) else (value,)
+        if not all(isinstance(number, int | float) for number in numbers):
+            raise ValueError(f"`{name}` must be a number or a tuple of numbers, got {value!r}.")
+        rules = {
+            "not be empty": self.empty or bool(numbers),
+            "be finite": all(math.isfinite(n) for n in numbers),
+            f"be at least {self.least}": self.least is None or all(n >= self.least for n in numbers),
+            f"be above {self.above}": self.above is None or all(n > self.above for n in numbers),
+            f"be below {self.below}": self.below is None or all(n < self.below for n in numbers),
+            "be odd": not self.odd or all(n % 2 for n in numbers),
+            "be ascending": not self.ascending or list(numbers) == sorted(set(numbers)),
+        }
+        for rule, holds in rules.items():
+            if not holds:
+                got = list(value) if isinstance(value, tuple) else value
+                raise ValueError(f"`{name}` must {rule}, got {got}.")
+
+
+Size = Annotated[int, Range(least=1)]
+"""A count: channels, layers, pixels, a stride."""
+Sizes = Annotated[tuple[int, ...], Range(least=1)]
+"""Counts, one for each of several places."""
+SizeOptions = Annotated[tuple[int, ...], Range(least=1, ascending=True)]
+"""Options of a choice that are counts."""
+Kernel = Annotated[int, Range(least=1, odd=True)]
+"""The height and width of a kernel; odd, so that padding keeps the resolution."""
+KernelOptions = Annotated[tuple[int, ...], Range(least=1, odd=True, ascending=True)]
+"""Options of a choice that are kernels."""
+Ratios = Annotated[tuple[float, ...], Range(above=0, ascending=True)]
+"""Options of a choice that are factors of a width."""
+Factor = Annotated[float, Range(above=0)]
+"""A factor of a width, or another positive number."""
+Rate = Annotated[float, Range(least=0, below=1)]
+"""The probability of dropping something."""
+
+
+def check_ranges(value: Any, where: str = "") -> None:
+    """Check every field of a dataclass whose annotation has a `Range`, and those of the dataclasses in its fields.
+
+    Args:
+        value: the dataclass.
+        where: its own name, before those of its fields.
+
+    Raises:
+        ValueError: a number outside its range; the message has the field's path, such as `stages[1].width`.
+    """
+    hints = typing.get_type_hints(type(value), include_extras=True)
+    for field in dataclasses.fields(value):
+        name, content = f"{where}{field.name}", getattr(value, field.name)
+        for range_ in getattr(hints[field.name], "__metadata__", ()):
+            if isinstance(range_, Range) and content is not None:
+                range_.check(name, content)
+        for index, part in enumerate(content if isinstance(content, tuple) else (content,)):
+            if dataclasses.is_dataclass(part):
+                check_ranges(part, f"{name}[{index}]." if isinstance(content, tuple) else f"{name}.")
 
 
 @final
@@ -102,7 +192,8 @@ class SearchSpace(abc.ABC):
     """A finite set of architectures, and the network of each.
 
     A family is a frozen keyword-only dataclass that derives from this, has the keys of its TOML tables as fields, and
-    defines `structure` and `layers`. Everything else is generic.
+    defines `structure` and `layers`. Everything else is generic. Fields whose types have a `Range`, such as `Size` or
+    `SizeOptions`, are checked when a space is made.
 
     Attributes:
         name: the table's name.
@@ -132,15 +223,18 @@ class SearchSpace(abc.ABC):
 
     name: str = ""
     source: str = ""
-    classes: int = 10
-    image_channels: int = 3
-    resolutions: tuple[int, ...] = (32,)
+    classes: Size = 10
+    image_channels: Size = 3
+    resolutions: SizeOptions = (32,)
 
     smallest_is_cheapest: ClassVar[bool] = False
     """Whether no architecture has fewer params, MACs or bytes of activations than the smallest."""
 
     digits: ClassVar[str] = "0123456789abcdefghijklmnopqrstuvwxyz"
     """The digits of a choice's first option, second option and so on in a code."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
 
     @property
     @abc.abstractmethod
@@ -152,14 +246,31 @@ class SearchSpace(abc.ABC):
         """Stem, stages and head of a canonical architecture; nothing is built."""
 
     def covering(self) -> tuple[Architecture, ...]:
-        """Architectures that together use every weight; of an elastic space the largest is enough."""
-        return (self.largest,)
+        """Architectures that together use every weight.
+
+        The largest, and one for every option that is no number or larger than the largest's.
+        """
+        largest = self.largest
+
+        def needs(choice: Choice, option: Value) -> bool:
+            chosen = largest.get(choice.name)
+            both = isinstance(option, int | float) and isinstance(chosen, int | float)
+            return option != chosen and (not both or option > chosen)
+
+        others = [
+            self.decide(lambda c, own=choice, option=option: option if c == own else largest.get(c.name, c.options[-1]))
+            for choice in self.choices
+            for option in choice.options
+            if needs(choice, option)
+        ]
+        return tuple(dict.fromkeys((largest, *others)))
 
     def bank_layers(self) -> Iterator[tuple[str, Layer]]:
         """Position and layer of everything a supernet has weights for: the layers of the covering architectures.
 
-        Of several layers at one position in one bank, the supernet builds the one with most parameters. A family
-        overrides this when no architecture has a layer with all the weights that others use there.
+        Of several layers at one position in one bank, the supernet builds one with the largest value of each argument
+        that is a number. A family overrides this when no architecture has a layer with the weights that others use
+        there.
         """
         for architecture in self.covering():
             yield from self.blueprint(architecture).named_layers()
@@ -235,14 +346,43 @@ class SearchSpace(abc.ABC):
     @final
     @functools.cached_property
     def largest(self) -> Architecture:
-        """The last option everywhere."""
-        return self.decide(lambda choice: choice.options[-1])
+        """The option of most MACs everywhere; of equal ones that of most params, then the last."""
+        return self._extreme(-1)
 
     @final
     @functools.cached_property
     def smallest(self) -> Architecture:
-        """The first option everywhere."""
-        return self.decide(lambda choice: choice.options[0])
+        """The option of least MACs everywhere; of equal ones that of least params, then the first."""
+        return self._extreme(0)
+
+    def _extreme(self, end: int) -> Architecture:
+        """From the first (0) or last (-1) options: choice by choice the cheapest or dearest option beside the others'.
+
+        It ends where no change of one choice helps. Resolutions are ascending, and need no test.
+        """
+        cost = resolve("kdnas.costs.count:cost")  # by its path: counting takes torch, values do not
+        options = {choice.name: choice.options[end] for choice in self.choices}
+
+        def network() -> Architecture:
+            return self.decide(lambda choice: options[choice.name])
+
+        def rank() -> tuple[int, int]:
+            params, macs = cost(self.blueprint(network()))
+            return (macs, params) if end == 0 else (-macs, -params)
+
+        best, before = rank(), None
+        while best != before:
+            before = best
+            for choice in self.choices:
+                if choice.name == "resolution" or choice.name not in network():
+                    continue
+                chosen = options[choice.name]
+                for option in choice.options:
+                    options[choice.name] = option
+                    if (new := rank()) < best:
+                        chosen, best = option, new
+                options[choice.name] = chosen
+        return network()
 
     @final
     def uniform(self, option: Value) -> Architecture:

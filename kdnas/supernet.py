@@ -1,7 +1,7 @@
 """The shared weights of a search space, and a pure function that runs any of its architectures with them."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, final
 
 import torch
@@ -83,13 +83,10 @@ class Supernet(nn.Module):
     def __init__(self, space: SearchSpace, share: Share = corner) -> None:
         super().__init__()
         self.space, self.share = space, share
-        largest: dict[str, tuple[int, Layer]] = {}
+        sharing: dict[str, list[Layer]] = {}
         for name, layer in space.bank_layers():
-            size = sum(p.numel() for p in _skeleton(layer).parameters())
-            key = _key(name, layer)
-            if size >= largest.get(key, (0, layer))[0]:
-                largest[key] = size, layer
-        self.bank = nn.ModuleDict({key: build(layer) for key, (_, layer) in largest.items()})
+            sharing.setdefault(_key(name, layer), []).append(layer)
+        self.bank = nn.ModuleDict({key: build(_union(layers)) for key, layers in sharing.items()})
         if hasattr(share, "prepare"):
             share.prepare(self.bank)
         self.uses: Counter[tuple[str, Value]] = Counter()
@@ -204,6 +201,19 @@ class Supernet(nn.Module):
             path: self.share(f"{name}.{path}", getattr(owner, attribute), shape)
             for path, owner, attribute, shape in plan.sources
         }
+
+
+def _union(layers: Sequence[Layer]) -> Layer:
+    """The layer with the weights of all: the one of most parameters, with the largest value of each of its numbers."""
+    largest = max(reversed(layers), key=_params)  # of equal ones the last
+    numbers = [{n: v for n, v in layer.make.arguments if type(v) in (int, float)} for layer in layers]
+    widest = {n: max(row.get(n, value) for row in numbers) for n, value in numbers[layers.index(largest)].items()}
+    union = Layer(largest.make.replace(**widest), largest.bank)
+    return union if union != largest and _params(union) > _params(largest) else largest
+
+
+def _params(layer: Layer) -> int:
+    return sum(p.numel() for p in _skeleton(layer).parameters())
 
 
 def _skeleton(layer: Layer) -> nn.Module:

@@ -11,7 +11,7 @@ from typing import Any
 import cattrs
 from cattrs.gen import make_dict_structure_fn, make_dict_unstructure_fn
 
-from kdnas.space import SearchSpace
+from kdnas.space import SearchSpace, check_ranges
 from kdnas.specs import Spec, algorithms, nearest, resolve
 
 
@@ -32,8 +32,8 @@ def load_space(table: str | Path) -> SearchSpace:
         table: a path that ends in `.toml`, or a name from `kdnas list spaces`.
 
     Raises:
-        ValueError: no such table, not TOML, an unknown family or key (the nearest is offered), a wrong type, or a
-            space with fewer than two architectures.
+        ValueError: no such table, not TOML, an unknown family or key (the nearest is offered), a wrong type, a
+            number out of range, or a space with fewer than two architectures.
 
     Example:
         >>> space = load_space("toy")
@@ -57,13 +57,13 @@ def load_space(table: str | Path) -> SearchSpace:
     content.setdefault("name", path.stem)
     try:
         space = space_from_table(content)
+        if space.count() < 2:
+            raise ValueError(
+                f"a search space must have at least two architectures, got {space.count()}. Give some choice a second "
+                "option."
+            )
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    if space.count() < 2:
-        raise ValueError(
-            f"{path}: a search space must have at least two architectures, got {space.count()}. "
-            "Give some choice a second option."
-        )
     return space
 
 
@@ -73,7 +73,9 @@ def space_from_table(content: Mapping[str, Any]) -> SearchSpace:
     family = content.pop("family", None)
     if not isinstance(family, str):
         raise ValueError('a search space must have the key `family`, such as family = "mbconv".')
-    return structure(content, _family(family))
+    space: SearchSpace = structure(content, _family(family))
+    check_ranges(space)  # a family of one's own may have a `__post_init__` that does not
+    return space
 
 
 def table_of(space: SearchSpace) -> dict[str, Any]:

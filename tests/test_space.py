@@ -6,10 +6,13 @@ from collections import Counter
 from dataclasses import dataclass
 
 import pytest
+import torch
 
 from kdnas.architecture import Architecture, Choice
-from kdnas.space import Blueprint, SearchSpace, layer, make_divisible
+from kdnas.costs.count import cost
+from kdnas.space import Blueprint, Range, SearchSpace, layer, make_divisible
 from kdnas.spaces.toy import Toy
+from kdnas.supernet import Supernet
 
 TOY = Toy(name="toy")
 
@@ -58,6 +61,64 @@ def test_all_gives_every_distinct_network_once():
     found = list(Twins().all())
     assert Twins().count() == 9
     assert len(found) == len(set(found)) == 7  # -, a, b and the four pairs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mixed(SearchSpace):
+    """A layer whose options are in no order: descending widths, and kernels beside widths in one choice."""
+
+    widths: tuple[int, ...] = (8, 4, 6)
+
+    @property
+    def structure(self):
+        return (Choice("width", self.widths), Choice("shape", ("4x3", "2x5", "6x1")), Choice("same", ("x", "y")))
+
+    def layers(self, architecture):
+        width, (outputs, kernel) = architecture.integer("width"), map(int, architecture["shape"].split("x"))
+        stem = layer("kdnas.blocks.basic:ConvNormAct", inputs=self.image_channels, outputs=width, kernel=1)
+        only = layer("kdnas.blocks.basic:ConvNormAct", inputs=width, outputs=outputs, kernel=kernel)
+        return stem, ((only,),), layer("kdnas.blocks.basic:PoolLinear", inputs=outputs, classes=self.classes)
+
+
+def test_largest_and_smallest_follow_cost_whatever_the_order_of_options():
+    space = Mixed(resolutions=(8,))
+    costs = {a: cost(space.blueprint(a))[::-1] for a in space.all()}
+    assert costs[space.smallest] == min(costs.values()) and costs[space.largest] == max(costs.values())
+    assert space.smallest["same"] == "x" and space.largest["same"] == "y"  # equal costs: the first and the last
+
+
+def test_the_supernet_has_the_largest_of_every_dimension_of_layers_that_share_weights():
+    space = Mixed(resolutions=(8,))
+    assert {a["shape"] for a in space.covering()} == {"4x3", "2x5", "6x1"}
+    supernet = Supernet(space).eval()
+    assert supernet.bank["stages_0_0:shared"][0].weight.shape == (6, 8, 5, 5)
+    for architecture in space.all():
+        assert supernet(torch.rand(2, 3, 8, 8), architecture).logits.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("limits", "value", "message"),
+    [
+        (Range(least=1), 0, "be at least 1, got 0"),
+        (Range(least=1), (4, 0), r"be at least 1, got \[4, 0\]"),
+        (Range(above=0), 0.0, "be above 0, got 0.0"),
+        (Range(below=1), 1.0, "be below 1, got 1.0"),
+        (Range(odd=True), (3, 4), "be odd"),
+        (Range(ascending=True), (4, 4), "be ascending"),
+        (Range(), (), "not be empty"),
+        (Range(), float("nan"), "be finite"),
+        (Range(), "8", "be a number"),
+    ],
+)
+def test_a_number_outside_its_range_is_refused_with_rule_and_value(limits, value, message):
+    with pytest.raises(ValueError, match=f"`field` must {message}"):
+        limits.check("field", value)
+
+
+def test_numbers_inside_their_range_pass():
+    Range(least=1, below=9, odd=True, ascending=True).check("field", (1, 3, 7))
+    Range(empty=True).check("field", ())
+    Range(above=0).check("field", 1e-9)
 
 
 def test_largest_and_smallest_take_the_last_and_first_option():

@@ -17,7 +17,11 @@ from kdnas.space import Blueprint, Layer
 
 
 def cost(blueprint: Blueprint) -> Cost:
-    """Exact cost, summed over layers; each layer is measured once per input shape, on tensors without storage."""
+    """Exact cost, summed over layers; each layer is measured once per input shape, on tensors without storage.
+
+    Raises:
+        ValueError: a layer cannot compute on the output of the one before it.
+    """
     return sum_costs(layer_costs(blueprint).values())
 
 
@@ -60,8 +64,14 @@ def _measure(layer: Layer, shape: tuple[int, ...]) -> tuple[Cost, tuple[int, ...
     with torch.device("meta"):
         module = build(layer).eval()
         counter = FlopCounterMode(display=False)
-        with counter, torch.no_grad():
-            output = module(torch.empty(shape))
+        try:
+            with counter, torch.no_grad():
+                output = module(torch.empty(shape))
+        except RuntimeError as error:
+            raise ValueError(
+                f"the layer {layer} must compute on inputs of shape {list(shape[1:])}: {str(error).splitlines()[0]}. "
+                "Use larger images, or fewer strides."
+            ) from error
     # The counter counts a multiplication and an addition apart.
     macs = counter.get_total_flops() // 2
     return Cost(sum(p.numel() for p in module.parameters()), macs), tuple(output.shape)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import final
 
 from kdnas.architecture import Architecture, Choice
-from kdnas.space import Layer, SearchSpace, layer
+from kdnas.space import Layer, SearchSpace, Size, Sizes, layer
 from kdnas.specs import nearest
 
 _OPERATIONS = ("none", "skip_connect", "avg_pool_3x3", "nor_conv_1x1", "nor_conv_3x3")
@@ -41,20 +41,17 @@ class Cell(SearchSpace):
     only in how often nothing is added are different architectures.
     """
 
-    widths: tuple[int, ...] = (16, 32, 64)
-    num_cells: int = 5
+    widths: Sizes = (16, 32, 64)
+    num_cells: Size = 5
     operations: tuple[str, ...] = _OPERATIONS
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in self.operations:
             if name not in _OPERATIONS:
                 raise ValueError(f"`operations` has an unknown operation {name!r}.{nearest(name, _OPERATIONS)}")
         if list(self.operations) != sorted(set(self.operations), key=_OPERATIONS.index):
             raise ValueError(f"`operations` must be in the order {_OPERATIONS}, got {self.operations}.")
-        if not self.widths or self.num_cells < 1:
-            raise ValueError(
-                f"`widths` must not be empty and `num_cells` at least 1, got {self.widths} and {self.num_cells}."
-            )
 
     @property
     def structure(self) -> tuple[Choice, ...]:

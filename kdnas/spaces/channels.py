@@ -1,10 +1,10 @@
 """Channel-Bench-Macro: the width of every layer of a fixed network."""
 
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import Annotated, ClassVar, final
 
 from kdnas.architecture import Architecture, Choice
-from kdnas.space import Layer, SearchSpace, layer
+from kdnas.space import Layer, Range, Ratios, SearchSpace, Size, Sizes, layer
 
 _BLOCKS = ("basic", "inverted")
 
@@ -21,9 +21,9 @@ class ChannelStage:
         stride: of the first block.
     """
 
-    hidden: tuple[int, ...]
-    width: int = 0
-    stride: int = 1
+    hidden: Sizes
+    width: Annotated[int, Range(least=0)] = 0
+    stride: Size = 1
 
 
 @final
@@ -50,24 +50,25 @@ class Channels(SearchSpace):
     """
 
     block: str = "basic"
-    stem_width: int = 256
-    stem_stride: int = 2
+    stem_width: Size = 256
+    stem_stride: Size = 2
     stages: tuple[ChannelStage, ...] = (
         ChannelStage(hidden=(256, 256)),
         ChannelStage(hidden=(512, 512, 512), width=512, stride=2),
     )
-    head_width: int = 0
-    ratios: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
+    head_width: Annotated[int, Range(least=0)] = 0
+    ratios: Ratios = (0.25, 0.5, 0.75, 1.0)
     digits: ClassVar[str] = "123456789"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.block not in _BLOCKS:
             raise ValueError(f"`block` must be one of {', '.join(_BLOCKS)}, got {self.block!r}.")
-        if not 0 < len(self.ratios) < 10 or list(self.ratios) != sorted(self.ratios) or self.ratios[0] <= 0:
-            raise ValueError(f"`ratios` must be one to nine positive numbers, ascending, got {self.ratios}.")
+        if len(self.ratios) > len(self.digits):
+            raise ValueError(f"`ratios` must be at most {len(self.digits)} numbers, got {len(self.ratios)}.")
+        if not self.stages:
+            raise ValueError("`stages` must not be empty.")
         for index, stage in enumerate(self.stages):
-            if not stage.hidden:
-                raise ValueError(f"`stages[{index}].hidden` must have one width per block, got none.")
             if stage.stride != 1 and not stage.width:
                 raise ValueError(
                     f"`stages[{index}].width` must be set: a stride of {stage.stride} begins a new skip path."

@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple, final
+from typing import Annotated, NamedTuple, final
 
 from kdnas.architecture import Architecture, Choice, Value
-from kdnas.space import Layer, SearchSpace, layer
+from kdnas.space import Layer, Range, SearchSpace, Size, Sizes, layer
 
 _IDENTITY = "identity"
 _OPERATIONS = (_IDENTITY, "max_pool_3x3", "average_pool_3x3", "separable_3x3", "separable_5x5", "conv_3x3", "conv_5x5")
@@ -52,20 +52,21 @@ class Enlarged(SearchSpace):
     that unread nodes are summed, and the layers' positions are our choices. Shortcuts between widths project.
     """
 
-    stem_width: int = 16
-    widths: tuple[int, ...] = (16, 32, 64)
-    depths: tuple[int, ...] = (5, 5, 5)
-    added: tuple[int, ...] = (2, 2, 2)
+    stem_width: Size = 16
+    widths: Sizes = (16, 32, 64)
+    depths: Sizes = (5, 5, 5)
+    added: Annotated[tuple[int, ...], Range(least=0)] = (2, 2, 2)
     operations: tuple[str, ...] = _OPERATIONS
 
     def __post_init__(self) -> None:
-        if not len(self.widths) == len(self.depths) == len(self.added) or min(self.depths, default=0) < 1:
+        super().__post_init__()
+        if not len(self.widths) == len(self.depths) == len(self.added):
             raise ValueError(
-                "`widths`, `depths` and `added` must have one entry per stage, and a stage at least one block, got "
+                "`widths`, `depths` and `added` must have one entry per stage, got "
                 f"{self.widths}, {self.depths} and {self.added}."
             )
-        if min(self.added) < 0 or not sum(self.added):
-            raise ValueError(f"`added` must be non-negative and have a layer in some stage, got {self.added}.")
+        if not sum(self.added):
+            raise ValueError(f"`added` must have a layer in some stage, got {self.added}.")
         if not self.operations or list(self.operations) != [o for o in _OPERATIONS if o in self.operations]:
             raise ValueError(f"`operations` must be a subset of {_OPERATIONS} in this order, got {self.operations}.")
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import final
 
 from kdnas.architecture import Architecture, Choice
-from kdnas.space import Layer, SearchSpace, layer
+from kdnas.space import Factor, Kernel, Layer, SearchSpace, Size, Sizes, layer
 
 _IDENTITY = "identity"
 
@@ -19,8 +19,8 @@ class MacroOperation:
         expansion: hidden channels per channel of the layer's *input*.
     """
 
-    kernel: int
-    expansion: int
+    kernel: Kernel
+    expansion: Size
 
     @property
     def name(self) -> str:
@@ -55,27 +55,24 @@ class Macro(SearchSpace):
     weights and scores.
     """
 
-    depths: tuple[int, ...] = (2, 3, 3)
-    widths: tuple[int, ...] = (64, 128, 256)
-    stem_width: int = 32
-    head_width: int = 1280
+    depths: Sizes = (2, 3, 3)
+    widths: Sizes = (64, 128, 256)
+    stem_width: Size = 32
+    head_width: Size = 1280
     operations: tuple[MacroOperation, ...] = (
         MacroOperation(kernel=3, expansion=3),
         MacroOperation(kernel=5, expansion=6),
     )
-    width_multiplier: float = 1.0
+    width_multiplier: Factor = 1.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if len(self.depths) != len(self.widths):
             raise ValueError(
                 f"`depths` and `widths` must have one entry per stage, got {len(self.depths)} and {len(self.widths)}."
             )
-        if not self.operations or min(self.depths, default=0) < 1:
-            raise ValueError(
-                f"`operations` must not be empty and `depths` at least 1, got {self.operations} and {self.depths}."
-            )
-        if not self.width_multiplier > 0:
-            raise ValueError(f"`width_multiplier` must be positive, got {self.width_multiplier}.")
+        if not self.operations:
+            raise ValueError("`operations` must not be empty.")
 
     @property
     def structure(self) -> tuple[Choice, ...]:

@@ -2,23 +2,25 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Annotated, Any, final
 
 from kdnas.architecture import Architecture, Choice, Value
-from kdnas.space import Blueprint, Layer, SearchSpace, layer, make_divisible
+from kdnas.space import (
+    Blueprint,
+    Kernel,
+    KernelOptions,
+    Layer,
+    Range,
+    Rate,
+    SearchSpace,
+    Size,
+    SizeOptions,
+    layer,
+    make_divisible,
+)
 from kdnas.specs import nearest
 
 _ACTIVATIONS = ("relu", "swish", "hswish", "gelu")
-
-
-def _check_options(name: str, options: tuple[int, ...]) -> None:
-    if not options or list(options) != sorted(set(options)) or options[0] < 1:
-        raise ValueError(f"`{name}` must be positive numbers, ascending, such as [16, 24], got {list(options)}.")
-
-
-def _check_kernels(name: str, kernels: tuple[int, ...]) -> None:
-    if any(kernel % 2 == 0 for kernel in kernels):
-        raise ValueError(f"`{name}` must be odd, such as [3, 5], got {list(kernels)}.")
 
 
 def _check_name(name: str, value: str | None, known: tuple[str, ...]) -> None:
@@ -38,14 +40,12 @@ class Stem:
         activation: its activation; None for the space's.
     """
 
-    width: tuple[int, ...]
-    kernel: int = 3
-    stride: int = 2
+    width: SizeOptions
+    kernel: Kernel = 3
+    stride: Size = 2
     activation: str | None = None
 
     def __post_init__(self) -> None:
-        _check_options("width", self.width)
-        _check_kernels("kernel", (self.kernel,))
         _check_name("activation", self.activation, _ACTIVATIONS)
 
 
@@ -67,25 +67,18 @@ class Stage:
             rows with one option for everything.
     """
 
-    width: tuple[int, ...]
-    depth: tuple[int, ...] = (1,)
-    kernel: tuple[int, ...] = (3,)
-    expansion: tuple[int, ...] = (6,)
-    stride: int = 1
+    width: SizeOptions
+    depth: SizeOptions = (1,)
+    kernel: KernelOptions = (3,)
+    expansion: SizeOptions = (6,)
+    stride: Size = 1
     se: bool = False
     activation: str | None = None
-    drop_path: float = 0.0
+    drop_path: Rate = 0.0
     joins_next: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("width", "depth", "kernel", "expansion"):
-            _check_options(name, getattr(self, name))
-        _check_kernels("kernel", self.kernel)
         _check_name("activation", self.activation, _ACTIVATIONS)
-        if not 0 <= self.drop_path < 1:
-            raise ValueError(f"`drop_path` must be at least 0 and below 1, got {self.drop_path}.")
-        if self.stride < 1:
-            raise ValueError(f"`stride` must be at least 1, got {self.stride}.")
         if self.joins_next and any(
             len(options) > 1 for options in (self.width, self.depth, self.kernel, self.expansion)
         ):
@@ -108,19 +101,18 @@ class Head:
     """
 
     kind: str = "pool"
-    width: tuple[int, ...] = ()
-    expansion: int = 6
-    hidden: int | None = None
+    width: Annotated[tuple[int, ...], Range(least=1, ascending=True, empty=True)] = ()
+    expansion: Size = 6
+    hidden: Annotated[int | None, Range(least=1)] = None
     activation: str | None = None
-    dropout: float = 0.0
+    dropout: Rate = 0.0
 
     def __post_init__(self) -> None:
         _check_name("kind", self.kind, ("pool", "mobilenet_v2", "mobilenet_v3"))
         _check_name("activation", self.activation, _ACTIVATIONS)
-        if self.kind != "pool":
-            _check_options("width", self.width)
-        elif self.width:
-            raise ValueError(f"`width` must be empty for a head of kind pool, got {self.width}.")
+        if bool(self.width) == (self.kind == "pool"):
+            must = "be" if self.width else "not be"
+            raise ValueError(f"`width` must {must} empty for a head of kind {self.kind}, got {list(self.width)}.")
 
 
 @final
@@ -162,6 +154,7 @@ class MBConvSpace(SearchSpace):
     zero_gamma: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _check_name("per", self.per, ("stage", "block"))
         _check_name("shortcut", self.shortcut, ("matching", "always"))
         _check_name("activation", self.activation, _ACTIVATIONS)

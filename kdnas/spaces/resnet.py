@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import TypeVar, final
 
 from kdnas.architecture import Architecture, Choice
-from kdnas.space import Layer, SearchSpace, layer
+from kdnas.space import Kernel, Layer, Ratios, SearchSpace, Size, SizeOptions, layer
 
 _BLOCKS = {"basic": "BasicBlock", "bottleneck": "Bottleneck"}
 _Option = TypeVar("_Option", int, float)
@@ -22,10 +22,10 @@ class ResNetStage:
         stride: of the first block.
     """
 
-    widths: tuple[int, ...]
-    depths: tuple[int, ...]
-    ratios: tuple[float, ...] = (1.0,)
-    stride: int = 1
+    widths: SizeOptions
+    depths: SizeOptions
+    ratios: Ratios = (1.0,)
+    stride: Size = 1
 
 
 @final
@@ -51,9 +51,9 @@ class ResNet(SearchSpace):
     """
 
     block: str = "basic"
-    stem_widths: tuple[int, ...] = (16,)
-    stem_kernel: int = 3
-    stem_stride: int = 1
+    stem_widths: SizeOptions = (16,)
+    stem_kernel: Kernel = 3
+    stem_stride: Size = 1
     stages: tuple[ResNetStage, ...] = (
         ResNetStage(widths=(16,), depths=(1, 3, 5, 7)),
         ResNetStage(widths=(32,), depths=(1, 3, 5, 7), stride=2),
@@ -62,17 +62,11 @@ class ResNet(SearchSpace):
     zero_last: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.block not in _BLOCKS:
             raise ValueError(f"`block` must be one of {', '.join(_BLOCKS)}, got {self.block!r}.")
         if not self.stages:
             raise ValueError("`stages` must not be empty.")
-        for where, options in [("stem_widths", self.stem_widths)] + [
-            (f"stages[{index}].{name}", getattr(stage, name))
-            for index, stage in enumerate(self.stages)
-            for name in ("widths", "depths", "ratios")
-        ]:
-            if not options or list(options) != sorted(set(options)) or options[0] <= 0:
-                raise ValueError(f"`{where}` must be positive and ascending, got {options}.")
 
     @property
     def structure(self) -> tuple[Choice, ...]:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import final
 
 from kdnas.architecture import Architecture, Choice
-from kdnas.space import Layer, SearchSpace, layer
+from kdnas.space import KernelOptions, Layer, Rate, SearchSpace, Size, SizeOptions, layer
 
 _XCEPTION = "xception"
 
@@ -19,8 +19,8 @@ class ShuffleStage:
         depth: number of layers.
     """
 
-    width: int
-    depth: int
+    width: Size
+    depth: Size
 
 
 @final
@@ -44,26 +44,28 @@ class Shuffle(SearchSpace):
     Differs: batch norm has a scale and an offset in the supernet too; the authors leave them out there.
     """
 
-    stem_width: int = 16
-    stem_stride: int = 2
+    stem_width: Size = 16
+    stem_stride: Size = 2
     stages: tuple[ShuffleStage, ...] = (
         ShuffleStage(width=64, depth=4),
         ShuffleStage(width=160, depth=4),
         ShuffleStage(width=320, depth=8),
         ShuffleStage(width=640, depth=4),
     )
-    head_width: int = 1024
-    kernels: tuple[int, ...] = (3, 5, 7)
-    dropout: float = 0.1
-    resolutions: tuple[int, ...] = (224,)
+    head_width: Size = 1024
+    kernels: KernelOptions = (3, 5, 7)
+    dropout: Rate = 0.1
+    resolutions: SizeOptions = (224,)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.stages:
+            raise ValueError("`stages` must not be empty.")
         before = self.stem_width
         for index, stage in enumerate(self.stages):
-            if stage.width <= before or stage.width % 2 or stage.depth < 1:
+            if stage.width <= before or stage.width % 2:
                 raise ValueError(
-                    f"`stages[{index}]` must have an even width above {before}, the width before it, and a depth of at "
-                    f"least 1, got width {stage.width} and depth {stage.depth}."
+                    f"`stages[{index}].width` must be even and above {before}, the width before it, got {stage.width}."
                 )
             before = stage.width
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import final
 
 from kdnas.architecture import Architecture, Choice
-from kdnas.space import Layer, SearchSpace, layer
+from kdnas.space import Layer, SearchSpace, Size, SizeOptions, layer
 
 
 @final
@@ -18,10 +18,10 @@ class Toy(SearchSpace):
         num_stages: stages; each after the first halves the resolution.
     """
 
-    widths: tuple[int, ...] = (4, 8)
-    depths: tuple[int, ...] = (1, 2)
-    num_stages: int = 2
-    resolutions: tuple[int, ...] = (8,)
+    widths: SizeOptions = (4, 8)
+    depths: SizeOptions = (1, 2)
+    num_stages: Size = 2
+    resolutions: SizeOptions = (8,)
 
     @property
     def structure(self) -> tuple[Choice, ...]:

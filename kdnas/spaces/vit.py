@@ -2,10 +2,10 @@
 
 import itertools
 from dataclasses import dataclass
-from typing import final
+from typing import Annotated, final
 
 from kdnas.architecture import Architecture, Choice
-from kdnas.space import Layer, SearchSpace, layer
+from kdnas.space import Factor, Layer, Range, Rate, Ratios, SearchSpace, Size, SizeOptions, layer
 
 
 @final
@@ -38,30 +38,29 @@ class ViT(SearchSpace):
     interleave in one matrix. The class token has one vector, not a token and a position that are only ever added.
     """
 
-    patch: int = 16
-    widths: tuple[int, ...] = (192, 216, 240)
-    depths: tuple[int, ...] = (12, 13, 14)
-    heads: tuple[int, ...] = (3, 4)
-    ratios: tuple[float, ...] = (3.5, 4.0)
-    head_width: int = 64
-    reach: int = 14
-    cuts: tuple[int, ...] = (4, 8)
-    drop_path: float = 0.1
+    patch: Size = 16
+    widths: SizeOptions = (192, 216, 240)
+    depths: SizeOptions = (12, 13, 14)
+    heads: SizeOptions = (3, 4)
+    ratios: Ratios = (3.5, 4.0)
+    head_width: Size = 64
+    reach: Annotated[int, Range(least=0)] = 14
+    cuts: Annotated[tuple[int, ...], Range(least=1, ascending=True, empty=True)] = (4, 8)
+    drop_path: Rate = 0.1
     pool: str = "mean"
-    norm_eps: float = 1e-5
+    norm_eps: Factor = 1e-5
     qkv_bias: bool = True
-    resolutions: tuple[int, ...] = (224,)
+    resolutions: SizeOptions = (224,)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.pool not in ("mean", "class"):
             raise ValueError(f"`pool` must be one of mean, class, got {self.pool!r}.")
         for side in self.resolutions:
             if side % self.patch:
                 raise ValueError(f"`resolutions` must be multiples of `patch`, {self.patch}, got {side}.")
-        if list(self.cuts) != sorted(set(self.cuts)) or not all(0 < cut < self.depths[0] for cut in self.cuts):
-            raise ValueError(
-                f"`cuts` must be ascending and lie between 0 and {self.depths[0]}, the smallest depth, got {self.cuts}."
-            )
+        if self.cuts and self.cuts[-1] >= self.depths[0]:
+            raise ValueError(f"`cuts` must be below the smallest depth, {self.depths[0]}, got {self.cuts}.")
 
     @property
     def structure(self) -> tuple[Choice, ...]:

@@ -9,7 +9,6 @@ from kdnas.searchers.evolution import Evolution
 from kdnas.searchers.random_search import RandomSearch
 from kdnas.tables import load_space
 
-ISSUE = 14
 TABLE = """
 family = "shuffle"
 source = "the space of SPOS, narrower and shorter"

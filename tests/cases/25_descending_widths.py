@@ -6,8 +6,6 @@ from kdnas.supernet import Supernet
 from kdnas.tables import load_space
 from tests.cases import outcome
 
-ISSUE = 14
-
 
 def check(folder):
     table = folder / "unordered.toml"

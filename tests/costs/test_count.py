@@ -158,3 +158,10 @@ def test_an_excess_needs_what_is_bounded_and_takes_more():
     assert Budget(memory=10).excess(Cost(1, 1), memory=25, latency=9.0) == pytest.approx(1.5)
     with pytest.raises(ValueError, match="this bounds params and macs, got a bound on memory"):
         Budget(memory=10).excess(Cost(1, 1))
+
+
+def test_a_network_that_cannot_compute_on_its_images_is_refused_with_layer_and_shape():
+    wide = layer("torch.nn:Conv2d", in_channels=3, out_channels=4, kernel_size=5)
+    head = layer("kdnas.blocks.basic:PoolLinear", inputs=4, classes=2)
+    with pytest.raises(ValueError, match=r"the layer Conv2d.* must compute on inputs of shape \[3, 2, 2\]"):
+        cost(Blueprint(wide, (), head, (3, 2, 2)))

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from kdnas.architecture import Architecture, Choice
-from kdnas.space import Layer, SearchSpace, layer
+from kdnas.space import KernelOptions, Layer, SearchSpace, SizeOptions, layer
 
 
 class Residual(nn.Module):
@@ -29,9 +29,9 @@ class Residual(nn.Module):
 class Own(SearchSpace):
     """Three stages; every stage but the first halves the resolution. The fields are the keys of the table."""
 
-    widths: tuple[int, ...] = (8, 16, 24)
-    depths: tuple[int, ...] = (1, 2)
-    kernels: tuple[int, ...] = (3, 5)
+    widths: SizeOptions = (8, 16, 24)
+    depths: SizeOptions = (1, 2)
+    kernels: KernelOptions = (3, 5)
 
     @property
     def structure(self) -> tuple[Choice, ...]:

@@ -222,7 +222,7 @@ def test_a_wrong_string_is_refused(code):
     [
         ({"operations": ("skip_conect", "none")}, "Did you mean 'skip_connect'"),
         ({"operations": ("skip_connect", "none")}, "must be in the order"),
-        ({"num_cells": 0}, "`num_cells` at least 1"),
+        ({"num_cells": 0}, "`num_cells` must be at least 1, got 0"),
     ],
 )
 def test_a_wrong_table_is_refused(fields, message):

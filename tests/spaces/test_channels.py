@@ -119,8 +119,8 @@ def test_a_wrong_code_is_refused(code):
     [
         ({"block": "dense"}, "`block` must be one of"),
         ({"ratios": (0.5, 0.25)}, "ascending"),
-        ({"ratios": (0.0, 1.0)}, "positive"),
-        ({"stages": (ChannelStage(hidden=()),)}, "must have one width per block, got none"),
+        ({"ratios": (0.0, 1.0)}, "`ratios` must be above 0"),
+        ({"stages": (ChannelStage(hidden=()),)}, r"`stages\[0\].hidden` must not be empty"),
         ({"stages": (ChannelStage(hidden=(8,), stride=2),)}, "width` must be set"),
     ],
 )

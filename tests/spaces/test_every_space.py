@@ -6,6 +6,7 @@ import functools
 import re
 import subprocess
 import sys
+import typing
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,11 @@ from kdnas.testing.spaces import SpaceContract
 from tests.spaces.own_space import Own
 
 TABLES = sorted(path.stem for path in shared_folder("search_spaces").glob("*.toml"))
+
+
+def is_part(value, family):
+    """Whether it is the family or a dataclass of its tables."""
+    return dataclasses.is_dataclass(value) and value.__module__ == family.__module__
 
 
 @functools.cache
@@ -89,7 +95,8 @@ def test_every_family_is_under_contract():
 def test_a_table_is_read_without_torch():
     code = (
         "import sys\nfrom kdnas.tables import load_space\n"
-        f"for name in {TABLES!r}:\n    space = load_space(name)\n    space.blueprint(space.largest)\n"
+        f"for name in {TABLES!r}:\n    space = load_space(name)\n"
+        "    space.blueprint(space.decide(lambda choice: choice.options[-1]))\n"
         "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
@@ -135,3 +142,39 @@ def test_the_documented_space_of_ones_own_is_the_one_tested_here():
     own = Path(__file__).with_name("own_space.py").read_text()
     assert own in PAGE
     assert len(own.splitlines()) <= 60
+
+
+FAMILIES = [resolve(path) for name, path in algorithms("kdnas.spaces").items() if name != "converted"]
+PARTS = [part for family in FAMILIES for part in vars(sys.modules[family.__module__]).values() if is_part(part, family)]
+
+
+@pytest.mark.parametrize("part", dict.fromkeys(PARTS), ids=lambda part: part.__name__)
+def test_every_number_of_a_table_has_a_range(part):
+    hints = typing.get_type_hints(part, include_extras=True)
+    plain = [name for name, kind in hints.items() if kind in (int, float, tuple[int, ...], tuple[float, ...])]
+    assert not plain, f"{plain} of {part.__name__} take any number: give them a Range, such as Size"
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.__name__)
+def test_every_number_out_of_its_range_is_refused_when_the_space_is_made(family):
+    space = load_space(next(name for name in TABLES if type(space_of(name)) is family))
+    for field in dataclasses.fields(space):
+        value = getattr(space, field.name)
+        numbers = value if isinstance(value, tuple) else (value,)
+        if numbers and all(type(n) in (int, float) for n in numbers):
+            wrong = (-1, *numbers[1:]) if isinstance(value, tuple) else -1
+            with pytest.raises(ValueError, match=f"`{field.name}` must be a"):
+                dataclasses.replace(space, **{field.name: wrong})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Careless(Own):
+    """A family that checks nothing when it is made."""
+
+    def __post_init__(self):
+        pass
+
+
+def test_a_family_that_forgets_the_check_is_checked_when_its_table_is_loaded():
+    with pytest.raises(ValueError, match="`classes` must be at least 1, got 0"):
+        space_from_table({"family": "tests.spaces.test_every_space:Careless", "classes": 0})

@@ -128,9 +128,9 @@ def test_several_resolutions_are_one_more_choice():
     ("fields", "message"),
     [
         ({"depths": (2, 3)}, "one entry per stage"),
-        ({"depths": (2, 0, 3)}, "`depths` at least 1"),
+        ({"depths": (2, 0, 3)}, "`depths` must be at least 1"),
         ({"operations": ()}, "`operations` must not be empty"),
-        ({"width_multiplier": 0.0}, "must be positive"),
+        ({"width_multiplier": 0.0}, "`width_multiplier` must be above 0"),
         ({"operations": (MacroOperation(kernel=3, expansion=3),) * 2}, "twice"),
     ],
 )

@@ -124,7 +124,7 @@ def test_zero_last_reaches_every_block_of_the_largest_network():
         ({"block": "dense"}, "`block` must be one of"),
         ({"stages": ()}, "`stages` must not be empty"),
         ({"stem_widths": (32, 16)}, "`stem_widths` must be"),
-        ({"stages": (ResNetStage(widths=(8,), depths=()),)}, r"`stages\[0\].depths` must be"),
+        ({"stages": (ResNetStage(widths=(8,), depths=()),)}, r"`stages\[0\].depths` must not be empty"),
         ({"stages": (ResNetStage(widths=(8,), depths=(0, 1)),)}, r"`stages\[0\].depths` must be"),
     ],
 )

@@ -78,10 +78,15 @@ def test_a_subnet_is_its_student_and_each_unit_has_weights_of_its_own():
 
 
 @pytest.mark.parametrize(
-    "stage", [ShuffleStage(width=4, depth=1), ShuffleStage(width=9, depth=1), ShuffleStage(width=8, depth=0)]
+    ("stage", "message"),
+    [
+        (ShuffleStage(width=4, depth=1), "width` must be even and above 4"),
+        (ShuffleStage(width=9, depth=1), "width` must be even and above 4"),
+        (ShuffleStage(width=8, depth=0), "depth` must be at least 1"),
+    ],
 )
-def test_a_wrong_stage_is_refused(stage):
-    with pytest.raises(ValueError, match=r"`stages\[0\]` must have an even width above 4"):
+def test_a_wrong_stage_is_refused(stage, message):
+    with pytest.raises(ValueError, match=rf"`stages\[0\].{message}"):
         Shuffle(stem_width=4, stages=(stage,))
 
 
