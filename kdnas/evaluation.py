@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from kdnas.data.base import Data, Images
 from kdnas.network import default_device, modes
 from kdnas.outputs import Outputs
+from kdnas.randomness import torch_rng
 from kdnas.students.folder import read_student
 from kdnas.supernet import Supernet
 from kdnas.teachers.base import Teacher
@@ -24,10 +25,16 @@ def teacher_accuracy(teacher: Teacher, part: Images) -> float:
 
 
 def health(supernet: Supernet, data: Data, most: int = 1000) -> dict[str, float]:
-    """Accuracy of the smallest, a middle and the largest subnet on search images, with batch statistics."""
+    """Accuracy of the smallest, a middle and the largest subnet on search images, with batch statistics.
+
+    Args:
+        supernet: the supernet.
+        data: its search part is used.
+        most: number of images, drawn where there are more, always the same ones.
+    """
     part, space = data.search, supernet.space
     device = next(supernet.parameters()).device
-    pixels, labels = next(part.batches(most))
+    pixels, labels = part.sample(most, torch_rng("health"))
     images, labels = data.normalise(pixels.to(device)), labels.to(device)
     middle = space.decide(lambda choice: choice.options[len(choice.options) // 2])
     accuracies = {}

@@ -53,7 +53,10 @@ class Spec:
         _check_arguments(self.make, target, arguments)
         built = target(**arguments)
         if expect is not None and not isinstance(built, expect):
-            raise ValueError(f"{self.make} must return a {expect.__name__}, it returned a {type(built).__name__}.")
+            advice = getattr(expect, "advice", "")
+            raise ValueError(
+                f"{self.make} must return a {expect.__name__}, it returned a {type(built).__name__}.{advice}"
+            )
         return built
 
     def replace(self, **arguments: Any) -> "Spec":
@@ -245,6 +248,22 @@ def parse_spec(package: str, text: str) -> Spec:
         >>> parse_spec("kdnas.losses", "soft_targets,temperature=4").arguments
         (('temperature', 4),)
     """
+    name, arguments = split_options(text)
+    algorithm = find_spec(package, name, **arguments)
+    check_typed(name, algorithm.make, arguments)
+    return algorithm
+
+
+def split_options(text: str) -> tuple[str, dict[str, Any]]:
+    """The name and the typed values of `NAME,key=value,key=value`.
+
+    Raises:
+        ValueError: a part without `=`.
+
+    Example:
+        >>> split_options("folder:pets,size=64,skip_broken=true")
+        ('folder:pets', {'size': 64, 'skip_broken': True})
+    """
     name, *options = text.split(",")
     arguments: dict[str, Any] = {}
     for option in options:
@@ -252,9 +271,13 @@ def parse_spec(package: str, text: str) -> Spec:
         if not (equals and key and value):
             raise ValueError(f"options follow a name as NAME,key=value,key=value, got {option!r} in {text!r}.")
         arguments[key] = _parse_value(value)
-    algorithm = find_spec(package, name, **arguments)
-    target = resolve(algorithm.make)
-    _check_known(algorithm.make, target, arguments)
+    return name, arguments
+
+
+def check_typed(name: str, path: str, arguments: Mapping[str, Any]) -> None:
+    """Raise a ValueError where a typed argument is unknown to the callable of a path, or of a wrong type."""
+    target = resolve(path)
+    _check_known(path, target, arguments)
     for key, parameter in inspect.signature(target).parameters.items():
         kinds = get_args(parameter.annotation) or (parameter.annotation,)
         if key in arguments and not _fits(arguments[key], kinds):
@@ -262,7 +285,6 @@ def parse_spec(package: str, text: str) -> Spec:
                 _TYPED.get(kind, "made in an experiment file") for kind in kinds if kind is not type(None)
             )
             raise ValueError(f"{key} of {name} must be {expected}, got {arguments[key]!r}.")
-    return algorithm
 
 
 _TYPED = {bool: "true or false", int: "a whole number", float: "a number"}

@@ -1,12 +1,13 @@
 # Written by .ci/faces.py (`make format`).
 
 from kdnas.data.base import Data as Data
-from kdnas.data.base import FileImages as FileImages
 from kdnas.data.base import Images as Images
 from kdnas.data.base import TensorImages as TensorImages
 from kdnas.data.builtin import digits as digits
 from kdnas.data.cifar import cifar10 as cifar10
 from kdnas.data.cifar import cifar100 as cifar100
+from kdnas.data.datasets import from_dataset as from_dataset
+from kdnas.data.files import FileImages as FileImages
 from kdnas.data.folders import folder as folder
 from kdnas.data.load import load_data as load_data
 from kdnas.data.load import strong as strong

@@ -1,21 +1,20 @@
 """Labelled images in three parts: train for weights, search for ranking, test for the closing table only."""
 
 import abc
-import io
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import hashlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import final
+from functools import cached_property
+from typing import Any, ClassVar, final
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from kdnas.data.augmentation import Augmentation, augment
+from kdnas.data.pixels import as_labels, as_pixels
 from kdnas.preprocessing import Preprocessing
 from kdnas.randomness import torch_rng
+from kdnas.specs import check_literals
 
 
 class Images(abc.ABC):
@@ -33,6 +32,16 @@ class Images(abc.ABC):
         for indices in torch.arange(len(self)).split(size):
             yield self.take(indices), self.labels[indices]
 
+    def digest(self) -> str:
+        """Changes when the images or labels do: of all labels and 256 images, evenly spread."""
+        return _digest(self.take(torch.linspace(0, len(self) - 1, min(256, len(self))).long()), self.labels)
+
+    @final
+    def sample(self, most: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Images and labels of at most so many, drawn without repetition: a part may be sorted by class."""
+        indices = torch.randperm(len(self), generator=rng)[:most] if len(self) > most else torch.arange(len(self))
+        return self.take(indices), self.labels[indices]
+
     @final
     def __len__(self) -> int:
         return len(self.labels)
@@ -40,67 +49,35 @@ class Images(abc.ABC):
 
 @final
 class TensorImages(Images):
-    """Images in memory, uint8 or float in [0, 1].
+    """Images in memory.
+
+    Args:
+        images: `[count, channels, height, width]`, a tensor or a numpy array; uint8, uint16, bool, or floats in [0, 1];
+            see `as_pixels`.
+        labels: one class index per image; see `as_labels`.
 
     Raises:
-        ValueError: another shape, counts that differ, values outside [0, 1], or NaN.
+        ValueError: another shape or type, counts that differ, values outside [0, 1], or NaN.
+
+    Example:
+        >>> import numpy as np
+        >>> part = TensorImages(np.zeros((4, 16, 16, 3), np.uint8), [0, 1, 0, 1])
+        >>> part.take(torch.tensor([2])).shape
+        torch.Size([1, 3, 16, 16])
     """
 
-    def __init__(self, images: Tensor, labels: Tensor) -> None:
-        if images.dim() != 4 or len(images) != len(labels):
-            raise ValueError(
-                f"`images` must be [count, channels, height, width] with one label each, got {tuple(images.shape)} "
-                f"and {len(labels)} labels."
-            )
-        if images.is_floating_point():
-            broken = ~torch.isfinite(images).flatten(1).all(1)
-            if broken.any():
-                raise ValueError(
-                    f"`images` must be finite: {int(broken.sum())} of {len(images)} hold NaN or infinity, first number "
-                    f"{int(broken.nonzero()[0])}. Remove or repair them."
-                )
-            if images.min() < 0 or images.max() > 1:
-                raise ValueError(
-                    f"float `images` must be in [0, 1], got {images.min():.3g} to {images.max():.3g}. Divide by 255."
-                )
-        self.images, self.labels = images, labels.long()
+    def __init__(self, images: Any, labels: Any) -> None:
+        self.images = as_pixels(images)
+        self.labels = as_labels(labels, len(self.images))
 
     def take(self, indices: Tensor) -> Tensor:
         """Images by index."""
         images = self.images[indices]
         return images.float() if images.is_floating_point() else images.float() / 255
 
-
-@final
-class FileImages(Images):
-    """Images decoded from files (or encoded bytes) by `take`, resized and centre-cropped to a square.
-
-    Raises:
-        ValueError: from `take`, for a file that is no image; the message names it.
-    """
-
-    def __init__(self, sources: Sequence[Path | bytes], labels: Tensor, size: int, mode: str = "RGB") -> None:
-        self.sources, self.labels, self.size, self.mode = sources, labels.long(), size, mode
-
-    def take(self, indices: Tensor) -> Tensor:
-        """Images by index."""
-        with ThreadPoolExecutor(2) as pool:
-            return torch.stack(list(pool.map(lambda i: self._decode(self.sources[i]), indices.tolist())))
-
-    def _decode(self, source: Path | bytes) -> Tensor:
-        try:
-            picture = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source).convert(self.mode)
-        except OSError as error:
-            raise ValueError(
-                f"{source if isinstance(source, Path) else 'an image'} cannot be read: {error}."
-            ) from error
-        scale = self.size / min(picture.size)
-        if scale != 1:
-            wide = [max(self.size, round(side * scale)) for side in picture.size]
-            picture = picture.resize((wide[0], wide[1]), Image.Resampling.BICUBIC)
-        left, top = (picture.width - self.size) // 2, (picture.height - self.size) // 2
-        array = np.asarray(picture.crop((left, top, left + self.size, top + self.size)), np.float32) / 255
-        return torch.from_numpy(array[None] if array.ndim == 2 else array.transpose(2, 0, 1).copy())
+    def digest(self) -> str:
+        """Of every pixel and label."""
+        return _digest(self.images, self.labels)
 
 
 @final
@@ -117,31 +94,70 @@ class Data:
         augmentation: `none`, `shift` (by up to an eighth of the size, zero filled) or `crop_flip` (the same, and
             mirrored half of the time), or `strong_shift` and `strong_crop_flip` (the same, then two random
             operations on each image; see `distorted`).
+        source: a sentence on where the images come from and what was recognised there; "" if unknown.
+
+    Raises:
+        ValueError: an empty part, labels without a class, a class with fewer than 2 training images, or images of
+            several shapes.
     """
+
+    advice: ClassVar[str] = " `kdnas.data.from_dataset` makes one of a torch data set; see docs/data.md."
 
     train: Images
     search: Images
     test: Images
     class_names: tuple[str, ...]
     augmentation: Augmentation = "none"
+    source: str = ""
     preprocessing: Preprocessing = field(init=False)
 
     def __post_init__(self) -> None:
-        for name in ("train", "search", "test"):
-            part: Images = getattr(self, name)
-            if len(part) == 0:
-                raise ValueError(f"the {name} part must have images, got none.")
-            counts = torch.bincount(part.labels, minlength=self.classes)
-            if part.labels.min() < 0 or len(counts) > self.classes:
-                worst = int(part.labels.min() if part.labels.min() < 0 else part.labels.max())
-                raise ValueError(f"labels must be 0 to {self.classes - 1}, the {name} part has {worst}.")
-            if name == "train" and counts.min() < 2:
-                rare = int(counts.argmin())
-                raise ValueError(
-                    f"every class must have at least 2 training images, class {self.class_names[rare]!r} has "
-                    f"{int(counts[rare])}. Add images or remove the class."
-                )
+        names = self.class_names
+        if isinstance(names, str) or not names or not all(isinstance(name, str) for name in names):
+            raise ValueError(f"`class_names` must be texts, one per class, got {names!r}.")
+        if len(set(names)) < len(names):
+            twice = next(name for name in names if list(names).count(name) > 1)
+            raise ValueError(f"`class_names` must differ, {twice!r} is there twice.")
+        object.__setattr__(self, "class_names", tuple(names))
+        check_literals(type(self), {"augmentation": self.augmentation})
+        shapes = {name: self._checked(name) for name in ("train", "search", "test")}
+        if len(set(shapes.values())) > 1:
+            raise ValueError(f"images of all parts must have one shape, got {shapes}. Resize them to one.")
         object.__setattr__(self, "preprocessing", _statistics(self.train))
+
+    def _checked(self, name: str) -> tuple[int, ...]:
+        """The shape of a part's images."""
+        part: Any = getattr(self, name)
+        if not isinstance(part, Images):
+            raise ValueError(
+                f"`{name}` must be Images, such as TensorImages(images, labels), got {type(part).__name__}."
+            )
+        if len(part) == 0:
+            raise ValueError(f"the {name} part must have images, got none.")
+        counts = torch.bincount(part.labels.clamp(min=0), minlength=self.classes)
+        if part.labels.min() < 0 or len(counts) > self.classes:
+            worst = int(part.labels.min() if part.labels.min() < 0 else part.labels.max())
+            raise ValueError(f"labels must be 0 to {self.classes - 1}, the {name} part has {worst}.")
+        if name == "train" and counts.min() < 2:
+            rare = int(counts.argmin())
+            raise ValueError(
+                f"every class must have at least 2 training images, class {self.class_names[rare]!r} has "
+                f"{int(counts[rare])}. Add images or remove the class."
+            )
+        image = part.take(torch.tensor([len(part) - 1]))
+        if image.dim() != 4 or image.dtype is not torch.float32:
+            raise ValueError(
+                f"`take` of the {name} part must return float32 [count, channels, height, width], got {image.dtype} "
+                f"{tuple(image.shape)}."
+            )
+        return tuple(image.shape[1:])
+
+    @cached_property
+    def fingerprint(self) -> dict[str, str]:
+        """Number and digest of every part's images, and a digest of the class names: other data, other values."""
+        parts = {"train": self.train, "search": self.search, "test": self.test}
+        names = hashlib.blake2b(repr(self.class_names).encode(), digest_size=8).hexdigest()
+        return {name: f"{len(part)} {part.digest()}" for name, part in parts.items()} | {"class names": names}
 
     @property
     def classes(self) -> int:
@@ -189,12 +205,49 @@ def normalise(pixels: Tensor, preprocessing: Preprocessing) -> Tensor:
     return (pixels - mean) / torch.tensor(preprocessing.std, device=pixels.device)[:, None, None]
 
 
+def changes(before: Mapping[str, str], data: Data) -> str:
+    """How data differ from those with an earlier fingerprint, in a few words; empty if they do not.
+
+    Example:
+        >>> from kdnas.data.builtin import digits
+        >>> data = digits()
+        >>> changes(data.fingerprint | {"test": "700 0123456789abcdef"}, data)
+        'test has 697 images, had 700'
+    """
+    words = []
+    for name, value in data.fingerprint.items():
+        old = before.get(name, value)
+        (count, _, _), (old_count, _, _) = value.partition(" "), old.partition(" ")
+        if name != "class names" and count != old_count:
+            words.append(f"{name} has {count} images, had {old_count}")
+        elif value != old:
+            words.append(f"{name} differ" if name == "class names" else f"{name} has other images or labels")
+    return ", ".join(words)
+
+
+def _digest(*tensors: Tensor) -> str:
+    digest = hashlib.blake2b(digest_size=8)
+    for tensor in tensors:
+        digest.update(f"{tuple(tensor.shape)}{tensor.dtype}".encode())
+        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
 def _statistics(train: Images) -> Preprocessing:
-    count = min(len(train), 10_000)
-    pixels = train.take(torch.randperm(len(train), generator=torch_rng("statistics"))[:count])
-    std, mean = torch.std_mean(pixels.double(), (0, 2, 3))
+    """Size, mean and standard deviation (divisor: values - 1) of 10,000 images, drawn."""
+    drawn = torch.randperm(len(train), generator=torch_rng("statistics"))[:10_000]
+    total = squares = torch.zeros(())
+    count, size = 0, (0, 0)
+    for indices in drawn.split(500):  # in parts: large images would not fit in float64
+        pixels = train.take(indices).double()
+        low, high = float(pixels.min()), float(pixels.max())
+        if not (low >= 0 and high <= 1):  # NaN is in no range
+            raise ValueError(f"images of the train part must be in [0, 1], got {low:.3g} to {high:.3g}.")
+        count, size = count + pixels.numel() // pixels.shape[1], (pixels.shape[2], pixels.shape[3])
+        total, squares = total + pixels.sum((0, 2, 3)), squares + pixels.square().sum((0, 2, 3))
+    mean = total / count
+    std = ((squares - count * mean.square()).clamp(min=0) / max(1, count - 1)).sqrt()
     # A constant channel carries nothing; dividing it by 1 keeps it harmless.
     std = torch.where(std > 1e-6, std, 1.0)
-    height, width = pixels.shape[2:]
     rounded = [tuple(round(v, 6) for v in values.tolist()) for values in (mean, std)]
-    return Preprocessing(height=height, width=width, mean=rounded[0], std=rounded[1])
+    return Preprocessing(height=size[0], width=size[1], mean=rounded[0], std=rounded[1])

@@ -19,6 +19,9 @@ def digits() -> Data:
     loaded: Any = load_digits()
     images = torch.from_numpy(loaded.images).float()[:, None] / 16
     labels = torch.from_numpy(loaded.target)
-    cuts = {"train": slice(0, 880), "search": slice(880, 1100), "test": slice(1100, None)}
-    parts = {name: TensorImages(images[cut], labels[cut]) for name, cut in cuts.items()}
-    return Data(**parts, class_names=tuple(map(str, range(10))), augmentation="shift")
+    cuts = slice(0, 880), slice(880, 1100), slice(1100, None)
+    return Data(
+        *(TensorImages(images[cut], labels[cut]) for cut in cuts),
+        class_names=tuple(map(str, range(10))),
+        augmentation="shift",
+    )

@@ -1,78 +1,287 @@
 """Images in one folder per class."""
 
-from collections.abc import Sequence
+import re
+import statistics
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple, final
 
 import torch
-from PIL import Image
 
-from kdnas.data.base import Data, FileImages, Images, TensorImages
+from kdnas.data.base import Data, Images, TensorImages
+from kdnas.data.files import SUFFIXES, FileImages, problems, sides
 from kdnas.randomness import torch_rng
 
+Files = Mapping[str, Sequence[Path]]
+"""The files of each class."""
 
-def folder(path: str, size: int = 0, seed: int = 0) -> Data:
-    """Images in class folders.
+_PARTS = {
+    "train": {"train", "training", "trn"},
+    "validation": {"val", "valid", "validation", "dev", "eval", "evaluation"},
+    "test": {"test", "testing", "tst"},
+}
+_SPLIT = "a fifth of each class is for test, a tenth of the rest for search"
+
+
+def folder(path: str, size: int = 0, seed: int = 0, skip_broken: bool = False, merge: bool = False) -> Data:
+    """Images in class folders, whole or in parts.
+
+    Recognised are `train` and `training`; `val`, `valid`, `validation`, `dev`, `eval` and `evaluation`; `test` and
+    `testing`, in any case and with a word before or after (`seg_train`, `Test Set`), above the class folders or inside
+    each of them. `Data.source` says what was recognised.
+
+    Of `train`, `val` and `test`, the second is the search part and the third the test part. Without one of the two, the
+    other is the test part, and a tenth of each training class (at least one image) is for search. Without parts a fifth
+    of each class (at least one image) is for test.
 
     Args:
-        path: holds `train/CLASS/*` and `test/CLASS/*` (or `val`), or just `CLASS/*`, of which a fifth of each class
-            (at least one image) becomes the test part. A tenth of each training class (at least one) is for search.
-        size: side in pixels of the square that images are resized and cropped to; 0 for the smaller side of the first
-            image, 224 at most.
+        path: holds `train/CLASS/*` and so on, `CLASS/train/*` and so on, or just `CLASS/*`. Hidden files are left out,
+            and those whose suffix is no image's.
+        size: side in pixels of the square that images are resized and cropped to; 0 for the median of the training
+            images' shorter sides, 224 at most.
         seed: random seed of the split.
+        skip_broken: leave out files that cannot be decoded, and count them in `Data.source`.
+        merge: merge the sub-folders of a class where every class has sub-folders of the same names.
 
     Raises:
-        ValueError: no such folder, no class folders, other classes in test, a class with too few images.
+        ValueError: no such folder, no class folders, other classes in a part, a class with too few images, folders
+            whose role is not clear, or files that cannot be decoded.
     """
+    if size < 0:
+        raise ValueError(f"`size` must be at least 0, got {size}.")
     root = Path(path)
     if not root.is_dir():
         raise ValueError(f"there is no folder {root}. Use a folder that holds one folder per class.")
-    train_root = root / "train" if (root / "train").is_dir() else root
-    names = sorted(p.name for p in train_root.iterdir() if p.is_dir())
-    if len(names) < 2:
-        raise ValueError(f"{train_root} must hold at least 2 class folders (CLASS/image.jpg), got {len(names)}.")
-    files_of = _image_files(train_root, names)
-    few = next((n for n, files in zip(names, files_of, strict=True) if len(files) < 4), None)
+    layout = _layout(_unwrapped(root), merge)
+    names = sorted(layout.parts["train"])
+    notes = [layout.recognised]
+    if skip_broken:
+        broken = problems([file for files in layout.parts.values() for file in _all_files(files)])
+        layout = layout.without(broken)
+        notes.append(f"{len(broken)} files that cannot be decoded are left out")
+    _check_classes(layout)
+    parts, split = _split(layout.parts, names, seed)
+    notes += [split, layout.left_out]
+    try:
+        side = size or _median_side([file for file, _ in parts["train"]], seed)
+        loaded = {
+            name: _in_memory(FileImages([f for f, _ in part], torch.tensor([label for _, label in part]), side))
+            for name, part in parts.items()
+        }
+    except ValueError:
+        everything = [file for part in parts.values() for file, _ in part]
+        broken = problems(everything)
+        shown = " ".join(broken[:3]) + (" ..." if len(broken) > 3 else "")
+        raise ValueError(
+            f"{len(broken)} of {len(everything)} files cannot be decoded: {shown} Repair or remove them, or leave them "
+            "out by folder:PATH,skip_broken=true."
+        ) from None
+    source = "; ".join(note for note in notes if note)
+    return Data(**loaded, class_names=tuple(names), augmentation="crop_flip", source=source)
+
+
+@final
+class _Layout(NamedTuple):
+    """The files of each part and class, and a sentence on what was recognised and what was left out."""
+
+    parts: dict[str, Files]
+    recognised: str
+    left_out: str
+
+    def without(self, broken: Sequence[str]) -> "_Layout":
+        """The same without the files that begin these sentences."""
+        bad = {sentence.partition(" cannot be read")[0] for sentence in broken}
+        parts: dict[str, Files] = {
+            part: {name: [file for file in files if str(file) not in bad] for name, files in classes.items()}
+            for part, classes in self.parts.items()
+        }
+        return self._replace(parts=parts)
+
+
+def _layout(root: Path, merge: bool) -> _Layout:
+    """What a folder's sub-folders are: parts with class folders, class folders with parts, or class folders.
+
+    Raises:
+        ValueError: it is not clear which.
+    """
+    inside = _folders(root)
+    parts = {folder: role for folder in inside if (role := _role(folder.name)) and _holds_folders(folder)}
+    if "train" in parts.values():
+        return _parts_above_classes(root, inside, parts, merge)
+    if inside and all(_role(folder.name) for folder in inside):
+        names = ", ".join(folder.name for folder in inside)
+        raise ValueError(
+            f"{root} holds {names}: parts of a data set, but no training part with one folder per class. Sort the "
+            "images as train/CLASS/image.jpg, or give the folder whose sub-folders are the classes."
+        )
+    roles = [{_role(part.name): part for part in _folders(folder)} for folder in inside]
+    if roles and all("train" in each and None not in each for each in roles):
+        return _classes_above_parts(inside, roles)
+    files = {folder.name: _image_files(folder) for folder in inside}
+    _check_nesting(root, inside, merge)
+    return _Layout({"train": files}, f"{len(inside)} class folders", _left_out(inside))
+
+
+def _parts_above_classes(root: Path, inside: Sequence[Path], parts: Mapping[Path, str], merge: bool) -> _Layout:
+    for role in _PARTS:
+        several = [folder.name for folder in parts if parts[folder] == role]
+        if len(several) > 1:
+            raise ValueError(
+                f"{root} must have one {role} part, got {' and '.join(several)}. Rename or move the others."
+            )
+    others = [folder for folder in inside if folder not in parts]
+    flat = next((folder for folder in others if _role(folder.name) and _image_files(folder)), None)
+    if flat is not None:
+        raise ValueError(
+            f"{flat} must hold one folder per class, as the training part does, but holds images. Sort them into class "
+            "folders, or move them away."
+        )
+    files: dict[str, Files] = {}
+    for folder, role in parts.items():
+        top = _unwrapped(folder)
+        _check_nesting(top, _folders(top), merge)
+        files[role] = {inner.name: _image_files(inner) for inner in _folders(top)}
+    named = ", ".join(f"{folder.name} ({role})" for folder, role in parts.items())
+    left = [f"folder {folder.name}" for folder in others]
+    return _Layout(files, f"folders {named}", _left_out(list(parts), left))
+
+
+def _classes_above_parts(inside: Sequence[Path], roles: Sequence[Mapping[str | None, Path]]) -> _Layout:
+    files: dict[str, dict[str, list[Path]]] = {}
+    for folder, parts in zip(inside, roles, strict=True):
+        for role, part in parts.items():
+            files.setdefault(str(role), {})[folder.name] = _image_files(part)
+    return _Layout(dict(files), f"{len(inside)} class folders with {', '.join(files)} inside", _left_out(inside))
+
+
+def _role(name: str) -> str | None:
+    """The part that a folder's name stands for, by one of its words; None for none, or for several."""
+    words = {re.sub(r"(sets?|data|images?|imgs?|\d+)$", "", word) for word in re.split(r"[^a-z0-9]+", name.lower())}
+    roles = [part for part, known in _PARTS.items() if words & known]
+    return roles[0] if len(roles) == 1 else None
+
+
+def _folders(folder: Path) -> list[Path]:
+    """Sub-folders, by name; hidden ones and what macOS leaves in archives are none."""
+    return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith((".", "__MACOSX")))
+
+
+def _unwrapped(folder: Path) -> Path:
+    """The only sub-folder, as often as there is nothing else and it holds folders itself."""
+    while len(inside := _folders(folder)) == 1 and _holds_folders(inside[0]) and not _own_images(folder):
+        folder = inside[0]
+    return folder
+
+
+def _holds_folders(folder: Path) -> bool:
+    """Whether it holds folders and no images beside them."""
+    return bool(_folders(folder)) and not _own_images(folder)
+
+
+def _own_images(folder: Path) -> list[Path]:
+    return [path for path in folder.iterdir() if _is_image(path)]
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and not path.is_dir()
+
+
+def _visible(folder: Path) -> Iterator[Path]:
+    """Everything below that is no folder, and neither hidden nor in a hidden folder."""
+    for path in sorted(folder.rglob("*")):
+        if not any(part.startswith((".", "__MACOSX")) for part in path.relative_to(folder).parts) and not path.is_dir():
+            yield path
+
+
+def _image_files(folder: Path) -> list[Path]:
+    return [path for path in _visible(folder) if _is_image(path)]
+
+
+def _all_files(files: Files) -> list[Path]:
+    return [file for name in sorted(files) for file in files[name]]
+
+
+def _left_out(folders: Sequence[Path], others: Sequence[str] = ()) -> str:
+    """A sentence on files that are no images, and on folders that are no parts."""
+    suffixes = Counter(p.suffix.lower() or "no suffix" for f in folders for p in _visible(f) if not _is_image(p))
+    words = [*others, *(f"{count} files with {suffix}" for suffix, count in suffixes.most_common(5))]
+    return f"left out: {', '.join(words)}" if words else ""
+
+
+def _check_nesting(root: Path, classes: Sequence[Path], merge: bool) -> None:
+    """Raise a ValueError where the folders taken for classes all hold the same two or more folders."""
+    inside = [{folder.name for folder in _folders(each) if _image_files(folder)} for each in classes]
+    common = sorted(set.intersection(*inside)) if len(inside) > 1 else []
+    if len(common) > 1 and not merge and all(_holds_folders(each) for each in classes):
+        raise ValueError(
+            f"the class folders of {root} ({', '.join(p.name for p in classes[:3])}) all hold the same folders "
+            f"({', '.join(common[:3])}), which may be the classes. Give a folder of class folders, name the parts "
+            "train and test, or merge what is inside by folder:PATH,merge=true."
+        )
+
+
+def _check_classes(layout: _Layout) -> None:
+    """Raise a ValueError for fewer than two classes, a class with too few images, or other classes in a part."""
+    train = layout.parts["train"]
+    if len(train) < 2:
+        raise ValueError(
+            f"there must be at least 2 class folders (CLASS/image.jpg), got {len(train)}: {sorted(train)}."
+        )
+    least = 4 - sum(part in layout.parts for part in ("validation", "test"))
+    few = next((name for name in sorted(train) if len(train[name]) < least), None)
     if few is not None:
         raise ValueError(
-            f"every class must have at least 4 images to train, search and test, class {few!r} has "
-            f"{len(files_of[names.index(few)])}. Add images or remove the folder."
+            f"every class must have at least {least} images to train, search and test, class {few!r} has "
+            f"{len(train[few])}. Add images or remove the folder." + (layout.left_out and f" {layout.left_out}.")
         )
-    test_root = next((root / n for n in ("test", "val") if train_root != root and (root / n).is_dir()), None)
-    train, search, test = [], [], []
-    for label, files in enumerate(files_of):
+    for part, files in layout.parts.items():
+        differing = sorted(set(files) ^ set(train))
+        if differing:
+            raise ValueError(f"train and {part} must have the same classes, {differing[:5]} are in one of them only.")
+
+
+def _split(
+    parts: Mapping[str, Files], names: Sequence[str], seed: int
+) -> tuple[dict[str, list[tuple[Path, int]]], str]:
+    """Files and labels of the three parts, and how they were cut from the folders."""
+    pairs = {part: [(f, i) for i, name in enumerate(names) for f in files[name]] for part, files in parts.items()}
+    if {"validation", "test"} <= set(parts):
+        return {"train": pairs["train"], "search": pairs["validation"], "test": pairs["test"]}, ""
+    outer = pairs.get("test") or pairs.get("validation")
+    train, search, test = [], [], list(outer or ())
+    for label, name in enumerate(names):
+        files = parts["train"][name]
         order = torch.randperm(len(files), generator=torch_rng(seed, "folder", label)).tolist()
         shuffled = [(files[i], label) for i in order]
-        if test_root is None:
+        if outer is None:
             cut = max(1, len(shuffled) // 5)
             test += shuffled[:cut]
             shuffled = shuffled[cut:]
         cut = max(1, len(shuffled) // 10)
         search += shuffled[:cut]
         train += shuffled[cut:]
-    if test_root is not None:
-        others = sorted(p.name for p in test_root.iterdir() if p.is_dir())
-        if others != names:
-            differing = sorted(set(others) ^ set(names))
-            raise ValueError(f"train and test must have the same classes, {differing[:5]} are in one of them only.")
-        test = [(f, i) for i, files in enumerate(_image_files(test_root, names)) for f in files]
-    if size == 0:
-        with Image.open(train[0][0]) as first:
-            size = min(224, *first.size)
-    parts = [
-        _in_memory(FileImages([f for f, _ in part], torch.tensor([i for _, i in part]), size))
-        for part in (train, search, test)
-    ]
-    return Data(*parts, class_names=tuple(names), augmentation="crop_flip")
+    note = _SPLIT if outer is None else "a tenth of train is for search"
+    note += "" if outer is None or "test" in parts else ", validation is for test"
+    return {"train": train, "search": search, "test": test}, note
 
 
-def _image_files(root: Path, names: Sequence[str]) -> list[list[Path]]:
-    suffixes = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff"}
-    return [sorted(p for p in (root / n).rglob("*") if p.suffix.lower() in suffixes) for n in names]
+def _median_side(files: Sequence[Path], seed: int, most: int = 200) -> int:
+    """The median of the shorter sides of images drawn from these files, 224 at most."""
+    order = torch.randperm(len(files), generator=torch_rng(seed, "size"))[:most].tolist()
+    return min(224, round(statistics.median(sides([files[i] for i in order]))))
 
 
 def _in_memory(files: FileImages, limit: int = 2**30) -> Images:
-    """Files decoded once into memory where they fit in a gibibyte as uint8."""
+    """Files decoded once into memory where they fit in a gibibyte, as uint8 if they hold no more than that."""
     if len(files) * 3 * files.size**2 > limit:
         return files
-    pixels = torch.cat([(images * 255).round().to(torch.uint8) for images, _ in files.batches(256)])
-    return TensorImages(pixels, files.labels)
+    chunks, deep = [], False
+    for images, _ in files.batches(256):
+        levels = (images * 255).round()
+        if not deep and bool((images * 255 - levels).abs().max() > 1e-3):
+            deep, chunks = True, [chunk.float() / 255 for chunk in chunks]
+        chunks.append(images if deep else levels.to(torch.uint8))
+        if deep and len(files) * 12 * files.size**2 > limit:
+            return files
+    return TensorImages(torch.cat(chunks), files.labels)

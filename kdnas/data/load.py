@@ -1,6 +1,8 @@
 """A data set by its name on the command line."""
 
 import dataclasses
+import difflib
+import re
 from pathlib import Path
 
 from kdnas.data.augmentation import Augmentation
@@ -8,7 +10,7 @@ from kdnas.data.base import Data
 from kdnas.data.builtin import digits
 from kdnas.data.cifar import cifar10, cifar100
 from kdnas.data.folders import folder
-from kdnas.specs import Spec, nearest, resolve, spec
+from kdnas.specs import Spec, check_typed, nearest, spec, split_options
 
 
 def strong(data: Spec) -> Data:
@@ -29,33 +31,42 @@ def load_data(text: str, **options: object) -> Spec:
 
     Args:
         text: `digits`, `folder:PATH`, `cifar10:PATH`, `cifar100:PATH`, or `package.module:function`; `strong:TEXT` is
-            one of them under strong augmentation.
+            one of them under strong augmentation. Arguments of the loader follow as in `folder:PATH,size=64`.
         **options: arguments of the loader, such as `size`.
 
     Raises:
-        ValueError: another form; the nearest is offered.
+        ValueError: another form, or an unknown argument; the nearest is offered.
 
     Example:
-        >>> load_data("folder:pets", size=32).make
+        >>> load_data("folder:pets,size=32").make
         'kdnas.data.folders:folder'
         >>> data = load_data("digits").build()
         >>> len(data.train), data.classes, data.image
         (880, 10, (1, 8, 8))
     """
-    kind, _, path = text.partition(":")
-    if kind == "strong" and path:
-        return spec(strong, data=load_data(path, **options))
+    kind, _, rest = text.partition(":")
+    if kind == "strong" and rest:
+        return spec(strong, data=load_data(rest, **options))
+    name, typed = _typed(text)
+    kind, _, path = name.partition(":")
     loaders = {"digits": digits, "folder": folder, "cifar10": cifar10, "cifar100": cifar100}
     if kind in loaders:
-        if kind == "digits":
-            return spec(digits, **options)
-        if not path:
+        if kind != "digits" and not path:
             raise ValueError(f"{kind} must have a path: {kind}:PATH.")
-        return spec(loaders[kind], path=str(Path(path).resolve()), **options)
-    if path.isidentifier():
-        resolve(text)
-        return spec(text, **options)
-    raise ValueError(
-        f"data must be digits, folder:PATH, cifar10:PATH, cifar100:PATH, package.module:function or strong:TEXT, "
-        f"got {text!r}." + (nearest(kind, loaders) if kind else "")
-    )
+        paths = {} if kind == "digits" else {"path": str(Path(path).resolve())}
+        source = spec(loaders[kind], **paths, **typed, **options)
+    elif path.isidentifier() and not difflib.get_close_matches(kind, loaders, cutoff=0.8):
+        source = spec(name, **typed, **options)
+    else:
+        raise ValueError(
+            f"data must be digits, folder:PATH, cifar10:PATH, cifar100:PATH, package.module:function or strong:TEXT, "
+            f"got {text!r}." + (nearest(kind, loaders) if kind else "")
+        )
+    check_typed(name, source.make, {**typed, **options})
+    return source
+
+
+def _typed(text: str) -> tuple[str, dict[str, object]]:
+    """The text before `,key=value`, and these arguments; a path may have commas."""
+    name = re.sub(r"(,\w+=[^,/]*)+$", "", text)
+    return name, split_options("_" + text[len(name) :])[1]

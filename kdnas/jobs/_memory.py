@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
-from kdnas.data.base import Data, Images
+from kdnas.data.base import Data
 from kdnas.data.datasets import from_dataset
 from kdnas.preprocessing import Preprocessing
 from kdnas.specs import Spec, spec
@@ -16,24 +16,23 @@ from kdnas.teachers.base import Teacher
 from kdnas.teachers.zoo import as_frozen
 
 _KEPT: dict[str, Any] = {}
-_NUM_IMAGES = 64  # of each part that enter its digest
 
 
 def keep(value: object) -> Spec:
     """The spec of a teacher or a data set in memory; equal content gives an equal spec.
 
     Args:
-        value: a torch module, a `Data`, a torch `Dataset`, or a pair of datasets for training and test.
+        value: a torch module, a `Data`, a torch `Dataset` or another sequence of pairs, see `from_dataset`, or a pair
+            of these for training and test.
 
     Raises:
         ValueError: another type.
     """
     if isinstance(value, nn.Module):
         key, make = _digest(type(value).__qualname__, *value.state_dict().values()), teacher_in_memory
-    elif isinstance(value, Data | Dataset | tuple):
+    elif isinstance(value, Data | Dataset | DataLoader | tuple) or hasattr(value, "__getitem__"):
         value = value if isinstance(value, Data) else from_dataset(*(value if isinstance(value, tuple) else (value,)))
-        parts = [_tensors(part) for part in (value.train, value.search, value.test)]
-        key, make = _digest(repr(value.class_names), *(tensor for part in parts for tensor in part)), data_in_memory
+        key, make = _digest(f"Data.{value.augmentation}{value.fingerprint}"), data_in_memory
     else:
         raise ValueError(
             f"a teacher must be a text, a spec or a torch module, and data a text, a spec, a Data or a torch Dataset, "
@@ -67,10 +66,6 @@ def _recall(key: str, name: str) -> Any:
             f"kdnas.export(RUN, {name}=...), kdnas.retrain(STUDENT, {name}=...)."
         )
     return _KEPT[key]
-
-
-def _tensors(part: Images) -> tuple[Tensor, Tensor]:
-    return part.take(torch.arange(min(_NUM_IMAGES, len(part)))), part.labels
 
 
 def _digest(name: str, *tensors: Tensor) -> str:

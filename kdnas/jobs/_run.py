@@ -1,13 +1,14 @@
 """A run's parts, built from its manifest when first asked for."""
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import final
 
 import torch
 
-from kdnas.data.base import Data
+from kdnas.data.base import Data, changes
 from kdnas.distillers.base import Distiller
 from kdnas.network import Network, default_device
 from kdnas.randomness import initialised, torch_rng
@@ -24,6 +25,8 @@ from kdnas.teachers.base import Teacher
 from kdnas.teachers.combined import several_teachers
 from kdnas.teachers.zoo import load_weights, student_teacher
 from kdnas.training.loop import Training
+
+_log = logging.getLogger(__name__)
 
 
 @final
@@ -77,8 +80,10 @@ class Run:
 
     @cached_property
     def data(self) -> Data:
-        """The data set."""
-        return self.experiment.train.data.build(Data)
+        """The data set; a warning is logged where it has changed since the run began."""
+        data: Data = self.experiment.train.data.build(Data)
+        report_changes(self.storage.manifest.get("data"), data, f"run {self.folder}")
+        return data
 
     @cached_property
     def space(self) -> SearchSpace:
@@ -203,6 +208,24 @@ def build_teacher(source: Spec, data: Data) -> Teacher:
                 f"{other_classes(names, data, 'the teacher')} Use a teacher of these very classes, in their order."
             )
     return teacher
+
+
+def record_data(storage: RunFolder, data: Data) -> None:
+    """Write the fingerprint of a new run's data, or log a warning where they have changed since it was written."""
+    if "data" not in storage.manifest:
+        storage.manifest["data"] = data.fingerprint
+        storage.save()
+    report_changes(storage.manifest["data"], data, f"run {storage.folder}")
+
+
+def report_changes(fingerprint: Mapping[str, str] | None, data: Data, whose: str) -> None:
+    """Log a warning where data have another fingerprint than a run or a student began with."""
+    difference = changes(fingerprint or {}, data)
+    if difference:
+        _log.warning(
+            f"the data of {whose} have changed: {difference}. Images that it learnt from may be in another part now, "
+            "so that accuracies on search and test images are too high. Begin anew for figures that can be compared."
+        )
 
 
 def other_classes(names: Sequence[str], data: Data, whose: str) -> str:

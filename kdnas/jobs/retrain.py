@@ -9,7 +9,7 @@ from typing import Any
 from kdnas.data.base import Data
 from kdnas.distillers.base import Distiller
 from kdnas.evaluation import accuracy
-from kdnas.jobs._run import build_teacher, check_model_type, other_classes
+from kdnas.jobs._run import build_teacher, check_model_type, other_classes, report_changes
 from kdnas.network import Network, default_device
 from kdnas.randomness import initialised
 from kdnas.runs.files import current_folder
@@ -17,6 +17,7 @@ from kdnas.runs.folder import CARD, WEIGHTS, run_around
 from kdnas.runs.steps import draft_of, forget_drafts
 from kdnas.settings import CardTeacher, Experiment, Recipe, Retrain, TeacherChoice
 from kdnas.specs import Spec
+from kdnas.students.card import FINGERPRINT
 from kdnas.students.folder import check_place, read_student, write_student
 from kdnas.students.trust import provenance
 from kdnas.tables import structure, unstructure
@@ -58,6 +59,8 @@ def retrain(
     loaded: Data = data.build(Data)
     if loaded.class_names != card.class_names:
         raise ValueError(f"{other_classes(card.class_names, loaded, 'the student')} Give the data it was found on.")
+    if data.to_json() == card.origin.get("data"):
+        report_changes(card.origin.get(FINGERPRINT), loaded, f"the student {student}")
     distiller = settings.distiller.build(Distiller)
     if settings.weights == "fresh":
         network = initialised(lambda: Network(card.blueprint), settings.recipe.seed)
@@ -74,6 +77,7 @@ def retrain(
     seconds = train_with_checkpoints(training, phase, draft_of(out, identity), run_around(out), watch)
     test_accuracy = accuracy(network, loaded.test, loaded)
     origin = {**card.origin, "retrained": unstructure(settings), "test_accuracy": test_accuracy, "seconds": seconds}
+    origin[FINGERPRINT] = loaded.fingerprint
     card = dataclasses.replace(card, preprocessing=loaded.preprocessing, origin=origin)
     trained = network.cpu().eval()
     extras = partial(distiller.cpu().export_extras, trained, loaded)

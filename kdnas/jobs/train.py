@@ -8,7 +8,7 @@ from kdnas.costs.latency import LatencyTable
 from kdnas.data.base import Data
 from kdnas.distillers.base import Distiller
 from kdnas.evaluation import health
-from kdnas.jobs._run import Run, check_model_type
+from kdnas.jobs._run import Run, check_model_type, record_data
 from kdnas.jobs.fit import fit_teacher
 from kdnas.network import Network, default_device
 from kdnas.randomness import python_rng
@@ -40,6 +40,7 @@ def train(experiment: Experiment, folder: Path) -> Run:
     run = Run(storage.folder)
     if data is not None:
         run.data = data  # read once
+    record_data(run.storage, run.data)
     if isinstance(experiment.train.teacher, FitTeacher):
         fit_teacher(experiment.train.teacher, run.data, run.storage)
     if run.storage.phase("train") is None and experiment.train.distiller is not None:

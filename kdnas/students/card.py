@@ -16,6 +16,7 @@ from kdnas.space import Blueprint, SearchSpace
 from kdnas.specs import nearest
 from kdnas.tables import structure, table_of, unstructure
 
+FINGERPRINT = "fingerprint"  # of the data, in a card's origin
 _FORMAT = 1
 
 
@@ -68,7 +69,7 @@ class Card:
 
         Args:
             network: the student.
-            data: gives preprocessing and class names.
+            data: gives preprocessing, class names, and the fingerprint that is added to the origin.
             origin: where the student comes from, plain JSON.
             architecture: its choices, for a subnet of a space.
             space: that space.
@@ -80,7 +81,7 @@ class Card:
             cost=cost(network.blueprint),
             preprocessing=data.preprocessing,
             class_names=data.class_names,
-            origin=origin,
+            origin={**origin, FINGERPRINT: data.fingerprint},
         )
 
     def to_json(self) -> dict[str, Any]:

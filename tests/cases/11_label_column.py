@@ -5,8 +5,6 @@ import torch
 from kdnas.data.base import Data, TensorImages
 from tests.cases import outcome
 
-ISSUE = 14
-
 
 def check(folder):
     images = torch.randint(0, 256, (12, 1, 8, 8), dtype=torch.uint8)

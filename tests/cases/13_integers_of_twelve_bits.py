@@ -5,8 +5,6 @@ import torch
 from kdnas.data.base import TensorImages
 from tests.cases import outcome
 
-ISSUE = 14
-
 
 def check(folder):
     images = torch.linspace(0, 4095, 6 * 64).round().to(torch.int16).reshape(6, 1, 8, 8)

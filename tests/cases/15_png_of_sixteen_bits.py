@@ -7,7 +7,6 @@ from PIL import Image
 from kdnas.data.folders import folder as image_folder
 from tests.cases import outcome
 
-ISSUE = 14
 LEVELS = {"dim": 6_000, "lit": 50_000}
 
 

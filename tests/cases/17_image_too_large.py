@@ -8,8 +8,6 @@ from PIL import Image
 from kdnas.data.folders import folder as image_folder
 from tests.cases import outcome
 
-ISSUE = 14
-
 
 def png(width, height):
     """A PNG whose header declares this size, with hardly any data."""

@@ -5,8 +5,6 @@ from PIL import Image
 from kdnas.data.folders import folder as image_folder
 from tests.cases import outcome
 
-ISSUE = 14
-
 
 def check(folder):
     for part in ("Training", "Testing"):

@@ -21,8 +21,6 @@ from kdnas.students.folder import write_student
 from kdnas.tables import load_space
 from tests.cases import outcome
 
-ISSUE = 14
-
 
 def save(path, red, green):
     Image.new("RGB", (8, 8), (red, green, 0)).save(path)

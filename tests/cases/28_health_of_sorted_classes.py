@@ -7,7 +7,6 @@ from kdnas.evaluation import health
 from kdnas.supernet import Supernet
 from kdnas.tables import load_space
 
-ISSUE = 14
 CLASSES, COUNT = 8, 2400
 
 

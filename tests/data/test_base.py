@@ -1,3 +1,4 @@
+import dataclasses
 import io
 
 import numpy as np
@@ -6,7 +7,7 @@ import torch
 from PIL import Image
 
 from kdnas.data.augmentation import augment, distorted
-from kdnas.data.base import Data, TensorImages, normalise
+from kdnas.data.base import Data, Images, TensorImages, changes, normalise
 from kdnas.data.builtin import digits
 from kdnas.data.cifar import cifar10, cifar100
 from kdnas.data.folders import folder
@@ -260,3 +261,96 @@ def test_the_shape_of_an_image_is_channels_height_and_width(tmp_path):
     root = write_images(tmp_path, {"a": 6, "b": 6}, size=(20, 16))
     assert folder(str(root), size=12).image == (3, 12, 12)
     assert digits().image == (1, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"class_names": "abc"}, "`class_names` must be texts"),
+        ({"class_names": (0, 1, 2)}, "`class_names` must be texts"),
+        ({"class_names": ("a", "b", "a")}, "'a' is there twice"),
+        ({"augmentation": "flip"}, "`augmentation` must be one of"),
+        ({"test": torch.zeros(30, 3, 8, 8)}, "`test` must be Images.*got Tensor"),
+        ({"search": TensorImages(torch.rand(30, 3, 9, 8), torch.arange(30) % 3)}, "one shape.*9"),
+    ],
+)
+def test_data_that_do_not_fit_together_are_refused(change, message):
+    parts = {"train": part(48, "a"), "search": part(30, "b"), "test": part(30, "c"), "class_names": ("a", "b", "c")}
+    with pytest.raises(ValueError, match=message):
+        Data(**parts | change)
+
+
+def test_images_of_an_own_class_are_checked_too():
+    class Wild(Images):
+        def __init__(self, scale, dtype=torch.float32):
+            self.labels, self.scale, self.dtype = torch.arange(12) % 3, scale, dtype
+
+        def take(self, indices):
+            return torch.full((len(indices), 3, 4, 4), self.scale, dtype=self.dtype)
+
+    names = ("a", "b", "c")
+    with pytest.raises(ValueError, match=r"train part must be in .*got 7 to 7"):
+        Data(Wild(7.0), Wild(0.5), Wild(0.5), names)
+    with pytest.raises(ValueError, match="train part must be in"):
+        Data(Wild(float("nan")), Wild(0.5), Wild(0.5), names)
+    with pytest.raises(ValueError, match=r"`take` of the search part must return float32.*float64"):
+        Data(Wild(0.5), Wild(0.5, torch.float64), Wild(0.5), names)
+
+
+def test_mean_and_deviation_do_not_depend_on_the_parts_they_are_computed_in():
+    images = torch.rand(1203, 2, 3, 3, generator=torch_rng("many"))
+    made = TensorImages(images, torch.arange(1203) % 2)
+    preprocessing = Data(made, made, made, class_names=("a", "b")).preprocessing
+    std, mean = torch.std_mean(images.double(), (0, 2, 3))
+    assert preprocessing.mean == tuple(round(v, 6) for v in mean.tolist())
+    assert preprocessing.std == tuple(round(v, 6) for v in std.tolist())
+
+
+def test_a_sample_is_drawn_from_the_whole_part():
+    labels = torch.arange(1000) // 100
+    sorted_part = TensorImages(torch.rand(1000, 1, 2, 2), labels)
+    images, drawn = sorted_part.sample(200, torch_rng("sample"))
+    assert len(images) == 200 and torch.bincount(drawn).min() > 5
+    assert torch.equal(sorted_part.sample(1000, torch_rng("sample"))[1], labels)
+
+
+def test_the_fingerprint_follows_every_image_label_and_class_name():
+    first = data()
+    assert data().fingerprint == first.fingerprint
+    images = first.test.images.clone()
+    images[17, 0, 3, 3] += 0.01
+    others = {
+        "test has other images": dataclasses.replace(first, test=TensorImages(images, first.test.labels)),
+        "search has other": dataclasses.replace(
+            first, search=TensorImages(first.search.images, (first.search.labels + 1) % 3)
+        ),
+        "train has 45 images, had 48": dataclasses.replace(
+            first, train=TensorImages(first.train.images[3:], first.train.labels[3:])
+        ),
+        "class names differ": dataclasses.replace(first, class_names=("x", "b", "c")),
+    }
+    for words, other in others.items():
+        assert words in changes(first.fingerprint, other)
+    assert changes(first.fingerprint, data()) == changes({}, first) == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("flder:pets", "Did you mean 'folder'"),
+        ("folder:pets,sze=3", "Did you mean 'size'"),
+        ("folder:pets,size=big", "size of folder:pets must be a whole number"),
+        ("hf:cifar10", "cannot import 'hf'"),
+        ("tests.toy:part", "needs the argument"),
+        ("tests.toy:cnn", "from_dataset"),
+    ],
+)
+def test_a_text_that_is_no_data_is_answered_in_a_sentence(text, message):
+    with pytest.raises(ValueError, match=message):
+        load_data(text).build(Data)
+
+
+def test_arguments_follow_the_name_of_a_data_set():
+    assert load_data("cifar10:x,size=16")["size"] == 16
+    assert load_data("strong:folder:x,skip_broken=true")["data"]["skip_broken"] is True
+    assert load_data("folder:a,b/c")["path"].endswith("a,b/c")

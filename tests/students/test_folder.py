@@ -499,7 +499,7 @@ def test_the_card_of_a_network_takes_classes_and_preprocessing_from_the_data():
         cost=cost(network.blueprint),
         preprocessing=data.preprocessing,
         class_names=data.class_names,
-        origin=ORIGIN,
+        origin={**ORIGIN, "fingerprint": data.fingerprint},
     )
     alone = Card.of(network, data, {})
     assert alone.architecture is None and alone.space is None

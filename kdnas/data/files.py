@@ -1,0 +1,204 @@
+"""Images decoded from files: each to the brightness that it holds, or refused by its name."""
+
+import hashlib
+import io
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from kdnas.data.base import Images
+from kdnas.data.pixels import as_labels
+
+SUFFIXES = frozenset(
+    ".jpg .jpeg .jpe .jfif .png .apng .bmp .dib .webp .avif .gif .tif .tiff .jp2 .j2k .ppm .pgm .pbm .pnm .tga".split()
+)
+"""Suffixes of files that count as images."""
+
+Source = Path | bytes
+
+
+@final
+class FileImages(Images):
+    """Images decoded from files (or encoded bytes) by `take`, resized and centre-cropped to a square.
+
+    Pixels are 0 to 1 of what the format can hold: of 8 and 16 bits, or floats in [0, 1]. Pictures are turned as their
+    EXIF data say, and what is transparent is white. Of several frames the first counts.
+
+    Args:
+        sources: files, or their bytes.
+        labels: one class index per file.
+        size: side of the square.
+        mode: `RGB` or `L`.
+
+    Raises:
+        ValueError: from `take`, for a file that is no image or none that can be shown in [0, 1]; the message names it.
+    """
+
+    def __init__(self, sources: Sequence[Source], labels: Tensor, size: int, mode: str = "RGB") -> None:
+        if size < 1:
+            raise ValueError(f"`size` must be at least 1, got {size}.")
+        self.sources, self.labels, self.size, self.mode = sources, as_labels(labels, len(sources)), size, mode
+
+    def take(self, indices: Tensor) -> Tensor:
+        """Images by index."""
+        return torch.stack(list(_each(self._decode, [self.sources[i] for i in indices.tolist()])))
+
+    def digest(self) -> str:
+        """Of labels, names and sizes of all files, and the content of 256 of them, evenly spread."""
+        digest = hashlib.blake2b(self.labels.numpy().tobytes(), digest_size=8)
+        for number, source in enumerate(self.sources):
+            name = str(number) if isinstance(source, bytes) else "/".join(source.parts[-2:])
+            size = len(source) if isinstance(source, bytes) else source.stat().st_size
+            digest.update(f"{name} {size} ".encode())
+        for number in torch.linspace(0, len(self) - 1, min(256, len(self))).long().tolist():
+            source = self.sources[number]
+            digest.update(source if isinstance(source, bytes) else source.read_bytes())
+        return digest.hexdigest()
+
+    def _decode(self, source: Source) -> Tensor:
+        with _opened(source) as picture:
+            return torch.from_numpy(pixels_of(picture, self.mode, self.size))
+
+
+def problems(sources: Sequence[Source]) -> list[str]:
+    """A sentence for each of the files that cannot be decoded."""
+    return [sentence for sentence in _each(_problem, sources) if sentence]
+
+
+def _problem(source: Source) -> str:
+    try:
+        with _opened(source) as picture:
+            pixels_of(picture)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def sides(sources: Sequence[Source]) -> list[int]:
+    """The shorter side of each picture in pixels, read from its header.
+
+    Raises:
+        ValueError: a file that cannot be opened; the message names it.
+    """
+
+    def side(source: Source) -> int:
+        with _opened(source) as picture:
+            return min(picture.size)
+
+    return list(_each(side, sources))
+
+
+def _each(function: Callable[[Any], Any], sources: Sequence[Source]) -> Iterator[Any]:
+    with ThreadPoolExecutor(2) as pool, warnings.catch_warnings():
+        # What Pillow only warns of, such as damaged EXIF data, leaves the pixels as they are; a picture of more than
+        # 89 million pixels is refused.
+        warnings.simplefilter("ignore", UserWarning)
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        yield from pool.map(function, sources)
+
+
+@contextmanager
+def _opened(source: Source) -> Iterator[Image.Image]:
+    """The picture of a file.
+
+    Raises:
+        ValueError: it cannot be opened, or what is done with it inside fails; the message names it.
+    """
+    name = source if isinstance(source, Path) else "an image"
+    try:
+        if isinstance(source, Path) and not source.is_file():  # a pipe would block
+            raise ValueError("it is no file" if source.exists() else "it leads nowhere")
+        with Image.open(source if isinstance(source, Path) else io.BytesIO(source)) as picture:
+            yield picture
+    except Image.UnidentifiedImageError:
+        reason = "it is empty" if _is_empty(source) else "it is in no known image format"
+        raise ValueError(f"{name} cannot be read: {reason}.") from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        limit = (Image.MAX_IMAGE_PIXELS or 0) // 10**6
+        raise ValueError(f"{name} cannot be read: it has more than {limit} million pixels.") from None
+    except Exception as error:  # a decoder that is handed damaged data may raise anything
+        raise ValueError(f"{name} cannot be read: {str(error).rstrip('.') or type(error).__name__}.") from error
+
+
+def _is_empty(source: Source) -> bool:
+    return not (source if isinstance(source, bytes) else source.stat().st_size)
+
+
+def pixels_of(picture: Image.Image, mode: str = "", size: int = 0) -> np.ndarray:
+    """The pixels of a picture, `[channels, height, width]`, float32 in [0, 1].
+
+    It is turned as its EXIF data say. Gray of 8, 12 and 16 bits is divided by the largest value; floats are taken as
+    they are; colours of any model become red, green and blue; what is transparent is white.
+
+    Args:
+        picture: from Pillow.
+        mode: `RGB`, `L`, or empty for the picture's own: `L` for gray, else `RGB`.
+        size: side of a square, to which it is resized (bicubic) and cropped; 0 leaves its size.
+
+    Raises:
+        ValueError: 32-bit integers, whose largest value is unknown, or floats outside [0, 1].
+    """
+    _check_pages(picture)
+    bits = getattr(picture, "tag_v2", {}).get(258, (16,))[0]
+    picture = ImageOps.exif_transpose(picture)
+    picture = _deep(picture, bits) if picture.mode.startswith(("I", "F")) else _opaque(picture)
+    own = "L" if picture.mode in ("1", "L", "F") else "RGB"
+    if picture.mode != "F":
+        picture = picture.convert(mode or own)
+    array = np.asarray(_square(picture, size) if size else picture, np.float32)
+    array = array.clip(0, 1) if picture.mode == "F" else array / 255
+    if array.ndim == 3:
+        return array.transpose(2, 0, 1).copy()
+    return np.repeat(array[None], 3, 0) if mode == "RGB" else array[None]
+
+
+def _check_pages(picture: Image.Image) -> None:
+    """Raise a ValueError for a TIFF of several pages of one size; smaller ones are previews."""
+    if picture.format == "TIFF" and getattr(picture, "n_frames", 1) > 1:
+        size, count = picture.size, getattr(picture, "n_frames", 1)
+        picture.seek(1)
+        if picture.size == size:
+            raise ValueError(f"it holds {count} pages. Write each into a file of its own")
+        picture.seek(0)
+
+
+def _deep(picture: Image.Image, bits: int) -> Image.Image:
+    """Gray of more than 8 bits as floats in [0, 1]."""
+    array = np.asarray(picture)
+    low, high = float(array.min()), float(array.max())
+    if picture.mode == "F":
+        if not (low >= 0 and high <= 1):
+            raise ValueError(f"its floats must be in [0, 1], got {low:.3g} to {high:.3g}")
+        return picture
+    if bits > 16 or low < 0 or high > 65_535:
+        raise ValueError("its 32-bit integers have no known largest value. Write it with 8 or 16 bits")
+    return Image.fromarray(array.astype(np.float32) / (2**bits - 1))
+
+
+def _opaque(picture: Image.Image) -> Image.Image:
+    """On white, where it has transparency."""
+    if "transparency" not in picture.info and picture.mode not in ("LA", "PA", "RGBA", "La", "RGBa"):
+        return picture
+    if picture.mode in ("La", "RGBa"):  # multiplied by alpha: these are the conversions that there are
+        picture = picture.convert("LA" if picture.mode == "La" else "RGBA")
+    own = "L" if picture.mode in ("1", "L", "LA") else "RGB"
+    picture = picture.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert(own)
+
+
+def _square(picture: Image.Image, size: int) -> Image.Image:
+    """Resized so that the shorter side has this many pixels, and cropped to the centre."""
+    scale = size / min(picture.size)
+    if scale != 1:
+        wide = [max(size, round(side * scale)) for side in picture.size]
+        picture = picture.resize((wide[0], wide[1]), Image.Resampling.BICUBIC)
+    left, top = (picture.width - size) // 2, (picture.height - size) // 2
+    return picture.crop((left, top, left + size, top + size))

@@ -1,0 +1,167 @@
+import logging
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from kdnas.data.base import Data
+from kdnas.data.folders import folder
+from kdnas.data.load import load_data
+
+
+def write(root, counts, value=0, size=(8, 8)):
+    """A folder per class with so many images of one brightness."""
+    for name, count in counts.items():
+        (root / name).mkdir(parents=True, exist_ok=True)
+        for i in range(count):
+            Image.new("L", size, value).save(root / name / f"{value}-{i}.png")
+    return root
+
+
+def brightness(part):
+    return {int(v) for v in (part.take(torch.arange(len(part)))[:, 0, 0, 0] * 255).round()}
+
+
+TWO = {"cat": 6, "dog": 6}
+
+
+@pytest.mark.parametrize(
+    ("names", "parts"),
+    [
+        (("train", "test"), ((10, 20), {10}, {20})),
+        (("Train", "Test"), ((10, 20), {10}, {20})),
+        (("TRAINING", "Testing"), ((10, 20), {10}, {20})),
+        (("training_set", "test_set"), ((10, 20), {10}, {20})),
+        (("seg_train", "seg_test"), ((10, 20), {10}, {20})),
+        (("train2017", "val2017"), ((10, 20), {10}, {20})),
+        (("train", "valid"), ((10, 20), {10}, {20})),
+        (("trainset", "validation"), ((10, 20), {10}, {20})),
+        (("train", "test", "val"), ((10, 20, 30), {30}, {20})),
+        (("Train Images", "Test Images", "Validation Images"), ((10, 20, 30), {30}, {20})),
+    ],
+)
+def test_parts_are_recognised_by_their_names(tmp_path, names, parts):
+    values, search, test = parts
+    for name, value in zip(names, values, strict=True):
+        write(tmp_path / name, TWO, value)
+    data = folder(str(tmp_path))
+    assert data.class_names == ("cat", "dog")
+    assert (brightness(data.train), brightness(data.search), brightness(data.test)) == ({10}, search, test)
+    assert all(name in data.source for name in names), data.source
+
+
+def test_parts_inside_of_the_classes_are_recognised(tmp_path):
+    for name in TWO:
+        write(tmp_path / name, {"train": 6}, 10)
+        write(tmp_path / name, {"test": 3}, 20)
+    data = folder(str(tmp_path))
+    assert data.class_names == ("cat", "dog")
+    assert brightness(data.train) == {10} and brightness(data.test) == {20}
+
+
+def test_a_class_that_is_called_like_a_part_is_a_class(tmp_path):
+    data = folder(str(write(tmp_path, {"bus": 6, "train": 6, "test": 5})))
+    assert data.class_names == ("bus", "test", "train")
+
+
+def test_folders_around_the_data_are_passed(tmp_path):
+    write(tmp_path / "archive" / "set" / "train" / "train", TWO)
+    write(tmp_path / "archive" / "set" / "test" / "test", TWO, 20)
+    data = folder(str(tmp_path))
+    assert data.class_names == ("cat", "dog") and brightness(data.test) == {20}
+
+
+def test_hidden_files_and_folders_are_no_images_and_no_classes(tmp_path):
+    write(tmp_path, TWO)
+    write(tmp_path, {".ipynb_checkpoints": 5, "__MACOSX": 5})
+    (tmp_path / "cat" / "._0.png").write_bytes(b"resource fork")
+    (tmp_path / "cat" / "readme.txt").write_text("")
+    (tmp_path / "cat" / "more.png").mkdir()
+    data = folder(str(tmp_path))
+    assert data.class_names == ("cat", "dog")
+    assert len(data.train) + len(data.search) + len(data.test) == 12
+    assert "left out: 1 files with .txt" in data.source
+
+
+@pytest.mark.parametrize(
+    ("paths", "message"),
+    [
+        (
+            ["train/cat", "train/dog", "training/cat", "training/dog"],
+            "must have one train part, got train and training",
+        ),
+        (["fold1/cat", "fold1/dog", "fold2/cat", "fold2/dog"], r"all hold the same folders \(cat, dog\)"),
+        (["val/cat", "val/dog", "test/cat", "test/dog"], "no training part"),
+        (["train", "test"], "no training part with one folder per class"),
+        (["train/cat", "train/dog", "test"], "test must hold one folder per class.*but holds images"),
+        (["train/cat", "train/dog", "val/cat"], r"train and validation must have the same classes, \['dog'\]"),
+        (["train/cat"], "at least 2 class folders"),
+    ],
+)
+def test_folders_whose_roles_are_not_clear_are_refused(tmp_path, paths, message):
+    for path in paths:
+        write(tmp_path, {path: 6})
+    with pytest.raises(ValueError, match=message):
+        folder(str(tmp_path))
+
+
+def test_sub_folders_of_the_same_names_are_merged_where_that_is_said(tmp_path):
+    for path in ("benign/40X", "benign/100X", "malignant/40X", "malignant/100X"):
+        write(tmp_path, {path: 4})
+    with pytest.raises(ValueError, match="merge=true"):
+        folder(str(tmp_path))
+    assert load_data(f"folder:{tmp_path},merge=true").build(Data).class_names == ("benign", "malignant")
+
+
+def test_a_class_of_files_that_are_no_images_is_explained(tmp_path):
+    write(tmp_path, TWO)
+    (tmp_path / "heic").mkdir()
+    (tmp_path / "heic" / "a.heic").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"class 'heic' has 0.*1 files with \.heic"):
+        folder(str(tmp_path))
+
+
+def test_broken_files_are_listed_or_left_out_and_counted(tmp_path):
+    write(tmp_path, TWO)
+    (tmp_path / "cat" / "bad.png").write_bytes(b"")
+    (tmp_path / "dog" / "worse.jpg").write_bytes(b"x")
+    with pytest.raises(
+        ValueError,
+        match=r"2 of 14 files cannot be decoded: .*(bad\.png.*worse\.jpg|worse\.jpg.*bad\.png).*skip_broken=true",
+    ):
+        folder(str(tmp_path))
+    data = load_data(f"folder:{tmp_path},skip_broken=true").build(Data)
+    assert len(data.train) + len(data.search) + len(data.test) == 12
+    assert "2 files that cannot be decoded are left out" in data.source
+
+
+def test_the_side_is_the_median_of_the_images_and_not_the_first_ones(tmp_path):
+    write(tmp_path, TWO, size=(20, 16))
+    Image.new("L", (4, 4)).save(tmp_path / "cat" / "0-0.png")
+    assert folder(str(tmp_path)).image == (3, 16, 16)
+    assert load_data(f"folder:{tmp_path},size=12").build(Data).image == (3, 12, 12)
+
+
+def test_images_of_16_bits_keep_their_levels_in_memory(tmp_path):
+    for name in TWO:
+        (tmp_path / name).mkdir()
+        for i in range(6):
+            Image.fromarray(np.full((4, 4), 1000 + i, np.uint16)).save(tmp_path / name / f"{i}.png")
+    data = folder(str(tmp_path))
+    levels = (data.train.take(torch.arange(len(data.train)))[:, 0, 0, 0] * 65_535).round()
+    assert len(levels.unique()) > 3 and 1000 <= levels.min() <= levels.max() <= 1005
+
+
+def test_a_run_says_how_its_data_have_changed(tmp_path, log):
+    from kdnas.jobs._run import report_changes
+
+    data = folder(str(write(tmp_path, TWO)))
+    before = dict(data.fingerprint)
+    report_changes(before, folder(str(tmp_path)), "run r")
+    assert not log.records
+    Image.new("L", (8, 8), 99).save(tmp_path / "cat" / "new.png")
+    report_changes(before, folder(str(tmp_path)), "run r")
+    (record,) = log.records
+    assert record.levelno == logging.WARNING
+    assert "data of run r have changed: train" in record.message
