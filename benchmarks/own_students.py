@@ -22,45 +22,36 @@ About four hours of one idle thread, the teacher included; 20 to 90 s for one tr
 """
 
 import argparse
-import csv
-import fcntl
-import hashlib
-import io
 import json
 import math
-import os
 import random
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import IO, Any, NamedTuple, final
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from common import Memory, Row, about, agree, append, cifar, fingerprint, open_rows, rows_in, trained
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from kdnas.costs.budget import Cost
 from kdnas.costs.count import cost
-from kdnas.data.base import Data, Images, TensorImages
-from kdnas.data.cifar import cifar10
+from kdnas.data.base import Data, Images
 from kdnas.distillers.from_labels import FromLabels
 from kdnas.distillers.from_teacher import FromTeacher
 from kdnas.losses.response.cross_entropy import CrossEntropy
 from kdnas.losses.response.soft_targets import SoftTargets
 from kdnas.network import Network
-from kdnas.outputs import Moment, Outputs
 from kdnas.randomness import initialised, python_rng
-from kdnas.runs.checkpoint import load_state, save_state
-from kdnas.runs.files import write_json
 from kdnas.settings import Recipe
 from kdnas.space import SearchSpace
 from kdnas.specs import spec
 from kdnas.tables import load_space, table_of
 from kdnas.teachers.base import Frozen, Teacher
 from kdnas.teachers.fitted import fitted_teacher
-from kdnas.training.driver import train_with_checkpoints
 from kdnas.training.loop import Training
 
 SPACE = Path(__file__).with_suffix(".toml")
@@ -79,14 +70,12 @@ WAYS = {
 TEACHER_BLOCKS = 2
 TEACHER_RECIPE = Recipe(steps=2400, batch_size=128, learning_rate=0.1)
 LAST_STEPS = 50  # over which the final training loss is a mean
-PARTS = ("train", "search", "test")
 COLUMNS = (
     *("position", "stratum", "code", "params", "macs", "way", "seed"),
     *("steps", "batch_size", "optimizer", "learning_rate", "weight_decay", "warmup", "floor", "clip", "loss"),
     *("search_accuracy", "test_accuracy", "search_cross_entropy", "test_cross_entropy", "train_loss"),
     *("seconds", "cpu_seconds", "threads", "torch"),
 )
-Row = dict[str, Any]
 
 
 class Candidate(NamedTuple):
@@ -101,28 +90,6 @@ class Candidate(NamedTuple):
     def seeds(self) -> tuple[int, ...]:
         """Those it is trained with."""
         return SEEDS if self.position % PER_STRATUM == 0 else SEEDS[:1]
-
-
-@final
-class Memory(Teacher):
-    """A teacher's logits for every batch of one seed: all trainings with that seed see the same.
-
-    Raises:
-        ValueError: at `teach`, for another batch.
-    """
-
-    def __init__(self, logits: Tensor, labels: Tensor, sums: Tensor) -> None:
-        super().__init__()
-        self.logits, self.labels, self.sums = logits, labels, sums
-        self.freeze()
-
-    def teach(self, pixels: Tensor, labels: Tensor | None, at: Moment) -> Outputs:
-        """The logits of the step that the training's progress names."""
-        step = round(at.progress * len(self.logits))
-        same = labels is not None and torch.equal(labels, self.labels[step])
-        if not same or not torch.allclose(pixels.sum((1, 2, 3)), self.sums[step]):
-            raise ValueError(f"step {step} has another batch than the teacher saw. Remove the memory from --out.")
-        return Outputs(self.logits[step])
 
 
 def candidates(space: SearchSpace) -> list[Candidate]:
@@ -162,52 +129,16 @@ def tasks(order: list[Candidate]) -> Iterator[tuple[Candidate, int, str]]:
                 yield candidate, seed, way
 
 
-def data_of(path: Path, cache: Path) -> Data:
-    """CIFAR-10 at IMAGE_SIZE, decoded and averaged once."""
-    if not cache.exists():
-        data = cifar10(str(path), size=IMAGE_SIZE)
-        parts: dict[str, Any] = {part: getattr(data, part) for part in PARTS}
-        content = {part: [images.images, images.labels] for part, images in parts.items()}
-        save_state(cache, {"parts": content, "classes": list(data.class_names), "augmentation": data.augmentation})
-    state = load_state(cache)
-    parts = {part: TensorImages(*state["parts"][part]) for part in PARTS}
-    return Data(**parts, class_names=tuple(state["classes"]), augmentation=state["augmentation"])
-
-
 def teacher_of(data: Data, folder: Path) -> tuple[Frozen, Row]:
     """The teacher, trained once on labels, and what the JSON file says of it."""
     blueprint = fitted_teacher((data.channels, IMAGE_SIZE, IMAGE_SIZE), data.classes, TEACHER_BLOCKS)
     network = initialised(lambda: Network(blueprint), TEACHER_RECIPE.seed)
-    place = folder / "teacher.safetensors"
-    if not place.exists():
-        draft = folder / "teacher.draft.safetensors"
-        training = Training(network, FromLabels(), data, None, TEACHER_RECIPE)
-        seconds = train_with_checkpoints(training, "teacher", draft, None)
-        save_state(place, {"weights": dict(network.state_dict()), "seconds": seconds})
-        draft.unlink(missing_ok=True)
-    state = load_state(place)
-    network.load_state_dict(state["weights"])
-    digest = hashlib.sha256(b"".join(t.numpy().tobytes() for t in network.state_dict().values())).hexdigest()
+    training = Training(network, FromLabels(), data, None, TEACHER_RECIPE)
+    seconds = trained(training, "teacher", folder / "teacher.safetensors")
     accuracies = {f"{part}_accuracy": evaluate(network, getattr(data, part), data)[0] for part in ("search", "test")}
-    about = {"what": f"fitted_teacher, {TEACHER_BLOCKS} blocks a stage", **cost(blueprint)._asdict(), **accuracies}
-    about |= {"seconds": state["seconds"], "sha256_of_weights": digest[:16], "recipe": asdict(TEACHER_RECIPE)}
-    return Frozen(network, preprocessing=data.preprocessing), about
-
-
-def memory_of(teacher: Frozen, data: Data, seed: int, folder: Path, digest: str) -> Memory:
-    """What the teacher says to every batch of a seed, kept in a file."""
-    place = folder / f"teacher-{digest}-{RECIPE.steps}x{RECIPE.batch_size}-{seed}.safetensors"
-    if not place.exists():
-        print(f"the teacher's logits for seed {seed}", flush=True)
-        logits, labels, sums = [], [], []
-        for step in range(RECIPE.steps):
-            ids = data.indices(seed, step, RECIPE.batch_size)
-            pixels = data.pixels(ids, seed, step)
-            logits.append(teacher(pixels).logits)
-            labels.append(data.train.labels[ids])
-            sums.append(pixels.sum((1, 2, 3)))
-        save_state(place, [torch.stack(each) for each in (logits, labels, sums)])
-    return Memory(*load_state(place))
+    words = {"what": f"fitted_teacher, {TEACHER_BLOCKS} blocks a stage", **cost(blueprint)._asdict(), **accuracies}
+    words |= {"seconds": seconds, "sha256_of_weights": fingerprint(network), "recipe": asdict(TEACHER_RECIPE)}
+    return Frozen(network, preprocessing=data.preprocessing), words
 
 
 def evaluate(network: nn.Module, part: Images, data: Data) -> tuple[float, float]:
@@ -250,64 +181,17 @@ def loss_of(way: str) -> str:
     return " + ".join(f"{weight:g} {make}" for weight, make in WAYS[way])
 
 
-def rows_in(place: Path) -> list[Row]:
-    """The rows of a CSV file; none where there is no file."""
-    if not place.exists():
-        return []
-    with place.open(newline="", encoding="utf-8") as handle:
-        return list(csv.DictReader(handle))
-
-
 def key_of(row: Row) -> tuple[str, str, int]:
     """What makes a training: code, way, seed."""
     return row["code"], row["way"], int(row["seed"])
 
 
-def open_rows(place: Path) -> IO[bytes]:
-    """The CSV file to append to, locked; half a line that a kill left is cut off, and a header written.
-
-    Raises:
-        SystemExit: another process writes to it, or its columns are others.
-    """
-    header = ",".join(COLUMNS).encode() + b"\n"
-    handle = place.open("a+b")
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise SystemExit(f"{place} is being written by another process. Wait for it, or give another --rows.") from None
-    handle.seek(0)
-    content = handle.read()
-    whole = content[: content.rfind(b"\n") + 1]
-    if whole and not whole.startswith(header):
-        raise SystemExit(f"{place} has other columns. Give another --rows.")
-    if len(whole) < len(content):
-        handle.truncate(len(whole))
-    if not whole:
-        _append(handle, header)
-    return handle
-
-
-def append(handle: IO[bytes], row: Row) -> None:
-    """Write a row, and wait until it is on the disk."""
-    text = io.StringIO()
-    csv.DictWriter(text, COLUMNS, lineterminator="\n").writerow(row)
-    _append(handle, text.getvalue().encode())
-
-
-def _append(handle: IO[bytes], line: bytes) -> None:
-    handle.write(line)
-    handle.flush()
-    os.fsync(handle.fileno())
-
-
 def shared_facts(space: SearchSpace, data: Data, teacher: Row, order: list[Candidate]) -> Row:
     """What all rows have in common."""
     recipe = {name: value for name, value in asdict(RECIPE).items() if name != "seed"}
-    about_data = {"what": f"CIFAR-10, averaged from 32x32 to {IMAGE_SIZE}x{IMAGE_SIZE}, rounded to 8 bits"}
-    about_data |= {part: len(getattr(data, part)) for part in PARTS} | {"augmentation": data.augmentation}
     return {
         "space": table_of(space),
-        "data": about_data,
+        "data": about(data),
         "recipe": recipe,
         "loss": {way: loss_of(way) for way in WAYS},
         "teacher": teacher,
@@ -315,22 +199,6 @@ def shared_facts(space: SearchSpace, data: Data, teacher: Row, order: list[Candi
         "seeds": {"every network": list(SEEDS[:1]), f"every {PER_STRATUM}th": list(SEEDS)},
         "macs_of_networks": {candidate.code: candidate.size.macs for candidate in order},
     }
-
-
-def agree(facts: Row, place: Path) -> None:
-    """Write what all rows share, or compare it with what is there.
-
-    Raises:
-        SystemExit: the rows that are there were made another way.
-    """
-    fresh = json.loads(json.dumps(facts))
-    if place.exists():
-        there = json.loads(place.read_text(encoding="utf-8"))
-        for name in {**there, **fresh}:
-            if there.get(name) != fresh.get(name):
-                raise SystemExit(f"{place} has another {name}: {there.get(name)}, now {fresh.get(name)}. Other --rows?")
-    else:
-        write_json(place, fresh)
 
 
 def check(space: SearchSpace, order: list[Candidate], rows: Path) -> None:
@@ -384,12 +252,12 @@ def main() -> None:
     if options.data is None or options.out is None:
         parser.error("--data and --out are needed to train")
     options.out.mkdir(parents=True, exist_ok=True)
-    with open_rows(options.rows) as handle:
+    with open_rows(options.rows, COLUMNS) as handle:
         finished = {key_of(row) for row in rows_in(options.rows)}
-        data = data_of(options.data, options.out / f"cifar10-{IMAGE_SIZE}.safetensors")
-        teacher, about = teacher_of(data, options.out)
-        print(f"teacher: {about['search_accuracy']:.2%} of the search part, {about['test_accuracy']:.2%} of test")
-        agree(shared_facts(space, data, about, order), options.rows.with_suffix(".json"))
+        data = cifar(options.data, IMAGE_SIZE, options.out / f"cifar10-{IMAGE_SIZE}.safetensors")
+        teacher, words = teacher_of(data, options.out)
+        print(f"teacher: {words['search_accuracy']:.2%} of the search part, {words['test_accuracy']:.2%} of test")
+        agree(shared_facts(space, data, words, order), options.rows.with_suffix(".json"))
         listed = list(tasks(order))
         left = [task for task in listed if (task[0].code, task[2], task[1]) not in finished]
         left = left[: options.limit or None]
@@ -397,9 +265,11 @@ def main() -> None:
         began = time.perf_counter()
         for count, (candidate, seed, way) in enumerate(left, 1):
             if way == "teacher" and seed not in memories:
-                memories[seed] = memory_of(teacher, data, seed, options.out, about["sha256_of_weights"])
+                digest = words["sha256_of_weights"]
+                place = options.out / f"teacher-{digest}-{RECIPE.steps}x{RECIPE.batch_size}-{seed}.safetensors"
+                memories[seed] = Memory.of(teacher, data, replace(RECIPE, seed=seed), place)
             row = train(space, candidate, way, seed, data, memories[seed] if way == "teacher" else None)
-            append(handle, row)
+            append(handle, COLUMNS, row)
             hours = (time.perf_counter() - began) / count * (len(left) - count) / 3600
             print(
                 f"{len(finished) + count} of {len(listed)}: {candidate.code}, {candidate.size.macs:,} MACs, "
