@@ -128,6 +128,9 @@ def equal_weight(name: str, teacher: Teacher, data: Data) -> float:
         objective = Objective(tuple((1.0, spec(algorithms("kdnas.losses")[n])) for n in ("cross_entropy", name)))
         outputs, teacher_outputs = network(data.normalise(pixels)), teacher(pixels)
         objective.prepare(outputs, teacher_outputs)
+        for loss in objective.losses.values():
+            assert isinstance(loss, Loss)
+            loss.mark_trained()  # its first value, with parts as they are
         values = [
             float(loss(outputs, teacher_outputs, labels)) if isinstance(loss, Loss) else 0.0
             for loss in objective.losses.values()

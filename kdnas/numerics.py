@@ -1,4 +1,8 @@
-"""Normalisation, norms and distances that are finite, with finite gradients, on every input."""
+"""Normalisation, norms and distances that are finite, with finite gradients, on every finite input.
+
+NaN stays NaN, and an infinite entry gives NaN: a comparison such as `squares > 0` is false for NaN, which would make a
+vector of NaN a zero vector.
+"""
 
 import math
 
@@ -28,14 +32,14 @@ def safe_normalize(x: Tensor, dim: int = -1) -> Tensor:
     """
     x = rescale(x, dim)
     squares = x.square().sum(dim, keepdim=True)
-    alive = squares > 0
+    alive = squares != 0  # NaN is alive
     # The inner where keeps the infinite slope at 0 out of the gradient, the outer where the value.
     return torch.where(alive, x * torch.where(alive, squares, 1.0).rsqrt(), 0.0)
 
 
 def safe_sqrt(x: Tensor) -> Tensor:
     """Square root with gradient 0, not infinity, where `x` is 0."""
-    positive = x > 0
+    positive = ~(x <= 0)  # of NaN too
     return torch.where(positive, torch.where(positive, x, 1.0).sqrt(), 0.0)
 
 

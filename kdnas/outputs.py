@@ -1,8 +1,8 @@
 """Logits, feature maps and attention maps of a network, as losses see them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple, final
+from typing import Any, NamedTuple, final
 
 from torch import Tensor
 
@@ -11,7 +11,8 @@ class Outputs(NamedTuple):
     """A network's outputs for a batch.
 
     Attributes:
-        logits: `[batch, classes]`, or `[batch, classes, height, width]` for dense prediction.
+        logits: `[batch, classes]`, or `[batch, classes, height, width]` for dense prediction. Those of a language
+            model, `[batch, tokens, classes]`, come in by `Outputs.of_tokens`.
         features: one feature map per stage, shallow to deep: `[batch, channels, height, width]` of a
             convolutional stage, `[batch, tokens, channels]` of a transformer's.
         attentions: one map per transformer layer, `[batch, heads, tokens, tokens]`, rows sum to 1;
@@ -26,6 +27,59 @@ class Outputs(NamedTuple):
     attentions: tuple[Tensor, ...] = ()
     images: Tensor | None = None
     members: tuple["Outputs", ...] = ()
+
+    @classmethod
+    def of_tokens(cls, logits: Tensor, *fields: Any, **others: Any) -> "Outputs":
+        """The outputs of a network that classifies every token, a language model for example.
+
+        Three dimensions do not say where the classes are, so losses refuse them; this says that they are last. The
+        logits become a map with the tokens as its rows, `[batch, classes, tokens, 1]`: every loss of dense logits takes
+        them, with labels `[batch, tokens]`, of which -100 leaves a token out.
+
+        Args:
+            logits: `[batch, tokens, classes]`.
+            *fields: the other fields, in their order.
+            **others: the other fields by name.
+
+        Raises:
+            ValueError: the logits have another number of dimensions.
+
+        Example:
+            >>> import torch
+            >>> Outputs.of_tokens(torch.zeros(2, 7, 50)).logits.shape
+            torch.Size([2, 50, 7, 1])
+        """
+        if logits.dim() != 3:
+            raise ValueError(f"`logits` must be [batch, tokens, classes], got shape {tuple(logits.shape)}.")
+        return cls(logits.transpose(1, 2)[..., None], *fields, **others)
+
+    def select(self, kinds: Container[str]) -> Iterator[tuple[str, Tensor]]:
+        """Name and tensor of the fields among `kinds`: `logits`, `features[0]`, `features[1]`, ..., `attentions[0]`."""
+        if "logits" in kinds:
+            yield "logits", self.logits
+        for kind in ("features", "attentions"):
+            if kind in kinds:
+                yield from ((f"{kind}[{i}]", x) for i, x in enumerate(getattr(self, kind)))
+
+    def check(self, network: str) -> None:
+        """Raise a ValueError unless the fields are tensors, and tuples of tensors.
+
+        Args:
+            network: whose outputs they are, for the message: `student` or `teacher`.
+        """
+        for kind in ("features", "attentions"):
+            maps = getattr(self, kind)
+            if isinstance(maps, Tensor):
+                raise ValueError(
+                    f"`{kind}` of the {network} must be a tuple with one tensor per stage, got a single tensor of "
+                    f"shape {tuple(maps.shape)}. Pass a tuple of one: (x,)."
+                )
+        for name, x in (*self.select(("logits", "features", "attentions")), ("images", self.images)):
+            if x is None and name == "images":
+                continue
+            if not isinstance(x, Tensor) or not x.is_floating_point():
+                kind = f"a tensor of {x.dtype}" if isinstance(x, Tensor) else type(x).__name__
+                raise ValueError(f"`{name}` of the {network} must be a tensor of floating-point numbers, got {kind}.")
 
     def detach(self) -> "Outputs":
         """The same values, detached from the autograd graph."""

@@ -2,15 +2,26 @@
 
 import abc
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, final
 
 import torch
 from torch import Tensor, nn
 
+from kdnas.losses._inputs import (
+    IGNORED,
+    all_finite,
+    as_outputs,
+    check_agreement,
+    check_labels,
+    check_logits,
+    check_same_classes,
+)
+from kdnas.losses._options import recorded
 from kdnas.losses.stage_pairs import Alignment, StagePairs
 from kdnas.numerics import widen
 from kdnas.outputs import START, Moment, Outputs
+from kdnas.specs import Spec
 
 
 @dataclass(frozen=True)
@@ -39,12 +50,19 @@ class Loss(nn.Module, abc.ABC):
     Subclasses are `@final`, have keyword-only arguments, and implement `compute`. Every call runs in
     float32 (float64 stays float64) with autocast off, and the teacher's outputs are detached.
 
+    What holds for every loss, because this class sees to it: NaN or infinity in what it reads of the student or the
+    teacher gives NaN, with a gradient of NaN, and never a finite value. An empty batch gives 0 with a graph, as do
+    labels that are all -100, where labels are read; a sample whose label is -100 is left out. Batches, devices and
+    dtypes must agree.
+
     Class attributes:
         needs: its inputs: `logits`, `labels`, `features`, `attentions`, `images`.
+        ranges: the range of each numeric option, as an interval: `{"temperature": "(0, inf)"}`. NaN, infinities and
+            values outside are refused; those of base classes apply too.
         uses_teacher: whether it depends on the teacher's outputs; not for a loss of the student and labels only.
         weight: the default weight in a sum, with its origin in the docstring.
         golden: the value on `kdnas.losses.example.example()` in float64, for `kdnas losses --check`.
-        dense: it needs logits that are maps, `[batch, classes, height, width]`; its example is dense.
+        dense: it needs logits that are maps, `[batch, classes, height, width]`, of any two sizes; its example is dense.
         pairwise: a value over pairs of samples, which changes when the batch is repeated; the docstring explains why.
         own_gradient: the gradient is on purpose not that of the value (a surrogate, a detached target of the
             student's own); the docstring explains why, and the loss's own test checks the gradient.
@@ -52,9 +70,13 @@ class Loss(nn.Module, abc.ABC):
             other terms.
         discriminator_rates: names of the submodules that are discriminators, and their largest learning rate; it
             follows the training's schedule.
+
+    Attributes:
+        options: the constructor's arguments that are plain values, defaults included; `repr` shows them.
     """
 
     needs: ClassVar[tuple[str, ...]] = ("logits",)
+    ranges: ClassVar[Mapping[str, str]] = {}
     uses_teacher: ClassVar[bool] = True
     weight: ClassVar[float] = 1.0
     golden: ClassVar[float | None] = None
@@ -63,15 +85,36 @@ class Loss(nn.Module, abc.ABC):
     own_gradient: ClassVar[bool] = False
     clipped: ClassVar[bool] = False
     discriminator_rates: ClassVar[Mapping[str, float]] = {}
+    options: Mapping[str, Any]
 
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "__init__" in vars(cls):
+            setattr(cls, "__init__", recorded(vars(cls)["__init__"]))  # noqa: B010
+
+    @recorded
     def __init__(self) -> None:
         # Not Module's, which accepts any argument: a Spec with an unknown one is then refused by name.
         super().__init__()
+        if type(self).pretrain is not Loss.pretrain:
+            self.register_buffer("trained", torch.zeros((), dtype=torch.bool))
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if isinstance(value, Loss) and not isinstance(self, Wrapper):
+            raise TypeError(
+                f"{type(self).__name__} holds another loss: derive it from kdnas.losses.base.Wrapper, which passes "
+                "everything on."
+            )
+        super().__setattr__(name, value)
+
+    def extra_repr(self) -> str:
+        """The options."""
+        return ", ".join(f"{name}={value!r}" for name, value in self.options.items())
 
     def prepare(self, student: Outputs, teacher: Outputs, *, elastic: bool = False) -> None:
         """Build the learnable parts, if any, from one batch of outputs.
 
-        Called once, before the optimizer is built. The base class checks that the outputs contain what `needs` names.
+        Called once, before the optimizer is built. Losses implement `build`.
 
         Args:
             student: outputs of the largest student on at least two images.
@@ -81,57 +124,278 @@ class Loss(nn.Module, abc.ABC):
         Raises:
             ValueError: outputs are missing or cannot be matched; the message names both shapes.
         """
-        for kind in ("features", "attentions"):
-            if kind in self.needs and not (getattr(student, kind) and getattr(teacher, kind)):
-                network = "student" if not getattr(student, kind) else "teacher"
-                raise ValueError(f"{type(self).__name__} needs {kind}, but the {network} has none.")
-        if "logits" in self.needs and student.logits.shape[1:] != teacher.logits.shape[1:]:
-            raise ValueError(
-                f"{type(self).__name__} compares logits class by class: the student's have shape "
-                f"{tuple(student.logits.shape)}, the teacher's {tuple(teacher.logits.shape)}."
-            )
+        student, teacher = self._agreed(student, teacher)
+        if any(not len(x) for _, x in student.select(self.needs)):
+            raise ValueError(f"{type(self).__name__} is prepared with a batch of outputs, got an empty one.")
+        self.build(student, teacher, elastic=elastic)
+
+    def build(self, student: Outputs, teacher: Outputs, *, elastic: bool) -> None:
+        """Build the learnable parts, if any; the outputs are checked, and float32 or float64.
+
+        Args:
+            student: outputs of the largest student.
+            teacher: the teacher's outputs on the same images.
+            elastic: whether the student's widths differ from subnet to subnet.
+
+        Raises:
+            ValueError: outputs cannot be matched; the message names both shapes.
+        """
 
     @final
-    def forward(self, student: Outputs, teacher: Outputs, labels: Tensor, at: Moment = START) -> Tensor:
+    def forward(
+        self, student: Outputs | Tensor, teacher: Outputs | Tensor, labels: Tensor | None = None, at: Moment = START
+    ) -> Tensor:
         """The loss, a scalar.
 
         Args:
-            student: the student's outputs.
-            teacher: the teacher's outputs.
-            labels: `[batch]`.
+            student: the student's outputs; where nothing else is read, the logits alone will do.
+            teacher: the teacher's outputs, or logits; anything for a loss that does not use the teacher.
+            labels: `[batch]`, or `[batch, height, width]`; not needed for losses that do not read them.
             at: where in the training.
+
+        Raises:
+            ValueError: inputs are missing or do not agree, or parts of the loss need a training first.
         """
+        student, teacher = self._agreed(student, teacher)
+        if not self.is_trained:
+            raise ValueError(
+                f"{type(self).__name__} has parts that are trained before use, and they are not. Call loss.prepare"
+                "(student, teacher), then take steps on loss.preparation(teacher) or load trained parts with "
+                "load_state_dict; or call loss.mark_trained()."
+            )
         with torch.autocast(student.logits.device.type, enabled=False):
-            return self.compute(student.map(widen), teacher.detach().map(widen), labels, at)
+            read = [x for _, x in student.select(self.needs)]
+            if torch.compiler.is_compiling():
+                labels = self._labels(student, labels)
+                tensors = [*read, *self._read_of_teacher(teacher)]
+                finite = torch.stack([x.isfinite().all() for x in tensors]).all()
+                value = self.compute(student, teacher, labels, at)
+                return value * torch.where(finite, 1.0, torch.nan)
+            self._check_parts(student)
+            student, teacher, labels, at = self._counted(student, teacher, self._labels(student, labels), at)
+            if not all(x.numel() for _, x in student.select(self.needs)):
+                return connected_zero(*read)
+            if not self._is_finite(student, teacher):
+                return connected_zero(*read) * torch.nan
+            return self.compute(student, teacher, labels, at)
 
     @abc.abstractmethod
     def compute(self, student: Outputs, teacher: Outputs, labels: Tensor, at: Moment) -> Tensor:
-        """The loss; the teacher is detached and everything is float32 or float64.
+        """The loss; the teacher is detached, everything is finite and float32 or float64, and the batch is not empty.
 
         What changes during a training, a decaying weight for example, follows from `at`; nothing is stored on the loss.
+        Labels are class numbers; of logits `[batch, classes]`, samples of label -100 are left out beforehand.
         """
 
     def stages(self) -> tuple[Stage, ...]:
         """The stages of the loss's schedule. Default: one, `joint`."""
         return (Stage("joint", 1.0),)
 
+    @final
     def preparation(self, teacher: Outputs) -> Tensor:
-        """The objective of the loss's own parts in a stage with `uses="preparation"`."""
-        raise NotImplementedError(f"{type(self).__name__} has no preparation stage")
+        """The objective of the loss's own parts in a stage with `uses="preparation"`.
+
+        Args:
+            teacher: the teacher's outputs.
+
+        Raises:
+            ValueError: the loss has no such stage, or is not prepared.
+        """
+        if type(self).pretrain is Loss.pretrain:
+            raise ValueError(f"{type(self).__name__} has no parts that are trained before use.")
+        teacher = as_outputs(type(self).__name__, self.needs, teacher, "teacher").detach().map(widen)
+        with torch.autocast(teacher.logits.device.type, enabled=False):
+            parts = [p for p in self.parameters() if p.requires_grad]
+            if parts and not all(x.numel() for x in self._read_of_teacher(teacher)):
+                return connected_zero(*parts)
+            if parts and not all_finite(self._read_of_teacher(teacher)):
+                return connected_zero(*parts) * torch.nan
+            value = self.pretrain(teacher)
+            self.mark_trained()
+            return value
+
+    def pretrain(self, teacher: Outputs) -> Tensor:
+        """The objective of `preparation`; the teacher's outputs are detached and float32 or float64."""
+        raise NotImplementedError
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether parts that need a training before use have had a step of it; True without such parts."""
+        staged = any(stage.uses == "preparation" for stage in self.stages())
+        return not staged or bool(self.trained)
+
+    def mark_trained(self) -> None:
+        """Say that the parts are trained, for weights from elsewhere."""
+        if type(self).pretrain is not Loss.pretrain:
+            self.trained.fill_(True)
 
     @final
-    def adversary(self, student: Outputs, teacher: Outputs, labels: Tensor, at: Moment = START) -> Tensor | None:
+    def adversary(
+        self, student: Outputs | Tensor, teacher: Outputs | Tensor, labels: Tensor | None = None, at: Moment = START
+    ) -> Tensor | None:
         """The discriminator's loss; None without a discriminator.
 
         The student's outputs are detached, so that its backward pass reaches the discriminator only; `compute` in turn
         runs the discriminator with detached weights (`frozen`), so that the student's does not reach it.
         """
+        if type(self).discriminate is Loss.discriminate:
+            return None
+        student, teacher = self._agreed(student, teacher)
         with torch.autocast(student.logits.device.type, enabled=False):
-            return self.discriminate(student.detach().map(widen), teacher.detach().map(widen), labels, at)
+            student, teacher, labels, at = self._counted(student.detach(), teacher, self._labels(student, labels), at)
+            parts = [p for p in self.parameters() if p.requires_grad]
+            if parts and not all(x.numel() for _, x in student.select(self.needs)):
+                return connected_zero(*parts)
+            if parts and not self._is_finite(student, teacher):
+                return connected_zero(*parts) * torch.nan
+            return self.discriminate(student, teacher, labels, at)
 
     def discriminate(self, student: Outputs, teacher: Outputs, labels: Tensor, at: Moment) -> Tensor | None:
         """The discriminator's loss; both sides are detached and everything is float32 or float64."""
         return None
+
+    def check(self, student: Outputs, teacher: Outputs) -> None:
+        """Raise a ValueError unless the outputs are such as this loss compares."""
+        name = type(self).__name__
+        sides = (("student", student), ("teacher", teacher)) if self.uses_teacher else (("student", student),)
+        if "logits" in self.needs or "labels" in self.needs:
+            networks = sides if "logits" in self.needs else sides[:1]
+            check_logits(name, {side: outputs.logits for side, outputs in networks}, dense=self.dense)
+        if "logits" in self.needs and self.uses_teacher:
+            check_same_classes(name, student.logits, teacher.logits, dense=self.dense)
+        tensors = [(f"the {side}'s {field}", x) for side, o in sides for field, x in o.select(self.needs)]
+        for member in teacher.members if self.uses_teacher else ():
+            tensors += [(f"a member's {field}", x) for field, x in member.select(self.needs)]
+        check_agreement(name, tensors)
+
+    def _check_parts(self, student: Outputs) -> None:
+        kinds = {(p.dtype, p.device) for p in self.parameters()}
+        ours = next(((x.dtype, x.device) for _, x in student.select(self.needs)), None)
+        if kinds and ours and ours not in kinds:
+            (dtype, device), *_ = kinds
+            raise ValueError(
+                f"{type(self).__name__} has parts of {dtype} on {device}, but the outputs are {ours[0]} on {ours[1]}. "
+                "Move the loss with .to(...)."
+            )
+
+    def _agreed(self, student: Outputs | Tensor, teacher: Outputs | Tensor) -> tuple[Outputs, Outputs]:
+        """The outputs, checked and widened, the teacher's detached; the student's own where no teacher is used."""
+        name = type(self).__name__
+        ours = as_outputs(name, self.needs, student, "student").map(widen)
+        theirs = as_outputs(name, self.needs, teacher, "teacher") if self.uses_teacher else ours
+        theirs = theirs.detach().map(widen)
+        if not torch.compiler.is_compiling():
+            self.check(ours, theirs)
+        return ours, theirs
+
+    def _labels(self, student: Outputs, labels: Tensor | None) -> Tensor:
+        if "labels" in self.needs:
+            return check_labels(type(self).__name__, labels, student.logits)
+        return torch.zeros(0, dtype=torch.int64) if labels is None else labels
+
+    def _counted(
+        self, student: Outputs, teacher: Outputs, labels: Tensor, at: Moment
+    ) -> tuple[Outputs, Outputs, Tensor, Moment]:
+        """Without the samples that are left out: all of a batch whose labels are all -100."""
+        if "labels" not in self.needs:
+            return student, teacher, labels, at
+        counted = labels != IGNORED
+        if bool(counted.all()) or (labels.dim() > 1 and bool(counted.any())):
+            return student, teacher, labels, at
+        counted = counted.flatten(1).any(1) if labels.dim() > 1 else counted
+        student, teacher = (outputs.map(lambda x: x[counted]) for outputs in (student, teacher))
+        return student, teacher, labels[counted], replace(at, ids=None if at.ids is None else at.ids[counted.cpu()])
+
+    def _read_of_teacher(self, teacher: Outputs) -> list[Tensor]:
+        return [x for _, x in teacher.select(self.needs)] if self.uses_teacher else []
+
+    def _is_finite(self, student: Outputs, teacher: Outputs) -> bool:
+        return all_finite([*(x for _, x in student.select(self.needs)), *self._read_of_teacher(teacher)])
+
+    def _load_from_state_dict(  # pyrefly: ignore[bad-override]
+        self, state_dict: dict[str, Any], prefix: str, *arguments: Any
+    ) -> None:
+        if "trained" in self._buffers:  # checkpoints of before this was stored are of trained parts
+            state_dict.setdefault(prefix + "trained", torch.ones((), dtype=torch.bool))
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
+
+
+class Wrapper(Loss):
+    """A loss that holds another one: on changed outputs, or in other stages. Everything else is the inner loss's.
+
+    Parts, discriminator, preparation, progress, schedule stages, `needs` and clipping are passed on. A subclass
+    overrides `change`, or `stages`.
+
+    Args:
+        inner: the inner loss, or its Spec.
+
+    Class attributes:
+        option: the name of the option, and of the submodule, that is the inner loss.
+
+    Raises:
+        ValueError: `inner` is neither.
+    """
+
+    option: ClassVar[str] = "loss"
+
+    def __init__(self, inner: Loss | Spec) -> None:
+        super().__init__()
+        inner = inner.build(Loss) if isinstance(inner, Spec) else inner
+        if not isinstance(inner, Loss):
+            raise ValueError(
+                f"`{self.option}` must be a Loss or the Spec of a Loss, got {type(inner).__name__}. Write "
+                f"{self.option}=spec(SoftTargets, temperature=2.0), for example."
+            )
+        setattr(self, self.option, inner)
+        for name in ("needs", "uses_teacher", "dense", "pairwise", "own_gradient", "clipped"):
+            setattr(self, name, getattr(inner, name))
+        self.discriminator_rates = {  # type: ignore[misc]
+            f"{self.option}.{name}": rate for name, rate in inner.discriminator_rates.items()
+        }
+
+    @property
+    def inner(self) -> Loss:
+        """The inner loss."""
+        loss = getattr(self, self.option)
+        assert isinstance(loss, Loss)
+        return loss
+
+    def change(self, outputs: Outputs) -> Outputs:
+        """What the inner loss sees of a network's outputs; default: the same."""
+        return outputs
+
+    def build(self, student: Outputs, teacher: Outputs, *, elastic: bool) -> None:
+        """Prepare the inner loss."""
+        self.inner.prepare(self.change(student), self.change(teacher), elastic=elastic)
+
+    def compute(self, student: Outputs, teacher: Outputs, labels: Tensor, at: Moment) -> Tensor:
+        """The inner loss."""
+        return self.inner.compute(self.change(student), self.change(teacher), labels, at)
+
+    def discriminate(self, student: Outputs, teacher: Outputs, labels: Tensor, at: Moment) -> Tensor | None:
+        """The inner loss's discriminator's loss."""
+        return self.inner.discriminate(self.change(student), self.change(teacher), labels, at)
+
+    def stages(self) -> tuple[Stage, ...]:
+        """The inner loss's."""
+        return self.inner.stages()
+
+    def pretrain(self, teacher: Outputs) -> Tensor:
+        """The inner loss's preparation."""
+        return self.inner.preparation(self.change(teacher))
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether the inner loss is."""
+        return self.inner.is_trained
+
+    def mark_trained(self) -> None:
+        """Say that the inner loss's parts are trained."""
+        self.inner.mark_trained()
+
+    def check(self, student: Outputs, teacher: Outputs) -> None:
+        """Raise a ValueError unless the outputs are such as the inner loss compares."""
+        self.inner.check(student, teacher)
 
 
 class FeatureLoss(Loss):
@@ -148,6 +412,7 @@ class FeatureLoss(Loss):
     """
 
     needs: ClassVar[tuple[str, ...]] = ("features",)
+    ranges: ClassVar[Mapping[str, str]] = {"weights": "[0, inf)"}
     alignment: ClassVar[Alignment] = "nothing"
 
     def __init__(
@@ -160,21 +425,26 @@ class FeatureLoss(Loss):
         self.taps = StagePairs(pairs=taps, alignment=self.alignment)
         self.pair_weights = weights
 
-    def prepare(self, student: Outputs, teacher: Outputs, *, elastic: bool = False) -> None:
+    def build(self, student: Outputs, teacher: Outputs, *, elastic: bool) -> None:
         """Pair the stages and build the adapters."""
-        super().prepare(student, teacher, elastic=elastic)
         self.taps.prepare(student, teacher, elastic)
-        if self.pair_weights is not None and len(self.pair_weights) != len(self.taps.pairs):
-            raise ValueError(
-                f"`weights` must be one per pair, for {len(self.taps.pairs)} pairs got {len(self.pair_weights)}."
-            )
+        self._weights(len(self.taps.pairs))
 
     def compute(self, student: Outputs, teacher: Outputs, labels: Tensor, at: Moment) -> Tensor:
         """The weighted sum of `between` over the paired maps."""
         pairs = self.taps(student, teacher)
-        weights = self.pair_weights or (1.0,) * len(pairs)
+        weights = self._weights(len(pairs))
         values = [w * self.between(s, t, i) for i, (w, (s, t)) in enumerate(zip(weights, pairs, strict=True))]
         return torch.stack(values).sum()
+
+    def default_weights(self, num_pairs: int) -> tuple[float, ...]:
+        """The weights of the pairs where `weights` is None: 1 each."""
+        return (1.0,) * num_pairs
+
+    def _weights(self, num_pairs: int) -> tuple[float, ...]:
+        if self.pair_weights is not None and len(self.pair_weights) != num_pairs:
+            raise ValueError(f"`weights` must be one per pair, for {num_pairs} pairs got {len(self.pair_weights)}.")
+        return self.pair_weights or self.default_weights(num_pairs)
 
     @abc.abstractmethod
     def between(self, student: Tensor, teacher: Tensor, pair: int) -> Tensor:
@@ -183,7 +453,7 @@ class FeatureLoss(Loss):
 
 def connected_zero(*tensors: Tensor) -> Tensor:
     """Zero with a graph to every tensor: the value of a loss if there is nothing to compare."""
-    return torch.stack([t.sum() * 0 for t in tensors if t.numel()]).nan_to_num(0.0, 0.0, 0.0).sum()
+    return torch.stack([t.sum() * 0 for t in tensors]).nan_to_num(0.0, 0.0, 0.0).sum()
 
 
 def frozen(part: nn.Module, *inputs: Any) -> Tensor:

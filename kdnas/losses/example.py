@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from kdnas.losses.base import Loss
 from kdnas.outputs import Outputs
 
 
@@ -48,10 +49,15 @@ def gates() -> tuple[Tensor, ...]:
 def fill(module: nn.Module) -> nn.Module:
     """Set every parameter of a module from `wave`, scaled by 1/sqrt(fan in), and return the module.
 
+    The parts of a loss count as trained afterwards.
+
     Convert the module to float64 first: a float32 parameter loses digits.
     """
     with torch.no_grad():
         for index, parameter in enumerate(module.parameters()):
             fan_in = max(1, parameter[0].numel()) if parameter.dim() > 1 else 4
             parameter.copy_(wave(*parameter.shape, phase=index) / fan_in**0.5)
+    for loss in module.modules():
+        if isinstance(loss, Loss):
+            loss.mark_trained()
     return module

@@ -1,8 +1,10 @@
 """A weighted sum of losses, with their values, schedules and discriminators."""
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import NamedTuple, final
+from numbers import Real
+from typing import Any, NamedTuple, final
 
 import torch
 from torch import Tensor, nn
@@ -10,14 +12,14 @@ from torch import Tensor, nn
 from kdnas.losses.base import Loss, Stage, frozen
 from kdnas.numerics import safe_norm
 from kdnas.outputs import START, Moment, Outputs
-from kdnas.specs import Spec
+from kdnas.specs import Spec, parse_spec
 
 
 class Term(NamedTuple):
-    """One term: a weight and the spec of a loss."""
+    """One term: a weight and a loss, as a Spec, an object, or its name with options."""
 
     weight: float
-    loss: Spec
+    loss: Spec | Loss | str
 
 
 JOINT = Stage("joint", 1.0)
@@ -28,20 +30,26 @@ class Objective(nn.Module):
     """`sum_k weight_k * loss_k(student, teacher, labels)`.
 
     Args:
-        terms: pairs of weight and the spec of a loss. Names in logs are the losses' file names.
+        terms: pairs of weight and loss: a Spec, a Loss, or a name with options, `"soft_targets,temperature=2"`. Names
+            in logs are the losses' file names.
+
+    Raises:
+        ValueError: no terms, something else than a pair, a weight that is not a finite number, or an unknown loss.
     """
 
-    def __init__(self, terms: tuple[tuple[float, Spec], ...]) -> None:
+    def __init__(self, terms: Sequence[tuple[float, Spec | Loss | str]]) -> None:
         super().__init__()
         if not terms:
             raise ValueError("`terms` of an objective must not be empty; a term is (weight, loss).")
-        self.weights = tuple(weight for weight, _ in terms)
         self.losses = nn.ModuleDict()
-        for _, loss in terms:
-            name = loss.name
+        weights = []
+        for term in terms:
+            weight, name, loss = _checked(term)
             while name in self.losses:
                 name += "_again"
-            self.losses[name] = loss.build(Loss)
+            self.losses[name] = loss
+            weights.append(weight)
+        self.weights = tuple(weights)
 
     @property
     def uses_teacher(self) -> bool:
@@ -176,6 +184,22 @@ class Objective(nn.Module):
             if value is not None:
                 values.append((f"{name}_discriminator", value))
         return values
+
+
+def _checked(term: Any) -> tuple[float, str, Loss]:
+    """Weight, name and loss of one term."""
+    if not isinstance(term, tuple | list) or len(term) != 2:
+        raise ValueError(f"a term of an objective must be a pair (weight, loss), got {term!r}.")
+    weight, loss = term
+    if not isinstance(weight, Real) or isinstance(weight, bool) or not math.isfinite(weight):
+        raise ValueError(f"the weight of a term must be a finite number, got {weight!r} for {loss!r}.")
+    if isinstance(loss, str):
+        loss = parse_spec("kdnas.losses", loss)
+    if isinstance(loss, Spec):
+        return float(weight), loss.name, loss.build(Loss)
+    if isinstance(loss, Loss):
+        return float(weight), type(loss).__module__.rpartition(".")[2], loss
+    raise ValueError(f"a term's loss must be a Spec, a Loss or its name, got {loss!r}. Write (1.0, 'soft_targets').")
 
 
 def _clipped(gradient: Tensor, task: Tensor | None) -> Tensor:

@@ -1,7 +1,7 @@
 """Pairs of student and teacher stages, and the adapters between them."""
 
 import math
-from typing import Literal, NamedTuple, final
+from typing import Any, Literal, NamedTuple, final
 
 import torch
 import torch.nn.functional as F
@@ -116,6 +116,15 @@ class StagePairs(nn.Module):
         """The aligned pairs, student first."""
         # Losses without learnable parts may be called unprepared.
         pairs = self.pairs or self._choose(student.features, teacher.features)
+        for index, features, network in (
+            (max(i for i, _ in pairs), student.features, "student"),
+            (max(j for _, j in pairs), teacher.features, "teacher"),
+        ):
+            if index >= len(features):
+                raise ValueError(
+                    f"the pairs {pairs} name stage {index} of the {network}, which has {len(features)} now. Prepare "
+                    "the loss with outputs of the same stages."
+                )
         aligned = []
         for index, (i, j) in enumerate(pairs):
             s, t = student.features[i], teacher.features[j]
@@ -132,6 +141,22 @@ class StagePairs(nn.Module):
                     )
             aligned.append((s, t))
         return aligned
+
+    def get_extra_state(self) -> Tensor:
+        """The pairs, `[pairs, 2]`: a rule may choose others on another day, `rdm` on a trained student for example."""
+        return torch.tensor(self.pairs, dtype=torch.int64).reshape(-1, 2)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Take over the pairs that `get_extra_state` gave."""
+        self.pairs = tuple((int(i), int(j)) for i, j in state.tolist())
+
+    def _load_from_state_dict(  # pyrefly: ignore[bad-override]
+        self, state_dict: dict[str, Any], prefix: str, *arguments: Any
+    ) -> None:
+        state_dict.setdefault(
+            f"{prefix}_extra_state", self.get_extra_state()
+        )  # checkpoints of before pairs were stored
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
 
     def _choose(self, student: tuple[Tensor, ...], teacher: tuple[Tensor, ...]) -> Pairs:
         if not student or not teacher:

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from kdnas.losses.base import Loss, connected_zero
 from kdnas.losses.check import agrees, value
-from kdnas.losses.example import example, fill
+from kdnas.losses.example import fill
 from kdnas.outputs import Moment, Outputs
+from kdnas.testing._loss_inputs import LossInputContract
 
 Change = Callable[[Outputs], Outputs]
 
@@ -78,7 +79,7 @@ EXTREME: dict[str, Change] = {
 }
 
 
-class LossContract:
+class LossContract(LossInputContract):
     """The contract of a loss, as tests: derive a class `Test...` and set `make` to the loss class.
 
     Attributes:
@@ -257,25 +258,6 @@ class LossContract:
         loss.zero_grad()
         loss(student, teacher, labels).backward()
         assert all(p.grad is None for p in discriminator), "the student's loss reached the discriminator"
-
-    def _example(self, dtype: torch.dtype = torch.float32) -> tuple[Outputs, Outputs, Tensor]:
-        student, teacher, labels = example(dense=self.make.dense)
-        return student.map(lambda x: x.to(dtype)), teacher.map(lambda x: x.to(dtype)), labels
-
-    def _prepared(
-        self,
-        student: Outputs,
-        teacher: Outputs,
-        *,
-        elastic: bool = False,
-        dtype: torch.dtype = torch.float32,
-        seed: int = 0,
-    ) -> Loss:
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            loss = self.make()
-            loss.prepare(student, teacher, elastic=elastic)
-        return loss.to(dtype)
 
     def _check_hard_inputs(self, dtype: torch.dtype) -> None:
         student, teacher, labels = self._example()

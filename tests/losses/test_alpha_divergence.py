@@ -32,6 +32,15 @@ def divergence(p, q, alpha):
     return sum(b * ((a / b) ** alpha - 1) for a, b in zip(p, q, strict=True)) / (alpha * (alpha - 1))
 
 
+def clipped(p, q, alpha, clip):
+    """The estimate in which (p/q)^alpha is at most `clip`; for alpha 1 it is the divergence."""
+    if alpha == 1:
+        return divergence(p, q, 1)
+    if alpha == 0:
+        return -(q * np.log(np.minimum(p / q, clip))).sum()
+    return (q * (np.minimum((p / q) ** alpha, clip) - 1)).sum() / (alpha * (alpha - 1))
+
+
 def clipped_gradient(p, q, low, high, clip):
     """The gradient of -sum q rho log q, q and rho constant, of the alpha with the larger clipped value."""
     best = None
@@ -72,8 +81,32 @@ def test_the_value_is_the_larger_divergence(low, high):
     expected = 0.0
     for a, b in zip(teacher.logits.numpy(), student.logits.numpy(), strict=True):
         expected += max(divergence(softmax(a), softmax(b), low), divergence(softmax(a), softmax(b), high)) / 4
-    loss = AlphaDivergence(alpha_min=low, alpha_max=high)
+    loss = AlphaDivergence(alpha_min=low, alpha_max=high, value="divergence")
     assert loss(student, teacher, labels).item() == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("low, high", [(-1, 1), (-1, -1), (0, 1), (0, 0), (1, 1), (-0.5, 2), (0.5, 0.5), (1, 3)])
+@pytest.mark.parametrize("clip", [1.5, 5.0])
+def test_the_value_is_the_larger_clipped_estimate_which_is_optimised(low, high, clip):
+    student, teacher, labels = example()
+    expected = 0.0
+    for a, b in zip(teacher.logits.numpy(), student.logits.numpy(), strict=True):
+        expected += max(clipped(softmax(a), softmax(b), alpha, clip) for alpha in (low, high)) / 4
+    loss = AlphaDivergence(alpha_min=low, alpha_max=high, clip=clip)
+    assert loss(student, teacher, labels).item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_a_confident_teacher_does_not_raise_the_value_to_millions():
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = (torch.randn(64, 100, generator=generator) for _ in range(2))
+    assert AlphaDivergence(value="divergence")(student, 10 * teacher) > 1e12
+    assert AlphaDivergence()(student, 10 * teacher) < 10
+    student.requires_grad_()
+    gradients = [
+        torch.autograd.grad(AlphaDivergence(value=value)(student, 10 * teacher), student)[0]
+        for value in ("clipped", "divergence")
+    ]
+    assert torch.equal(*gradients)
 
 
 def test_golden():
@@ -116,9 +149,12 @@ def test_the_choice_is_made_per_sample():
     )
 
 
-@pytest.mark.parametrize("low, high", [(-1.0, 1.0), (0.0, 0.0), (2.0, 2.0), (-1.0, -1.0), (1.0, 1.0)])
-def test_never_negative_and_zero_only_for_equal_distributions(low, high):
-    loss = AlphaDivergence(alpha_min=low, alpha_max=high)
+@pytest.mark.parametrize(
+    "low, high, value",
+    [*((a, b, "divergence") for a, b in ((-1, 1), (0, 0), (2, 2), (-1, -1), (1, 1))), (-1, 1, "clipped")],
+)
+def test_never_negative_and_zero_only_for_equal_distributions(low, high, value):
+    loss = AlphaDivergence(alpha_min=low, alpha_max=high, value=value)
     z = 3 * wave(1, 7).float()
     assert loss(Outputs(z), Outputs(z + 100), LABELS).item() < 1e-9
     assert loss(Outputs(z), Outputs(z), LABELS).item() == 0

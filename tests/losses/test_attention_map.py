@@ -118,7 +118,7 @@ def test_wrong_options_and_missing_maps_are_refused():
         AttentionMap(kind="dot")
     with pytest.raises(ValueError, match="`layers` must be one of uniform, last or tuple"):
         AttentionMap(layers="first")
-    with pytest.raises(ValueError, match="`pool` must be at least 1 token"):
+    with pytest.raises(ValueError, match="`pool` must be at least 1"):
         AttentionMap(pool=0)
     maps = outputs(attention(2, 1, 3, 3))
     with pytest.raises(ValueError, match=r"1 student and 1 teacher attention layers, got the pair \(0, 1\)"):

@@ -90,6 +90,6 @@ def test_maps_and_unprepared_calls_are_refused():
         ConditionalAdversarial().prepare(student, teacher)
     flat = Outputs(wave(4, 5))
     with pytest.raises(ValueError, match="Call prepare"):
-        ConditionalAdversarial()(flat, flat, labels)
+        ConditionalAdversarial()(flat, flat, labels[:, 0, 0])
     with pytest.raises(ValueError, match="`width` must be at least 1"):
         ConditionalAdversarial(width=0)

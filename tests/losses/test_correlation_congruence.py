@@ -61,7 +61,7 @@ def test_the_scale_of_each_embedding_does_not_matter():
 def test_wrong_settings_are_refused():
     with pytest.raises(ValueError, match="`kernel` must be one of rbf_taylor, rbf, bilinear"):
         CorrelationCongruence(kernel="linear")
-    with pytest.raises(ValueError, match="`gamma` must be positive"):
+    with pytest.raises(ValueError, match="`gamma` must be above 0"):
         CorrelationCongruence(gamma=0)
     with pytest.raises(ValueError, match="`order` must be at least 1"):
         CorrelationCongruence(order=0)

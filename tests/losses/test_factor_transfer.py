@@ -55,6 +55,7 @@ def test_factors_by_hand():
         parameter.data.zero_()
         if name.endswith("weight"):
             parameter.data[..., 1, 1] = 1
+    loss.mark_trained()
     assert loss(one, one, LABELS[:1]).item() == pytest.approx(0, abs=1e-6)
     assert loss(one, minus, LABELS[:1]).item() == pytest.approx(2)  # |1 - (-1)|
     assert loss.preparation(one).item() == pytest.approx(0)  # 2 stays 2

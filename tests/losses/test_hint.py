@@ -140,6 +140,6 @@ def test_what_cannot_be_matched_is_refused_with_both_shapes():
         Hint(regressor="conv", taps=((1, 0),)).prepare(student, teacher)
     with pytest.raises(ValueError, match="prepare"):
         Hint()(student, teacher, labels)
-    odd = outputs(torch.zeros(2, 3, 4, 4, 4))
-    with pytest.raises(ValueError, match=r"\(2, 3, 4, 4, 4\).*\(4, 4, 8, 6\)"):
+    odd = outputs(torch.zeros(4, 3, 4, 4, 4, dtype=torch.float64))
+    with pytest.raises(ValueError, match=r"\(4, 3, 4, 4, 4\).*\(4, 4, 8, 6\)"):
         Hint(taps=((0, 0),)).prepare(odd, teacher)

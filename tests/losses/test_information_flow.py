@@ -125,6 +125,7 @@ def test_an_auxiliary_teacher_is_trained_on_the_teachers_deepest_layer_first():
 
 def test_the_trained_auxiliary_teacher_stands_in_the_teachers_place_and_rests():
     loss, student, teacher = with_auxiliary()
+    loss.mark_trained()
     statistics = loss.auxiliary.norm.running_mean.clone()
     student = student.map(lambda x: x.detach().requires_grad_())
     value = loss(student, teacher, LABELS)
@@ -138,6 +139,7 @@ def test_the_trained_auxiliary_teacher_stands_in_the_teachers_place_and_rests():
 
 def test_an_auxiliary_teacher_without_images_is_an_error():
     loss, student, teacher = with_auxiliary()
+    loss.mark_trained()
     with pytest.raises(ValueError, match=r"auxiliary teacher needs images, but these outputs have none"):
         loss(student._replace(images=None), teacher, LABELS)
 

@@ -71,5 +71,5 @@ def test_a_gradient_step_draws_neighbours_together():
 def test_wrong_settings_are_refused():
     with pytest.raises(ValueError, match="`neighbours` must be at least 1, got 0"):
         LocalityPreserving(neighbours=0)
-    with pytest.raises(ValueError, match="`sigma2` must be positive"):
+    with pytest.raises(ValueError, match="`sigma2` must be at least 0"):
         LocalityPreserving(sigma2=-1)

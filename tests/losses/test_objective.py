@@ -3,8 +3,9 @@ import torch
 
 from kdnas.losses.example import example
 from kdnas.losses.objective import Objective
+from kdnas.losses.response.soft_targets import SoftTargets
 from kdnas.outputs import START, Moment
-from kdnas.specs import algorithms, find_spec
+from kdnas.specs import algorithms, find_spec, spec
 
 STUDENT, TEACHER, LABELS = example()
 STUDENT, TEACHER = STUDENT.map(torch.Tensor.float), TEACHER.map(torch.Tensor.float)
@@ -159,3 +160,28 @@ def test_the_remaining_layers_reach_a_loss_only_in_the_stages_that_ask_for_them(
     made(STUDENT, TEACHER, LABELS, Moment(0.0, remaining))
     made(STUDENT, TEACHER, LABELS, Moment(0.9, remaining))
     assert [at.remaining for at in moments] == [remaining, None]
+
+
+def test_a_term_is_a_spec_a_loss_or_a_name_with_options():
+    by_name = Objective(((2.0, "soft_targets,temperature=3"), (1.0, SoftTargets(temperature=3.0))))
+    by_spec = Objective(((3.0, spec(SoftTargets, temperature=3.0)),))
+    assert list(by_name.losses) == ["soft_targets", "soft_targets_again"]
+    assert by_name(STUDENT, TEACHER, LABELS)[0] == pytest.approx(by_spec(STUDENT, TEACHER, LABELS)[0])
+
+
+@pytest.mark.parametrize(
+    "terms, sentence",
+    [
+        ((), "must not be empty"),
+        ((1.0, SoftTargets()), "must be a pair"),
+        (((1.0, 2.0, SoftTargets()),), "must be a pair"),
+        (((float("nan"), "soft_targets"),), "must be a finite number, got nan"),
+        ((("1", "soft_targets"),), "must be a finite number, got '1'"),
+        (((1.0, "hnt"),), "Did you mean 'hint'"),
+        (((1.0, SoftTargets),), "must be a Spec, a Loss or its name"),
+        (((1.0, spec("kdnas.losses.objective:Objective", terms=())),), "not a subclass of Loss"),
+    ],
+)
+def test_other_terms_are_refused(terms, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        Objective(terms)

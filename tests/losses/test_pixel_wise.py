@@ -66,7 +66,7 @@ def test_logits_without_positions_are_refused():
     for call in (PixelWise().prepare, lambda s, t: PixelWise()(s, t, torch.zeros(4))):
         with pytest.raises(ValueError, match=r"student \(4, 5\) and teacher \(4, 5\)"):
             call(flat, flat)
-    with pytest.raises(ValueError, match="equal classes"):
+    with pytest.raises(ValueError, match="class by class"):
         PixelWise().prepare(Outputs(wave(2, 3, 4, 4)), Outputs(wave(2, 5, 4, 4)))
     with pytest.raises(ValueError, match="`temperature` must be above 0"):
         PixelWise(temperature=0)

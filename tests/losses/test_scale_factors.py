@@ -65,9 +65,9 @@ def test_it_is_found_by_name():
 
 
 def test_wrong_settings_are_refused():
-    with pytest.raises(ValueError, match="`strength` must not be negative"):
+    with pytest.raises(ValueError, match="`strength` must be at least 0"):
         ScaleFactors(strength=-1)
-    with pytest.raises(ValueError, match="`costs` must be positive"):
+    with pytest.raises(ValueError, match="`costs` must be above 0"):
         ScaleFactors(costs=(0.0, 1.0))
     with pytest.raises(ValueError, match="2 layers, got 1"):
         ScaleFactors(costs=(1.0,)).penalty([torch.ones(2), torch.ones(2)])

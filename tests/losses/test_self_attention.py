@@ -47,7 +47,7 @@ def reference(shallow, deep, pool, p, temperature, reduction):
 def test_two_positions_by_hand():
     # Squares (log 3, 0) and (0, 0): softmax (3/4, 1/4) and (1/2, 1/2), squares 1/16 each.
     shallow = torch.tensor([np.log(3.0) ** 0.5, 0.0]).reshape(1, 1, 1, 2)
-    student = outputs(shallow, torch.zeros(1, 5, 1, 2))
+    student = outputs(shallow, torch.zeros(1, 5, 1, 2, dtype=torch.float64))
     for reduction, value in (("mean", 1 / 16), ("sum", 1 / 8)):
         assert SelfAttention(reduction=reduction)(student, student, LABELS).item() == pytest.approx(value)
 

@@ -1,12 +1,13 @@
 """The contracts find what they are there to find."""
 
-from typing import final
+from typing import Literal, final
 
 import pytest
 import torch
 from torch import nn
 
 from kdnas.losses.base import Loss, Stage
+from kdnas.losses.stage_pairs import StagePairs
 from kdnas.outputs import START
 from kdnas.testing.losses import LossContract
 
@@ -83,6 +84,71 @@ def judge(self, student, teacher, labels, at=START):
     return self.discriminator(student.logits.detach()).mean() - self.discriminator(teacher.logits).mean()
 
 
+def unchecked(self, student, teacher, labels=None, at=START):
+    return self.compute(student, teacher, labels, at)
+
+
+def with_option(annotation, default, **members):
+    """A loss with the option `size`, whose constructor checks nothing."""
+
+    def build(self, *, size=default):
+        Loss.__init__(self)
+        self.options = {}
+
+    build.__annotations__["size"] = annotation
+    make = variant(**members)
+    make.__init__ = build
+    return make
+
+
+def hold(self):
+    Loss.__init__(self)
+    self.inside = nn.ModuleList([Sound()])
+
+
+def draw(self, teacher):
+    return (self.scale * teacher.logits).square().mean()
+
+
+def build_scale(self, student, teacher, *, elastic):
+    self.scale = nn.Parameter(torch.ones(()))
+
+
+class Forgetful(StagePairs):
+    """Pairs that no checkpoint holds."""
+
+    def set_extra_state(self, state):
+        pass
+
+
+def pair_without_state(self, student, teacher, *, elastic):
+    self.taps = Forgetful()
+    self.taps.prepare(student, teacher)
+
+
+def in_half(self, student, teacher, *, elastic=False):
+    self.rows = student.logits @ torch.ones(5)
+
+
+def averaged(self, student, teacher, labels, at):
+    return nn.functional.cross_entropy(student.logits, labels)
+
+
+def quietly(self, student, teacher, labels=None, at=START):
+    if labels is None or labels.shape != (len(student.logits),):
+        return student.logits.sum() * 0
+    return self.compute(student, teacher, labels.long().clamp(0, 4), at)
+
+
+def flawed_members(self, student, teacher, labels, at):
+    values = [(m.logits - student.logits).square().mean(1) for m in teacher.members or (teacher,)]
+    return torch.stack([torch.where(v.isfinite(), v, 0.0) for v in values]).mean()
+
+
+def zero_filled(self, student, teacher, labels=None, at=START):
+    return self.compute(student.map(torch.nan_to_num), teacher.map(torch.nan_to_num), labels, at)
+
+
 def prepare_unregistered(self, student, teacher, *, elastic=False):
     self.weight = [torch.randn(5)]
 
@@ -127,6 +193,34 @@ FAULTS = [
         ),
     ),
     ("test_stages_share_out_the_whole_training", variant(stages=lambda self: (Stage("first", 0.5),))),
+    ("test_nan_and_infinity_in_what_it_reads_never_give_a_finite_loss", variant(forward=zero_filled)),
+    ("test_a_broken_member_of_an_ensemble_breaks_the_value_or_nothing", variant(flawed_members)),
+    ("test_inputs_that_do_not_agree_are_refused", variant(forward=unchecked)),
+    ("test_logits_of_three_dimensions_are_refused_unless_they_are_marked", variant(forward=unchecked)),
+    ("test_an_empty_batch_gives_a_zero_with_a_graph", variant(forward=unchecked)),
+    (
+        "test_labels_that_are_all_left_out_give_a_zero_with_a_graph",
+        variant(averaged, ("logits", "labels"), forward=unchecked),
+    ),
+    ("test_what_is_missing_or_of_another_kind_is_named", variant(forward=unchecked)),
+    ("test_what_is_missing_or_of_another_kind_is_named", variant(averaged, ("logits", "labels"), forward=quietly)),
+    ("test_logits_alone_will_do_where_nothing_else_is_read", variant(forward=unchecked)),
+    ("test_options_out_of_range_are_refused", with_option(float, 1.0)),
+    ("test_options_out_of_range_are_refused", with_option(float, 1.0, ranges={"size": "(0, inf)"})),
+    ("test_options_out_of_range_are_refused", with_option(Literal["small"], "small")),
+    ("test_its_options_are_shown_by_repr", with_option(float, 1.0)),
+    ("test_it_is_prepared_with_half_precision_outputs", variant(prepare=in_half)),
+    ("test_a_loss_inside_is_passed_on_whole", variant(__init__=hold)),
+    (
+        "test_parts_that_need_a_training_first_are_not_used_untrained",
+        variant(
+            build=build_scale,
+            pretrain=draw,
+            is_trained=True,
+            stages=lambda self: (Stage("parts", 0.5, uses="preparation"), Stage("student", 0.5)),
+        ),
+    ),
+    ("test_a_checkpoint_holds_the_pairs_of_stages", variant(build=pair_without_state, needs=("features",))),
     (
         "test_discriminator_and_student_learn_from_their_own_losses_only",
         variant(follow, prepare=prepare_discriminator, adversary=judge),
@@ -150,7 +244,7 @@ def test_a_sound_loss_keeps_every_demand(demand):
 
 @pytest.mark.parametrize(("demand", "make"), [pytest.param(d, m, id=f"{d}-{i}") for i, (d, m) in enumerate(FAULTS)])
 def test_a_fault_breaks_its_demand(demand, make):
-    with pytest.raises((AssertionError, RuntimeError, ValueError)):
+    with pytest.raises((AssertionError, AttributeError, RuntimeError, TypeError, ValueError)):
         getattr(contract(make), demand)()
 
 

@@ -47,19 +47,17 @@ class ConditionalAdversarial(Loss):
     """
 
     needs: ClassVar[tuple[str, ...]] = ("logits", "labels")
+    ranges: ClassVar[Mapping[str, str]] = {"regression": "[0, inf)", "width": "[1, inf)"}
     golden: ClassVar[float] = 4.3785606475600805
     discriminator_rates: ClassVar[Mapping[str, float]] = {"discriminator": 1e-3}
 
     def __init__(self, *, conditional: bool = True, regression: float = 1.0, width: int = 128) -> None:
         super().__init__()
-        if width < 1:
-            raise ValueError(f"`width` must be at least 1 hidden unit, got {width}. 128 suits up to 1000 classes.")
         self.conditional, self.regression, self.width = conditional, regression, width
         self.discriminator = nn.Sequential()
 
-    def prepare(self, student: Outputs, teacher: Outputs, *, elastic: bool = False) -> None:
+    def build(self, student: Outputs, teacher: Outputs, *, elastic: bool) -> None:
         """Build the discriminator."""
-        super().prepare(student, teacher, elastic=elastic)
         if student.logits.dim() != 2:
             raise ValueError(
                 f"ConditionalAdversarial needs logits [batch, classes], got {tuple(student.logits.shape)}. "

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from kdnas.losses.base import Loss, frozen
 from kdnas.losses.stage_pairs import Pairs, StagePairs
 from kdnas.outputs import Moment, Outputs
-from kdnas.specs import check_literals
 
 Similarity = Literal["soft_cross_entropy", "l1", "l2"]
 
@@ -55,6 +54,7 @@ class Meal(Loss):
     """
 
     needs: ClassVar[tuple[str, ...]] = ("logits", "features")
+    ranges: ClassVar[Mapping[str, str]] = {"gammas": "[0, inf)", "adversarial": "[0, inf)"}
     golden: ClassVar[float] = 6.040192068329766
     discriminator_rates: ClassVar[Mapping[str, float]] = {"discriminators": 1e-3}
 
@@ -67,15 +67,13 @@ class Meal(Loss):
         taps: str | Pairs = "resolution",
     ) -> None:
         super().__init__()
-        check_literals(type(self), locals())
         self.similarity, self.gammas, self.adversarial = similarity, gammas, adversarial
         self.taps = StagePairs(pairs=taps)
         self.lengths: tuple[int, ...] = ()
         self.discriminators = nn.ModuleList()
 
-    def prepare(self, student: Outputs, teacher: Outputs, *, elastic: bool = False) -> None:
+    def build(self, student: Outputs, teacher: Outputs, *, elastic: bool) -> None:
         """Pair the stages and build one discriminator per pair and one for the logits."""
-        super().prepare(student, teacher, elastic=elastic)
         self.taps.prepare(student, teacher, elastic)
         pairs = self._vectors(student, teacher)
         if self.gammas is not None and len(self.gammas) != len(pairs):

@@ -1,6 +1,7 @@
 """Distillation of the attention maps of transformers."""
 
 import math
+from collections.abc import Mapping
 from typing import ClassVar, Literal, final
 
 import torch
@@ -10,7 +11,6 @@ from torch import Tensor
 from kdnas.losses.base import Loss
 from kdnas.numerics import safe_normalize
 from kdnas.outputs import Moment, Outputs
-from kdnas.specs import check_literals
 
 Kind = Literal["cosine", "kl", "mse", "inner"]
 
@@ -57,6 +57,7 @@ class AttentionMap(Loss):
     """
 
     needs: ClassVar[tuple[str, ...]] = ("attentions",)
+    ranges: ClassVar[Mapping[str, str]] = {"pool": "[1, inf)"}
     golden: ClassVar[float | None] = 0.11378612987447068
 
     def __init__(
@@ -67,9 +68,6 @@ class AttentionMap(Loss):
         pool: int = 1,
     ) -> None:
         super().__init__()
-        check_literals(type(self), locals())
-        if pool < 1:
-            raise ValueError(f"`pool` must be at least 1 token per side of the window, got {pool}.")
         self.kind, self.layers, self.pool = kind, layers, pool
 
     def compute(self, student: Outputs, teacher: Outputs, labels: Tensor, at: Moment) -> Tensor:

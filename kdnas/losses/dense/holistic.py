@@ -48,21 +48,19 @@ class Holistic(Loss):
     """
 
     weight: ClassVar[float] = 0.1
+    ranges: ClassVar[Mapping[str, str]] = {"penalty": "[0, inf)", "width": "[1, inf)", "seed": "(-inf, inf)"}
     golden: ClassVar[float] = 0.2240961839213031
     discriminator_rates: ClassVar[Mapping[str, float]] = {"discriminator": 4e-4}
     dense: ClassVar[bool] = True
 
     def __init__(self, *, penalty: float = 10.0, width: int = 64, seed: int = 0) -> None:
         super().__init__()
-        if width < 1:
-            raise ValueError(f"`width` must be at least 1 channel, got {width}. The authors use 64.")
         self.penalty, self.width, self.seed = penalty, width, seed
         self.sees_images = False
         self.discriminator = nn.Sequential()
 
-    def prepare(self, student: Outputs, teacher: Outputs, *, elastic: bool = False) -> None:
+    def build(self, student: Outputs, teacher: Outputs, *, elastic: bool) -> None:
         """Build the discriminator."""
-        _check(student, teacher)
         self.sees_images = student.images is not None and teacher.images is not None
         extra = student.images.shape[1] if student.images is not None and self.sees_images else 0
         self.discriminator = _discriminator(student.logits.shape[1] + extra, self.width).to(student.logits.device)
@@ -86,7 +84,6 @@ class Holistic(Loss):
         return scores.mean() + self.penalty * (safe_norm(slope.flatten(1)) - 1).square().mean()
 
     def _critic_inputs(self, student: Outputs, teacher: Outputs) -> tuple[Tensor, Tensor, Tensor]:
-        _check(student, teacher)
         if not len(self.discriminator):
             raise ValueError("Holistic has no discriminator yet. Call prepare(student, teacher) first.")
         z_s, z_t = same_positions(student.logits, teacher.logits)
@@ -130,12 +127,3 @@ def _discriminator(channels: int, width: int) -> nn.Sequential:
         nn.AdaptiveAvgPool2d(1),
         nn.Flatten(0),
     )
-
-
-def _check(student: Outputs, teacher: Outputs) -> None:
-    shapes = tuple(student.logits.shape), tuple(teacher.logits.shape)
-    if len(shapes[0]) != 4 or len(shapes[1]) != 4 or shapes[0][1] != shapes[1][1]:
-        raise ValueError(
-            f"Holistic needs logits [batch, classes, height, width] with equal classes, got student {shapes[0]} and "
-            f"teacher {shapes[1]}. Use ConditionalAdversarial for logits without positions."
-        )

@@ -1,5 +1,6 @@
 """Distillation of every position's class distribution."""
 
+from collections.abc import Mapping
 from typing import ClassVar, final
 
 import torch.nn.functional as F
@@ -37,22 +38,16 @@ class PixelWise(Loss):
     """
 
     weight: ClassVar[float] = 10.0
+    ranges: ClassVar[Mapping[str, str]] = {"temperature": "(0, inf)"}
     golden: ClassVar[float] = 1.01160131011418
     dense: ClassVar[bool] = True
 
     def __init__(self, *, temperature: float = 1.0) -> None:
         super().__init__()
-        if not temperature > 0:
-            raise ValueError(f"`temperature` must be above 0, got {temperature}. The paper uses 1.")
         self.temperature = temperature
-
-    def prepare(self, student: Outputs, teacher: Outputs, *, elastic: bool = False) -> None:
-        """Check that both logits are maps of the same classes."""
-        _check(student, teacher)
 
     def compute(self, student: Outputs, teacher: Outputs, labels: Tensor, at: Moment) -> Tensor:
         """The divergence, averaged over positions."""
-        _check(student, teacher)
         z_s, z_t = same_positions(student.logits, teacher.logits)
         log_p, log_q = (z_s / self.temperature).log_softmax(1), (z_t / self.temperature).log_softmax(1)
         values = (log_q.exp() * (log_q - log_p)).sum(1)
@@ -60,12 +55,3 @@ class PixelWise(Loss):
             left_out = F.interpolate((labels == -100)[:, None].float(), values.shape[1:])[:, 0]
             values = values[left_out == 0]
         return values.mean() * self.temperature**2 if values.numel() else connected_zero(z_s)
-
-
-def _check(student: Outputs, teacher: Outputs) -> None:
-    shapes = tuple(student.logits.shape), tuple(teacher.logits.shape)
-    if len(shapes[0]) != 4 or len(shapes[1]) != 4 or shapes[0][1] != shapes[1][1]:
-        raise ValueError(
-            f"PixelWise needs logits [batch, classes, height, width] with equal classes, got student {shapes[0]} and "
-            f"teacher {shapes[1]}. Use SoftTargets for logits without positions."
-        )

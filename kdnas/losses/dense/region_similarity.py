@@ -1,5 +1,6 @@
 """Similarities between the regions of one image."""
 
+from collections.abc import Mapping
 from typing import ClassVar, Literal, final
 
 import torch.nn.functional as F
@@ -8,7 +9,6 @@ from torch import Tensor
 from kdnas.losses.base import FeatureLoss
 from kdnas.losses.stage_pairs import Alignment, Pairs
 from kdnas.numerics import as_map, safe_normalize
-from kdnas.specs import check_literals
 
 Pool = Literal["max", "average"]
 
@@ -41,6 +41,7 @@ class RegionSimilarity(FeatureLoss):
         gradient, and adds 1e-8 outside the root.
     """
 
+    ranges: ClassVar[Mapping[str, str]] = {"grid": "[1, inf)"}
     golden: ClassVar[float] = 0.017558380726109026
     alignment: ClassVar[Alignment] = "nothing"
 
@@ -53,9 +54,6 @@ class RegionSimilarity(FeatureLoss):
         weights: tuple[float, ...] | None = None,
     ) -> None:
         super().__init__(taps=taps, weights=weights)
-        if grid < 1:
-            raise ValueError(f"`grid` must be at least 1 node per side, got {grid}. The authors' pooling gives 2.")
-        check_literals(type(self), locals())
         self.grid, self.pool = grid, pool
 
     def between(self, student: Tensor, teacher: Tensor, pair: int) -> Tensor:

@@ -1,16 +1,15 @@
 """Distillation of activation boundaries (AB)."""
 
+from collections.abc import Mapping
 from typing import ClassVar, Literal, final
 
-import torch
 from torch import Tensor, nn
 
 from kdnas.losses.base import FeatureLoss, Stage
 from kdnas.losses.feature._connectors import Projection, paired_maps, part
 from kdnas.losses.stage_pairs import Pairs
 from kdnas.numerics import as_map, same_positions
-from kdnas.outputs import Moment, Outputs
-from kdnas.specs import check_literals
+from kdnas.outputs import Outputs
 
 
 @final
@@ -52,6 +51,7 @@ class ActivationBoundary(FeatureLoss):
     """
 
     weight: ClassVar[float] = 0.003
+    ranges: ClassVar[Mapping[str, str]] = {"margin": "(0, inf)"}
     golden: ClassVar[float] = 243.81411212682684
 
     def __init__(
@@ -65,15 +65,12 @@ class ActivationBoundary(FeatureLoss):
         staged: bool = True,
     ) -> None:
         super().__init__(taps=taps, weights=weights)
-        check_literals(type(self), locals())
-        if not margin > 0:
-            raise ValueError(f"`margin` must be above 0, got {margin}: without a margin all-zero maps are a solution.")
         self.connector, self.margin, self.reduction, self.staged = connector, margin, reduction, staged
         self.connectors = nn.ModuleList()
 
-    def prepare(self, student: Outputs, teacher: Outputs, *, elastic: bool = False) -> None:
+    def build(self, student: Outputs, teacher: Outputs, *, elastic: bool) -> None:
         """Build a connector for each pair."""
-        super().prepare(student, teacher, elastic=elastic)
+        super().build(student, teacher, elastic=elastic)
         self.connectors = nn.ModuleList()
         for s, t in paired_maps(self.taps, student, teacher):
             if self.connector != "none":
@@ -84,12 +81,9 @@ class ActivationBoundary(FeatureLoss):
                     f"{tuple(t.shape[1:])}{', with elastic student widths' if elastic else ''}. Use conv1x1_norm."
                 )
 
-    def compute(self, student: Outputs, teacher: Outputs, labels: Tensor, at: Moment) -> Tensor:
-        """The weighted sum over the pairs."""
-        pairs = self.taps(student, teacher)
-        weights = self.pair_weights or tuple(0.5**k for k in reversed(range(len(pairs))))
-        values = [w * self.between(s, t, i) for i, (w, (s, t)) in enumerate(zip(weights, pairs, strict=True))]
-        return torch.stack(values).sum()
+    def default_weights(self, num_pairs: int) -> tuple[float, ...]:
+        """1 for the last pair, 1/2 for the pair before, and so on."""
+        return tuple(0.5**k for k in reversed(range(num_pairs)))
 
     def between(self, student: Tensor, teacher: Tensor, pair: int) -> Tensor:
         """The boundary loss of one pair."""

@@ -1,5 +1,6 @@
 """Differentiable feature aggregation: a learnt weighted sum of a stage's teacher layers as a hint (DFA)."""
 
+from collections.abc import Mapping
 from typing import ClassVar, final
 
 import torch
@@ -58,6 +59,7 @@ class Aggregation(Loss):
     """
 
     needs: ClassVar[tuple[str, ...]] = ("features", "labels")
+    ranges: ClassVar[Mapping[str, str]] = {"student_to_teacher": "[0, inf)", "teacher_to_student": "[0, inf)"}
     golden: ClassVar[float] = 1.5146041251303313
 
     def __init__(
@@ -79,9 +81,8 @@ class Aggregation(Loss):
         self.betas = nn.ParameterList()
         self.to_teacher, self.to_student = nn.ModuleList(), nn.ModuleList()
 
-    def prepare(self, student: Outputs, teacher: Outputs, *, elastic: bool = False) -> None:
+    def build(self, student: Outputs, teacher: Outputs, *, elastic: bool) -> None:
         """Group the teacher's stages, and build the proportions and connectors."""
-        super().prepare(student, teacher, elastic=elastic)
         self.groups = self._resolve_groups(student.features, teacher.features)
         self.betas = nn.ParameterList()
         self.to_teacher, self.to_student = nn.ModuleList(), nn.ModuleList()

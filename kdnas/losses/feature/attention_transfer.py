@@ -1,14 +1,14 @@
 """Attention transfer (AT)."""
 
+from collections.abc import Mapping
 from typing import ClassVar, Literal, final
 
 from torch import Tensor
 
 from kdnas.losses.base import FeatureLoss
-from kdnas.losses.feature._attention_map import Pool, attention_map, check_exponent
+from kdnas.losses.feature._attention_map import EXPONENTS, Pool, attention_map
 from kdnas.losses.stage_pairs import Pairs
 from kdnas.numerics import as_map, rescale, safe_norm, safe_normalize, same_positions
-from kdnas.specs import check_literals
 
 
 @final
@@ -44,6 +44,7 @@ class AttentionTransfer(FeatureLoss):
     """
 
     weight: ClassVar[float] = 1000.0
+    ranges: ClassVar[Mapping[str, str]] = {"p": EXPONENTS}
     golden: ClassVar[float] = 0.019854213603573586
 
     def __init__(
@@ -56,8 +57,6 @@ class AttentionTransfer(FeatureLoss):
         reduction: Literal["mean", "paper"] = "mean",
     ) -> None:
         super().__init__(taps=taps, weights=weights)
-        check_exponent(p)
-        check_literals(type(self), locals())
         self.pool, self.p, self.reduction = pool, p, reduction
 
     def between(self, student: Tensor, teacher: Tensor, pair: int) -> Tensor:

@@ -1,5 +1,6 @@
 """Cross-layer distillation with semantic calibration (SemCKD)."""
 
+from collections.abc import Mapping
 from typing import ClassVar, Literal, final
 
 import torch
@@ -9,7 +10,6 @@ from kdnas.losses.base import Loss
 from kdnas.losses.feature._connectors import BatchNorm, LeadingConvolution, Projection
 from kdnas.numerics import as_map, safe_normalize, same_positions
 from kdnas.outputs import Moment, Outputs
-from kdnas.specs import check_literals
 
 # The length of queries and keys: the authors' at a batch of 64.
 DIMS = 16
@@ -49,6 +49,7 @@ class CrossLayer(Loss):
 
     needs: ClassVar[tuple[str, ...]] = ("features",)
     weight: ClassVar[float] = 400.0
+    ranges: ClassVar[Mapping[str, str]] = {"batch_size": "[1, inf)", "temperature": "(0, inf)"}
     golden: ClassVar[float] = 0.47408230448307453
 
     def __init__(
@@ -59,17 +60,13 @@ class CrossLayer(Loss):
         temperature: float = 1.0,
     ) -> None:
         super().__init__()
-        check_literals(type(self), locals())
         if (descriptor == "gram_row") != (batch_size is not None):
             raise ValueError(f"`batch_size` must be set exactly for gram_row, got {batch_size} for {descriptor}.")
-        if not temperature > 0:
-            raise ValueError(f"`temperature` must be above 0, got {temperature}.")
         self.descriptor, self.batch_size, self.temperature = descriptor, batch_size, temperature
         self.queries, self.keys, self.regressors = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
 
-    def prepare(self, student: Outputs, teacher: Outputs, *, elastic: bool = False) -> None:
+    def build(self, student: Outputs, teacher: Outputs, *, elastic: bool) -> None:
         """Build an MLP per layer and a regressor per pair of layers."""
-        super().prepare(student, teacher, elastic=elastic)
         ours, theirs = ([as_map(f) for f in outputs.features] for outputs in (student, teacher))
         self.queries, self.keys = (nn.ModuleList(self._embedder(f) for f in maps) for maps in (ours, theirs))
         self.regressors = nn.ModuleList(_regressor(s.shape[1], t.shape[1]) for s in ours for t in theirs)

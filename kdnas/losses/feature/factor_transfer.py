@@ -1,5 +1,6 @@
 """Factor transfer (FT)."""
 
+from collections.abc import Mapping
 from typing import ClassVar, Literal, final
 
 import torch
@@ -8,9 +9,8 @@ from torch import Tensor, nn
 from kdnas.losses.base import FeatureLoss, Stage
 from kdnas.losses.feature._connectors import LeadingConvolution, paired_maps, part
 from kdnas.losses.stage_pairs import Pairs
-from kdnas.numerics import as_map, safe_normalize, same_positions, widen
+from kdnas.numerics import as_map, safe_normalize, same_positions
 from kdnas.outputs import Moment, Outputs
-from kdnas.specs import check_literals
 
 
 @final
@@ -49,6 +49,7 @@ class FactorTransfer(FeatureLoss):
     """
 
     weight: ClassVar[float] = 500.0
+    ranges: ClassVar[Mapping[str, str]] = {"rate": "(0, inf)"}
     golden: ClassVar[float] = 0.06309861883440085
 
     def __init__(
@@ -62,15 +63,12 @@ class FactorTransfer(FeatureLoss):
         staged: bool = True,
     ) -> None:
         super().__init__(taps=taps, weights=weights)
-        if not rate > 0:
-            raise ValueError(f"`rate` must be above 0, got {rate}. The paper takes 0.5 to 4.")
-        check_literals(type(self), locals())
         self.rate, self.p, self.reconstruction, self.staged = rate, p, reconstruction, staged
         self.encoders, self.decoders, self.translators = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
 
-    def prepare(self, student: Outputs, teacher: Outputs, *, elastic: bool = False) -> None:
+    def build(self, student: Outputs, teacher: Outputs, *, elastic: bool) -> None:
         """Build a paraphraser and a translator for each pair."""
-        super().prepare(student, teacher, elastic=elastic)
+        super().build(student, teacher, elastic=elastic)
         self.encoders, self.decoders, self.translators = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         for s, t in paired_maps(self.taps, student, teacher):
             own, wide = s.shape[1], t.shape[1]
@@ -85,7 +83,7 @@ class FactorTransfer(FeatureLoss):
     def compute(self, student: Outputs, teacher: Outputs, labels: Tensor, at: Moment) -> Tensor:
         """The factors' difference; with `staged=False` plus the paraphraser's reconstruction error."""
         value = super().compute(student, teacher, labels, at)
-        return value if self.staged else value + self.preparation(teacher)
+        return value if self.staged else value + self.pretrain(teacher)
 
     def between(self, student: Tensor, teacher: Tensor, pair: int) -> Tensor:
         """The difference of one pair's factors."""
@@ -95,15 +93,14 @@ class FactorTransfer(FeatureLoss):
         difference = safe_normalize(ours.flatten(1)) - safe_normalize(theirs.flatten(1))
         return difference.abs().pow(self.p).mean()
 
-    def preparation(self, teacher: Outputs) -> Tensor:
+    def pretrain(self, teacher: Outputs) -> Tensor:
         """The paraphrasers' reconstruction error, a mean over elements, summed over the pairs."""
         part(self.encoders, 0)  # raises unless prepared
         errors = []
-        with torch.autocast(teacher.logits.device.type, enabled=False):
-            for index, (_, j) in enumerate(self.taps.pairs):
-                t = widen(as_map(teacher.features[j])).detach()
-                error = self.decoders[index](self.encoders[index](t)) - t
-                errors.append(error.square().mean() if self.reconstruction == "l2" else error.abs().mean())
+        for index, (_, j) in enumerate(self.taps.pairs):
+            t = as_map(teacher.features[j])
+            error = self.decoders[index](self.encoders[index](t)) - t
+            errors.append(error.square().mean() if self.reconstruction == "l2" else error.abs().mean())
         return torch.stack(errors).sum()
 
     def stages(self) -> tuple[Stage, ...]:

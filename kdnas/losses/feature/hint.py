@@ -10,7 +10,6 @@ from kdnas.losses.feature._connectors import LeadingConvolution, Projection, pai
 from kdnas.losses.stage_pairs import Adapter, Pairs, StagePairs
 from kdnas.numerics import as_map, safe_normalize, same_positions
 from kdnas.outputs import Outputs
-from kdnas.specs import check_literals
 
 Regressor = Literal["none", "conv1x1", "conv1x1_norm", "conv"]
 Difference = Literal["mse", "smooth_l1", "l1", "cosine", "normalised"]
@@ -71,19 +70,18 @@ class Hint(FeatureLoss):
         staged: bool = True,
     ) -> None:
         super().__init__(taps=taps, weights=weights)
-        check_literals(type(self), locals())
         self.rule, self.layers, self.regressor = taps, layers, regressor
         self.difference, self.staged = difference, staged
         self.regressors = nn.ModuleList()
 
-    def prepare(self, student: Outputs, teacher: Outputs, *, elastic: bool = False) -> None:
+    def build(self, student: Outputs, teacher: Outputs, *, elastic: bool) -> None:
         """Choose the pairs and build the regressors."""
         if self.layers == "middle" and isinstance(self.rule, str) and student.features and teacher.features:
             pairs = StagePairs(pairs=self.rule).prepare(student, teacher)
             # Lower middle: the deeper the guided layer, the less freedom the student keeps (section 2.2).
             middle = pairs[(len(pairs) - 1) // 2]
             self.taps = StagePairs(pairs=((middle.student, middle.teacher),))
-        super().prepare(student, teacher, elastic=elastic)
+        super().build(student, teacher, elastic=elastic)
         self.regressors = nn.ModuleList()
         for s, t in paired_maps(self.taps, student, teacher):
             self.regressors.append(self._build_regressor(s, t, elastic).to(s.device))

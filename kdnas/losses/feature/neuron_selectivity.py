@@ -1,5 +1,6 @@
 """Neuron selectivity transfer (NST)."""
 
+from collections.abc import Mapping
 from typing import ClassVar, Literal, final
 
 import torch
@@ -8,7 +9,6 @@ from torch import Tensor
 from kdnas.losses.base import FeatureLoss
 from kdnas.losses.stage_pairs import Alignment, Pairs
 from kdnas.numerics import safe_normalize, squared_distances
-from kdnas.specs import check_literals
 
 Kernel = Literal["linear", "polynomial", "gaussian"]
 
@@ -55,6 +55,7 @@ class NeuronSelectivity(FeatureLoss):
     """
 
     weight: ClassVar[float] = 50.0
+    ranges: ClassVar[Mapping[str, str]] = {"degree": "[1, inf)", "offset": "[0, inf)", "bandwidth": "(0, inf)"}
     golden: ClassVar[float] = 0.7766275972896686
     alignment: ClassVar[Alignment] = "positions"
 
@@ -69,13 +70,6 @@ class NeuronSelectivity(FeatureLoss):
         bandwidth: float | None = None,
     ) -> None:
         super().__init__(taps=taps, weights=weights)
-        check_literals(type(self), locals())
-        if degree < 1 or degree != int(degree):
-            raise ValueError(f"`degree` must be a whole number of at least 1, got {degree}.")
-        if offset < 0:
-            raise ValueError(f"`offset` must be at least 0, otherwise the polynomial is not a kernel, got {offset}.")
-        if bandwidth is not None and not bandwidth > 0:
-            raise ValueError(f"`bandwidth` must be above 0, or None for the mean distance, got {bandwidth}.")
         self.kernel, self.degree, self.offset, self.bandwidth = kernel, int(degree), offset, bandwidth
 
     def between(self, student: Tensor, teacher: Tensor, pair: int) -> Tensor:

@@ -8,7 +8,6 @@ from torch import Tensor
 from kdnas.losses.base import Loss, connected_zero
 from kdnas.numerics import safe_normalize
 from kdnas.outputs import Moment, Outputs, embedding
-from kdnas.specs import check_literals
 
 # The authors': keeps the logarithm finite where two embeddings are opposite.
 EPSILON = 1e-7
@@ -58,7 +57,6 @@ class Probabilistic(Loss):
         reduction: Literal["pairs", "batch"] = "pairs",
     ) -> None:
         super().__init__()
-        check_literals(type(self), locals())
         self.divergence, self.diagonal, self.reduction = divergence, diagonal, reduction
 
     def compute(self, student: Outputs, teacher: Outputs, labels: Tensor, at: Moment) -> Tensor:

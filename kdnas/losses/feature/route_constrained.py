@@ -1,17 +1,16 @@
 """Route-constrained optimisation: distillation from checkpoints of the teacher's training (RCO)."""
 
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import ClassVar, final
 
-from torch import Tensor
-
-from kdnas.losses.base import Loss, Stage
+from kdnas.losses.base import Loss, Stage, Wrapper
 from kdnas.losses.response.soft_targets import SoftTargets
-from kdnas.outputs import Moment, Outputs
 from kdnas.specs import Spec, spec
 
 
 @final
-class RouteConstrained(Loss):
+class RouteConstrained(Wrapper):
     r"""Any loss against a sequence of the teacher's checkpoints, one per stage of the training (RCO).
 
     $L(\theta) = D(\theta, A_k)$ in the $k$-th of $n$ equal parts of the training, with checkpoints (anchors)
@@ -34,39 +33,24 @@ class RouteConstrained(Loss):
     Differs: the learning rate is the run's; the authors restart it at each anchor.
     """
 
+    ranges: ClassVar[Mapping[str, str]] = {"num_anchors": "[1, inf)"}
     golden: ClassVar[float | None] = SoftTargets.golden
 
     def __init__(self, *, loss: Loss | Spec = spec(SoftTargets), num_anchors: int = 4) -> None:
-        super().__init__()
-        inner = loss.build() if isinstance(loss, Spec) else loss
-        if not isinstance(inner, Loss):
-            raise ValueError(f"`loss` must be a Loss or the Spec of a Loss, got {type(inner).__name__}.")
-        if num_anchors < 1:
-            raise ValueError(f"`num_anchors` must be at least 1, got {num_anchors}.")
-        if len(inner.stages()) > 1:
+        super().__init__(loss)
+        if len(self.inner.stages()) > 1:
             raise ValueError(
-                f"the inner loss must have a single stage, since the anchors are stages, got {type(inner).__name__} "
-                f"with {len(inner.stages())}. Build it with staged=False."
+                f"`loss` must have a single stage, since the anchors are stages, got {type(self.inner).__name__} with "
+                f"{len(self.inner.stages())}. Build it with staged=False."
             )
-        self.loss, self.num_anchors = inner, num_anchors
-        self.needs = inner.needs  # type: ignore[misc]
-
-    def prepare(self, student: Outputs, teacher: Outputs, *, elastic: bool = False) -> None:
-        """Prepare the inner loss."""
-        super().prepare(student, teacher, elastic=elastic)
-        self.loss.prepare(student, teacher, elastic=elastic)
-
-    def compute(self, student: Outputs, teacher: Outputs, labels: Tensor, at: Moment) -> Tensor:
-        """The inner loss against the current anchor."""
-        return self.loss(student, teacher, labels, at)
-
-    def discriminate(self, student: Outputs, teacher: Outputs, labels: Tensor, at: Moment) -> Tensor | None:
-        """The discriminator's loss of the inner loss."""
-        return self.loss.discriminate(student, teacher, labels, at)
+        self.num_anchors = num_anchors
 
     def stages(self) -> tuple[Stage, ...]:
-        """One stage per anchor, of equal length."""
-        return tuple(Stage(f"anchor {k + 1}", 1 / self.num_anchors) for k in range(self.num_anchors))
+        """One stage per anchor, of equal length, each like the inner loss's."""
+        (stage,) = self.inner.stages()
+        return tuple(
+            replace(stage, name=f"anchor {k + 1}", share=1 / self.num_anchors) for k in range(self.num_anchors)
+        )
 
 
 def equal_intervals(num_checkpoints: int, num_anchors: int) -> tuple[int, ...]:

@@ -1,5 +1,6 @@
 """Self-attention distillation: shallow layers imitate the attention maps of deeper layers (SAD)."""
 
+from collections.abc import Mapping
 from typing import ClassVar, Literal, final
 
 import torch
@@ -7,11 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdnas.losses.base import Loss, Stage
-from kdnas.losses.feature._attention_map import Pool, attention_map, check_exponent
+from kdnas.losses.feature._attention_map import EXPONENTS, Pool, attention_map
 from kdnas.losses.stage_pairs import Pairs
 from kdnas.numerics import as_map
 from kdnas.outputs import Moment, Outputs
-from kdnas.specs import check_literals
 
 
 @final
@@ -53,6 +53,7 @@ class SelfAttention(Loss):
     needs: ClassVar[tuple[str, ...]] = ("features",)
     uses_teacher: ClassVar[bool] = False
     weight: ClassVar[float] = 0.1
+    ranges: ClassVar[Mapping[str, str]] = {"p": EXPONENTS, "start": "[0, 1)", "temperature": "(0, inf)"}
     golden: ClassVar[float] = 0.00036050177240966465
     own_gradient: ClassVar[bool] = True
 
@@ -67,18 +68,12 @@ class SelfAttention(Loss):
         start: float = 2 / 3,
     ) -> None:
         super().__init__()
-        check_exponent(p)
         if (isinstance(pairs, str) and pairs != "adjacent") or not pairs:
             raise ValueError(f"`pairs` must be adjacent or ((shallow, deep), ...), got {pairs!r}.")
-        if not temperature > 0:
-            raise ValueError(f"`temperature` must be above 0, got {temperature}.")
-        check_literals(type(self), locals())
-        if not 0 <= start < 1:
-            raise ValueError(f"`start` must be a share of the training in [0, 1), got {start}.")
         self.pairs, self.pool, self.p = pairs, pool, p
         self.temperature, self.reduction, self.start = temperature, reduction, start
 
-    def prepare(self, student: Outputs, teacher: Outputs, *, elastic: bool = False) -> None:
+    def build(self, student: Outputs, teacher: Outputs, *, elastic: bool) -> None:
         """Check that the student's stages exist; the teacher needs none."""
         self._resolve_pairs(student)
 

@@ -50,9 +50,9 @@ class Variational(FeatureLoss):
         super().__init__(taps=taps, weights=weights)
         self.predictions = nn.ModuleList()
 
-    def prepare(self, student: Outputs, teacher: Outputs, *, elastic: bool = False) -> None:
+    def build(self, student: Outputs, teacher: Outputs, *, elastic: bool) -> None:
         """Build a prediction for each pair."""
-        super().prepare(student, teacher, elastic=elastic)
+        super().build(student, teacher, elastic=elastic)
         self.predictions = nn.ModuleList()
         for s, t in paired_maps(self.taps, student, teacher):
             self.predictions.append(_Prediction(s.shape[1], t.shape[1]).to(s.device))

@@ -1,10 +1,12 @@
 """Sparse channel scale factors, by a penalty or by a proximal step."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, final
 
 import torch
 from torch import Tensor
+
+from kdnas.losses._options import check_options
 
 
 @final
@@ -38,13 +40,11 @@ class ScaleFactors:
 
     needs: ClassVar[tuple[str, ...]] = ("gates",)
     weight: ClassVar[float] = 1.0
+    ranges: ClassVar[Mapping[str, str]] = {"strength": "[0, inf)", "costs": "(0, inf)"}
     golden: ClassVar[float] = 0.0004904531232984525
 
     def __init__(self, *, strength: float = 1e-4, costs: tuple[float, ...] | None = None) -> None:
-        if not strength >= 0:
-            raise ValueError(f"`strength` must not be negative, got {strength}. Network slimming uses 1e-5 to 1e-4.")
-        if costs is not None and not all(cost > 0 for cost in costs):
-            raise ValueError(f"`costs` must be positive, got {costs}. Leave a layer's gates out to exempt it.")
+        check_options(type(self), {"strength": strength, "costs": costs})
         self.strength, self.costs = strength, costs
 
     def penalty(self, gates: Sequence[Tensor]) -> Tensor:

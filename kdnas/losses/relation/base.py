@@ -1,6 +1,7 @@
 """Base class of the losses between consecutive stages."""
 
 import abc
+from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
@@ -24,19 +25,19 @@ class LayerRelation(Loss):
     """
 
     needs: ClassVar[tuple[str, ...]] = ("features",)
+    ranges: ClassVar[Mapping[str, str]] = {"weights": "[0, inf)"}
 
     def __init__(self, *, taps: str | Pairs = "resolution", weights: tuple[float, ...] | None = None) -> None:
         super().__init__()
         self.taps = StagePairs(pairs=taps, alignment="channels")
         self.weights = weights
 
-    def prepare(self, student: Outputs, teacher: Outputs, *, elastic: bool = False) -> None:
+    def build(self, student: Outputs, teacher: Outputs, *, elastic: bool) -> None:
         """Pair the stages and build the adapters."""
-        super().prepare(student, teacher, elastic=elastic)
-        self.build(self.taps.prepare(student, teacher, elastic))
+        self.build_parts(self.taps.prepare(student, teacher, elastic))
         self._check(len(self.taps.pairs))
 
-    def build(self, pairs: tuple[StagePair, ...]) -> None:
+    def build_parts(self, pairs: tuple[StagePair, ...]) -> None:
         """Build further learnable parts for the paired stages; none by default."""
 
     def compute(self, student: Outputs, teacher: Outputs, labels: Tensor, at: Moment) -> Tensor:

@@ -1,6 +1,7 @@
 """Correlation congruence (CCKD)."""
 
 import math
+from collections.abc import Mapping
 from typing import ClassVar, Literal, final
 
 import torch
@@ -9,7 +10,6 @@ from torch import Tensor
 from kdnas.losses.base import Loss
 from kdnas.numerics import safe_normalize
 from kdnas.outputs import Moment, Outputs, embedding
-from kdnas.specs import check_literals
 
 
 @final
@@ -40,17 +40,13 @@ class CorrelationCongruence(Loss):
     """
 
     needs: ClassVar[tuple[str, ...]] = ("features",)
+    ranges: ClassVar[Mapping[str, str]] = {"gamma": "(0, inf)", "order": "[1, inf)"}
     golden: ClassVar[float | None] = 0.03703937630437521
 
     def __init__(
         self, *, kernel: Literal["rbf_taylor", "rbf", "bilinear"] = "rbf_taylor", gamma: float = 0.4, order: int = 2
     ) -> None:
         super().__init__()
-        check_literals(type(self), locals())
-        if not gamma > 0:
-            raise ValueError(f"`gamma` must be positive, got {gamma}.")
-        if order < 1:
-            raise ValueError(f"`order` must be at least 1, got {order}: the kernel of order 0 is constant.")
         self.kernel, self.gamma, self.order = kernel, gamma, order
 
     def compute(self, student: Outputs, teacher: Outputs, labels: Tensor, at: Moment) -> Tensor:

@@ -8,7 +8,6 @@ from kdnas.losses.base import Stage
 from kdnas.losses.relation.base import LayerRelation
 from kdnas.losses.stage_pairs import Pairs
 from kdnas.numerics import same_positions
-from kdnas.specs import check_literals
 
 Pool = Literal["max", "average"]
 Reduction = Literal["mean", "frobenius"]
@@ -62,7 +61,6 @@ class Flow(LayerRelation):
         staged: bool = True,
     ) -> None:
         super().__init__(taps=taps, weights=weights)
-        check_literals(type(self), locals())
         self.pool, self.reduction, self.staged = pool, reduction, staged
 
     def relate(self, first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor], index: int) -> Tensor:

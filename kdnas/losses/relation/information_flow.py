@@ -1,5 +1,6 @@
 """Information flow: similarities between samples, layer by layer."""
 
+from collections.abc import Mapping
 from typing import ClassVar, Literal, final
 
 import torch
@@ -9,7 +10,7 @@ from kdnas.losses.base import Loss, Stage, connected_zero
 from kdnas.losses.stage_pairs import Pairs, StagePairs
 from kdnas.numerics import safe_normalize, safe_sqrt, squared_distances, widen
 from kdnas.outputs import Moment, Outputs
-from kdnas.specs import Spec, check_literals
+from kdnas.specs import Spec
 
 Embedding = Literal["flat", "pooled"]
 
@@ -61,6 +62,7 @@ class InformationFlow(Loss):
     """
 
     needs: ClassVar[tuple[str, ...]] = ("features",)
+    ranges: ClassVar[Mapping[str, str]] = {"first_weight": "[0, inf)", "decay": "(0, 1]", "epochs": "[1, inf)"}
     golden: ClassVar[float | None] = 0.45378469481799216
 
     def __init__(
@@ -74,16 +76,12 @@ class InformationFlow(Loss):
         auxiliary: nn.Module | Spec | None = None,
     ) -> None:
         super().__init__()
-        check_literals(type(self), locals())
-        if not 0 < decay <= 1:
-            raise ValueError(f"`decay` must be in (0, 1], got {decay}. 1 is no decay.")
         self.taps = StagePairs(pairs=taps)
         self.embedding, self.first_weight, self.decay, self.epochs = embedding, first_weight, decay, epochs
         self.auxiliary: nn.Module | None = auxiliary.build(nn.Module) if isinstance(auxiliary, Spec) else auxiliary
 
-    def prepare(self, student: Outputs, teacher: Outputs, *, elastic: bool = False) -> None:
+    def build(self, student: Outputs, teacher: Outputs, *, elastic: bool) -> None:
         """Pair the student's stages with the teacher's, or the auxiliary teacher's."""
-        super().prepare(student, teacher, elastic=elastic)
         if self.auxiliary is not None:
             self.auxiliary.to(student.logits.device)
             teacher = self._auxiliary(student)
@@ -102,15 +100,13 @@ class InformationFlow(Loss):
         """The weight of all layers but the deepest after this share of the run."""
         return self.first_weight * self.decay ** (self.epochs * progress)
 
-    def preparation(self, teacher: Outputs) -> Tensor:
+    def pretrain(self, teacher: Outputs) -> Tensor:
         """The divergence of the auxiliary teacher's deepest layer from the teacher's."""
         if self.auxiliary is None:
-            return super().preparation(teacher)
+            raise ValueError("InformationFlow without `auxiliary` has no parts that are trained before use.")
         self.auxiliary.train()
         mine = self.auxiliary(_images(teacher))
-        with torch.autocast(teacher.logits.device.type, enabled=False):
-            last = self._embedded(widen(teacher.features[-1].detach()))
-            return _divergence(self._embedded(widen(mine.features[-1])), last)
+        return _divergence(self._embedded(mine.features[-1]), self._embedded(teacher.features[-1]))
 
     def stages(self) -> tuple[Stage, ...]:
         """The training of the auxiliary teacher, if there is one, then the transfer."""

@@ -1,5 +1,6 @@
 """Instance relationship graph (IRG)."""
 
+from collections.abc import Mapping
 from itertools import pairwise
 from typing import ClassVar, Literal, final
 
@@ -11,7 +12,6 @@ from kdnas.losses.base import Loss
 from kdnas.losses.stage_pairs import Adapter, StagePairs
 from kdnas.numerics import as_map, rescale, same_positions, squared_distances
 from kdnas.outputs import Moment, Outputs, embedding
-from kdnas.specs import check_literals
 
 
 @final
@@ -50,6 +50,7 @@ class InstanceGraph(Loss):
     """
 
     needs: ClassVar[tuple[str, ...]] = ("logits", "features")
+    ranges: ClassVar[Mapping[str, str]] = {"vertex": "[0, inf)", "edge": "[0, inf)", "transformation": "[0, inf)"}
     golden: ClassVar[float | None] = 1.328174266514482
 
     def __init__(
@@ -63,15 +64,13 @@ class InstanceGraph(Loss):
         taps: str | tuple[tuple[int, int], ...] = "resolution",
     ) -> None:
         super().__init__()
-        check_literals(type(self), locals())
         self.vertex, self.edge, self.transformation = vertex, edge, transformation
         self.vertices, self.through_max = vertices, through_max
         self.taps = StagePairs(pairs=taps)
         self.projector: Adapter | None = None
 
-    def prepare(self, student: Outputs, teacher: Outputs, *, elastic: bool = False) -> None:
+    def build(self, student: Outputs, teacher: Outputs, *, elastic: bool) -> None:
         """Pair the stages and, for feature vertices of other channels, build the projection."""
-        super().prepare(student, teacher, elastic=elastic)
         self.taps.prepare(student, teacher, elastic)
         if self.vertices == "features":
             mine, theirs = embedding(student).shape[1], embedding(teacher).shape[1]

@@ -1,5 +1,6 @@
 """Locality preserving distillation."""
 
+from collections.abc import Mapping
 from typing import ClassVar, final
 
 import torch
@@ -37,15 +38,12 @@ class LocalityPreserving(Loss):
     """
 
     needs: ClassVar[tuple[str, ...]] = ("features",)
+    ranges: ClassVar[Mapping[str, str]] = {"neighbours": "[1, inf)", "sigma2": "[0, inf)"}
     golden: ClassVar[float | None] = 0.43753916641161616
     pairwise: ClassVar[bool] = True
 
     def __init__(self, *, neighbours: int = 5, sigma2: float = 0.0) -> None:
         super().__init__()
-        if neighbours < 1:
-            raise ValueError(f"`neighbours` must be at least 1, got {neighbours}.")
-        if sigma2 < 0:
-            raise ValueError(f"`sigma2` must be positive, or 0 for the teacher's own scale, got {sigma2}.")
         self.neighbours, self.sigma2 = neighbours, sigma2
 
     def compute(self, student: Outputs, teacher: Outputs, labels: Tensor, at: Moment) -> Tensor:

@@ -1,5 +1,6 @@
 """Attention heads, trained on the teacher alone, that relate the samples' singular vectors of two stages."""
 
+from collections.abc import Mapping
 from itertools import pairwise
 from typing import ClassVar, final
 
@@ -12,7 +13,7 @@ from kdnas.losses.base import Stage, connected_zero
 from kdnas.losses.relation.base import LayerRelation
 from kdnas.losses.relation.singular_value import leading_vectors, match
 from kdnas.losses.stage_pairs import Pairs, StagePair
-from kdnas.numerics import as_map, safe_normalize, same_positions, widen
+from kdnas.numerics import as_map, safe_normalize, same_positions
 from kdnas.outputs import Outputs
 
 
@@ -61,6 +62,7 @@ class MultiHeadGraph(LayerRelation):
     """
 
     weight: ClassVar[float] = 1024.0
+    ranges: ClassVar[Mapping[str, str]] = {"num_heads": "[1, inf)", "seed": "[0, inf)"}
     golden: ClassVar[float | None] = 0.0003805991701537745
     clipped: ClassVar[bool] = True
 
@@ -74,20 +76,18 @@ class MultiHeadGraph(LayerRelation):
         seed: int = 0,
     ) -> None:
         super().__init__(taps=taps, weights=weights)
-        if num_heads < 1:
-            raise ValueError(f"`num_heads` must be at least 1, got {num_heads}. The paper uses 8.")
         self.num_heads, self.staged, self.seed = num_heads, staged, seed
         self.heads = nn.ModuleList()
         self.register_buffer("num_prepared", torch.zeros((), dtype=torch.int64))
 
-    def build(self, pairs: tuple[StagePair, ...]) -> None:
+    def build_parts(self, pairs: tuple[StagePair, ...]) -> None:
         """Build the heads and estimators for every two consecutive stages of the teacher."""
         widths = [_width(pair.teacher_shape) for pair in pairs]
         self.heads = nn.ModuleList(_Heads(a, b, self.num_heads) for a, b in pairwise(widths))
 
-    def prepare(self, student: Outputs, teacher: Outputs, *, elastic: bool = False) -> None:
+    def build(self, student: Outputs, teacher: Outputs, *, elastic: bool) -> None:
         """Pair the stages, build the adapters and the heads."""
-        super().prepare(student, teacher, elastic=elastic)
+        super().build(student, teacher, elastic=elastic)
         self.heads.to(student.logits.device)
         self.num_prepared = self.num_prepared.to(student.logits.device)
         maps = ((as_map(student.features[i]), as_map(teacher.features[j])) for i, j in self.taps.pairs)
@@ -106,25 +106,24 @@ class MultiHeadGraph(LayerRelation):
         log_p, log_q = (heads(f, s, frozen=True).tanh().log_softmax(2) for f, s in zip(first, second, strict=True))
         return (log_q.exp() * (log_q - log_p)).sum(2).mean()
 
-    def preparation(self, teacher: Outputs) -> Tensor:
+    def pretrain(self, teacher: Outputs) -> Tensor:
         """The error with which the estimators predict each stage's vectors from the stage before."""
         self._check_prepared()
-        with torch.autocast(teacher.logits.device.type, enabled=False):
-            maps = [widen(as_map(teacher.features[j].detach())) for _, j in self.taps.pairs]
-            if len(maps[0]) < 2:  # one sample has no batch statistics
-                return connected_zero(*self.heads.parameters())
-            pooled = [F.adaptive_avg_pool2d(m, (size[0], size[1])) for m, size in zip(maps, self._sizes, strict=True)]
-            vectors = [leading_vectors(m, 1)[1][..., 0] for m in pooled]
-            generator = np.random.default_rng((self.seed, int(self.num_prepared)))
-            self.num_prepared += 1
-            values = []
-            for heads, (first, second) in zip(self.heads, pairwise(vectors), strict=True):
-                assert isinstance(heads, _Heads)
-                noise = generator.standard_normal((self.num_heads, len(first), 1))
-                mask = noise > noise.mean(0) if self.num_heads > 1 else np.ones_like(noise)
-                estimate = heads.estimate(first, second, torch.from_numpy(mask).to(first))
-                values.append(1 - (estimate * second).sum(1).mean())
-            return torch.stack(values).sum()
+        maps = [as_map(teacher.features[j]) for _, j in self.taps.pairs]
+        if len(maps[0]) < 2:  # one sample has no batch statistics
+            return connected_zero(*self.heads.parameters())
+        pooled = [F.adaptive_avg_pool2d(m, (size[0], size[1])) for m, size in zip(maps, self._sizes, strict=True)]
+        vectors = [leading_vectors(m, 1)[1][..., 0] for m in pooled]
+        generator = np.random.default_rng((self.seed, int(self.num_prepared)))
+        self.num_prepared += 1
+        values = []
+        for heads, (first, second) in zip(self.heads, pairwise(vectors), strict=True):
+            assert isinstance(heads, _Heads)
+            noise = generator.standard_normal((self.num_heads, len(first), 1))
+            mask = noise > noise.mean(0) if self.num_heads > 1 else np.ones_like(noise)
+            estimate = heads.estimate(first, second, torch.from_numpy(mask).to(first))
+            values.append(1 - (estimate * second).sum(1).mean())
+        return torch.stack(values).sum()
 
     def stages(self) -> tuple[Stage, ...]:
         """The heads on the teacher alone, then the transfer; with `staged=False` the transfer alone."""

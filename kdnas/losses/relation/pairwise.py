@@ -9,7 +9,6 @@ from kdnas.losses.base import Loss, connected_zero
 from kdnas.numerics import pairwise_distances, safe_normalize, squared_distances
 from kdnas.outputs import Moment, Outputs, embedding
 from kdnas.similarity import upper
-from kdnas.specs import check_literals
 
 
 @final
@@ -51,7 +50,6 @@ class Pairwise(Loss):
         reduction: Literal["mean", "sum"] = "mean",
     ) -> None:
         super().__init__()
-        check_literals(type(self), locals())
         self.phi, self.normalize, self.reduction = phi, normalize, reduction
 
     def compute(self, student: Outputs, teacher: Outputs, labels: Tensor, at: Moment) -> Tensor:

@@ -1,5 +1,6 @@
 """Relational knowledge distillation, angles (RKD-A)."""
 
+from collections.abc import Mapping
 from typing import ClassVar, final
 
 import torch.nn.functional as F
@@ -36,12 +37,11 @@ class RelationalAngle(Loss):
 
     needs: ClassVar[tuple[str, ...]] = ("features",)
     weight: ClassVar[float] = 50.0
+    ranges: ClassVar[Mapping[str, str]] = {"vertices": "[0, inf)"}
     golden: ClassVar[float | None] = 0.13901076135408075
 
     def __init__(self, *, vertices: int = 0) -> None:
         super().__init__()
-        if vertices < 0:
-            raise ValueError(f"`vertices` must be 0 (every sample) or a positive count, got {vertices}.")
         self.vertices = vertices
 
     def compute(self, student: Outputs, teacher: Outputs, labels: Tensor, at: Moment) -> Tensor:

@@ -1,5 +1,6 @@
 """Relations between the leading singular vectors of consecutive stages (KD-SVD)."""
 
+from collections.abc import Mapping
 from typing import Any, ClassVar, final
 
 import torch
@@ -55,6 +56,7 @@ class SingularValue(LayerRelation):
         factor sigmoid(epoch) is left out.
     """
 
+    ranges: ClassVar[Mapping[str, str]] = {"num_vectors": "[1, inf)", "num_spare": "[0, inf)"}
     golden: ClassVar[float | None] = 0.09796979987625365
     clipped: ClassVar[bool] = True
 
@@ -67,10 +69,6 @@ class SingularValue(LayerRelation):
         num_spare: int = 3,
     ) -> None:
         super().__init__(taps=taps, weights=weights)
-        if num_vectors < 1 or num_spare < 0:
-            raise ValueError(
-                f"`num_vectors` must be at least 1 and `num_spare` at least 0, got {num_vectors} and {num_spare}."
-            )
         self.num_vectors, self.num_spare = num_vectors, num_spare
 
     def describe(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,7 @@
 """Distillation from a graph of teachers: class distributions, and features fused for every pair of teachers."""
 
 import random
+from collections.abc import Mapping
 from itertools import combinations
 from typing import ClassVar, Literal, final
 
@@ -11,7 +12,6 @@ from kdnas.losses.base import Loss
 from kdnas.losses.stage_pairs import Adapter
 from kdnas.numerics import safe_normalize, squared_distances
 from kdnas.outputs import Moment, Outputs, embedding
-from kdnas.specs import check_literals
 
 Distance = Literal["total_variation", "ordered"]
 Fusion = Literal["compact_bilinear", "bilinear", "concatenation"]
@@ -38,8 +38,8 @@ class TeacherGraph(Loss):
     Several teachers: `Outputs.members` of an ensemble. A single network is the only node: its distribution, and its
     features fused with themselves.
 
-    Shapes: logits `[batch, classes]`, features of any sizes. Divisor: batch ($L_G$), pairs of samples with the
-    diagonal ($L_R$).
+    Shapes: logits `[batch, classes]`, or maps, whose positions count as samples; features of any sizes. Divisor: batch
+    ($L_G$), pairs of samples with the diagonal ($L_R$).
 
     Default weight 1: no published value.
 
@@ -66,6 +66,14 @@ class TeacherGraph(Loss):
     """
 
     needs: ClassVar[tuple[str, ...]] = ("logits", "features")
+    ranges: ClassVar[Mapping[str, str]] = {
+        "edges": "[0, inf)",
+        "temperature": "(0, inf)",
+        "logits_weight": "[0, inf)",
+        "representation_weight": "[0, inf)",
+        "dims": "[1, inf)",
+        "seed": "(-inf, inf)",
+    }
     golden: ClassVar[float | None] = 1.2523684568226288
 
     def __init__(
@@ -81,22 +89,19 @@ class TeacherGraph(Loss):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        check_literals(type(self), locals())
         if isinstance(edges, tuple) and not (min(edges, default=-1) >= 0 and sum(edges) > 0):
             raise ValueError(f"`edges` must not be negative nor all 0, got {edges}.")
-        if not temperature > 0:
-            raise ValueError(f"`temperature` must be above 0, got {temperature}.")
         self.distance, self.fusion, self.edges, self.temperature = distance, fusion, edges, temperature
         self.logits_weight, self.representation_weight = logits_weight, representation_weight
         self.dims, self.seed = dims, seed
         self.projections = nn.ModuleList()
         self.sketches = nn.ModuleList()
 
-    def prepare(self, student: Outputs, teacher: Outputs, *, elastic: bool = False) -> None:
+    def build(self, student: Outputs, teacher: Outputs, *, elastic: bool) -> None:
         """Build the projections of the student, and the sketches' hashes."""
         members = teacher.members or (teacher,)
         for member in members:
-            super().prepare(student, member, elastic=elastic)
+            self.check(student, member)
         if isinstance(self.edges, tuple) and len(self.edges) != len(members):
             raise ValueError(
                 f"`edges` must have one weight per teacher: {len(members)} teachers, got {len(self.edges)}."
@@ -119,10 +124,12 @@ class TeacherGraph(Loss):
                 "TeacherGraph is not prepared. Call loss.prepare(student, teacher) with the outputs of the largest "
                 "student before the optimiser is created."
             )
-        logs = torch.stack([(m.logits / self.temperature).log_softmax(1) for m in members], 1)
+        mine, *theirs = (
+            (o.logits / self.temperature).movedim(1, -1).flatten(0, -2).log_softmax(1) for o in (student, *members)
+        )
+        logs = torch.stack(theirs, 1)
         weights = self._weights(logs)
-        mine = (student.logits / self.temperature).softmax(1)
-        distances = self._distance(logs.exp(), mine[:, None])
+        distances = self._distance(logs.exp(), mine.exp()[:, None])
         of_logits = self.temperature * (weights * distances).sum(1).mean()
 
         node = embedding(student)

@@ -1,11 +1,12 @@
 """Cross-entropy with the labels."""
 
+from collections.abc import Mapping
 from typing import ClassVar, final
 
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdnas.losses.base import Loss, connected_zero
+from kdnas.losses.base import Loss
 from kdnas.outputs import Moment, Outputs
 
 
@@ -34,19 +35,15 @@ class CrossEntropy(Loss):
 
     needs: ClassVar[tuple[str, ...]] = ("logits", "labels")
     uses_teacher: ClassVar[bool] = False
+    ranges: ClassVar[Mapping[str, str]] = {"label_smoothing": "[0, 1)"}
     golden: ClassVar[float] = 3.2529208139396064
 
     def __init__(self, *, label_smoothing: float = 0.0) -> None:
         super().__init__()
-        if not 0 <= label_smoothing < 1:
-            raise ValueError(f"`label_smoothing` must be in [0, 1), got {label_smoothing}. 0 turns it off.")
         self.label_smoothing = label_smoothing
-
-    def prepare(self, student: Outputs, teacher: Outputs, *, elastic: bool = False) -> None:
-        """Does nothing: there are no learnable parts, and the teacher may have other classes."""
 
     def compute(self, student: Outputs, teacher: Outputs, labels: Tensor, at: Moment) -> Tensor:
         """The cross-entropy, averaged over the labels."""
         counted = (labels != -100).sum()
         total = F.cross_entropy(student.logits, labels, reduction="sum", label_smoothing=self.label_smoothing)
-        return total / counted.clamp_min(1) if labels.numel() else connected_zero(student.logits)
+        return total / counted.clamp_min(1)

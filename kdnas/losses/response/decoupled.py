@@ -1,11 +1,13 @@
 """Knowledge distillation split into the labelled class and the others."""
 
+from collections.abc import Mapping
 from typing import ClassVar, final
 
 import torch
 from torch import Tensor
 
-from kdnas.losses.base import Loss, connected_zero
+from kdnas.losses._inputs import IGNORED
+from kdnas.losses.base import Loss
 from kdnas.outputs import Moment, Outputs
 
 
@@ -39,29 +41,24 @@ class Decoupled(Loss):
     """
 
     needs: ClassVar[tuple[str, ...]] = ("logits", "labels")
+    ranges: ClassVar[Mapping[str, str]] = {"alpha": "[0, inf)", "beta": "[0, inf)", "temperature": "(0, inf)"}
     golden: ClassVar[float] = 16.832404731153417
 
     def __init__(self, *, alpha: float = 1.0, beta: float = 8.0, temperature: float = 4.0) -> None:
         super().__init__()
-        if not temperature > 0:
-            raise ValueError(f"`temperature` must be above 0, got {temperature}. The paper uses 4.")
         self.alpha, self.beta, self.temperature = alpha, beta, temperature
 
-    def prepare(self, student: Outputs, teacher: Outputs, *, elastic: bool = False) -> None:
+    def build(self, student: Outputs, teacher: Outputs, *, elastic: bool) -> None:
         """Check the number of classes."""
-        super().prepare(student, teacher, elastic=elastic)
         _at_least_three(student.logits)
 
     def compute(self, student: Outputs, teacher: Outputs, labels: Tensor, at: Moment) -> Tensor:
         """The two weighted divergences, averaged over the labels."""
         _at_least_three(student.logits)
-        labelled = labels.flatten() != -100
-        target = labels.flatten()[labelled]
-        if not len(target):
-            return connected_zero(student.logits)
+        labels = labels.flatten()
+        target = labels.clamp_min(0)
         log_p, log_q = (
-            (o.logits / self.temperature).movedim(1, -1).flatten(0, -2)[labelled].log_softmax(-1)
-            for o in (student, teacher)
+            (o.logits / self.temperature).movedim(1, -1).flatten(0, -2).log_softmax(-1) for o in (student, teacher)
         )
         index = torch.arange(log_p.shape[1] - 1, device=target.device)
         others = index + (index >= target[:, None])  # every class but the label, in order
@@ -71,7 +68,10 @@ class Decoupled(Loss):
         binary = q_target.exp() * (q_target - p_target) + q_rest.exp() * (q_rest - p_rest)
         p_others, q_others = p_others - p_rest[:, None], q_others - q_rest[:, None]
         rest = (q_others.exp() * (q_others - p_others)).sum(1)
-        return (self.alpha * binary + self.beta * rest).mean() * self.temperature**2
+        # A mask, not a selection, whose length would depend on the labels and break a compiled graph.
+        counted = labels != IGNORED
+        values = torch.where(counted, self.alpha * binary + self.beta * rest, 0.0)
+        return values.sum() / counted.sum().clamp_min(1) * self.temperature**2
 
 
 def _at_least_three(logits: Tensor) -> None:

@@ -1,5 +1,6 @@
 """Correlation of predicted probabilities between classes and between samples."""
 
+from collections.abc import Mapping
 from typing import ClassVar, final
 
 import torch
@@ -41,12 +42,11 @@ class Dist(Loss):
     """
 
     weight: ClassVar[float] = 2.0
+    ranges: ClassVar[Mapping[str, str]] = {"inter": "[0, inf)", "intra": "[0, inf)", "temperature": "(0, inf)"}
     golden: ClassVar[float] = 2.1686887617591326
 
     def __init__(self, *, inter: float = 1.0, intra: float = 1.0, temperature: float = 1.0) -> None:
         super().__init__()
-        if not temperature > 0:
-            raise ValueError(f"`temperature` must be above 0, got {temperature}. The paper uses 1 and 4.")
         self.inter, self.intra, self.temperature = inter, intra, temperature
 
     def compute(self, student: Outputs, teacher: Outputs, labels: Tensor, at: Moment) -> Tensor:
@@ -68,4 +68,4 @@ def _scaled(log_p: Tensor, dim: int) -> Tensor:
     p = (log_p - log_p.detach().amax(dim, keepdim=True)).exp()
     # The normalisers of two samples with the same logits in another order differ by rounding.
     spread = 1 - p.detach().amin(dim, keepdim=True)
-    return torch.where(spread > 32 * torch.finfo(p.dtype).eps, p, 1.0)
+    return torch.where(spread <= 32 * torch.finfo(p.dtype).eps, 1.0, p)

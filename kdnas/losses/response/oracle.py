@@ -1,12 +1,13 @@
 """Oracle distillation: only the correct members of an ensemble are targets (OKD)."""
 
+from collections.abc import Mapping
 from typing import ClassVar, final
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdnas.losses.base import Loss, connected_zero
+from kdnas.losses.base import Loss
 from kdnas.outputs import Moment, Outputs
 
 
@@ -46,21 +47,16 @@ class Oracle(Loss):
     """
 
     needs: ClassVar[tuple[str, ...]] = ("logits", "labels")
+    ranges: ClassVar[Mapping[str, str]] = {"share": "[0, 1]", "temperature": "(0, inf)"}
     golden: ClassVar[float] = 3.080398443200089
 
     def __init__(self, *, share: float = 0.9, temperature: float = 4.0) -> None:
         super().__init__()
-        if not 0 <= share <= 1:
-            raise ValueError(f"`share` must be in [0, 1], got {share}. 0.9 leaves a tenth to the labels.")
-        if not temperature > 0:
-            raise ValueError(f"`temperature` must be above 0, got {temperature}. Hinton et al. use 1 to 20.")
         self.share, self.temperature = share, temperature
 
     def compute(self, student: Outputs, teacher: Outputs, labels: Tensor, at: Moment) -> Tensor:
         """The mean over the labels of the correct members' mean loss, or of the cross-entropy where there are none."""
         counted = labels != -100
-        if not labels.numel():
-            return connected_zero(student.logits)
         task = F.cross_entropy(student.logits, labels, reduction="none")
         log_p = (student.logits / self.temperature).log_softmax(1)
         num_correct, divergences = torch.zeros_like(task), torch.zeros_like(task)
@@ -70,11 +66,11 @@ class Oracle(Loss):
                     f"every member's logits must have the student's shape {tuple(student.logits.shape)}, got "
                     f"{tuple(member.logits.shape)}. Build the ensemble from teachers of the student's classes."
                 )
-            log_q = (member.logits / self.temperature).log_softmax(1)
-            divergence = (log_q.exp() * (log_q - log_p)).sum(1) * self.temperature**2
             is_correct = member.logits.argmax(1) == labels
             num_correct = num_correct + is_correct
-            # Chosen, not multiplied: a wrong member's infinite divergence times 0 would be NaN.
+            # Chosen before and after: a wrong member's infinite logits would be NaN times 0 in the gradient.
+            log_q = (torch.where(is_correct[:, None], member.logits, 0.0) / self.temperature).log_softmax(1)
+            divergence = (log_q.exp() * (log_q - log_p)).sum(1) * self.temperature**2
             divergences = divergences + torch.where(is_correct, divergence, 0.0)
         mixed = (1 - self.share) * task + self.share * divergences / num_correct.clamp_min(1)
         return torch.where(counted, torch.where(num_correct > 0, mixed, task), 0.0).sum() / counted.sum().clamp_min(1)

@@ -1,5 +1,6 @@
 """Knowledge distillation by temperature-softened class distributions."""
 
+from collections.abc import Mapping
 from typing import ClassVar, Literal, final
 
 import torch
@@ -7,7 +8,6 @@ from torch import Tensor
 
 from kdnas.losses.base import Loss
 from kdnas.outputs import Moment, Outputs
-from kdnas.specs import check_literals
 
 Form = Literal["kl", "soft_cross_entropy", "reverse_kl", "js"]
 
@@ -49,13 +49,11 @@ class SoftTargets(Loss):
     """
 
     weight: ClassVar[float] = 0.9
+    ranges: ClassVar[Mapping[str, str]] = {"temperature": "(0, inf)"}
     golden: ClassVar[float] = 2.2035571308364803
 
     def __init__(self, *, form: Form = "kl", temperature: float = 4.0) -> None:
         super().__init__()
-        check_literals(type(self), locals())
-        if not temperature > 0:
-            raise ValueError(f"`temperature` must be above 0, got {temperature}. Hinton et al. use 1 to 20.")
         self.form, self.temperature = form, temperature
 
     def compute(self, student: Outputs, teacher: Outputs, labels: Tensor, at: Moment) -> Tensor:

@@ -1,5 +1,6 @@
 """KL divergence over the teacher's most probable classes, for strongly augmented images."""
 
+from collections.abc import Mapping
 from typing import ClassVar, final
 
 from torch import Tensor
@@ -41,6 +42,7 @@ class TopKDistillation(Loss):
     """
 
     weight: ClassVar[float] = 0.5
+    ranges: ClassVar[Mapping[str, str]] = {"num_classes": "[1, inf)"}
     golden: ClassVar[float] = 1.4064333201848016
 
     def __init__(self, *, num_classes: int = 5, renormalize: bool = False) -> None:
