@@ -213,11 +213,15 @@ class World:
             self.teacher(batch)
         return (time.process_time() - began) / len(pixels)
 
-    def memory(self, seed: int) -> Memory:
-        """The teacher's logits for a seed's batches."""
-        digest = self.about["sha256_of_weights"]
-        place = self.out / f"logits-{digest}-{RECIPE.steps}x{RECIPE.batch_size}-{seed}.safetensors"
-        return Memory.of(self.teacher, self.data, replace(RECIPE, seed=seed), place)
+    def memory(self, seed: int, steps: int) -> Memory:
+        """The teacher's logits for a seed's first batches; those of the long training serve the short one too."""
+
+        def place(count: int) -> Path:
+            return self.out / f"logits-{self.about['sha256_of_weights']}-{count}x{RECIPE.batch_size}-{seed}.safetensors"
+
+        count = SHORT if steps <= SHORT and not place(LONG).exists() else LONG
+        recipe = replace(RECIPE, steps=count, seed=seed)
+        return Memory.of(self.teacher, self.data, recipe, place(count)).first(steps)
 
     def budget(self, task: Task) -> float:
         """The task's budget: MACs or seconds."""
@@ -294,7 +298,7 @@ def retrain(network: Network, way: str, own: Spec | None, steps: int, seed: int,
     terms, recipe = WAYS[way], replace(RECIPE, steps=steps, seed=seed)
     if own is None:
         distiller: Distiller = FromTeacher(terms=terms)
-        teacher = None if way == "labels" else world.memory(seed).first(steps)
+        teacher = None if way == "labels" else world.memory(seed, steps)
     else:
         distiller, teacher = own.build(Distiller, terms=terms), world.teacher
     training = Training(copy.deepcopy(network), distiller, world.data, teacher, recipe)
@@ -306,7 +310,7 @@ def retrain(network: Network, way: str, own: Spec | None, steps: int, seed: int,
 
 def row_of(task: Task, world: World) -> Row:
     """Search, retraining, and the row they make; a row of its budget alone where there is no network within it."""
-    world.memory(task.seed)  # not a part of any contestant's seconds
+    world.memory(task.seed, task.steps)  # not a part of any contestant's seconds
     row: Row = {**dict.fromkeys(COLUMNS, ""), **task._asdict(), "torch": torch.__version__}
     try:
         network, origin = network_of(task, world)
