@@ -223,7 +223,7 @@ class Search:
         if self.max_time <= 0:
             raise ValueError(f"`max_time` must be positive, got {self.max_time}.")
         if self.exact:
-            self.budget.only(COUNTS, "an exact search")
+            self.budget.only(COUNTS, "an exact search", shares=True)
 
 
 @final
@@ -305,6 +305,9 @@ def _current(train: Mapping[str, Any]) -> Mapping[str, Any]:
     return rest | {"teacher": fit if train["teacher"] is None else train["teacher"]}
 
 
+Removal = Literal["shares", "scale_factors"]
+
+
 @final
 @dataclass(frozen=True, kw_only=True)
 class Prune:
@@ -312,34 +315,51 @@ class Prune:
 
     Attributes:
         data: makes the Data.
-        budget: upper bounds on the student's costs, met within 2 %.
-        source: the network to prune: `teacher` (the one fitted here), `checkpoint:FOLDER`, or as `kdnas convert` takes
+        budget: upper bounds on the student's costs.
+        source: the network to prune: `teacher` (the teacher's own), `checkpoint:FOLDER`, or as `kdnas convert` takes
             it.
         teacher: makes the teacher; or `FitTeacher`.
+        method: `shares` searches how many channels each group keeps, and which blocks, under the source; nothing is
+            trained. `scale_factors` trains a factor per channel and block under the teacher.
+        num_candidates: of `shares`: number of removals that are tried.
+        num_images: of `shares`: images of the train part that layers are reconstructed on, and of the search part that
+            candidates are scored on.
+        divisor: of `shares`: widths are multiples of it where the source's are larger; 0 for 8 under a budget on
+            latency, which is then measured on few different layers, else 1.
+        controls: whether equal shares, random removal and the student without a teacher are trained whole too.
         penalty: weight of the scale factors' penalty; None increases it until the budget is met.
         by_cost: whether each channel's penalty is weighted by its cost.
         recipe: optimizer settings of the training with scale factors.
-        retrain: the training of the student and of its controls.
+        retrain: optimizer settings of the student's training, and of its controls'.
+        distiller: how the student is trained; None chooses the mixture of labels and teacher by trials of a tenth of
+            the steps, compared on the search part.
+        weights: its initial weights: `inherited` from the source, `fresh` (random), or `chosen` by such trials.
     """
 
     data: Spec
     budget: Budget
     source: str = "teacher"
     teacher: Spec | FitTeacher = FitTeacher()
+    method: Removal = "shares"
+    num_candidates: int = 100
+    num_images: int = 1000
+    divisor: int = 0
+    controls: bool = True
     penalty: float | None = None
     by_cost: bool = True
     recipe: Recipe = Recipe(steps=400, learning_rate=0.02)
-    retrain: Retrain = field(default_factory=lambda: Retrain(weights="inherited", recipe=Recipe(learning_rate=0.05)))
+    retrain: Recipe = Recipe(learning_rate=0.05)
+    distiller: Spec | None = None
+    weights: Literal["chosen", "inherited", "fresh"] = "chosen"
 
     def __post_init__(self) -> None:
-        self.budget.only(COUNTS, "a pruning")
+        check_literals(type(self), vars(self))
+        self.budget.only((*COUNTS, "latency") if self.method == "shares" else COUNTS, "a pruning", shares=True)
+        for name, least in (("num_candidates", 1), ("num_images", 3), ("divisor", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"`{name}` must be at least {least}, got {getattr(self, name)}.")
         if self.penalty is not None and not self.penalty >= 0:
             raise ValueError(f"`penalty` must be at least 0, got {self.penalty}.")
-        if self.source == "teacher" and isinstance(self.teacher, Spec):
-            raise ValueError(
-                "`source` must name a network where `teacher` is not one fitted here, got 'teacher'. Give "
-                "checkpoint:FOLDER or a zoo's network, or leave `teacher` out."
-            )
 
     def to_json(self) -> dict[str, Any]:
         """What must be equal for a pruning to be resumed."""

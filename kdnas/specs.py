@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import UnionType
-from typing import Any, Literal, Union, final, get_args, get_origin
+from typing import Any, ClassVar, Literal, Union, final, get_args, get_origin
 
 
 @final
@@ -35,6 +35,7 @@ class Spec:
 
     make: str
     arguments: tuple[tuple[str, Any], ...] = ()
+    own_json: ClassVar[bool] = True
 
     def build(self, expect: type | None = None, **more: Any) -> Any:
         """Import the callable and call it; specs among the arguments are passed on unbuilt.

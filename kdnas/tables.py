@@ -129,8 +129,6 @@ def _converter() -> cattrs.Converter:
         converter.register_structure_hook(kind, strict(kind))
     for union in (int | float | str, int | float, str | int):
         converter.register_structure_hook(union, lambda value, _: value)
-    converter.register_structure_hook(Spec, lambda value, _: Spec.from_json(value))
-    converter.register_unstructure_hook(Spec, lambda value: value.to_json())
     converter.register_structure_hook_factory(
         lambda kind: hasattr(kind, "__dataclass_fields__"),
         lambda kind: make_dict_structure_fn(kind, converter, _cattrs_forbid_extra_keys=True),
@@ -143,6 +141,13 @@ def _converter() -> cattrs.Converter:
     converter.register_unstructure_hook_func(
         lambda kind: isinstance(kind, type) and issubclass(kind, SearchSpace),
         lambda space: _family_key(type(space)) | make_dict_unstructure_fn(type(space), converter)(space),
+    )
+    # Such a class says itself how its values are written.
+    converter.register_structure_hook_func(
+        lambda kind: getattr(kind, "own_json", False), lambda value, kind: kind.from_json(value)
+    )
+    converter.register_unstructure_hook_func(
+        lambda kind: getattr(kind, "own_json", False), lambda value: value.to_json()
     )
     return converter
 

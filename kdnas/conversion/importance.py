@@ -18,7 +18,7 @@ Importance = Callable[[Network, Sequence[ChannelGroup]], list[Tensor]]
 def channel_importance(
     network: Network,
     groups: Sequence[ChannelGroup],
-    method: Literal["norm", "gradient", "activation"] = "norm",
+    method: Literal["norm", "gradient", "activation", "reconstruction"] = "norm",
     images: Tensor | None = None,
     labels: Tensor | None = None,
 ) -> list[Tensor]:
@@ -29,30 +29,44 @@ def channel_importance(
     - `gradient`: the mean over images of the squared derivative of the cross entropy by a factor of the channel, where
       layers read it, divided by the multiply-accumulates that the channel costs. It compares across groups too.
     - `activation`: the mean absolute value of the channel where layers read it.
+    - `reconstruction`: the order in which channels are chosen one by one so that the least-squares fit of what all
+      channels contribute to the layers that read them, by the channels chosen so far, gains most (greedy subset
+      selection). With $R$ the covariance of a reader's input channels that is left when the chosen ones are
+      regressed out, and $M = W W^\top$ the Gram matrix of its weights (kernel positions as further outputs), channel c
+      gains $(R M R)_{cc} / R_{cc}$; of several readers, shares of their own total $\mathrm{tr}(M R_0)$ are added. The
+      importance is the number of channels chosen later. Channels that say the same as others come last, which norms
+      cannot see.
 
     Args:
         network: the largest subnet, in evaluation mode.
         groups: not fixed, each with a reader.
         method: see above.
-        images: `[batch, channels, height, width]`, normalised; for `gradient` and `activation`.
+        images: `[batch, channels, height, width]`, normalised; for all methods but `norm`.
         labels: `[batch]`, for `gradient`; None takes the network's own predictions.
 
     Raises:
         ValueError: the method is unknown, or needs images and gets none.
 
     Reference: `norm`: Fang et al., DepGraph: Towards Any Structural Pruning, CVPR 2023, group importance; `gradient`:
-        Liu et al., Group Fisher Pruning for Practical Network Compression, ICML 2021.
+        Liu et al., Group Fisher Pruning for Practical Network Compression, ICML 2021; `reconstruction`: the objective
+        of He et al., Channel Pruning for Accelerating Very Deep Neural Networks, ICCV 2017, section 3.1, and Luo et
+        al., ThiNet, ICCV 2017, section 3.2.
     Differs: `norm` divides by each layer's mean, so that no layer outweighs the others, and leaves out batch norms.
+        `reconstruction` adds channels greedily with the fit's exact gain, where the papers use the lasso and remove
+        greedily without a fit; covariances are those of one position, kernel offsets apart.
     """
     if method == "norm":
         return [_norm(network, group) for group in groups]
-    if method not in ("gradient", "activation"):
-        raise ValueError(f"the importance must be norm, gradient or activation, got {method!r}.")
+    if method not in ("gradient", "activation", "reconstruction"):
+        raise ValueError(f"the importance must be norm, gradient, activation or reconstruction, got {method!r}.")
     if images is None:
         raise ValueError(f"the importance {method} needs images, got none.")
     if method == "activation":
         with torch.no_grad():
             return _activation(network, groups, images)
+    if method == "reconstruction":
+        with torch.no_grad():
+            return _reconstruction(network, groups, images)
     return _gradient(network, groups, images, labels)
 
 
@@ -128,6 +142,51 @@ def _activation(network: Network, groups: Sequence[ChannelGroup], images: Tensor
         for handle in handles:
             handle.remove()
     return [total / len(group.readers) for group, total in zip(groups, sums, strict=True)]
+
+
+def _reconstruction(network: Network, groups: Sequence[ChannelGroup], images: Tensor) -> list[Tensor]:
+    covariances: dict[Place, Tensor] = {}
+
+    def observer(place: Place) -> Callable[..., None]:
+        def measure(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            values = inputs[0].transpose(0, 1).flatten(1).double()
+            covariances[place] = torch.cov(values, correction=0).reshape(len(values), -1)
+
+        return measure
+
+    places = [place for group in groups for place in group.readers]
+    handles = [_module(network, place).register_forward_pre_hook(observer(place)) for place in places]
+    try:
+        network(images)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [_greedy(network, group, [covariances[place] for place in group.readers]) for group in groups]
+
+
+def _greedy(network: Network, group: ChannelGroup, covariances: Sequence[Tensor]) -> Tensor:
+    """The number of channels chosen after each one."""
+    left: list[tuple[Tensor, Tensor, float, float]] = []
+    for place, covariance in zip(group.readers, covariances, strict=True):
+        weights = _module(network, place).get_parameter("weight").detach().double().transpose(0, 1).flatten(1)
+        gram = weights @ weights.T
+        total = max(float((gram * covariance).sum()), torch.finfo(torch.float64).tiny)
+        # What is chosen, or constant, leaves a variance of rounding errors, which must gain nothing.
+        floor = max(1e-6 * float(covariance.diagonal().mean()), torch.finfo(torch.float64).tiny)
+        left.append((covariance.clone(), covariance @ gram @ covariance, total, floor))
+    importance = torch.full((group.size,), -1.0, dtype=torch.float64, device=left[0][0].device)
+    for rank in reversed(range(group.size)):
+        gains = sum(gain.diagonal().clamp_min(0) / (rest.diagonal().clamp_min(0) + f) / t for rest, gain, t, f in left)
+        assert isinstance(gains, Tensor)
+        chosen = int(torch.where(importance < 0, gains, -1.0).argmax())
+        importance[chosen] = rank
+        for rest, gain, _, floor in left:
+            # R <- R - r r' / rho, and with it R M R, of which column c is R M r.
+            row, column, rho = rest[chosen].clone(), gain[:, chosen].clone(), float(rest[chosen, chosen]) + floor
+            rest -= torch.outer(row, row) / rho
+            gain -= (torch.outer(column, row) + torch.outer(row, column)) / rho
+            gain += float(column[chosen]) / rho**2 * torch.outer(row, row)
+    return importance
 
 
 def _gradient(network: Network, groups: Sequence[ChannelGroup], images: Tensor, labels: Tensor | None) -> list[Tensor]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import final
 
 import torch
@@ -48,16 +49,20 @@ class ResidualBlock:
 
 
 Unit = ChannelGroup | ResidualBlock
+Counts = dict[str, int]
+"""Per unit, by its key, the number of its channels that stay; of a block 1 or 0."""
+
+
+def counts_of(masks: Mapping[str, Tensor]) -> Counts:
+    """How many channels the masks keep."""
+    return {key: int(mask.sum()) for key, mask in masks.items()}
 
 
 def units(space: Converted) -> tuple[Unit, ...]:
-    """What can be removed: groups of channels (`channel_groups`) in the network's order, then residual blocks.
-
-    Groups in front of a grouped convolution that is not depthwise stay whole.
-    """
+    """What can be removed: groups of channels (`channel_groups`) in the network's order, then residual blocks."""
     nodes = operations(space)
     groups = channel_groups(nodes, space.image_channels, space.blueprint(space.largest).image[1])
-    free = [group for group in groups if not group.fixed and group.multiple == 1 and group.writers and group.readers]
+    free = [group for group in groups if not group.fixed and group.writers and group.readers]
     blocks = [
         ResidualBlock(position, end)
         for position, layer_nodes in nodes.items()
@@ -79,11 +84,34 @@ class Removal:
     space: Converted
     units: tuple[Unit, ...]
 
+    @cached_property
+    def outputs(self) -> dict[Place, str]:
+        """By node, the key of the group of its output channels."""
+        return {place: group.key for group in self._groups for place in group.outputs}
+
+    @cached_property
+    def readers(self) -> dict[Place, str]:
+        """By node that mixes channels of a group, the key of that group."""
+        return {place: group.key for group in self._groups for place in group.readers}
+
+    @cached_property
+    def sizes(self) -> dict[str, int]:
+        """By unit, by its key, the number of its channels; of a block 1."""
+        return {unit.key: unit.size for unit in self.units}
+
+    @cached_property
+    def _groups(self) -> list[ChannelGroup]:
+        return [unit for unit in self.units if isinstance(unit, ChannelGroup)]
+
+    def gone(self, counts: Mapping[str, int]) -> set[str]:
+        """Positions of the blocks that are removed."""
+        return {unit.position for unit in self.units if isinstance(unit, ResidualBlock) and not counts[unit.key]}
+
     def blueprint(self, counts: Mapping[str, int]) -> Blueprint:
         """The network with this many channels of each group, by its key; a block with 0 is gone."""
         whole = self.space.blueprint(self.space.largest)
-        outputs, inputs = ({place: counts[key] for place, key in keys.items()} for keys in self._keys())
-        gone = {unit.position for unit in self.units if isinstance(unit, ResidualBlock) and not counts[unit.key]}
+        outputs, inputs = ({place: counts[key] for place, key in keys.items()} for keys in (self.outputs, self.readers))
+        gone = self.gone(counts)
         layers: dict[str, Layer] = {}
         for position, nodes in operations(self.space).items():
             left = [n.with_channels(inputs.get((position, i)), outputs.get((position, i))) for i, n in enumerate(nodes)]
@@ -96,15 +124,14 @@ class Removal:
 
     def remaining(self, masks: Mapping[str, Tensor]) -> Blueprint:
         """The network of the channels and blocks that stay."""
-        return self.blueprint({key: int(mask.sum()) for key, mask in masks.items()})
+        return self.blueprint(counts_of(masks))
 
     def savings(self) -> dict[str, Cost]:
         """What removing one channel of each group, or a block, saves, by key."""
-        sizes = {unit.key: unit.size for unit in self.units}
-        whole = cost(self.blueprint(sizes))
+        whole = cost(self.blueprint(self.sizes))
         saved = {}
-        for key, size in sizes.items():
-            left = cost(self.blueprint({**sizes, key: size - 1}))
+        for key, size in self.sizes.items():
+            left = cost(self.blueprint({**self.sizes, key: size - 1}))
             saved[key] = Cost(whole.params - left.params, whole.macs - left.macs)
         return saved
 
@@ -168,7 +195,7 @@ class Removal:
 
     def network(self, state: Mapping[str, Tensor], masks: Masks) -> Network:
         """The network that is left, with its part of the whole network's weights."""
-        outputs, inputs = ({place: masks[key] for place, key in keys.items()} for keys in self._keys())
+        outputs, inputs = ({place: masks[key] for place, key in keys.items()} for keys in (self.outputs, self.readers))
         tensors: dict[str, Tensor] = {}
         for name, tensor in state.items():
             position, _, path = name.partition(".parts.")
@@ -183,12 +210,6 @@ class Removal:
             network = Network(self.remaining(masks))
         network.load_state_dict({name: tensors[name] for name in network.state_dict()}, assign=True)
         return network.requires_grad_(True)
-
-    def _keys(self) -> tuple[dict[Place, str], dict[Place, str]]:
-        """The group of each node's outputs, and of the inputs of those that read one."""
-        groups = [unit for unit in self.units if isinstance(unit, ChannelGroup)]
-        outputs = {place: group.key for group in groups for place in group.outputs}
-        return outputs, {place: group.key for group in groups for place in group.readers}
 
     def _without(self, order: Sequence[tuple[str, int]], count: int, masks: Masks) -> Masks:
         """The masks after removing the first `count` of the order, sparing the last channel of every group."""

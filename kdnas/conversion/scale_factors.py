@@ -72,7 +72,8 @@ class Factors(Distiller):
         temperature: float = 1.0,
     ) -> None:
         super().__init__()
-        self.units = tuple(unit for unit in units(space) if blocks or not isinstance(unit, ResidualBlock))
+        single = [unit for unit in units(space) if isinstance(unit, ResidualBlock) or unit.multiple == 1]
+        self.units = tuple(unit for unit in single if blocks or not isinstance(unit, ResidualBlock))
         self.removal = Removal(space, self.units)
         if not self.units:
             raise ValueError("no channel and no block of this network can be removed. `kdnas convert` reports why.")

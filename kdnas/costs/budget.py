@@ -1,10 +1,9 @@
 """Costs and budgets as values, with their units."""
 
-import dataclasses
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, final
+from typing import ClassVar, NamedTuple, final
 
 from kdnas.specs import nearest
 
@@ -23,6 +22,7 @@ class Cost(NamedTuple):
 
 
 COUNTS = Cost._fields
+_NAMES = (*COUNTS, "memory", "latency")
 _UNITS = {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9}
 _OF = {
     "memory": {**_UNITS, "B": 1.0, "kB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 2.0**10, "MiB": 2.0**20, "GiB": 2.0**30},
@@ -41,14 +41,18 @@ class Budget:
         memory: bytes of activations alive at once, for one image in float32: `peak_memory`. Weights come on top, four
             bytes each.
         latency: seconds for one image, as a `LatencyTable` of the device predicts.
+        shares: bounds given as shares of a source's cost, such as `macs="25%"`: pairs of name and share. `of` turns
+            them into numbers; until then the budget admits nothing.
 
     Raises:
-        ValueError: a bound that is not a positive number.
+        ValueError: a bound that is not a positive number, or a share of 100 % or more.
 
     Example:
         >>> Budget(macs="20M", latency="5ms")
-        Budget(params=None, macs=20000000.0, memory=None, latency=0.005)
+        Budget(params=None, macs=20000000.0, memory=None, latency=0.005, shares=())
         >>> Budget(macs="20M") == Budget.parse("macs=20M")
+        True
+        >>> Budget(macs="25%").of({"macs": 8e6}) == Budget(macs=2e6)
         True
     """
 
@@ -56,6 +60,8 @@ class Budget:
     macs: float | None
     memory: float | None
     latency: float | None
+    shares: tuple[tuple[str, float], ...]
+    own_json: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -64,8 +70,33 @@ class Budget:
         memory: float | str | None = None,
         latency: float | str | None = None,
     ) -> None:
+        shares = []
         for name, bound in (("params", params), ("macs", macs), ("memory", memory), ("latency", latency)):
-            object.__setattr__(self, name, None if bound is None else _bound(name, bound))
+            value = bound
+            if isinstance(bound, str) and bound.strip().endswith("%"):
+                value = None
+                shares.append((name, _share(name, bound)))
+            object.__setattr__(self, name, None if value is None else _bound(name, value))
+        object.__setattr__(self, "shares", tuple(shares))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The costs that are bounded, by a number or a share."""
+        return (*self.bounds(), *(name for name, _ in self.shares))
+
+    def of(self, costs: Mapping[str, float]) -> "Budget":
+        """The budget in numbers.
+
+        Args:
+            costs: of the source; at least those whose shares are bounded.
+        """
+        absolute = {name: share * costs[name] for name, share in self.shares}
+        return Budget(**{**self.bounds(), **absolute})
+
+    def to_json(self) -> dict[str, float | str | None]:
+        """The arguments that make an equal budget."""
+        texts = {name: f"{100 * share:.12g}%" for name, share in self.shares}
+        return {name: texts.get(name, getattr(self, name)) for name in _NAMES}
 
     def admits(self, cost: Cost, **measured: float) -> bool:
         """Whether the network is within every bound."""
@@ -83,32 +114,51 @@ class Budget:
         return max((spent[name] / bound - 1 for name, bound in self.bounds().items()), default=0.0)
 
     def bounds(self) -> dict[str, float]:
-        """The bounds that are set."""
-        return {name: bound for name, bound in dataclasses.asdict(self).items() if bound is not None}
+        """The bounds that are set as numbers."""
+        return {name: bound for name in _NAMES if (bound := getattr(self, name)) is not None}
 
-    def only(self, names: Sequence[str], job: str) -> None:
+    def only(self, names: Sequence[str], job: str, *, shares: bool = False) -> None:
         """Raise a ValueError where a cost other than these is bounded.
 
         Args:
             names: costs that may be bounded.
             job: subject of the message, such as `an exact search`.
+            shares: whether bounds may be shares of a source's cost.
         """
-        others = [name for name in self.bounds() if name not in names]
+        if self.shares and not shares:
+            raise ValueError(f"{job} has no source network whose shares could be bounded, got {self}. Give a number.")
+        others = [name for name in self.names if name not in names]
         if others:
             raise ValueError(f"{job} bounds {' and '.join(names)}, got a bound on {others[0]}. Remove that bound.")
 
     def __str__(self) -> str:
-        return ", ".join(f"{name} <= {amount(name, bound)}" for name, bound in self.bounds().items()) or "no bound"
+        texts = [f"{name} <= {amount(name, bound)}" for name, bound in self.bounds().items()]
+        texts += [f"{name} <= {100 * share:g}%" for name, share in self.shares]
+        return ", ".join(texts) or "no bound"
+
+    @classmethod
+    def from_json(cls, value: object) -> "Budget":
+        """The budget that `to_json` wrote.
+
+        Raises:
+            ValueError: no object, an unknown key, or a wrong value.
+        """
+        if not isinstance(value, Mapping):
+            raise ValueError(f"a budget must be an object, got {value!r}.")
+        for name in value:
+            if name not in _NAMES:
+                raise ValueError(f"unknown key {name!r}.{nearest(str(name), _NAMES)}")
+        return cls(**value)
 
     @classmethod
     def parse(cls, texts: str | Iterable[str]) -> "Budget":
-        """A budget from texts such as `macs=5e6`, `params=2M`, `memory=256KiB` or `latency=5ms`.
+        """A budget from texts such as `macs=5e6`, `params=2M`, `memory=256KiB`, `latency=5ms` or `macs=25%`.
 
         Raises:
             ValueError: another form, an unknown or repeated name, or a bound that is not a positive number.
         """
         bounds: dict[str, str] = {}
-        known = [f.name for f in dataclasses.fields(cls)]
+        known = list(_NAMES)
         for text in [texts] if isinstance(texts, str) else texts:
             name, separator, number = text.partition("=")
             if not separator:
@@ -121,6 +171,17 @@ class Budget:
                 raise ValueError(f"{name} is bounded twice. Name it once.")
             bounds[name] = number
         return cls(**bounds)
+
+
+def _share(name: str, text: str) -> float:
+    """A share below 1 from a percentage."""
+    try:
+        share = float(text.strip()[:-1]) / 100
+    except ValueError:
+        share = float("nan")
+    if not 0 < share < 1:
+        raise ValueError(f"the bound of {name} must be above 0% and below 100% of the source's, got {text!r}.")
+    return share
 
 
 def _bound(name: str, bound: float | str) -> float:

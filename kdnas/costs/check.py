@@ -18,7 +18,7 @@ class BudgetCheck:
 
     Args:
         space: the search space.
-        budget: upper bounds.
+        budget: upper bounds; shares are of the space's largest network, which is the source of a converted one.
         table: makes the latency table of the device; called only where latency is bounded.
 
     Raises:
@@ -26,15 +26,25 @@ class BudgetCheck:
     """
 
     def __init__(self, space: SearchSpace, budget: Budget, table: Callable[[], LatencyTable] | None = None) -> None:
-        self.space, self.budget = space, budget
+        self.space = space
         self.table: LatencyTable | None = None
-        if budget.latency is not None:
+        if "latency" in budget.names:
             if table is None:
                 raise ValueError(
                     "a bound on latency needs a latency table of the device, and none is available. Remove the bound."
                 )
             self.table = table()
+        self.budget = self._absolute(budget)
         self.measured = lru_cache(maxsize=100_000)(self._measured)
+
+    def _absolute(self, budget: Budget) -> Budget:
+        if not budget.shares:
+            return budget
+        largest = self.space.blueprint(self.space.largest)
+        costs: dict[str, float] = {**cost(largest)._asdict(), "memory": peak_memory(largest)}
+        if self.table is not None:
+            costs["latency"] = self.table.seconds(largest)
+        return budget.of(costs)
 
     def _measured(self, architecture: Architecture) -> dict[str, float]:
         """Bytes of memory and seconds of latency, where they are bounded."""

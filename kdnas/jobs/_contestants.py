@@ -244,7 +244,6 @@ class PruneContestant(Contestant):
     def run(self, folder: Path, plan: Plan) -> dict[str, Any]:
         """The pruning with its controls."""
         template, task = self.template, self.task
-        retrain = dataclasses.replace(template.retrain.recipe, steps=int(plan["retrain_steps"]), seed=task.seed)
         settings = dataclasses.replace(
             template,
             data=task.data_spec,
@@ -252,7 +251,7 @@ class PruneContestant(Contestant):
             source=f"checkpoint:{task.teacher_spec['path']}",
             teacher=task.teacher_spec,
             recipe=dataclasses.replace(template.recipe, steps=int(plan["steps"]), seed=task.seed),
-            retrain=dataclasses.replace(template.retrain, recipe=retrain),
+            retrain=dataclasses.replace(template.retrain, steps=int(plan["retrain_steps"]), seed=task.seed),
         )
         student = prune(settings, folder)
         rows = student["controls"]

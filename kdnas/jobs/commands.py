@@ -516,34 +516,48 @@ def prune(
     source: str = Prune.source,
     teacher: str | Spec | FitTeacher | nn.Module = "fit",
     budget: str | Sequence[str] | Budget = (),
+    method: Literal["shares", "scale_factors"] = Prune.method,
+    num_candidates: int = Prune.num_candidates,
+    divisor: int = Prune.divisor,
+    loss: str | Sequence[str] = (),
+    weights: Literal["chosen", "inherited", "fresh"] = Prune.weights,
+    controls: bool = Prune.controls,
     penalty: float | None = None,
     device: str | None = None,
     **recipe: Unpack[RecipeOptions],
 ) -> dict[str, Any]:
-    """Cut a student out of a network by scale factors trained under the teacher, and retrain it.
+    """Cut a student out of a trained network within a budget, and retrain it under the teacher.
 
     Args:
         experiment: a file or name whose function returns a Prune, instead of data and budget.
         out: the run folder.
         data: see `kdnas run --help`.
-        source: the network to prune: teacher, checkpoint:FOLDER, or as `kdnas convert` takes it.
+        source: the network to prune: teacher (its own), checkpoint:FOLDER, or as `kdnas convert` takes it.
         teacher: see `kdnas run --help`.
-        budget: upper bounds: params=2M, macs=6e8; repeatable.
+        budget: upper bounds: params=2M, macs=6e8, latency=5ms, or shares of the source's such as macs=25%; repeatable.
+        method: shares of each group of channels, searched under the source; or scale_factors, trained under the
+            teacher.
+        num_candidates: number of removals that are scored.
+        divisor: widths are multiples of it; 0 for 8 under a budget on latency, else 1.
+        loss: NAME or NAME=WEIGHT from `kdnas list losses`, beside the labels; repeatable; by default the mixture of
+            labels and teacher is chosen by trials of a tenth of the steps.
+        weights: initial weights of the retraining: inherited, fresh, or chosen by such a trial.
+        controls: whether equal shares, random removal and the student without a teacher are retrained whole too.
         penalty: weight of the scale factors' penalty; by default it grows until the budget is met.
         device: such as cpu or cuda:1 (default: a GPU where there is one).
         **recipe: optimizer settings of all trainings; by default 400 steps at 0.02 with factors, 1000 steps else.
 
     Example:
-        >>> prune(data="digits", budget="latency=5ms", out="runs/pruned")
+        >>> prune(data="digits", budget="memory=5MB", out="runs/pruned")
         Traceback (most recent call last):
-        ValueError: a pruning bounds params and macs, got a bound on latency. Remove that bound.
+        ValueError: a pruning bounds params and macs and latency, got a bound on memory. Remove that bound.
     """
     options = locals()
     del device
     import dataclasses
 
     from kdnas.jobs import prune as job
-    from kdnas.jobs._arguments import as_budget, as_data, as_teacher, load_settings, with_overrides
+    from kdnas.jobs._arguments import as_budget, as_data, as_teacher, listed, load_settings, terms_of, with_overrides
 
     if experiment is not None:
         _refuse_options(prune, options, "penalty", "recipe")
@@ -551,10 +565,21 @@ def prune(
     elif data is None or not budget:
         raise ValueError("--data and --budget are missing. Give them, or an experiment that holds everything.")
     else:
-        settings = Prune(data=as_data(data), budget=as_budget(budget), source=source, teacher=as_teacher(teacher))
+        settings = Prune(
+            data=as_data(data),
+            budget=as_budget(budget),
+            source=source,
+            teacher=as_teacher(teacher),
+            method=method,
+            num_candidates=num_candidates,
+            divisor=divisor,
+            controls=controls,
+            weights=weights,
+            distiller=terms_of(listed(loss)) if loss else None,
+        )
     changes: dict[str, Any] = {
         "recipe": with_overrides(settings.recipe, recipe),
-        "retrain": dataclasses.replace(settings.retrain, recipe=with_overrides(settings.retrain.recipe, recipe)),
+        "retrain": with_overrides(settings.retrain, recipe),
     }
     if isinstance(settings.teacher, FitTeacher):
         fit = with_overrides(settings.teacher.recipe, recipe)

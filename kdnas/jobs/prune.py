@@ -1,62 +1,66 @@
-"""Structured pruning to a student: scale factors trained under the teacher, removal, retraining."""
+"""Pruning to a student: what stays is chosen under the source, fitted in closed form, and retrained."""
 
+import copy
 import dataclasses
+import json
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from kdnas.conversion.base import Conversion
-from kdnas.conversion.convert import convert
+from kdnas.conversion.importance import Importance, channel_importance, sort_by_importance
+from kdnas.conversion.reconstruction import Reconstruction
+from kdnas.conversion.removal import Counts, Removal, counts_of, units
 from kdnas.conversion.scale_factors import Factors
-from kdnas.costs.budget import Budget
+from kdnas.conversion.shares import ShareSearch, agreement, leading
+from kdnas.costs.budget import Budget, Cost
 from kdnas.costs.count import cost
-from kdnas.data.base import Data
+from kdnas.costs.latency import LatencyTable
+from kdnas.data.base import Data, Images
 from kdnas.distillers.from_labels import FromLabels
 from kdnas.evaluation import accuracy, student_hits
 from kdnas.jobs._run import build_teacher
+from kdnas.jobs._source import Source, fed_as, load
+from kdnas.jobs._trials import MIXTURES, Variant, compare, mixture
 from kdnas.jobs.chain import say, teacher_row
-from kdnas.jobs.convert import load_source
 from kdnas.jobs.fit import fit_teacher
 from kdnas.jobs.retrain import retrain
-from kdnas.network import Network, default_device
-from kdnas.randomness import initialised, torch_rng
+from kdnas.network import Network, calibrate, default_device
+from kdnas.randomness import python_rng, torch_rng
 from kdnas.report import write_report
-from kdnas.runs.folder import STUDENTS, TEACHER, RunFolder
-from kdnas.settings import FitTeacher, Prune
-from kdnas.spaces.converted import Converted
+from kdnas.runs.folder import LATENCIES, STUDENTS, RunFolder
+from kdnas.runs.progress import progress
+from kdnas.settings import FitTeacher, Prune, Retrain
+from kdnas.space import Blueprint
 from kdnas.specs import Spec, spec
 from kdnas.statistics import compare_accuracy
 from kdnas.students.card import Card
 from kdnas.students.folder import read_student, write_student
 from kdnas.tables import unstructure
+from kdnas.teachers import student_teacher
+from kdnas.teachers.base import Teacher
 from kdnas.training.driver import train_with_checkpoints
 from kdnas.training.loop import Training
 
 FACTORS = "factors.safetensors"
+CANDIDATES = "removals.jsonl"
+_REMOVAL = "removal-"
+_CHOSEN, _EQUAL, _RANDOM = f"{_REMOVAL}chosen", f"{_REMOVAL}equal", f"{_REMOVAL}random"
+"""Student folders of what the removals leave, not yet retrained; the controls have the names without `removal-`."""
+_SOURCE_OF = {_CHOSEN: "source", _EQUAL: "source", _RANDOM: "source-random"}
+"""Student folders of the source with its channels in the order of each removal."""
+_DIVISOR = 8  # of widths under a budget on latency
+_CALIBRATION = 250  # images per batch
 _CONTROLS = {
     "control": ("the same network retrained without a teacher", "distillation did not help"),
+    "equal": ("equal shares of all channels, retrained alike", "the search chose no better than equal shares"),
     "random": (
         "random channels and blocks removed to the same cost, retrained alike",
-        "the factors chose no better than chance",
+        "the choice is no better than chance",
     ),
 }
-
-
-class _Plain(nn.Module):
-    """A kdnas network as a module that gives logits alone, for the tracer."""
-
-    def __init__(self, network: Network) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.network.stem(x)
-        for stage in self.network.stages:
-            x = stage(x)
-        return self.network.head(x)
 
 
 class _Folded(nn.Module):
@@ -71,134 +75,251 @@ class _Folded(nn.Module):
 
 
 def prune(settings: Prune, folder: Path) -> dict[str, Any]:
-    """Train factors under the teacher, remove to the budget, retrain with and without the teacher; resumable.
+    """Remove channels and blocks within the budget, retrain what is left with and without the teacher; resumable.
 
-    The folder holds `students/pruned` (the factors folded in, not yet retrained), `students/student`, the controls
-    `students/control` (the same network, labels alone) and `students/random` (random channels and blocks removed to
-    the same budget, retrained alike), and a report.
+    Three removals are candidates: the searched one (or that of scale factors), equal shares of all channels, and random
+    channels and blocks. What each leaves is fitted to the source in closed form. Trials, a tenth of the retraining on
+    the train part, are compared on the search part: first the three removals, then mixtures of labels and teacher, and
+    fresh weights. With controls the other two are retrained whole as well, and the student is the best of all on the
+    search part.
+
+    The folder holds `students/student`, a student folder per control and per removal before it was retrained
+    (`chosen`, `equal`, `drawn`), the source in the order of its channels (`source-chosen`, ...), and a report.
 
     Returns:
         Accuracy on the test part, params, MACs and seconds of the student, its folder, and a row per control.
 
     Raises:
         ValueError: the folder holds something else, the source cannot be converted or has other classes, or the budget
-            cannot be met.
+            cannot be met, or needs no removal.
 
-    Reference: Gu, Tresp, Search for Better Students to Learn Distilled Knowledge, ECAI 2020 (arXiv 2001.11612).
-    Differs: see `Factors`; to meet the budget the smallest factors are removed, zeros first.
+    Reference: the objective of layers' reconstruction: He et al., Channel Pruning, ICCV 2017; scale factors: Gu, Tresp,
+        Search for Better Students to Learn Distilled Knowledge, ECAI 2020 (arXiv 2001.11612).
+    Differs: shares of all groups are searched together under the whole network's divergence from the source.
     """
     storage = RunFolder.create(folder, settings.to_json(), settings.recipe.seed)
-    data: Data = settings.data.build(Data)
-    # A source that does not fit is refused before anything is trained.
-    conversion = None if settings.source == "teacher" else _convert_source(settings, storage, data)
-    teacher = settings.teacher
-    teacher_spec = fit_teacher(teacher, data, storage) if isinstance(teacher, FitTeacher) else teacher
-    conversion = conversion or _convert_source(settings, storage, data)
+    job = _prepare(settings, storage)
     if all(row["name"] != "teacher" for row in storage.results()["rows"]):
-        storage.record_result({"name": "teacher", **teacher_row(build_teacher(teacher_spec, data), data)})
+        storage.record_result({"name": "teacher", **teacher_row(job.teacher, job.data)})
     if storage.phase("removal") is None:
-        _remove(settings, storage, data, teacher_spec, conversion)
-    rows = _retrain(settings, storage, teacher_spec)
-    hits = {name: student_hits(storage.path(STUDENTS, name), data) for name in rows}
-    storage.record_controls(
-        {name: compare_accuracy("student", hits["student"], hits[name], *words) for name, words in _CONTROLS.items()}
-    )
+        job.remove()
+    rows = job.train(job.decide())
     write_report(storage.folder)
-    controls = {name: rows[name] for name in _CONTROLS}
+    controls = {name: rows[name] for name in _CONTROLS if name in rows}
     return {"student": str(storage.path(STUDENTS, "student")), **rows["student"], "controls": controls}
 
 
-def _convert_source(settings: Prune, storage: RunFolder, data: Data) -> Conversion:
-    """The network to begin with, as a space of its sub-networks.
+def _prepare(settings: Prune, storage: RunFolder) -> "_Job":
+    """Data, teacher and source; a named source that does not fit is refused before a teacher is trained."""
+    data: Data = settings.data.build(Data)
+    seed = settings.recipe.seed
+    source = None if settings.source == "teacher" else load(settings.source, None, data, seed)
+    choice = settings.teacher
+    teacher_spec = fit_teacher(choice, data, storage) if isinstance(choice, FitTeacher) else choice
+    teacher = build_teacher(teacher_spec, data)
+    source = source or load(settings.source, teacher, data, seed)
+    whole = source.space.blueprint(source.space.largest)
+    table = None
+    if "latency" in settings.budget.names:
+        rows = storage.lines(LATENCIES)
+        table = LatencyTable(default_device(), rows, lambda row: storage.add(LATENCIES, [row]))
+        table.calibrate([whole])
+    measured = {} if table is None else {"latency": table.seconds(whole)}
+    budget = settings.budget.of({**cost(whole)._asdict(), **measured})
+    if budget.admits(cost(whole), **measured):
+        size = cost(whole)
+        raise ValueError(
+            f"the network has {size.params:,} params and {size.macs:,} MACs, within {budget}, so there is nothing to "
+            "remove. Lower the budget, or begin with a larger network."
+        )
+    return _Job(settings, storage, fed_as(data, source.preprocessing), teacher_spec, teacher, source, budget, table)
 
-    Raises:
-        ValueError: it has other classes than the data, or no channels to remove.
+
+@dataclasses.dataclass
+class _Job:
+    """A pruning: its settings and what they name.
+
+    Attributes:
+        budget: in absolute numbers.
+        table: of latencies, where they are bounded.
     """
-    kind, _, rest = settings.source.partition(":")
-    if settings.source == "teacher" or kind == "checkpoint":
-        network, _ = read_student(storage.path(TEACHER) if settings.source == "teacher" else Path(rest))
-        source: nn.Module = _Plain(network)
-    else:
-        load = partial(load_source, settings.source, size=data.image[1], classes=data.classes)
-        source = initialised(load, settings.recipe.seed)  # fresh weights, where it has no others
-    conversion = convert(source, image=data.image, needs_choices=False)
-    if conversion.space.classes != data.classes:
-        raise ValueError(
-            f"the source {settings.source} has {conversion.space.classes} classes, the data {data.classes}. Use a "
-            "network of this data's classes."
+
+    settings: Prune
+    storage: RunFolder
+    data: Data
+    teacher_spec: Spec
+    teacher: Teacher
+    source: Source
+    budget: Budget
+    table: LatencyTable | None
+
+    @property
+    def matches_features(self) -> bool:
+        """Whether the teacher is the source, so that channels are matched one by one."""
+        return self.settings.source == "teacher" and self.settings.method == "shares"
+
+    def remove(self) -> None:
+        """Write the networks that the removals leave, and the source in the order of each one's channels."""
+        images, labels = self._images(self.data.train, "reconstruction")
+        order = partial(channel_importance, method="reconstruction", images=images, labels=labels)
+        fitted = self._sorted(order, images)
+        search = self._search(fitted)
+        chosen, equal = search.best.counts, search.equal_shares()
+        if self.settings.method == "shares":
+            left = self._write(_CHOSEN, fitted, chosen, images)
+        else:
+            pruned, chosen = self._remove_by_factors(fitted.source)
+            left = self._store(_CHOSEN, pruned)
+        if equal is not None and equal != chosen:
+            self._write(_EQUAL, fitted, equal, images)
+        rng = torch_rng("random removal", self.settings.recipe.seed)
+        fitted = self._sorted(lambda network, groups: [torch.rand(g.size, generator=rng) for g in groups], images)
+        values = {unit.key: torch.rand(unit.size, generator=rng) for unit in fitted.removal.units}
+        masks = fitted.removal.within(Budget(macs=left.macs), values, {key: v >= 0 for key, v in values.items()})
+        self._write(_RANDOM, fitted, counts_of(masks), images)
+        whole = cost(self.source.space.blueprint(self.source.space.largest))
+        self.storage.finish("removal", whole=whole._asdict(), left=left._asdict(), counts=chosen)
+        say(f"prune: {left.params:,} params and {left.macs:,} MACs are left of {whole.macs:,}: {chosen}")
+
+    def decide(self) -> dict[str, Variant]:
+        """How the student and its controls are trained, by name; recorded as the phase `trials`."""
+        settings, storage = self.settings, self.storage
+        inherited = "fresh" if settings.weights == "fresh" else "inherited"
+        default, *others = MIXTURES
+        removals = [name for name in (_CHOSEN, _EQUAL, _RANDOM) if storage.path(STUDENTS, name).exists()]
+        tried = dict(self._variant(name, default, inherited) for name in removals)
+        best = compare(storage, tried, settings.data)
+        name = tried[best].student.name
+        tried = {best: tried[best]}
+        if settings.distiller is None:
+            tried |= dict(self._variant(name, other, inherited) for other in others)
+        if settings.weights == "chosen":
+            tried |= dict([self._variant(name, default, "fresh")])
+        best = compare(storage, tried, settings.data)
+        way = tried[best]
+        if storage.phase("trials") is None:
+            say(f"trials of a tenth of the steps on the search part: {best} is the best")
+            storage.finish("trials", best=best, retrain=unstructure(way.settings))
+        variants = {"trained": way}
+        if settings.controls:
+            variants |= {
+                removal.removeprefix(_REMOVAL): way._replace(
+                    student=storage.path(STUDENTS, removal), teacher=self._teacher_of(removal)
+                )
+                for removal in removals
+                if removal in (_EQUAL, _RANDOM) and removal != name
+            }
+        return variants
+
+    def train(self, variants: dict[str, Variant]) -> dict[str, dict[str, Any]]:
+        """Retrain the student and its controls; the student is the best on the search part."""
+        rows = {name: self._retrained(name, variant) for name, variant in variants.items()}
+        best = max(rows, key=lambda name: rows[name]["search_accuracy"])
+        if self.settings.controls:
+            labels = dataclasses.replace(variants[best].settings, distiller=spec(FromLabels))
+            rows["control"] = self._retrained("control", variants[best]._replace(settings=labels))
+        folder = self.storage.path(STUDENTS, "student")
+        if self.storage.phase("student") is None:
+            network, card = read_student(self.storage.path(STUDENTS, best))
+            write_student(folder, network, card)
+            self.storage.finish("student", **rows[best], chosen=best)
+        results = {name: row for name, row in rows.items() if name != best}
+        results["student"] = rows[best]
+        for name in ("student", *(name for name in results if name != "student")):
+            row = {key: results[name][key] for key in ("accuracy", "params", "macs", "seconds")}
+            self.storage.record_result({"name": name, **row})
+        hits = {name: student_hits(self.storage.path(STUDENTS, name), self.data) for name in results}
+        claims = {name: words for name, words in _CONTROLS.items() if name in hits}
+        self.storage.record_controls(
+            {name: compare_accuracy("student", hits["student"], hits[name], *words) for name, words in claims.items()}
         )
-    if not isinstance(conversion.space, Converted):
-        raise ValueError(
-            f"scale factors act on channels of convolutions, but the source {settings.source} is a vision transformer. "
-            "Make it elastic with `kdnas convert` and search its subnets."
-        )
-    return conversion
+        return results
 
-
-def _remove(settings: Prune, storage: RunFolder, data: Data, teacher_spec: Spec, conversion: Conversion) -> None:
-    """Train network and factors, remove to the budget, and write the result; and a random removal to its cost."""
-    space = conversion.space
-    assert isinstance(space, Converted)
-    network = conversion.supernet.extract(space.largest)
-    whole = cost(network.blueprint)
-    factors = Factors(space, penalty=settings.penalty, budget=settings.budget, by_cost=settings.by_cost)
-    if settings.penalty is None and settings.budget.admits(whole):
-        raise ValueError(
-            f"the network has {whole.params:,} params and {whole.macs:,} MACs, within {settings.budget}, so there is "
-            "nothing to remove. Lower the budget, or begin with a larger network."
-        )
-    factors.within(settings.budget)  # refuses a budget that cannot be met before anything is trained
-    training = Training(network, factors, data, build_teacher(teacher_spec, data), settings.recipe, default_device())
-    watch = lambda: {"accuracy": accuracy(_Folded(network, factors), data.search, data)}  # noqa: E731
-    train_with_checkpoints(training, "factors", storage.path(FACTORS), storage, watch)
-    network, factors = network.cpu().eval(), factors.cpu()
-    zeros = sum(int((f.detach() == 0).sum()) for f in factors.factors.values())
-    pruned = factors.removed(network, factors.within(settings.budget)).eval()
-    left = cost(pruned.blueprint)
-    origin = {"data": settings.data.to_json(), "teacher": teacher_spec.to_json()}
-    origin |= {"recipe": unstructure(settings.retrain.recipe)}
-    facts = {"zero factors": zeros, "whole": whole._asdict()}
-    _write(storage.path(STUDENTS, "pruned"), pruned, data, origin | facts)
-    say(f"prune: {zeros} factors are 0; {left.params:,} params and {left.macs:,} MACs are left of {whole.macs:,}")
-    random = _remove_randomly(network, factors, left.macs, settings.recipe.seed)
-    _write(storage.path(STUDENTS, "drawn"), random, data, origin | {"control": "random"})
-    before = accuracy(pruned.to(default_device()), data.test, data)
-    count = sum(f.numel() for f in factors.factors.values())
-    facts = {"zeros": zeros, "factors": count, "whole": whole._asdict(), "left": left._asdict()}
-    storage.finish("removal", **facts, budget=settings.budget.bounds(), accuracy=before)
-
-
-def _remove_randomly(network: Network, factors: Factors, macs: int, seed: int) -> Network:
-    """The network after random channels and blocks are removed to a number of MACs; factors become 1."""
-    rng = torch_rng("random removal", seed)
-    with torch.no_grad():
-        for value in factors.factors.values():
-            value.copy_(torch.rand(value.shape, generator=rng) + 1)
-        channels = factors.within(Budget(macs=macs, params=None))
-        for value in factors.factors.values():
-            value.fill_(1.0)
-    return factors.removed(network, channels).eval()
-
-
-def _retrain(settings: Prune, storage: RunFolder, teacher_spec: Spec) -> dict[str, dict[str, Any]]:
-    """Retrain the student and its controls, and record their rows of the closing table."""
-    pruned, rows = storage.path(STUDENTS, "pruned"), {}
-    plans = {
-        "student": (pruned, settings.retrain),
-        "control": (pruned, dataclasses.replace(settings.retrain, distiller=spec(FromLabels))),
-        "random": (storage.path(STUDENTS, "drawn"), settings.retrain),
-    }
-    for name, (source, recipe) in plans.items():
-        if storage.phase(name) is None:
-            out = storage.path(STUDENTS, name)
-            options = {"data": settings.data, "teacher": teacher_spec, "deploy": name == "student"}
-            result = retrain(source, recipe, out, phase=name, **options)
+    def _retrained(self, name: str, variant: Variant) -> dict[str, Any]:
+        if self.storage.phase(name) is None:
+            student, settings, teacher = variant
+            out = self.storage.path(STUDENTS, name)
+            result = retrain(student, settings, out, phase=name, data=self.settings.data, teacher=teacher, deploy=False)
+            network, _ = read_student(out)
             row = {key: result[key] for key in ("accuracy", "params", "macs", "seconds")}
-            storage.record_result({"name": name, **row})
-            storage.finish(name, **row)
-        rows[name] = storage.require(name, "kdnas prune")
-    return rows
+            row["search_accuracy"] = accuracy(network.to(default_device()), self.data.search, self.data)
+            self.storage.finish(name, **row)
+        return self.storage.require(name, "kdnas prune")
 
+    def _variant(self, name: str, mix: str, weights: Literal["fresh", "inherited"]) -> tuple[str, Variant]:
+        """A way to train what a removal leaves, and its name."""
+        distiller = self.settings.distiller or mixture(mix, features=self.matches_features)
+        settings = Retrain(distiller=distiller, recipe=self.settings.retrain, weights=weights)
+        loss = "the given loss" if self.settings.distiller else mix
+        words = f"{name.removeprefix(_REMOVAL)} removal, {loss}, {weights} weights"
+        return words, Variant(self.storage.path(STUDENTS, name), settings, self._teacher_of(name))
 
-def _write(folder: Path, network: Network, data: Data, origin: dict[str, Any]) -> None:
-    write_student(folder, network, Card.of(network, data, origin), deploy=False)
+    def _teacher_of(self, name: str) -> Spec:
+        if not self.matches_features:
+            return self.teacher_spec
+        return spec(student_teacher, path=str(self.storage.path(STUDENTS, _SOURCE_OF[name]).resolve()))
+
+    def _search(self, fitted: Reconstruction) -> ShareSearch:
+        """Candidates within the budget; recorded scores are not computed again."""
+        images, _ = self._images(self.data.search, "shares")
+        with torch.no_grad():
+            target = fitted.source(images).logits.log_softmax(1)
+        known = {json.dumps(row["counts"], sort_keys=True): row["score"] for row in self.storage.lines(CANDIDATES)}
+
+        def score(counts: Counts) -> float:
+            key = json.dumps(counts, sort_keys=True)
+            if key not in known:
+                known[key] = agreement(fitted.network(leading(fitted.removal, counts)), images, target)
+                self.storage.add(CANDIDATES, [{"counts": counts, "score": known[key]}])
+            return known[key]
+
+        divisor = self.settings.divisor or (1 if self.table is None else _DIVISOR)
+        search = ShareSearch(fitted.removal, self._admits, score, divisor)
+        count = self.settings.num_candidates if self.settings.method == "shares" else 1
+        with progress("removal", count) as bar:
+            rng = python_rng("shares", self.settings.recipe.seed)
+            search.run(count, rng, lambda done, best: bar.update(done, f"best {best:.4f}"))
+        return search
+
+    def _admits(self, blueprint: Blueprint) -> bool:
+        measured = {} if self.table is None else {"latency": self.table.seconds(blueprint)}
+        return self.budget.admits(cost(blueprint), **measured)
+
+    def _sorted(self, importance: Importance, images: Tensor) -> Reconstruction:
+        """The source with its channels in this order, and its layers' inputs on the images."""
+        space, supernet = self.source.space, self.source.supernet
+        sort_by_importance(supernet, importance)
+        network = supernet.extract(space.largest).to(images.device).eval()
+        return Reconstruction(Removal(space, units(space)), network, images)
+
+    def _images(self, part: Images, purpose: str) -> tuple[Tensor, Tensor]:
+        """Normalised images and labels of a part."""
+        rng = torch_rng(purpose, self.settings.recipe.seed)
+        chosen = torch.randperm(len(part), generator=rng)[: self.settings.num_images]
+        return self.data.normalise(part.take(chosen).to(default_device())), part.labels[chosen].to(default_device())
+
+    def _write(self, name: str, fitted: Reconstruction, counts: Counts, images: Tensor) -> Cost:
+        """Write what counts leave, and the source."""
+        network = fitted.network(leading(fitted.removal, counts))
+        calibrate(network, images.split(_CALIBRATION))
+        self._store(_SOURCE_OF[name], fitted.source)
+        return self._store(name, network)
+
+    def _store(self, name: str, network: Network) -> Cost:
+        origin = {"data": self.settings.data.to_json(), "teacher": self.teacher_spec.to_json()}
+        origin |= {"recipe": unstructure(self.settings.retrain)}
+        write_student(self.storage.path(STUDENTS, name), network, Card.of(network, self.data, origin), deploy=False)
+        return cost(network.blueprint)
+
+    def _remove_by_factors(self, source: Network) -> tuple[Network, Counts]:
+        """Train the source with a factor per channel and block, and remove the least ones."""
+        settings, space = self.settings, self.source.space
+        network = copy.deepcopy(source).requires_grad_(True)
+        factors = Factors(space, penalty=settings.penalty, budget=self.budget, by_cost=settings.by_cost)
+        factors.within(self.budget)  # refuses a budget that cannot be met before anything is trained
+        training = Training(network, factors, self.data, self.teacher, settings.recipe, default_device())
+        watch = lambda: {"accuracy": accuracy(_Folded(network, factors), self.data.search, self.data)}  # noqa: E731
+        train_with_checkpoints(training, "factors", self.storage.path(FACTORS), self.storage, watch)
+        network, factors = network.cpu().eval(), factors.cpu()
+        masks = factors.within(self.budget)
+        return factors.removed(network, masks).eval(), counts_of(masks)

@@ -2,14 +2,16 @@
 
 import dataclasses
 import hashlib
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 from kdnas.data.base import Data
 from kdnas.distillers.base import Distiller
 from kdnas.evaluation import accuracy
 from kdnas.jobs._run import build_teacher, check_model_type, other_classes, report_changes
+from kdnas.jobs._source import fed_as
 from kdnas.network import Network, default_device
 from kdnas.randomness import initialised
 from kdnas.runs.files import current_folder
@@ -17,7 +19,7 @@ from kdnas.runs.folder import CARD, WEIGHTS, run_around
 from kdnas.runs.steps import draft_of, forget_drafts
 from kdnas.settings import CardTeacher, Experiment, Recipe, Retrain, TeacherChoice
 from kdnas.specs import Spec
-from kdnas.students.card import FINGERPRINT
+from kdnas.students.card import FINGERPRINT, Card
 from kdnas.students.folder import check_place, read_student, write_student
 from kdnas.students.trust import provenance
 from kdnas.tables import structure, unstructure
@@ -52,8 +54,52 @@ def retrain(
     Raises:
         ValueError: no student there, no data named, other classes, or the result's self-check fails.
     """
-    check_model_type(settings.distiller, Network)
     check_place(Path(out))
+    prepared = prepare(student, settings, data, teacher)
+    network, card, loaded = prepared.network, prepared.card, prepared.data
+    out.parent.mkdir(parents=True, exist_ok=True)
+    watch = lambda: {"accuracy": accuracy(network, loaded.search, loaded)}  # noqa: E731
+    draft = draft_of(out, prepared.identity)
+    seconds = train_with_checkpoints(prepared.training, phase, draft, run_around(out), watch)
+    test_accuracy = accuracy(network, loaded.test, loaded)
+    origin = {**card.origin, "retrained": unstructure(settings), "test_accuracy": test_accuracy, "seconds": seconds}
+    origin[FINGERPRINT] = loaded.fingerprint
+    card = dataclasses.replace(card, preprocessing=loaded.preprocessing, origin=origin)
+    trained = network.cpu().eval()
+    extras = partial(prepared.training.distiller.cpu().export_extras, trained, loaded)
+    checks = write_student(out, trained, card, deploy=deploy, more=extras)
+    forget_drafts(out)
+    costs = card.cost._asdict()
+    return {"student": str(out), "accuracy": test_accuracy, **costs, "seconds": seconds, "checks": checks}
+
+
+@final
+@dataclass(frozen=True)
+class Prepared:
+    """A student's training before its first step.
+
+    Attributes:
+        network: the student.
+        card: its card.
+        data: what it is trained on, normalised as the student expects.
+        training: the training.
+        identity: everything that the result depends on, as JSON.
+    """
+
+    network: Network
+    card: Card
+    data: Data
+    training: Training
+    identity: list[Any]
+
+
+def prepare(student: Path, settings: Retrain, data: Spec | None, teacher: TeacherChoice) -> Prepared:
+    """The training of a student folder's network.
+
+    Raises:
+        ValueError: no student there, no data named, other classes, or no teacher where one is used.
+    """
+    check_model_type(settings.distiller, Network)
     network, card = read_student(student)
     data, source = provenance(student, card, data, teacher)
     loaded: Data = data.build(Data)
@@ -62,29 +108,18 @@ def retrain(
     if data.to_json() == card.origin.get("data"):
         report_changes(card.origin.get(FINGERPRINT), loaded, f"the student {student}")
     distiller = settings.distiller.build(Distiller)
+    identity = [unstructure(settings), data.to_json(), None if source is None else source.to_json()]
+    identity.append(card.blueprint.to_json())
     if settings.weights == "fresh":
         network = initialised(lambda: Network(card.blueprint), settings.recipe.seed)
+    else:
+        loaded = fed_as(loaded, card.preprocessing)
+        identity.append(hashlib.sha256((current_folder(student) / WEIGHTS).read_bytes()).hexdigest())
     if source is None and distiller.uses_teacher:
         raise ValueError(f"{settings.distiller.name} uses a teacher, and {student / CARD} names none. Add --teacher.")
     module = build_teacher(source, loaded) if source is not None and distiller.uses_teacher else None
     training = Training(network, distiller, loaded, module, settings.recipe, default_device())
-    out.parent.mkdir(parents=True, exist_ok=True)
-    identity = [unstructure(settings), data.to_json(), None if source is None else source.to_json()]
-    identity.append(card.blueprint.to_json())
-    if settings.weights == "inherited":
-        identity.append(hashlib.sha256((current_folder(student) / WEIGHTS).read_bytes()).hexdigest())
-    watch = lambda: {"accuracy": accuracy(network, loaded.search, loaded)}  # noqa: E731
-    seconds = train_with_checkpoints(training, phase, draft_of(out, identity), run_around(out), watch)
-    test_accuracy = accuracy(network, loaded.test, loaded)
-    origin = {**card.origin, "retrained": unstructure(settings), "test_accuracy": test_accuracy, "seconds": seconds}
-    origin[FINGERPRINT] = loaded.fingerprint
-    card = dataclasses.replace(card, preprocessing=loaded.preprocessing, origin=origin)
-    trained = network.cpu().eval()
-    extras = partial(distiller.cpu().export_extras, trained, loaded)
-    checks = write_student(out, trained, card, deploy=deploy, more=extras)
-    forget_drafts(out)
-    costs = card.cost._asdict()
-    return {"student": str(out), "accuracy": test_accuracy, **costs, "seconds": seconds, "checks": checks}
+    return Prepared(network, card, loaded, training, identity)
 
 
 def check_uses_teacher(settings: Retrain, scheme: str) -> None:
@@ -106,8 +141,8 @@ def settings_of(student: Path) -> Retrain:
     job = {} if storage is None else storage.manifest["job"]
     if "train" in job:
         return Experiment.from_json(job).retrain
-    if "prune" in job:
-        return structure(job["prune"]["retrain"], Retrain)
+    if storage is not None and "prune" in job:
+        return structure(storage.require("trials", "kdnas prune")["retrain"], Retrain)
     recipe = read_student(student)[1].origin.get("recipe")
     try:
         return Retrain() if recipe is None else Retrain(recipe=structure(recipe, Recipe))

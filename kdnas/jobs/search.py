@@ -248,6 +248,7 @@ def _plan(run: Run, settings: Search) -> _Plan:
         storage.save()
     storage.forget_controls(lambda name: name.startswith("tau ") or name in controls.SEARCH_CONTROLS)
     recorded = [e for e in storage.ranking() if e.search in (number, number - 1)]
+    settings = dataclasses.replace(settings, budget=budget.budget)  # shares as numbers
     return _Plan(run, settings, supernet, budget, evidence, scorer, number, recorded, time.perf_counter())
 
 

@@ -50,9 +50,7 @@ def train(experiment: Experiment, folder: Path) -> Run:
 
 def _check_budgets(experiment: Experiment) -> Data | None:
     """Refuse budgets of searches that no network meets; returns the data where it had to be read."""
-    budgets = [
-        (s.budget, s.seed) for s in (experiment.search, experiment.second) if s is not None and s.budget.bounds()
-    ]
+    budgets = [(s.budget, s.seed) for s in (experiment.search, experiment.second) if s is not None and s.budget.names]
     if not budgets:
         return None
     data: Data = experiment.train.data.build(Data)
@@ -64,7 +62,7 @@ def _check_budgets(experiment: Experiment) -> Data | None:
 
 def _check_budget(space: SearchSpace, budget: Budget, seed: int) -> None:
     """Refuse a budget that no network meets; of latency, one below half of the smallest network's."""
-    counted = Budget(params=budget.params, macs=budget.macs, memory=budget.memory)
+    counted = Budget(**{**budget.to_json(), "latency": None})
     check_feasible(BudgetCheck(space, counted), python_rng(seed, "feasible"))
     if budget.latency is not None:
         seconds = LatencyTable(default_device()).whole(space.blueprint(space.smallest))

@@ -16,6 +16,7 @@ from kdnas.losses.feature.cross_layer import CrossLayer as CrossLayer
 from kdnas.losses.feature.factor_transfer import FactorTransfer as FactorTransfer
 from kdnas.losses.feature.feature_mse import FeatureMse as FeatureMse
 from kdnas.losses.feature.hint import Hint as Hint
+from kdnas.losses.feature.leading_channels import LeadingChannels as LeadingChannels
 from kdnas.losses.feature.neuron_selectivity import NeuronSelectivity as NeuronSelectivity
 from kdnas.losses.feature.probabilistic import Probabilistic as Probabilistic
 from kdnas.losses.feature.route_constrained import RouteConstrained as RouteConstrained

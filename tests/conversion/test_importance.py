@@ -21,6 +21,7 @@ METHODS = {
     "norm": channel_importance,
     "gradient": partial(channel_importance, method="gradient", images=IMAGES, labels=LABELS),
     "activation": partial(channel_importance, method="activation", images=IMAGES),
+    "reconstruction": partial(channel_importance, method="reconstruction", images=IMAGES),
 }
 
 
@@ -131,7 +132,7 @@ def test_channels_in_front_of_a_grouped_convolution_move_by_whole_groups():
 def test_an_importance_that_needs_images_is_refused_without():
     with pytest.raises(ValueError, match="activation needs images, got none"):
         convert(small(), image=(3, 16, 16), importance=partial(channel_importance, method="activation"))
-    with pytest.raises(ValueError, match="must be norm, gradient or activation, got 'taylor'"):
+    with pytest.raises(ValueError, match="activation or reconstruction, got 'taylor'"):
         convert(small(), image=(3, 16, 16), importance=partial(channel_importance, method="taylor"))
 
 

@@ -1,0 +1,173 @@
+"""How many channels each group of a network keeps, and which blocks, within a budget: searched under the network."""
+
+import math
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kdnas.conversion.channels import ChannelGroup
+from kdnas.conversion.removal import Counts, Masks, Removal, ResidualBlock
+from kdnas.network import Network, batch_statistics
+from kdnas.space import Blueprint
+
+_FLOOR = 1 / 16  # of a group's channels
+_SPREAD = 0.35  # standard deviation of the first tilts' logarithms; half of it around a parent
+_PARENTS = 8
+_BISECTIONS = 14
+_FLIP = 0.3  # probability that a child differs from its parent by a block too
+
+
+class Candidate(NamedTuple):
+    """A removal within the budget.
+
+    Attributes:
+        score: the mean log probability ratio; see `agreement`.
+        counts: what stays.
+        tilts: by a group's key, its share relative to the common one.
+    """
+
+    score: float
+    counts: Counts
+    tilts: Mapping[str, float]
+
+
+@final
+@dataclass
+class ShareSearch:
+    r"""Searches the share of channels that each group keeps, and the blocks, by an evolution of tilts.
+
+    A candidate has a tilt $t_g > 0$ for each group g and a set of removed blocks; group g keeps $s t_g$ of its
+    channels with the largest common $s$ whose network the budget admits. The first candidate has equal shares
+    ($t_g = 1$); then follows one for each block that is removed alone; then tilts around 1, log-normal with deviation
+    0.35; from a third of the candidates on around one of the best eight, with half that deviation, and with probability
+    0.3 one block more or less.
+
+    Attributes:
+        removal: of the network whose channels are sorted, the most important first.
+        admits: whether a network is within the budget.
+        score: of counts; higher is better.
+        divisor: the number of channels is a multiple of it where the group has more than that.
+        candidates: all that were tried, in order.
+    """
+
+    removal: Removal
+    admits: Callable[[Blueprint], bool]
+    score: Callable[[Counts], float]
+    divisor: int = 1
+    candidates: list[Candidate] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        units = self.removal.units
+        self.groups = [unit for unit in units if isinstance(unit, ChannelGroup)]
+        self.blocks = [unit for unit in units if isinstance(unit, ResidualBlock)]
+
+    @property
+    def best(self) -> Candidate:
+        """The candidate of the highest score."""
+        return max(self.candidates, key=lambda candidate: candidate.score)
+
+    def smallest(self) -> Counts:
+        """The least that can stay: every group at its floor, no block."""
+        return self._counts(0.0, self._equal(), {block.key for block in self.blocks})
+
+    def fit(self, tilts: Mapping[str, float], gone: frozenset[str] = frozenset()) -> Counts | None:
+        """The counts of the largest common share within the budget; None where even the floors are over it.
+
+        Args:
+            tilts: by a group's key.
+            gone: keys of the blocks that are removed.
+        """
+        if not self.admits(self.removal.blueprint(self._counts(0.0, tilts, gone))):
+            return None
+        low, high = 0.0, 1 / min(tilts.values())
+        if self.admits(self.removal.blueprint(self._counts(high, tilts, gone))):
+            return self._counts(high, tilts, gone)
+        for _ in range(_BISECTIONS):
+            middle = (low + high) / 2
+            admitted = self.admits(self.removal.blueprint(self._counts(middle, tilts, gone)))
+            low, high = (middle, high) if admitted else (low, middle)
+        return self._counts(low, tilts, gone)
+
+    def equal_shares(self) -> Counts | None:
+        """Equal shares of all groups, every block; None where the budget is too small for any."""
+        return self.fit(self._equal())
+
+    def run(
+        self, count: int, rng: random.Random, watch: Callable[[int, float], None] = lambda done, best: None
+    ) -> None:
+        """Try so many candidates.
+
+        Args:
+            count: of candidates that fit the budget, and of attempts at most four times as many.
+            rng: of the tilts.
+            watch: called after each candidate with their number and the best score.
+
+        Raises:
+            ValueError: no candidate was within the budget.
+        """
+        equal = self._equal()
+        planned = [(equal, frozenset[str]()), *((equal, frozenset({block.key})) for block in self.blocks)]
+        for attempt in range(4 * count):
+            if len(self.candidates) >= count:
+                break
+            tilts, gone = planned[attempt] if attempt < len(planned) else self._draw(count, rng)
+            if (counts := self.fit(tilts, gone)) is not None:
+                self.candidates.append(Candidate(self.score(counts), counts, tilts))
+                watch(len(self.candidates), self.best.score)
+        if not self.candidates:
+            raise ValueError(
+                "no share of the channels is within the budget. Raise it, or start from a smaller network."
+            )
+
+    def _draw(self, count: int, rng: random.Random) -> tuple[dict[str, float], frozenset[str]]:
+        tilts, gone, spread = self._equal(), set[str](), _SPREAD
+        if self.candidates and len(self.candidates) >= count / 3:
+            best = sorted(self.candidates, key=lambda candidate: -candidate.score)[:_PARENTS]
+            parent = rng.choice(best)
+            tilts, spread = dict(parent.tilts), _SPREAD / 2
+            gone = {block.key for block in self.blocks if not parent.counts[block.key]}
+        if self.blocks and rng.random() < _FLIP:
+            gone ^= {rng.choice(self.blocks).key}
+        return {key: tilt * math.exp(rng.gauss(0, spread)) for key, tilt in tilts.items()}, frozenset(gone)
+
+    def _equal(self) -> dict[str, float]:
+        return dict.fromkeys((group.key for group in self.groups), 1.0)
+
+    def _counts(self, share: float, tilts: Mapping[str, float], gone: set[str] | frozenset[str]) -> Counts:
+        counts = {block.key: int(block.key not in gone) for block in self.blocks}
+        for group in self.groups:
+            unit = group.multiple if group.size <= self.divisor else math.lcm(group.multiple, self.divisor)
+            least = math.ceil(group.size * _FLOOR / unit) * unit
+            counts[group.key] = min(group.size, max(least, round(group.size * share * tilts[group.key] / unit) * unit))
+        return counts
+
+
+def leading(removal: Removal, counts: Counts) -> Masks:
+    """The masks that keep the first channels of every group."""
+    return {unit.key: torch.arange(unit.size) < counts[unit.key] for unit in removal.units}
+
+
+def agreement(network: Network, images: Tensor, target: Tensor, batch: int = 500) -> float:
+    r"""How well a network agrees with its source: $-\frac1N \sum_n \mathrm{KL}(p_n \| q_n)$, batch norms by batch.
+
+    Args:
+        network: the smaller one.
+        images: `[N, channels, height, width]`, normalised.
+        target: `[N, classes]`, the source's log probabilities.
+        batch: images that share batch norm statistics.
+    """
+    total = torch.zeros((), dtype=torch.float64)
+    with torch.no_grad(), batch_statistics(network):
+        for part, wanted in zip(_chunks(images, batch), _chunks(target, batch), strict=True):
+            own = network(part).logits.float().log_softmax(1)
+            total -= F.kl_div(own, wanted, reduction="sum", log_target=True).double().cpu()
+    return float(total) / len(images)
+
+
+def _chunks(values: Tensor, size: int) -> Sequence[Tensor]:
+    return values.tensor_split(math.ceil(len(values) / size))

@@ -1,0 +1,115 @@
+"""The trained network that a student is cut out of."""
+
+import copy
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from kdnas.conversion.convert import convert
+from kdnas.data.base import Data
+from kdnas.jobs.convert import load_source
+from kdnas.network import Network
+from kdnas.preprocessing import Preprocessing
+from kdnas.randomness import initialised
+from kdnas.spaces.converted import Converted
+from kdnas.students.folder import read_student
+from kdnas.supernet import Supernet
+from kdnas.teachers.base import Frozen, Teacher
+
+
+class Source(NamedTuple):
+    """A network as a supernet of its subnets.
+
+    Attributes:
+        space: its largest network is the source.
+        supernet: with the source's weights.
+        preprocessing: how images become its input.
+    """
+
+    space: Converted
+    supernet: Supernet
+    preprocessing: Preprocessing
+
+
+class _Plain(nn.Module):
+    """A kdnas network as a module that gives logits alone, for the tracer."""
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.network.stem(x)
+        for stage in self.network.stages:
+            x = stage(x)
+        return self.network.head(x)
+
+
+def load(text: str, teacher: Teacher | None, data: Data, seed: int) -> Source:
+    """The source as a supernet.
+
+    Args:
+        text: `teacher` for the teacher's own network, `checkpoint:FOLDER`, or as `kdnas convert` takes it.
+        teacher: needed for `teacher`.
+        data: gives the classes, and the size of a zoo's network.
+        seed: of fresh weights, where the source has no others.
+
+    Raises:
+        ValueError: the teacher is not one network, the source cannot be converted or is a transformer, or it has other
+            classes or another input size than the data.
+    """
+    module, preprocessing = _module(text, teacher, data, seed)
+    fed_as(data, preprocessing)
+    conversion = convert(module, image=data.image, needs_choices=False)
+    if conversion.space.classes != data.classes:
+        raise ValueError(
+            f"the source {text} has {conversion.space.classes} classes, the data {data.classes}. Use a network of this "
+            "data's classes."
+        )
+    if not isinstance(conversion.space, Converted):
+        raise ValueError(
+            f"channels are removed from convolutions, but the source {text} is a vision transformer. Make it elastic "
+            "with `kdnas convert` and search its subnets."
+        )
+    return Source(conversion.space, conversion.supernet, preprocessing)
+
+
+def _module(text: str, teacher: Teacher | None, data: Data, seed: int) -> tuple[nn.Module, Preprocessing]:
+    kind, _, rest = text.partition(":")
+    if kind == "checkpoint":
+        network, card = read_student(Path(rest))
+        return _Plain(network), card.preprocessing
+    if text != "teacher":
+        made = partial(load_source, text, size=data.image[1], classes=data.classes)
+        return initialised(made, seed), data.preprocessing
+    if not isinstance(teacher, Frozen):
+        raise ValueError(
+            "the teacher must be one network to be cut down, got several. Name the network by --source, such as "
+            "checkpoint:FOLDER."
+        )
+    module = teacher.module
+    plain = _Plain(module) if isinstance(module, Network) else module
+    return copy.deepcopy(plain), teacher.preprocessing
+
+
+def fed_as(data: Data, preprocessing: Preprocessing) -> Data:
+    """The same images, normalised as a trained network expects them.
+
+    Raises:
+        ValueError: the network is for images of another size or other channels.
+    """
+    own: Any = data.preprocessing
+    if own == preprocessing:
+        return data
+    sizes = [(len(p.mean), p.height, p.width) for p in (own, preprocessing)]
+    if sizes[0] != sizes[1]:
+        texts = [" x ".join(map(str, size)) for size in sizes]
+        raise ValueError(
+            f"the network was trained on images of {texts[1]} (channels, height, width), the data has {texts[0]}. Load "
+            "the data at the network's size, or use a network of the data's."
+        )
+    data = copy.copy(data)
+    object.__setattr__(data, "preprocessing", preprocessing)
+    return data

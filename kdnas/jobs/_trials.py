@@ -1,0 +1,78 @@
+"""Short trainings that decide how a student is trained: compared on the search part, never on test."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from kdnas.distillers.from_teacher import FromTeacher
+from kdnas.evaluation import accuracy
+from kdnas.jobs.retrain import prepare
+from kdnas.losses.feature.leading_channels import LeadingChannels
+from kdnas.losses.response.cross_entropy import CrossEntropy
+from kdnas.losses.response.soft_targets import SoftTargets
+from kdnas.runs.folder import RunFolder
+from kdnas.runs.steps import draft_of, forget_drafts
+from kdnas.settings import Retrain
+from kdnas.specs import Spec, spec
+from kdnas.training.driver import train_with_checkpoints
+
+SHARE = 10  # a trial has a tenth of the steps
+MIXTURES = {"half labels, half teacher": (0.5, 0.5), "labels": (1.0, 0.0), "a tenth labels": (0.1, 0.9)}
+
+
+class Variant(NamedTuple):
+    """A way to train a student.
+
+    Attributes:
+        student: the folder of the network to begin with.
+        settings: its training.
+        teacher: its teacher.
+    """
+
+    student: Path
+    settings: Retrain
+    teacher: Spec
+
+
+def mixture(name: str, *, features: bool) -> Spec:
+    """The distiller of one of `MIXTURES`; temperature 4.
+
+    Args:
+        name: a key of `MIXTURES`.
+        features: whether the student's channels are the teacher's first ones and are matched too (`LeadingChannels`).
+    """
+    labels, teacher = MIXTURES[name]
+    terms = [(labels, spec(CrossEntropy)), (teacher, spec(SoftTargets))]
+    terms += [(LeadingChannels.weight, spec(LeadingChannels))] * features
+    return spec(FromTeacher, terms=tuple(term for term in terms if term[0]))
+
+
+def compare(storage: RunFolder, variants: Mapping[str, Variant], data: Spec) -> str:
+    """The name of the best variant after a tenth of its steps, with a learning rate curve of that length.
+
+    Every trial is a phase of the run, so that it is trained once; a single variant is not tried.
+
+    Args:
+        storage: the run.
+        variants: by name.
+        data: the data of all of them.
+    """
+    if len(variants) == 1:
+        return next(iter(variants))
+    accuracies = {name: _trial(storage, name, variant, data) for name, variant in variants.items()}
+    return max(accuracies, key=lambda name: accuracies[name])
+
+
+def _trial(storage: RunFolder, name: str, variant: Variant, data: Spec) -> float:
+    phase = f"trial: {name}"
+    if storage.phase(phase) is None:
+        recipe = variant.settings.recipe
+        short = dataclasses.replace(recipe, steps=max(1, recipe.steps // SHARE))
+        prepared = prepare(variant.student, dataclasses.replace(variant.settings, recipe=short), data, variant.teacher)
+        draft = draft_of(storage.path("trial"), prepared.identity)
+        seconds = train_with_checkpoints(prepared.training, phase, draft, None)
+        record: dict[str, Any] = {"accuracy": accuracy(prepared.network, prepared.data.search, prepared.data)}
+        storage.finish(phase, **record, steps=short.steps, seconds=seconds)
+        forget_drafts(storage.path("trial"))
+    return float(storage.require(phase, "kdnas prune")["accuracy"])

@@ -1,0 +1,97 @@
+"""Shares within a budget: what is tried, in which order, and that nothing is over it."""
+
+import random
+
+import pytest
+import torch
+
+from kdnas.conversion.removal import ResidualBlock
+from kdnas.conversion.shares import ShareSearch, agreement, leading
+from kdnas.costs.count import cost
+from kdnas.network import batch_statistics
+from tests.conversion.test_reconstruction import IMAGES, Mixed, lived, parts
+
+NETWORK, REMOVAL = parts(lived(Mixed()))
+WHOLE = cost(NETWORK.blueprint).macs
+
+
+def search(budget, score=lambda counts: 0.0, **options):
+    return ShareSearch(REMOVAL, lambda blueprint: cost(blueprint).macs <= budget, score, **options)
+
+
+def groups():
+    return [unit for unit in REMOVAL.units if not isinstance(unit, ResidualBlock)]
+
+
+@pytest.mark.parametrize("share", [0.75, 0.5, 0.25])
+def test_every_candidate_is_within_the_budget_and_near_it(share):
+    found = search(share * WHOLE)
+    found.run(30, random.Random(0))
+    costs = [cost(REMOVAL.blueprint(candidate.counts)).macs for candidate in found.candidates]
+    assert len(costs) == 30 and max(costs) <= share * WHOLE
+    assert sorted(costs)[15] > 0.85 * share * WHOLE
+
+
+def test_the_first_candidate_has_equal_shares_and_the_next_miss_a_block_each():
+    found = search(0.5 * WHOLE)
+    found.run(4, random.Random(0))
+    first = found.candidates[0].counts
+    shares = [first[group.key] / group.size for group in groups()]
+    assert max(shares) - min(shares) < 0.05 and found.equal_shares() == first
+    blocks = [unit.key for unit in REMOVAL.units if isinstance(unit, ResidualBlock)]
+    assert [first[key] for key in blocks] == [1] * len(blocks)
+    for key, candidate in zip(blocks, found.candidates[1:], strict=False):
+        assert [k for k in blocks if not candidate.counts[k]] == [key]
+
+
+def test_the_search_finds_more_than_equal_shares_where_the_score_has_a_direction():
+    key = groups()[-1].key
+    found = search(0.5 * WHOLE, lambda counts: counts[key])
+    found.run(60, random.Random(0))
+    assert found.best.counts[key] > found.candidates[0].counts[key]
+    later = sum(candidate.score for candidate in found.candidates[40:]) / 20
+    assert later > sum(candidate.score for candidate in found.candidates[4:20]) / 16
+
+
+def test_widths_have_a_floor_and_a_divisor():
+    found = search(0.3 * WHOLE, divisor=8)
+    found.run(20, random.Random(0))
+    for candidate in found.candidates:
+        for group in groups():
+            assert candidate.counts[group.key] % 8 == 0 and candidate.counts[group.key] >= 8
+    assert all(search(1).smallest()[group.key] == max(1, -(-group.size // 16)) for group in groups())
+
+
+def test_a_budget_below_every_floor_is_refused():
+    found = search(10)
+    assert found.equal_shares() is None
+    with pytest.raises(ValueError, match="no share of the channels is within the budget"):
+        found.run(3, random.Random(0))
+
+
+def test_the_same_seed_tries_the_same():
+    first, second, third = (search(0.5 * WHOLE) for _ in range(3))
+    for found, seed in ((first, 0), (second, 0), (third, 1)):
+        found.run(12, random.Random(seed))
+    assert first.candidates == second.candidates != third.candidates
+
+
+def test_agreement_is_zero_with_itself_and_the_mean_divergence_else():
+    with torch.no_grad():
+        with batch_statistics(NETWORK):
+            target = NETWORK(IMAGES).logits.log_softmax(1)
+        assert agreement(NETWORK, IMAGES, target) == pytest.approx(0, abs=1e-6)
+        wanted = torch.full_like(target, 1 / target.shape[1]).log()
+        own = target.double()
+        expected = float((wanted.exp() * (wanted - own)).sum(1).mean())
+        assert agreement(NETWORK, IMAGES, wanted) == pytest.approx(-expected, rel=1e-5)
+        # One batch or several of equal content: the same statistics.
+        double = IMAGES.repeat(2, 1, 1, 1)
+        assert agreement(NETWORK, double, wanted.repeat(2, 1), batch=len(IMAGES)) == pytest.approx(-expected, rel=1e-4)
+
+
+def test_leading_channels_are_kept():
+    counts = search(0.5 * WHOLE).equal_shares()
+    masks = leading(REMOVAL, counts)
+    for unit in REMOVAL.units:
+        assert int(masks[unit.key].sum()) == counts[unit.key] and masks[unit.key][: counts[unit.key]].all()
