@@ -116,13 +116,20 @@ def two_phases() -> Experiment:
     return dataclasses.replace(base, search=first, second=second)
 
 
-def pruned() -> Prune:
+def pruned_by_factors() -> Prune:
     """Scale factors on the fitted teacher's topology."""
+    return dataclasses.replace(pruned(), method="scale_factors")
+
+
+def pruned() -> Prune:
+    """Shares of the fitted teacher's channels."""
     short = Recipe(steps=6, batch_size=16, learning_rate=0.02)
     return Prune(
         data=spec("tests.toy:data"),
         budget=Budget(macs=350_000),
         recipe=short,
         teacher=FitTeacher(recipe=short),
-        retrain=Retrain(weights="inherited", recipe=Recipe(steps=3, batch_size=16, learning_rate=0.02)),
+        retrain=Recipe(steps=3, batch_size=16, learning_rate=0.02),
+        num_candidates=6,
+        num_images=40,
     )

@@ -82,8 +82,8 @@ def _module(text: str, teacher: Teacher | None, data: Data, seed: int) -> tuple[
         network, card = read_student(Path(rest))
         return _Plain(network), card.preprocessing
     if text != "teacher":
-        made = partial(load_source, text, size=data.image[1], classes=data.classes)
-        return initialised(made, seed), data.preprocessing
+        build = partial(load_source, text, size=data.image[1], classes=data.classes)
+        return initialised(build, seed), data.preprocessing
     if not isinstance(teacher, Frozen):
         raise ValueError(
             "the teacher must be one network to be cut down, got several. Name the network by --source, such as "

@@ -15,7 +15,7 @@ from kdnas.conversion.reconstruction import Reconstruction
 from kdnas.conversion.removal import Counts, Removal, counts_of, units
 from kdnas.conversion.scale_factors import Factors
 from kdnas.conversion.shares import ShareSearch, agreement, leading
-from kdnas.costs.budget import Budget, Cost
+from kdnas.costs.budget import Budget
 from kdnas.costs.count import cost
 from kdnas.costs.latency import LatencyTable
 from kdnas.data.base import Data, Images
@@ -165,11 +165,13 @@ class _Job:
         fitted = self._sorted(order, images)
         search = self._search(fitted)
         chosen, equal = search.best.counts, search.equal_shares()
+        facts: dict[str, Any] = {"candidates": len(search.candidates)}
         if self.settings.method == "shares":
-            left = self._write(_CHOSEN, fitted, chosen, images)
+            network = self._write(_CHOSEN, fitted, chosen, images)
         else:
-            pruned, chosen = self._remove_by_factors(fitted.source)
-            left = self._store(_CHOSEN, pruned)
+            network, chosen, facts = self._remove_by_factors(fitted.source)
+            self._store(_CHOSEN, network)
+        left = cost(network.blueprint)
         if equal is not None and equal != chosen:
             self._write(_EQUAL, fitted, equal, images)
         rng = torch_rng("random removal", self.settings.recipe.seed)
@@ -177,8 +179,9 @@ class _Job:
         values = {unit.key: torch.rand(unit.size, generator=rng) for unit in fitted.removal.units}
         masks = fitted.removal.within(Budget(macs=left.macs), values, {key: v >= 0 for key, v in values.items()})
         self._write(_RANDOM, fitted, counts_of(masks), images)
-        whole = cost(self.source.space.blueprint(self.source.space.largest))
-        self.storage.finish("removal", whole=whole._asdict(), left=left._asdict(), counts=chosen)
+        whole = cost(fitted.source.blueprint)
+        facts |= {"accuracy": accuracy(network.to(default_device()), self.data.search, self.data)}
+        self.storage.finish("removal", whole=whole._asdict(), left=left._asdict(), counts=chosen, **facts)
         say(f"prune: {left.params:,} params and {left.macs:,} MACs are left of {whole.macs:,}: {chosen}")
 
     def decide(self) -> dict[str, Variant]:
@@ -298,21 +301,21 @@ class _Job:
         chosen = torch.randperm(len(part), generator=rng)[: self.settings.num_images]
         return self.data.normalise(part.take(chosen).to(default_device())), part.labels[chosen].to(default_device())
 
-    def _write(self, name: str, fitted: Reconstruction, counts: Counts, images: Tensor) -> Cost:
-        """Write what counts leave, and the source."""
+    def _write(self, name: str, fitted: Reconstruction, counts: Counts, images: Tensor) -> Network:
+        """Write what counts leave, and the source; returns the first."""
         network = fitted.network(leading(fitted.removal, counts))
         calibrate(network, images.split(_CALIBRATION))
         self._store(_SOURCE_OF[name], fitted.source)
-        return self._store(name, network)
+        self._store(name, network)
+        return network
 
-    def _store(self, name: str, network: Network) -> Cost:
+    def _store(self, name: str, network: Network) -> None:
         origin = {"data": self.settings.data.to_json(), "teacher": self.teacher_spec.to_json()}
         origin |= {"recipe": unstructure(self.settings.retrain)}
         write_student(self.storage.path(STUDENTS, name), network, Card.of(network, self.data, origin), deploy=False)
-        return cost(network.blueprint)
 
-    def _remove_by_factors(self, source: Network) -> tuple[Network, Counts]:
-        """Train the source with a factor per channel and block, and remove the least ones."""
+    def _remove_by_factors(self, source: Network) -> tuple[Network, Counts, dict[str, Any]]:
+        """Train the source with a factor per channel and block, and remove the least ones; counts, and facts."""
         settings, space = self.settings, self.source.space
         network = copy.deepcopy(source).requires_grad_(True)
         factors = Factors(space, penalty=settings.penalty, budget=self.budget, by_cost=settings.by_cost)
@@ -322,4 +325,6 @@ class _Job:
         train_with_checkpoints(training, "factors", self.storage.path(FACTORS), self.storage, watch)
         network, factors = network.cpu().eval(), factors.cpu()
         masks = factors.within(self.budget)
-        return factors.removed(network, masks).eval(), counts_of(masks)
+        values = list(factors.factors.values())
+        facts = {"zeros": sum(int((f == 0).sum()) for f in values), "factors": sum(f.numel() for f in values)}
+        return factors.removed(network, masks).eval(), counts_of(masks), facts

@@ -5,6 +5,8 @@ _NETWORKS = {
     "student": "Student, distilled",
     "control": "Control: student without a teacher",
     "contrast": "Control: best subnet under the other score, distilled",
+    "trained": "The searched removal, distilled",
+    "equal": "Control: equal shares of all channels, distilled",
     "random": "Control: random removal to the same cost, distilled",
     "grown": "Ensemble",
     "single network": "Control: single network of at most its MACs, without a teacher",
@@ -18,6 +20,7 @@ _PHASES = {
     "retrain": "Student, distilled",
     "factors": "Scale factors",
     "removal": "Removal",
+    "trained": "Student, distilled",
     "grow": "Ensemble",
 }
 _NUMBERED = {

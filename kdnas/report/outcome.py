@@ -68,11 +68,15 @@ def _removal(removal: JsonObject) -> str:
     before, after = mapping(removal.get("whole")), mapping(removal.get("left"))
     if not (before and after):
         return ""
+    how = (
+        f"{whole(removal.get('zeros'))} of {whole(removal.get('factors'))} scale factors became exactly 0. "
+        if "zeros" in removal
+        else f"{whole(removal.get('candidates'))} removals were scored under the network itself. "
+    )
     return (
-        f"{whole(removal.get('zeros'))} of {whole(removal.get('factors'))} scale factors became exactly 0. The network "
-        f"shrinks from {whole(before.get('params'))} params and {whole(before.get('macs'))} MACs to "
+        f"{how}It shrinks from {whole(before.get('params'))} params and {whole(before.get('macs'))} MACs to "
         f"{whole(after.get('params'))} params and {whole(after.get('macs'))} MACs, and reaches "
-        f"{accuracy(removal.get('accuracy'))} test accuracy before it is retrained."
+        f"{accuracy(removal.get('accuracy'))} of the search part before it is retrained."
     )
 
 

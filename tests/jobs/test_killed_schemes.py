@@ -131,7 +131,7 @@ def test_a_contrast_in_the_midst_of_a_line(tmp_path, monkeypatch, killed_at):
     assert len(RunFolder(folder).manifest["searches"]) == 1
 
 
-PRUNE = ["prune", "tests/toy.py:pruned", "--steps", "6", "--out"]
+PRUNE = ["prune", "tests/toy.py:pruned_by_factors", "--steps", "6", "--out"]
 
 
 @pytest.fixture(scope="module")
@@ -145,8 +145,8 @@ def pruned(tmp_path_factory):
     ("place", "call"),
     [
         ("given[0].name == 'factors.safetensors' and given[1]['training']['index'] == 4", CHECKPOINT),
-        ("given[0].name == 'drawn'", {"given": "import kdnas.jobs.prune", "name": "_write"}),
-        ("given[0].name.startswith('.student.') and given[1]['training']['index'] == 4", CHECKPOINT),
+        ("given[1] == 'removal-random'", {"given": "import kdnas.jobs.prune", "name": "_Job._store"}),
+        ("given[0].name.startswith('.trained.') and given[1]['training']['index'] == 4", CHECKPOINT),
     ],
     ids=["factors", "removal", "student"],
 )
@@ -155,11 +155,11 @@ def test_a_pruning(tmp_path, pruned, killed_at, place, call):
     killed_at([*PRUNE, str(folder)], place, **call)
     assert not (folder / "students" / "student").exists()
     main([*PRUNE, str(folder)])
-    for name in ("pruned", "drawn", "student", "control", "random"):
+    for name in ("removal-chosen", "removal-random", "student", "control", "random"):
         same_students(folder / "students" / name, pruned / "students" / name)
     same_results(folder, pruned)
     assert RunFolder(folder).phase("removal") == RunFolder(pruned).phase("removal") is not None
-    for phase in ("factors", "student"):
+    for phase in ("factors", "trained"):
         assert curve(folder, phase) == curve(pruned, phase)
     assert drafts(folder) == []
 
