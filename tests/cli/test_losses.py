@@ -50,7 +50,7 @@ def test_the_check_prints_every_loss_and_ends_well():
     assert done.returncode == 0, done.stderr
     lines = done.stdout.strip().splitlines()[1:]
     assert [line.split()[0] for line in sorted(lines)] == sorted(algorithms("kdnas.losses"))
-    assert len(lines) == 41
+    assert len(lines) > 40
     assert all(line.split()[3] == "yes" for line in lines)
 
 
