@@ -1,6 +1,6 @@
 """A blueprint as an ordinary PyTorch network."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, final
@@ -29,6 +29,29 @@ def _build(value: Any) -> Any:
     if not isinstance(value, Spec):
         return value
     return value.build(nn.Module, **{name: _build(argument) for name, argument in value.arguments})
+
+
+def load_strictly(module: nn.Module, state: Mapping[str, Tensor], whose: str) -> None:
+    """Load a state dict whose names and shapes are those of the module.
+
+    Raises:
+        ValueError: other names or shapes; the message begins with `whose`, such as a file, and names the first of each
+            kind.
+    """
+    own = module.state_dict()
+    lacks, more = [n for n in own if n not in state], [n for n in state if n not in own]
+    other = [n for n in own if n in state and own[n].shape != state[n].shape]
+    facts = [
+        f"{len(names)} {'tensor' if len(names) == 1 else 'tensors'} {fact}, such as {names[0]}"
+        for names, fact in ((lacks, "of the network missing"), (more, "that the network does not have"))
+        if names
+    ]
+    if other:
+        shapes = f"{tuple(state[other[0]].shape)} instead of {tuple(own[other[0]].shape)}"
+        facts.append(f"{len(other)} of another shape, such as {other[0]} with {shapes}")
+    if facts:
+        raise ValueError(f"{whose} does not fit the network: {'; '.join(facts)}.")
+    module.load_state_dict(state, strict=True)
 
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)

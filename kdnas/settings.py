@@ -192,9 +192,9 @@ class Search:
         num_evaluations: number of distinct candidates to score.
         max_time: seconds, in equal parts for the search and each of its controls.
         num_images: images of the search part on which candidates are scored.
-        control: also run random search with the same number of evaluations and time.
-        contrast: a second scorer, under which the same searcher runs again at equal cost; the difference of the two
-            rankings is recorded. None for no second search.
+        control: also run random search with as many evaluations as the search did.
+        contrast: a second scorer, under which the same searcher runs again with as many evaluations; the difference of
+            the two rankings is recorded. None for no second search.
         pruner: makes an Optuna pruner, which may stop an evaluation early where the scorer reports intermediate scores;
             None evaluates every candidate in full.
         initial: number of best candidates of the run's previous search that are scored first and start this one.

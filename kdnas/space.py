@@ -483,12 +483,15 @@ class SearchSpace(abc.ABC):
     @final
     def all(self) -> Iterator[Architecture]:
         """Every distinct network once, depth first in the order of the choices."""
+        return (architecture for architecture in self.assignments() if self.canonical(architecture) == architecture)
+
+    @final
+    def assignments(self) -> Iterator[Architecture]:
+        """Every assignment of the choices, depth first in their order; several may be one network (`canonical`)."""
 
         def extend(values: dict[str, Value], index: int) -> Iterator[Architecture]:
             if index == len(self.choices):
-                architecture = Architecture(values)
-                if self.canonical(architecture) == architecture:
-                    yield architecture
+                yield Architecture(values)
                 return
             choice = self.choices[index]
             if not choice.exists(values):

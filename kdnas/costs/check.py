@@ -1,6 +1,8 @@
 """Whether architectures of a space are within a budget."""
 
+import math
 import random
+import time
 from collections.abc import Callable
 from functools import lru_cache
 from typing import final
@@ -75,11 +77,18 @@ class Infeasible(ValueError):
     """No network within the budget exists or was found; the message names the nearest one."""
 
 
-def check_feasible(check: BudgetCheck, rng: random.Random, attempts: int = 1000) -> None:
+def check_feasible(check: BudgetCheck, rng: random.Random, attempts: int = 1000, seconds: float = math.inf) -> None:
     """Raise `Infeasible` when neither the smallest network nor any of many draws is within the budget.
 
     Where the smallest is the cheapest, nothing is drawn for a budget without latency.
+
+    Args:
+        check: the space and the budget.
+        rng: source of the draws.
+        attempts: number of draws.
+        seconds: time after which no further one is tested.
     """
+    began = time.perf_counter()
     space = check.space
     nearest, excess = space.smallest, check.excess(space.smallest)
     if excess <= 0:
@@ -88,6 +97,8 @@ def check_feasible(check: BudgetCheck, rng: random.Random, attempts: int = 1000)
     if space.smallest_is_cheapest and check.budget.latency is None:
         attempts = 0
     for _ in range(attempts):
+        if time.perf_counter() - began >= seconds:
+            break
         candidate = space.mutate(current, rng) if rng.random() < 0.8 else space.sample(rng)
         candidate_excess = check.excess(candidate)
         if candidate_excess <= 0:

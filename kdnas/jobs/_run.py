@@ -10,14 +10,14 @@ import torch
 
 from kdnas.data.base import Data, changes
 from kdnas.distillers.base import Distiller
-from kdnas.network import Network, default_device
+from kdnas.network import Network, default_device, load_strictly
 from kdnas.randomness import initialised, torch_rng
 from kdnas.ranking.order import ranked
 from kdnas.ranking.table import Ranking
 from kdnas.runs.checkpoint import load_state
 from kdnas.runs.folder import CHECKPOINT, MANIFEST, MEMBERS, REPORT, SNAPSHOTS, TEACHER, RunFolder
 from kdnas.scorers.base import BlockRater, Evidence, Scorer
-from kdnas.settings import Experiment, FitTeacher
+from kdnas.settings import Experiment, FitTeacher, Train
 from kdnas.space import SearchSpace
 from kdnas.specs import Spec, resolve, spec
 from kdnas.supernet import Supernet, corner
@@ -108,12 +108,7 @@ class Run:
 
     def fresh_supernet(self) -> Supernet:
         """The supernet before training."""
-        settings = self.experiment.train
-        share = corner if settings.share is None else settings.share.build()
-        supernet = initialised(lambda: Supernet(self.space, share), settings.recipe.seed)
-        if settings.weights:
-            load_weights(supernet, Path(settings.weights))
-        return supernet
+        return initial_supernet(self.experiment.train, self.space)
 
     @cached_property
     def supernet(self) -> Supernet:
@@ -128,12 +123,8 @@ class Run:
                 return Supernet(space).eval()
         self.storage.require("train", f"kdnas train EXPERIMENT --out {self.storage.folder}")
         supernet = self.fresh_supernet()
-        try:
-            supernet.load_state_dict(load_state(self.storage.path(CHECKPOINT))["training"]["model"])
-        except RuntimeError as error:
-            raise ValueError(
-                f"{self.storage.path(CHECKPOINT)} is from another search space: {str(error).splitlines()[-1].strip()}"
-            ) from error
+        path = self.storage.path(CHECKPOINT)
+        load_strictly(supernet, load_state(path)["training"]["model"], str(path))
         return supernet.to(self.device).eval()
 
     def scorer(self, source: Spec) -> Scorer:
@@ -142,13 +133,7 @@ class Run:
         Raises:
             ValueError: it needs supernet weights, and the run trains no supernet.
         """
-        scorer = source.build(Scorer)
-        if scorer.reads_weights and self.experiment.train.distiller is None:
-            raise ValueError(
-                f"the scorer {source.name} needs trained supernet weights, but {self.folder} was created with "
-                "distiller none. Use one that needs none, such as short_training, or a run with a distiller."
-            )
-        return scorer
+        return build_scorer(source, self.experiment.train.distiller)
 
     @cached_property
     def distiller(self) -> Distiller:
@@ -192,6 +177,34 @@ class Run:
             rater if isinstance(rater, BlockRater) else None,
             self.supernet,
         )
+
+
+def build_scorer(source: Spec, distiller: Spec | None) -> Scorer:
+    """A scorer of the subnets of a supernet that a distiller trained.
+
+    Raises:
+        ValueError: an option of the scorer, or it needs supernet weights, and there is no distiller.
+    """
+    scorer = source.build(Scorer)
+    if scorer.reads_weights and distiller is None:
+        raise ValueError(
+            f"the scorer {source.name} needs trained supernet weights, and the distiller none trains no supernet. Use "
+            "a scorer that needs none, such as short_training, or another distiller."
+        )
+    return scorer
+
+
+def initial_supernet(settings: Train, space: SearchSpace) -> Supernet:
+    """The supernet before training, with the weights that the settings name.
+
+    Raises:
+        ValueError: weights of another network.
+    """
+    share = corner if settings.share is None else settings.share.build()
+    supernet = initialised(lambda: Supernet(space, share), settings.recipe.seed)
+    if settings.weights:
+        load_weights(supernet, Path(settings.weights))
+    return supernet
 
 
 def build_teacher(source: Spec, data: Data) -> Teacher:

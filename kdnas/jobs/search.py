@@ -1,6 +1,7 @@
 """Search within a budget, with its controls."""
 
 import dataclasses
+import logging
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -12,6 +13,7 @@ from kdnas.architecture import Architecture
 from kdnas.costs.check import BudgetCheck, check_feasible
 from kdnas.costs.latency import LatencyTable
 from kdnas.jobs._block_rating import best_networks
+from kdnas.jobs._checks import check_search
 from kdnas.jobs._run import Run
 from kdnas.randomness import python_rng
 from kdnas.ranking import controls
@@ -30,8 +32,9 @@ from kdnas.specs import Spec, spec
 from kdnas.supernet import Supernet
 from kdnas.tables import unstructure
 
+say = logging.getLogger(__name__).info
+
 FLUSH_SECONDS = 1.0  # between writings of scores, so that a kill costs little
-_TRAINING_FREE_SECONDS = 4.0
 _REMEASURED = 5
 _SEARCH = "search"
 
@@ -40,7 +43,8 @@ def search(run: Run, settings: Search) -> list[Entry]:
     """Rank subnets of a trained run; appends to its ranking and returns this search's entries, best first.
 
     An interrupted search with the same settings is resumed: its scores are replayed to the searcher. Unless
-    `settings.control` is off, a random search of equally many evaluations and equal time follows as a control. An exact
+    `settings.control` is off, a random search of equally many evaluations follows as a control. The search and each of
+    its controls have an equal part of `settings.max_time`, and controls also what is left by those before. An exact
     search ranks the best networks only, so correlations of score and size are measured on the random ones.
 
     With a pruner, evaluations may be stopped early. The random search then has no pruner and as many whole evaluations
@@ -52,13 +56,15 @@ def search(run: Run, settings: Search) -> list[Entry]:
         ValueError: the run has no trained supernet or, for an exact search, none trained block-wise.
     """
     plan = _plan(run, settings)
+    if plan.division:
+        say(f"time: {plan.division}")
     entries, stopped = plan.exact() if settings.exact else plan.search()
     if not entries:
         raise ValueError(
             f"no network with {settings.budget} was found ({stopped}). Raise the budget or --max-time, or use another "
             "searcher."
         )
-    plan.record(entries, stopped, plan.controls(entries, time.perf_counter() - plan.began))
+    plan.record(entries, stopped, plan.controls(entries))
     return ranked(entries)
 
 
@@ -89,11 +95,29 @@ class _Plan:
     def seconds_left(self) -> float:
         return self.settings.max_time - (time.perf_counter() - self.began)
 
+    @property
+    def control_names(self) -> list[str]:
+        """The searches beside the search itself, each of which has an equal part of the time."""
+        settings = self.settings
+        return ["random search"] * settings.control + ["the contrast"] * (settings.contrast is not None)
+
+    @property
+    def division(self) -> str:
+        """What `max_time` is divided into, in words; empty where it is not limited."""
+        parts = ["the search"] * (not self.settings.exact) + self.control_names
+        if self.settings.max_time >= Search.max_time or not parts:
+            return ""
+        whole = f"{self.settings.max_time:g} s"
+        return (
+            f"{whole} in {len(parts)} equal parts: {', '.join(parts)}" if len(parts) > 1 else f"{whole} for {parts[0]}"
+        )
+
     def search(self) -> tuple[list[Entry], str]:
         """Entries of the search itself, and why it stopped; its share of the time is equal to each control's."""
-        settings = self.settings
-        share = settings.max_time / (1 + settings.control + (settings.contrast is not None))
-        return self._searched(_SEARCH, settings.searcher, settings.scorer, self.scorer, share, settings.num_evaluations)
+        settings, seconds = self.settings, self.seconds_left / (1 + len(self.control_names))
+        count = settings.num_evaluations
+        entries, stopped = self._searched(_SEARCH, settings.searcher, settings.scorer, self.scorer, seconds, count)
+        return entries, f"{stopped} ({self.division})" if self.division else stopped
 
     def exact(self) -> tuple[list[Entry], str]:
         """As `search`, with the best networks of a block-wise rating."""
@@ -103,26 +127,24 @@ class _Plan:
         stopped = f"every path of every block was rated, {instead}, and the search over their sums is exact"
         return [earlier.get(e.architecture, e) for e in entries], stopped
 
-    def controls(self, entries: list[Entry], spent: float) -> dict[str, dict[str, Any]]:
-        """The controls by name, each within the remaining time; the search took `spent` seconds."""
+    def controls(self, entries: list[Entry]) -> dict[str, dict[str, Any]]:
+        """The controls by name, of as many evaluations as the search cost, while there is time."""
         settings, by_name = self.settings, dict[str, dict[str, Any]]()
         random_entries: list[Entry] = []
-        count = settings.num_evaluations
+        count = max(1, math.ceil(sum(e.share for e in entries) - 1e-9))
         if settings.pruner is not None:
-            count = max(1, math.ceil(sum(e.share for e in entries) - 1e-9))
             by_name["stopping"] = controls.early_stopping(entries)
         if settings.control and (left := self.seconds_left) > 0:
-            seconds = min(left, max(spent, 1.0))
+            seconds = left / len(self.control_names)
             random_entries, _ = self._searched(RANDOM, spec(RandomSearch), settings.scorer, self.scorer, seconds, count)
-            by_name["random search"] = controls.random_search(entries, random_entries)
+            by_name["random search"] = controls.random_search(entries, random_entries, count)
         elif settings.control:
             by_name["random search"] = {"sentence": "Random search at equal cost is left out: the time is over."}
         if settings.contrast is not None:
-            by_name["contrast"] = self._contrast(settings.contrast, entries, spent)
+            by_name["contrast"] = self._contrast(settings.contrast, entries)
         whole = [e for e in entries if e.share == 1] or entries
         sample = random_entries if settings.exact and len(random_entries) > 1 else whole
-        seconds = min(self.seconds_left, _TRAINING_FREE_SECONDS)
-        free = controls.training_free(sample, self.run.space, self.evidence, seconds)
+        free = controls.training_free(sample, self.run.space, self.evidence, self.seconds_left)
         if (table := self.budget.table) is not None:
             first, bound = ranked(entries)[:_REMEASURED], settings.budget.latency or math.inf
             by_name["latency"] = controls.measured_latency(first, table, self.run.space, bound)
@@ -144,15 +166,13 @@ class _Plan:
             search=self.number,
         )
 
-    def _contrast(self, contrast: Spec, entries: list[Entry], spent: float) -> dict[str, Any]:
+    def _contrast(self, contrast: Spec, entries: list[Entry]) -> dict[str, Any]:
         left = self.seconds_left
         if left <= 0:
             return {"sentence": "The contrast is left out: the time is over."}
-        settings, seconds = self.settings, min(left, max(spent, 1.0))
         try:
             scorer = self.run.scorer(contrast)
-            count = settings.num_evaluations
-            others, _ = self._searched(CONTRAST, settings.searcher, contrast, scorer, seconds, count)
+            others, _ = self._searched(CONTRAST, self.settings.searcher, contrast, scorer, left, len(entries))
             both = self.scorer, scorer
             return controls.contrast(
                 entries, others, both, str(contrast), self.supernet, self.evidence, self.seconds_left
@@ -228,15 +248,16 @@ class _Plan:
 def _plan(run: Run, settings: Search) -> _Plan:
     """Validate everything before anything is written, then enter the search in the manifest."""
     storage = run.storage
+    check_search(settings, run.space, run.experiment.train.distiller)
     if settings.exact:
         settings = dataclasses.replace(settings, scorer=spec(Blocks))
     supernet = run.supernet
     budget = BudgetCheck(run.space, settings.budget, partial(_latencies, run))
-    check_feasible(budget, python_rng(settings.seed, "feasible"))
+    tested = time.perf_counter()
+    check_feasible(budget, python_rng(settings.seed, "feasible"), seconds=settings.max_time)
+    testing = time.perf_counter() - tested
     evidence = run.evidence(settings.num_images, settings.seed)
     scorer = run.scorer(settings.scorer)
-    if settings.pruner is not None:
-        EarlyStopping(settings.pruner, scorer)
     searches: list[dict[str, Any]] = storage.manifest["searches"]
     plain = unstructure(settings)
     resumed = bool(searches) and searches[-1]["settings"] == plain and searches[-1]["state"] == "running"
@@ -249,7 +270,7 @@ def _plan(run: Run, settings: Search) -> _Plan:
     storage.forget_controls(lambda name: name.startswith("tau ") or name in controls.SEARCH_CONTROLS)
     recorded = [e for e in storage.ranking() if e.search in (number, number - 1)]
     settings = dataclasses.replace(settings, budget=budget.budget)  # shares as numbers
-    return _Plan(run, settings, supernet, budget, evidence, scorer, number, recorded, time.perf_counter())
+    return _Plan(run, settings, supernet, budget, evidence, scorer, number, recorded, time.perf_counter() - testing)
 
 
 def _same_score(entry: Entry, purpose: str) -> bool:

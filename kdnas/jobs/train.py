@@ -2,22 +2,16 @@
 
 from pathlib import Path
 
-from kdnas.costs.budget import Budget, amount
-from kdnas.costs.check import BudgetCheck, Infeasible, check_feasible
-from kdnas.costs.latency import LatencyTable
 from kdnas.data.base import Data
 from kdnas.distillers.base import Distiller
 from kdnas.evaluation import health
-from kdnas.jobs._run import Run, check_model_type, record_data
+from kdnas.jobs._checks import check_experiment
+from kdnas.jobs._run import Run, record_data
 from kdnas.jobs.fit import fit_teacher
-from kdnas.network import Network, default_device
-from kdnas.randomness import python_rng
 from kdnas.runs.files import remove_drafts
 from kdnas.runs.folder import CHECKPOINT, MANIFEST, RunFolder
 from kdnas.settings import Experiment, FitTeacher
-from kdnas.space import SearchSpace
 from kdnas.specs import Spec
-from kdnas.supernet import Supernet
 from kdnas.teachers.cache import open_cache
 from kdnas.training.driver import train_with_checkpoints
 from kdnas.training.guard import Guard
@@ -31,11 +25,14 @@ def train(experiment: Experiment, folder: Path) -> Run:
 
     Raises:
         Infeasible: no network is within the budget of a search; nothing is written or trained.
-        ValueError: the folder holds something else, the data or the teacher do not fit.
+        ValueError: the folder holds something else, the data or the teacher do not fit; or, before anything is
+            written, what `check_experiment` refuses.
     """
-    check_model_type(experiment.train.distiller, Supernet)
-    check_model_type(experiment.retrain.distiller, Network)
-    data = None if (folder / MANIFEST).exists() else _check_budgets(experiment)
+    data: Data | None = None
+    if not (folder / MANIFEST).exists():
+        data = loaded = experiment.train.data.build(Data)
+        space = experiment.train.space.fitted(classes=loaded.classes, image_channels=loaded.channels)
+        check_experiment(experiment, space)
     storage = RunFolder.create(folder, experiment.to_json(), experiment.train.recipe.seed)
     run = Run(storage.folder)
     if data is not None:
@@ -46,32 +43,6 @@ def train(experiment: Experiment, folder: Path) -> Run:
     if run.storage.phase("train") is None and experiment.train.distiller is not None:
         _train_supernet(run, experiment.train.distiller)
     return run
-
-
-def _check_budgets(experiment: Experiment) -> Data | None:
-    """Refuse budgets of searches that no network meets; returns the data where it had to be read."""
-    budgets = [(s.budget, s.seed) for s in (experiment.search, experiment.second) if s is not None and s.budget.names]
-    if not budgets:
-        return None
-    data: Data = experiment.train.data.build(Data)
-    space = experiment.train.space.fitted(classes=data.classes, image_channels=data.channels)
-    for budget, seed in budgets:
-        _check_budget(space, budget, seed)
-    return data
-
-
-def _check_budget(space: SearchSpace, budget: Budget, seed: int) -> None:
-    """Refuse a budget that no network meets; of latency, one below half of the smallest network's."""
-    counted = Budget(**{**budget.to_json(), "latency": None})
-    check_feasible(BudgetCheck(space, counted), python_rng(seed, "feasible"))
-    if budget.latency is not None:
-        seconds = LatencyTable(default_device()).whole(space.blueprint(space.smallest))
-        if seconds > 2 * budget.latency:
-            raise Infeasible(
-                f"infeasible: the smallest network {space.code(space.smallest)} takes {amount('latency', seconds)}, "
-                f"more than twice the bound of {amount('latency', budget.latency)}. Raise the budget or use a space "
-                "with smaller networks."
-            )
 
 
 def _train_supernet(run: Run, source: Spec) -> None:

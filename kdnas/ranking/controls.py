@@ -1,5 +1,6 @@
 """Controls of a search: baselines that its entries are compared with, as values, intervals and sentences."""
 
+import itertools
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -27,8 +28,10 @@ TAUS = tuple(f"tau {name}" for name in (*SIZES, *TRAINING_FREE))
 SEARCH_CONTROLS = ("stopping", "random search", "contrast", "latency")
 """With `TAUS`, the names of all controls of a search, in the order in which they are printed."""
 
-# Enough for an interval of about +-0.2, and little beside the search itself.
+# Enough for an interval of about +-0.2, and little beside the search itself: about ten seconds on one core. Numbers
+# of networks and of multiply-accumulates, not seconds, so that another load on the machine gives the same result.
 _TRAINING_FREE_ENTRIES = 50
+_TRAINING_FREE_MACS = 3e11
 _COMPARED = 10
 
 
@@ -59,20 +62,24 @@ def _tau(scores: list[float], others: list[float]) -> tuple[float, float, float]
 def training_free(
     entries: Sequence[Entry], space: SearchSpace, evidence: Evidence, seconds: float
 ) -> dict[str, dict[str, Any]]:
-    """Kendall's tau of the score with those of untrained networks, depth, nwot, synflow and zen, on at most 50 entries.
+    """Kendall's tau of the score with those of untrained networks, depth, nwot, synflow and zen.
 
-    The seconds are shared by the last three. A score with fewer than 10 networks by then is left out, with the reason
-    in the sentence.
+    On 50 entries, or as many as cost 300 G multiply-accumulates on the images; with fewer than 10 of them, or where the
+    seconds end, a score is left out, with the reason in the sentence.
     """
     sample = python_rng(evidence.seed, "training-free").sample(entries, min(_TRAINING_FREE_ENTRIES, len(entries)))
+    spent = itertools.accumulate(len(evidence.images) * e.macs for e in sample)
+    affordable = sum(macs <= _TRAINING_FREE_MACS for macs in spent)
+    until = time.perf_counter() + seconds
     with torch.device("meta"):  # these scorers draw weights of their own
         networks = [Network(space.blueprint(e.architecture)) for e in sample]
     controls: dict[str, dict[str, Any]] = {}
     for name, scorer in zip(TRAINING_FREE, (Depth(), Nwot(), Synflow(), Zen()), strict=True):
         try:
-            if seconds <= 0:
-                raise ValueError("the time is over.")
-            scores = _scores_within(seconds / 3, networks, scorer, evidence)
+            count = len(sample) if name == "depth" else affordable
+            if count < min(10, len(sample)):
+                raise ValueError(f"10 networks cost more than {_TRAINING_FREE_MACS / 1e9:g} G multiply-accumulates.")
+            scores = _scores_until(until, networks[:count], scorer, evidence)
         except ValueError as error:
             controls[f"tau {name}"] = {"sentence": f"Agreement with {name} is left out: {error}"}
         else:
@@ -81,30 +88,27 @@ def training_free(
     return controls
 
 
-def _scores_within(seconds: float, networks: Sequence[Network], scorer: Scorer, evidence: Evidence) -> list[float]:
-    """Scores of as many networks as the time allows.
+def _scores_until(until: float, networks: Sequence[Network], scorer: Scorer, evidence: Evidence) -> list[float]:
+    """The scores.
 
     Raises:
-        ValueError: there is time for fewer than 10, or as the scorer.
+        ValueError: the time is over before the last, or as the scorer.
     """
     scores: list[float] = []
-    began = time.perf_counter()
     for network in networks:
+        if time.perf_counter() >= until:
+            raise ValueError("the time is over.")
         scores.append(scorer.score(network, evidence).value)
-        if time.perf_counter() - began > seconds:
-            break
-    if len(scores) < min(10, len(networks)):
-        each = (time.perf_counter() - began) / len(scores)
-        raise ValueError(f"it takes {each:.1f} s for each network.")
     return scores
 
 
-def random_search(entries: Sequence[Entry], random_entries: Sequence[Entry]) -> dict[str, Any]:
-    """The best score of a random search against the best of the search."""
+def random_search(entries: Sequence[Entry], random_entries: Sequence[Entry], count: int) -> dict[str, Any]:
+    """The best score of a random search of at most `count` evaluations against the best of the search."""
     if not random_entries:
         return {"sentence": "Random search at equal cost is left out: it drew no network within the budget."}
     best, scores = max(e.score for e in entries), [e.score for e in random_entries]
-    sentence = f"The search's best score is {best:.4f}, that of {len(random_entries)} random subnets {max(scores):.4f}."
+    fewer = f" ({count} would cost as much)" if len(scores) < count else ""
+    sentence = f"The search's best score is {best:.4f}, that of {len(scores)} random subnets{fewer} {max(scores):.4f}."
     if best <= max(scores):
         sentence += " The search is not distinguishable from random search at this cost."
     return {"value": max(scores), "interval": [*interval(resampled_max, scores)], "sentence": sentence}

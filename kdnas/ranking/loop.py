@@ -12,7 +12,7 @@ from kdnas.costs.count import cost
 from kdnas.ranking.early_stopping import EarlyStopping
 from kdnas.runs.entry import Entry
 from kdnas.scorers.base import Evidence, LayerCount, Score, Scorer, score_all
-from kdnas.searchers.base import Searcher
+from kdnas.searchers.base import Searcher, TimeOver
 from kdnas.space import SearchSpace
 from kdnas.supernet import Supernet
 
@@ -24,7 +24,7 @@ class SearchLimits:
 
     Attributes:
         evaluations: distinct canonical architectures.
-        seconds: wall time, met within one evaluation.
+        seconds: wall time, met within one evaluation; it holds while candidates are proposed too.
     """
 
     evaluations: int = 200
@@ -69,6 +69,7 @@ def run_search(
         ValueError: a score is not finite.
     """
     space, began = supernet.space, time.perf_counter()
+    searcher.deadline = began + limits.seconds
     scores: dict[Architecture, Entry] = {}
     known = known or {}
     size = 1
@@ -77,11 +78,13 @@ def run_search(
         if room <= 0:
             yield f"{limits.evaluations} unique architectures were evaluated"
             return
-        if time.perf_counter() - began >= limits.seconds:
+        begins = not scores and bool(first)
+        try:
+            searcher.check_time()
+            batch = [space.canonical(a) for a in (first[:room] if begins else searcher.ask(room))]
+        except TimeOver:
             yield f"the time of {limits.seconds:g} s is over after {len(scores)} unique architectures"
             return
-        begins = not scores and bool(first)
-        batch = [space.canonical(a) for a in (first[:room] if begins else searcher.ask(room))]
         if not batch:
             yield f"{searcher.stopped} after {len(scores)} unique architectures"
             return

@@ -1,7 +1,9 @@
 """The base class of searchers."""
 
 import abc
+import math
 import random
+import time
 from collections.abc import Callable, Sequence
 from typing import final
 
@@ -10,18 +12,41 @@ from kdnas.runs.entry import Entry
 from kdnas.space import SearchSpace
 
 
+class TimeOver(Exception):
+    """The time of a search is over while candidates are proposed."""
+
+
 class Searcher(abc.ABC):
     """Proposes architectures and is told their scores.
 
     Built at run time with `space`, `admits` (whether an architecture is within the budget) and `rng`. All random
     numbers come from `rng`, so that the proposals follow from the scores: this is how an interrupted search is resumed.
 
-    Class attributes:
+    Attributes:
         stopped: why the last `ask` returned nothing.
+        deadline: when the search ends, by `time.perf_counter`; `admits` then raises `TimeOver`.
     """
 
     def __init__(self, *, space: SearchSpace, admits: Callable[[Architecture], bool], rng: random.Random) -> None:
-        self.space, self.admits, self.rng = space, admits, rng
+        self.space, self.rng = space, rng
+        self.deadline = math.inf
+        self._within = admits
+
+    @final
+    def admits(self, architecture: Architecture) -> bool:
+        """Whether an architecture is within the budget.
+
+        Raises:
+            TimeOver: the search's time is over.
+        """
+        self.check_time()
+        return self._within(architecture)
+
+    @final
+    def check_time(self) -> None:
+        """Raise `TimeOver` after the deadline: for loops that may not call `admits` for long."""
+        if time.perf_counter() >= self.deadline:
+            raise TimeOver
 
     @abc.abstractmethod
     def ask(self, limit: int) -> Sequence[Architecture]:
@@ -67,17 +92,28 @@ class Searcher(abc.ABC):
     ) -> list[Architecture]:
         """At most `size` admitted architectures that are not among those proposed, and are added to them.
 
+        After the deadline the batch ends with what it has.
+
         Args:
             size: of the batch; it is smaller where 200 successive candidates are None, over the budget or repeated.
             draw: the next candidate, from the number of architectures in the batch so far.
             proposed: all architectures proposed so far.
+
+        Raises:
+            TimeOver: the deadline has come before the first candidate.
         """
         batch: list[Architecture] = []
         failed = 0
         while len(batch) < size and failed < 200:
-            candidate = draw(len(batch))
             failed += 1
-            if candidate is not None and candidate not in proposed and self.admits(candidate):
+            try:
+                candidate = draw(len(batch))
+                new = candidate is not None and candidate not in proposed and self.admits(candidate)
+            except TimeOver:
+                if batch:
+                    return batch
+                raise
+            if candidate is not None and new:
                 proposed.add(candidate)
                 batch.append(candidate)
                 failed = 0

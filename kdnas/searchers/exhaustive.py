@@ -1,12 +1,14 @@
 """Every admitted architecture."""
 
-import itertools
+import time
 from collections.abc import Iterator, Sequence
 from typing import final
 
 from kdnas.architecture import Architecture
 from kdnas.runs.entry import Entry
-from kdnas.searchers.base import Searcher
+from kdnas.searchers.base import Searcher, TimeOver
+
+_SECONDS = 1.0  # of one batch: where few are admitted they are scored while there is time
 
 
 @final
@@ -20,10 +22,25 @@ class Exhaustive(Searcher):
     _left: Iterator[Architecture] | None = None
 
     def ask(self, limit: int) -> Sequence[Architecture]:
-        """The next networks."""
-        if self._left is None:
-            self._left = filter(self.admits, self.space.all())
-        return list(itertools.islice(self._left, min(limit, 4096)))
+        """The next networks: at most 4096, and after a second those of that second."""
+        self._left = self._left or self._admitted()
+        batch: list[Architecture] = []
+        began = time.perf_counter()
+        try:
+            for architecture in self._left:
+                batch.append(architecture)
+                if len(batch) >= min(limit, 4096) or time.perf_counter() - began > _SECONDS:
+                    break
+        except TimeOver:
+            if not batch:
+                raise
+        return batch
+
+    def _admitted(self) -> Iterator[Architecture]:
+        for architecture in self.space.assignments():
+            self.check_time()
+            if self.space.canonical(architecture) == architecture and self.admits(architecture):
+                yield architecture
 
     def tell(self, scored: Sequence[Entry]) -> None:
         """Does nothing: the order is fixed."""

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from kdnas.network import load_strictly
 from kdnas.preprocessing import Preprocessing
 from kdnas.specs import Spec, nearest
 from kdnas.students.folder import read_student
@@ -107,9 +108,10 @@ def load_weights(module: nn.Module, path: Path) -> None:
     if not path.is_file():
         raise ValueError(f"no weights file {path}.")
     try:
-        module.load_state_dict(load_file(path), strict=True)
-    except (safetensors.SafetensorError, RuntimeError) as error:
-        raise ValueError(f"{path} does not fit the network: {str(error).splitlines()[0]}") from error
+        state = load_file(path)
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{path} is no whole safetensors file ({error}). Write or copy it again.") from error
+    load_strictly(module, state, str(path))
 
 
 def _download(make: Callable[[], nn.Module], name: str) -> nn.Module:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from kdnas.data.base import Data
 from kdnas.distillers.base import Batch, Distiller, Model, Step
 from kdnas.losses.base import Loss
-from kdnas.network import Network
+from kdnas.network import Network, load_strictly
 from kdnas.outputs import Moment
 from kdnas.randomness import seed_of
 from kdnas.settings import Recipe
@@ -185,15 +185,15 @@ class Training:
             ValueError: the state is of another space, distiller or recipe.
         """
         try:
-            self.model.load_state_dict(state["model"])
-            self.distiller.load_state_dict(state["distiller"])
+            load_strictly(self.model, state["model"], "the checkpoint")
+            load_strictly(self.distiller, state["distiller"], "the checkpoint's part of the distiller")
             self.optimizer.load_state_dict(state["optimizer"])
-        except (RuntimeError, ValueError, KeyError) as error:
+            self.index = state["index"]
+        except (ValueError, KeyError) as error:
             raise ValueError(
-                "the checkpoint is of another search space or distiller: "
-                f"{str(error).splitlines()[0]} Use another output folder, or the settings of the checkpoint."
+                f"the checkpoint is of another search space or distiller: {str(error).rstrip('.')}. Use another output "
+                "folder, or the settings of the checkpoint."
             ) from error
-        self.index = state["index"]
         if isinstance(self.model, Supernet):
             self.model.uses = Counter(state["uses"])
 

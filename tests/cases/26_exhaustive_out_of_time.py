@@ -14,7 +14,6 @@ from kdnas.searchers.exhaustive import Exhaustive
 from kdnas.supernet import Supernet
 from kdnas.tables import load_space
 
-ISSUE = 14
 SECONDS, GRACE = 0.2, 1.0
 
 

@@ -7,8 +7,6 @@ from torch import nn
 from kdnas.teachers.zoo import load_weights
 from tests.cases import outcome
 
-ISSUE = 14
-
 
 def check(folder):
     wrapped, network = (nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(16, 2)) for _ in range(2))

@@ -2,6 +2,7 @@
 
 import random
 import re
+import time
 
 import pytest
 
@@ -114,6 +115,15 @@ def test_draws_change_the_nearest_so_far_or_begin_afresh():
         nearest = min(nearest, expected[-1], key=by_size)
     assert check.asked == expected
     assert rng.random() == again.random()
+
+
+def test_no_draw_is_tested_after_the_time(monkeypatch):
+    now = iter(range(1000))
+    monkeypatch.setattr(time, "perf_counter", lambda: float(next(now)))
+    check = Check(SPACE, lambda architecture: 1.0)
+    with pytest.raises(Infeasible):
+        check_feasible(check, random.Random(0), seconds=5.0)
+    assert len(check.asked) == 1 + 4  # the smallest, and a draw per second
 
 
 def test_the_first_of_equally_near_networks_is_named():

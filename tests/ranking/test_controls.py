@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -35,7 +36,7 @@ WORDS = "The search is not distinguishable from random search at this cost."
 
 @pytest.mark.parametrize(("best", "unclear"), [(0.8, False), (0.7001, False), (0.7, True), (0.5, True), (-1.0, True)])
 def test_a_search_is_told_from_random_search_by_its_best_score_alone(best, unclear):
-    control = controls.random_search(entries(best - 1, best, best - 0.5), entries(0.1, 0.7, 0.3, 0.2))
+    control = controls.random_search(entries(best - 1, best, best - 0.5), entries(0.1, 0.7, 0.3, 0.2), 4)
     assert control["value"] == 0.7
     expected = f"The search's best score is {best:.4f}, that of 4 random subnets 0.7000."
     assert control["sentence"] == (f"{expected} {WORDS}" if unclear else expected)
@@ -43,13 +44,13 @@ def test_a_search_is_told_from_random_search_by_its_best_score_alone(best, uncle
 
 def test_the_interval_of_the_best_random_score_by_hand():
     # The best of four draws from four is the k-th smallest or below with probability (k / 4)^4: 0.0039, 0.0625, 0.32.
-    control = controls.random_search(entries(1.0), entries(0.1, 0.7, 0.3, 0.2))
+    control = controls.random_search(entries(1.0), entries(0.1, 0.7, 0.3, 0.2), 4)
     assert control["interval"] == [0.2, 0.7]
-    assert controls.random_search(entries(1.0), entries(0.4))["interval"] == [0.4, 0.4]
+    assert controls.random_search(entries(1.0), entries(0.4), 1)["interval"] == [0.4, 0.4]
 
 
 def test_random_search_that_drew_nothing_is_no_comparison():
-    control = controls.random_search(entries(1.0), [])
+    control = controls.random_search(entries(1.0), [], 3)
     assert set(control) == {"sentence"}
     assert "drew no network" in control["sentence"] and WORDS not in control["sentence"]
 
@@ -135,16 +136,10 @@ def now(monkeypatch):
 LINEAR = [nn.Linear(i, 1, bias=False) for i in range(1, 21)]
 
 
-def test_networks_are_scored_until_the_time_is_over(now):
-    assert controls._scores_within(100.0, LINEAR, Ticks(now), None) == list(range(1, 21))
-    assert controls._scores_within(12.0, LINEAR, Ticks(now), None) == list(range(1, 14))
-    assert controls._scores_within(9.0, LINEAR, Ticks(now), None) == list(range(1, 11))
-
-
-def test_fewer_than_ten_of_more_networks_are_no_agreement(now):
-    with pytest.raises(ValueError, match=r"it takes 1\.5 s for each network"):
-        controls._scores_within(10.0, LINEAR, Ticks(now, 1.5), None)
-    assert controls._scores_within(2.5, LINEAR[:3], Ticks(now), None) == [1, 2, 3]
+def test_all_networks_are_scored_or_the_time_is_over(now):
+    assert controls._scores_until(200.0, LINEAR, Ticks(now), None) == list(range(1, 21))
+    with pytest.raises(ValueError, match="the time is over"):
+        controls._scores_until(now["seconds"] + 19, LINEAR, Ticks(now), None)
 
 
 SPACE = load_space("toy").fitted(classes=3, image_channels=3)
@@ -158,6 +153,11 @@ def evidence():
 
 def of_space(score=lambda blueprint: cost(blueprint).macs / 1e4, space=SPACE):
     return [entry_of(space, a, Score(score(space.blueprint(a)), {}), 0.0, ("", "", 1)) for a in space.all()]
+
+
+def test_a_random_search_that_ended_early_says_how_many_would_cost_as_much():
+    sentence = controls.random_search(entries(1.0), entries(0.4, 0.2), 5)["sentence"]
+    assert "that of 2 random subnets (5 would cost as much) 0.4000" in sentence
 
 
 def test_training_free_scores_are_compared_on_the_same_networks(evidence):
@@ -175,29 +175,29 @@ def test_training_free_scores_are_compared_on_the_same_networks(evidence):
 
 
 def test_at_most_fifty_networks_are_compared(evidence, monkeypatch):
-    monkeypatch.setattr(
-        controls, "_scores_within", lambda seconds, networks, *_: [1.0 * i for i in range(len(networks))]
-    )
+    monkeypatch.setattr(controls, "_scores_until", lambda until, networks, *_: [1.0 * i for i in range(len(networks))])
     found = controls.training_free(of_space() * 3, SPACE, evidence, 1.0)
     assert all("of 50 untrained networks" in control["sentence"] for control in found.values())
 
 
-def test_the_time_of_the_training_free_scores_is_shared_by_three(evidence, monkeypatch):
-    times = []
-
-    def scores_within(seconds, networks, scorer, evidence):
-        times.append(seconds)
-        if isinstance(scorer, Zen):
-            raise ValueError("it takes long.")
-        return [float(i) for i in range(12)]
-
-    monkeypatch.setattr(controls, "_scores_within", scores_within)
+def test_the_number_of_untrained_networks_follows_from_their_cost(evidence, monkeypatch):
     ranking = of_space()
-    found = controls.training_free(ranking, SPACE, evidence, 6.0)
-    assert times == [2.0] * 4
-    assert found["tau zen"] == {"sentence": "Agreement with zen is left out: it takes long."}
-    sample = python_rng(evidence.seed, "training-free").sample(ranking, len(ranking))[:12]
-    assert found["tau nwot"]["value"] == pytest.approx(kendall([e.score for e in sample], range(12)))
+    sample = python_rng(evidence.seed, "training-free").sample(ranking, len(ranking))
+    for count, left_out in ((12, False), (9, True)):
+        affordable = len(evidence.images) * sum(e.macs for e in sample[:count])
+        monkeypatch.setattr(controls, "_TRAINING_FREE_MACS", affordable)
+        found = controls.training_free(ranking, SPACE, evidence, float("inf"))
+        assert f"of {len(sample)} untrained" in found["tau depth"]["sentence"]  # counted, not run
+        for name in ("tau nwot", "tau synflow", "tau zen"):
+            words = "10 networks cost more than" if left_out else f"of {count} untrained networks"
+            assert words in found[name]["sentence"] and ("value" in found[name]) != left_out
+
+
+def test_the_load_of_the_machine_changes_no_control(evidence, monkeypatch):
+    quick = controls.training_free(of_space(), SPACE, evidence, 1e6)
+    now = iter(range(10**6))
+    monkeypatch.setattr(controls, "time", SimpleNamespace(perf_counter=lambda: 1000.0 * next(now)))
+    assert controls.training_free(of_space(), SPACE, evidence, 1e6) == quick
 
 
 @pytest.mark.parametrize("seconds", [0.0, -1.0])

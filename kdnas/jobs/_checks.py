@@ -1,0 +1,76 @@
+"""What is checked of an experiment before anything is written or trained."""
+
+import random
+
+from kdnas.costs.budget import Budget, amount
+from kdnas.costs.check import BudgetCheck, Infeasible, check_feasible
+from kdnas.costs.latency import LatencyTable
+from kdnas.distillers.base import Distiller
+from kdnas.distillers.block_wise import BlockWise
+from kdnas.jobs._run import build_scorer, check_model_type, initial_supernet
+from kdnas.network import Network, default_device
+from kdnas.randomness import python_rng
+from kdnas.ranking.early_stopping import EarlyStopping
+from kdnas.searchers.base import Searcher
+from kdnas.settings import Experiment, Search
+from kdnas.space import SearchSpace
+from kdnas.specs import Spec
+from kdnas.supernet import Supernet
+
+
+def check_experiment(experiment: Experiment, space: SearchSpace) -> None:
+    """Refuse what a later phase would refuse.
+
+    Args:
+        experiment: all settings.
+        space: its search space, fitted to the data.
+
+    Raises:
+        Infeasible: no network is within the budget of a search.
+        ValueError: an algorithm's options, weights of another network, or a search that the training does not allow.
+    """
+    train = experiment.train
+    check_model_type(train.distiller, Supernet)
+    check_model_type(experiment.retrain.distiller, Network)
+    for distiller in (train.distiller, experiment.retrain.distiller):
+        if distiller is not None:
+            distiller.build(Distiller)
+    for settings in (experiment.search, experiment.second):
+        if settings is not None:
+            check_search(settings, space, train.distiller)
+            _check_budget(space, settings)
+    if train.weights:
+        initial_supernet(train, space)
+
+
+def check_search(settings: Search, space: SearchSpace, distiller: Spec | None) -> None:
+    """Refuse a search whose algorithms cannot be built, or do not go with the distiller of the supernet.
+
+    Raises:
+        ValueError: an option of scorer, contrast, searcher or pruner, or weights that are not trained.
+    """
+    if settings.exact and not (distiller and isinstance(distiller.build(Distiller), BlockWise)):
+        raise ValueError(
+            f"an exact search needs a supernet trained by block_wise, got the distiller "
+            f"{distiller.name if distiller else None}. Train with --distiller block_wise."
+        )
+    names = () if settings.exact else (settings.scorer, settings.contrast)
+    scorers = [build_scorer(source, distiller) for source in names if source is not None]
+    settings.searcher.build(Searcher, space=space, admits=lambda architecture: True, rng=random.Random(0))
+    if settings.pruner is not None and scorers:
+        EarlyStopping(settings.pruner, scorers[0])
+
+
+def _check_budget(space: SearchSpace, settings: Search) -> None:
+    """Refuse a budget that no network meets; of latency, one below half of the smallest network's."""
+    budget = settings.budget
+    counted = Budget(**{**budget.to_json(), "latency": None})
+    check_feasible(BudgetCheck(space, counted), python_rng(settings.seed, "feasible"), seconds=settings.max_time)
+    if budget.latency is not None:
+        seconds = LatencyTable(default_device()).whole(space.blueprint(space.smallest))
+        if seconds > 2 * budget.latency:
+            raise Infeasible(
+                f"infeasible: the smallest network {space.code(space.smallest)} takes {amount('latency', seconds)}, "
+                f"more than twice the bound of {amount('latency', budget.latency)}. Raise the budget or use a space "
+                "with smaller networks."
+            )

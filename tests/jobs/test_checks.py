@@ -1,0 +1,82 @@
+"""What a later phase would refuse is refused before anything is written or trained."""
+
+import dataclasses
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from kdnas.jobs import train as job
+from kdnas.jobs._checks import check_experiment
+from kdnas.settings import Search
+from kdnas.specs import parse_spec, spec
+from kdnas.supernet import Supernet
+from tests.toy import data, experiment
+
+
+def changed(**changes):
+    """The small experiment with changes of its training, its search or the search's own fields."""
+    base = experiment()
+    train = {name: value for name, value in changes.items() if hasattr(base.train, name)}
+    search = {name: value for name, value in changes.items() if name not in train}
+    return dataclasses.replace(
+        base, train=dataclasses.replace(base.train, **train), search=dataclasses.replace(base.search, **search)
+    )
+
+
+def scorer(text):
+    return parse_spec("kdnas.scorers", text)
+
+
+WRONG = {
+    "an option of the scorer": ({"scorer": scorer("short_training,steps=0")}, "steps"),
+    "an option of the contrast": ({"contrast": scorer("short_training,steps=0")}, "steps"),
+    "an option of the searcher": ({"searcher": parse_spec("kdnas.searchers", "evolution,population=0")}, "population"),
+    "an option of the distiller": ({"distiller": parse_spec("kdnas.distillers", "sandwich,num_random=-1")}, "random"),
+    "a pruner without rungs": ({"pruner": spec("optuna.pruners:MedianPruner")}, "a pruner needs a scorer with"),
+    "an option of the pruner": (
+        {"pruner": spec("optuna.pruners:MedianPruner", startups=3), "scorer": scorer("short_training,num_rungs=3")},
+        "startups",
+    ),
+    "no weights for the scorer": ({"distiller": None}, "the scorer rdm needs trained supernet weights"),
+    "no weights for the contrast": (
+        {"distiller": None, "scorer": scorer("params"), "contrast": scorer("accuracy")},
+        "the scorer accuracy needs trained supernet weights",
+    ),
+    "no blocks for an exact search": ({"exact": True}, "an exact search needs a supernet trained by block_wise"),
+    "no weights file": ({"weights": "none.safetensors"}, "no weights file"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_it_is_refused_before_anything_is_written_or_trained(name, tmp_path, monkeypatch):
+    changes, message = WRONG[name]
+    monkeypatch.setattr(job, "fit_teacher", lambda *_: pytest.fail("a teacher is fitted"))
+    with pytest.raises(ValueError, match=message):
+        job.train(changed(**changes), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_second_search_is_checked_too(tmp_path):
+    second = Search(searcher=parse_spec("kdnas.searchers", "evolution,population=0"))
+    with pytest.raises(ValueError, match="population"):
+        job.train(dataclasses.replace(experiment(), second=second), tmp_path / "run")
+
+
+def test_weights_of_another_network_are_described(tmp_path):
+    space = experiment().train.space.fitted(classes=3, image_channels=3)
+    state = Supernet(space).state_dict()
+    names = list(state)
+    del state[names[0]]
+    state[names[1]] = torch.zeros(5)
+    save_file({**state, "more": torch.zeros(1)}, tmp_path / "w.safetensors")
+    settings = changed(weights=str(tmp_path / "w.safetensors"))
+    with pytest.raises(ValueError, match="does not fit the network: ") as refused:
+        job.train(settings, tmp_path / "run")
+    assert f"1 tensor of the network missing, such as {names[0]}" in str(refused.value)
+    assert "1 tensor that the network does not have, such as more" in str(refused.value)
+    assert f"1 of another shape, such as {names[1]} with (5,) instead of (" in str(refused.value)
+
+
+def test_what_is_right_passes():
+    check_experiment(experiment(), experiment().train.space.fitted(classes=3, image_channels=data().channels))
