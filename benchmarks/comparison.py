@@ -7,9 +7,6 @@ from typing import NamedTuple, final
 import numpy as np
 from common import Row
 
-from kdnas.statistics import percentiles
-
-RESAMPLES = 1000
 Cell = tuple[str, str, float, int]
 """Teacher, kind of budget, share, steps: where contestants are compared."""
 
@@ -46,9 +43,45 @@ def hits_of(row: Row) -> np.ndarray:
     return np.unpackbits(np.frombuffer(base64.b64decode(row["test_hits"]), np.uint8)).astype(np.float32)
 
 
+class Difference(NamedTuple):
+    """A mean difference of two contestants' test accuracies.
+
+    Attributes:
+        images: by image, a mean over seeds, `[images]`.
+        seed_variance: of the mean, for the seeds' part alone.
+    """
+
+    images: np.ndarray
+    seed_variance: float
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 %, normal: over images, and over the seeds' part beyond that of the images."""
+        half = 1.96 * float(np.sqrt(self.images.var() / len(self.images) + self.seed_variance))
+        return float(self.images.mean()) - half, float(self.images.mean()) + half
+
+    @classmethod
+    def mean(cls, several: "Sequence[Difference]") -> "Difference":
+        """The mean over cells, whose images are the same."""
+        variance = sum(each.seed_variance for each in several) / len(several) ** 2
+        return cls(np.mean([each.images for each in several], 0), variance)
+
+    def __str__(self) -> str:
+        low, high = self.interval
+        return f"{100 * self.images.mean():+.2f} [{100 * low:+.2f}, {100 * high:+.2f}]"
+
+
+def seed_variance(differences: np.ndarray) -> float:
+    """The variance between seeds of a difference `[seeds, images]` beyond that of its images: two-way, unbiased."""
+    seeds, images = differences.shape
+    centred = differences - differences.mean(0) - differences.mean(1, keepdims=True) + differences.mean()
+    residual = float((centred**2).sum()) / ((seeds - 1) * (images - 1))
+    return float(differences.mean(1).var(ddof=1)) - residual / images
+
+
 @final
 class Comparison:
-    """Rows by cell and contestant, and bootstrap intervals of their differences.
+    """Rows by cell and contestant, and the differences to the best peer.
 
     Args:
         rows: of which those with a note are left out.
@@ -62,12 +95,14 @@ class Comparison:
         for row in self.rows:
             task = Task.of(row)
             self.hits.setdefault(task.cell, {}).setdefault(task.contestant, {})[task.seed] = hits_of(row)
-        images = max(
-            (len(h) for cell in self.hits.values() for seeds in cell.values() for h in seeds.values()), default=1
-        )
-        rng = np.random.default_rng(0)
-        draws = rng.integers(images, size=(RESAMPLES, images))
-        self.counts = np.stack([np.bincount(draw, minlength=images) for draw in draws]).astype(np.float32) / images
+        variances: dict[int, list[float]] = {}
+        for cell, contestants in self.hits.items():
+            for name in contestants:
+                differences = self._differences(cell, name)
+                if name != self.best_peer(cell) and differences is not None and len(differences) > 1:
+                    variances.setdefault(cell[3], []).append(seed_variance(differences))
+        # Three seeds alone say little of it, and one says nothing: pooled over the cells of a length of training.
+        self.variances = {steps: max(0.0, float(np.mean(values))) for steps, values in variances.items()}
 
     def mean(self, cell: Cell, name: str) -> float:
         """Test accuracy, a mean over seeds."""
@@ -78,22 +113,19 @@ class Comparison:
         known = [name for name in self.peers if name in self.hits[cell]]
         return max(known, key=lambda name: self.mean(cell, name), default=None)
 
-    def difference(self, cell: Cell, name: str) -> tuple[float, np.ndarray] | None:
-        """A contestant's mean less the best peer's over the seeds that both have, and its resamples."""
-        best = self.best_peer(cell)
-        first, second = self.hits[cell][name], self.hits[cell].get(best or "", {})
+    def _differences(self, cell: Cell, name: str) -> np.ndarray | None:
+        """By seed and image, over the seeds that the contestant and the best peer both have."""
+        first, second = self.hits[cell][name], self.hits[cell].get(self.best_peer(cell) or "", {})
         seeds = sorted(first.keys() & second.keys())
-        if not seeds:
+        return np.stack([first[seed] - second[seed] for seed in seeds]) if seeds else None
+
+    def difference(self, cell: Cell, name: str) -> Difference | None:
+        """A contestant's test accuracy less the best peer's; None where they have no seed in common."""
+        differences = self._differences(cell, name)
+        if differences is None:
             return None
-        differences = np.stack([first[seed] - second[seed] for seed in seeds])
-        values = self.counts @ differences.T
-        picks = np.random.default_rng(1).integers(len(seeds), size=values.shape)
-        return float(differences.mean()), np.take_along_axis(values, picks, 1).mean(1)
-
-
-def _interval(value: float, resamples: np.ndarray) -> str:
-    low, high = percentiles(resamples)
-    return f"{100 * value:+.2f} [{100 * low:+.2f}, {100 * high:+.2f}]"
+        variance = 0.0 if name == self.best_peer(cell) else self.variances.get(cell[3], 0.0) / len(differences)
+        return Difference(differences.mean(0), variance)
 
 
 def tables(rows: Sequence[Row], peers: Sequence[str]) -> Iterator[str]:
@@ -125,16 +157,14 @@ def _entry(comparison: Comparison, cell: Cell, name: str) -> str:
     if name == comparison.best_peer(cell):
         return f"**{accuracy_text}**"
     difference = comparison.difference(cell, name)
-    return accuracy_text if difference is None else f"{accuracy_text}, {_interval(*difference)}"
+    return accuracy_text if difference is None else f"{accuracy_text}, {difference}"
 
 
 def _summary(comparison: Comparison, name: str) -> str:
     differences = [comparison.difference(cell, name) for cell, those in comparison.hits.items() if name in those]
     known = [difference for difference in differences if difference is not None]
-    signs = [(low > 0) - (high < 0) for low, high in (percentiles(resamples) for _, resamples in known)]
-    mean = ""
-    if known:
-        mean = _interval(float(np.mean([v for v, _ in known])), np.mean([resamples for _, resamples in known], 0))
+    signs = [(low > 0) - (high < 0) for low, high in (difference.interval for difference in known)]
+    mean = Difference.mean(known) if known else ""
     own = [row for row in comparison.rows if row["contestant"] == name]
     searched = {Task.of(row).name: row for row in own}.values()  # short and long training share a search
     search = sum(float(row["search_cpu_seconds"]) + float(row["choice_cpu_seconds"]) for row in searched)

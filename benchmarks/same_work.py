@@ -19,7 +19,8 @@ an environment of its own, with `pip install nvidia-modelopt==0.47.0 requests hu
 `pip install --no-deps .` for kdnas's layers; without --modelopt it is left out.
 
 `--table` prints the comparison as markdown: differences to the best of the peers in a cell, which is chosen on the test
-part, in the peers' favour. Intervals are 95 % bootstrap intervals over test images and seeds, drawn independently.
+part, in the peers' favour. Intervals are 95 %, over test images and seeds; the seeds' part is pooled over cells, so
+that a cell of one seed has it too.
 """
 
 import argparse
