@@ -1,5 +1,6 @@
 """Removal of channels and whole blocks from a converted network: units, savings, and the remaining network."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,6 +25,7 @@ from kdnas.space import Blueprint, Layer, layer
 from kdnas.spaces.converted import Converted
 
 TOLERANCE = 0.02  # of a budget
+FLOOR = 1 / 16  # of a group's channels always stay
 Masks = dict[str, Tensor]
 """Per unit, by its key, which of its channels stay; of a block whether it stays."""
 
@@ -49,6 +51,15 @@ class ResidualBlock:
 
 
 Unit = ChannelGroup | ResidualBlock
+
+
+def floor_of(unit: Unit) -> int:
+    """How many channels of a group stay at least: a sixteenth, and whole groups of convolutions; of a block none."""
+    if isinstance(unit, ResidualBlock):
+        return 0
+    return math.ceil(unit.size * FLOOR / unit.multiple) * unit.multiple
+
+
 Counts = dict[str, int]
 """Per unit, by its key, the number of its channels that stay; of a block 1 or 0."""
 
@@ -136,18 +147,17 @@ class Removal:
         return saved
 
     def nonzero(self, values: Mapping[str, Tensor]) -> Masks:
-        """Where values are not 0; of each group of channels the largest by absolute value in any case."""
+        """Where values are not 0; of each group of channels the largest by absolute value in any case, to its floor."""
         masks = {key: value != 0 for key, value in values.items()}
         for unit in self.units:
-            if isinstance(unit, ChannelGroup) and not bool(masks[unit.key].any()):
-                masks[unit.key][values[unit.key].abs().argmax()] = True
+            masks[unit.key][values[unit.key].abs().topk(floor_of(unit)).indices] = True
         return masks
 
     def within(self, budget: Budget, values: Mapping[str, Tensor], masks: Masks) -> Masks:
         """What stays of `masks` when the least values are removed, as many as the budget requires.
 
-        One channel of each group stays at least. The cost is within 2 % of the budget, or below it by less than one
-        unit, unless `masks` alone already cost less.
+        A sixteenth of the channels of each group stays at least. The cost is within 2 % of the budget, or below it by
+        less than one unit, unless `masks` alone already cost less.
 
         Raises:
             ValueError: the budget is below the cost of the smallest network that can be left.
@@ -212,14 +222,14 @@ class Removal:
         return network.requires_grad_(True)
 
     def _without(self, order: Sequence[tuple[str, int]], count: int, masks: Masks) -> Masks:
-        """The masks after removing the first `count` of the order, sparing the last channel of every group."""
-        spared = {unit.key for unit in self.units if isinstance(unit, ChannelGroup)}
+        """The masks after removing the first `count` of the order, sparing every group's floor."""
+        floors = {unit.key: floor_of(unit) for unit in self.units}
         left = {key: int(mask.sum()) for key, mask in masks.items()}
         removed: dict[str, list[int]] = {key: [] for key in masks}
         for key, index in order:
             if count == 0:
                 break
-            if key in spared and left[key] == 1:
+            if left[key] <= floors[key]:
                 continue
             removed[key].append(index)
             left[key] -= 1

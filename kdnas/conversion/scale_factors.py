@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from kdnas.conversion.channels import ChannelGroup
 from kdnas.conversion.removal import Masks, Removal, ResidualBlock, Unit, units
 from kdnas.costs.budget import Budget
 from kdnas.costs.count import cost
@@ -18,7 +19,7 @@ from kdnas.network import Network
 from kdnas.outputs import Outputs
 from kdnas.spaces.converted import Converted
 
-_GROWTH = (1e-3, 10.0, 0.8)  # of the penalty: start, end, share of the steps
+_GROWTH = (0.1, 1000.0, 0.8)  # of the penalty: start, end, share of the steps
 _CHECKS = 200  # of the cost of the remaining network
 
 
@@ -27,16 +28,21 @@ class Factors(Distiller):
     r"""Trains a network with a factor per channel and block under a teacher; a penalty drives factors to 0.
 
     $\mathrm{KL}(p_t \| p_s)\,T^2 + \lambda \sum_j \alpha_j |g_j|$: the first term by the optimizer step, the second by
-    a proximal step after each, $g \leftarrow \mathrm{sign}(g) \max(|g| - \eta \lambda \alpha_j, 0)$: factors become
-    exactly 0 and do not change their sign by it. $\eta$ falls with a cosine from 1 to 0. $\alpha_j$ is the cost of the
-    channel or block in multiply-accumulates, divided by the mean over all groups and blocks; or 1.
+    a proximal step after each, $g \leftarrow \mathrm{sign}(g) \max(|g| - \eta \lambda \alpha_j, 0)$ with $\eta$ the
+    step's learning rate: factors become exactly 0 and do not change their sign by it. $\alpha_j$ is the cost of the
+    channel in multiply-accumulates, divided by the mean over all groups and blocks, and of a block at most that of the
+    costliest channel; or 1.
+
+    After each step the factors of a group are divided by the largest of them, and the weights that read its channels
+    multiplied by it, which changes no output. Otherwise a group would vanish as a whole: the batch norm behind a reader
+    undoes a common scale, so that no gradient holds it.
 
     A channel's factor multiplies the weights (columns) with which later layers read it, a block's factor the last
     normalisation or convolution before the sum with its input. Both fold into the weights exactly. A residual stream's
     channels have one factor each, shared by all layers that read them (`kdnas.conversion.channels`). Factors are
     parameters of this distiller and start at 1.
 
-    Without a fixed penalty, $\lambda$ grows exponentially, from 0.001 to 10 in 80 % of the steps and with $\eta = 1$,
+    Without a fixed penalty, $\lambda$ grows exponentially, from 0.1 to 1000 in 80 % of the steps,
     until the cost of the nonzero part meets the budget: factors whose removal raises the divergence least for their
     cost go first. The cost is checked 200 times. Of the factors that became 0 since the last check, as many are
     restored as the budget allows, those farthest from 0 for their cost first. After that, zeros are fixed and the rest
@@ -81,7 +87,9 @@ class Factors(Distiller):
             raise ValueError("scale factors need a penalty, or a budget for which it grows; got neither.")
         self.penalty, self.budget = penalty, budget
         savings = self.removal.savings()
-        shares = tuple(max(savings[u.key].macs, 1) for u in self.units) if by_cost else None
+        costs = {unit.key: max(savings[unit.key].macs, 1) for unit in self.units}
+        most = max((costs[u.key] for u in self.units if isinstance(u, ChannelGroup)), default=math.inf)
+        shares = tuple(min(costs[unit.key], most) for unit in self.units) if by_cost else None
         self.regulariser = ScaleFactors(strength=1.0 if penalty is None else penalty, costs=shares)
         self.divergence = SoftTargets(temperature=temperature)
         self.factors = nn.ParameterDict({unit.key: nn.Parameter(torch.ones(unit.size)) for unit in self.units})
@@ -133,15 +141,27 @@ class Factors(Distiller):
         yield "teacher", self.divergence(self.outputs(model, batch.images), batch.teacher, batch.labels)
 
     def after(self, model: Model, batch: Batch, step: Step) -> None:
-        """The proximal step."""
-        del model, batch
+        """The proximal step, and the largest factor of each group into the weights that read it."""
+        del batch
         if self.penalty is not None:
-            self.regulariser.proximal(self._values(), (1 + math.cos(math.pi * step.progress)) / 2)
+            self.regulariser.proximal(self._values(), step.rate)
         elif bool(self.met):
             for unit in self.units:  # the gradient moves factors that are 0: back to 0
                 self.factors[unit.key].data.mul_(self.alive[unit.key])
         else:
             self._grow(step)
+        self._fold_largest(dict(model.named_parameters()))
+
+    @torch.no_grad()
+    def _fold_largest(self, parameters: dict[str, nn.Parameter]) -> None:
+        for unit in self.units:
+            factor = self.factors[unit.key]
+            largest = factor.abs().max()
+            if isinstance(unit, ChannelGroup) and largest > 0:
+                factor.div_(largest)
+                self.before[unit.key].div_(largest)
+                for name, _ in _scaled(unit):
+                    parameters[name].mul_(largest)
 
     def _values(self) -> list[nn.Parameter]:
         return [self.factors[unit.key] for unit in self.units]
@@ -149,7 +169,7 @@ class Factors(Distiller):
     def _grow(self, step: Step) -> None:
         first, last, within = _GROWTH
         strength = first * (last / first) ** min(1.0, step.progress / within)
-        self.regulariser.proximal(self._values(), strength)
+        self.regulariser.proximal(self._values(), step.rate * strength)
         if step.index % max(1, step.total // _CHECKS):
             return
         if self.budget.excess(cost(self.removal.remaining(self.nonzero()))) > 0:

@@ -11,11 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdnas.conversion.channels import ChannelGroup
-from kdnas.conversion.removal import Counts, Masks, Removal, ResidualBlock
+from kdnas.conversion.removal import Counts, Masks, Removal, ResidualBlock, floor_of
 from kdnas.network import Network, batch_statistics
 from kdnas.space import Blueprint
 
-_FLOOR = 1 / 16  # of a group's channels
 _SPREAD = 0.35  # standard deviation of the first tilts' logarithms; half of it around a parent
 _PARENTS = 8
 _BISECTIONS = 14
@@ -142,7 +141,7 @@ class ShareSearch:
         counts = {block.key: int(block.key not in gone) for block in self.blocks}
         for group in self.groups:
             unit = group.multiple if group.size <= self.divisor else math.lcm(group.multiple, self.divisor)
-            least = math.ceil(group.size * _FLOOR / unit) * unit
+            least = math.ceil(floor_of(group) / unit) * unit
             counts[group.key] = min(group.size, max(least, round(group.size * share * tilts[group.key] / unit) * unit))
         return counts
 

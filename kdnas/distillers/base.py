@@ -56,11 +56,13 @@ class Step:
         index: number of steps before this one.
         total: number of all steps.
         seed: seed of the training.
+        rate: learning rate of the step.
     """
 
     index: int
     total: int
     seed: int
+    rate: float = 0.0
 
     @property
     def progress(self) -> float:

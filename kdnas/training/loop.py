@@ -101,7 +101,8 @@ class Training:
         Raises:
             FloatingPointError: a loss is not finite; the weights are as they were before the step.
         """
-        recipe, step = self.recipe, Step(self.index, self.recipe.steps, self.recipe.seed)
+        recipe = self.recipe
+        step = Step(self.index, recipe.steps, recipe.seed, self.rate(self.index))
         if self.index in self.schedule.restarts and self.index > 0:
             self.optimizer = _optimizer([self.model, self.distiller], recipe)
         for group in self.optimizer.param_groups:
