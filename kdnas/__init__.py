@@ -16,6 +16,7 @@ __getattr__, __dir__ = face(
         "run": "kdnas.jobs.commands",
         "train": "kdnas.jobs.commands",
         "search": "kdnas.jobs.commands",
+        "why": "kdnas.jobs.commands",
         "export": "kdnas.jobs.commands",
         "retrain": "kdnas.jobs.commands",
         "prune": "kdnas.jobs.commands",

@@ -17,6 +17,7 @@ from kdnas.jobs.commands import retrain as retrain
 from kdnas.jobs.commands import run as run
 from kdnas.jobs.commands import search as search
 from kdnas.jobs.commands import train as train
+from kdnas.jobs.commands import why as why
 from kdnas.settings import Experiment as Experiment
 from kdnas.settings import FitTeacher as FitTeacher
 from kdnas.settings import Recipe as Recipe

@@ -49,15 +49,15 @@ class Recipe:
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
         if not 0 < self.learning_rate < math.inf:
-            raise ValueError(f"learning_rate must be positive and finite, got {self.learning_rate}.")
+            raise ValueError(f"`learning_rate` must be positive and finite, got {self.learning_rate}.")
         for name in ("weight_decay", "clip"):
             if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be at least 0 and finite, got {getattr(self, name)}.")
+                raise ValueError(f"`{name}` must be at least 0 and finite, got {getattr(self, name)}.")
         for name in ("warmup", "floor"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is a share and must be in [0, 1], got {getattr(self, name)}.")
+                raise ValueError(f"`{name}` is a share and must be in [0, 1], got {getattr(self, name)}.")
         check_literals(type(self), vars(self))
 
     def rate(self, step: int, steps: int | None = None) -> float:
@@ -220,8 +220,12 @@ class Search:
         for name, least in (("num_evaluations", 1), ("num_images", 3), ("initial", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"`{name}` must be at least {least}, got {getattr(self, name)}.")
-        if self.max_time <= 0:
-            raise ValueError(f"`max_time` must be positive, got {self.max_time}.")
+        if not self.max_time > 0:
+            raise ValueError(f"`max_time` must be positive, got {self.max_time:g}.")
+        if self.initial > self.num_evaluations:
+            raise ValueError(
+                f"`initial` must be at most {self.num_evaluations} (`num_evaluations`), got {self.initial}."
+            )
         if self.exact:
             self.budget.only(COUNTS, "an exact search", shares=True)
 
@@ -408,7 +412,7 @@ class Grow:
     def __post_init__(self) -> None:
         for name in ("num_members", "num_candidates"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
         check_literals(type(self), vars(self))
         self.budget.only(COUNTS, "a growing ensemble")
         if self.architecture:
@@ -447,7 +451,7 @@ class Compare:
 
     def __post_init__(self) -> None:
         if not 0 < self.max_time < math.inf:
-            raise ValueError(f"max_time must be positive and finite, got {self.max_time}.")
+            raise ValueError(f"`max_time` must be positive and finite, got {self.max_time}.")
         self.budget.only((*COUNTS, "memory"), "a comparison")
         known = systems()
         for name in self.systems:

@@ -2,6 +2,8 @@
 
 import argparse
 import json
+import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -164,11 +166,28 @@ def parser() -> argparse.ArgumentParser:
     for name, command in COMMANDS.items():
         added = add_command(commands, name, command.function, json=command.json is not None)
         if name == "search":
-            added.add_argument("--top", type=int, default=10, help="number of places to print (default: 10)")
+            added.add_argument("--top", type=_count, default=10, help="number of places to print (default: 10)")
             added.add_argument(
                 "--front", action="store_true", help="print the Pareto front of score, MACs and params instead"
             )
     return top
+
+
+def _count(text: str) -> int:
+    """A number of at least 1."""
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
+    return number
+
+
+def _as_typed(message: str, command: argparse.ArgumentParser) -> str:
+    """The message with the options' spelling in place of the parameters' names."""
+    known = {action.dest: action.option_strings[0] for action in command._actions if action.option_strings}
+    return re.sub(r"`(\w+)`", lambda match: f"`{known.get(match[1], match[1])}`", message)
 
 
 def sub_parsers(of: argparse.ArgumentParser) -> dict[str, Parser]:
@@ -198,8 +217,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sys.path.insert(0, str(Path.cwd()))  # package.module:function is looked for where the user stands
     try:
         _execute(options.command, values)
+        sys.stdout.flush()
     except (ValueError, FloatingPointError) as error:
-        _end(options.command, str(error), 2)
+        _end(options.command, _as_typed(str(error), own), 2)
+    except BrokenPipeError:  # whoever reads the output has enough; the interpreter flushes once more at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
         _end(options.command, f"{place}{error.strerror or error}. Check the path and the disk.", 2)

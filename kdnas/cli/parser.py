@@ -19,6 +19,11 @@ _TYPES = {"int": int, "float": float, "Path": Path, "str": str}
 class Parser(argparse.ArgumentParser):
     """Offers the nearest name for a misspelt option or command; errors end with exit code 2."""
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # A value such as -5s is one, to be refused by its meaning, and no unknown option.
+        self._negative_number_matcher = re.compile(r"-(\.?\d|inf|nan)")
+
     def error(self, message: str) -> NoReturn:
         """End with the message and the nearest known name."""
         known = [option for action in self._actions for option in action.option_strings]
@@ -58,7 +63,7 @@ def add_command(commands: Any, name: str, function: Callable[..., Any], *, json:
     return command
 
 
-_OBJECTS = {"search": ("teacher", "data"), "export": ("teacher", "data")}
+_OBJECTS = dict.fromkeys(("search", "export", "why", "rank-check"), ("teacher", "data"))
 """Parameters that take an object in memory only."""
 
 

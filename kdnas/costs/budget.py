@@ -26,7 +26,7 @@ _NAMES = (*COUNTS, "memory", "latency")
 _UNITS = {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9}
 _OF = {
     "memory": {**_UNITS, "B": 1.0, "kB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 2.0**10, "MiB": 2.0**20, "GiB": 2.0**30},
-    "latency": {"": 1.0, "s": 1.0, "ms": 1e-3, "us": 1e-6},
+    "latency": {"s": 1.0, "ms": 1e-3, "us": 1e-6},
 }
 
 
@@ -193,10 +193,11 @@ def _bound(name: str, bound: float | str) -> float:
         try:
             value = float(match[1]) * units[match[2]] if match else float(bound)
         except (ValueError, KeyError):
-            raise ValueError(
-                f"the bound of {name} must be a number, with one of the units {', '.join(filter(None, units))} or "
-                f"none, got {bound!r}."
-            ) from None
+            known = ", ".join(filter(None, units))
+            rule = (
+                f"a number, with one of the units {known} or none" if "" in units else f"a number with a unit, {known}"
+            )
+            raise ValueError(f"the bound of {name} must be {rule}, got {bound!r}.") from None
     elif isinstance(bound, int | float):
         value = float(bound)
     if not 0 < value < float("inf"):

@@ -152,15 +152,18 @@ def seconds(value: float | str) -> float:
     """Seconds from a number, or from a text such as `300s`, `20m` or `2h`.
 
     Raises:
-        ValueError: another form.
+        ValueError: another form, or a time that is not positive.
     """
     units = {"s": 1, "m": 60, "h": 3600}
     text = str(value)
     number, unit = (text[:-1], units[text[-1]]) if text[-1:] in units else (text, 1)
     try:
-        return float(number) * unit
+        value = float(number) * unit
     except ValueError:
         raise ValueError(f"a time is a number and s, m or h, such as 300s, got {text!r}.") from None
+    if not value > 0:
+        raise ValueError(f"a time must be positive, got {text!r}.")
+    return value
 
 
 def retrain_settings(
@@ -246,7 +249,7 @@ def losses_of(texts: Sequence[str]) -> tuple[tuple[float, Spec], ...]:
     """The losses named `NAME` or `NAME=WEIGHT`, each at its default weight, as an objective's terms.
 
     Raises:
-        ValueError: an unknown loss (the nearest is offered) or a weight that is no number.
+        ValueError: an unknown loss (the nearest is offered) or a weight that is no number or negative.
     """
     terms: list[tuple[float, Spec]] = []
     for text in texts:
@@ -256,7 +259,7 @@ def losses_of(texts: Sequence[str]) -> tuple[tuple[float, Spec], ...]:
             weight = float(number) if number else getattr(resolve(loss.make), "weight", 1.0)
         except ValueError:
             weight = math.nan
-        if not math.isfinite(weight):
-            raise ValueError(f"the weight of {name} must be a number and finite, got {number!r}.")
+        if not 0 <= weight < math.inf:
+            raise ValueError(f"the weight of {name} must be a finite number of at least 0, got {number!r}.")
         terms.append((weight, loss))
     return tuple(terms)

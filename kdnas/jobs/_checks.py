@@ -1,6 +1,8 @@
 """What is checked of an experiment before anything is written or trained."""
 
 import random
+import shlex
+from pathlib import Path
 
 from kdnas.costs.budget import Budget, amount
 from kdnas.costs.check import BudgetCheck, Infeasible, check_feasible
@@ -11,6 +13,7 @@ from kdnas.jobs._run import build_scorer, check_model_type, initial_supernet
 from kdnas.network import Network, default_device
 from kdnas.randomness import python_rng
 from kdnas.ranking.early_stopping import EarlyStopping
+from kdnas.runs.folder import OtherSettings, RunFolder
 from kdnas.searchers.base import Searcher
 from kdnas.settings import Experiment, Search
 from kdnas.space import SearchSpace
@@ -74,3 +77,28 @@ def _check_budget(space: SearchSpace, settings: Search) -> None:
                 f"more than twice the bound of {amount('latency', budget.latency)}. Raise the budget or use a space "
                 "with smaller networks."
             )
+
+
+def open_run(folder: Path, experiment: Experiment) -> RunFolder:
+    """The run of an experiment in a folder, new or begun earlier.
+
+    Raises:
+        ValueError: as `RunFolder.create`; where only the budget of the search differs, the message has the command that
+            searches the run within the other one.
+    """
+    try:
+        return RunFolder.create(folder, experiment.to_json(), experiment.train.recipe.seed)
+    except OtherSettings as error:
+        bounds = [
+            f"--budget {name}={bound}{'s' * (name == 'latency' and isinstance(bound, float))}"
+            for name, bound in experiment.search.budget.to_json().items()
+            if bound is not None
+        ]
+        if not bounds or not all(name.startswith("search.budget") for name, _, _ in error.differences):
+            raise
+        command = " ".join(["kdnas search", shlex.quote(str(folder)), *bounds])
+        trained = RunFolder(folder).phase("train") or experiment.train.distiller is None
+        before = "" if trained else "Train it to its end with the settings of the run, then "
+        raise ValueError(
+            f"{error} Only the budget differs: {before}`{command}` searches what is trained there."
+        ) from error

@@ -62,8 +62,8 @@ def data_in_memory(key: str) -> Data:
 def _recall(key: str, name: str) -> Any:
     if key not in _KEPT:
         raise ValueError(
-            f"`{name}` was an object in the memory of another process. Pass it again: kdnas.search(RUN, {name}=...), "
-            f"kdnas.export(RUN, {name}=...), kdnas.retrain(STUDENT, {name}=...)."
+            f"{name} was an object in the memory of another process. Pass it again from Python: kdnas.search(RUN, "
+            f"{name}=...), and likewise kdnas.export, kdnas.why and kdnas.retrain."
         )
     return _KEPT[key]
 

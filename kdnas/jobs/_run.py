@@ -159,7 +159,7 @@ class Run:
             ValueError: fewer than 3 images.
         """
         if num_images < 3:
-            raise ValueError(f"num_images must be at least 3, got {num_images}.")
+            raise ValueError(f"`num_images` must be at least 3, got {num_images}.")
         part = self.data.search
         chosen = torch.randperm(len(part), generator=torch_rng("evidence", seed))[:num_images]
         pixels = part.take(chosen).to(self.device)

@@ -345,6 +345,8 @@ def rank_check(
     scorer: str | Sequence[str] = (),
     column: str = "mean_acc",
     num_images: int | None = None,
+    teacher: nn.Module | None = None,
+    data: Data | Dataset[Any] | None = None,
     device: str | None = None,
 ) -> dict[str, Any]:
     """Compare a run's scores with a table of true accuracies, beside controls.
@@ -355,6 +357,8 @@ def rank_check(
         scorer: NAME or NAME,key=value from `kdnas list scorers`; repeatable; by default the run's.
         column: the column of the true accuracies.
         num_images: number of images of the search part; by default the run's.
+        teacher: the teacher in memory that the run was started with.
+        data: the data in memory that the run was started with.
         device: such as cpu or cuda:1 (default: a GPU where there is one).
     """
     del device
@@ -363,7 +367,8 @@ def rank_check(
     from kdnas.specs import parse_spec
 
     scorers = {name: parse_spec("kdnas.scorers", name) for name in listed(scorer)} or None
-    return job.rank_check(as_run(run), Path(table), scorers=scorers, column=column, num_images=num_images)
+    opened = as_run(run, teacher=teacher, data=data)
+    return job.rank_check(opened, Path(table), scorers=scorers, column=column, num_images=num_images)
 
 
 @_computes
@@ -373,6 +378,8 @@ def why(
     *,
     scorer: str | Spec | None = None,
     num_images: int | None = None,
+    teacher: nn.Module | None = None,
+    data: Data | Dataset[Any] | None = None,
     device: str | None = None,
 ) -> dict[str, Any]:
     """Explain one subnet: its teacher similarity and cost per stage, and the effect of each choice.
@@ -382,6 +389,8 @@ def why(
         architecture: its code, as the ranking prints it.
         scorer: NAME or NAME,key=value from `kdnas list scorers`; by default the run's.
         num_images: number of images of the search part; by default the run's.
+        teacher: the teacher in memory that the run was started with.
+        data: the data in memory that the run was started with.
         device: such as cpu or cuda:1 (default: a GPU where there is one).
     """
     del device
@@ -389,7 +398,7 @@ def why(
     from kdnas.jobs._arguments import as_run, as_spec
 
     source = None if scorer is None else as_spec("kdnas.scorers", scorer)
-    return job.why(as_run(run), architecture, scorer=source, num_images=num_images)
+    return job.why(as_run(run, teacher=teacher, data=data), architecture, scorer=source, num_images=num_images)
 
 
 @_computes
@@ -486,7 +495,7 @@ def retrain(
     Example:
         >>> retrain("no/such/student", steps=10)
         Traceback (most recent call last):
-        ValueError: no/such/student is no student: there is no student. Write one with `kdnas export`.
+        ValueError: there is no student no/such/student. Write one with `kdnas export`.
     """
     del device
     from kdnas.jobs._arguments import as_data, retrain_settings

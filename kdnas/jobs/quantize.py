@@ -30,10 +30,12 @@ def quantize_student(
         The result of `kdnas.students.integers.quantize`, and the file.
 
     Raises:
-        ValueError: as there; no data known; or fewer than 1 image.
+        ValueError: as there; no data known; fewer than 1 image, or a share outside of [0, 1].
     """
     if num_images < 1:
-        raise ValueError(f"num_images must be at least 1, got {num_images}.")
+        raise ValueError(f"`num_images` must be at least 1, got {num_images}.")
+    if not 0 <= most <= 1:
+        raise ValueError(f"`most` is a share of the images and must be in [0, 1], got {most}.")
     _, card = read_student(student)
     loaded: Data = data_of(student, card, data).build(Data)
     indices = torch.randperm(len(loaded.train), generator=torch_rng("calibration", seed))[:num_images]

@@ -5,7 +5,7 @@ from pathlib import Path
 from kdnas.data.base import Data
 from kdnas.distillers.base import Distiller
 from kdnas.evaluation import health
-from kdnas.jobs._checks import check_experiment
+from kdnas.jobs._checks import check_experiment, open_run
 from kdnas.jobs._run import Run, record_data
 from kdnas.jobs.fit import fit_teacher
 from kdnas.runs.files import remove_drafts
@@ -29,11 +29,11 @@ def train(experiment: Experiment, folder: Path) -> Run:
             written, what `check_experiment` refuses.
     """
     data: Data | None = None
-    if not (folder / MANIFEST).exists():
+    if not (folder / MANIFEST).exists() or RunFolder(folder).is_blank:
         data = loaded = experiment.train.data.build(Data)
         space = experiment.train.space.fitted(classes=loaded.classes, image_channels=loaded.channels)
         check_experiment(experiment, space)
-    storage = RunFolder.create(folder, experiment.to_json(), experiment.train.recipe.seed)
+    storage = open_run(folder, experiment)
     run = Run(storage.folder)
     if data is not None:
         run.data = data  # read once

@@ -1,6 +1,9 @@
 """An entry: one row of a ranking."""
 
-from dataclasses import dataclass, field
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field
 from typing import Any, final
 
 from kdnas.architecture import Architecture
@@ -8,6 +11,10 @@ from kdnas.architecture import Architecture
 RANDOM, CONTRAST = "random control", "contrast"
 CONTROL_SEARCHERS = frozenset((RANDOM, CONTRAST))
 """An entry's `searcher` where it is a control's: random search, and the same search under another score."""
+
+
+_KINDS: dict[Any, Any] = {Architecture: Mapping, dict: Mapping, str: str, int: int, float: (int, float)}
+_KIND_WORDS = {Mapping: "an object", str: "a text", int: "a whole number", (int, float): "a number"}
 
 
 @final
@@ -45,6 +52,23 @@ class Entry:
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "Entry":
-        """The entry of a line of `ranking.jsonl`."""
+        """The entry of a line of `ranking.jsonl`.
+
+        Raises:
+            ValueError: an unknown, a missing or a wrong value; the message names its key.
+        """
+        known = {f.name: f for f in dataclasses.fields(cls)}
+        for name in value:
+            if name not in known:
+                raise ValueError(f"it has the unknown key {name!r}.")
+        for name, entry_field in known.items():
+            required = entry_field.default is MISSING and entry_field.default_factory is MISSING
+            if name not in value and required:
+                raise ValueError(f"it has no {name!r}.")
+            kinds = _KINDS[getattr(entry_field.type, "__origin__", entry_field.type)]
+            if name in value and (not isinstance(value[name], kinds) or isinstance(value[name], bool)):
+                raise ValueError(f"its {name!r} must be {_KIND_WORDS[kinds]}, got {value[name]!r}.")
+            if isinstance(value.get(name), float) and not math.isfinite(value[name]):
+                raise ValueError(f"its {name!r} must be finite, got {value[name]}.")
         fields: dict[str, Any] = {**value, "architecture": Architecture(value["architecture"])}
         return cls(**fields)

@@ -4,7 +4,7 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -25,7 +25,27 @@ COMPARISON = "compare.json"
 # The file of a folder of intermediate students: a digest of their settings.
 LOCK = "begun.json"
 
+_OF_A_BEGINNING = (METRICS, LATENCIES, RESULTS)
+
 JsonObject = dict[str, Any]
+
+
+@final
+class OtherSettings(ValueError):
+    """A folder holds a run that another job began.
+
+    Attributes:
+        differences: path in the job, value there and value here, of every setting that differs.
+    """
+
+    def __init__(self, folder: Path, differences: Sequence[tuple[str, Any, Any]]) -> None:
+        self.differences = differences
+        name, old, new = differences[0]
+        more = f" ({len(differences)} settings differ)" if len(differences) > 1 else ""
+        super().__init__(
+            f"{folder} holds a run with other settings: {name} is {_words(old)} there and {_words(new)} here{more}. "
+            "Use another --out, or the settings of that run to resume it."
+        )
 
 
 @final
@@ -47,29 +67,31 @@ class RunFolder:
         if strict and not self.folder.is_dir():
             raise ValueError(f"there is no run {folder}. Make one with `kdnas run` or `kdnas train`.")
         if strict and not self.path(MANIFEST).is_file():
-            raise ValueError(f"{folder} is no run: it has no {MANIFEST}.")
+            raise ValueError(f"there is no run in {folder}: it has no {MANIFEST}. Give the folder of a run.")
         self.manifest = self.read(MANIFEST, "Start again in another folder.", job=dict, phases=dict)
 
     @classmethod
     def create(cls, folder: Path, job: Mapping[str, Any], seed: int) -> "RunFolder":
         """The run in this folder: a new one, or the one that the same job began there.
 
+        A run of another job that failed before anything was trained is replaced.
+
         Raises:
-            ValueError: the folder holds something else, or a run with other settings; the first that differs is named.
+            OtherSettings: the folder holds a run with other settings.
+            ValueError: the folder holds something else.
         """
         folder = Path(folder)
         if folder.is_file():
             raise ValueError(f"{folder} is a file. Give --out a folder that is new, empty, or a run of the same job.")
         if (folder / MANIFEST).exists():
             run = cls(folder)
-            differs = _difference(run.manifest["job"], dict(job))
-            if differs is not None:
-                name, old, new = differs
-                raise ValueError(
-                    f"{folder} holds a run whose {name} is {_short(old)}, got {_short(new)}. Use another --out, or the "
-                    "settings of that run to resume it."
-                )
-            return run
+            differences = list(_differences(run.manifest["job"], dict(job)))
+            if not differences:
+                return run
+            if not run.is_blank:
+                raise OtherSettings(folder, differences)
+            for path in (run.path(MANIFEST), *(run.path(name) for name in _OF_A_BEGINNING)):
+                path.unlink(missing_ok=True)
         # A kill before the first manifest leaves its draft; that is ours.
         drafts = list(folder.glob(f".{MANIFEST}.*.draft")) if folder.is_dir() else []
         foreign = [p.name for p in folder.iterdir() if p not in drafts] if folder.is_dir() else []
@@ -93,6 +115,13 @@ class RunFolder:
         }
         write_json(folder / MANIFEST, manifest)
         return cls(folder)
+
+    @property
+    def is_blank(self) -> bool:
+        """Whether nothing was trained, searched or written but the first lines of a log."""
+        names = {path.name for path in self.folder.iterdir() if not path.name.endswith(".draft")}
+        done = self.manifest["phases"] or self.manifest.get("searches")
+        return not done and names <= {MANIFEST, *_OF_A_BEGINNING}
 
     def path(self, *names: str) -> Path:
         """A path inside the run."""
@@ -189,8 +218,19 @@ class RunFolder:
         return objects
 
     def ranking(self, search: int | None = None) -> list[Entry]:
-        """The scored architectures, of one search or of all."""
-        entries = [Entry.from_json(line) for line in self.lines(RANKING)]
+        """The scored architectures, of one search or of all.
+
+        Raises:
+            ValueError: a line is no entry.
+        """
+        entries = []
+        for number, line in enumerate(self.lines(RANKING), 1):
+            try:
+                entries.append(Entry.from_json(line))
+            except ValueError as error:
+                raise ValueError(
+                    f"{self.path(RANKING)}, line {number}, is damaged: {error} Remove that line."
+                ) from error
         return [e for e in entries if search is None or e.search == search]
 
     def append(self, entries: Sequence[Entry]) -> None:
@@ -257,19 +297,29 @@ def _write_lines(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
     write_atomically(path, lambda draft: draft.write_text(text))
 
 
-def _difference(old: Any, new: Any, name: str = "") -> tuple[str, Any, Any] | None:
-    """Path, old and new value of the first difference between two jobs; None where they are equal."""
-    if not (isinstance(old, Mapping) and isinstance(new, Mapping)):
-        return None if old == new else (name or "job", old, new)
-    for key in {**old, **new}:
-        difference = _difference(old.get(key), new.get(key), f"{name}.{key}" if name else str(key))
-        if difference is not None:
-            return difference
-    return None
+def _differences(old: Any, new: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Path, old and new value of every difference between two jobs."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping) and "make" not in old and "make" not in new:
+        for key in {**old, **new}:
+            yield from _differences(old.get(key), new.get(key), f"{name}.{key}" if name else str(key))
+    elif old != new:
+        yield name or "job", old, new
 
 
-def _short(value: Any) -> str:
-    text = json.dumps(value)
+def _words(value: Any) -> str:
+    """A setting as people write it: a spec by its name and arguments, a list by its values."""
+    if isinstance(value, Mapping):
+        if "make" in value:
+            path, arguments = str(value["make"]), value.get("arguments", {})
+            options = [f"{key}={_words(option)}" for key, option in arguments.items()]
+            return ",".join([path.partition(":")[0].rpartition(".")[2], *options])
+        text = ", ".join(f"{key} {_words(inner)}" for key, inner in value.items())
+    elif isinstance(value, list | tuple):
+        text = ", ".join(map(_words, value)) or "empty"
+    elif isinstance(value, float):
+        text = f"{value:.12g}"
+    else:
+        text = "none" if value is None or value == "" else str(value)
     return text if len(text) < 80 else text[:77] + "..."
 
 

@@ -80,9 +80,11 @@ def read_student(folder: str | Path) -> tuple[Network, Card]:
     """
     folder = Path(folder)
     current = current_folder(folder)
-    for path in (current, current / CARD, current / WEIGHTS):
+    if not current.exists():
+        raise ValueError(f"there is no student {folder}. Write one with `kdnas export`.")
+    for path in (current / CARD, current / WEIGHTS):
         if not path.exists():
-            raise ValueError(f"{folder} is no student: there is no {path.name}. Write one with `kdnas export`.")
+            raise ValueError(f"there is no student in {folder}: it has no {path.name}. Write one with `kdnas export`.")
     try:
         card = Card.from_json(json.loads((current / CARD).read_text(encoding="utf-8")))
         check_modules(card.blueprint)

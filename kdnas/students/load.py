@@ -49,6 +49,6 @@ def load_student(folder: str | Path) -> Student:
     Example:
         >>> load_student("no/such/folder")
         Traceback (most recent call last):
-        ValueError: no/such/folder is no student: there is no folder. Write one with `kdnas export`.
+        ValueError: there is no student no/such/folder. Write one with `kdnas export`.
     """
     return Student(*read_student(folder)).eval()

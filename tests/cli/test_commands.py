@@ -146,11 +146,18 @@ RUN = ["run", "--data", "tests.toy:data", "--space", "toy", "--out", "OUT"]
         ([*RUN, "--searcher", "evoluton"], "Did you mean 'evolution'"),
         ([*RUN, "--distiller", "sandwhich"], "Did you mean 'sandwich'"),
         ([*RUN, "--distiller", "mutual,num_peers=x"], "num_peers of mutual must be a whole number, got 'x'"),
-        ([*RUN, "--loss", "hint=nan"], "must be a number and finite, got 'nan'"),
+        ([*RUN, "--loss", "hint=nan"], "must be a finite number of at least 0, got 'nan'"),
+        ([*RUN, "--loss", "hint=-1"], "the weight of hint must be a finite number of at least 0, got '-1'"),
+        ([*RUN, "--budget", "latency=5"], "the bound of latency must be a number with a unit, s, ms, us, got '5'"),
+        ([*RUN, "--num-evaluations", "0"], "`--num-evaluations` must be at least 1, got 0"),
+        ([*RUN, "--batch-size", "-1"], "`--batch-size` must be at least 1, got -1"),
+        ([*RUN, "--max-time", "-5s"], "a time must be positive, got '-5s'"),
+        (["search", "OUT", "--top", "0"], "argument --top: must be a whole number of at least 1, got '0'"),
+        (["quantize", "OUT", "--most", "3"], "`--most` is a share of the images and must be in [0, 1], got 3.0"),
         ([*RUN, "--scorer", ""], "--scorer is empty"),
         ([*RUN, "--loss", ""], "--loss is empty"),
         ([*RUN, "--teacher", "torchvision:resnet1@w.safetensors"], "torchvision has no"),
-        ([*RUN, "--teacher", "checkpoint:/no/such"], "is no student"),
+        ([*RUN, "--teacher", "checkpoint:/no/such"], "there is no student"),
         ([*RUN, "--teacher", "tests.toy:other_classes"], "has 7 classes, the data 3"),
         ([*RUN, "--optimizer", "adm"], "choose from 'sgd', 'adamw'"),
         (["run", "--space", "toy", "--out", "OUT"], "--data is missing"),
@@ -159,7 +166,7 @@ RUN = ["run", "--data", "tests.toy:data", "--space", "toy", "--out", "OUT"]
         (["train", "no_such.py", "--out", "OUT"], "there is no file"),
         (["search", "OUT"], "there is no run"),
         (["export", "OUT"], "there is no run"),
-        (["retrain", "OUT"], "is no student"),
+        (["retrain", "OUT"], "there is no student"),
         (["report", "OUT"], "there is no run"),
         (["taps", "fit", "toy", "--data", "tests.toy:data"], "exists in a run only"),
     ],
@@ -235,7 +242,7 @@ def test_a_loss_is_named_with_its_weight_on_the_command_line():
     assert made.objective.weights == (1.0, 1000.0, 3.0)
     with pytest.raises(ValueError, match="Did you mean 'hint'"):
         terms_of(["hnt"])
-    with pytest.raises(ValueError, match="must be a number"):
+    with pytest.raises(ValueError, match="must be a finite number"):
         terms_of(["hint=much"])
 
 
@@ -244,3 +251,9 @@ def test_taps_prints_a_line_per_pair(capsys):
     lines = capsys.readouterr().out.strip().splitlines()
     assert len(lines) == 3
     assert "conv1x1" in lines[1]
+
+
+def test_a_reader_that_has_enough_is_no_error():
+    command = f"{sys.executable} -m kdnas list losses | head -1"
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, check=False)
+    assert len(done.stdout.splitlines()) == 1 and done.stderr == ""

@@ -66,7 +66,7 @@ def test_what_an_operation_is_told_by_name_counts():
     ("text", "budget"),
     [
         ("latency=5ms", Budget(latency=0.005)),
-        ("latency=0.25", Budget(latency=0.25)),
+        ("latency=0.25s", Budget(latency=0.25)),
         ("memory=256KiB", Budget(memory=262144)),
         ("memory=1.5MB", Budget(memory=1.5e6)),
         ("macs=600M", Budget(macs=6e8)),
@@ -77,7 +77,9 @@ def test_bounds_take_units(text, budget):
     assert Budget.parse([text]).bounds() == pytest.approx(budget.bounds())
 
 
-@pytest.mark.parametrize("text", ["macs=5ms", "latency=5MB", "latency=fast", "memory=", "memory=inf", "latency=-1ms"])
+@pytest.mark.parametrize(
+    "text", ["macs=5ms", "latency=5MB", "latency=fast", "latency=5", "memory=", "memory=inf", "latency=-1ms"]
+)
 def test_a_bound_that_is_none_says_what_one_is(text):
     name = text.partition("=")[0]
     with pytest.raises(ValueError, match=f"the bound of {name} must be"):

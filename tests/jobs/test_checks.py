@@ -6,8 +6,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from kdnas.costs.budget import Budget
 from kdnas.jobs import train as job
-from kdnas.jobs._checks import check_experiment
+from kdnas.jobs._checks import check_experiment, open_run
 from kdnas.settings import Search
 from kdnas.specs import parse_spec, spec
 from kdnas.supernet import Supernet
@@ -80,3 +81,48 @@ def test_weights_of_another_network_are_described(tmp_path):
 
 def test_what_is_right_passes():
     check_experiment(experiment(), experiment().train.space.fitted(classes=3, image_channels=data().channels))
+
+
+def test_initial_candidates_are_at_most_as_many_as_evaluations():
+    with pytest.raises(ValueError, match=r"`initial` must be at most 5 \(`num_evaluations`\), got 6"):
+        Search(num_evaluations=5, initial=6)
+
+
+@pytest.fixture
+def begun(tmp_path):
+    """A run in which the supernet was trained, by its manifest."""
+    folder = tmp_path / "my run"
+    open_run(folder, experiment()).finish("train", steps=1)
+    return folder
+
+
+def test_where_only_the_budget_differs_the_command_that_goes_on_is_named(begun):
+    other = changed(budget=Budget(macs="90k", latency="5ms"))
+    with pytest.raises(ValueError, match=r"search.budget.macs is 70000 there and 90000 here") as refused:
+        open_run(begun, other)
+    command = f"kdnas search '{begun}' --budget macs=90000.0 --budget latency=0.005s"
+    assert f"Only the budget differs: `{command}` searches what is trained there." in str(refused.value)
+    assert Budget.parse(["macs=90000.0", "latency=0.005s"]) == other.search.budget
+
+
+@pytest.mark.parametrize("changes", [{"budget": Budget()}, {"budget": Budget(macs=1e5), "num_evaluations": 3}])
+def test_other_differences_have_no_such_command(begun, changes):
+    with pytest.raises(ValueError, match="with other settings") as refused:
+        open_run(begun, changed(**changes))
+    assert "kdnas search" not in str(refused.value)
+
+
+def test_a_run_that_is_not_trained_is_trained_first(tmp_path):
+    open_run(tmp_path / "run", experiment()).finish("teacher", steps=1)
+    with pytest.raises(ValueError, match="Train it to its end with the settings of the run, then `kdnas search"):
+        open_run(tmp_path / "run", changed(budget=Budget(macs="90k")))
+
+
+def test_the_corrected_command_of_a_failed_run_is_taken_and_checked_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(job, "fit_teacher", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        job.train(experiment(), tmp_path / "run")
+    with pytest.raises(ValueError, match="infeasible"):
+        job.train(changed(budget=Budget(macs=10)), tmp_path / "run")
+    with pytest.raises(ZeroDivisionError):
+        job.train(changed(num_evaluations=5), tmp_path / "run")

@@ -57,12 +57,23 @@ def test_a_later_command_takes_the_same_objects_and_refuses_others(started):
         kdnas.search(folder, teacher=nn.Linear(2, 2))
 
 
+def test_why_takes_the_same_objects(started):
+    _, folder, teacher, images = started
+    code = kdnas.Run(folder).ranking()[0].code
+    assert kdnas.why(folder, code, teacher=teacher, data=images)["code"] == code
+    with pytest.raises(ValueError, match="`data` must be the one"):
+        kdnas.why(folder, code, data=data())
+
+
 def test_another_process_is_told_what_it_needs_again(started):
     _, folder, _, _ = started
     arguments = [sys.executable, "-m", "kdnas", "search", str(folder), "--num-evaluations", "4"]
     done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 2
-    assert "`data` was an object in the memory of another process. Pass it again: kdnas.search(" in done.stderr
+    assert (
+        "data was an object in the memory of another process. Pass it again from Python: kdnas.search(RUN, data=...)"
+        in done.stderr
+    )
 
 
 def test_the_run_says_which_later_commands_need_its_objects_again(tmp_path, capsys):

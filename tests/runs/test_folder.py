@@ -6,7 +6,7 @@ import pytest
 
 from kdnas.architecture import Architecture
 from kdnas.runs.entry import Entry
-from kdnas.runs.folder import MANIFEST, METRICS, RANKING, RESULTS, RunFolder
+from kdnas.runs.folder import MANIFEST, METRICS, RANKING, RESULTS, OtherSettings, RunFolder
 
 JOB = {"steps": 3, "space": {"family": "toy"}}
 
@@ -24,18 +24,53 @@ def test_a_run_is_created_once_and_opened_again_by_the_same_job(tmp_path):
     assert again.manifest["seed"] == 7
 
 
+def begun(folder, job):
+    """A run in which something was trained."""
+    run = RunFolder.create(folder, job, 0)
+    run.path("checkpoint.safetensors").write_bytes(b"")
+    return run
+
+
 def test_another_job_in_the_same_folder_is_refused_naming_the_difference(tmp_path):
-    RunFolder.create(tmp_path, JOB, 0)
-    with pytest.raises(ValueError, match=r"whose steps is 3, got 4"):
+    begun(tmp_path, JOB)
+    with pytest.raises(OtherSettings, match=r"with other settings: steps is 3 there and 4 here\. Use") as refused:
         RunFolder.create(tmp_path, {**JOB, "steps": 4}, 0)
+    assert refused.value.differences == [("steps", 3, 4)]
 
 
 def test_a_difference_deep_in_a_job_is_named_by_its_path(tmp_path):
-    RunFolder.create(tmp_path, {"grow": {"space": {"widths": [4, 8]}, "num_members": 2}}, 0)
-    with pytest.raises(ValueError, match=r"whose grow.num_members is 2, got 3"):
+    begun(tmp_path, {"grow": {"space": {"widths": [4, 8]}, "num_members": 2}})
+    with pytest.raises(OtherSettings, match=r"grow.num_members is 2 there and 3 here"):
         RunFolder.create(tmp_path, {"grow": {"space": {"widths": [4, 8]}, "num_members": 3}}, 0)
-    with pytest.raises(ValueError, match=r"whose grow.space.widths is \[4, 8\], got null"):
-        RunFolder.create(tmp_path, {"grow": {"space": {}, "num_members": 2}}, 0)
+    with pytest.raises(OtherSettings, match=r"grow.space.widths is 4, 8 there and none here \(2 settings differ\)"):
+        RunFolder.create(tmp_path, {"grow": {"space": {}, "num_members": 3}}, 0)
+
+
+def test_settings_are_named_as_people_write_them(tmp_path):
+    rdm = {"make": "kdnas.scorers.rdm:Rdm", "arguments": {"compare": ["a", "b"], "share": 0.5}}
+    begun(tmp_path, {"scorer": rdm})
+    with pytest.raises(OtherSettings, match=r"scorer is rdm,compare=a, b,share=0\.5 there and accuracy here"):
+        RunFolder.create(tmp_path, {"scorer": {"make": "kdnas.scorers.accuracy:Accuracy", "arguments": {}}}, 0)
+
+
+def test_a_run_that_failed_before_anything_was_trained_is_replaced(tmp_path):
+    RunFolder.create(tmp_path, JOB, 0).metrics("teacher").write(step=0, value=1.0)
+    run = RunFolder.create(tmp_path, {**JOB, "steps": 4}, 0)
+    assert run.manifest["job"]["steps"] == 4 and not run.path(METRICS).exists()
+
+
+@pytest.mark.parametrize("what", ["phase", "search", "file", "folder"])
+def test_a_run_in_which_something_was_done_is_not_replaced(tmp_path, what):
+    run = RunFolder.create(tmp_path, JOB, 0)
+    if what == "phase":
+        run.finish("teacher", seconds=1.0)
+    elif what == "search":
+        run.manifest["searches"].append({})
+        run.save()
+    else:
+        (run.path("teacher").mkdir if what == "folder" else run.path("notes").touch)()
+    with pytest.raises(OtherSettings):
+        RunFolder.create(tmp_path, {**JOB, "steps": 4}, 0)
 
 
 def test_a_folder_that_holds_something_else_is_left_alone(tmp_path):
@@ -50,7 +85,7 @@ def test_a_folder_that_holds_something_else_is_left_alone(tmp_path):
 def test_what_is_no_run_is_refused(tmp_path):
     with pytest.raises(ValueError, match="there is no run"):
         RunFolder(tmp_path / "none")
-    with pytest.raises(ValueError, match=r"no run: it has no run\.json"):
+    with pytest.raises(ValueError, match=r"there is no run in .*: it has no run\.json"):
         RunFolder(tmp_path)
     (tmp_path / "run.json").write_text('{"job": ')
     with pytest.raises(ValueError, match="damaged"):
@@ -99,6 +134,34 @@ def test_a_damaged_line_in_the_middle_is_named(tmp_path):
     run = RunFolder.create(tmp_path, JOB, 0)
     run.path(RANKING).write_text('{"a": \n' + json.dumps(entry("b").to_json()) + "\n")
     with pytest.raises(ValueError, match="line 1, is damaged"):
+        run.ranking()
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"colour": 1}, "it has the unknown key 'colour'"),
+        ({"macs": None}, "its 'macs' must be a whole number, got None"),
+        ({"score": "high"}, "its 'score' must be a number, got 'high'"),
+        ({"score": float("nan")}, "its 'score' must be finite, got nan"),
+        ({"architecture": [1]}, "its 'architecture' must be an object, got \\[1\\]"),
+        ({"params": True}, "its 'params' must be a whole number, got True"),
+    ],
+)
+def test_a_line_that_is_no_entry_is_named_with_its_fault(tmp_path, change, problem):
+    run = RunFolder.create(tmp_path, JOB, 0)
+    run.append([entry("a")])
+    run.add(RANKING, [entry("b").to_json() | change])
+    with pytest.raises(ValueError, match=f"ranking.jsonl, line 2, is damaged: {problem}"):
+        run.ranking()
+
+
+def test_a_line_without_a_value_is_named(tmp_path):
+    run = RunFolder.create(tmp_path, JOB, 0)
+    line = entry("a").to_json()
+    del line["score"]
+    run.add(RANKING, [line])
+    with pytest.raises(ValueError, match="line 1, is damaged: it has no 'score'"):
         run.ranking()
 
 

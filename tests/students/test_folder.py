@@ -321,13 +321,13 @@ def test_an_empty_folder_and_one_whose_code_was_run_are_written_to(tmp_path, cop
 
 
 def test_what_is_missing_is_named(tmp_path, copied):
-    with pytest.raises(ValueError, match="nothing is no student: there is no nothing"):
+    with pytest.raises(ValueError, match=r"there is no student .*nothing\. Write"):
         read_student(tmp_path / "nothing")
     (copied / "weights.safetensors").unlink()
-    with pytest.raises(ValueError, match=r"there is no weights\.safetensors"):
+    with pytest.raises(ValueError, match=r"it has no weights\.safetensors"):
         read_student(copied)
     (copied / "student.json").unlink()
-    with pytest.raises(ValueError, match=r"there is no student\.json"):
+    with pytest.raises(ValueError, match=r"it has no student\.json"):
         read_student(copied)
 
 
