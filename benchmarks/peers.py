@@ -28,7 +28,6 @@ from kdnas.data.base import Data
 from kdnas.network import Network
 from kdnas.randomness import initialised, seed_of, torch_rng
 from kdnas.spaces.converted import Converted
-from kdnas.specs import Spec
 from kdnas.teachers.base import Teacher
 
 HALVINGS = 14  # of an interval of ratios or shares, until the budget is met
@@ -45,13 +44,14 @@ class Facts:
     Attributes:
         inherited: whether it has weights of the teacher.
         images: images the search has seen, one forward pass each.
-        distiller: a distiller of its own, built with `terms`, the mixture of labels and teacher; it sees the teacher
-            itself instead of remembered logits. None for that mixture alone.
+        source: the teacher's network with its channels sorted so that the contestant's network has the first ones of
+            every stage; the retraining then matches them one by one. It computes live instead of from remembered
+            logits. None for the mixture of labels and teacher alone.
     """
 
     inherited: bool
     images: int = 0
-    distiller: Spec | None = None
+    source: Network | None = None
 
 
 Contestant = Callable[[Network, Teacher, Data, float, int], tuple[Network, Facts]]

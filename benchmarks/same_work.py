@@ -38,6 +38,7 @@ from pathlib import Path
 from typing import Any, final
 
 import numpy as np
+import ours
 import peers
 import torch
 from common import Memory, Row, about, agree, append, cifar, fingerprint, open_rows, rows_in, trained
@@ -49,10 +50,10 @@ from kdnas.costs.check import Infeasible
 from kdnas.costs.count import cost
 from kdnas.costs.latency import LatencyTable
 from kdnas.data.base import Data
-from kdnas.distillers.base import Distiller
 from kdnas.distillers.from_labels import FromLabels
 from kdnas.distillers.from_teacher import FromTeacher
 from kdnas.evaluation import accuracy, correct
+from kdnas.losses.feature.leading_channels import LeadingChannels
 from kdnas.losses.response.cross_entropy import CrossEntropy
 from kdnas.losses.response.soft_targets import SoftTargets
 from kdnas.network import Network, batch_statistics
@@ -60,10 +61,10 @@ from kdnas.randomness import initialised
 from kdnas.settings import Recipe
 from kdnas.space import Blueprint
 from kdnas.spaces.mbconv import Head, MBConvSpace, Stage, Stem
-from kdnas.specs import Spec, spec
+from kdnas.specs import spec
 from kdnas.students.card import Card
 from kdnas.students.folder import read_student, write_student
-from kdnas.teachers.base import Frozen
+from kdnas.teachers.base import Frozen, Teacher
 from kdnas.teachers.fitted import fitted_teacher
 from kdnas.training.loop import Training
 
@@ -121,12 +122,11 @@ PEERS: dict[str, Contestant] = {
     "uniform": peers.uniform,
 }
 CONTROLS: dict[str, Contestant] = {"random": peers.random_removal, "equal-shares": peers.equal_by_norm}
-# kdnas's own: (network, teacher, data, budget in MACs, seed) -> (network, Facts), as `peers.Contestant` says.
-OURS: dict[str, Contestant] = {}
 LATENCY: dict[str, UnderLatency] = {
     "tp-local": scaled(peers.magnitude_local),
     "tp-global": scaled(peers.magnitude_global),
     "equal-shares": scaled(peers.equal_by_norm),
+    "kdnas-prune": ours.under_latency,
 }
 
 
@@ -260,11 +260,19 @@ def network_of(task: Task, world: World) -> tuple[Network, Row]:
         words |= size._asdict()
         words["widths"] = "-".join(str(m.out_channels) for m in plain(network).modules() if _mixes(m))
         words["search_accuracy_before"] = f"{_accuracy_before(network, world.data):.4f}"
-        words |= choose_loss(network, facts.distiller, task.seed, world)
-        distiller = None if facts.distiller is None else facts.distiller.to_json()
-        write_student(folder, network, Card.of(network, world.data, {"row": words, "own": distiller}), deploy=False)
+        words |= choose_loss(network, facts.source, task.seed, world)
+        if facts.source is not None:
+            card = Card.of(facts.source, world.data, {})
+            write_student(world.out / "sources" / task.name, facts.source, card, deploy=False)
+        write_student(folder, network, Card.of(network, world.data, {"row": words}), deploy=False)
     network, card = read_student(folder)
-    return network.requires_grad_(True), dict(card.origin)
+    return network.requires_grad_(True), dict(card.origin["row"])
+
+
+def source_of(task: Task, world: World) -> Network | None:
+    """The teacher's network in the contestant's order of channels, where it has one."""
+    folder = world.out / "sources" / task.name
+    return read_student(folder)[0] if folder.exists() else None
 
 
 def _mixes(module: nn.Module) -> bool:
@@ -278,13 +286,13 @@ def _accuracy_before(network: Network, data: Data) -> float:
     return float(torch.cat(hits).float().mean())
 
 
-def choose_loss(network: Network, own: Spec | None, seed: int, world: World) -> Row:
+def choose_loss(network: Network, source: Network | None, seed: int, world: World) -> Row:
     """The mixture that is best on the search part after a tenth of the short training."""
     steps = SHORT // 10
     images = steps * RECIPE.batch_size
-    taught = 2 * images * world.forward_seconds if own is None else 0.0  # what remembered logits cost
+    taught = 2 * images * world.forward_seconds if source is None else 0.0  # what remembered logits cost
     began = cpu_seconds()
-    students = {way: retrain(network, way, own, steps, seed, world) for way in WAYS}
+    students = {way: retrain(network, way, source, steps, seed, world) for way in WAYS}
     accuracies = {way: accuracy(student, world.data.search, world.data) for way, student in students.items()}
     return {
         "loss": max(accuracies, key=lambda way: accuracies[way]),
@@ -294,14 +302,14 @@ def choose_loss(network: Network, own: Spec | None, seed: int, world: World) -> 
     }
 
 
-def retrain(network: Network, way: str, own: Spec | None, steps: int, seed: int, world: World) -> Network:
-    """A copy of the network after training with a mixture, or with a contestant's own distiller of that mixture."""
+def retrain(network: Network, way: str, source: Network | None, steps: int, seed: int, world: World) -> Network:
+    """A copy of the network after training with a mixture, and with its channels matched where there is a source."""
     terms, recipe = WAYS[way], replace(RECIPE, steps=steps, seed=seed)
-    if own is None:
-        distiller: Distiller = FromTeacher(terms=terms)
-        teacher = None if way == "labels" else world.memory(seed, steps)
-    else:
-        distiller, teacher = own.build(Distiller, terms=terms), world.teacher
+    teacher: Teacher | None = None if way == "labels" else world.memory(seed, steps)
+    if source is not None:
+        terms = (*terms, (LeadingChannels.weight, spec(LeadingChannels)))
+        teacher = Frozen(source, preprocessing=world.data.preprocessing)
+    distiller = FromTeacher(terms=terms)
     training = Training(copy.deepcopy(network), distiller, world.data, teacher, recipe)
     while not training.done:
         training.step()
@@ -314,16 +322,16 @@ def row_of(task: Task, world: World) -> Row:
     world.memory(task.seed, task.steps)  # not a part of any contestant's seconds
     row: Row = {**dict.fromkeys(COLUMNS, ""), **task._asdict(), "torch": torch.__version__}
     try:
-        network, origin = network_of(task, world)
+        network, words = network_of(task, world)
     except Infeasible as error:
         return row | {"note": f"none: {error}"}
-    row |= origin["row"]
-    own = None if origin["own"] is None else Spec.from_json(origin["own"])
+    row |= words
+    source = source_of(task, world)
     began = cpu_seconds()
-    student = retrain(network, row["loss"], own, task.steps, task.seed, world)
+    student = retrain(network, row["loss"], source, task.steps, task.seed, world)
     row["retrain_cpu_seconds"] = f"{cpu_seconds() - began:.1f}"
     row["retrain_images"] = task.steps * RECIPE.batch_size
-    remembered = own is None and row["loss"] != "labels"
+    remembered = source is None and row["loss"] != "labels"
     row["teacher_cpu_seconds"] = f"{remembered * world.forward_seconds * row['retrain_images']:.1f}"
     hits = correct(student, world.data.test, world.data)
     row["search_accuracy"] = f"{accuracy(student, world.data.search, world.data):.4f}"
@@ -334,7 +342,7 @@ def row_of(task: Task, world: World) -> Row:
 
 def contestants() -> dict[str, Contestant]:
     """All of them, by name."""
-    return PEERS | CONTROLS | OURS
+    return ours.OURS | PEERS | CONTROLS
 
 
 def check(rows: list[Row]) -> None:
