@@ -328,6 +328,7 @@ class Prune:
         num_candidates: of `shares`: number of removals that are tried.
         num_images: of `shares`: images of the train part that layers are reconstructed on, and of the search part that
             candidates are scored on.
+        finalists: of `shares`: number of the best removals, apart from each other, that are tried in short trainings.
         divisor: of `shares`: widths are multiples of it where the source's are larger; 0 for 8 under a budget on
             latency, which is then measured on few different layers, else 1.
         controls: whether equal shares, random removal and the student without a teacher are trained whole too.
@@ -347,6 +348,7 @@ class Prune:
     method: Removal = "shares"
     num_candidates: int = 100
     num_images: int = 1000
+    finalists: int = 1
     divisor: int = 0
     controls: bool = True
     penalty: float | None = None
@@ -359,7 +361,7 @@ class Prune:
     def __post_init__(self) -> None:
         check_literals(type(self), vars(self))
         self.budget.only((*COUNTS, "latency") if self.method == "shares" else COUNTS, "a pruning", shares=True)
-        for name, least in (("num_candidates", 1), ("num_images", 3), ("divisor", 0)):
+        for name, least in (("num_candidates", 1), ("num_images", 3), ("finalists", 1), ("divisor", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"`{name}` must be at least {least}, got {getattr(self, name)}.")
         if self.penalty is not None and not self.penalty >= 0:

@@ -17,6 +17,7 @@ from kdnas.space import Blueprint
 
 _SPREAD = 0.35  # standard deviation of the first tilts' logarithms; half of it around a parent
 _PARENTS = 8
+_APART = 0.05
 _BISECTIONS = 14
 _FLIP = 0.3  # probability that a child differs from its parent by a block too
 
@@ -70,9 +71,17 @@ class ShareSearch:
         """The candidate of the highest score."""
         return max(self.candidates, key=lambda candidate: candidate.score)
 
-    def smallest(self) -> Counts:
-        """The least that can stay: every group at its floor, no block."""
-        return self._counts(0.0, self._equal(), {block.key for block in self.blocks})
+    def finalists(self, count: int) -> list[Candidate]:
+        """The best candidates, each next one apart from those before it: some share differs by a twentieth or more."""
+        chosen: list[Candidate] = []
+        for candidate in sorted(self.candidates, key=lambda candidate: -candidate.score):
+            if len(chosen) < count and all(self._distance(candidate, other) >= _APART for other in chosen):
+                chosen.append(candidate)
+        return chosen
+
+    def _distance(self, first: Candidate, second: Candidate) -> float:
+        sizes = self.removal.sizes
+        return max(abs(first.counts[key] - second.counts[key]) / size for key, size in sizes.items())
 
     def fit(self, tilts: Mapping[str, float], gone: frozenset[str] = frozenset()) -> Counts | None:
         """The counts of the largest common share within the budget; None where even the floors are over it.

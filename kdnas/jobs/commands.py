@@ -6,6 +6,7 @@ thing (a data set, a teacher, a space, an algorithm), the thing itself is accept
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
 import logging
@@ -84,6 +85,9 @@ def run(
 ) -> Run:
     """Run the whole chain on your own data: teacher, supernet, ranking, export, retraining, report.
 
+    Without a space the student is cut out of the teacher's own network (`kdnas prune`, with three finalists), from
+    its trained weights; no supernet is trained.
+
     The same call on an unfinished run resumes it. Objects that cannot be stored in the run (a module, a data set in
     memory) are used by this process; commands in another process need them again, and a message says so.
 
@@ -94,8 +98,9 @@ def run(
             package.module:function, ensemble:TEACHER,TEACHER (also ensemble+logits:, ensemble+random:,
             ensemble+reliable:, and weighted, ensemble:TEACHER=2,TEACHER=1), route:TEACHER,TEACHER or streamed:TEACHER.
         teacher_members: number of teachers that fit trains; they are used as an ensemble.
-        space: a TOML table, or a name from `kdnas list spaces`.
-        budget: upper bounds: params=2M, macs=6e8, memory=256KiB (activations), latency=5ms; repeatable.
+        space: a TOML table, or a name from `kdnas list spaces`; by default the teacher's own network is cut down.
+        budget: upper bounds: params=2M, macs=6e8, memory=256KiB (activations), latency=5ms, or shares such as macs=25%,
+            of the teacher's network or of the space's largest; repeatable.
         distiller: NAME or NAME,key=value from `kdnas list distillers`; none trains no supernet.
         loss: NAME or NAME=WEIGHT from `kdnas list losses`, a distillation loss beside the labels; repeatable.
         weights: a safetensors file with the supernet's initial weights, as `kdnas convert` writes it.
@@ -138,9 +143,11 @@ def run(
     if experiment is not None:
         _refuse_options(run, options, "deploy")
         return chain(as_experiment(experiment), Path(out), deploy=deploy)
-    if data is None or space is None:
-        name = "data" if data is None else "space"
-        raise ValueError(f"--{name} is missing. Give it, or an --experiment that holds everything.")
+    if data is None or (space is None and not budget):
+        name = "--data" if data is None else "--budget (or --space)"
+        raise ValueError(f"{name} is missing. Give it, or an --experiment that holds everything.")
+    if space is None:
+        return _cut(options)
     search = search_settings(
         Search(),
         scorer=scorer,
@@ -179,13 +186,58 @@ def run(
     return chain(Experiment(train=training, search=search, retrain=Retrain(recipe=settings)), Path(out), deploy=deploy)
 
 
-def _refuse_options(function: Callable[..., Any], values: dict[str, Any], *allowed: str) -> None:
-    """Raise a ValueError where an option beside an experiment is neither allowed nor at its default."""
+def _cut(options: dict[str, Any]) -> Run:
+    """A run without a space: the teacher's own network is pruned.
+
+    Raises:
+        ValueError: an option of supernet or search is not at its default.
+    """
+    from kdnas.data.base import Data
+    from kdnas.jobs import prune as job
+    from kdnas.jobs._arguments import as_budget, as_data, as_teacher, listed, recipe_for, terms_of
+    from kdnas.jobs._run import Run
+
+    _refuse_options(run, options, "data", "teacher", "budget", "loss", "num_evaluations", "deploy", beside="--space")
+    data, teacher = as_data(options["data"]), as_teacher(options["teacher"])
+    recipe = recipe_for(data.build(Data), options["recipe"])
+    rate = Prune.retrain.learning_rate if options["recipe"].get("learning_rate") is None else recipe.learning_rate
+    settings = Prune(
+        data=data,
+        budget=as_budget(options["budget"]),
+        teacher=FitTeacher(recipe=recipe) if isinstance(teacher, FitTeacher) else teacher,
+        distiller=terms_of(listed(options["loss"])) if options["loss"] else None,
+        num_candidates=options["num_evaluations"],
+        finalists=3,
+        retrain=dataclasses.replace(recipe, learning_rate=rate),
+    )
+    job.prune(settings, Path(options["out"]), deploy=options["deploy"])
+    return Run(options["out"])
+
+
+def _refuse_options(
+    function: Callable[..., Any], values: dict[str, Any], *allowed: str, beside: str = "--experiment"
+) -> None:
+    """Raise a ValueError where an option is neither allowed nor at its default.
+
+    Args:
+        function: the command.
+        values: its arguments.
+        *allowed: names of options that may differ from their defaults.
+        beside: --experiment, which holds everything else; or --space, without which options of it make no sense.
+    """
     parameters = inspect.signature(function).parameters
-    for name, value in {**values, **({} if "recipe" in allowed else values["recipe"])}.items():
+    recipe = {} if "recipe" in allowed or beside == "--space" else values["recipe"]
+    for name, value in {**values, **recipe}.items():
         default = parameters[name].default if name in parameters else None
-        if name not in (*allowed, "out", "experiment", "device", "recipe") and value != default and (value or default):
-            raise ValueError(f"--experiment holds all settings, got --{name.replace('_', '-')} beside it. Drop one.")
+        if name in (*allowed, "out", "experiment", "device", "recipe") or value == default or not (value or default):
+            continue
+        option = f"--{name.replace('_', '-')}"
+        if beside == "--space":
+            raise ValueError(
+                f"{option} needs --space: without one the teacher's own network is cut down, and no supernet is "
+                "searched. Add --space, or drop it."
+            )
+        raise ValueError(f"--experiment holds all settings, got {option} beside it. Drop one.")
 
 
 def _log_space(space: SearchSpace) -> None:
@@ -205,8 +257,6 @@ def search_settings(
     **numbers: Any,
 ) -> Search:
     """The default with the options that are not None."""
-    import dataclasses
-
     from kdnas.jobs._arguments import as_budget, as_spec, seconds
     from kdnas.ranking.early_stopping import parse_pruner
     from kdnas.specs import Spec
@@ -259,7 +309,6 @@ def train(
         2
     """
     del device
-    import dataclasses
 
     from kdnas.jobs import train as job
     from kdnas.jobs._arguments import as_experiment, with_losses, with_overrides
@@ -563,7 +612,6 @@ def prune(
     """
     options = locals()
     del device
-    import dataclasses
 
     from kdnas.jobs import prune as job
     from kdnas.jobs._arguments import as_budget, as_data, as_teacher, listed, load_settings, terms_of, with_overrides
@@ -705,7 +753,6 @@ def grow(
         **recipe: optimizer settings of every candidate; by default the experiment's.
     """
     del device
-    import dataclasses
 
     from kdnas.jobs import grow as job
     from kdnas.jobs._arguments import as_budget, as_data, as_space, load_settings, with_overrides

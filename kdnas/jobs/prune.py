@@ -49,8 +49,6 @@ CANDIDATES = "removals.jsonl"
 _REMOVAL = "removal-"
 _CHOSEN, _EQUAL, _RANDOM = f"{_REMOVAL}chosen", f"{_REMOVAL}equal", f"{_REMOVAL}random"
 """Student folders of what the removals leave, not yet retrained; the controls have the names without `removal-`."""
-_SOURCE_OF = {_CHOSEN: "source", _EQUAL: "source", _RANDOM: "source-random"}
-"""Student folders of the source with its channels in the order of each removal."""
 _DIVISOR = 8  # of widths under a budget on latency
 _CALIBRATION = 250  # images per batch
 _CONTROLS = {
@@ -61,6 +59,11 @@ _CONTROLS = {
         "the choice is no better than chance",
     ),
 }
+
+
+def _source_of(removal: str) -> str:
+    """The student folder of the source with its channels in the order of a removal."""
+    return "source-random" if removal == _RANDOM else "source"
 
 
 class _Folded(nn.Module):
@@ -74,7 +77,7 @@ class _Folded(nn.Module):
         return self.factors.outputs(self.network, images).logits
 
 
-def prune(settings: Prune, folder: Path) -> dict[str, Any]:
+def prune(settings: Prune, folder: Path, *, deploy: bool = True) -> dict[str, Any]:
     """Remove channels and blocks within the budget, retrain what is left with and without the teacher; resumable.
 
     Three removals are candidates: the searched one (or that of scale factors), equal shares of all channels, and random
@@ -85,6 +88,11 @@ def prune(settings: Prune, folder: Path) -> dict[str, Any]:
 
     The folder holds `students/student`, a student folder per control and per removal before it was retrained
     (`chosen`, `equal`, `drawn`), the source in the order of its channels (`source-chosen`, ...), and a report.
+
+    Args:
+        settings: all settings.
+        folder: the run folder.
+        deploy: whether to write and compare every form of the student.
 
     Returns:
         Accuracy on the test part, params, MACs and seconds of the student, its folder, and a row per control.
@@ -103,7 +111,7 @@ def prune(settings: Prune, folder: Path) -> dict[str, Any]:
         storage.record_result({"name": "teacher", **teacher_row(job.teacher, job.data)})
     if storage.phase("removal") is None:
         job.remove()
-    rows = job.train(job.decide())
+    rows = job.train(job.decide(), deploy=deploy)
     write_report(storage.folder)
     controls = {name: rows[name] for name in _CONTROLS if name in rows}
     return {"student": str(storage.path(STUDENTS, "student")), **rows["student"], "controls": controls}
@@ -168,6 +176,8 @@ class _Job:
         facts: dict[str, Any] = {"candidates": len(search.candidates)}
         if self.settings.method == "shares":
             network = self._write(_CHOSEN, fitted, chosen, images)
+            for place, other in enumerate(search.finalists(self.settings.finalists)[1:], 2):
+                self._write(f"{_CHOSEN}-{place}", fitted, other.counts, images)
         else:
             network, chosen, facts = self._remove_by_factors(fitted.source)
             self._store(_CHOSEN, network)
@@ -189,7 +199,8 @@ class _Job:
         settings, storage = self.settings, self.storage
         inherited = "fresh" if settings.weights == "fresh" else "inherited"
         default, *others = MIXTURES
-        removals = [name for name in (_CHOSEN, _EQUAL, _RANDOM) if storage.path(STUDENTS, name).exists()]
+        chosen = [_CHOSEN, *(f"{_CHOSEN}-{place}" for place in range(2, settings.finalists + 1))]
+        removals = [name for name in (*chosen, _EQUAL, _RANDOM) if storage.path(STUDENTS, name).exists()]
         tried = dict(self._variant(name, default, inherited) for name in removals)
         best = compare(storage, tried, settings.data)
         name = tried[best].student.name
@@ -214,7 +225,7 @@ class _Job:
             }
         return variants
 
-    def train(self, variants: dict[str, Variant]) -> dict[str, dict[str, Any]]:
+    def train(self, variants: dict[str, Variant], *, deploy: bool) -> dict[str, dict[str, Any]]:
         """Retrain the student and its controls; the student is the best on the search part."""
         rows = {name: self._retrained(name, variant) for name, variant in variants.items()}
         best = max(rows, key=lambda name: rows[name]["search_accuracy"])
@@ -224,7 +235,7 @@ class _Job:
         folder = self.storage.path(STUDENTS, "student")
         if self.storage.phase("student") is None:
             network, card = read_student(self.storage.path(STUDENTS, best))
-            write_student(folder, network, card)
+            write_student(folder, network, card, deploy=deploy)
             self.storage.finish("student", **rows[best], chosen=best)
         results = {name: row for name, row in rows.items() if name != best}
         results["student"] = rows[best]
@@ -260,7 +271,7 @@ class _Job:
     def _teacher_of(self, name: str) -> Spec:
         if not self.matches_features:
             return self.teacher_spec
-        return spec(student_teacher, path=str(self.storage.path(STUDENTS, _SOURCE_OF[name]).resolve()))
+        return spec(student_teacher, path=str(self.storage.path(STUDENTS, _source_of(name)).resolve()))
 
     def _search(self, fitted: Reconstruction) -> ShareSearch:
         """Candidates within the budget; recorded scores are not computed again."""
@@ -305,7 +316,7 @@ class _Job:
         """Write what counts leave, and the source; returns the first."""
         network = fitted.network(leading(fitted.removal, counts))
         calibrate(network, images.split(_CALIBRATION))
-        self._store(_SOURCE_OF[name], fitted.source)
+        self._store(_source_of(name), fitted.source)
         self._store(name, network)
         return network
 

@@ -12,10 +12,12 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import kdnas
+from kdnas.costs.count import cost
 from kdnas.data.datasets import from_dataset
 from kdnas.jobs._memory import keep
 from kdnas.network import default_device, on_device
-from tests.toy import Cnn, data
+from kdnas.students.folder import read_student
+from tests.toy import SPACE, Cnn, data
 
 ROOT = Path(__file__).parents[2]
 SHORT = {"steps": 2, "batch_size": 16, "num_evaluations": 4, "deploy": False}
@@ -157,3 +159,30 @@ def test_a_ranking_prints_slices_and_becomes_json(started):
     assert json.loads(json.dumps(ranking.to_json()))[0]["code"] == ranking[0].code
     front = ranking.front()
     assert max(entry.score for entry in front) == ranking[0].score and len(front) <= len(ranking)
+
+
+def test_without_a_space_the_teachers_own_network_is_cut_down_from_its_trained_weights(tmp_path):
+    torch.manual_seed(0)
+    teacher = Cnn()
+    with torch.no_grad():
+        teacher(data().train.take(torch.arange(32)))  # statistics that are not those of a new network
+    run = kdnas.run(data=data(), teacher=teacher, budget="macs=50%", out=tmp_path / "run", **SHORT)
+    student, card = read_student(tmp_path / "run" / "students" / "student")
+    source, whole = read_student(tmp_path / "run" / "students" / "source")
+    assert 0.3 * whole.cost.macs < card.cost.macs <= 0.5 * whole.cost.macs and "student" in str(run)
+    images = data().normalise(data().test.take(torch.arange(8)))
+    with torch.no_grad():
+        torch.testing.assert_close(source(images).logits, teacher.eval()(images), rtol=1e-4, atol=1e-4)
+    finalists = [path.name for path in (tmp_path / "run" / "students").glob("removal-chosen*")]
+    assert len(finalists) > 1
+    for option, value in (("scorer", "nwot"), ("weights", "x"), ("teacher_members", 2)):
+        with pytest.raises(ValueError, match=f"--{option.replace('_', '-')} needs --space"):
+            kdnas.run(data=data(), teacher=teacher, budget="macs=50%", out=tmp_path / "other", **{option: value})
+
+
+def test_a_share_is_of_the_space_s_largest_network(tmp_path):
+    largest = cost(SPACE.blueprint(SPACE.largest)).macs
+    run = kdnas.run(data=data(), teacher=Cnn(), space=SPACE, budget="macs=60%", out=tmp_path / "run", **SHORT)
+    assert max(entry.macs for entry in run.ranking()) <= 0.6 * largest
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["job"]["search"]["budget"]["macs"] == "60%"
+    assert run.experiment.search.budget == kdnas.Budget(macs="60%")
