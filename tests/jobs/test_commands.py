@@ -17,9 +17,10 @@ from kdnas.data.datasets import from_dataset
 from kdnas.jobs._memory import keep
 from kdnas.network import default_device, on_device
 from kdnas.students.folder import read_student
-from tests.toy import SPACE, Cnn, data
+from tests.toy import Cnn, data
 
 ROOT = Path(__file__).parents[2]
+SPACE = kdnas.load_space("toy")
 SHORT = {"steps": 2, "batch_size": 16, "num_evaluations": 4, "deploy": False}
 
 
@@ -167,7 +168,7 @@ def test_without_a_space_the_teachers_own_network_is_cut_down_from_its_trained_w
     with torch.no_grad():
         teacher(data().train.take(torch.arange(32)))  # statistics that are not those of a new network
     run = kdnas.run(data=data(), teacher=teacher, budget="macs=50%", out=tmp_path / "run", **SHORT)
-    student, card = read_student(tmp_path / "run" / "students" / "student")
+    _, card = read_student(tmp_path / "run" / "students" / "student")
     source, whole = read_student(tmp_path / "run" / "students" / "source")
     assert 0.3 * whole.cost.macs < card.cost.macs <= 0.5 * whole.cost.macs and "student" in str(run)
     images = data().normalise(data().test.take(torch.arange(8)))
