@@ -1,6 +1,7 @@
 """kdnas's own contestants in same_work.py: the steps of `kdnas prune`, one by one, so that each has a row."""
 
 import copy
+import math
 from functools import partial
 
 import torch
@@ -14,16 +15,22 @@ from kdnas.conversion.removal import Removal, units
 from kdnas.conversion.scale_factors import Factors
 from kdnas.conversion.shares import ShareSearch, agreement, leading
 from kdnas.costs.budget import Budget
-from kdnas.costs.check import Infeasible
+from kdnas.costs.check import BudgetCheck, Infeasible
 from kdnas.costs.count import cost
 from kdnas.costs.latency import LatencyTable
 from kdnas.data.base import Data, Images
-from kdnas.network import Network
+from kdnas.distillers.from_teacher import FromTeacher
+from kdnas.distillers.sandwich import Sandwich
+from kdnas.evaluation import accuracy
+from kdnas.jobs._trials import mixture
+from kdnas.network import Network, calibrate
 from kdnas.randomness import python_rng, torch_rng
-from kdnas.settings import Prune
+from kdnas.runs.entry import Entry
+from kdnas.searchers.evolution import Evolution
+from kdnas.settings import Prune, Recipe
 from kdnas.space import Blueprint
 from kdnas.spaces.converted import Converted
-from kdnas.teachers.base import Teacher
+from kdnas.teachers.base import Frozen, Teacher
 from kdnas.training.loop import Training
 
 CANDIDATES, IMAGES = Prune.num_candidates, Prune.num_images
@@ -77,6 +84,55 @@ def equal(network: Network, teacher: Teacher, data: Data, budget: float, seed: i
     return cut.network(counts), Facts(inherited=True, images=_FORWARDS * IMAGES, source=cut.source)
 
 
+def finalists(network: Network, teacher: Teacher, data: Data, budget: float, seed: int) -> tuple[Network, Facts]:
+    """`kdnas run` without a space: the best three of twice as many removals, and equal shares, in short trainings."""
+    cut = _Cut(network, data, seed)
+    search = ShareSearch(cut.removal, lambda blueprint: cost(blueprint).macs <= budget, cut.score)
+    search.run(2 * CANDIDATES, python_rng("shares", seed))
+    tried = [candidate.counts for candidate in (*search.finalists(3), search.candidates[0])]
+    recipe = Recipe(steps=70, batch_size=64, learning_rate=0.05, seed=seed)
+    distiller = mixture("half labels, half teacher", features=True)
+    source = Frozen(cut.source, preprocessing=data.preprocessing)
+    accuracies = []
+    for counts in tried:
+        training = Training(cut.network(counts), distiller.build(FromTeacher), data, source, recipe)
+        while not training.done:
+            training.step()
+        accuracies.append(accuracy(training.model, data.search, data))
+    best = tried[max(range(len(tried)), key=accuracies.__getitem__)]
+    seen = IMAGES * (2 * CANDIDATES + _FORWARDS) + len(tried) * (2 * recipe.steps * recipe.batch_size)
+    return cut.network(best), Facts(inherited=True, images=seen, source=cut.source)
+
+
+def supernet(network: Network, teacher: Teacher, data: Data, budget: float, seed: int) -> tuple[Network, Facts]:
+    """The converted network trained as a supernet for 350 steps by the sandwich rule, and its best subnet."""
+    conversion = convert(plain(network), image=network.blueprint.image, needs_choices=False)
+    space, images = conversion.space, _images(data, data.train, "reconstruction", seed)
+    sort_by_importance(conversion.supernet, partial(channel_importance, method="reconstruction", images=images))
+    source = conversion.supernet.extract(space.largest).eval()
+    recipe = Recipe(steps=350, batch_size=64, learning_rate=0.05, seed=seed)
+    training = Training(conversion.supernet, Sandwich(), data, teacher, recipe)
+    while not training.done:
+        training.step()
+    check, rng = BudgetCheck(space, Budget(macs=budget)), python_rng("shares", seed)
+    search, best = _images(data, data.search, "shares", seed), (-math.inf, space.smallest)
+    with torch.no_grad():
+        target = source(search).logits.log_softmax(1)
+    evolution = Evolution(space=space, admits=check.admits, rng=rng)
+    for _ in range(CANDIDATES):
+        (proposal,) = evolution.ask(1)
+        score = agreement(conversion.supernet.extract(proposal), search, target)
+        size = cost(space.blueprint(proposal))
+        evolution.tell([Entry(proposal, space.code(proposal), score, {}, size.params, size.macs, 0, 0.0)])
+        if score > best[0]:
+            best = score, proposal
+    left = conversion.supernet.extract(best[1])
+    calibrate(left, images.split(250))
+    subnets = 2 + Sandwich().num_random
+    seen = recipe.steps * recipe.batch_size * (1 + subnets) + CANDIDATES * IMAGES
+    return left.requires_grad_(True), Facts(inherited=True, images=seen, source=source)
+
+
 def factors(network: Network, teacher: Teacher, data: Data, budget: float, seed: int) -> tuple[Network, Facts]:
     """`kdnas prune --method scale_factors`."""
     conversion = convert(plain(network), image=network.blueprint.image, needs_choices=False)
@@ -119,4 +175,10 @@ def under_latency(
     raise Infeasible(f"no network was measured within {1e3 * seconds:.3g} ms")
 
 
-OURS: dict[str, Contestant] = {"kdnas-prune": prune, "kdnas-equal": equal, "kdnas-factors": factors}
+OURS: dict[str, Contestant] = {
+    "kdnas-prune": prune,
+    "kdnas-run": finalists,
+    "kdnas-equal": equal,
+    "kdnas-supernet": supernet,
+    "kdnas-factors": factors,
+}

@@ -569,3 +569,18 @@ def test_settings_that_make_no_sense_are_refused():
     with pytest.raises(ValueError, match="no channel"):
         flat = Part(nodes=(Node(op="flatten"), Node(op="linear", inputs=(1,), values=(1024, "classes", 1))))
         Factors(dataclasses.replace(SPACE, streams=((16,), (24,)), stages=(), head=flat))
+
+
+def test_a_source_is_fed_as_it_was_trained_or_the_difference_is_reported():
+    from kdnas.jobs._source import fed_as
+
+    images = data()
+    own = images.preprocessing
+    assert fed_as(images, own) is images
+    other = dataclasses.replace(own, mean=(0.1, 0.2, 0.3), std=(2.0, 2.0, 2.0))
+    fed = fed_as(images, other)
+    pixels = images.test.take(torch.arange(4))
+    torch.testing.assert_close(fed.normalise(pixels)[:, 1], (pixels[:, 1] - 0.2) / 2)
+    assert images.preprocessing == own and fed.class_names == images.class_names
+    with pytest.raises(ValueError, match=r"was trained on images of 3 x 16 x 16 .*, the data has 3 x 8 x 8"):
+        fed_as(images, dataclasses.replace(own, height=16, width=16))
