@@ -6,6 +6,7 @@ from kdnas.losses.attention.attention_map import AttentionMap as AttentionMap
 from kdnas.losses.base import FeatureLoss as FeatureLoss
 from kdnas.losses.base import Loss as Loss
 from kdnas.losses.base import Stage as Stage
+from kdnas.losses.dense.channel_wise import ChannelWise as ChannelWise
 from kdnas.losses.dense.holistic import Holistic as Holistic
 from kdnas.losses.dense.pixel_wise import PixelWise as PixelWise
 from kdnas.losses.dense.region_similarity import RegionSimilarity as RegionSimilarity
@@ -16,8 +17,10 @@ from kdnas.losses.feature.cross_layer import CrossLayer as CrossLayer
 from kdnas.losses.feature.factor_transfer import FactorTransfer as FactorTransfer
 from kdnas.losses.feature.feature_mse import FeatureMse as FeatureMse
 from kdnas.losses.feature.hint import Hint as Hint
+from kdnas.losses.feature.knowledge_review import KnowledgeReview as KnowledgeReview
 from kdnas.losses.feature.leading_channels import LeadingChannels as LeadingChannels
 from kdnas.losses.feature.neuron_selectivity import NeuronSelectivity as NeuronSelectivity
+from kdnas.losses.feature.one_for_all import OneForAll as OneForAll
 from kdnas.losses.feature.probabilistic import Probabilistic as Probabilistic
 from kdnas.losses.feature.route_constrained import RouteConstrained as RouteConstrained
 from kdnas.losses.feature.self_attention import SelfAttention as SelfAttention
@@ -25,6 +28,7 @@ from kdnas.losses.feature.variational import Variational as Variational
 from kdnas.losses.objective import Objective as Objective
 from kdnas.losses.objective import Term as Term
 from kdnas.losses.regulariser.scale_factors import ScaleFactors as ScaleFactors
+from kdnas.losses.relation.contrastive import Contrastive as Contrastive
 from kdnas.losses.relation.correlation_congruence import CorrelationCongruence as CorrelationCongruence
 from kdnas.losses.relation.flow import Flow as Flow
 from kdnas.losses.relation.information_flow import InformationFlow as InformationFlow

@@ -57,6 +57,7 @@ class Loss(nn.Module, abc.ABC):
 
     Class attributes:
         needs: its inputs: `logits`, `labels`, `features`, `attentions`, `images`.
+        teacher_needs: what it reads of the teacher, where that is less than `needs`.
         ranges: the range of each numeric option, as an interval: `{"temperature": "(0, inf)"}`. NaN, infinities and
             values outside are refused; those of base classes apply too.
         uses_teacher: whether it depends on the teacher's outputs; not for a loss of the student and labels only.
@@ -76,6 +77,7 @@ class Loss(nn.Module, abc.ABC):
     """
 
     needs: ClassVar[tuple[str, ...]] = ("logits",)
+    teacher_needs: ClassVar[tuple[str, ...] | None] = None
     ranges: ClassVar[Mapping[str, str]] = {}
     uses_teacher: ClassVar[bool] = True
     weight: ClassVar[float] = 1.0
@@ -203,7 +205,8 @@ class Loss(nn.Module, abc.ABC):
         """
         if type(self).pretrain is Loss.pretrain:
             raise ValueError(f"{type(self).__name__} has no parts that are trained before use.")
-        teacher = as_outputs(type(self).__name__, self.needs, teacher, "teacher").detach().map(widen)
+        needs = self.teacher_needs or self.needs
+        teacher = as_outputs(type(self).__name__, needs, teacher, "teacher").detach().map(widen)
         with torch.autocast(teacher.logits.device.type, enabled=False):
             parts = [p for p in self.parameters() if p.requires_grad]
             if parts and not all(x.numel() for x in self._read_of_teacher(teacher)):
@@ -263,9 +266,9 @@ class Loss(nn.Module, abc.ABC):
             check_logits(name, {side: outputs.logits for side, outputs in networks}, dense=self.dense)
         if "logits" in self.needs and self.uses_teacher:
             check_same_classes(name, student.logits, teacher.logits, dense=self.dense)
-        tensors = [(f"the {side}'s {field}", x) for side, o in sides for field, x in o.select(self.needs)]
-        for member in teacher.members if self.uses_teacher else ():
-            tensors += [(f"a member's {field}", x) for field, x in member.select(self.needs)]
+        tensors = [(f"the student's {field}", x) for field, x in student.select(self.needs)]
+        for side, outputs in [("the teacher", teacher), *(("a member", o) for o in teacher.members)]:
+            tensors += [(f"{side}'s {field}", x) for field, x in self._teachers(outputs)]
         check_agreement(name, tensors)
 
     def _check_parts(self, student: Outputs) -> None:
@@ -282,7 +285,7 @@ class Loss(nn.Module, abc.ABC):
         """The outputs, checked and widened, the teacher's detached; the student's own where no teacher is used."""
         name = type(self).__name__
         ours = as_outputs(name, self.needs, student, "student").map(widen)
-        theirs = as_outputs(name, self.needs, teacher, "teacher") if self.uses_teacher else ours
+        theirs = as_outputs(name, self.teacher_needs or self.needs, teacher, "teacher") if self.uses_teacher else ours
         theirs = theirs.detach().map(widen)
         if not torch.compiler.is_compiling():
             self.check(ours, theirs)
@@ -306,8 +309,11 @@ class Loss(nn.Module, abc.ABC):
         student, teacher = (outputs.map(lambda x: x[counted]) for outputs in (student, teacher))
         return student, teacher, labels[counted], replace(at, ids=None if at.ids is None else at.ids[counted.cpu()])
 
+    def _teachers(self, teacher: Outputs) -> list[tuple[str, Tensor]]:
+        return list(teacher.select(self.teacher_needs or self.needs)) if self.uses_teacher else []
+
     def _read_of_teacher(self, teacher: Outputs) -> list[Tensor]:
-        return [x for _, x in teacher.select(self.needs)] if self.uses_teacher else []
+        return [x for _, x in self._teachers(teacher)]
 
     def _is_finite(self, student: Outputs, teacher: Outputs) -> bool:
         return all_finite([*(x for _, x in student.select(self.needs)), *self._read_of_teacher(teacher)])
@@ -347,7 +353,7 @@ class Wrapper(Loss):
                 f"{self.option}=spec(SoftTargets, temperature=2.0), for example."
             )
         setattr(self, self.option, inner)
-        for name in ("needs", "uses_teacher", "dense", "pairwise", "own_gradient", "clipped"):
+        for name in ("needs", "teacher_needs", "uses_teacher", "dense", "pairwise", "own_gradient", "clipped"):
             setattr(self, name, getattr(inner, name))
         self.discriminator_rates = {  # type: ignore[misc]
             f"{self.option}.{name}": rate for name, rate in inner.discriminator_rates.items()

@@ -271,7 +271,7 @@ def _spoiled(loss: Loss, student: Outputs, teacher: Outputs, wrong: float) -> It
     for name, x in student.select(loss.needs):
         for part in (x.flatten()[:1], x):
             yield f"the student's {name}", _with(student, x, part, wrong), teacher
-    for name, x in teacher.select(loss.needs) if loss.uses_teacher else ():
+    for name, x in teacher.select(loss.teacher_needs or loss.needs) if loss.uses_teacher else ():
         for part in (x.flatten()[:1], x):
             yield f"the teacher's {name}", student, _with(teacher, x, part, wrong)
 

@@ -26,8 +26,9 @@ FORMS = {
     "logit_standardization": lambda t: LogitStandardization(of=spec(SoftTargets, temperature=t)),
     "route_constrained": lambda t: RouteConstrained(loss=spec(SoftTargets, temperature=t)),
 }
-# Attention over layers and graphs; DIST compares correlations, which do not flatten with the distributions.
-OTHERS = {"cross_layer", "self_attention", "teacher_graph", "dist"}
+# Attention over layers and graphs, distributions over positions or samples; DIST compares correlations, which do not
+# flatten with the distributions; OFA-KD's authors have no factor T^2.
+OTHERS = {"cross_layer", "self_attention", "teacher_graph", "dist", "channel_wise", "contrastive", "one_for_all"}
 
 
 def gradient(loss, dense):

@@ -61,9 +61,9 @@ class LeadingChannels(FeatureLoss):
         super().__init__(taps=taps, weights=weights)
         self.falling = falling
 
-    def prepare(self, student: Outputs, teacher: Outputs, *, elastic: bool = False) -> None:
+    def build(self, student: Outputs, teacher: Outputs, *, elastic: bool) -> None:
         """Pair the stages; the largest student must not be wider than the teacher."""
-        super().prepare(student, teacher, elastic=elastic)
+        super().build(student, teacher, elastic=elastic)
         for s, t in self.taps(student, teacher):
             if as_map(s).shape[1] > as_map(t).shape[1]:
                 raise ValueError(
