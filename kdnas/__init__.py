@@ -14,6 +14,7 @@ __getattr__, __dir__ = face(
     {
         # What is done: commands of the command line, with the same arguments.
         "run": "kdnas.jobs.commands",
+        "fit": "kdnas.jobs.commands",
         "train": "kdnas.jobs.commands",
         "search": "kdnas.jobs.commands",
         "why": "kdnas.jobs.commands",

@@ -1,10 +1,12 @@
 """Accuracy of teachers, subnets and students on a part of the data."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from kdnas.data.base import Data, Images
 from kdnas.network import default_device, modes
@@ -22,6 +24,21 @@ def teacher_accuracy(teacher: Teacher, part: Images) -> float:
         pixels, labels = pixels.to(default_device()), labels.to(default_device())
         hits.append(teacher(pixels, labels).logits.argmax(1) == labels)
     return float(torch.cat(hits).float().mean())
+
+
+def teacher_row(teacher: Teacher, data: Data) -> dict[str, Any]:
+    """The closing table's row of a teacher not trained in the run; MACs of one image, None where not countable."""
+    teacher = teacher.to(default_device())
+    accuracy = teacher_accuracy(teacher, data.test)
+    try:
+        with FlopCounterMode(display=False) as counter:
+            device = default_device()
+            teacher(data.test.take(torch.arange(1)).to(device), data.test.labels[:1].to(device))
+        macs = counter.get_total_flops() // 2 or None
+    except (RuntimeError, NotImplementedError):
+        macs = None
+    params = sum(p.numel() for p in teacher.parameters())
+    return {"accuracy": accuracy, "params": params, "macs": macs, "seconds": 0.0}
 
 
 def health(supernet: Supernet, data: Data, most: int = 1000) -> dict[str, float]:

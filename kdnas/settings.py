@@ -97,6 +97,8 @@ class FitTeacher:
         snapshots: number of equally spaced snapshots of the training, the last one at its end; with more than one, the
             teacher is their `Route`.
         blocks: residual blocks per stage; 0 for one on images of up to 16 x 16 pixels and two on larger ones.
+        width: channels of the first stage, doubled at each later one; None for 32 on images of up to 16 x 16 pixels and
+            64 on larger ones.
 
     Raises:
         ValueError: a number out of range, or members and snapshots at once.
@@ -110,6 +112,7 @@ class FitTeacher:
     members: int = 1
     snapshots: int = 1
     blocks: int = 0
+    width: int | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.snapshots <= self.recipe.steps:
@@ -120,6 +123,8 @@ class FitTeacher:
             raise ValueError(f"`members` must be at least 1, got {self.members}.")
         if self.blocks < 0:
             raise ValueError(f"`blocks` must be at least 0, got {self.blocks}.")
+        if self.width is not None and self.width < 1:
+            raise ValueError(f"`width` must be at least 1, got {self.width}.")
         if self.members > 1 and self.snapshots > 1:
             raise ValueError(
                 f"`members` or `snapshots` must be 1, got {self.members} and {self.snapshots}: a teacher is "
@@ -310,6 +315,41 @@ def _current(train: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 Removal = Literal["shares", "scale_factors"]
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Fit:
+    """A teacher that is trained by itself, before any run.
+
+    Attributes:
+        data: makes the Data.
+        network: `resnet`, or `torchvision:NAME` or `timm:NAME`, either with `@WEIGHTS`, a file to begin with.
+        weights: `pretrained` (the zoo's, apart from the head) or `fresh`, where no file is named.
+        size: height and width of a zoo's network's images; 0 for the zoo's.
+        teacher: recipe, and of a `resnet` also blocks and width.
+    """
+
+    data: Spec
+    network: str = "resnet"
+    weights: Literal["pretrained", "fresh"] = "pretrained"
+    size: int = 0
+    teacher: FitTeacher = FitTeacher()
+
+    def __post_init__(self) -> None:
+        check_literals(type(self), vars(self))
+        zoo, colon, name = self.network.partition(":")
+        if self.network != "resnet" and not (zoo in ("torchvision", "timm") and colon and name):
+            raise ValueError(f"`network` must be resnet, torchvision:NAME or timm:NAME, got {self.network!r}.")
+        if self.size < 0:
+            raise ValueError(f"`size` must be at least 0, got {self.size}.")
+        of_resnet = (self.teacher.blocks, self.teacher.width) != (0, None)
+        if (self.network == "resnet" and self.size) or (self.network != "resnet" and of_resnet):
+            raise ValueError("`size` is for a zoo's network, `blocks` and `width` are for resnet. Drop one of the two.")
+
+    def to_json(self) -> dict[str, Any]:
+        """What must be equal for a fit to be resumed."""
+        return {"fit": unstructure(self)}
 
 
 @final

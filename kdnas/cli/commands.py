@@ -86,6 +86,13 @@ def _out(values: Values, name: str, ending: str) -> str:
 COMMANDS = {
     "demo": Command(jobs.demo, lambda v: f"scikit-learn's digits into {v['out']} (about two minutes)"),
     "run": Command(jobs.run, _into("data")),
+    "fit": Command(
+        jobs.fit,
+        _into("data"),
+        _lines,
+        lambda _, v: f"kdnas run --data {v['data']} --teacher {v['out']} --space SPACE --out RUN",
+        _same,
+    ),
     "train": Command(
         jobs.train,
         _into("experiment"),

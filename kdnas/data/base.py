@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any, ClassVar, final
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from kdnas.data.augmentation import Augmentation, augment
@@ -203,6 +204,17 @@ def normalise(pixels: Tensor, preprocessing: Preprocessing) -> Tensor:
     """`(pixels - mean) / std` per channel."""
     mean = torch.tensor(preprocessing.mean, device=pixels.device)[:, None, None]
     return (pixels - mean) / torch.tensor(preprocessing.std, device=pixels.device)[:, None, None]
+
+
+def prepare(pixels: Tensor, preprocessing: Preprocessing) -> Tensor:
+    """Pixels in [0, 1] as a network's input: resized to its size, then normalised."""
+    size, mode = (preprocessing.height, preprocessing.width), preprocessing.interpolation
+    if tuple(pixels.shape[2:]) != size:
+        options: dict[str, Any] = {"mode": "nearest-exact"}
+        if mode != "nearest":
+            options = {"mode": mode, "align_corners": False, "antialias": True}
+        pixels = F.interpolate(pixels, size, **options)
+    return normalise(pixels, preprocessing)
 
 
 def changes(before: Mapping[str, str], data: Data) -> str:

@@ -7,19 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch.utils.flop_counter import FlopCounterMode
 
-from kdnas.data.base import Data
 from kdnas.distillers.from_labels import FromLabels
-from kdnas.evaluation import student_hits, teacher_accuracy
+from kdnas.evaluation import student_hits
+from kdnas.evaluation import teacher_row as teacher_row
 from kdnas.jobs._run import Run
 from kdnas.jobs._run import closing_table as closing_table
 from kdnas.jobs.export import card_of, export, inherited, place_of
 from kdnas.jobs.retrain import retrain
 from kdnas.jobs.search import search
 from kdnas.jobs.train import train
-from kdnas.network import default_device
 from kdnas.ranking.order import ranked
 from kdnas.report import write_report
 from kdnas.runs.entry import CONTRAST, RANDOM
@@ -29,7 +26,6 @@ from kdnas.specs import spec
 from kdnas.statistics import compare_accuracy
 from kdnas.students.folder import write_student
 from kdnas.tables import unstructure
-from kdnas.teachers.base import Teacher
 
 say = logging.getLogger(__name__).info
 
@@ -71,21 +67,6 @@ def chain(experiment: Experiment, folder: Path, *, deploy: bool = True) -> Run:
     say(f"next: kdnas report {folder}")
     write_report(run.storage.folder)
     return run
-
-
-def teacher_row(teacher: Teacher, data: Data) -> dict[str, Any]:
-    """The closing table's row of a teacher that was not trained here; MACs of one image, None where not countable."""
-    teacher = teacher.to(default_device())
-    accuracy = teacher_accuracy(teacher, data.test)
-    try:
-        with FlopCounterMode(display=False) as counter:
-            device = default_device()
-            teacher(data.test.take(torch.arange(1)).to(device), data.test.labels[:1].to(device))
-        macs = counter.get_total_flops() // 2 or None
-    except (RuntimeError, NotImplementedError):
-        macs = None
-    params = sum(p.numel() for p in teacher.parameters())
-    return {"accuracy": accuracy, "params": params, "macs": macs, "seconds": 0.0}
 
 
 def _trainings(run: Run, settings: Retrain) -> Iterator[tuple[str, Path, Retrain]]:

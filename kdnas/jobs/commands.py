@@ -94,9 +94,10 @@ def run(
     Args:
         out: the run folder.
         data: digits, folder:PATH, cifar10:PATH, cifar100:PATH or package.module:function; strong:DATA augments more.
-        teacher: fit, torchvision:NAME or timm:NAME (each with @WEIGHTS.safetensors), checkpoint:FOLDER,
-            package.module:function, ensemble:TEACHER,TEACHER (also ensemble+logits:, ensemble+random:,
-            ensemble+reliable:, and weighted, ensemble:TEACHER=2,TEACHER=1), route:TEACHER,TEACHER or streamed:TEACHER.
+        teacher: fit (or fit,blocks=1,width=16), torchvision:NAME or timm:NAME (each with @WEIGHTS, and options such as
+            ,size=96), FOLDER of `kdnas fit` or of a student, package.module:function, ensemble:TEACHER,TEACHER (also
+            ensemble+logits:, ensemble+random:, ensemble+reliable:, and weighted, ensemble:TEACHER=2,TEACHER=1),
+            route:TEACHER,TEACHER or streamed:TEACHER.
         teacher_members: number of teachers that fit trains; they are used as an ensemble.
         space: a TOML table, or a name from `kdnas list spaces`; by default the teacher's own network is cut down.
         budget: upper bounds: params=2M, macs=6e8, memory=256KiB (activations), latency=5ms, or shares such as macs=25%,
@@ -126,6 +127,8 @@ def run(
     """
     options = locals()
     del device
+    import dataclasses
+
     from kdnas.data.base import Data
     from kdnas.jobs._arguments import (
         as_data,
@@ -174,7 +177,8 @@ def run(
         )
     settings = recipe_for(data_spec.build(Data), recipe)
     if isinstance(teacher_spec, FitTeacher):
-        teacher_spec = FitTeacher(recipe=settings, members=teacher_members)
+        members = teacher_spec.members if teacher_members == FitTeacher.members else teacher_members
+        teacher_spec = dataclasses.replace(teacher_spec, recipe=settings, members=members)
     training = Train(
         space=space_value,
         data=data_spec,
@@ -279,6 +283,59 @@ def search_settings(
         changes["seed"] = seed
     changes["exact"] = exact or (default.exact and scorer is None and searcher is None)
     return dataclasses.replace(default, **changes)
+
+
+@_computes
+def fit(
+    *,
+    out: str | Path,
+    data: str | Spec | Data | Dataset[Any],
+    network: str = "resnet",
+    weights: Literal["pretrained", "fresh"] = "pretrained",
+    size: int = 0,
+    blocks: int = 0,
+    width: int | None = None,
+    device: str | None = None,
+    **recipe: Unpack[RecipeOptions],
+) -> dict[str, Any]:
+    """Train or fine-tune a teacher on your own data, in a folder that --teacher takes; the same call resumes.
+
+    Args:
+        out: the folder of the teacher.
+        data: see `kdnas run --help`.
+        network: resnet, torchvision:NAME or timm:NAME, either with @WEIGHTS, a file to begin with.
+        weights: what a zoo's network begins with where no file is named: the zoo's weights, or none.
+        size: height and width of a zoo's network's images; 0 for the zoo's.
+        blocks: residual blocks per stage of resnet; 0 for one on images of up to 16 pixels, two on larger ones.
+        width: channels of resnet's first stage, doubled at each later one; by default 32 on images of up to 16 pixels,
+            64 on larger ones.
+        device: such as cpu or cuda:1 (default: a GPU where there is one).
+        **recipe: optimizer settings. `steps` is by default 30 epochs, at least 300 and at most 20,000; `batch_size`
+            128, or all training images where there are fewer; `learning_rate` 0.1, and 0.01 for trained weights.
+
+    Example:
+        >>> import tempfile
+        >>> folder = tempfile.mkdtemp()
+        >>> fit(data="digits", width=8, steps=2, batch_size=16, out=folder)["params"]
+        19810
+        >>> from kdnas import load_teacher
+        >>> load_teacher(folder).make
+        'kdnas.teachers.zoo:student_teacher'
+    """
+    del device
+    from kdnas.data.base import Data
+    from kdnas.jobs import fit as job
+    from kdnas.jobs._arguments import as_data, recipe_for
+    from kdnas.settings import Fit
+
+    source = as_data(data)
+    if network.rpartition("@")[1]:
+        name, _, file = network.partition("@")
+        network = f"{name}@{Path(file).resolve()}"
+    trained = network != "resnet" and (weights == "pretrained" or "@" in network)
+    options = {"learning_rate": 0.01 if trained else None} | {k: v for k, v in recipe.items() if v is not None}
+    teacher = FitTeacher(recipe=recipe_for(source.build(Data), options), blocks=blocks, width=width)
+    return job.fit(Fit(data=source, network=network, weights=weights, size=size, teacher=teacher), Path(out))
 
 
 @_computes

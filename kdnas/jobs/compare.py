@@ -130,7 +130,7 @@ class _Comparison:
     def _fit_teacher(self, fit: FitTeacher) -> Spec:
         """The teacher fitted here, in a run of its own, with as many steps as its share of the time allows."""
         if self.state.teacher_job is None:
-            blueprint = fitted_teacher(self.data.image, self.data.classes, fit.blocks)
+            blueprint = fitted_teacher(self.data.image, self.data.classes, fit.blocks, fit.width)
             each = timed_step(partial(Network, blueprint), FromLabels(), self.data, None, Recipe())
             epochs = 30 * len(self.data.train) // min(128, len(self.data.train))
             steps = max(LEAST_STEPS, min(epochs, int(_TEACHER_SHARE * self.settings.max_time / each)))

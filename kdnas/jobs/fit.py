@@ -1,20 +1,32 @@
-"""Fitting a teacher where the user has none."""
+"""Fitting a teacher where the user has none, in a run or by itself."""
 
 import dataclasses
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
 from typing import Any
 
-from kdnas.data.base import Data
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kdnas.data.base import Data, prepare
+from kdnas.distillers.base import Batch, Distiller, Step
 from kdnas.distillers.from_labels import FromLabels
-from kdnas.evaluation import accuracy, teacher_accuracy
-from kdnas.jobs._run import build_teacher, fitted_spec
+from kdnas.evaluation import accuracy, teacher_accuracy, teacher_row
+from kdnas.jobs._run import build_teacher, fitted_spec, record_data
 from kdnas.network import Network, default_device
+from kdnas.preprocessing import Preprocessing
 from kdnas.randomness import initialised
 from kdnas.runs.folder import MEMBERS, SNAPSHOTS, TEACHER, RunFolder
-from kdnas.settings import FitTeacher
-from kdnas.specs import Spec
-from kdnas.students.card import Card
+from kdnas.settings import Fit, FitTeacher
+from kdnas.specs import Spec, spec
+from kdnas.students.card import FINGERPRINT, Card
 from kdnas.students.folder import write_student
+from kdnas.tables import unstructure
 from kdnas.teachers.fitted import fitted_teacher
+from kdnas.teachers.stages import logits_of, run
+from kdnas.teachers.zoo import load_weights, student_teacher, write_zoo_teacher, zoo_network
 from kdnas.training.driver import train_with_checkpoints
 from kdnas.training.loop import Training
 
@@ -45,7 +57,7 @@ def fit_teacher(settings: FitTeacher, data: Data, storage: RunFolder) -> Spec:
 
 def _fit_member(settings: FitTeacher, data: Data, storage: RunFolder, phase: str, member: int) -> dict[str, Any]:
     recipe = dataclasses.replace(settings.recipe, seed=settings.recipe.seed + member - 1)
-    blueprint = fitted_teacher(data.image, data.classes, settings.blocks)
+    blueprint = fitted_teacher(data.image, data.classes, settings.blocks, settings.width)
     network = initialised(lambda: Network(blueprint), recipe.seed)
     training = Training(network, FromLabels(label_smoothing=0.1), data, None, recipe, default_device())
     checkpoint = storage.path(f"{phase.replace(' ', '-')}.draft.safetensors")
@@ -64,3 +76,81 @@ def _fit_member(settings: FitTeacher, data: Data, storage: RunFolder, phase: str
     storage.finish(phase, seconds=seconds, accuracy=test_accuracy, params=card.cost.params, macs=card.cost.macs)
     checkpoint.unlink(missing_ok=True)
     return storage.require(phase, "kdnas train")
+
+
+def fit(settings: Fit, folder: Path) -> dict[str, Any]:
+    """Train or fine-tune a teacher in a folder of its own, which `--teacher` takes; the same call resumes.
+
+    Returns:
+        The folder, the accuracy on the test part, params, MACs of one image (None where they cannot be counted) and
+        seconds.
+
+    Raises:
+        ValueError: the folder holds something else, or the network or its weights cannot be loaded.
+    """
+    storage = RunFolder.create(folder, settings.to_json(), settings.teacher.recipe.seed)
+    data: Data = settings.data.build(Data)
+    record_data(storage, data)
+    if settings.network == "resnet":
+        fit_teacher(settings.teacher, data, storage)
+    elif storage.phase("teacher") is None:
+        _fine_tune(settings, data, storage)
+    return {"teacher": str(folder), **storage.require("teacher", "kdnas fit")}
+
+
+class _Classifier(nn.Module):
+    """A network that takes the images of a training, which are normalised for the data, and gives logits.
+
+    Args:
+        module: the network.
+        own: how it takes images.
+        data: the data, whose normalisation is undone.
+    """
+
+    def __init__(self, module: nn.Module, own: Preprocessing, data: Data) -> None:
+        super().__init__()
+        self.module, self.own, self.classes = module, own, data.classes
+        self.register_buffer("mean", torch.tensor(data.preprocessing.mean)[:, None, None], persistent=False)
+        self.register_buffer("std", torch.tensor(data.preprocessing.std)[:, None, None], persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """`[batch, classes]`."""
+        pixels = images * self.std + self.mean
+        return logits_of(self.module(prepare(pixels, self.own)), self.classes)
+
+
+class _Labels(Distiller):
+    """Cross-entropy with labels smoothed by 0.1, a mean over the batch, of any network."""
+
+    @property
+    def uses_teacher(self) -> bool:
+        """No."""
+        return False
+
+    def losses(self, model: Any, batch: Batch, step: Step) -> Iterator[tuple[str, Tensor]]:
+        """One loss."""
+        del step
+        yield "teacher", F.cross_entropy(model(batch.images).float(), batch.labels, label_smoothing=0.1)
+
+
+def _fine_tune(settings: Fit, data: Data, storage: RunFolder) -> None:
+    """Train a zoo's network on the data, and write it with its record."""
+    zoo, _, rest = settings.network.partition(":")
+    name, _, weights = rest.partition("@")
+    recipe, pretrained = settings.teacher.recipe, settings.weights == "pretrained" and not weights
+    make = partial(zoo_network, zoo, name, data.classes, settings.size, pretrained=pretrained)
+    module, own = initialised(make, recipe.seed)
+    if weights:
+        load_weights(module, Path(weights), new_head=True)
+    run(module.eval(), torch.zeros(2, len(own.mean), own.height, own.width))
+    model = _Classifier(module, own, data)
+    training = Training(model, _Labels(), data, None, recipe, default_device())  # type: ignore[arg-type]
+    checkpoint = storage.path("teacher.draft.safetensors")
+    watch = lambda: {"accuracy": accuracy(model, data.search, data)}  # noqa: E731
+    seconds = train_with_checkpoints(training, "teacher", checkpoint, storage, watch)
+    origin = {"data": settings.data.to_json(), FINGERPRINT: data.fingerprint, "recipe": unstructure(recipe)}
+    source = {"zoo": zoo, "name": name, "size": settings.size, "origin": origin}
+    write_zoo_teacher(storage.path(TEACHER), module.eval(), source, own, data.class_names)
+    teacher = build_teacher(spec(student_teacher, path=str(storage.path(TEACHER).resolve())), data)
+    storage.finish("teacher", **{**teacher_row(teacher, data), "seconds": seconds})
+    checkpoint.unlink(missing_ok=True)

@@ -1,19 +1,18 @@
 """Teachers: frozen networks, always in evaluation mode, each with its own preprocessing."""
 
 import abc
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, Self, final
+from collections.abc import Mapping, Sequence
+from typing import Self, final
 
 import torch
 from torch import Tensor, nn
 
-from kdnas.blocks.basic import resize
-from kdnas.data.base import normalise
-from kdnas.network import Network, hooked
+from kdnas.data.base import prepare
+from kdnas.network import Network
 from kdnas.outputs import END, Moment, Outputs
 from kdnas.preprocessing import Preprocessing
 from kdnas.specs import nearest
+from kdnas.teachers.stages import as_feature, find_stages, logits_of, plain_module, recorded
 
 
 class Teacher(nn.Module, abc.ABC):
@@ -66,23 +65,38 @@ class Frozen(Teacher):
     """Any network as a teacher.
 
     Args:
-        module: returns logits, or Outputs.
+        module: returns logits, alone or among other outputs (see `logits_of`), or Outputs. Of a compiled or parallel
+            module the one inside is used. A TorchScript module shows no feature maps.
         preprocessing: the network's image size and normalisation, applied to the pixels here: teacher and student get
             the same augmented pixels, each in its own way.
-        stages: names of submodules whose outputs are the features. By default a Network's stages, else the last map at
-            each resolution, or four transformer blocks evenly spread, as one pass over a blank image shows.
+        stages: names of submodules whose outputs are the features. By default a Network's stages, else those that
+            `find_stages` finds; none for losses and scorers of logits alone.
+        classes: number of classes, which tells the logits among several outputs.
 
     Raises:
-        ValueError: a stage that does not exist; the message suggests the nearest name.
+        ValueError: a stage that does not exist (the message suggests the nearest name), a module that fails on images
+            of this size, or a TorchScript module without `stages=()`.
     """
 
-    def __init__(self, module: nn.Module, *, preprocessing: Preprocessing, stages: Sequence[str] | None = None) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        *,
+        preprocessing: Preprocessing,
+        stages: Sequence[str] | None = None,
+        classes: int | None = None,
+    ) -> None:
         super().__init__()
-        self.module, self.preprocessing = module, preprocessing
+        self.module, self.preprocessing, self.classes = plain_module(module), preprocessing, classes
         self.freeze()
+        if isinstance(module, torch.jit.ScriptModule) and (stages is None or stages):
+            raise ValueError(
+                "a TorchScript module shows no feature maps. Pass the Python module that it was made from, or "
+                "Frozen(module, preprocessing=..., stages=()) for losses and scorers of logits alone."
+            )
         if stages is None:
-            stages = () if isinstance(module, Network) else find_stages(module, self._probe())
-        known = dict(module.named_modules())
+            stages = () if isinstance(self.module, Network) else find_stages(self.module, self._probe())
+        known = dict(self.module.named_modules())
         for name in stages:
             if name not in known:
                 raise ValueError(f"the teacher has no submodule {name!r}.{nearest(name, known)}")
@@ -90,77 +104,43 @@ class Frozen(Teacher):
 
     def teach(self, pixels: Tensor, labels: Tensor | None, at: Moment) -> Outputs:
         """Logits and the named stages' maps."""
-        images = normalise(resize(pixels, self.preprocessing.height, self.preprocessing.width), self.preprocessing)
+        images = prepare(pixels, self.preprocessing)
         if isinstance(self.module, Network) and not self.stages:
             return self.module(images)
-        with recorded(self.module, self.stages) as maps:
-            outputs = self.module(images)
-        features = tuple(maps[name] for name in self.stages)
-        if isinstance(outputs, Outputs):
-            return outputs._replace(features=features) if isinstance(self.module, Network) else outputs
-        return Outputs(outputs, features, images=images)
+        with recorded(self.module, self.stages) as outputs:
+            returned = self.module(images.to(self._dtype()))
+        if isinstance(returned, Outputs) and not isinstance(self.module, Network):
+            return returned
+        features = tuple(self._feature(name, outputs, images) for name in self.stages)
+        if isinstance(returned, Outputs):
+            return returned._replace(features=features)
+        return Outputs(logits_of(returned, self.classes), features, images=images)
+
+    def _feature(self, name: str, outputs: Mapping[str, Tensor], images: Tensor) -> Tensor:
+        if name not in outputs:
+            raise ValueError(f"the stage {name!r} of the teacher returned no tensor. Name another submodule.")
+        feature = as_feature(self.module.get_submodule(name), outputs[name], images.shape[2:])
+        if feature is None:
+            raise ValueError(
+                f"the stage {name!r} of the teacher must return a map or tokens, got shape "
+                f"{tuple(outputs[name].shape)}. Name another submodule."
+            )
+        return feature.float()
+
+    def _dtype(self) -> torch.dtype:
+        return next((p.dtype for p in self.module.parameters() if p.is_floating_point()), torch.float32)
 
     def _probe(self) -> Tensor:
-        p = self.preprocessing
-        return torch.zeros(2, len(p.mean), p.height, p.width)
-
-
-@contextmanager
-def recorded(module: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
-    """Outputs of submodules inside, by name, in order of their first call; of several calls the last output."""
-    known = dict(module.named_modules())
-    names_of = {known[name]: name for name in names}
-    outputs: dict[str, Tensor] = {}
-
-    def keep(part: nn.Module, _: Any, output: Any) -> None:
-        if isinstance(output, Tensor):
-            outputs[names_of[part]] = output
-
-    with hooked(names_of, after=keep):
-        yield outputs
-
-
-def find_stages(module: nn.Module, images: Tensor, most: int = 6) -> tuple[str, ...]:
-    """The submodules whose outputs are the last at their resolution; for a transformer four blocks, evenly spread.
-
-    Raises:
-        ValueError: the module fails on these images, or no submodule returns maps or tokens.
-    """
-    names = [name for name, _ in module.named_modules() if name]
-    with recorded(module, names) as outputs, torch.no_grad():
-        try:
-            module(images)
-        except RuntimeError as error:
-            _, *image = images.shape
-            raise ValueError(
-                f"the teacher must accept images of {' x '.join(map(str, image))}, but it fails on them "
-                f"({str(error).splitlines()[0]}). Use a teacher for this data's images."
-            ) from error
-    maps = [n for n, map_ in outputs.items() if map_.dim() == 4 and map_.shape[2] * map_.shape[3] > 1]
-    by_size: dict[tuple[int, ...], str] = {}
-    for name in maps:
-        by_size[tuple(outputs[name].shape[2:])] = name
-    if len(by_size) >= 2:
-        return tuple(by_size.values())[-most:]
-    tokens = [n for n in outputs if outputs[n].dim() == 3]
-    depths = {n.count(".") for n in tokens}
-    for depth in sorted(depths):
-        level = [n for n in tokens if n.count(".") == depth]
-        if len(level) >= 4:
-            return tuple(level[(i + 1) * len(level) // 4 - 1] for i in range(4))
-    if maps or tokens:
-        return tuple((maps or tokens)[-1:])
-    raise ValueError(
-        "no submodule of the teacher returns a feature map or tokens. Name its stages, or use losses of logits only."
-    )
+        p, parameter = self.preprocessing, next(self.module.parameters(), torch.zeros(()))
+        return torch.zeros(2, len(p.mean), p.height, p.width, device=parameter.device, dtype=self._dtype())
 
 
 def every_layer(teacher: Teacher) -> Teacher:
     """The same teacher, with the output of every layer (block) as features instead of one map per stage.
 
     The layers of a Network are those of its stages. Of another network the layers are the outermost modules inside an
-    `nn.Sequential` that have submodules and return maps or tokens, in order of execution: the blocks of
-    torchvision's and timm's networks. If there are fewer than two, the features stay those of the stages.
+    `nn.Sequential` or `nn.ModuleList` that have submodules and return maps or tokens, in order of execution: the blocks
+    of torchvision's and timm's networks. If there are fewer than two, the features stay those of the stages.
 
     Raises:
         ValueError: the teacher is made of several networks.
@@ -174,15 +154,17 @@ def every_layer(teacher: Teacher) -> Teacher:
     if isinstance(module, Network):
         names = [f"stages.{i}.{j}" for i, stage in enumerate(module.stages) for j in range(len(stage))]  # type: ignore[arg-type]
     else:
-        device = next((p.device for p in module.parameters()), torch.device("cpu"))
-        names = _blocks(module, teacher._probe().to(device))
-    return Frozen(module, preprocessing=teacher.preprocessing, stages=names if len(names) >= 2 else None)
+        names = _blocks(module, teacher._probe())
+    stages = names if len(names) >= 2 else None
+    return Frozen(module, preprocessing=teacher.preprocessing, stages=stages, classes=teacher.classes)
 
 
 def _blocks(module: nn.Module, images: Tensor) -> list[str]:
     candidates: list[str] = []
     for path, part in module.named_modules():
-        if isinstance(part, nn.Sequential) and not any(path.startswith(f"{name}.") for name in candidates):
+        if isinstance(part, nn.Sequential | nn.ModuleList) and not any(
+            path.startswith(f"{name}.") for name in candidates
+        ):
             prefix = f"{path}." if path else ""
             candidates += [prefix + name for name, child in part.named_children() if any(child.children())]
     with recorded(module, candidates) as outputs, torch.no_grad():

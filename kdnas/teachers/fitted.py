@@ -3,16 +3,19 @@
 from kdnas.space import Blueprint, layer
 
 
-def fitted_teacher(image: tuple[int, int, int], classes: int, blocks: int = 0) -> Blueprint:
+def fitted_teacher(image: tuple[int, int, int], classes: int, blocks: int = 0, width: int | None = None) -> Blueprint:
     """The network that `--teacher fit` trains: a ResNet of three stages for small images, four for larger ones.
 
     Args:
         image: channels, height and width.
         classes: number of classes.
         blocks: per stage; 0 for one on images of at most 16 x 16, two on larger ones.
+        width: channels of the first stage, doubled at each later one; by default 32 on images of at most 16 x 16,
+            64 on larger ones.
     """
     channels, height, _ = image
-    widths = (32, 64, 128) if height <= 16 else (64, 128, 256) if height <= 64 else (64, 128, 256, 512)
+    first = width or (32 if height <= 16 else 64)
+    widths = tuple(first * 2**stage for stage in range(3 if height <= 64 else 4))
     stem = layer("kdnas.blocks.basic:ConvNormAct", inputs=channels, outputs=widths[0], stride=1 if height <= 64 else 4)
     inputs, stages = widths[0], []
     for index, width in enumerate(widths):

@@ -1,11 +1,12 @@
 """Teachers from their text forms."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
 from kdnas.settings import FitTeacher
-from kdnas.specs import Spec, resolve, spec
+from kdnas.specs import Spec, check_typed, nearest, resolve, spec, split_options
 from kdnas.teachers.combined import Mean, several_teachers, streamed_teacher
 from kdnas.teachers.zoo import own_teacher, student_teacher, zoo_teacher
 
@@ -13,45 +14,70 @@ FIT = "fit"
 
 
 def load_teacher(text: str) -> Spec | FitTeacher:
-    """The spec of a teacher from its text form; `FitTeacher()` for `fit`.
+    """The spec of a teacher from its text form; a `FitTeacher` for `fit`.
 
     Args:
-        text: `fit`, `torchvision:NAME`, `timm:NAME` (either may end in `@weights.safetensors`), `checkpoint:FOLDER`
-            (a student folder), or `package.module:function` that returns a Teacher or a module; of several of these,
-            `ensemble:SPEC,SPEC` (or `ensemble+logits:`, `ensemble+random:`, `ensemble+reliable:`; the first two also
-            weighted, `ensemble:SPEC=2,SPEC=1`) and `route:SPEC,SPEC` (snapshots of one teacher, in the order of its
-            training). `streamed:SPEC` is a teacher that is in memory only while it runs.
+        text: `fit` (`fit,blocks=1,width=16` for a smaller one), `torchvision:NAME` or `timm:NAME`, either with a file
+            of weights and with options, as in `timm:NAME@WEIGHTS,size=96,normalise=data`; `checkpoint:FOLDER`
+            or `FOLDER` (a student folder, or one of `kdnas fit`), or `package.module:function` that returns a Teacher
+            or a module; of several of these, `ensemble:SPEC,SPEC` (or `ensemble+logits:`, `ensemble+random:`,
+            `ensemble+reliable:`; the first two also weighted, `ensemble:SPEC=2,SPEC=1`) and `route:SPEC,SPEC`
+            (snapshots of one teacher, in the order of its training). `streamed:SPEC` is a teacher that is in memory
+            only while it runs.
 
     Raises:
-        ValueError: another form.
+        ValueError: another form, or an unknown option.
 
     Example:
-        >>> load_teacher("torchvision:resnet18").arguments
-        (('name', 'resnet18'), ('weights', ''), ('zoo', 'torchvision'))
+        >>> load_teacher("torchvision:resnet18,size=96").arguments
+        (('name', 'resnet18'), ('size', 96), ('weights', ''), ('zoo', 'torchvision'))
         >>> load_teacher("fit").members
         1
     """
-    if text == FIT:
-        return FitTeacher()
+    if text.partition(",")[0] == FIT:
+        return _fit(text)
     kind, _, rest = text.partition(":")
     if kind in ("torchvision", "timm") and rest:
-        name, _, weights = rest.partition("@")
-        return spec(zoo_teacher, zoo=kind, name=name, weights=str(Path(weights).resolve()) if weights else "")
+        return _zoo(kind, rest)
     if kind == "streamed" and rest:
         return spec(streamed_teacher, member=_finished(rest, text))
     if kind in ("route", "ensemble", *(f"ensemble+{mean}" for mean in get_args(Mean))) and rest:
-        parts, weights = _split_weights(rest.split(","))
+        parts, weights = _split_weights(_members(rest))
         options = {"weights": weights} if weights else {}
         return spec(several_teachers, kind=kind, members=tuple(_finished(part, text) for part in parts), **options)
     if kind == "checkpoint" and rest:
         return spec(student_teacher, path=str(Path(rest).resolve()))
+    if Path(text).is_dir():
+        return spec(student_teacher, path=str(Path(text).resolve()))
     if rest.isidentifier():
         resolve(text)
         return spec(own_teacher, function=text)
+    file = " A file of weights needs its network: torchvision:NAME@FILE." if Path(text).is_file() else ""
     raise ValueError(
-        "a teacher is fit, torchvision:NAME, timm:NAME, checkpoint:FOLDER, package.module:function, "
-        f"ensemble:SPEC,SPEC, route:SPEC,SPEC or streamed:SPEC, got {text!r}."
+        "a teacher is fit, torchvision:NAME or timm:NAME (with @WEIGHTS, or ,size=N), checkpoint:FOLDER, "
+        f"package.module:function, ensemble:SPEC,SPEC, route:SPEC,SPEC or streamed:SPEC, got {text!r}.{file}"
     )
+
+
+def _fit(text: str) -> FitTeacher:
+    _, options = split_options(text)
+    known = {"members", "snapshots", "blocks", "width"}
+    for name, value in options.items():
+        if name not in known:
+            raise ValueError(f"fit has no option {name!r}.{nearest(name, sorted(known))}")
+        if type(value) is not int:
+            raise ValueError(f"{name} of fit must be a whole number, got {value!r}.")
+    return FitTeacher(**options)
+
+
+def _zoo(kind: str, rest: str) -> Spec:
+    text = re.sub(r"(,\w+=[^,/]*)+$", "", rest)
+    _, options = split_options(kind + rest[len(text) :])
+    name, _, weights = text.partition("@")
+    fixed = {"zoo": kind, "name": name, "weights": str(Path(weights).resolve()) if weights else ""}
+    source = spec(zoo_teacher, **fixed, **options)
+    check_typed(f"{kind}:{name}", source.make, options)
+    return source
 
 
 def _finished(text: str, whole: str) -> Spec:
@@ -61,9 +87,20 @@ def _finished(text: str, whole: str) -> Spec:
     return teacher
 
 
+def _members(text: str) -> list[str]:
+    """The teachers of a list, each with its options: what has an equals sign and no colon belongs to the one before."""
+    parts: list[str] = []
+    for part in text.split(","):
+        if parts and re.fullmatch(r"\w+=[^:]*", part):
+            parts[-1] += f",{part}"
+        else:
+            parts.append(part)
+    return parts
+
+
 def _split_weights(parts: Sequence[str]) -> tuple[list[str], tuple[float, ...]]:
     """Teachers' texts without their weights, and the weights if all have one."""
-    pairs = [part.rpartition("=") for part in parts]
+    pairs = [("", "", "") if re.search(r",\w+=[^,=]*$", part) else part.rpartition("=") for part in parts]
     try:
         weights = [float(number) for _, equals, number in pairs if equals]
     except ValueError:

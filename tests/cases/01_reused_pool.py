@@ -7,8 +7,6 @@ from torch import nn
 from kdnas.preprocessing import Preprocessing
 from kdnas.teachers.base import Frozen
 
-ISSUE = 14
-
 
 class TwoConvolutions(nn.Module):
     def __init__(self):

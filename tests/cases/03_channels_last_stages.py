@@ -9,7 +9,6 @@ from torchvision.models.convnext import CNBlockConfig, ConvNeXt, LayerNorm2d
 from kdnas.preprocessing import Preprocessing
 from kdnas.teachers.base import Frozen
 
-ISSUE = 14
 WIDTHS = (6, 10, 14, 18)
 
 

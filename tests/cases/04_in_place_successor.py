@@ -7,8 +7,6 @@ from kdnas.preprocessing import Preprocessing
 from kdnas.teachers.base import Frozen
 from tests.cases import outcome
 
-ISSUE = 14
-
 
 class Residual(nn.Module):
     def __init__(self):

@@ -7,8 +7,6 @@ from kdnas.preprocessing import Preprocessing
 from kdnas.teachers.zoo import own_teacher
 from tests.cases import outcome
 
-ISSUE = 14
-
 
 class Hub(nn.Module):
     def __init__(self):

@@ -67,13 +67,13 @@ def test_a_teacher_resizes_and_normalises_for_itself():
 
 
 def test_the_last_map_of_every_resolution_is_a_stage():
-    assert find_stages(small(), torch.rand(2, 3, 16, 16)) == ("one", "drop")
+    assert find_stages(small(), torch.rand(2, 3, 16, 16)) == ("one", "norm")
     taught = Frozen(small(), preprocessing=GREY)
     assert [tuple(f.shape) for f in taught(torch.rand(2, 3, 16, 16)).features] == [(2, 4, 16, 16), (2, 6, 8, 8)]
 
 
 def test_a_transformer_shows_four_blocks_evenly_spread():
-    assert find_stages(tokens(), torch.rand(2, 3, 16, 16)) == ("1", "3", "5", "8")
+    assert find_stages(tokens(), torch.rand(2, 3, 16, 16)) == ("2", "4", "6", "8")
 
 
 def test_named_stages_are_taken_and_misspelt_ones_refused():
@@ -108,9 +108,9 @@ def test_torchvision_networks_are_filled_from_a_weights_file(tmp_path):
 
     module = models.get_model("resnet18", num_classes=3)
     save_file(module.state_dict(), tmp_path / "w.safetensors")
-    made = load_teacher(f"torchvision:resnet18@{tmp_path / 'w.safetensors'}")
+    made = load_teacher(f"torchvision:resnet18@{tmp_path / 'w.safetensors'},size=64,normalise=data")
     taught = made.build(
-        Teacher, classes=3, preprocessing=Preprocessing(height=64, width=64, mean=(0.5,) * 3, std=(1,) * 3)
+        Teacher, classes=3, preprocessing=Preprocessing(height=32, width=32, mean=(0.5,) * 3, std=(1,) * 3)
     )
     pixels = torch.rand(2, 3, 64, 64)
     torch.testing.assert_close(taught(pixels).logits, module.eval()(pixels - 0.5).detach())
@@ -122,7 +122,7 @@ def test_weights_of_another_network_or_another_format_are_refused(tmp_path):
     with pytest.raises(ValueError, match="does not fit"):
         load_weights(small(), tmp_path / "w.safetensors")
     (tmp_path / "w.pth").write_bytes(b"")
-    with pytest.raises(ValueError, match="safetensors files only"):
+    with pytest.raises(ValueError, match="damaged or cut short"):
         load_weights(small(), tmp_path / "w.pth")
     with pytest.raises(ValueError, match="no weights file"):
         load_weights(small(), tmp_path / "none.safetensors")

@@ -1,0 +1,152 @@
+"""Weights from a file in the ways that people save them; nothing in a file is ever run."""
+
+import argparse
+import collections
+import pickle
+import re
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from kdnas.network import load_strictly
+
+Weights = Mapping[str, Tensor]
+
+
+_HARMLESS: list[Any] = [
+    *(argparse.Namespace, collections.defaultdict, dict, np.dtype, np.ndarray),
+    *(type(np.dtype(kind)) for kind in ("f8", "f4", "i8", "i4")),
+    *(
+        (getattr(np._core.multiarray, name), f"numpy.{core}.multiarray.{name}")
+        for core in ("core", "_core")
+        for name in ("scalar", "_reconstruct")
+    ),
+]
+"""What training scripts save beside weights: options and numbers. Making one runs nothing else."""
+
+
+def load_weights(module: nn.Module, path: Path, *, new_head: bool = False) -> None:
+    """Load a module's weights from a file, strictly.
+
+    The file is safetensors, or what `torch.save` wrote: the weights, or a dictionary with them at some key, of which
+    the one that fits best is used. What wrappers put before every name (`module.`, `_orig_mod.`, `model.`) is removed,
+    and missing counts of batch norms' batches are 0.
+
+    Args:
+        module: the network.
+        path: `.safetensors`, or any other suffix for a file of `torch.save`; read with `weights_only=True`.
+        new_head: let the head keep its own weights where the file's is for another number of classes.
+
+    Raises:
+        ValueError: no such file, a damaged one, one that holds code or no weights, or weights of another network; the
+            message counts and names what differs.
+    """
+    if not path.is_file():
+        raise ValueError(f"no weights file {path}. Check the path.")
+    put_weights(module, _read(path), str(path), new_head=new_head)
+
+
+def put_weights(module: nn.Module, content: Any, path: str, *, new_head: bool = False) -> None:
+    """Load a module's weights from what a file held; see `load_weights`."""
+    expected = module.state_dict()
+    names = set(expected)
+    candidates = [_renamed(weights, names) for weights in _dictionaries(content)]
+    if not candidates:
+        raise ValueError(f"{path} holds no weights: it must be names and tensors, as `state_dict()` gives them.")
+    weights = dict(max(candidates, key=lambda candidate: len(names & set(candidate))))
+    for name, value in expected.items():
+        if name.endswith(".num_batches_tracked") and name not in weights:
+            weights[name] = torch.zeros_like(value)
+    head = _head(expected, weights)
+    if head and not new_head:
+        old, new = weights[head[0]].shape[0], expected[head[0]].shape[0]
+        raise ValueError(
+            f"{path} does not fit the network: its head ({head[0].rpartition('.')[0]}) has {old} classes, the data "
+            f"{new}. Use weights of this data's classes, or fine-tune the network: kdnas fit --network NAME@WEIGHTS "
+            "--data DATA --out FOLDER."
+        )
+    try:
+        load_strictly(module, weights | {name: expected[name] for name in head}, path)
+    except ValueError as error:
+        positions = [n for n in weights if "pos" in n and n in expected and weights[n].shape != expected[n].shape]
+        size = " Give the image size that it was trained with: NAME@WEIGHTS,size=N." if positions else ""
+        raise ValueError(f"{error}{size}") from error
+
+
+def _read(path: Path) -> Any:
+    if path.suffix == ".safetensors":
+        try:
+            return load_file(path)
+        except (safetensors.SafetensorError, OSError) as error:
+            raise ValueError(f"{path} is damaged or cut short ({error}). Write or download it again.") from error
+    if _is_script(path):
+        raise ValueError(
+            f"{path} is a TorchScript program, which holds code. Save the weights alone: "
+            "torch.save(torch.jit.load(PATH).state_dict(), NEW_PATH)."
+        )
+    try:
+        with torch.serialization.safe_globals(_HARMLESS):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        blocked = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if blocked is None:
+            raise ValueError(
+                f"{path} is damaged or cut short, or no file of torch.save. Write or download it again."
+            ) from error
+        raise ValueError(
+            f"{path} holds more than weights ({blocked[1]}), and nothing in a file is run. Where it was written, save "
+            "the weights alone: torch.save(network.state_dict(), PATH)."
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        reason = str(error).partition("\n")[0][:200] or "it is empty"
+        raise ValueError(f"{path} is damaged or cut short ({reason}). Write or download it again.") from error
+
+
+def _is_script(path: Path) -> bool:
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("constants.pkl") for name in archive.namelist())
+
+
+def _dictionaries(content: Any, depth: int = 3) -> Iterator[dict[str, Tensor]]:
+    """Every dictionary of names and tensors in what a file holds."""
+    if not isinstance(content, Mapping):
+        return
+    tensors = {name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, Tensor)}
+    if tensors and len(tensors) > len(content) / 2:
+        yield tensors
+    if depth:
+        for value in content.values():
+            yield from _dictionaries(value, depth - 1)
+
+
+def _renamed(weights: Weights, names: set[str]) -> Weights:
+    """The weights without what stands before every name, as long as more of them are then known."""
+    weights = {name: value for name, value in weights.items() if name != "n_averaged"}  # of torch's AveragedModel
+    best = weights
+    while weights:
+        first = {name.partition(".")[0] for name in weights}
+        if len(first) > 1 or any("." not in name for name in weights):
+            break
+        weights = {name.partition(".")[2]: value for name, value in weights.items()}
+        if len(names & set(weights)) > len(names & set(best)):
+            best = weights
+    return {re.sub(r"(^|\.)_orig_mod\.", r"\1", name): value for name, value in best.items()}
+
+
+def _head(expected: Weights, weights: Weights) -> list[str]:
+    """The names of the weights that differ, where they do in the number of outputs alone; else none."""
+    if set(expected) != set(weights):
+        return []
+    pairs = {name: (weights[name].shape, expected[name].shape) for name in expected}
+    others = {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+    heads = all(len(old) == len(new) > 0 and old[1:] == new[1:] for old, new in others.values())
+    return list(others) if heads and len({(old[0], new[0]) for old, new in others.values()}) == 1 else []
