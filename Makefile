@@ -4,12 +4,16 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo test check format lock clean
+.PHONY: demo test zoo check format lock clean
 demo: $(STAMP)
 	$(BIN)/kdnas demo --out runs/demo
 
 test: check
-	$(BIN)/python -m pytest tests -n auto --dist loadfile
+	$(BIN)/python -m pytest tests -n auto --dist loadfile -m "not zoo"
+
+# For who changes the conversion: many networks of timm, with random weights.
+zoo: $(STAMP)
+	$(BIN)/python -m pytest tests -n auto -m zoo
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .

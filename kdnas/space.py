@@ -502,7 +502,6 @@ class SearchSpace(abc.ABC):
 
         return extend({}, 0)
 
-    @final
     def fitted(self, *, classes: int, image_channels: int) -> Self:
         """The same space for data with other classes and channels."""
         return dataclasses.replace(self, classes=classes, image_channels=image_channels)

@@ -1,5 +1,6 @@
 """A traced network as a chain of parts, some of which may be left out or narrowed."""
 
+import dataclasses
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -9,16 +10,18 @@ from torch import nn
 from kdnas.conversion.base import Conversion, ModuleReport, compare
 from kdnas.conversion.channels import ACTIVATIONS, channel_groups
 from kdnas.conversion.importance import Importance, sort_by_importance
-from kdnas.conversion.trace import TracedOperation, trace
+from kdnas.conversion.reader import TracedOperation
+from kdnas.conversion.trace import trace
+from kdnas.costs.count import feature_shapes
 from kdnas.spaces.converted import CHANNELS, CLASSES, Converted, Node, Part, PartStage, narrower
 from kdnas.supernet import Supernet
 
-_ELEMENTWISE = (*ACTIVATIONS, "dropout")
-_HEADS = ("pool", "mean", "flatten")
-_WEIGHTED = ("conv", "norm", "linear")
+_ELEMENTWISE = (*ACTIVATIONS, "dropout", "channel_dropout", "times", "plus")
+_HEADS = ("pool", "highest", "mean", "flatten")
 _SHARES = tuple(eighth / 8 for eighth in range(1, 8))  # of the source's width
 _UNIT, _SMALL_UNIT, _SMALL = 8, 4, 64  # widths are multiples of the unit; of the small one below 64 channels
 _FLOOR = 8  # channels that every elastic width keeps
+_IMAGES, _LOGITS = "they are the images'", "they are the logits"
 
 
 @dataclass
@@ -92,12 +95,37 @@ def chain(module: nn.Module, image: tuple[int, int, int], name: str, importance:
     traced = trace(module, image)
     parts = _cut(traced)
     streams = _choose_widths(traced, parts)
+    space = _space(traced, parts, streams, name)
+    supernet = Supernet(space).eval()
+    layers = dict(space.blueprint(space.largest).named_layers())
+    for position, _, segment in parts.segments():
+        bank = supernet.bank_module(position, layers[position])
+        for number in segment.numbers:
+            if traced[number].weights:
+                part = bank.get_submodule(f"parts.{number - segment.start}")
+                part.load_state_dict({**part.state_dict(), **traced[number].weights})
+    sort_by_importance(supernet, importance)
+    report = (*_report(traced, parts, streams), *_without_effect(module, traced))
+    return Conversion(space, supernet, report, compare(module, supernet))
+
+
+def _without_effect(module: nn.Module, traced: list[TracedOperation]) -> Iterator[ModuleReport]:
+    """The source's modules with parameters of which the network's operations have none."""
+    used = {origin for operation in traced for origin in operation.origins}
+    for path, part in module.named_modules():
+        own = [tensor for tensor in part.parameters(recurse=False) if tensor.numel()]
+        if own and used.isdisjoint(tensor.data_ptr() for tensor in own):
+            yield ModuleReport(path, False, "no logit depends on it, so it is left out")
+
+
+def _space(traced: list[TracedOperation], parts: _Chain, streams: list[tuple[int, ...]], name: str) -> Converted:
+    """The space of the parts; where the numbers of classes or channels cannot follow the data, they are fixed."""
     space = Converted(
         name=name,
         source="kdnas convert",
         classes=traced[-1].shape[1],
-        image_channels=image[0],
-        resolutions=(image[1],),
+        image_channels=traced[0].shape[1],
+        resolutions=(traced[0].shape[2],),
         streams=tuple(streams),
         stem=_part(traced, parts.stem),
         stages=tuple(
@@ -106,16 +134,17 @@ def chain(module: nn.Module, image: tuple[int, int, int], name: str, importance:
         ),
         head=_part(traced, parts.head),
     )
-    supernet = Supernet(space).eval()
-    layers = dict(space.blueprint(space.largest).named_layers())
-    for position, _, segment in parts.segments():
-        bank = supernet.bank_module(position, layers[position])
-        for number in segment.numbers:
-            if traced[number].operation.op in _WEIGHTED:
-                weights = module.get_submodule(traced[number].module).state_dict()
-                bank.get_submodule(f"parts.{number - segment.start}").load_state_dict(weights)
-    sort_by_importance(supernet, importance)
-    return Conversion(space, supernet, tuple(_report(traced, parts, streams)), compare(module, supernet))
+    for width, own in ((CLASSES, "classes"), (CHANNELS, "image_channels")):
+        sizes = {"classes": space.classes, "image_channels": space.image_channels}
+        sizes[own] += 1
+        other = dataclasses.replace(space, **sizes)
+        try:
+            logits = feature_shapes(other.blueprint(other.largest))["head"]
+        except RuntimeError:
+            logits = ()
+        if logits != (1, sizes["classes"]):
+            space = space.with_number(width, getattr(space, own))
+    return space
 
 
 def _cut(traced: list[TracedOperation]) -> _Chain:
@@ -186,7 +215,7 @@ def _head_start(traced: list[TracedOperation], segments: list[_Segment]) -> int:
                 if number > segment.start:
                     segments.insert(index, _Segment(segment.start, number - 1))
                 return number
-    raise ValueError("the network has no pooling or flattening before its classifier, so its head cannot be located.")
+    return segments[-1].start
 
 
 def _choose_widths(traced: list[TracedOperation], parts: _Chain) -> list[tuple[int, ...]]:
@@ -197,8 +226,12 @@ def _choose_widths(traced: list[TracedOperation], parts: _Chain) -> list[tuple[i
     streams: list[tuple[int, ...]] = []
     owners = {number: segment for _, _, segment in parts.segments() for number in segment.numbers}
     _, channels, side, _ = traced[0].shape
-    for group in channel_groups({"": [source.operation for source in traced[1:]]}, channels, side):
+    nodes = {"": [source.operation for source in traced[1:]]}
+    for group in channel_groups(nodes, channels, side, input_fixed=_IMAGES, output_fixed=_LOGITS):
         outputs, readers = ([index + 1 for _, index in places] for places in (group.outputs, group.readers))
+        data = {_IMAGES: CHANNELS, _LOGITS: CLASSES}.get(group.fixed)
+        if data is not None:
+            _name_widths(traced, owners, outputs, readers, data)
         unit = math.lcm(_UNIT if group.size >= _SMALL else _SMALL_UNIT, group.multiple)
         options = tuple(width for width in narrower(group.size, unit, _SHARES) if width >= min(_FLOOR, group.size))
         reason = group.fixed
@@ -212,13 +245,20 @@ def _choose_widths(traced: list[TracedOperation], parts: _Chain) -> list[tuple[i
         widths = owners[outputs[0]].widths if len(inside) == 1 else streams
         name = f"{'s' if widths is streams else 'w'}{len(widths)}"
         widths.append(options)
-        for number in outputs:
-            owners[number].outputs[number] = name
-            if traced[number].operation.passes:
-                owners[number].inputs[number] = name
-        for number in readers:
-            owners[number].inputs[number] = name
+        _name_widths(traced, owners, outputs, readers, name)
     return streams
+
+
+def _name_widths(
+    traced: list[TracedOperation], owners: dict[int, _Segment], outputs: list[int], readers: list[int], name: str
+) -> None:
+    """Note the name of a width with the operations that have or read it."""
+    for number in outputs:
+        owners[number].outputs[number] = name
+        if traced[number].operation.passes:
+            owners[number].inputs[number] = name
+    for number in readers:
+        owners[number].inputs[number] = name
 
 
 def _depths(traced: list[TracedOperation], stage: list[_Segment]) -> tuple[int, ...]:
@@ -248,7 +288,7 @@ def _branch(traced: list[TracedOperation], segment: _Segment) -> list[int]:
     if first | second != {*range(segment.start, end)}:
         return []
     branch = sorted(max(first - second, second - first, key=len))
-    return branch if any(traced[number].operation.op in _WEIGHTED for number in branch) else []
+    return branch if any(traced[number].weights for number in branch) else []
 
 
 def _ancestors(traced: list[TracedOperation], number: int, start: int) -> set[int]:
@@ -265,10 +305,6 @@ def _part(traced: list[TracedOperation], segment: _Segment) -> Part:
     for number in segment.numbers:
         operation = traced[number].operation
         inputs, outputs = segment.inputs.get(number), segment.outputs.get(number)
-        if operation.inputs[0] == 0:
-            inputs = CHANNELS
-        if number == len(traced) - 1 and operation.op == "linear":
-            outputs = CLASSES
         op, tensors, values = operation.with_channels(inputs, outputs)
         nodes.append(Node(op=op, inputs=tuple(tensor - segment.start + 1 for tensor in tensors), values=values))
     branch = tuple(number - segment.start + 1 for number in segment.branch)
@@ -284,17 +320,17 @@ def _report(traced: list[TracedOperation], parts: _Chain, streams: list[tuple[in
     }
     for _, prefix, segment in parts.segments():
         for number in segment.numbers:
-            op = traced[number].operation.op
-            if op not in _WEIGHTED:
+            if not traced[number].weights:
                 continue
             choices = [optional[segment.start]] if segment.start in optional else []
             if number in segment.branch:
                 choices.append(f"may be left out ({prefix}.branch)")
             for side, names in (("in", segment.inputs), ("out", segment.outputs)):
-                if number in names:
+                if names.get(number, CLASSES) not in (CLASSES, CHANNELS):
                     kind, index = names[number][0], int(names[number][1:])
                     widths = (streams if kind == "s" else segment.widths)[index]
                     choice = f"stream{index}.width" if kind == "s" else f"{prefix}.width{index}"
                     choices.append(f"channels {side} {', '.join(map(str, widths))} ({choice})")
             reason = "; ".join(choices) or segment.reasons.get(number, "")
+            reason += f"; {traced[number].note}" if traced[number].note else ""
             yield ModuleReport(traced[number].module, bool(choices), reason)

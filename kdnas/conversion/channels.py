@@ -7,7 +7,12 @@ from typing import Any, NamedTuple, final
 
 from kdnas.spaces.converted import Converted
 
-ACTIVATIONS = ("relu", "relu6", "swish", "hswish", "gelu", "sigmoid", "hsigmoid")
+ACTIVATIONS = (
+    *("relu", "relu6", "swish", "hswish", "gelu", "tanh_gelu", "sigmoid", "hsigmoid", "tanh", "mish"),
+    *("softplus", "elu", "leaky_relu", "clamp"),
+)
+NORMALISATIONS = ("norm", "vector_norm", "group_norm", "layer_norm", "scale", "shift", "prelu")
+"""Operations with weights per channel that mix no channels with trained weights; their first setting is the count."""
 Place = tuple[str, int]
 """A layer's position, as in `Blueprint.named_layers`, and the index of a node in its graph."""
 
@@ -26,8 +31,13 @@ class Operation(NamedTuple):
 
     @property
     def passes(self) -> bool:
-        """Whether it has weights per channel and keeps the channels: batch norm, depthwise or grouped convolution."""
-        return self.op == "norm" or (self.op == "conv" and not self.mixes and self.values[0] == self.values[1])
+        """Whether it has weights per channel and keeps the channels: norms, depthwise or grouped convolution."""
+        return self.normalises or (self.op == "conv" and not self.mixes and self.values[0] == self.values[1])
+
+    @property
+    def normalises(self) -> bool:
+        """Whether it has weights per channel and no others; one slope or factor for all channels has none."""
+        return self.op in NORMALISATIONS and self.values[0] > (self.op == "prelu")
 
     def with_channels(self, inputs: Any, outputs: Any) -> "Operation":
         """The same operation with other numbers of channels; None leaves a number as it is."""
@@ -36,7 +46,7 @@ class Operation(NamedTuple):
             inputs = outputs
         if self.op in ("conv", "linear"):
             values[:2] = (inputs or values[0], outputs or values[1])
-        elif self.op == "norm":
+        elif self.normalises:
             values[0] = outputs or values[0]
         return self._replace(values=tuple(values))
 
@@ -63,7 +73,7 @@ class ChannelGroup:
         multiple: how many of them remain must be a multiple of this: whole groups of grouped convolutions.
         writers: convolutions and linear layers that compute these channels, depthwise and grouped ones included; they
             lose outputs (a depthwise or grouped one also the inputs).
-        normalisations: batch norms on these channels.
+        normalisations: norms, factors and summands of these channels.
         readers: convolutions and linear layers that mix these channels; they lose inputs.
         fixed: why the channels cannot change, or empty.
     """
@@ -100,8 +110,10 @@ def channel_groups(
 
     Channels continue through activations, batch norm, depthwise and grouped convolutions, pooling, and through sums
     and products: those of a residual stream are one group, from its first convolution to the convolutions that read
-    it. Fixed are the channels of the chain's input and output, those that are concatenated, flattened from several
-    positions or broadcast over others, and those around a grouped convolution that changes their number.
+    it. Group norm keeps whole groups of them, so that every group has the statistics it had. Fixed are the channels of
+    the chain's input and output, those that are concatenated, split, shuffled, flattened from several positions or
+    broadcast over others, those that a layer norm averages over, and those around a grouped convolution that changes
+    their number.
 
     Args:
         layers: nodes by position, in order of execution.
@@ -120,6 +132,14 @@ def channel_groups(
         current = numbers[-1]
     tensors.fix(current, output_fixed)
     return tensors.groups()
+
+
+_FIXING = {
+    "cat": "its channels are concatenated with others",
+    "slice": "its channels are split",
+    "shuffle": "its channels are shuffled",
+    "layer_norm": "a layer norm averages over its channels",
+}
 
 
 class _Tensors:
@@ -162,19 +182,17 @@ class _Tensors:
 
     def follow(self, place: Place, node: Operation, inputs: Sequence[int]) -> int:
         """Add a node's output, joined with those of its inputs that have the same channels."""
-        source, output = inputs[0], self.add(*_shape(node, [self.shapes[tensor] for tensor in inputs]))
+        source, output = inputs[0], self.add(*output_shape(node, [self.shapes[tensor] for tensor in inputs]))
         if node.mixes:
             self.nodes["readers"].append((source, place))
         if node.op in ("conv", "linear"):
             self.nodes["writers"].append((output, place))
-        elif node.op == "norm":
+        elif node.normalises:
             self.nodes["normalisations"].append((output, place))
         if node.mixes:
             return output
-        reason = ""
-        if node.op == "cat":
-            reason = "its channels are concatenated with others"
-        elif node.op == "conv" and not node.passes:
+        reason = _FIXING.get(node.op, "")
+        if node.op == "conv" and not node.passes:
             reason = "a grouped convolution changes the number of channels"
         elif node.op == "flatten" and self.shapes[source][1] > 1:
             reason = "its positions are flattened into channels"
@@ -189,6 +207,8 @@ class _Tensors:
                 self.fix(tensor, "its channel is spread over others")
         if node.op == "conv":
             self.require(output, node.values[6])
+        elif node.op == "group_norm":
+            self.require(output, node.values[1])
         return output
 
     def groups(self) -> list[ChannelGroup]:
@@ -207,31 +227,43 @@ class _Tensors:
         ]
 
 
-def _shape(node: Operation, inputs: Sequence[tuple[int, int]]) -> tuple[int, int]:
+def output_shape(node: Operation, inputs: Sequence[tuple[int, int]]) -> tuple[int, int]:
     """Channels and side of a node's output, given those of its inputs; a vector's side is 0."""
     channels, side = max(count for count, _ in inputs), max(side for _, side in inputs)
     if node.op == "conv":
         _, channels, kernel, stride, padding, dilation, *_ = node.values
         return channels, (side + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
     if node.op in ("max_pool", "avg_pool"):
-        kernel, stride, padding = node.values
-        return channels, (side + 2 * padding - kernel) // stride + 1
+        return channels, _pooled(side, *node.values[:4])
     if node.op == "linear":
         return node.values[1], side
-    if node.op == "pool":
+    if node.op in ("pool", "highest"):
         return channels, node.values[0]
     if node.op == "cat":
         return sum(count for count, _ in inputs), side
+    if node.op == "slice":
+        return node.values[1], side
+    if node.op == "pad":
+        return channels, side + node.values[0] + node.values[1]
     if node.op == "flatten":
         return channels * max(1, side) ** 2, 0
-    return channels, 0 if node.op == "mean" else side
+    return channels, {"mean": 0, "unflatten": 1}.get(node.op, side)
+
+
+def _pooled(side: int, kernel: int, stride: int, padding: int, ceil: int = 0) -> int:
+    span = side + 2 * padding - kernel
+    count = (-(-span // stride) if ceil else span // stride) + 1
+    return count - (ceil and (count - 1) * stride >= side + padding)  # no window begins in the padding behind
+
+
+_KEEPING_ZERO = ("drop_path", "dropout", "channel_dropout", "scale", "times")
 
 
 def branch_end(nodes: Sequence[Operation]) -> int | None:
     """Index of the last weighted node of a residual branch: the batch norm or convolution before the sum, or None.
 
-    The layer must end in a sum with its own input, with or without an activation. Dropout of elements or of the whole
-    path may stand between: it passes zeros on as zeros.
+    The layer must end in a sum with its own input, with or without an activation. Factors and dropout of elements or of
+    the whole path may stand between: they pass zeros on as zeros.
     """
     last = len(nodes) - 1
     if last > 0 and nodes[last].op in ACTIVATIONS:
@@ -245,5 +277,5 @@ def branch_end(nodes: Sequence[Operation]) -> int | None:
             return None
         if nodes[end].op in ("norm", "conv"):
             return end
-        branch, reader = (list(nodes[end].inputs) if nodes[end].op in ("drop_path", "dropout") else []), end
+        branch, reader = (list(nodes[end].inputs) if nodes[end].op in _KEEPING_ZERO else []), end
     return None

@@ -12,7 +12,6 @@ from torch import Tensor
 from kdnas.conversion.channels import (
     ACTIVATIONS,
     ChannelGroup,
-    Operation,
     Place,
     branch_end,
     channel_groups,
@@ -128,7 +127,7 @@ class Removal:
             left = [n.with_channels(inputs.get((position, i)), outputs.get((position, i))) for i, n in enumerate(nodes)]
             if position in gone:
                 # The activation after the sum stays; its input is then the layer's input.
-                left = [Operation(nodes[-1].op, (0,), ())] if nodes[-1].op in ACTIVATIONS else []
+                left = [nodes[-1]._replace(inputs=(0,))] if nodes[-1].op in ACTIVATIONS else []
             layers[position] = layer("kdnas.blocks.graph:Graph", nodes=tuple((n.op, n.inputs, *n.values) for n in left))
         stages = tuple(tuple(layers[f"stages.{i}.{j}"] for j in range(len(s))) for i, s in enumerate(whole.stages))
         return Blueprint(layers["stem"], stages, layers["head"], whole.image)

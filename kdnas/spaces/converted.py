@@ -1,8 +1,8 @@
 """A trained network as an elastic space; `kdnas convert` writes these tables."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar, final
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Self, final
 
 from kdnas.architecture import Architecture, Choice, Value
 from kdnas.space import Layer, SearchSpace, layer
@@ -104,6 +104,37 @@ class Converted(SearchSpace):
                 optional = place >= stage.depths[0]
                 choices += _part_choices(f"stage{index}.block{place}", part, name if optional else None, place + 1)
         return (*choices, *_part_choices("head", self.head))
+
+    def fitted(self, *, classes: int, image_channels: int) -> Self:
+        """The same space for data with other classes and channels.
+
+        Raises:
+            ValueError: the source's classifier or its first layers are such that the number cannot be changed.
+        """
+        for name, own, number in ((CLASSES, self.classes, classes), (CHANNELS, self.image_channels, image_channels)):
+            if own != number and all(name not in node.values for part in self._parts() for node in part.nodes):
+                what = "classes" if name == CLASSES else "image channels"
+                raise ValueError(
+                    f"the converted network {self._title} has {own} {what}, the data {number}, and its layers cannot "
+                    f"follow. Use data with {own} {what}, or convert a network for {number}."
+                )
+        return super().fitted(classes=classes, image_channels=image_channels)
+
+    def with_number(self, name: str, number: int) -> Self:
+        """The space with a number in place of `classes` or `channels`, which the data then cannot change."""
+
+        def changed(part: Part) -> Part:
+            nodes = (replace(n, values=tuple(number if v == name else v for v in n.values)) for n in part.nodes)
+            return replace(part, nodes=tuple(nodes))
+
+        stages = tuple(replace(stage, parts=tuple(map(changed, stage.parts))) for stage in self.stages)
+        return replace(self, stem=changed(self.stem), stages=stages, head=changed(self.head))
+
+    def _parts(self) -> Iterator[Part]:
+        yield self.stem
+        for stage in self.stages:
+            yield from stage.parts
+        yield self.head
 
     def layers(self, architecture: Architecture) -> tuple[Layer, tuple[tuple[Layer, ...], ...], Layer]:
         """Stem, stages and head."""

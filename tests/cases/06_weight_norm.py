@@ -8,8 +8,6 @@ from torch import nn
 from kdnas.conversion.convert import convert
 from tests.cases import outcome
 
-ISSUE = 14
-
 
 def check(folder):
     with warnings.catch_warnings():

@@ -7,8 +7,6 @@ from kdnas.conversion.convert import convert
 from kdnas.costs.count import cost
 from tests.cases import outcome
 
-ISSUE = 14
-
 
 class Unrolled(nn.Module):
     def __init__(self):

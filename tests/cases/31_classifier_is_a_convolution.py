@@ -13,8 +13,6 @@ from torch import nn
 
 from kdnas.cli.commands import main
 
-ISSUE = 14
-
 
 def network():
     torch.manual_seed(0)

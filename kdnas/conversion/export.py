@@ -1,0 +1,147 @@
+"""A network as an exported program, or a sentence that says why not."""
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Container, Iterator
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from kdnas.network import hooked
+
+BATCH = 2
+
+
+def check_forward(module: nn.Module, image: tuple[int, int, int]) -> None:
+    """Refuse a network that does not map images of this size to logits."""
+    if isinstance(module, torch.jit.ScriptModule):
+        raise ValueError("a TorchScript module cannot be converted. Convert the Python module that it was made from.")
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        if (tensor.is_floating_point() and tensor.dtype != torch.float32) or tensor.device.type != "cpu":
+            raise ValueError(
+                f"{name} must be float32 on the CPU for a conversion, it is {tensor.dtype} on {tensor.device}. "
+                "Call .float().cpu() on the network."
+            )
+    try:
+        with torch.no_grad():
+            logits = module(torch.zeros(BATCH, *image))
+    except Exception as error:  # the source's own code may raise anything
+        raise ValueError(
+            f"the network does not take images of {' x '.join(map(str, image))} (channels, height, width): "
+            f"{_place(error, module)}{_reason(error)}. The image size and the number of channels must be the network's."
+        ) from error
+    if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != BATCH:
+        what = f"a tensor {list(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
+        raise ValueError(f"the network must return one tensor of logits [batch, classes], it returns {what}.")
+
+
+def export(module: nn.Module, image: tuple[int, int, int]) -> torch.export.ExportedProgram:
+    """The network's tensor operations for images of one size.
+
+    Raises:
+        ValueError: its forward depends on the values of the images, or `torch.export` cannot follow it.
+    """
+    paths = [m for m in module.modules() if drop_rate(m)]
+    try:
+        # Stochastic depth does nothing in evaluation mode; a dropout in its place is recorded.
+        with _silence(), torch.no_grad(), hooked(paths, after=_mark_path):
+            return torch.export.export(module, (torch.zeros(BATCH, *image),), strict=False)
+    except Exception as error:
+        reason = _reason(error)
+        if "data-dependent" in reason or type(error).__name__.startswith("GuardOnDataDependent"):
+            reason = "its forward depends on the values of a tensor"
+        raise ValueError(
+            f"the network cannot be traced: {_place(error, module)}{reason}. Its forward must be the same operations "
+            "for every image."
+        ) from error
+
+
+def decomposed(program: torch.export.ExportedProgram, known: Container[str]) -> torch.export.ExportedProgram:
+    """The program without changes in place, its operations decomposed into simpler ones unless they are known."""
+    table = torch.export.default_decompositions()
+    for operation in list[Any](table):
+        if operation._schema.name.partition("::")[2] in known:
+            table.pop(operation)
+    with _silence():
+        return program.run_decompositions(table)
+
+
+def drop_rate(module: nn.Module) -> float:
+    """The rate of a module that drops whole paths, by the names that torchvision, timm and kdnas use; else 0."""
+    if type(module).__name__ not in ("StochasticDepth", "DropPath") or getattr(module, "mode", "row") != "row":
+        return 0.0
+    rates = (getattr(module, name, None) for name in ("p", "drop_prob", "rate"))
+    return float(next((rate for rate in rates if rate is not None), 0.0))
+
+
+def _mark_path(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
+    del inputs
+    return torch.dropout(output, drop_rate(module), False)
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Without the exporter's own warnings and log; what is wrong is in its error."""
+    level = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
+
+
+def _place(error: BaseException, module: nn.Module) -> str:
+    """The innermost module in whose forward an error was raised, as the beginning of a sentence."""
+    paths, place, trace = {id(m): name for name, m in module.named_modules()}, "", error.__traceback__
+    while trace is not None:
+        owner = trace.tb_frame.f_locals.get("self")
+        if isinstance(owner, nn.Module) and paths.get(id(owner)):
+            place = f"{paths[id(owner)]} ({type(owner).__name__}): "
+        trace = trace.tb_next
+    return place
+
+
+def _reason(error: BaseException) -> str:
+    lines = str(error.__cause__ or error).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__
+
+
+@final
+class Windows:
+    """The kernel sizes of a network's pooling, at its own image size and at another."""
+
+    def __init__(self, module: nn.Module, image: tuple[int, int, int]) -> None:
+        self.module, self.image = module, image
+        self.pairs: list[tuple[Any, Any]] | None = None
+
+    def follows(self, index: int) -> bool:
+        """Whether the pooling of this index has another kernel for larger images."""
+        if self.pairs is None:
+            lists = []
+            for factor in (1, 2):
+                with torch.no_grad(), contextlib.suppress(Exception), _Kernels() as kernels:
+                    self.module(torch.zeros(BATCH, self.image[0], *(side * factor for side in self.image[1:])))
+                    lists.append(kernels.sizes)
+            self.pairs = list(zip(*lists, strict=True)) if len({*map(len, lists)}) == 1 and len(lists) == 2 else []
+        return index < len(self.pairs) and self.pairs[index][0] != self.pairs[index][1]
+
+
+@final
+class _Kernels(TorchDispatchMode):
+    """Records the kernel size of every pooling."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: list[Any] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run the operation, and record."""
+        if func._schema.name.startswith(("aten::avg_pool2d", "aten::max_pool2d")):
+            self.sizes.append(args[1])
+        return func(*args, **(kwargs or {}))
