@@ -317,6 +317,21 @@ def test_classes_that_cannot_follow_are_refused_when_the_data_have_others():
         space.fitted(classes=8, image_channels=3)
 
 
+def test_channels_that_cannot_follow_are_refused_when_the_data_have_others():
+    class Beside(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.rest = conv(3, C - 3), nn.Sequential(conv(), conv(), *list(network())[-3:])
+
+        def forward(self, x):
+            return self.rest(torch.cat([x, self.first(x)], 1))
+
+    space = check(Beside().eval()).space
+    assert space.fitted(classes=8, image_channels=3).classes == 8
+    with pytest.raises(ValueError, match=r"has 3 image channels, the data 1, and its layers cannot follow\. Use data wi"):
+        space.fitted(classes=5, image_channels=1)
+
+
 def test_computed_weights_and_modules_without_effect_are_reported():
     class Auxiliary(nn.Module):
         def __init__(self):
