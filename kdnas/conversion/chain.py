@@ -140,7 +140,7 @@ def _space(traced: list[TracedOperation], parts: _Chain, streams: list[tuple[int
         other = dataclasses.replace(space, **sizes)
         try:
             logits = feature_shapes(other.blueprint(other.largest))["head"]
-        except RuntimeError:
+        except (RuntimeError, ValueError):
             logits = ()
         if logits != (1, sizes["classes"]):
             space = space.with_number(width, getattr(space, own))

@@ -12,6 +12,7 @@ import torchvision
 from torch import nn
 from torch.nn.utils import parametrizations, prune
 
+from kdnas.conversion.channels import operations
 from kdnas.conversion.convert import convert
 from kdnas.costs.count import cost
 from kdnas.network import Network
@@ -261,6 +262,13 @@ def test_an_operation_is_converted_exactly(name):
         assert cost(conversion.space.blueprint(conversion.space.largest)).params == params
 
 
+def test_regularisers_that_do_nothing_in_evaluation_mode_are_recorded():
+    space = convert(network("dropout", "drop path"), image=(3, 12, 12)).space
+    nodes = [node for layer in operations(space).values() for node in layer]
+    rates = [(node.op, *node.values) for node in nodes if "drop" in node.op]
+    assert rates == [("dropout", 0.3), ("channel_dropout", 0.2), ("drop_path", 0.1), ("drop_path", 0.1)]
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_operations_are_converted_exactly_one_after_another(seed):
     check(network(*random.Random(seed).sample(sorted(BLOCKS), 4)), sizes=(24, 33))
@@ -328,7 +336,9 @@ def test_channels_that_cannot_follow_are_refused_when_the_data_have_others():
 
     space = check(Beside().eval()).space
     assert space.fitted(classes=8, image_channels=3).classes == 8
-    with pytest.raises(ValueError, match=r"has 3 image channels, the data 1, and its layers cannot follow\. Use data wi"):
+    with pytest.raises(
+        ValueError, match=r"has 3 image channels, the data 1, and its layers cannot follow\. Use data wi"
+    ):
         space.fitted(classes=5, image_channels=1)
 
 
