@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self, final
 
 from kdnas.architecture import Architecture, Choice, Value
-from kdnas.space import Layer, SearchSpace, layer
+from kdnas.space import Layer, Range, SearchSpace, SizeOptions, layer
 
 CLASSES, CHANNELS = "classes", "channels"
 UNIT = 8  # inner widths of a transformer other than the source's are multiples of it
@@ -62,7 +62,7 @@ class PartStage:
     """
 
     parts: tuple[Part, ...]
-    depths: tuple[int, ...]
+    depths: SizeOptions
 
 
 @final
@@ -91,6 +91,19 @@ class Converted(SearchSpace):
     stages: tuple[PartStage, ...]
     head: Part
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        ascending = Range(least=1, ascending=True)
+        widths = {f"streams[{index}]": options for index, options in enumerate(self.streams)}
+        for position, part in self._parts():
+            widths |= {f"{position}.widths[{index}]": options for index, options in enumerate(part.widths)}
+        for name, options in widths.items():
+            ascending.check(name, options)
+
+    def _extreme(self, end: int) -> Architecture:
+        # Every option costs more than the one before it: widths and depths are ascending, a branch adds to its block.
+        return self.decide(lambda choice: choice.options[end])
+
     @property
     def structure(self) -> tuple[Choice, ...]:
         """The streams' widths, the stem's, per stage the depth and each part's choices, then the head's widths."""
@@ -112,7 +125,7 @@ class Converted(SearchSpace):
             ValueError: the source's classifier or its first layers are such that the number cannot be changed.
         """
         for name, own, number in ((CLASSES, self.classes, classes), (CHANNELS, self.image_channels, image_channels)):
-            if own != number and all(name not in node.values for part in self._parts() for node in part.nodes):
+            if own != number and all(name not in node.values for _, part in self._parts() for node in part.nodes):
                 what = "classes" if name == CLASSES else "image channels"
                 raise ValueError(
                     f"the converted network {self._title} has {own} {what}, the data {number}, and its layers cannot "
@@ -130,11 +143,12 @@ class Converted(SearchSpace):
         stages = tuple(replace(stage, parts=tuple(map(changed, stage.parts))) for stage in self.stages)
         return replace(self, stem=changed(self.stem), stages=stages, head=changed(self.head))
 
-    def _parts(self) -> Iterator[Part]:
-        yield self.stem
-        for stage in self.stages:
-            yield from stage.parts
-        yield self.head
+    def _parts(self) -> Iterator[tuple[str, Part]]:
+        """Every part with its place in the table."""
+        yield "stem", self.stem
+        for i, stage in enumerate(self.stages):
+            yield from ((f"stages[{i}].parts[{j}]", part) for j, part in enumerate(stage.parts))
+        yield "head", self.head
 
     def layers(self, architecture: Architecture) -> tuple[Layer, tuple[tuple[Layer, ...], ...], Layer]:
         """Stem, stages and head."""

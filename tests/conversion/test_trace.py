@@ -17,6 +17,7 @@ from kdnas.conversion.convert import convert
 from kdnas.costs.count import cost
 from kdnas.jobs.convert import SPACE, WEIGHTS, convert_source, load_source
 from kdnas.network import Network
+from kdnas.space import SearchSpace
 from kdnas.students.folder import read_student
 from kdnas.supernet import Supernet
 from kdnas.tables import load_space
@@ -446,3 +447,17 @@ def test_a_table_written_before_streams_were_elastic_is_read_as_it_was(tmp_path)
     largest, smallest = (cost(space.blueprint(a)) for a in (space.largest, space.smallest))
     assert largest.macs == 64 * (27 * 16 + 2 * (9 * 16 * 32 + 32 * 16)) + 48
     assert smallest.macs == 64 * (27 * 16 + 9 * 16 * 16 + 16 * 16) + 48
+
+
+def test_widths_of_a_table_that_descend_are_refused_with_their_place(tmp_path):
+    (tmp_path / "old.toml").write_text(OLD.replace("widths = [[16, 24, 32]]", "widths = [[16, 32, 24]]", 1))
+    with pytest.raises(
+        ValueError, match=r"`stages\[0\]\.parts\[0\]\.widths\[0\]` must be ascending, got \[16, 32, 24\]"
+    ):
+        load_space(tmp_path / "old.toml")
+
+
+def test_the_extremes_are_those_that_a_search_by_cost_finds():
+    space = convert(small(), image=(3, 16, 16)).space
+    by_cost = [SearchSpace._extreme(space, end) for end in (0, -1)]
+    assert by_cost == [space.smallest, space.largest]
