@@ -164,6 +164,54 @@ def test_a_pruning(tmp_path, pruned, killed_at, place, call):
     assert drafts(folder) == []
 
 
+SHARES = ["prune", "tests/toy.py:pruned", "--steps", "6", "--out"]
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "shares"
+    main([*SHARES, str(folder)])
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("place", "call"),
+    [
+        (
+            "given[1] == 'removals.jsonl' and len(given[0].lines('removals.jsonl')) == 3",
+            {"given": "import kdnas.runs.folder", "name": "RunFolder.add"},
+        ),
+        ("given[1] == 'source-random'", {"given": "import kdnas.jobs.prune", "name": "_Job._store"}),
+        (
+            "given[1].startswith('trial') and 'fresh' in given[1]",
+            {"given": "import kdnas.runs.folder", "name": "RunFolder.finish"},
+        ),
+        ("given[0].name == 'student'", {"given": "import kdnas.jobs.prune", "name": "write_student"}),
+    ],
+    ids=["candidates", "removal", "trial", "delivery"],
+)
+def test_a_pruning_by_shares(tmp_path, shared, killed_at, place, call):
+    folder = tmp_path / "run"
+    killed_at([*SHARES, str(folder)], place, **call)
+    assert not (folder / "students" / "student").exists()
+    before = RunFolder(folder).lines("removals.jsonl")
+    main([*SHARES, str(folder)])
+    assert RunFolder(folder).lines("removals.jsonl")[: len(before)] == before  # nothing is scored twice
+    for place_of in (folder, shared):
+        assert len({json.dumps(row["counts"]) for row in RunFolder(place_of).lines("removals.jsonl")}) == len(
+            RunFolder(place_of).lines("removals.jsonl")
+        )
+    for name in ("removal-chosen", "removal-random", "source", "student", "control"):
+        same_students(folder / "students" / name, shared / "students" / name)
+    same_results(folder, shared)
+    trials = [
+        {name: phase["accuracy"] for name, phase in RunFolder(place_of).manifest["phases"].items() if "trial:" in name}
+        for place_of in (folder, shared)
+    ]
+    assert trials[0] == trials[1] and len(trials[0]) > 2
+    assert drafts(folder) == []
+
+
 def codes_above(student):
     card = read_student(student)[1]
     space = space_from_table(dict(card.space))
