@@ -151,6 +151,11 @@ def attention_maps(modules: Iterable[nn.Module]) -> Iterator[list[Tensor]]:
         yield maps
 
 
+def image_batches(images: Tensor, most: int = 2**21) -> tuple[Tensor, ...]:
+    """Images in batches of at most so many pixels, so that activations fit in memory."""
+    return images.split(max(1, most // images.shape[2:].numel()))
+
+
 def calibrate(network: nn.Module, batches: Iterable[Tensor]) -> None:
     """Re-estimate batch-norm statistics: reset, then the mean over batches of batch mean and unbiased batch variance.
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdnas.conversion.channels import ChannelGroup, Place, channel_groups, operations
-from kdnas.network import Network
+from kdnas.network import Network, image_batches
 from kdnas.spaces.converted import Converted
 from kdnas.supernet import Supernet
 
@@ -145,23 +145,35 @@ def _activation(network: Network, groups: Sequence[ChannelGroup], images: Tensor
 
 
 def _reconstruction(network: Network, groups: Sequence[ChannelGroup], images: Tensor) -> list[Tensor]:
-    covariances: dict[Place, Tensor] = {}
-
-    def observer(place: Place) -> Callable[..., None]:
-        def measure(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            values = inputs[0].transpose(0, 1).flatten(1).double()
-            covariances[place] = torch.cov(values, correction=0).reshape(len(values), -1)
-
-        return measure
-
     places = [place for group in groups for place in group.readers]
-    handles = [_module(network, place).register_forward_pre_hook(observer(place)) for place in places]
+    sums = {place: _Sums() for place in places}
+    handles = [_module(network, place).register_forward_pre_hook(sums[place].observe) for place in places]
     try:
-        network(images)
+        for batch in image_batches(images):
+            network(batch)
     finally:
         for handle in handles:
             handle.remove()
-    return [_greedy(network, group, [covariances[place] for place in group.readers]) for group in groups]
+    return [_greedy(network, group, [sums[place].covariance() for place in group.readers]) for group in groups]
+
+
+class _Sums:
+    """Sums over positions of a layer's input channels, and of their products."""
+
+    def __init__(self) -> None:
+        self.count, self.first, self.second = 0, torch.zeros(()), torch.zeros(())
+
+    def observe(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        """Add a batch; a forward pre-hook."""
+        values = inputs[0].transpose(0, 1).flatten(1).double()
+        self.count += values.shape[1]
+        self.first = self.first.to(values) + values.sum(1)
+        self.second = self.second.to(values) + values @ values.T
+
+    def covariance(self) -> Tensor:
+        """`[channels, channels]`."""
+        mean = self.first / self.count
+        return self.second / self.count - torch.outer(mean, mean)
 
 
 def _greedy(network: Network, group: ChannelGroup, covariances: Sequence[Tensor]) -> Tensor:

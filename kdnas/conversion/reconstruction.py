@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from kdnas.conversion.channels import Place, operations
 from kdnas.conversion.removal import Masks, Removal, counts_of
-from kdnas.network import Network
+from kdnas.network import Network, image_batches
 from kdnas.randomness import torch_rng
 
 _RIDGE = 1e-3  # of the mean variance of the remaining inputs
@@ -52,19 +52,22 @@ class Reconstruction:
         self.removal, self.source = removal, network
         self.state = {name: tensor.detach() for name, tensor in network.state_dict().items()}
         places = [place for place in removal.readers if operations(removal.space)[place[0]][place[1]].mixes]
-        self._inputs: dict[Place, _Inputs] = {}
+        samples: dict[Place, list[Tensor]] = {place: [] for place in places}
+        batches = image_batches(images)
         handles = [
             network.get_submodule(f"{position}.parts.{index}").register_forward_pre_hook(
-                self._observer((position, index), positions)
+                _observer(samples[position, index], positions // len(batches))
             )
             for position, index in places
         ]
         try:
             with torch.no_grad():
-                network(images)
+                for batch in batches:
+                    network(batch)
         finally:
             for handle in handles:
                 handle.remove()
+        self._inputs = {place: _statistics(samples.pop(place)) for place in places}
 
     def network(self, masks: Masks) -> Network:
         """The network that the masks leave, fitted."""
@@ -95,18 +98,23 @@ class Reconstruction:
             change = whole @ inputs.mean - fitted @ inputs.mean[remaining]
             module.get_parameter("bias").add_(change.to(weight.dtype))
 
-    def _observer(self, place: Place, positions: int) -> Callable[..., None]:
-        def measure(module: nn.Module, arguments: Sequence[Tensor]) -> None:
-            samples = _samples(module, arguments[0], positions).double()
-            covariance = torch.cov(samples.T, correction=0).reshape(samples.shape[1], -1)
-            self._inputs[place] = _Inputs(samples.mean(0).float(), covariance.float())
 
-        return measure
+def _observer(samples: list[Tensor], count: int) -> Callable[..., None]:
+    def measure(module: nn.Module, arguments: Sequence[Tensor]) -> None:
+        samples.append(_samples(module, arguments[0], count, len(samples)))
+
+    return measure
 
 
-def _samples(module: nn.Module, x: Tensor, count: int) -> Tensor:
+def _statistics(samples: Sequence[Tensor]) -> _Inputs:
+    values = torch.cat(list(samples)).double()
+    covariance = torch.cov(values.T, correction=0).reshape(values.shape[1], -1)
+    return _Inputs(values.mean(0).float(), covariance.float())
+
+
+def _samples(module: nn.Module, x: Tensor, count: int, batch: int) -> Tensor:
     """What a layer reads for some of its outputs: `[samples, inputs times kernel positions]`."""
-    rng = torch_rng("reconstruction", 0)
+    rng = torch_rng("reconstruction", batch)
     if not isinstance(module, nn.Conv2d):
         x = x.flatten(0, -2)
         return x[torch.randperm(len(x), generator=rng)[:count].to(x.device)]

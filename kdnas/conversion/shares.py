@@ -2,7 +2,7 @@
 
 import math
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple, final
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from kdnas.conversion.channels import ChannelGroup
 from kdnas.conversion.removal import Counts, Masks, Removal, ResidualBlock, floor_of
-from kdnas.network import Network, batch_statistics
+from kdnas.network import Network, batch_statistics, image_batches
 from kdnas.space import Blueprint
 
 _SPREAD = 0.35  # standard deviation of the first tilts' logarithms; half of it around a parent
@@ -167,15 +167,12 @@ def agreement(network: Network, images: Tensor, target: Tensor, batch: int = 500
         network: the smaller one.
         images: `[N, channels, height, width]`, normalised.
         target: `[N, classes]`, the source's log probabilities.
-        batch: images that share batch norm statistics.
+        batch: largest number of images that share batch norm statistics; fewer where they are large.
     """
     total = torch.zeros((), dtype=torch.float64)
+    count = max(math.ceil(len(images) / batch), len(image_batches(images)))
     with torch.no_grad(), batch_statistics(network):
-        for part, wanted in zip(_chunks(images, batch), _chunks(target, batch), strict=True):
+        for part, wanted in zip(images.tensor_split(count), target.tensor_split(count), strict=True):
             own = network(part).logits.float().log_softmax(1)
             total -= F.kl_div(own, wanted, reduction="sum", log_target=True).double().cpu()
     return float(total) / len(images)
-
-
-def _chunks(values: Tensor, size: int) -> Sequence[Tensor]:
-    return values.tensor_split(math.ceil(len(values) / size))

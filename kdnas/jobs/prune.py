@@ -27,7 +27,7 @@ from kdnas.jobs._trials import MIXTURES, Variant, compare, mixture
 from kdnas.jobs.chain import say, teacher_row
 from kdnas.jobs.fit import fit_teacher
 from kdnas.jobs.retrain import retrain
-from kdnas.network import Network, calibrate, default_device
+from kdnas.network import Network, calibrate, default_device, image_batches
 from kdnas.randomness import python_rng, torch_rng
 from kdnas.report import write_report
 from kdnas.runs.folder import LATENCIES, STUDENTS, RunFolder
@@ -277,7 +277,7 @@ class _Job:
         """Candidates within the budget; recorded scores are not computed again."""
         images, _ = self._images(self.data.search, "shares")
         with torch.no_grad():
-            target = fitted.source(images).logits.log_softmax(1)
+            target = torch.cat([fitted.source(batch).logits.log_softmax(1) for batch in image_batches(images)])
         known = {json.dumps(row["counts"], sort_keys=True): row["score"] for row in self.storage.lines(CANDIDATES)}
 
         def score(counts: Counts) -> float:
@@ -315,7 +315,7 @@ class _Job:
     def _write(self, name: str, fitted: Reconstruction, counts: Counts, images: Tensor) -> Network:
         """Write what counts leave, and the source; returns the first."""
         network = fitted.network(leading(fitted.removal, counts))
-        calibrate(network, images.split(_CALIBRATION))
+        calibrate(network, [part for batch in image_batches(images) for part in batch.split(_CALIBRATION)])
         self._store(_source_of(name), fitted.source)
         self._store(name, network)
         return network

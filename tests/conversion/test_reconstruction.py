@@ -146,6 +146,27 @@ def test_few_positions_are_drawn_alike_each_time():
     assert any(not torch.allclose(t, states[2][name]) for name, t in states[0].items())
 
 
+def test_large_images_are_measured_in_batches(monkeypatch):
+    network, removal = parts(two())
+    groups = [unit for unit in removal.units if not isinstance(unit, ResidualBlock)]
+    masks = {unit.key: torch.arange(unit.size) < max(1, unit.size // 2) for unit in removal.units}
+
+    def measured():
+        fitted = Reconstruction(removal, network, IMAGES).network(masks).state_dict()
+        return fitted, channel_importance(network, groups, "reconstruction", IMAGES)
+
+    whole, order = measured()
+    sizes = []
+    for module in ("reconstruction", "importance"):
+        monkeypatch.setattr(f"kdnas.conversion.{module}.image_batches", lambda images: images.split(16))
+    network.register_forward_pre_hook(lambda _, arguments: sizes.append(len(arguments[0])))
+    parted, other = measured()
+    assert sizes == [16, 16, 8] * 2
+    for name, tensor in whole.items():
+        torch.testing.assert_close(parted[name], tensor, rtol=1e-3, atol=1e-4)
+    assert all(torch.equal(a, b) for a, b in zip(order, other, strict=True))
+
+
 def test_channels_that_others_repeat_come_last():
     network, removal = parts(two(double))
     groups = [unit for unit in removal.units if not isinstance(unit, ResidualBlock)]
