@@ -46,10 +46,10 @@ class Axis:
         """
         low, high = min(values, default=0.0), max(values, default=1.0)
         if may_be_log and low > 0 and high / low > _LOG_FROM:
-            margin = (high / low) ** 0.04
+            margin = (high / low) ** 0.06
             return cls(low / margin, high * margin, start, end, True, unit)
         # Equal values get an axis too; a span in the last digits of a float has no ticks.
-        margin = 0.04 * (high - low) if high - low > 1e-9 * max(abs(low), abs(high)) else (abs(high) * 0.05 or 1.0)
+        margin = 0.06 * (high - low) if high - low > 1e-9 * max(abs(low), abs(high)) else (abs(high) * 0.05 or 1.0)
         low, high = low - margin, high + margin
         return cls(low, high, start, end, False, unit)
 

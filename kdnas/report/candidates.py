@@ -10,10 +10,11 @@ from kdnas.report.content import RunContent, SearchRanking, mapping
 from kdnas.report.drawing import drawing
 from kdnas.report.markup import Column, decimal, finite, join, scaled, table, tag, text, whole
 from kdnas.report.todo import commands, missing
-from kdnas.runs.folder import CARD, JsonObject
+from kdnas.runs.folder import CARD, STUDENTS, WEIGHTS, JsonObject
 from kdnas.space import Blueprint
 
 _MOST_PLACES = 50
+_MOST_CLASSES = 12
 _SPENT = {
     "memory": Column("Memory, bytes", whole),
     "latency": Column("Latency, ms", lambda seconds: decimal((finite(seconds) or 0) * 1e3)),
@@ -50,13 +51,13 @@ def front(run: RunContent) -> Iterator[Markup]:
 
 
 def _starred(run: RunContent, search: SearchRanking) -> dict[str, int]:
-    """Names of the students to their index in the ranking; students of one architecture share a mark."""
-    names: dict[int, list[str]] = {}
+    """Names of the students to their index in the ranking; of one architecture the first, such as `student`."""
+    names: dict[int, str] = {}
     for name, student in run.students.items():
         place = search.index_of(student.get("architecture"))
         if place is not None and "architecture" in student:
-            names.setdefault(place, []).append(name)
-    return {", ".join(same): place for place, same in names.items()}
+            names.setdefault(place, name)
+    return {name: place for place, name in names.items()}
 
 
 def _tooltip(row: JsonObject, index: int) -> str:
@@ -88,13 +89,11 @@ def ranking(run: RunContent) -> Iterator[Markup]:
 
 def _ranked(run: RunContent, search: SearchRanking) -> Markup:
     rows = search.rows[:_MOST_PLACES]
-    parts = list(dict.fromkeys(str(name) for row in rows for name in mapping(row.get("parts"))))
     spent = [name for name in _SPENT if any(name in mapping(row.get("spent")) for row in rows)]
     columns = [
         Column("Place", whole),
         Column("Code", text, numeric=False, code=True),
         Column("Score", decimal),
-        *(Column(name, decimal) for name in parts),
         Column("Params", whole),
         Column("MACs", whole),
         Column("Layers", whole),
@@ -105,7 +104,6 @@ def _ranked(run: RunContent, search: SearchRanking) -> Markup:
             place,
             row.get("code"),
             row.get("score"),
-            *(mapping(row.get("parts")).get(name) for name in parts),
             row.get("params"),
             row.get("macs"),
             row.get("layers"),
@@ -113,7 +111,17 @@ def _ranked(run: RunContent, search: SearchRanking) -> Markup:
         )
         for place, row in enumerate(rows, 1)
     ]
-    return table(columns, lines, visible=12, marked=set(_starred(run, search).values()), what="places")
+    marked = set(_starred(run, search).values())
+    ranked = table(columns, lines, visible=12, marked=marked, what="places")
+    parts = [(place, _parts(row)) for place, row in enumerate(rows, 1) if mapping(row.get("parts"))]
+    if not parts:
+        return ranked
+    columns = [Column("Place", whole), Column("Parts", text, numeric=False)]
+    return join([ranked, tag("details", tag("summary", "What the scores consist of"), table(columns, parts))])
+
+
+def _parts(row: JsonObject) -> str:
+    return ", ".join(f"{name} {decimal(value)}" for name, value in mapping(row.get("parts")).items())
 
 
 def students(run: RunContent) -> Iterator[Markup]:
@@ -128,10 +136,39 @@ def students(run: RunContent) -> Iterator[Markup]:
         content = _student(run, names)
         title = ", ".join(names)
         if place == 0:
+            yield usage(run, names[0])
             yield tag("h3", title)
             yield content
         else:
             yield tag("details", tag("summary", title), content)
+
+
+def usage(run: RunContent, name: str) -> Markup:
+    """What a student takes and gives, and the commands that load it."""
+    student, path = run.students[name], f"{run.name}/{STUDENTS}/{name}"
+    size = mapping(student.get("preprocessing"))
+    image = mapping(student.get("blueprint")).get("image")
+    facts = []
+    if isinstance(image, list) and len(image) == 3:
+        given = [image[0], size.get("height", image[1]), size.get("width", image[2])]
+        words = f"Images of {' × '.join(map(text, given))}, values from 0 to 1, normalised inside"
+        inside = f"; the network computes on {' × '.join(map(text, image))}" if given != image else ""
+        facts.append(f"{words}{inside}.")
+    names = student.get("class_names")
+    if isinstance(names, list) and names:
+        shown = ", ".join(map(str, names[:_MOST_CLASSES])) + (", …" if len(names) > _MOST_CLASSES else "")
+        facts.append(f"{len(names)} classes, in the order of the logits: {shown}.")
+    python = f"student = kdnas.load_student({path!r}); logits = student(images)"
+    lines = [
+        ("Python", f"import kdnas; {python}"),
+        (
+            "Python without kdnas",
+            f"cd {shlex.quote(path)}; python -c 'from student import load; student = load(\"{WEIGHTS}\")'",
+        ),
+        ("8-bit integers", f"kdnas quantize {shlex.quote(path)}"),
+    ]
+    columns = [Column("To load it", text, numeric=False), Column("Command", text, numeric=False, code=True)]
+    return join([tag("p", " ".join(facts)) if facts else Markup(""), table(columns, lines)])
 
 
 def _student(run: RunContent, names: Sequence[str]) -> Markup:

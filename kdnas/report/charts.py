@@ -12,7 +12,7 @@ from kdnas.report.markup import decimal, finite, join, tag
 from kdnas.statistics import pareto_front
 
 _WIDTH, _HEIGHT = 540, 330
-_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 16, 16, 46
+_LEFT, _RIGHT, _TOP, _BOTTOM = 72, 16, 16, 46
 _NUM_COLOURS = 8
 _MOST_POINTS = 2000
 _MOST_STEPS = 200
@@ -122,18 +122,16 @@ def bars(values: Mapping[str, float], *, write: Callable[[float], str] = decimal
         write: the value as text beside the bar.
     """
     most = max(values.values(), default=0) or 1
-    label, right, height = 16 + 7 * max(map(len, values), default=0), 110, 28
-    rows: list[Markup] = []
-    for place, (name, value) in enumerate(values.items()):
-        top = place * height
-        length = 320 * value / most
-        bar = {"x": label, "y": top + 5, "width": max(length, 1.0), "height": height - 10, "rx": 2}
-        rows += [
-            tag("text", name, x=label - 8, y=top + 18, text_anchor="end", class_="name"),
-            tag("rect", tag("title", f"{name}: {write(value)}"), class_=f"bar {_colour(place)}", **bar),
-            tag("text", write(value), x=label + length + 8, y=top + 18, class_="value"),
-        ]
-    return _figure([], _drawing(rows, label + 320 + right, height * len(values), natural=True), ", ".join(values))
+    rows = [
+        tag(
+            "div",
+            tag("span", name),
+            tag("div", tag("i", class_=_colour(place), style=f"width:{100 * value / most:.1f}%")),
+            tag("b", write(value)),
+        )
+        for place, (name, value) in enumerate(values.items())
+    ]
+    return tag("figure", *rows, class_="bars")
 
 
 def heat_map(

@@ -142,7 +142,7 @@ def table(
     marked: Collection[int] = (),
     what: str = "rows",
 ) -> Markup:
-    """A table.
+    """A table; on narrow screens every row is a list of headings and values.
 
     Args:
         columns: headings and formats.
@@ -156,7 +156,7 @@ def table(
     body = [
         tag(
             "tr",
-            *(tag("td", c.write(v), class_=k) for c, k, v in zip(columns, kinds, row, strict=True)),
+            *(tag("td", c.write(v), class_=k, data_name=c.name) for c, k, v in zip(columns, kinds, row, strict=True)),
             class_="marked" if place in marked else None,
         )
         for place, row in enumerate(rows)

@@ -1,10 +1,11 @@
 """The closing table, in words and numbers, and the controls."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from markupsafe import Markup
 
+from kdnas.report.charts import curves
 from kdnas.report.content import RunContent, mapping
 from kdnas.report.markup import (
     Column,
@@ -12,6 +13,7 @@ from kdnas.report.markup import (
     decimal,
     duration,
     finite,
+    join,
     percent,
     scaled,
     table,
@@ -23,6 +25,11 @@ from kdnas.report.names import network_name
 from kdnas.report.todo import commands, missing
 from kdnas.runs.folder import JsonObject
 
+_SEED = (
+    "One run with one seed: another seed, number of threads or device can choose another network of about the same "
+    "accuracy. Intervals are over test images."
+)
+
 
 def result(run: RunContent) -> Iterator[Markup]:
     """The closing table, its main numbers and a sentence."""
@@ -31,9 +38,10 @@ def result(run: RunContent) -> Iterator[Markup]:
         rows = {"teacher": run.phase("teacher")}
     if not run.closing and not {"grow", "prune"} & set(run.job()):
         yield missing("The closing table needs a retrained student.", commands(run)["retrain"][1])
-    sentence = _sentence(rows)
+    sentence = verdict(rows, run.controls)
     if sentence:
         yield tag("p", sentence, class_="lead")
+        yield tag("p", _SEED, class_="soft")
     for words in (_removal(run.phase("removal")), _members(run.phase("grow"))):
         if words:
             yield tag("p", words)
@@ -51,7 +59,7 @@ def result(run: RunContent) -> Iterator[Markup]:
             Column("Test accuracy", accuracy),
             Column("Params", whole),
             Column("MACs", whole),
-            Column("MACs of the teacher's", percent),
+            Column("of the teacher's MACs", percent),
             Column("Time", duration),
         ]
         lines = []
@@ -61,6 +69,9 @@ def result(run: RunContent) -> Iterator[Markup]:
             lines.append((network_name(name), row.get("accuracy"), row.get("params"), macs, share, row.get("seconds")))
         marked = [i for i, name in enumerate(rows) if name == "student"]
         yield table(columns, lines, marked=marked)
+    chart = _compared(run, rows)
+    if chart is not None:
+        yield chart
 
 
 def _removal(removal: JsonObject) -> str:
@@ -93,19 +104,61 @@ def _accuracies(rows: Mapping[str, JsonObject]) -> list[float | None]:
     return [finite(mapping(rows.get(name)).get("accuracy")) for name in ("teacher", "student", "control")]
 
 
-def _sentence(rows: Mapping[str, JsonObject]) -> str:
-    """The result in words, from the closing table."""
+def verdict(rows: Mapping[str, JsonObject], controls: Mapping[str, JsonObject]) -> str:
+    """One sentence on what the teacher was good for, from the closing table and the interval of the difference."""
     teacher, student, control = _accuracies(rows)
     if student is None:
         return ""
-    parts = [f"The distilled student reaches {accuracy(student)} test accuracy"]
-    if teacher is not None:
-        parts.append(f", {_points(student - teacher)} {'above' if student > teacher else 'below'} its teacher")
-    if control is not None and student > control:
-        parts.append(f"; the same student without a teacher reaches {accuracy(control)}")
-    elif control is not None:
-        parts.append(f"; without a teacher it reaches {accuracy(control)}, so distillation did not help here")
-    return "".join(parts) + "."
+    reaches = f"the student reaches {accuracy(student)} test accuracy"
+    if control is None:
+        below = "" if teacher is None else f", {_points(student - teacher)} {_side(student - teacher)} its teacher"
+        return f"{reaches[0].upper()}{reaches[1:]}{below}."
+    bounds = _listed(mapping(controls.get("distillation")).get("interval"))
+    ends = [end for end in map(finite, bounds) if end is not None]
+    low, high = ends if len(ends) == 2 else (0.0, 0.0)
+    interval = f" [{_signed_points(low)}, {_signed_points(high)}]" if len(ends) == 2 else ""
+    gain = student - control
+    if low > 0 or high < 0:
+        told = "Distillation helped" if low > 0 else "Distillation did not help"
+        interval = f" [{_signed_points(low)}, {_signed_points(high)}]"
+        return (
+            f"{told}: {reaches}, {_points(gain)}{interval} {_side(gain)} the same network trained without the teacher."
+        )
+    return (
+        f"Whether distillation helped cannot be told from these test images: {reaches}, the same network without the "
+        f"teacher {accuracy(control)}, a difference of {_signed_points(gain)} points{interval}."
+    )
+
+
+def _side(difference: float) -> str:
+    return "above" if difference > 0 else "below"
+
+
+def _signed_points(difference: float) -> str:
+    return f"{100 * difference:+.2f}".replace("-", "−")
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _compared(run: RunContent, rows: Mapping[str, JsonObject]) -> Markup | None:
+    """The accuracy of the student and of its controls over their training, in one chart."""
+    series = {
+        network_name(name): [
+            (line["step"], value) for line in run.metrics[name] if (value := finite(line.get("accuracy"))) is not None
+        ]
+        for name in rows
+        if name in run.metrics and name != "teacher"
+    }
+    series = {name: pairs for name, pairs in series.items() if pairs}
+    if len(series) < 2:
+        return None
+    end = max(
+        finite(run.metrics[name][-1].get("total")) or 0 for name in rows if name in run.metrics and name != "teacher"
+    )
+    chart = curves(series, x_label="step", y_label="accuracy on the search part", y_unit="%", x_end=end)
+    return join([tag("h3", "The student against its controls"), chart])
 
 
 def _points(difference: float) -> str:
@@ -138,14 +191,23 @@ def controls(run: RunContent) -> Iterator[Markup]:
             commands(run)["retrain"][1],
         )
         return
-    sentences = [str(c["sentence"]) for c in run.controls.values() if c.get("sentence")]
-    yield tag("div", *(tag("p", sentence) for sentence in sentences), class_="honest")
-    columns = [
-        Column("Control", text, numeric=False),
-        Column("Value", _three_digits),
-        Column("95 % interval", _interval),
-    ]
-    yield table(columns, [(name, c.get("value"), c.get("interval")) for name, c in run.controls.items()])
+    first = [c for name, c in run.controls.items() if not name.startswith("tau ")]
+    taus = {name: c for name, c in run.controls.items() if name.startswith("tau ")}
+    if first:
+        yield tag("div", *_sentences(first), class_="honest")
+    if taus:
+        columns = [
+            Column("Kendall's tau of the score with", text, numeric=False),
+            Column("Value", _three_digits),
+            Column("95 % interval", _interval),
+        ]
+        rows = [(name.removeprefix("tau "), c.get("value"), c.get("interval")) for name, c in taus.items()]
+        summary = tag("summary", f"Does the score say more than size? Its agreement with {len(taus)} simple scores")
+        yield tag("details", summary, table(columns, rows), *_sentences(taus.values()))
+
+
+def _sentences(controls: Iterable[JsonObject]) -> list[Markup]:
+    return [tag("p", str(control["sentence"])) for control in controls if control.get("sentence")]
 
 
 def _three_digits(value: Any) -> str:

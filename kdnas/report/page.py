@@ -1,7 +1,7 @@
 """The report of a run as one HTML file."""
 
 import shlex
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from kdnas.report.explained import explanation
 from kdnas.report.markup import (
     Column,
     accuracy,
+    decimal,
     document,
     duration,
     finite,
@@ -29,6 +30,8 @@ from kdnas.report.names import loss_name, phase_name
 from kdnas.report.outcome import controls, result
 from kdnas.report.todo import commands, missing, next_command
 from kdnas.runs.folder import COMPARISON, MANIFEST, JsonObject
+
+_HIGH = 1000.0
 
 
 def write_report(run_folder: Path) -> Path:
@@ -54,16 +57,16 @@ def _page(run: RunContent) -> str:
     sections = [
         ("result", "Result", result(run)),
         ("controls", "Is it better than chance, and than size?", controls(run)),
-        ("front", "Score against cost", front(run)),
-        ("training", "Training", _training(run)),
-        ("ranking", "Ranking", ranking(run)),
         ("student", "The student", students(run)),
+        ("front", "Score against cost", front(run)),
+        ("ranking", "Ranking", ranking(run)),
+        ("training", "Training", _training(run)),
         ("time", "Cost and time per phase", _time(run)),
         ("settings", "Settings", _settings(run)),
     ]
     name = Path(run.name).name or run.name
     if run.why:
-        sections.insert(6, ("why", "Why this score", explanation(run)))
+        sections.insert(3, ("why", "Why this score", explanation(run)))
     todo = next_command(run)
     job = run.job()
     for kind, absent, last in (
@@ -112,10 +115,28 @@ def _training(run: RunContent) -> Iterator[Markup]:
         traces = _series(lines, lambda line: mapping(line.get("trace")))
         charts += [curves({name: s}, x_label="networks", y_label=name, x_end=end) for name, s in traces.items()]
         yield tag("div", *charts, class_="pair")
+        high = _highest(losses, end)
+        if high:
+            yield tag("p", high, class_="missing")
         num_omitted = sum(1 for line in lines for v in mapping(line.get("losses")).values() if finite(v) is None)
         if num_omitted:
             sentence = f"{num_omitted:,} logged losses are not finite and are left out of the curve."
             yield tag("p", sentence, class_="missing")
+
+
+def _highest(losses: Mapping[str, Sequence[tuple[float, float]]], end: float) -> str:
+    """A sentence on a loss that was far above its end, with what it means; empty where none was."""
+    tops = {name: max(pairs, key=lambda pair: pair[1]) for name, pairs in losses.items()}
+    far = {n: top for n, top in tops.items() if top[1] > _HIGH and top[1] > _HIGH * abs(losses[n][-1][1])}
+    if not far:
+        return ""
+    name, (step, value) = max(far.items(), key=lambda item: item[1][1])
+    return (
+        f"The loss of {name} was {whole(value)} at step {whole(step)} of {whole(end)}, and at the end "
+        f"{decimal(losses[name][-1][1])}. Untrained subnets differ from the teacher by many orders of magnitude in "
+        "terms that grow with the exponential or the square of the outputs; gradients are clipped, so that single "
+        "steps do no harm. A loss that stays there has diverged: lower the learning rate."
+    )
 
 
 def _series(

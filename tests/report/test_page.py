@@ -18,7 +18,7 @@ from kdnas.report.markup import Column, Markup, decimal, duration, percent, scal
 from kdnas.space import SearchSpace
 from kdnas.tables import load_space
 
-SECTIONS = ("result", "controls", "front", "training", "ranking", "student", "time", "settings")
+SECTIONS = ("result", "controls", "student", "front", "ranking", "training", "time", "settings")
 
 
 def make_run(folder: Path, *, num_architectures: int = 120, steps: int = 600, seed: int = 0) -> SearchSpace:
@@ -56,6 +56,7 @@ def make_run(folder: Path, *, num_architectures: int = 120, steps: int = 600, se
         "blueprint": blueprint.to_json(),
         "cost": cost(blueprint)._asdict(),
         "class_names": [str(digit) for digit in range(10)],
+        "preprocessing": {"height": 128, "width": 128, "mean": [0.5] * 3, "std": [0.25] * 3},
     }
     for name in ("student", "control"):
         write(folder / "students" / name / "student.json", student)
@@ -63,7 +64,7 @@ def make_run(folder: Path, *, num_architectures: int = 120, steps: int = 600, se
     for phase, names, total in (
         ("teacher", ("cross_entropy",), steps // 2),
         ("train", ("largest", "random0", "random1", "smallest"), steps),
-        ("retrain", ("cross_entropy", "soft_targets"), steps),
+        ("student", ("cross_entropy", "soft_targets"), steps),
         ("control", ("cross_entropy",), steps),
     ):
         for step in range(1, total + 1, 2):
@@ -90,7 +91,7 @@ def make_run(folder: Path, *, num_architectures: int = 120, steps: int = 600, se
         "train": {"seconds": 41.9, "steps": steps},
         "search": {"seconds": 14.6, "budget": {"macs": 45e6}},
         "export": {"seconds": 2.3},
-        "retrain": {"seconds": 16.0, "steps": steps, "accuracy": 0.9713},
+        "student": {"seconds": 16.0, "steps": steps, "accuracy": 0.9713},
         "control": {"seconds": 12.8, "steps": steps, "accuracy": 0.9584},
     }
     run = {"kdnas": "0.1.0", "torch": "2.15.0", "python": "3.11.2", "commit": "8cf06da2aa", "seed": 0}
@@ -107,18 +108,28 @@ def make_run(folder: Path, *, num_architectures: int = 120, steps: int = 600, se
 
 HEALTH = ("largest", "middle", "smallest")
 CONTROLS = {
-    "macs": {"value": 0.61, "interval": [0.49, 0.71], "sentence": "MACs alone agree with the score at tau 0.61."},
-    "params": {"value": 0.55, "interval": [0.42, 0.66], "sentence": "Params alone agree with it at tau 0.55."},
-    "layers": {"value": 0.47, "interval": [0.33, 0.59], "sentence": "The layer count agrees with it at tau 0.47."},
+    "tau macs": {"value": 0.61, "interval": [0.49, 0.71], "sentence": "Kendall's tau with MACs: 0.61 [0.49, 0.71]."},
+    "tau params": {
+        "value": 0.55,
+        "interval": [0.42, 0.66],
+        "sentence": "Kendall's tau with params: 0.55 [0.42, 0.66].",
+    },
+    "tau layers": {"value": 0.47, "interval": [-0.33, 0.59], "sentence": "Kendall's tau with layers: 0.47."},
+    "tau zen": {"sentence": "Agreement with zen is left out: the time is over."},
     "random search": {
-        "value": -0.004,
-        "interval": [-0.012, 0.003],
+        "value": 0.81,
+        "interval": [0.8, 0.82],
         "sentence": "The search is not distinguishable from random search with 120 evaluations.",
     },
-    "student without a teacher": {
+    "distillation": {
         "value": 0.0129,
-        "interval": [-0.001, 0.027],
-        "sentence": "Distillation gained 1.3 points, which 697 test images cannot tell from none.",
+        "interval": [0.001, 0.027],
+        "sentence": "The student's test accuracy less that of the student without a teacher: +1.29 points.",
+    },
+    "choice": {
+        "value": 0.0029,
+        "interval": [-0.011, 0.017],
+        "sentence": "The student's test accuracy less that of 1 random subnet within the budget, trained alike: +0.29.",
     },
 }
 
@@ -202,27 +213,95 @@ def test_equal_folders_give_equal_pages_and_no_other_file_is_left(demo):
 
 def test_the_closing_table_says_what_results_json_says(demo):
     said = Walk(read(demo)).said
-    assert "The distilled student reaches 97.13 % test accuracy, 0.72 points below its teacher" in said
-    assert "without a teacher reaches 95.84 %" in said
+    assert (
+        "Distillation helped: the student reaches 97.13 % test accuracy, 1.29 points [+0.10, +2.70] above the same "
+        "network trained without the teacher."
+    ) in said
     for number in ("97.85 %", "311,422,976", "1,272,330", "18.4 s", "+1.29 points"):
         assert number in said, number
     for control in CONTROLS.values():
         assert control["sentence"] in said
-    assert "−0.012 to 0.003" in said
+    assert "−0.330 to 0.590" in said
 
 
-def test_a_student_that_gains_nothing_from_its_teacher_is_said_to(tmp_path):
-    rows = [{"name": "student", "accuracy": 0.95}, {"name": "control", "accuracy": 0.95}]
+@pytest.mark.parametrize(
+    ("accuracy", "interval", "words"),
+    [
+        (
+            0.97,
+            [0.001, 0.04],
+            "Distillation helped: the student reaches 97.00 % test accuracy, 2.00 points [+0.10, +4.00] above",
+        ),
+        (
+            0.94,
+            [-0.02, -0.001],
+            "Distillation did not help: the student reaches 94.00 % test accuracy, 1.00 points [−2.00, −0.10] below",
+        ),
+        (
+            0.96,
+            [-0.01, 0.03],
+            "Whether distillation helped cannot be told from these test images: the student reaches 96.00 %",
+        ),
+        (0.95, None, "the same network without the teacher 95.00 %, a difference of +0.00 points."),
+    ],
+)
+def test_the_verdict_is_one_sentence_that_the_interval_decides(tmp_path, accuracy, interval, words):
+    rows = [{"name": "student", "accuracy": accuracy}, {"name": "control", "accuracy": 0.95}]
+    controls = {} if interval is None else {"distillation": {"interval": interval}}
+    write(tmp_path / "results.json", {"rows": rows, "controls": controls})
+    page = read(tmp_path)
+    assert page.count('class="lead"') == 1 and words in Walk(page).said
+
+
+def test_without_a_control_the_verdict_compares_with_the_teacher(tmp_path):
+    rows = [{"name": "teacher", "accuracy": 0.97}, {"name": "student", "accuracy": 0.95}]
     write(tmp_path / "results.json", {"rows": rows})
-    said = Walk(read(tmp_path)).said
-    assert "distillation did not help here" in said and "+0.00 points" in said
+    assert "The student reaches 95.00 % test accuracy, 2.00 points below its teacher." in Walk(read(tmp_path)).said
+
+
+def test_student_and_control_are_in_one_chart(demo):
+    page = read(demo)
+    section = page[page.index('id="result"') : page.index('id="controls"')]
+    assert section.count("<svg") == 1
+    for name in ("Student, distilled", "Control: student without a teacher"):
+        assert f"</i>{name}<b>" in section, name
+
+
+def test_the_agreement_with_size_is_behind_a_fold(demo):
+    page = read(demo)
+    section = page[page.index('id="controls"') : page.index('id="student"')]
+    before, fold = section.split("<details>")
+    assert "random search" in before and "1 random subnet" in before and "Kendall" not in before
+    for name in ("tau macs", "tau zen"):
+        assert CONTROLS[name]["sentence"].replace("'", "&#39;") in fold
+
+
+def test_how_the_student_is_used_is_said(demo):
+    section = Walk(read(demo)[read(demo).index('id="student"') - 9 : read(demo).index('id="front"') - 9]).said
+    assert (
+        "Images of 3 × 128 × 128, values from 0 to 1, normalised inside; the network computes on 3 × 32 × 32."
+        in section
+    )
+    assert "10 classes, in the order of the logits: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9." in section
+    assert f"kdnas.load_student({str(demo / 'students' / 'student')!r})" in section
+    assert "kdnas quantize" in section
+
+
+def test_a_loss_of_millions_is_explained(tmp_path):
+    values = (4_975_070.0, 2e6, 3.5)
+    for tops, explained in ((values, True), ((12.0, 8.0, 3.5), False)):
+        lines = [{"phase": "train", "step": s, "total": 3, "losses": {"random0": v}} for s, v in enumerate(tops)]
+        write_lines(tmp_path / "metrics.jsonl", lines)
+        said = Walk(read(tmp_path)).said
+        assert ("The loss of random0 was 4,975,070 at step 0 of 3, and at the end 3.5000." in said) == explained
 
 
 def test_the_ranked_table_has_fifty_places_best_first_with_the_student_marked(demo):
     page = read(demo)
-    section = page[page.index('id="ranking"') : page.index('id="student"')]
-    assert section.count("<tr") == 51
-    assert "<details><summary>38 more places</summary></details>" in section
+    section = page[page.index('id="ranking"') : page.index('id="training"')]
+    ranked, parts = section.split("What the scores consist of")
+    assert ranked.count("<tr") == parts.count("<tr") == 51
+    assert "<details><summary>38 more places</summary></details>" in ranked
     rows = [json.loads(line) for line in (demo / "ranking.jsonl").read_text().splitlines()]
     codes = [row["code"] for row in sorted(rows, key=lambda row: -row["score"])]
     codes = list(dict.fromkeys(codes))
@@ -272,8 +351,8 @@ def test_controls_and_a_teacher_are_named_in_plain_words(tmp_path):
         "Control: single network of at most its MACs, without a teacher",
         "mine",
     ):
-        assert f"<td>{name}</td>" in page, name
-    training = page[page.index('id="training"') : page.index('id="ranking"')].split("<h3>")[1:]
+        assert f">{name}</td>" in page, name
+    training = page[page.index('id="training"') : page.index('id="time"')].split("<h3>")[1:]
     titles = [
         "Teacher, member 2",
         "Control: student without a teacher",
@@ -287,16 +366,16 @@ def test_controls_and_a_teacher_are_named_in_plain_words(tmp_path):
 
 def test_budget_and_student_are_marked_in_the_charts(demo):
     page = read(demo)
-    section = page[page.index('id="front"') : page.index('id="training"')]
+    section = page[page.index('id="front"') : page.index('id="ranking"')]
     assert section.count("<svg") == 2
     assert section.count("budget 45.0 M") == 1  # the budget is on MACs, not on params
     assert section.count('<path d="M') == 4  # a front and a student in both
-    assert section.count("student, control") >= 2
+    assert section.count(">student</text>") == 2
 
 
 def test_each_phase_has_its_losses_and_its_health(demo):
     page = read(demo)
-    section = page[page.index('id="training"') : page.index('id="ranking"')]
+    section = page[page.index('id="training"') : page.index('id="time"')]
     assert section.count("<svg") == 8
     for name in ("largest", "random0", "random1", "smallest", "middle", "soft_targets"):
         assert f"</i>{name}<b>" in section, name
@@ -304,7 +383,7 @@ def test_each_phase_has_its_losses_and_its_health(demo):
 
 def test_the_student_is_drawn_layer_by_layer(demo):
     page = read(demo)
-    section = page[page.index('id="student"') : page.index('id="time"')]
+    section = page[page.index('id="student"') : page.index('id="front"')]
     student = json.loads((demo / "students/student/student.json").read_text())
     layers = 2 + sum(map(len, student["blueprint"]["stages"]))
     assert section.count("<li") == layers
@@ -481,7 +560,7 @@ def numbers(picture: str, element: str, look: str, *names: str) -> list[tuple[fl
 def test_points_and_bounds_lie_where_the_axes_say():
     points = [Point(100.0, 0.2, "worse"), Point(50.0, 0.4, "better"), Point(200.0, 0.3, "dear")]
     picture = scatter(points, x_label="MACs", y_label="score", bounds={"budget": 150.0}, stars={"chosen": 1})
-    x = Axis.around([50.0, 200.0], 64, 540 - 16)
+    x = Axis.around([50.0, 200.0], 72, 540 - 16)
     y = Axis.around([0.2, 0.4], 330 - 46, 16)
     (worse,), (dear,) = (numbers(picture, "circle", look, "cx", "cy") for look in ("point", "point over"))
     assert worse == pytest.approx((x.place(100), y.place(0.2)), abs=0.06)
@@ -507,6 +586,16 @@ def test_long_curves_are_averaged_and_keep_their_last_value():
     assert "step 49\nloss: 0.5000" in picture  # fifty steps of 0, 1, 0, 1, ...
 
 
+def test_bars_are_as_long_as_their_values():
+    picture = bars({"short": 1.0, "long": 4.0, "none": 0.0}, write=duration)
+    assert [value for name, value in Walk(picture).attributes if name == "style"] == [
+        "width:25.0%",
+        "width:100.0%",
+        "width:0.0%",
+    ]
+    assert "4.0 s" in picture and bars({}).startswith("<figure")
+
+
 def test_a_heat_map_says_every_value_and_frames_the_best_of_each_row():
     picture = heat_map(["a", "b"], ["x", "y"], [[0.25, -1.0], [float("nan"), 0.5]], row_label="t", column_label="s")
     Walk(picture)
@@ -520,8 +609,6 @@ def test_a_heat_map_says_every_value_and_frames_the_best_of_each_row():
 
 def test_pieces_without_content_are_still_pictures():
     for picture in (
-        bars({}),
-        bars({"a": 0.0}),
         curves({}, x_label="x", y_label="y"),
         curves({"a": []}, x_label="x", y_label="y"),
         scatter([], x_label="x", y_label="y"),
