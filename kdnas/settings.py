@@ -392,7 +392,7 @@ class Prune:
     divisor: int = 0
     controls: bool = True
     penalty: float | None = None
-    by_cost: bool = True
+    by_cost: bool = False
     recipe: Recipe = Recipe(steps=400, learning_rate=0.02)
     retrain: Recipe = Recipe(learning_rate=0.05)
     distiller: Spec | None = None

@@ -52,7 +52,8 @@ class Factors(Distiller):
         space: of the converted network (`kdnas.conversion.convert.convert`), which is its largest subnet.
         penalty: lambda; None grows it until the budget is met.
         budget: for a growing penalty.
-        by_cost: whether the penalty is weighted by cost.
+        by_cost: whether the penalty is weighted by cost; at an eighth of a ResNet's MACs 44.8 % with it, 55.3 % without
+            (CIFAR-10 at 16x16, 700 steps of retraining, one seed).
         blocks: whether whole blocks have factors too.
         temperature: T.
 
@@ -73,7 +74,7 @@ class Factors(Distiller):
         *,
         penalty: float | None = None,
         budget: Budget = Budget(),
-        by_cost: bool = True,
+        by_cost: bool = False,
         blocks: bool = True,
         temperature: float = 1.0,
     ) -> None:

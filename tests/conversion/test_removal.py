@@ -287,14 +287,14 @@ def test_what_is_minimised_is_the_divergence_of_the_network_with_its_factors_fro
 
 
 def test_what_a_factor_costs_by_hand():
-    factors = Factors(SPACE, penalty=1.0)
+    factors = Factors(SPACE, penalty=1.0, by_cost=True)
     costs = dict(zip((u.key for u in factors.units), factors.regulariser.costs, strict=True))
     # Multiply-accumulates of one channel in all that makes, passes on and takes it: 8x8 positions, then 4x4.
     assert costs["stages_0_0:0"] == 64 * (16 + 9 + 16)
     assert costs["stages_1_0:0"] == 16 * (9 * 16 + 9 * 24)
     # A block has the weight of the costliest channel at most, or it would go first whatever it does.
     assert costs["stages_0_0:block"] == max(c for key, c in costs.items() if not key.endswith("block"))
-    assert Factors(SPACE, penalty=1.0, by_cost=False).regulariser.costs is None
+    assert Factors(SPACE, penalty=1.0).regulariser.costs is None
 
 
 def test_the_threshold_is_the_learning_rate_times_the_penalty_and_the_largest_factor_moves_into_the_weights(found):
@@ -390,7 +390,7 @@ def test_looks_that_are_far_apart_remove_no_more_than_the_budget_asks(total):
     conversion = convert(Plain().eval(), image=(3, 8, 8))
     space, network = conversion.space, conversion.supernet.extract(conversion.space.largest)
     bound = 0.5 * cost(space.blueprint(space.largest)).macs
-    factors = Factors(space, budget=Budget(macs=bound))
+    factors = Factors(space, budget=Budget(macs=bound), by_cost=True)
     assert not any(isinstance(u, ResidualBlock) for u in factors.units)
     with torch.no_grad():
         for value in factors.factors.values():
