@@ -145,7 +145,7 @@ def test_a_loss_is_put_into_the_supernets_distiller(tmp_path, capsys):
     assert held == experiment().train.distiller.replace(
         terms=((2.0, spec(algorithms("kdnas.losses")["representational"])),)
     )
-    for wrong, message in (("hnt", "Did you mean 'hint'"), ("hint=much", "must be a number")):
+    for wrong, message in (("hnt", "Did you mean 'hint'"), ("hint=much", "must be a finite number of at least 0")):
         with pytest.raises(SystemExit) as stopped:
             main(["train", "tests/toy.py", "--out", str(tmp_path / "other"), "--loss", wrong])
         assert stopped.value.code == 2
