@@ -1,6 +1,7 @@
 """kdnas's own contestants in same_work.py: the steps of `kdnas prune`, one by one, so that each has a row."""
 
 import copy
+import dataclasses
 import math
 from functools import partial
 
@@ -82,6 +83,12 @@ def equal(network: Network, teacher: Teacher, data: Data, budget: float, seed: i
     if counts is None:
         raise Infeasible(f"no equal shares cost at most {budget:.6g}")
     return cut.network(counts), Facts(inherited=True, images=_FORWARDS * IMAGES, source=cut.source)
+
+
+def fit_alone(network: Network, teacher: Teacher, data: Data, budget: float, seed: int) -> tuple[Network, Facts]:
+    """Equal shares, fitted, and retrained by the mixture of labels and teacher alone: no channels are matched."""
+    left, facts = equal(network, teacher, data, budget, seed)
+    return left, dataclasses.replace(facts, source=None)
 
 
 def finalists(network: Network, teacher: Teacher, data: Data, budget: float, seed: int) -> tuple[Network, Facts]:
@@ -179,6 +186,7 @@ OURS: dict[str, Contestant] = {
     "kdnas-prune": prune,
     "kdnas-run": finalists,
     "kdnas-equal": equal,
+    "kdnas-fit": fit_alone,
     "kdnas-supernet": supernet,
     "kdnas-factors": factors,
 }
