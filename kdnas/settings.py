@@ -4,7 +4,7 @@ import ast
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypedDict, final
+from typing import Any, Literal, TypedDict, final, get_args, get_type_hints
 
 from kdnas.costs.budget import COUNTS, Budget
 from kdnas.space import SearchSpace
@@ -181,6 +181,7 @@ class Train:
     weights: str = ""
 
     def __post_init__(self) -> None:
+        _check_specs(self)
         if self.teacher_views < 0:
             raise ValueError(f"`teacher_views` must be at least 0, got {self.teacher_views}.")
 
@@ -222,6 +223,7 @@ class Search:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        _check_specs(self)
         for name, least in (("num_evaluations", 1), ("num_images", 3), ("initial", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"`{name}` must be at least {least}, got {getattr(self, name)}.")
@@ -253,6 +255,7 @@ class Retrain:
     num_random: int = 1
 
     def __post_init__(self) -> None:
+        _check_specs(self)
         check_literals(type(self), vars(self))
 
 
@@ -463,6 +466,17 @@ class Grow:
     def to_json(self) -> dict[str, Any]:
         """What must be equal for a growth to be resumed."""
         return {"grow": unstructure(self)}
+
+
+def _check_specs(settings: Any) -> None:
+    """Raise a ValueError where a field that takes a Spec or a space holds another thing, such as a name."""
+    for name, kind in get_type_hints(type(settings)).items():
+        kinds = get_args(kind) or (kind,)
+        value = getattr(settings, name)
+        if (Spec in kinds or SearchSpace in kinds) and not isinstance(value, kinds):
+            known = " or ".join(k.__name__ for k in kinds if k is not type(None))
+            how = "load_space" if SearchSpace in kinds else "spec"
+            raise ValueError(f"`{name}` must be a {known}, got {value!r:.60}. Make one with kdnas.{how}.")
 
 
 _MARK = "SYSTEM"

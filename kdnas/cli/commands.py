@@ -76,7 +76,7 @@ def _same(result: Any, _: Values) -> Any:
 
 
 def _into(name: str) -> Callable[[Values], str]:
-    return lambda v: f"{v.get('experiment') or v.get(name)} into {v['out']}"
+    return lambda v: f"{v.get('experiment') or v.get(name) or 'nothing yet'} into {v['out']}"
 
 
 def _out(values: Values, name: str, ending: str) -> str:
@@ -180,6 +180,9 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+_OUT_OF_MEMORY = re.compile("out of memory|not enough memory|can't allocate memory", re.IGNORECASE)
+
+
 def _count(text: str) -> int:
     """A number of at least 1."""
     try:
@@ -227,6 +230,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.stdout.flush()
     except (ValueError, FloatingPointError) as error:
         _end(options.command, _as_typed(str(error), own), 2)
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and not _OUT_OF_MEMORY.search(str(error)):
+            raise
+        _end(options.command, "not enough memory. Lower --batch-size or --num-images, or use a smaller space.", 2)
     except BrokenPipeError:  # whoever reads the output has enough; the interpreter flushes once more at its end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import math
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -149,21 +150,25 @@ def listed(value: str | Sequence[str]) -> list[str]:
 
 
 def seconds(value: float | str) -> float:
-    """Seconds from a number, or from a text such as `300s`, `20m` or `2h`.
+    """Seconds from a number, or from a text such as `300s`, `20m`, `2h` or `1h30m`.
 
     Raises:
         ValueError: another form, or a time that is not positive.
     """
-    units = {"s": 1, "m": 60, "h": 3600}
     text = str(value)
-    number, unit = (text[:-1], units[text[-1]]) if text[-1:] in units else (text, 1)
+    parts = re.fullmatch(r"(?:([\d.]+)h)?(?:([\d.]+)m)?(?:([\d.]+)s?)?", text)
     try:
-        value = float(number) * unit
+        if parts is None or not any(parts.groups()):
+            total = float(text.removesuffix("s"))
+        else:
+            total = sum(
+                float(number) * unit for number, unit in zip(parts.groups(), (3600, 60, 1), strict=True) if number
+            )
     except ValueError:
-        raise ValueError(f"a time is a number and s, m or h, such as 300s, got {text!r}.") from None
-    if not value > 0:
+        raise ValueError(f"a time is a number and s, m or h, such as 300s or 1h30m, got {text!r}.") from None
+    if not total > 0:
         raise ValueError(f"a time must be positive, got {text!r}.")
-    return value
+    return total
 
 
 def retrain_settings(

@@ -152,6 +152,7 @@ RUN = ["run", "--data", "tests.toy:data", "--space", "toy", "--out", "OUT"]
         ([*RUN, "--num-evaluations", "0"], "`--num-evaluations` must be at least 1, got 0"),
         ([*RUN, "--batch-size", "-1"], "`--batch-size` must be at least 1, got -1"),
         ([*RUN, "--max-time", "-5s"], "a time must be positive, got '-5s'"),
+        ([*RUN, "--max-time", "1h2x"], "a time is a number and s, m or h, such as 300s or 1h30m, got '1h2x'"),
         (["search", "OUT", "--top", "0"], "argument --top: must be a whole number of at least 1, got '0'"),
         (["quantize", "OUT", "--most", "3"], "`--most` is a share of the images and must be in [0, 1], got 3.0"),
         ([*RUN, "--scorer", ""], "--scorer is empty"),
@@ -257,3 +258,43 @@ def test_a_reader_that_has_enough_is_no_error():
     command = f"{sys.executable} -m kdnas list losses | head -1"
     done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, check=False)
     assert len(done.stdout.splitlines()) == 1 and done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("300s", 300),
+        ("20m", 1200),
+        ("2h", 7200),
+        ("1h30m", 5400),
+        ("1m30s", 90),
+        ("1.5h", 5400),
+        ("90", 90),
+        (2.5, 2.5),
+        ("1e3", 1000),
+    ],
+)
+def test_times_have_units(text, expected):
+    from kdnas.jobs._arguments import seconds
+
+    assert seconds(text) == expected
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")]
+)
+def test_too_little_memory_is_a_sentence(capsys, monkeypatch, error):
+    def fail(name, values):
+        raise error
+
+    monkeypatch.setattr("kdnas.cli.commands._execute", fail)
+    assert "not enough memory. Lower --batch-size" in refused(capsys, "list", "losses")
+
+
+def test_other_errors_of_the_program_are_not_hidden(monkeypatch):
+    def fail(name, values):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr("kdnas.cli.commands._execute", fail)
+    with pytest.raises(RuntimeError, match="a bug"):
+        main(["list", "losses"])

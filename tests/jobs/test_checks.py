@@ -1,6 +1,7 @@
 """What a later phase would refuse is refused before anything is written or trained."""
 
 import dataclasses
+import re
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from safetensors.torch import save_file
 from kdnas.costs.budget import Budget
 from kdnas.jobs import train as job
 from kdnas.jobs._checks import check_experiment, open_run
-from kdnas.settings import Search
+from kdnas.settings import Retrain, Search
 from kdnas.specs import parse_spec, spec
 from kdnas.supernet import Supernet
 from tests.toy import data, experiment
@@ -126,3 +127,18 @@ def test_the_corrected_command_of_a_failed_run_is_taken_and_checked_again(tmp_pa
         job.train(changed(budget=Budget(macs=10)), tmp_path / "run")
     with pytest.raises(ZeroDivisionError):
         job.train(changed(num_evaluations=5), tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Search(scorer="rdm"), "`scorer` must be a Spec, got 'rdm'. Make one with kdnas.spec."),
+        (lambda: changed(space="toy"), "`space` must be a SearchSpace, got 'toy'. Make one with kdnas.load_space."),
+        (lambda: changed(teacher=torch.nn.Identity()), "`teacher` must be a Spec or FitTeacher, got Identity()"),
+        (lambda: changed(data=[1, 2]), "`data` must be a Spec, got [1, 2]"),
+        (lambda: Retrain(distiller="mutual"), "`distiller` must be a Spec, got 'mutual'"),
+    ],
+)
+def test_a_setting_of_another_kind_is_refused_where_it_is_made(make, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        make()
