@@ -25,6 +25,8 @@ from kdnas.losses.feature.probabilistic import Probabilistic as Probabilistic
 from kdnas.losses.feature.route_constrained import RouteConstrained as RouteConstrained
 from kdnas.losses.feature.self_attention import SelfAttention as SelfAttention
 from kdnas.losses.feature.variational import Variational as Variational
+from kdnas.losses.guide import Guide as Guide
+from kdnas.losses.guide import Recorder as Recorder
 from kdnas.losses.objective import Objective as Objective
 from kdnas.losses.objective import Term as Term
 from kdnas.losses.regulariser.scale_factors import ScaleFactors as ScaleFactors

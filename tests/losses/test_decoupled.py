@@ -89,3 +89,9 @@ def test_two_classes_are_refused():
         Decoupled().prepare(two, two)
     with pytest.raises(ValueError, match="at least 3 classes, got 2"):
         Decoupled()(two, two, torch.zeros(4, dtype=torch.long))
+
+
+def test_it_compiles_into_one_graph():
+    student, teacher, labels = example()
+    compiled = torch.compile(Decoupled(), backend="eager", fullgraph=True)
+    assert torch.equal(compiled(student, teacher, labels), Decoupled()(student, teacher, labels))

@@ -108,3 +108,20 @@ def test_arguments_are_checked():
     for arguments in ({"kernel": "rbf"}, {"degree": 0}, {"degree": 1.5}, {"offset": -1.0}, {"bandwidth": 0.0}):
         with pytest.raises(ValueError, match="must be"):
             NeuronSelectivity(**arguments)
+
+
+def test_the_gram_matrices_of_positions_give_the_kernels_value_and_exactly_0_for_equal_maps():
+    loss = NeuronSelectivity()
+    student, teacher = wave(2, 7, 2, 3), wave(2, 9, 2, 3, phase=1)
+    s, t = (
+        np.stack([[c / np.linalg.norm(c) for c in m.reshape(len(m), -1)] for m in x.numpy()])
+        for x in (student, teacher)
+    )
+    expected = np.mean(
+        [
+            ((a @ a.T) ** 2).mean() + ((b @ b.T) ** 2).mean() - 2 * ((a @ b.T) ** 2).mean()
+            for a, b in zip(s, t, strict=True)
+        ]
+    )
+    assert loss.between(student, teacher, 0).item() == pytest.approx(expected, rel=1e-12)
+    assert loss.between(student.float(), student.float(), 0).item() == 0

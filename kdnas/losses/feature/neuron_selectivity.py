@@ -31,9 +31,10 @@ class NeuronSelectivity(FeatureLoss):
       least 1e-4 and without gradient.
 
     Shapes: maps of any channels, pooled to the smaller height and width. Divisor: batch, and the pairs of channels.
-    A dead channel is the zero vector. Memory: batch * (student + teacher channels)^2 numbers, by matrix products;
-    the tensor batch * student * teacher channels * positions of common code is not built. Not negative,
-    except by rounding.
+    A dead channel is the zero vector. Memory: batch * (student + teacher channels)^2 numbers, by matrix products,
+    or batch * positions^2 for the default kernel on maps of fewer positions than channels, where the discrepancy is the
+    squared difference $|S^\top S / C_s - T^\top T / C_t|_F^2$ of the positions' Gram matrices. The tensor batch *
+    student * teacher channels * positions of common code is not built. Not negative, except by rounding.
 
     Default weight 50, for `polynomial`: the authors' code (the paper halves it), RepDistiller, mdistiller.
 
@@ -78,6 +79,10 @@ class NeuronSelectivity(FeatureLoss):
         if self.kernel == "linear":
             return (s.mean(1) - t.mean(1)).square().sum(1).mean()
         if self.kernel == "polynomial":
+            if self.degree == 2 and self.offset == 0 and s.shape[2] <= max(s.shape[1], t.shape[1]):
+                # mean_ij <x_i, y_j>^2 is the product of the positions' Gram matrices: exact, and never below 0.
+                gap = s.transpose(1, 2) @ s / s.shape[1] - t.transpose(1, 2) @ t / t.shape[1]
+                return gap.square().sum((1, 2)).mean()
 
             def mean_kernel(x: Tensor, y: Tensor) -> Tensor:
                 return (x @ y.transpose(1, 2) + self.offset).pow(self.degree).mean((1, 2))
