@@ -56,7 +56,8 @@ class Conversion:
         rows = [f"{r.module:<{width}}  {'elastic' if r.elastic else 'fixed':<7}  {r.reason}" for r in self.report]
         elastic = sum(row.elastic for row in self.report)
         rows.append(f"{elastic} of {len(rows)} modules are elastic; {self.space.count():,} subnets; ")
-        rows[-1] += f"the largest reproduces the source within {self.error:.1e}"
+        image = " x ".join(map(str, self.space.blueprint(self.space.largest).image))
+        rows[-1] += f"the largest reproduces the source within {self.error:.1e} on images of {image}"
         shares = self.smallest_shares()
         rows.append(f"the smallest has {shares['macs']:.1%} of the MACs and {shares['params']:.1%} of the params")
         return "\n".join(rows)

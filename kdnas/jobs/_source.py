@@ -2,19 +2,17 @@
 
 import copy
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
-from torch import Tensor, nn
+from torch import nn
 
 from kdnas.conversion.convert import convert
 from kdnas.data.base import Data
-from kdnas.jobs.convert import load_source
+from kdnas.jobs.convert import Plain, load_source
 from kdnas.network import Network
 from kdnas.preprocessing import Preprocessing
 from kdnas.randomness import initialised
 from kdnas.spaces.converted import Converted
-from kdnas.students.folder import read_student
 from kdnas.supernet import Supernet
 from kdnas.teachers.base import Frozen, Teacher
 
@@ -31,20 +29,6 @@ class Source(NamedTuple):
     space: Converted
     supernet: Supernet
     preprocessing: Preprocessing
-
-
-class _Plain(nn.Module):
-    """A kdnas network as a module that gives logits alone, for the tracer."""
-
-    def __init__(self, network: Network) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.network.stem(x)
-        for stage in self.network.stages:
-            x = stage(x)
-        return self.network.head(x)
 
 
 def load(text: str, teacher: Teacher | None, data: Data, seed: int) -> Source:
@@ -77,20 +61,17 @@ def load(text: str, teacher: Teacher | None, data: Data, seed: int) -> Source:
 
 
 def _module(text: str, teacher: Teacher | None, data: Data, seed: int) -> tuple[nn.Module, Preprocessing]:
-    kind, _, rest = text.partition(":")
-    if kind == "checkpoint":
-        network, card = read_student(Path(rest))
-        return _Plain(network), card.preprocessing
     if text != "teacher":
         build = partial(load_source, text, size=data.image[1], classes=data.classes)
-        return initialised(build, seed), data.preprocessing
+        module, own = initialised(build, seed)
+        return module, own if own and text.startswith("checkpoint:") else data.preprocessing
     if not isinstance(teacher, Frozen):
         raise ValueError(
             "the teacher must be one network to be cut down, got several. Name the network by --source, such as "
             "checkpoint:FOLDER."
         )
     module = teacher.module
-    plain = _Plain(module) if isinstance(module, Network) else module
+    plain = Plain(module) if isinstance(module, Network) else module
     return copy.deepcopy(plain), teacher.preprocessing
 
 

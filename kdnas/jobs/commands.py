@@ -512,19 +512,19 @@ def convert(
     source: str,
     *,
     out: str | Path,
-    size: int = 224,
+    size: int | None = None,
     classes: int = 1000,
-    channels: int = 3,
+    channels: int | None = None,
     device: str | None = None,
 ) -> Any:
     """Turn a trained network into an elastic supernet to start from.
 
     Args:
-        source: torchvision:NAME or timm:NAME (each with @WEIGHTS.safetensors), or package.module:function.
+        source: torchvision:NAME or timm:NAME (each with @WEIGHTS), checkpoint:FOLDER, or package.module:function.
         out: the folder for the space, the weights and the report.
-        size: height and width of the images in pixels.
-        classes: number of classes of a zoo's network.
-        channels: number of image channels.
+        size: height and width of the images in pixels (default: the network's own, else 224).
+        classes: number of classes of a zoo's network with @WEIGHTS.
+        channels: number of image channels (default: the network's own, else 3).
         device: such as cpu or cuda:1 (default: a GPU where there is one).
     """
     del device

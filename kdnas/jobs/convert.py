@@ -1,52 +1,98 @@
 """`kdnas convert`: a trained network as a search space and a supernet to start from, in a folder."""
 
 import json
+import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from kdnas.conversion.base import Conversion
 from kdnas.conversion.convert import convert
+from kdnas.network import Network
 from kdnas.preprocessing import Preprocessing
 from kdnas.runs.files import new_folder
 from kdnas.specs import Spec
 from kdnas.tables import table_of
 from kdnas.teachers.base import Frozen
-from kdnas.teachers.zoo import zoo_teacher
+from kdnas.teachers.zoo import declared_size, load_weights, student_teacher, zoo_network
 
 SPACE, WEIGHTS, REPORT = "space.toml", "supernet.safetensors", "report.txt"
+_SIZE = 224  # of images, for a network that names no size
+say = logging.getLogger(__name__).info
 
 
-def load_source(text: str, *, size: int = 224, classes: int = 1000) -> nn.Module:
+class Plain(nn.Module):
+    """A kdnas network as a module that gives logits alone and resizes no images, for the tracer."""
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits `[batch, classes]`."""
+        x = self.network.stem(x)
+        for stage in self.network.stages:
+            x = stage(x)
+        return self.network.head(x)
+
+
+class Source(NamedTuple):
+    """A trained network and how it takes images.
+
+    Attributes:
+        module: returns logits.
+        preprocessing: its own, or None where it says nothing.
+    """
+
+    module: nn.Module
+    preprocessing: Preprocessing | None
+
+
+def load_source(text: str, *, size: int = 0, classes: int = 1000) -> Source:
     """A trained network from its name on the command line.
 
     Args:
-        text: `torchvision:NAME` or `timm:NAME`, with the zoo's own pretrained weights or, after `@`, a safetensors
-            file; or `package.module:function` that returns a module.
-        size: height and width of its images.
-        classes: number of its classes.
+        text: `torchvision:NAME` or `timm:NAME`, with the zoo's own pretrained weights or, after `@`, a weights file;
+            `checkpoint:FOLDER`, a student or a folder of `kdnas fit`; or `package.module:function` that returns a
+            module.
+        size: height and width of the images that a zoo's network is built for; 0 for its own.
+        classes: of a zoo's network with a weights file.
 
     Raises:
-        ValueError: another form, no such network, weights that cannot be loaded or do not fit, other classes.
+        ValueError: another form, no such network, weights that cannot be loaded or do not fit.
     """
     kind, _, rest = text.partition(":")
     if kind in ("torchvision", "timm") and rest:
         name, _, weights = rest.partition("@")
-        images = Preprocessing(height=size, width=size, mean=(0.0,) * 3, std=(1.0,) * 3)
-        teacher = zoo_teacher(zoo=kind, name=name, weights=weights, classes=classes, preprocessing=images)
+        module, preprocessing = zoo_network(kind, name, classes if weights else None, size)
+        if weights:
+            load_weights(module, Path(weights))
+        return Source(module, preprocessing)
+    if kind == "checkpoint" and rest:
+        teacher = student_teacher(rest, None)
         assert isinstance(teacher, Frozen)
-        return teacher.module
+        module = teacher.module
+        return Source(Plain(module) if isinstance(module, Network) else module, teacher.preprocessing)
     if rest.isidentifier():
         module = Spec(text).build()
         if not isinstance(module, nn.Module):
             raise ValueError(f"{text} must return a torch module, it returned a {type(module).__name__}.")
-        return module
-    raise ValueError(f"a network must be torchvision:NAME, timm:NAME or package.module:function, got {text!r}.")
+        return Source(module, None)
+    raise ValueError(
+        "a network must be torchvision:NAME, timm:NAME, checkpoint:FOLDER or package.module:function, got "
+        f"{text!r}.{_hint(text)}"
+    )
 
 
-def convert_source(text: str, out: Path, *, size: int = 224, classes: int = 1000, channels: int = 3) -> Conversion:
+def _hint(text: str) -> str:
+    return f" Did you mean 'checkpoint:{text}'?" if Path(text).is_dir() else ""
+
+
+def convert_source(
+    text: str, out: Path, *, size: int | None = None, classes: int = 1000, channels: int | None = None
+) -> Conversion:
     """Convert a network and write its space, its weights and the report into a folder, whole or not at all.
 
     `space.toml` is a table for `--space`; `supernet.safetensors` are the weights a run's supernet starts from,
@@ -55,22 +101,43 @@ def convert_source(text: str, out: Path, *, size: int = 224, classes: int = 1000
     Args:
         text: see `load_source`.
         out: the folder.
-        size: height and width of the images.
+        size: height and width of the images; by default the network's own, or 224 where it names none.
         classes: of a zoo's network.
-        channels: of the images.
+        channels: of the images; by default the network's own, or 3.
 
     Raises:
         ValueError: the folder is not empty, or the network cannot be loaded or converted.
     """
     if out.exists() and any(out.iterdir()):
         raise ValueError(f"the folder {out} must be empty. Choose another one, or remove it.")
-    source = load_source(text, size=size, classes=classes)
-    conversion = convert(source, image=(channels, size, size), name=text.partition("@")[0].rpartition(":")[2])
+    for name, number in (("size", size), ("classes", classes), ("channels", channels)):
+        if number is not None and number < 1:
+            raise ValueError(f"`{name}` must be at least 1, got {number}.")
+    source = load_source(text, size=size or 0, classes=classes)
+    image = _image(source, size, channels)
+    conversion = convert(source.module, image=image, name=_name(text))
     with new_folder(out) as new:
         (new / SPACE).write_text(_toml(table_of(conversion.space)), encoding="utf-8")
         save_file({n: t.contiguous().clone() for n, t in conversion.supernet.state_dict().items()}, new / WEIGHTS)
         (new / REPORT).write_text(f"{conversion}\n", encoding="utf-8")
     return conversion
+
+
+def _image(source: Source, size: int | None, channels: int | None) -> tuple[int, int, int]:
+    """Channels, height and width of the images; where they were not chosen, a line says which they are."""
+    own = source.preprocessing
+    sides = (own.height, own.width) if own else declared_size(source.module)
+    height, width = (size, size) if size else sides or (_SIZE, _SIZE)
+    channels = channels or (len(own.mean) if own else 3)
+    if not size:
+        origin = "the network's own size" if sides else "the default: the network names no size"
+        say(f"convert: images of {channels} x {height} x {width} ({origin}). Another: --size")
+    return channels, height, width
+
+
+def _name(text: str) -> str:
+    """The space's name: the network's, or the folder's."""
+    return Path(text.partition(":")[2].partition("@")[0].rpartition(":")[2]).name
 
 
 def _toml(table: dict[str, Any]) -> str:

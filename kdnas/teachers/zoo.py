@@ -25,8 +25,11 @@ from kdnas.teachers.weights import put_weights
 ZOO_CARD = "teacher.json"
 
 
-def student_teacher(path: str, classes: int, preprocessing: Preprocessing) -> Teacher:
-    """The network of a student folder, of a folder of `kdnas fit`, or the teacher that a run trained, as a teacher."""
+def student_teacher(path: str, classes: int | None, preprocessing: Preprocessing | None = None) -> Teacher:
+    """The network of a student folder, of a folder of `kdnas fit`, or the teacher that a run trained, as a teacher.
+
+    Any number of classes is accepted where `classes` is None.
+    """
     del preprocessing
     folder = Path(path)
     if (folder / MANIFEST).is_file():
@@ -176,7 +179,7 @@ def write_zoo_teacher(
         save_file({n: t.detach().cpu().contiguous().clone() for n, t in module.state_dict().items()}, new / WEIGHTS)
 
 
-def _from_folder(folder: Path, classes: int) -> Teacher:
+def _from_folder(folder: Path, classes: int | None) -> Teacher:
     current = current_folder(folder)
     try:
         card = json.loads((current / ZOO_CARD).read_text(encoding="utf-8"))
@@ -250,9 +253,9 @@ def _download(make: Callable[[], Any], name: str) -> Any:
         ) from error
 
 
-def _check_classes(teacher: Teacher, classes: int, name: str) -> Teacher:
+def _check_classes(teacher: Teacher, classes: int | None, name: str) -> Teacher:
     preprocessing = getattr(teacher, "preprocessing", None)
-    if preprocessing is not None:
+    if preprocessing is not None and classes is not None:
         device = next((p.device for p in teacher.parameters()), torch.device("cpu"))
         probe = torch.zeros(2, len(preprocessing.mean), preprocessing.height, preprocessing.width, device=device)
         logits = teacher(probe).logits

@@ -17,10 +17,12 @@ from kdnas.conversion.convert import convert
 from kdnas.costs.count import cost
 from kdnas.jobs.convert import SPACE, WEIGHTS, convert_source, load_source
 from kdnas.network import Network
+from kdnas.preprocessing import Preprocessing
 from kdnas.space import SearchSpace
-from kdnas.students.folder import read_student
+from kdnas.students.card import Card
+from kdnas.students.folder import read_student, write_student
 from kdnas.supernet import Supernet
-from kdnas.tables import load_space
+from kdnas.tables import load_space, table_of
 
 IMAGES = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
@@ -369,8 +371,9 @@ def test_a_zoo_s_network_is_filled_from_a_file(tmp_path):
     torch.manual_seed(3)
     module = models.get_model("squeezenet1_1", weights=None, num_classes=4)
     save_file(module.state_dict(), tmp_path / "w.safetensors")
-    loaded = load_source(f"torchvision:squeezenet1_1@{tmp_path / 'w.safetensors'}", size=64, classes=4)
+    loaded, own = load_source(f"torchvision:squeezenet1_1@{tmp_path / 'w.safetensors'}", classes=4)
     assert torch.equal(loaded.state_dict()["features.0.weight"], module.state_dict()["features.0.weight"])
+    assert own is not None and (own.height, own.width) == (224, 224)
     with pytest.raises(ValueError, match="torchvision:NAME"):
         load_source("resnet18")
 
@@ -381,7 +384,6 @@ def test_a_run_starts_from_the_weights_and_its_students_stand_alone(tmp_path):
     from kdnas.jobs.train import train
     from kdnas.settings import Experiment, FitTeacher, Recipe, Search, Train
     from kdnas.specs import spec
-    from kdnas.students.folder import write_student
 
     convert_source("tests.conversion.test_trace:three", tmp_path / "c", size=8)
     recipe = Recipe(steps=1, batch_size=16, learning_rate=1e-9)
@@ -406,6 +408,39 @@ def test_a_run_starts_from_the_weights_and_its_students_stand_alone(tmp_path):
     smallest = inherited(run, run.space.smallest)  # without the branch of its block; every form is compared
     write_student(tmp_path / "smallest", smallest, card_of(run, smallest, run.space.smallest, {}))
     assert read_student(tmp_path / "smallest")[1].cost == cost(run.space.blueprint(run.space.smallest))
+
+
+def test_a_student_is_converted_at_its_own_size_and_a_network_without_one_at_the_default(tmp_path, capsys):
+    space = convert(three(), image=(3, 8, 8)).space
+    network = Supernet(space).eval().extract(space.largest)
+    card = Card(
+        architecture=space.largest,
+        space=table_of(space),
+        blueprint=network.blueprint,
+        cost=cost(network.blueprint),
+        preprocessing=Preprocessing(height=8, width=8, mean=(0.5,) * 3, std=(0.5,) * 3),
+        class_names=("a", "b", "c"),
+    )
+    write_student(tmp_path / "student", network, card, deploy=False)
+    main(["convert", f"checkpoint:{tmp_path / 'student'}", "--out", str(tmp_path / "again")])
+    said = capsys.readouterr()
+    assert "images of 3 x 8 x 8 (the network's own size). Another: --size" in said.out + said.err
+    again = load_space(tmp_path / "again" / SPACE)
+    assert (again.name, again.classes, again.resolutions) == ("student", 3, (8,))
+    supernet = Supernet(again).eval()
+    supernet.load_state_dict(load_file(tmp_path / "again" / WEIGHTS))
+    images = torch.randn(2, 3, 8, 8)
+    torch.testing.assert_close(supernet(images, again.largest).logits, network(images).logits)
+    with pytest.raises(SystemExit, match="2"):
+        main(["convert", str(tmp_path / "student"), "--out", str(tmp_path / "other")])
+    assert f"Did you mean 'checkpoint:{tmp_path / 'student'}'?" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        main(["convert", f"checkpoint:{tmp_path / 'student'}", "--out", str(tmp_path / "other"), "--size", "0"])
+    assert "`--size` must be at least 1, got 0." in capsys.readouterr().err
+    main(["convert", "tests.conversion.test_trace:three", "--out", str(tmp_path / "large")])
+    said = capsys.readouterr()
+    assert "images of 3 x 224 x 224 (the default: the network names no size). Another: --size" in said.out + said.err
+    assert "on images of 3 x 224 x 224" in said.out
 
 
 def three():
