@@ -1,7 +1,9 @@
 """A run's parts, built from its manifest when first asked for."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cached_property
 from pathlib import Path
 from typing import final
@@ -27,6 +29,7 @@ from kdnas.teachers.zoo import load_weights, student_teacher
 from kdnas.training.loop import Training
 
 _log = logging.getLogger(__name__)
+_INSISTS: ContextVar[bool] = ContextVar("insists", default=False)
 
 
 @final
@@ -99,7 +102,8 @@ class Run:
     @cached_property
     def teacher(self) -> Teacher:
         """The teacher."""
-        return build_teacher(self.teacher_spec, self.data)
+        with insisting(bool(self.storage.manifest.get("insists"))):
+            return build_teacher(self.teacher_spec, self.data)
 
     @cached_property
     def device(self) -> torch.device:
@@ -214,19 +218,45 @@ def build_teacher(source: Spec, data: Data) -> Teacher:
         ValueError: as its maker; or the classes of it or of a member differ from the data's, or their order does.
     """
     teacher = source.build(Teacher, classes=data.classes, preprocessing=data.preprocessing)
-    for module in teacher.modules():
-        names = module.class_names if isinstance(module, Teacher) else None
-        if names is not None and names != data.class_names:
-            raise ValueError(
-                f"{other_classes(names, data, 'the teacher')} Use a teacher of these very classes, in their order."
-            )
+    difference = other_names(teacher, data)
+    if difference:
+        insist_or_raise([f"{difference} Use a teacher of these very classes, in their order."])
     return teacher
+
+
+def other_names(teacher: Teacher, data: Data) -> str:
+    """A sentence on how the class names of a teacher or of a member differ from the data's; empty if none do."""
+    names = (module.class_names for module in teacher.modules() if isinstance(module, Teacher))
+    other = next((known for known in names if known is not None and known != data.class_names), None)
+    return "" if other is None else other_classes(other, data, "the teacher")
+
+
+@contextmanager
+def insisting(value: bool) -> Iterator[None]:
+    """Inside, what `insist_or_raise` would refuse is a warning."""
+    token = _INSISTS.set(value or _INSISTS.get())
+    try:
+        yield
+    finally:
+        _INSISTS.reset(token)
+
+
+def insist_or_raise(refusals: Sequence[str]) -> None:
+    """Log warnings inside of `insisting(True)`.
+
+    Raises:
+        ValueError: outside of it, where there are any.
+    """
+    if refusals and not _INSISTS.get():
+        raise ValueError(" ".join(refusals) + " To go on all the same, add --insist.")
+    for refusal in refusals:
+        _log.warning(refusal)
 
 
 def record_data(storage: RunFolder, data: Data) -> None:
     """Write the fingerprint of a new run's data, or log a warning where they have changed since it was written."""
     if "data" not in storage.manifest:
-        storage.manifest["data"] = data.fingerprint
+        storage.manifest |= {"data": data.fingerprint} | ({"insists": True} if _INSISTS.get() else {})
         storage.save()
     report_changes(storage.manifest["data"], data, f"run {storage.folder}")
 

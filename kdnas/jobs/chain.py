@@ -30,7 +30,7 @@ from kdnas.tables import unstructure
 say = logging.getLogger(__name__).info
 
 
-def chain(experiment: Experiment, folder: Path, *, deploy: bool = True) -> Run:
+def chain(experiment: Experiment, folder: Path, *, deploy: bool = True, size_chosen: bool = False) -> Run:
     """Teacher, supernet, ranking, export, retraining with and without a teacher, closing table, report.
 
     Finished phases are skipped, so that the same call resumes. After each phase the command for the next one is logged.
@@ -39,8 +39,9 @@ def chain(experiment: Experiment, folder: Path, *, deploy: bool = True) -> Run:
         experiment: all settings.
         folder: the run folder.
         deploy: whether to write and compare every form of the student.
+        size_chosen: whether a person decided the size of the student's images.
     """
-    run = train(experiment, folder)
+    run = train(experiment, folder, size_chosen=size_chosen)
     if all(row["name"] != "teacher" for row in run.storage.results()["rows"]):
         run.storage.record_result({"name": "teacher", **teacher_row(run.teacher, run.data)})
     say(f"next: kdnas search {folder}")

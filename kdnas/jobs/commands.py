@@ -35,15 +35,21 @@ _log = logging.getLogger(__name__)
 
 
 def _computes(function: Callable[_P, _R]) -> Callable[_P, _R]:
-    """Run the function on the device that its argument `device` names."""
+    """Run the function on the device that its argument `device` names, insisting if `insist` says so."""
 
     @functools.wraps(function)
     def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        from contextlib import nullcontext
+
         from kdnas.network import on_device
 
-        device = kwargs.get("device")
+        device, insists = kwargs.get("device"), nullcontext()
         assert device is None or isinstance(device, str)
-        with on_device(device):
+        if kwargs.get("insist"):
+            from kdnas.jobs._run import insisting
+
+            insists = insisting(True)
+        with on_device(device), insists:
             return function(*args, **kwargs)
 
     return call
@@ -68,6 +74,7 @@ def run(
     teacher: str | Spec | FitTeacher | nn.Module = "fit",
     teacher_members: int = FitTeacher.members,
     space: str | Path | SearchSpace | None = None,
+    size: int | None = None,
     budget: str | Sequence[str] | Budget = (),
     distiller: str | Spec = "sandwich",
     loss: str | Sequence[str] = (),
@@ -80,6 +87,7 @@ def run(
     max_time: float | str = Search.max_time,
     deploy: bool = True,
     experiment: str | Experiment | None = None,
+    insist: bool = False,
     device: str | None = None,
     **recipe: Unpack[RecipeOptions],
 ) -> Run:
@@ -100,6 +108,8 @@ def run(
             route:TEACHER,TEACHER or streamed:TEACHER.
         teacher_members: number of teachers that fit trains; they are used as an ensemble.
         space: a TOML table, or a name from `kdnas list spaces`; by default the teacher's own network is cut down.
+        size: height and width of the student's images; by default the space's, unless the data's are more than twice as
+            large or small: then it must be chosen.
         budget: upper bounds: params=2M, macs=6e8, memory=256KiB (activations), latency=5ms, or shares such as macs=25%,
             of the teacher's network or of the space's largest; repeatable.
         distiller: NAME or NAME,key=value from `kdnas list distillers`; none trains no supernet.
@@ -114,6 +124,7 @@ def run(
         deploy: whether to write the student as Python code and ONNX too, and compare all forms.
         experiment: a Python file that defines experiment(), or a name from `kdnas list experiments`, instead of
             everything else.
+        insist: train although the teacher or the size of the images speaks against it.
         device: such as cpu or cuda:1 (default: a GPU where there is one).
         **recipe: optimizer settings of teacher, supernet and student. `steps` is by default 30 epochs, at least 300 and
             at most 20,000; `batch_size` 128, or all training images where there are fewer.
@@ -126,7 +137,7 @@ def run(
         True
     """
     options = locals()
-    del device
+    del device, insist
     import dataclasses
 
     from kdnas.data.base import Data
@@ -163,6 +174,8 @@ def run(
         seed=recipe.get("seed"),
     )
     space_value, data_spec, teacher_spec = as_space(space), as_data(data), as_teacher(teacher)
+    if size is not None:
+        space_value = dataclasses.replace(space_value, resolutions=(size,))
     supernet_distiller = with_losses(None if distiller == "none" else as_spec("kdnas.distillers", distiller), loss)
     if not isinstance(teacher_spec, FitTeacher) and teacher_members != 1:
         raise ValueError(f"--teacher-members must be 1 where --teacher is not fit, got {teacher_members}.")
@@ -187,7 +200,8 @@ def run(
         recipe=settings,
         weights="" if weights is None else str(Path(weights).resolve()),
     )
-    return chain(Experiment(train=training, search=search, retrain=Retrain(recipe=settings)), Path(out), deploy=deploy)
+    whole = Experiment(train=training, search=search, retrain=Retrain(recipe=settings))
+    return chain(whole, Path(out), deploy=deploy, size_chosen=size is not None)
 
 
 def _cut(options: dict[str, Any]) -> Run:
@@ -208,7 +222,7 @@ def _cut(options: dict[str, Any]) -> Run:
     settings = Prune(
         data=data,
         budget=as_budget(options["budget"]),
-        teacher=FitTeacher(recipe=recipe) if isinstance(teacher, FitTeacher) else teacher,
+        teacher=dataclasses.replace(teacher, recipe=recipe) if isinstance(teacher, FitTeacher) else teacher,
         distiller=terms_of(listed(options["loss"])) if options["loss"] else None,
         num_candidates=options["num_evaluations"],
         finalists=3,
@@ -233,7 +247,11 @@ def _refuse_options(
     recipe = {} if "recipe" in allowed or beside == "--space" else values["recipe"]
     for name, value in {**values, **recipe}.items():
         default = parameters[name].default if name in parameters else None
-        if name in (*allowed, "out", "experiment", "device", "recipe") or value == default or not (value or default):
+        if (
+            name in (*allowed, "out", "experiment", "device", "insist", "recipe")
+            or value == default
+            or not (value or default)
+        ):
             continue
         option = f"--{name.replace('_', '-')}"
         if beside == "--space":
@@ -295,6 +313,7 @@ def fit(
     size: int = 0,
     blocks: int = 0,
     width: int | None = None,
+    insist: bool = False,
     device: str | None = None,
     **recipe: Unpack[RecipeOptions],
 ) -> dict[str, Any]:
@@ -309,6 +328,7 @@ def fit(
         blocks: residual blocks per stage of resnet; 0 for one on images of up to 16 pixels, two on larger ones.
         width: channels of resnet's first stage, doubled at each later one; by default 32 on images of up to 16 pixels,
             64 on larger ones.
+        insist: train although the teacher or the size of the images speaks against it.
         device: such as cpu or cuda:1 (default: a GPU where there is one).
         **recipe: optimizer settings. `steps` is by default 30 epochs, at least 300 and at most 20,000; `batch_size`
             128, or all training images where there are fewer; `learning_rate` 0.1, and 0.01 for trained weights.
@@ -322,7 +342,7 @@ def fit(
         >>> load_teacher(folder).make
         'kdnas.teachers.zoo:student_teacher'
     """
-    del device
+    del device, insist
     from kdnas.data.base import Data
     from kdnas.jobs import fit as job
     from kdnas.jobs._arguments import as_data, recipe_for
@@ -344,6 +364,7 @@ def train(
     *,
     out: str | Path,
     loss: str | Sequence[str] = (),
+    insist: bool = False,
     device: str | None = None,
     **recipe: Unpack[RecipeOptions],
 ) -> Run:
@@ -353,6 +374,7 @@ def train(
         experiment: a Python file that defines experiment(), or a name from `kdnas list experiments`.
         out: the run folder.
         loss: NAME or NAME=WEIGHT from `kdnas list losses`, a distillation loss beside the labels; repeatable.
+        insist: train although the teacher or the size of the images speaks against it.
         device: such as cpu or cuda:1 (default: a GPU where there is one).
         **recipe: optimizer settings of the supernet, by default the experiment's.
 
@@ -365,7 +387,7 @@ def train(
         >>> train(settings, out=tempfile.mkdtemp(), steps=2, batch_size=8).storage.phase("train")["steps"]
         2
     """
-    del device
+    del device, insist
 
     from kdnas.jobs import train as job
     from kdnas.jobs._arguments import as_experiment, with_losses, with_overrides
@@ -578,6 +600,7 @@ def retrain(
     assistants: str | None = None,
     distiller: str | Spec | None = None,
     loss: str | Sequence[str] = (),
+    insist: bool = False,
     device: str | None = None,
     **recipe: Unpack[RecipeOptions],
 ) -> dict[str, Any]:
@@ -595,6 +618,7 @@ def retrain(
         assistants: auto, or codes of the space joined by commas, largest first.
         distiller: NAME or NAME,key=value from `kdnas list distillers`, such as mutual; by default the run's.
         loss: NAME or NAME=WEIGHT from `kdnas list losses`, a distillation loss beside the labels; repeatable.
+        insist: train although the teacher or the size of the images speaks against it.
         device: such as cpu or cuda:1 (default: a GPU where there is one).
         **recipe: optimizer settings, by default the student's run's.
 
@@ -603,7 +627,7 @@ def retrain(
         Traceback (most recent call last):
         ValueError: there is no student no/such/student. Write one with `kdnas export`.
     """
-    del device
+    del device, insist
     from kdnas.jobs._arguments import as_data, retrain_settings
     from kdnas.jobs._retrain import retrain_with
 
@@ -638,6 +662,7 @@ def prune(
     weights: Literal["chosen", "inherited", "fresh"] = Prune.weights,
     controls: bool = Prune.controls,
     penalty: float | None = None,
+    insist: bool = False,
     device: str | None = None,
     **recipe: Unpack[RecipeOptions],
 ) -> dict[str, Any]:
@@ -659,6 +684,7 @@ def prune(
         weights: initial weights of the retraining: inherited, fresh, or chosen by such a trial.
         controls: whether equal shares, random removal and the student without a teacher are retrained whole too.
         penalty: weight of the scale factors' penalty; by default it grows until the budget is met.
+        insist: train although the teacher or the size of the images speaks against it.
         device: such as cpu or cuda:1 (default: a GPU where there is one).
         **recipe: optimizer settings of all trainings; by default 400 steps at 0.02 with factors, 1000 steps else.
 
@@ -668,7 +694,7 @@ def prune(
         ValueError: a pruning bounds params and macs and latency, got a bound on memory. Remove that bound.
     """
     options = locals()
-    del device
+    del device, insist
 
     from kdnas.jobs import prune as job
     from kdnas.jobs._arguments import as_budget, as_data, as_teacher, listed, load_settings, terms_of, with_overrides
@@ -744,6 +770,7 @@ def compare(
     max_time: float | str = Compare.max_time,
     seed: int = Compare.seed,
     out: str | Path = Path("runs/compare"),
+    insist: bool = False,
     device: str | None = None,
 ) -> dict[str, Any]:
     """Compare systems on the same data, under one teacher and budget, at equal cost.
@@ -757,9 +784,10 @@ def compare(
         max_time: time for everything, in seconds or such as 20m.
         seed: random seed of every system.
         out: the folder of the comparison.
+        insist: train although the teacher or the size of the images speaks against it.
         device: such as cpu or cuda:1 (default: a GPU where there is one).
     """
-    del device
+    del device, insist
     from kdnas.jobs import compare as job
     from kdnas.jobs._arguments import as_budget, as_data, as_space, as_teacher, seconds
 
@@ -789,6 +817,7 @@ def grow(
     architecture: str | None = None,
     budget: str | Sequence[str] | Budget = (),
     controls: bool = Grow.controls,
+    insist: bool = False,
     device: str | None = None,
     **recipe: Unpack[RecipeOptions],
 ) -> dict[str, Any]:
@@ -806,10 +835,11 @@ def grow(
         architecture: code of the first member; by default the smallest network.
         budget: upper bounds on the whole ensemble: params=2M, macs=6e8; repeatable.
         controls: whether to train the controls too.
+        insist: train although the teacher or the size of the images speaks against it.
         device: such as cpu or cuda:1 (default: a GPU where there is one).
         **recipe: optimizer settings of every candidate; by default the experiment's.
     """
-    del device
+    del device, insist
 
     from kdnas.jobs import grow as job
     from kdnas.jobs._arguments import as_budget, as_data, as_space, load_settings, with_overrides

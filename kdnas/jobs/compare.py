@@ -14,6 +14,7 @@ from kdnas.data.base import Data
 from kdnas.distillers.from_labels import FromLabels
 from kdnas.distillers.from_teacher import FromTeacher
 from kdnas.jobs._contestants import LEAST_STEPS, RETRAIN_SHARE, Plan, Task, contestant, timed_step
+from kdnas.jobs._preflight import preflight
 from kdnas.jobs._run import build_teacher
 from kdnas.jobs.chain import say
 from kdnas.jobs.fit import fit_teacher
@@ -79,6 +80,8 @@ def compare(settings: Compare, folder: Path) -> dict[str, Any]:
     space = settings.space.fitted(classes=data.classes, image_channels=data.channels)
     check = BudgetCheck(space, settings.budget)
     check_feasible(check, python_rng(settings.seed, "feasible"))
+    if not (folder / COMPARISON).exists():
+        preflight(data, folder=folder, teacher=settings.teacher, space=space, budget=settings.budget)
     comparison = _Comparison(settings, data, Path(folder))
     task = comparison.task()
     comparison.measure_steps(task)

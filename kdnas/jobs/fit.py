@@ -14,11 +14,12 @@ from kdnas.data.base import Data, prepare
 from kdnas.distillers.base import Batch, Distiller, Step
 from kdnas.distillers.from_labels import FromLabels
 from kdnas.evaluation import accuracy, teacher_accuracy, teacher_row
+from kdnas.jobs._preflight import preflight
 from kdnas.jobs._run import build_teacher, fitted_spec, record_data
 from kdnas.network import Network, default_device
 from kdnas.preprocessing import Preprocessing
 from kdnas.randomness import initialised
-from kdnas.runs.folder import MEMBERS, SNAPSHOTS, TEACHER, RunFolder
+from kdnas.runs.folder import MANIFEST, MEMBERS, SNAPSHOTS, TEACHER, RunFolder
 from kdnas.settings import Fit, FitTeacher
 from kdnas.specs import Spec, spec
 from kdnas.students.card import FINGERPRINT, Card
@@ -88,8 +89,11 @@ def fit(settings: Fit, folder: Path) -> dict[str, Any]:
     Raises:
         ValueError: the folder holds something else, or the network or its weights cannot be loaded.
     """
-    storage = RunFolder.create(folder, settings.to_json(), settings.teacher.recipe.seed)
     data: Data = settings.data.build(Data)
+    if not (folder / MANIFEST).exists():
+        own = settings.teacher if settings.network == "resnet" else None
+        preflight(data, folder=folder, teacher=own, recipe=settings.teacher.recipe)
+    storage = RunFolder.create(folder, settings.to_json(), settings.teacher.recipe.seed)
     record_data(storage, data)
     if settings.network == "resnet":
         fit_teacher(settings.teacher, data, storage)

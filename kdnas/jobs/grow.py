@@ -18,6 +18,8 @@ from kdnas.distillers.from_labels import FromLabels
 from kdnas.distillers.from_teacher import FromTeacher
 from kdnas.evaluation import accuracy, correct
 from kdnas.jobs._mixture import fitted_weights, mixture
+from kdnas.jobs._preflight import preflight
+from kdnas.jobs._run import record_data
 from kdnas.jobs.chain import say
 from kdnas.losses.response.cross_entropy import CrossEntropy
 from kdnas.losses.response.soft_targets import SoftTargets
@@ -25,7 +27,7 @@ from kdnas.network import Network, default_device
 from kdnas.randomness import initialised, python_rng
 from kdnas.report import write_report
 from kdnas.runs.files import current_folder
-from kdnas.runs.folder import RunFolder
+from kdnas.runs.folder import MANIFEST, RunFolder
 from kdnas.runs.steps import StudentSteps
 from kdnas.settings import CandidateTeacher, Grow
 from kdnas.space import SearchSpace
@@ -97,8 +99,12 @@ def grow(settings: Grow, folder: Path) -> dict[str, Any]:
         candidate has the next option of every depth, a wider one of every width, in place of three more cells or ten
         more filters.
     """
-    storage = RunFolder.create(folder, settings.to_json(), settings.recipe.seed)
     data: Data = settings.data.build(Data)
+    if not (folder / MANIFEST).exists():
+        space = settings.space.fitted(classes=data.classes, image_channels=data.channels)
+        preflight(data, folder=folder, space=space, recipe=settings.recipe, budget=settings.budget)
+    storage = RunFolder.create(folder, settings.to_json(), settings.recipe.seed)
+    record_data(storage, data)
     growth = _Growth(settings, storage, data)
     grown = growth.grow("grown", settings)
     controls = growth.controls(grown) if settings.controls else {}

@@ -21,7 +21,8 @@ from kdnas.costs.latency import LatencyTable
 from kdnas.data.base import Data, Images
 from kdnas.distillers.from_labels import FromLabels
 from kdnas.evaluation import accuracy, student_hits
-from kdnas.jobs._run import build_teacher
+from kdnas.jobs._preflight import preflight
+from kdnas.jobs._run import build_teacher, record_data
 from kdnas.jobs._source import Source, fed_as, load
 from kdnas.jobs._trials import MIXTURES, Variant, compare, mixture
 from kdnas.jobs.chain import say, teacher_row
@@ -123,6 +124,9 @@ def _prepare(settings: Prune, storage: RunFolder) -> "_Job":
     seed = settings.recipe.seed
     source = None if settings.source == "teacher" else load(settings.source, None, data, seed)
     choice = settings.teacher
+    if not storage.manifest["phases"]:
+        preflight(data, folder=storage.folder, teacher=choice, recipe=settings.recipe)
+    record_data(storage, data)
     teacher_spec = fit_teacher(choice, data, storage) if isinstance(choice, FitTeacher) else choice
     teacher = build_teacher(teacher_spec, data)
     source = source or load(settings.source, teacher, data, seed)

@@ -19,7 +19,7 @@ from kdnas.runs.folder import CARD, WEIGHTS, run_around
 from kdnas.runs.steps import draft_of, forget_drafts
 from kdnas.settings import CardTeacher, Experiment, Recipe, Retrain, TeacherChoice
 from kdnas.specs import Spec
-from kdnas.students.card import FINGERPRINT, Card
+from kdnas.students.card import FINGERPRINT, Card, input_of
 from kdnas.students.folder import check_place, read_student, write_student
 from kdnas.students.trust import provenance
 from kdnas.tables import structure, unstructure
@@ -64,7 +64,7 @@ def retrain(
     test_accuracy = accuracy(network, loaded.test, loaded)
     origin = {**card.origin, "retrained": unstructure(settings), "test_accuracy": test_accuracy, "seconds": seconds}
     origin[FINGERPRINT] = loaded.fingerprint
-    card = dataclasses.replace(card, preprocessing=loaded.preprocessing, origin=origin)
+    card = dataclasses.replace(card, preprocessing=input_of(network, loaded), origin=origin)
     trained = network.cpu().eval()
     extras = partial(prepared.training.distiller.cpu().export_extras, trained, loaded)
     checks = write_student(out, trained, card, deploy=deploy, more=extras)

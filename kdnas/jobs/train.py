@@ -6,6 +6,7 @@ from kdnas.data.base import Data
 from kdnas.distillers.base import Distiller
 from kdnas.evaluation import health
 from kdnas.jobs._checks import check_experiment, open_run
+from kdnas.jobs._preflight import preflight
 from kdnas.jobs._run import Run, record_data
 from kdnas.jobs.fit import fit_teacher
 from kdnas.runs.files import remove_drafts
@@ -20,19 +21,33 @@ from kdnas.training.loop import Training
 TEACHER_CACHE = "teacher_cache"
 
 
-def train(experiment: Experiment, folder: Path) -> Run:
+def train(experiment: Experiment, folder: Path, *, size_chosen: bool = False) -> Run:
     """Train the teacher and the supernet, where the run trains them; goes on where it was interrupted.
+
+    Args:
+        experiment: all settings.
+        folder: the run folder.
+        size_chosen: whether a person decided the size of the student's images.
 
     Raises:
         Infeasible: no network is within the budget of a search; nothing is written or trained.
         ValueError: the folder holds something else, the data or the teacher do not fit; or, before anything is
-            written, what `check_experiment` refuses.
+            written, what `check_experiment` and `preflight` refuse.
     """
     data: Data | None = None
     if not (folder / MANIFEST).exists() or RunFolder(folder).is_blank:
         data = loaded = experiment.train.data.build(Data)
         space = experiment.train.space.fitted(classes=loaded.classes, image_channels=loaded.channels)
         check_experiment(experiment, space)
+        preflight(
+            loaded,
+            folder=folder,
+            teacher=experiment.train.teacher,
+            space=space,
+            recipe=experiment.train.recipe,
+            budget=experiment.search.budget,
+            size_chosen=size_chosen,
+        )
     storage = open_run(folder, experiment)
     run = Run(storage.folder)
     if data is not None:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, final
 
 from kdnas.architecture import Architecture
@@ -18,6 +18,12 @@ from kdnas.tables import structure, table_of, unstructure
 
 FINGERPRINT = "fingerprint"  # of the data, in a card's origin
 _FORMAT = 1
+
+
+def input_of(network: Network, data: Data) -> Preprocessing:
+    """How a student takes images: of the size that it computes on, normalised as the data."""
+    _, height, width = network.blueprint.image
+    return replace(data.preprocessing, height=height, width=width)
 
 
 @final
@@ -79,7 +85,7 @@ class Card:
             space=None if space is None else table_of(space),
             blueprint=network.blueprint,
             cost=cost(network.blueprint),
-            preprocessing=data.preprocessing,
+            preprocessing=input_of(network, data),
             class_names=data.class_names,
             origin={**origin, FINGERPRINT: data.fingerprint},
         )

@@ -5,7 +5,7 @@ import io
 import logging
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kdnas.blocks.basic import resize
 from kdnas.data.base import Data, Images, normalise
 from kdnas.network import Network
 from kdnas.preprocessing import Preprocessing
@@ -156,8 +157,9 @@ def _quantize(graph: Path, draft: Path, images: Images) -> None:
     import onnx
     from onnxruntime import quantization
 
-    name = onnx.load(graph, load_external_data=False).graph.input[0].name
-    batches = iter([{name: batch} for batch in _batches(images)])
+    entry = onnx.load(graph, load_external_data=False).graph.input[0]
+    size = [axis.dim_value for axis in entry.type.tensor_type.shape.dim[2:]]
+    batches = iter([{entry.name: batch} for batch in _batches(images, size)])
 
     class Reader(quantization.CalibrationDataReader):
         def get_next(self) -> Any:
@@ -181,13 +183,15 @@ def _logits(graph: Path, images: Images) -> np.ndarray:
     # Without the newest integer instructions, sums of two products saturate at 16 bits unless this is set.
     options.add_session_config_entry("session.x64quantprecision", "1")
     session = onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
-    name = session.get_inputs()[0].name
-    return np.concatenate([np.asarray(session.run(None, {name: batch})[0]) for batch in _batches(images)])
+    entry = session.get_inputs()[0]
+    batches = _batches(images, entry.shape[2:])
+    return np.concatenate([np.asarray(session.run(None, {entry.name: batch})[0]) for batch in batches])
 
 
-def _batches(images: Images) -> Iterator[np.ndarray]:
+def _batches(images: Images, size: Sequence[int] = ()) -> Iterator[np.ndarray]:
+    """All images, resized to the height and width of a graph's input."""
     for pixels, _ in images.batches(_BATCH):
-        yield pixels.contiguous().numpy()
+        yield (resize(pixels, *size) if size else pixels).contiguous().numpy()
 
 
 def _compare(ours: np.ndarray, theirs: np.ndarray, labels: np.ndarray) -> dict[str, float]:

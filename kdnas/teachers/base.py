@@ -22,9 +22,11 @@ class Teacher(nn.Module, abc.ABC):
 
     Attributes:
         class_names: one per logit; None if unknown.
+        assumes_size: whether nobody said the size of its images, so that it gets the data's.
     """
 
     class_names: tuple[str, ...] | None = None
+    assumes_size: bool = False
 
     @final
     def train(self, mode: bool = True) -> Self:

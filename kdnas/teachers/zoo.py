@@ -215,6 +215,7 @@ def as_frozen(module: object, name: str, classes: int, preprocessing: Preprocess
         size = declared_size(module)
         try:
             module = Frozen(module, preprocessing=preprocessing, classes=classes)
+            module.assumes_size = True
         except ValueError:
             if size is None or size == (preprocessing.height, preprocessing.width):
                 raise

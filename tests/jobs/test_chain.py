@@ -21,7 +21,7 @@ from kdnas.costs.check import Infeasible
 from kdnas.costs.count import cost
 from kdnas.data.base import Data
 from kdnas.distillers.from_labels import FromLabels
-from kdnas.jobs._run import Run, build_teacher
+from kdnas.jobs._run import Run, build_teacher, insisting
 from kdnas.jobs.chain import chain, closing_table
 from kdnas.jobs.retrain import retrain, settings_of
 from kdnas.jobs.train import train
@@ -499,7 +499,8 @@ def test_a_teacher_that_was_given_has_a_row_in_the_closing_table(tmp_path):
         search=dataclasses.replace(made.search, num_evaluations=3),
         retrain=Retrain(recipe=one),
     )
-    run = chain(made, tmp_path / "run", deploy=False)
+    with insisting(True):  # it has random weights
+        run = chain(made, tmp_path / "run", deploy=False)
     row = run.storage.results()["rows"][0]
     assert row["name"] == "teacher" and 0 <= row["accuracy"] <= 1
     # Two convolutions with bias, two batch norms, a linear layer; MACs on 8 x 8 and 4 x 4.

@@ -1,0 +1,258 @@
+"""What a training is about to do, in one block before its first step; a teacher that cannot teach stops it."""
+
+import logging
+import math
+import os
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from kdnas.costs.count import cost
+from kdnas.data.base import Data, Images
+from kdnas.jobs._run import insist_or_raise, other_names
+from kdnas.network import Network, default_device, modes
+from kdnas.randomness import initialised, torch_rng
+from kdnas.settings import FitTeacher, Recipe
+from kdnas.space import SearchSpace
+from kdnas.specs import Spec
+from kdnas.teachers.base import Frozen, Teacher
+from kdnas.teachers.fitted import fitted_teacher
+from kdnas.teachers.zoo import declared_size
+
+_log = logging.getLogger(__name__)
+_NUM_IMAGES = 300  # of the search part, for the teacher's accuracy
+_TIMED = 8  # images in the batch by which a step's time is estimated
+_SUBNETS = 4
+_FAR = 2.0  # a resize by more than this factor is not the command's decision
+
+
+def preflight(
+    data: Data,
+    *,
+    folder: Path,
+    teacher: Spec | FitTeacher | None = None,
+    space: SearchSpace | None = None,
+    network: Network | None = None,
+    recipe: Recipe | None = None,
+    budget: object = None,
+    size_chosen: bool = False,
+) -> None:
+    """Log what is about to be trained, on what, by whom and for how long; refuse a teacher that cannot teach.
+
+    The teacher sees at most 300 search images, drawn by a generator of this function: no number of a run changes.
+
+    Args:
+        data: the data.
+        folder: where the results go.
+        teacher: its spec, a `FitTeacher`, or None without one.
+        space: the search space, fitted to the data.
+        network: what is trained, where it is a single network.
+        recipe: of the training.
+        budget: of the search, which some network meets.
+        size_chosen: whether a person decided the size of the student's images.
+
+    Raises:
+        ValueError: unless inside of `insisting(True)`: the teacher fails, gives NaN or probabilities, has other class
+            names or an accuracy near chance, is fed another size than it says, or the student's images would be resized
+            by more than a factor of 2.
+    """
+    refusals: list[str] = []
+    lines = _data_lines(data)
+    if space is not None or network is not None:
+        sides = space.resolutions if space is not None else (network.blueprint.image[1],) if network else ()
+        lines.append(("student", _student_line(data, sides, refusals, decided=size_chosen or space is None)))
+    each = 0.0
+    if isinstance(teacher, FitTeacher):
+        lines.append(("teacher", _fitted_line(teacher, data)))
+    elif teacher is not None:
+        with torch.random.fork_rng(devices=[]):  # a teacher may draw its weights, and draws the same in the training
+            line, each, faults = _teacher_line(teacher, data)
+        lines.append(("teacher", line))
+        refusals += faults
+    if budget is not None and str(budget):
+        lines.append(("budget", f"{budget}; there are networks within it"))
+    lines.append(("device", _device_line()))
+    if recipe is not None:
+        lines.append(("training", _cost_line(space, network, recipe, each, folder)))
+    width = max(len(name) for name, _ in lines)
+    _log.info("before the training\n" + "\n".join(f"  {name:<{width}}  {line}" for name, line in lines))
+    insist_or_raise(refusals)
+
+
+def _data_lines(data: Data) -> list[tuple[str, str]]:
+    parts = {"train": data.train, "search": data.search, "test": data.test}
+    counts = ", ".join(f"{name} {len(part):,}" for name, part in parts.items())
+    names = ", ".join(data.class_names[:5]) + (", ..." if data.classes > 5 else "")
+    channels, height, width = data.image
+    lines = [("data", f"{counts} images of {channels} x {height} x {width}; {data.classes} classes ({names})")]
+    if data.source:
+        lines.append(("folders", data.source))
+    train = torch.bincount(data.train.labels, minlength=data.classes)
+    few, many = int(train.argmin()), int(train.argmax())
+    line = f"{int(train[few]):,} to {int(train[many]):,} training images each"
+    if imbalanced(data.train, data.classes):
+        line += f": {data.class_names[few]} has the fewest, {data.class_names[many]} the most; see balanced accuracies"
+    lines.append(("classes", line))
+    if len(data.train) < len(data.test):
+        lines.append(("note", "there are fewer training than test images. Check that the parts are not exchanged"))
+    absent = [name for i, name in enumerate(data.class_names) if not bool((data.test.labels == i).any())]
+    if absent:
+        lines.append(("note", f"the test part has no image of {', '.join(absent[:5])}"))
+    return lines
+
+
+def imbalanced(part: Images, classes: int) -> bool:
+    """Whether the largest class of a part has more than twice the images of the smallest."""
+    counts = torch.bincount(part.labels, minlength=classes)
+    return int(counts.max()) > 2 * int(counts.min())
+
+
+def _student_line(data: Data, sides: Sequence[int], refusals: list[str], *, decided: bool) -> str:
+    """The size of the student's images, and how far it is from the data's."""
+    own = data.image[1]
+    near = min(sides, key=lambda side: max(side / own, own / side))
+    shown = f"{near} x {near}" if len(sides) == 1 else f"one of {sides[0]} to {sides[-1]} squared"
+    if own in sides and data.image[2] == own:
+        return f"images of {shown}, as the data's"
+    if not decided and max(near / own, own / near) > _FAR:
+        refusals.append(
+            f"The student would compute on images of {shown}, the data's are {own} x {data.image[2]}. Decide by --size "
+            f"{own} or --size {near} (in an experiment: `resolutions` of the space)."
+        )
+    return f"images of {shown}, resized from {own} x {data.image[2]}"
+
+
+def _fitted_line(teacher: FitTeacher, data: Data) -> str:
+    params, macs = cost(fitted_teacher(data.image, data.classes, teacher.blocks, teacher.width))
+    count = f"{teacher.members} of them, " if teacher.members > 1 else ""
+    return (
+        f"trained here: {count}{params:,} params, {macs:,} MACs, {teacher.recipe.steps:,} steps; --teacher fit,width=N"
+    )
+
+
+class _Sample(NamedTuple):
+    logits: Tensor
+    labels: Tensor
+    seconds: float
+
+
+def _teacher_line(source: Spec, data: Data) -> tuple[str, float, list[str]]:
+    """What the teacher is and gives on search images, the seconds per image, and what speaks against it."""
+    teacher = source.build(Teacher, classes=data.classes, preprocessing=data.preprocessing).to(default_device())
+    difference = other_names(teacher, data)
+    faults = [f"{difference} Use a teacher of these very classes, in their order."] if difference else []
+    known = any(isinstance(m, Teacher) and m.class_names for m in teacher.modules())
+    names = "class names differ" if difference else "class names match" if known else "class names unknown"
+    own = teacher.preprocessing if isinstance(teacher, Frozen) else None
+    size = (
+        "" if own is None else f"images of {own.height} x {own.width}, mean {_short(own.mean)}, std {_short(own.std)}; "
+    )
+    if own is not None and isinstance(teacher, Frozen):
+        says = declared_size(teacher.module)
+        if teacher.assumes_size and says not in (None, (own.height, own.width)):
+            assert says is not None
+            faults.append(
+                f"The teacher gets images of {own.height} x {own.width}, but says that it was made for {says[0]} x "
+                f"{says[1]}. Return Frozen(module, preprocessing=...) with the size that it was trained with."
+            )
+    sample = _sample(teacher, data)
+    faults += _output_faults(sample, data)
+    hits = sample.logits.argmax(1) == sample.labels
+    accuracy = float(hits.float().mean())
+    line = f"{size}{names}; {accuracy:.1%} of {len(hits)} search images"
+    if imbalanced(data.train, data.classes):
+        line += f", balanced {balanced(hits, sample.labels):.1%}"
+    return line, sample.seconds, faults
+
+
+def _short(values: Sequence[float]) -> str:
+    return "/".join(f"{value:.3g}" for value in values)
+
+
+def balanced(hits: Tensor, labels: Tensor) -> float:
+    """Balanced accuracy: the mean over classes of the share of their images that are classified correctly."""
+    return float(torch.stack([hits[labels == label].float().mean() for label in labels.unique()]).mean())
+
+
+def _sample(teacher: Teacher, data: Data) -> _Sample:
+    pixels, labels = data.search.sample(_NUM_IMAGES, torch_rng("preflight"))
+    device, logits = default_device(), []
+    began = time.perf_counter()
+    for chunk, targets in zip(pixels.split(50), labels.split(50), strict=True):
+        try:
+            logits.append(teacher(chunk.to(device), targets.to(device)).logits.cpu())
+        except (RuntimeError, AssertionError, TypeError, IndexError) as error:
+            shape = " x ".join(map(str, pixels.shape[1:]))
+            raise ValueError(
+                f"the teacher fails on the data's images of {shape} ({str(error).partition(chr(10))[0]}). Use a "
+                "teacher for images of these channels, or Frozen with its own preprocessing."
+            ) from error
+    return _Sample(torch.cat(logits), labels, (time.perf_counter() - began) / len(labels))
+
+
+def _output_faults(sample: _Sample, data: Data) -> list[str]:
+    """What speaks against a teacher's logits: NaN, probabilities, an accuracy near chance."""
+    logits = sample.logits
+    broken = int((~torch.isfinite(logits)).any(1).sum())
+    if broken:
+        return [f"The teacher gives NaN or infinity for {broken} of {len(logits)} search images. Check its weights."]
+    faults = []
+    if logits.min() >= 0 and logits.max() <= 1 and float(logits.std()) > 0:
+        sums = "that sum to 1" if torch.allclose(logits.sum(1), torch.ones(len(logits)), atol=1e-3) else "in [0, 1]"
+        faults.append(
+            f"The teacher gives probabilities ({sums}) instead of logits. Return what is before its softmax or sigmoid."
+        )
+    share = balanced(logits.argmax(1) == sample.labels, sample.labels)
+    chance, count = 1 / data.classes, len(logits)
+    # Two standard errors of what guessing gives.
+    if share <= chance + 2 * math.sqrt(chance * (1 - chance) / count):
+        faults.append(
+            f"The teacher's accuracy on {count} search images, {share:.1%} (mean over classes), is near chance "
+            f"({chance:.1%}). Check its weights, the order of its classes, and its size and normalisation."
+        )
+    return faults
+
+
+def _device_line() -> str:
+    device = default_device()
+    if device.type == "cuda":
+        return f"{device} ({torch.cuda.get_device_name(device)})"
+    return f"{device} ({torch.get_num_threads()} threads of {os.cpu_count()} cores)"
+
+
+def _cost_line(
+    space: SearchSpace | None, network: Network | None, recipe: Recipe, teacher_seconds: float, folder: Path
+) -> str:
+    """Steps, a rough time, and what is written, beside what the disk has left."""
+    line = f"{recipe.steps:,} steps of {recipe.batch_size} images"
+    trained = network or (None if space is None else initialised(lambda: Network(space.blueprint(space.largest)), 0))
+    if trained is None:
+        return line
+    # A backward pass takes about twice as long as a forward pass; of a supernet about four subnets run in each step.
+    student = 3 * _forward_seconds(trained) * (1 if space is None else _SUBNETS)
+    size = 12 * sum(p.numel() for p in trained.parameters())  # weights, momentum and a copy
+    line += f", roughly {_duration(recipe.steps * recipe.batch_size * (teacher_seconds + student))}"
+    free = shutil.disk_usage(next(place for place in (folder, *folder.absolute().parents) if place.is_dir())).free
+    line += f"; {max(1, size // 10**6):,} MB on disk"
+    return line + (f", but only {free // 10**6:,} MB are free" if free < 3 * size else "")
+
+
+def _forward_seconds(network: Network) -> float:
+    device = next(network.parameters()).device
+    images = torch.zeros(_TIMED, *network.blueprint.image, device=device)
+    with modes(network), torch.no_grad():
+        network(images[:1])
+        began = time.perf_counter()
+        network(images)
+    return (time.perf_counter() - began) / _TIMED
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

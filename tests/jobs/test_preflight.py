@@ -1,0 +1,168 @@
+"""What is shown and refused before a training."""
+
+import dataclasses
+
+import pytest
+import torch
+from torch import nn
+
+from kdnas.data.base import Data, TensorImages
+from kdnas.jobs._preflight import balanced, preflight
+from kdnas.jobs._run import Run, insisting
+from kdnas.jobs.train import train
+from kdnas.network import Network
+from kdnas.settings import FitTeacher, Recipe
+from kdnas.students.card import Card
+from kdnas.tables import load_space
+from kdnas.teachers.load import load_teacher
+from tests.toy import alone, data
+
+
+class Knowing(nn.Module):
+    """Knows the classes of the toy data: where an image is bright."""
+
+    def __init__(self, kind="logits"):
+        super().__init__()
+        self.conv, self.kind = nn.Conv2d(3, 3, 1), kind
+
+    def forward(self, x):
+        maps = self.conv(x)
+        rows = torch.stack([x[:, k % 3, k : k + 3].mean((1, 2)) for k in range(3)], 1)
+        logits = 5 * rows + 0 * maps.mean((2, 3))
+        if self.kind == "nan":
+            logits[0, 0] = float("nan")
+        return {"softmax": logits.softmax(1), "sigmoid": logits.sigmoid(), "permuted": logits.roll(1, 1)}.get(
+            self.kind, logits
+        )
+
+
+def knowing():
+    return Knowing()
+
+
+def softmax():
+    return Knowing("softmax")
+
+
+def sigmoid():
+    return Knowing("sigmoid")
+
+
+def broken():
+    return Knowing("nan")
+
+
+def permuted():
+    return Knowing("permuted")
+
+
+def large():
+    module = Knowing()
+    module.pretrained_cfg = {"input_size": (3, 16, 16)}
+    return module
+
+
+def gray():
+    from kdnas.preprocessing import Preprocessing
+    from kdnas.teachers.base import Frozen
+
+    module = nn.Sequential(nn.Conv2d(1, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+    return Frozen(module, preprocessing=Preprocessing(height=8, width=8, mean=(0.5,), std=(1.0,)))
+
+
+def teacher(name):
+    return load_teacher(f"tests.jobs.test_preflight:{name}")
+
+
+def space():
+    return load_space("toy").fitted(classes=3, image_channels=3)
+
+
+def test_the_block_shows_data_student_teacher_device_and_time(tmp_path, log):
+    preflight(data(), folder=tmp_path / "run", teacher=teacher("knowing"), space=space(), recipe=Recipe(steps=20))
+    (record,) = log.records
+    text = record.message
+    for words in (
+        "before the training",
+        "train 48, search 30, test 30 images of 3 x 8 x 8; 3 classes (a, b, c)",
+        "16 to 16 training images each",
+        "images of 8 x 8, as the data's",
+        "class names unknown; 100.0% of 30 search images",
+        "cpu (",
+        "20 steps of 128 images, roughly",
+        "MB on disk",
+    ):
+        assert words in text, text
+    assert "balanced" not in text
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("permuted", r"accuracy on 30 search images, 0.0% \(mean over classes\), is near chance \(33.3%\)"),
+        ("softmax", r"probabilities \(that sum to 1\) instead of logits"),
+        ("sigmoid", r"probabilities \(in \[0, 1\]\) instead of logits"),
+        ("broken", "NaN or infinity for 1 of 30 search images"),
+        ("large", "gets images of 8 x 8, but says that it was made for 16 x 16"),
+    ],
+)
+def test_a_teacher_that_cannot_teach_is_refused_unless_one_insists(tmp_path, log, name, message):
+    with pytest.raises(ValueError, match=f"{message}.*--insist"):
+        preflight(data(), folder=tmp_path, teacher=teacher(name))
+    with insisting(True):
+        preflight(data(), folder=tmp_path, teacher=teacher(name))
+    assert [r.levelname for r in log.records] == ["INFO", "INFO", "WARNING"]
+
+
+def test_a_teacher_that_fails_on_these_images_is_a_sentence(tmp_path):
+    with pytest.raises(ValueError, match=r"the teacher fails on the data's images of 3 x 8 x 8"):
+        preflight(data(), folder=tmp_path, teacher=teacher("gray"))
+
+
+@pytest.mark.parametrize(("side", "message"), [(24, "--size 24 or --size 8"), (3, "--size 3 or --size 8")])
+def test_the_students_size_must_be_chosen_where_it_is_far_from_the_datas(tmp_path, side, message):
+    images = [TensorImages(torch.rand(12, 3, side, side), torch.arange(12) % 3) for _ in range(3)]
+    other = Data(*images, class_names=("a", "b", "c"))
+    with pytest.raises(ValueError, match=message):
+        preflight(other, folder=tmp_path, space=space())
+    preflight(other, folder=tmp_path, space=space(), size_chosen=True)
+    preflight(other, folder=tmp_path, space=dataclasses.replace(space(), resolutions=(side,)))
+
+
+def test_a_student_takes_images_of_the_size_that_it_computes_on():
+    small = dataclasses.replace(space(), resolutions=(4,))
+    card = Card.of(Network(small.blueprint(small.smallest)), data(), {})
+    assert card.to_json()["input"]["shape"] == ["batch", 3, 4, 4]
+    assert card.preprocessing.mean == data().preprocessing.mean
+
+
+def test_imbalance_is_named_and_the_balanced_accuracy_shown(tmp_path, log):
+    keep = torch.cat([torch.arange(48)[data().train.labels != 2], torch.tensor([2, 5])])
+    few = dataclasses.replace(data(), train=TensorImages(data().train.images[keep], data().train.labels[keep]))
+    preflight(few, folder=tmp_path, teacher=teacher("knowing"))
+    text = log.records[0].message
+    assert "2 to 16 training images each: c has the fewest" in text and "balanced 100.0%" in text
+    hits = torch.tensor([True, True, True, False])
+    assert balanced(hits, torch.tensor([0, 0, 0, 1])) == 0.5
+
+
+def test_a_refused_run_writes_nothing_and_one_that_is_insisted_on_stays_open(tmp_path):
+    made = alone()
+    made = dataclasses.replace(made, train=dataclasses.replace(made.train, teacher=teacher("permuted")))
+    with pytest.raises(ValueError, match="near chance"):
+        train(made, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    with insisting(True):
+        train(made, tmp_path / "run")
+    assert Run(tmp_path / "run").storage.manifest["insists"] is True
+
+
+def test_a_preflight_leaves_the_global_generator_alone(tmp_path):
+    before = torch.random.get_rng_state()
+    preflight(data(), folder=tmp_path, teacher=teacher("knowing"), space=space(), recipe=Recipe(steps=2))
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_a_fitted_teacher_is_announced_with_its_size(tmp_path, log):
+    preflight(data(), folder=tmp_path, teacher=FitTeacher(width=8, members=2))
+    assert "trained here: 2 of them, " in log.records[0].message
