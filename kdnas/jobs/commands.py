@@ -520,6 +520,14 @@ def why(
         teacher: the teacher in memory that the run was started with.
         data: the data in memory that the run was started with.
         device: such as cpu or cuda:1 (default: a GPU where there is one).
+
+    Example:
+        >>> import tempfile
+        >>> options = {"steps": 1, "batch_size": 8, "num_evaluations": 4, "deploy": False}
+        >>> opened = run(data="digits", space="toy", out=tempfile.mkdtemp(), **options)
+        >>> explained = why(opened, opened.ranking()[0].code)
+        >>> explained["score"] == opened.ranking()[0].score, len(explained["stages"])
+        (True, 4)
     """
     del device
     from kdnas.jobs import why as job

@@ -464,7 +464,7 @@ def test_a_number_of_images_that_is_none_is_refused_everywhere(tmp_path, searche
         with pytest.raises(SystemExit) as stopped:
             main([*arguments, "--num-images", number])
         assert stopped.value.code == 2
-        assert f"num_images must be at least 3, got {number}" in capsys.readouterr().err
+        assert f"`--num-images` must be at least 3, got {number}" in capsys.readouterr().err
 
 
 def test_a_teacher_of_other_class_names_is_refused(tmp_path, trained):
