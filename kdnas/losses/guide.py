@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any, final
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdnas.losses.base import Loss
@@ -61,6 +63,24 @@ class Recorder(nn.Module):
             for name, value in zip(self.attentions, maps, strict=True)
         )
         return Outputs(logits.logits if isinstance(logits, Outputs) else logits, features, attentions, images)
+
+    def gradients(self, images: Tensor, labels: Tensor) -> Outputs:
+        """The logits, and as the only feature the gradient of each sample's cross-entropy with respect to its image.
+
+        For `AttentionTransfer(pool="gradient", reduction="paper")`. The gradient has a graph to the module's weights
+        if any of them is trained: the loss differentiates it again.
+
+        Args:
+            images: `[batch, channels, height, width]`.
+            labels: `[batch]`.
+        """
+        images = images.detach().requires_grad_()
+        with torch.enable_grad():
+            logits = self(images).logits
+            total = F.cross_entropy(logits, labels, reduction="sum")  # samples do not see each other
+            trained = any(p.requires_grad for p in self.parameters())
+            (gradient,) = torch.autograd.grad(total, images, create_graph=trained)
+        return Outputs(logits, (gradient,), images=images.detach())
 
 
 def _tensor(name: str, value: Any) -> Tensor:

@@ -1,9 +1,11 @@
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from kdnas.losses.example import example, wave
 from kdnas.losses.feature.attention_transfer import AttentionTransfer
+from kdnas.losses.guide import Recorder
 from kdnas.outputs import Outputs
 
 LABELS = torch.zeros(1, dtype=torch.long)
@@ -89,3 +91,29 @@ def test_arguments_are_checked():
     for arguments in ({"pool": "mean"}, {"p": 0.5}, {"p": 5}, {"reduction": "sum"}):
         with pytest.raises(ValueError, match="must"):
             AttentionTransfer(**arguments)
+
+
+def test_gradients_of_linear_networks_by_hand():
+    # d CE / d x = W^T (softmax(W x) - onehot), compared by its length: half the mean of |J_s - J_t|.
+    images, labels = wave(3, 2, 1, 2), torch.tensor([0, 2, 1])
+    networks = [nn.Sequential(nn.Flatten(), nn.Linear(4, 3, bias=False)).double() for _ in range(2)]
+    for phase, network in enumerate(networks):
+        network[1].weight.data = wave(3, 4, phase=phase)
+    networks[1].requires_grad_(False)
+    outputs = [Recorder(network, ()).gradients(images, labels) for network in networks]
+    jacobians = []
+    for phase in range(2):
+        w, x = wave(3, 4, phase=phase).numpy(), images.flatten(1).numpy()
+        p = np.exp(x @ w.T) / np.exp(x @ w.T).sum(1, keepdims=True)
+        jacobians.append((p - np.eye(3)[labels.numpy()]) @ w)
+    expected = np.linalg.norm(jacobians[0] - jacobians[1], axis=1).mean() / 2
+    loss = AttentionTransfer(pool="gradient", reduction="paper")(*outputs)
+    assert loss.item() == pytest.approx(expected, rel=1e-12)
+    loss.backward()
+    assert networks[0][1].weight.grad.any() and networks[1][1].weight.grad is None
+
+
+def test_gradients_of_unequal_channels_are_refused():
+    student, teacher, labels = example()
+    with pytest.raises(ValueError, match="gradients must have equal channels"):
+        AttentionTransfer(pool="gradient")(student, teacher, labels)

@@ -21,6 +21,10 @@ class AttentionTransfer(FeatureLoss):
     - `mean`: $L = \frac{1}{B H W} \sum_b |\hat Q^s_b - \hat Q^t_b|_2^2$;
     - `paper`: $L = \frac{1}{2 B} \sum_b |\hat Q^s_b - \hat Q^t_b|_2$, the norm itself, about a hundred times as large.
 
+    `gradient`, the paper's second kind: $Q = f$ with all channels and without normalisation. The features are then
+    gradients $\partial \mathrm{CE} / \partial x$ of both networks, as `kdnas.losses.Recorder.gradients` gives. The paper's
+    reduction is `paper`, $\frac{1}{2 B} \sum_b |Q^s_b - Q^t_b|_2$. The student is then differentiated twice.
+
     Shapes: maps of any channels; where sizes differ the larger attention map is average-pooled. A dead sample's
     attention is 0 with gradient 0. `paper` has gradient 0 between equal maps.
 
@@ -29,12 +33,12 @@ class AttentionTransfer(FeatureLoss):
     Args:
         taps: how stages are paired: `resolution` (default), `rdm`, `order` or explicit pairs, as in `StagePairs`.
         weights: one weight per pair; default None: 1 each.
-        pool: the reduction over channels: `sum`, `sum_p` or `max_p`; default `sum_p`.
+        pool: the reduction over channels: `sum`, `sum_p` or `max_p`; `gradient` for none; default `sum_p`.
         p: the exponent, in [1, 4]; default 2.
         reduction: `mean`, as the authors' code, or `paper`, as their equation; default `mean`.
 
     Raises:
-        ValueError: an unknown option or an exponent out of range.
+        ValueError: an unknown option or an exponent out of range; gradients of unequal channels.
 
     Reference: Zagoruyko, Komodakis, Paying More Attention to Attention, ICLR 2017, section 3.1 and equation 2;
         szagoruyko/attention-transfer utils.py.
@@ -52,7 +56,7 @@ class AttentionTransfer(FeatureLoss):
         *,
         taps: str | Pairs = "resolution",
         weights: tuple[float, ...] | None = None,
-        pool: Pool = "sum_p",
+        pool: Pool | Literal["gradient"] = "sum_p",
         p: float = 2.0,
         reduction: Literal["mean", "paper"] = "mean",
     ) -> None:
@@ -61,12 +65,21 @@ class AttentionTransfer(FeatureLoss):
 
     def between(self, student: Tensor, teacher: Tensor, pair: int) -> Tensor:
         """The difference of one pair's attention maps."""
-        s, t = same_positions(self._attention(student), self._attention(teacher))
-        difference = safe_normalize(s.flatten(1)) - safe_normalize(t.flatten(1))
+        if self.pool == "gradient":
+            s, t = same_positions(as_map(student), as_map(teacher))
+            if s.shape != t.shape:
+                raise ValueError(
+                    f"gradients must have equal channels, got student {tuple(s.shape)} and teacher {tuple(t.shape)}. "
+                    "Take those with respect to the images."
+                )
+            difference = s.flatten(1) - t.flatten(1)
+        else:
+            s, t = same_positions(self._attention(student, self.pool), self._attention(teacher, self.pool))
+            difference = safe_normalize(s.flatten(1)) - safe_normalize(t.flatten(1))
         if self.reduction == "mean":
             return difference.square().mean()
         return safe_norm(difference).mean() / 2
 
-    def _attention(self, feature: Tensor) -> Tensor:
+    def _attention(self, feature: Tensor, pool: Pool) -> Tensor:
         # The normalisation cancels any scale per sample, so powers of rescaled maps give the same value.
-        return attention_map(rescale(as_map(feature), (1, 2, 3)), self.pool, self.p)
+        return attention_map(rescale(as_map(feature), (1, 2, 3)), pool, self.p)
