@@ -22,8 +22,8 @@ class AttentionTransfer(FeatureLoss):
     - `paper`: $L = \frac{1}{2 B} \sum_b |\hat Q^s_b - \hat Q^t_b|_2$, the norm itself, about a hundred times as large.
 
     `gradient`, the paper's second kind: $Q = f$ with all channels and without normalisation. The features are then
-    gradients $\partial \mathrm{CE} / \partial x$ of both networks, as `kdnas.losses.Recorder.gradients` gives. The paper's
-    reduction is `paper`, $\frac{1}{2 B} \sum_b |Q^s_b - Q^t_b|_2$. The student is then differentiated twice.
+    gradients $\partial \mathrm{CE} / \partial x$ of both networks, as `kdnas.losses.Recorder.gradients` gives. The
+    paper's reduction is `paper`, $\frac{1}{2 B} \sum_b |Q^s_b - Q^t_b|_2$. The student is then differentiated twice.
 
     Shapes: maps of any channels; where sizes differ the larger attention map is average-pooled. A dead sample's
     attention is 0 with gradient 0. `paper` has gradient 0 between equal maps.
