@@ -44,9 +44,10 @@ def check_options(make: type, options: Mapping[str, Any]) -> None:
         whole = int in kinds and float not in kinds
         if not all(_is_in(number, interval, whole=whole) for number in numbers):
             fraction = whole and not all(isinstance(number, Integral) for number in numbers)
+            endless = any(isinstance(number, float) and not math.isfinite(number) for number in numbers)
+            kind = "a whole number, " if fraction else "finite and " if endless and words(interval) != "finite" else ""
             raise ValueError(
-                f"`{name}` must be {'a whole number, ' if fraction else ''}{words(interval)}, got {value!r}. "
-                f"The default is {parameter.default!r}."
+                f"`{name}` must be {kind}{words(interval)}, got {value!r}. The default is {parameter.default!r}."
             )
 
 
