@@ -98,7 +98,7 @@ def test_what_a_kill_left_beside_a_finished_teacher_is_removed(trained):
 def test_other_settings_on_an_existing_run_are_refused(trained, capsys):
     with pytest.raises(SystemExit):
         main(["train", "tests/toy.py", "--out", str(trained), "--steps", "13"])
-    assert "train.recipe.steps is 12, got 13" in capsys.readouterr().err
+    assert "train.recipe.steps is 12 there and 13 here" in capsys.readouterr().err
 
 
 def test_a_search_prints_the_ranking_with_its_controls(searched, capsys):
