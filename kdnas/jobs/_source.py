@@ -88,8 +88,8 @@ def fed_as(data: Data, preprocessing: Preprocessing) -> Data:
     if sizes[0] != sizes[1]:
         texts = [" x ".join(map(str, size)) for size in sizes]
         raise ValueError(
-            f"the network was trained on images of {texts[1]} (channels, height, width), the data has {texts[0]}. Load "
-            "the data at the network's size, or use a network of the data's."
+            f"the network was trained on images of {texts[1]} (channels, height, width), the data has {texts[0]}. "
+            f"Load the data at that size (DATA,size={sizes[1][1]}), or name the size it was trained on (NAME@W,size=N)."
         )
     data = copy.copy(data)
     object.__setattr__(data, "preprocessing", preprocessing)
