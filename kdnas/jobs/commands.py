@@ -138,19 +138,8 @@ def run(
     """
     options = locals()
     del device, insist
-    import dataclasses
-
     from kdnas.data.base import Data
-    from kdnas.jobs._arguments import (
-        as_data,
-        as_experiment,
-        as_space,
-        as_spec,
-        as_teacher,
-        recipe_for,
-        with_losses,
-    )
-    from kdnas.jobs._memory import is_kept
+    from kdnas.jobs._arguments import as_data, as_experiment, as_space, as_spec, as_teacher, recipe_for, with_losses
     from kdnas.jobs.chain import chain
     from kdnas.settings import Experiment, Train
 
@@ -180,14 +169,7 @@ def run(
     if not isinstance(teacher_spec, FitTeacher) and teacher_members != 1:
         raise ValueError(f"--teacher-members must be 1 where --teacher is not fit, got {teacher_members}.")
     _log_space(space_value)
-    in_memory = [name for name, value in (("teacher", teacher_spec), ("data", data_spec)) if is_kept(value)]
-    if in_memory:
-        arguments = ", ".join(f"{name}=..." for name in in_memory)
-        verb = "are objects" if len(in_memory) > 1 else "is an object"
-        _log.info(
-            f"{' and '.join(in_memory)} {verb} of this process; in another one pass them again: kdnas.search(RUN, "
-            f"{arguments}), kdnas.export(RUN, {arguments}), kdnas.retrain(STUDENT, {arguments})"
-        )
+    _log_memory(teacher=teacher_spec, data=data_spec)
     settings = recipe_for(data_spec.build(Data), recipe)
     if isinstance(teacher_spec, FitTeacher):
         members = teacher_spec.members if teacher_members == FitTeacher.members else teacher_members
@@ -260,6 +242,20 @@ def _refuse_options(
                 "searched. Add --space, or drop it."
             )
         raise ValueError(f"--experiment holds all settings, got {option} beside it. Drop one.")
+
+
+def _log_memory(**specs: object) -> None:
+    """Say which arguments of a run another process needs again."""
+    from kdnas.jobs._memory import is_kept
+
+    names = [name for name, value in specs.items() if is_kept(value)]
+    if names:
+        arguments = ", ".join(f"{name}=..." for name in names)
+        verb = "are objects" if len(names) > 1 else "is an object"
+        _log.info(
+            f"{' and '.join(names)} {verb} of this process; in another one pass them again: kdnas.search(RUN, "
+            f"{arguments}), kdnas.export(RUN, {arguments}), kdnas.retrain(STUDENT, {arguments})"
+        )
 
 
 def _log_space(space: SearchSpace) -> None:

@@ -67,7 +67,7 @@ def test_the_trained_adapters_are_those_of_the_checkpoint(run):
 def test_another_distiller_is_refused(tmp_path):
     made = dataclasses.replace(TRAIN, distiller=spec(SinglePath), teacher_views=0)
     other = train(Experiment(train=made), tmp_path / "spos")
-    with pytest.raises(ValueError, match="SinglePath"):
+    with pytest.raises(ValueError, match="single_path"):
         search(other, Search(exact=True, num_images=30))
 
 

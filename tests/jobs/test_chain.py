@@ -292,7 +292,7 @@ def test_who_teaches_and_who_is_asked_must_agree(tmp_path, capsys, given, messag
 def test_a_place_that_is_not_there_is_refused(searched, capsys):
     with pytest.raises(SystemExit):
         main(["export", str(searched), "--place", "99"])
-    assert "`place` must be between 1 and" in capsys.readouterr().err
+    assert "`--place` must be between 1 and" in capsys.readouterr().err
 
 
 def test_a_checkpoint_cut_short_or_of_another_space_is_refused(tmp_path, trained, capsys):

@@ -13,6 +13,7 @@ from torch.utils.data import TensorDataset
 
 import kdnas
 from kdnas.costs.count import cost
+from kdnas.data.builtin import digits
 from kdnas.data.datasets import from_dataset
 from kdnas.jobs._memory import keep
 from kdnas.network import default_device, on_device
@@ -21,7 +22,7 @@ from tests.toy import Cnn, data
 
 ROOT = Path(__file__).parents[2]
 SPACE = kdnas.load_space("toy")
-SHORT = {"steps": 2, "batch_size": 16, "num_evaluations": 4, "deploy": False}
+SHORT = {"steps": 2, "batch_size": 16, "num_evaluations": 4, "deploy": False, "insist": True}
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +66,7 @@ def test_why_takes_the_same_objects(started):
     code = kdnas.Run(folder).ranking()[0].code
     assert kdnas.why(folder, code, teacher=teacher, data=images)["code"] == code
     with pytest.raises(ValueError, match="`data` must be the one"):
-        kdnas.why(folder, code, data=data())
+        kdnas.why(folder, code, data=digits())
 
 
 def test_another_process_is_told_what_it_needs_again(started):

@@ -203,7 +203,7 @@ def test_every_prefix_is_run_and_digested_once_and_scores_keep_their_order(scene
 
 
 def test_another_resolution_begins_another_walk(scene):
-    space = Toy(widths=(4,), depths=(1,), resolutions=(8, 6), classes=3, image_channels=3)
+    space = Toy(widths=(4,), depths=(1,), resolutions=(6, 8), classes=3, image_channels=3)
     bank = initialised(lambda: Supernet(space), 0).eval()
     architectures, count = list(space.all()), LayerCount()
     assert len(architectures) == 2

@@ -68,5 +68,5 @@ def test_what_it_cannot_train_is_refused(held):
         short().score(network(1), dataclasses.replace(held, data=None))
     with pytest.raises(ValueError, match="`weights` must be one of fresh, inherited"):
         short(weights="old")
-    with pytest.raises(ValueError, match="steps must be at least 1"):
+    with pytest.raises(ValueError, match="`steps` must be at least 1"):
         short(steps=0)

@@ -40,7 +40,8 @@ def test_the_json_object_tells_how_to_use_the_files():
     assert content["input"]["name"] == "images" and content["input"]["shape"] == ["batch", 3, 10, 8]
     assert content["input"]["dtype"] == "float32"
     assert content["output"] == {"name": "logits", "shape": ["batch", 10]}
-    assert content["preprocessing"] == {"height": 10, "width": 8, "mean": [0.4, 0.5, 0.6], "std": [0.2, 0.25, 0.3]}
+    expected = {"height": 10, "width": 8, "mean": [0.4, 0.5, 0.6], "std": [0.2, 0.25, 0.3], "interpolation": "bicubic"}
+    assert content["preprocessing"] == expected
     assert content["class_names"] == list(NAMES) and content["origin"] == {"place": 1}
     assert content["blueprint"] == BLUEPRINT.to_json()
 

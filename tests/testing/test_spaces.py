@@ -68,9 +68,10 @@ class Alike(Plain):
 
 @dataclass(frozen=True, kw_only=True)
 class UpsideDown(Plain):
-    """The first option is the dearest."""
+    """Smallest and largest are exchanged."""
 
-    widths: tuple[int, ...] = (4, 2)
+    def _extreme(self, end):
+        return super()._extreme(-1 - end)
 
     def covering(self):
         return (self.smallest,)
