@@ -43,7 +43,7 @@ class OneForAll(Loss):
         ValueError: an option out of range, a stage that does not exist, dense logits; a loss that was not prepared.
 
     Reference: Hao, Guo, Han, Hu, Xu, Wang, One-for-All: Bridge the Gap Between Heterogeneous Architectures in Knowledge
-        Distillation, NeurIPS 2023 (arXiv 2310.19444), section 3.3; Hao840/OFAKD distillers/ofa.py.
+        Distillation, NeurIPS 2023 (arXiv 2310.19444), section 3.3.
     Differs: one kind of exit for all architectures; the authors' are depthwise convolutions for maps and a block of
         attention for tokens. One $\gamma$ for all exits. Logarithms of the softmax are formed directly.
     """
