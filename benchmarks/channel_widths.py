@@ -26,7 +26,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 
 from kdnas import Budget, Recipe, load_space
 from kdnas.conversion.convert import convert
@@ -35,6 +34,7 @@ from kdnas.costs.count import cost
 from kdnas.data import Data, cifar10
 from kdnas.distillers import FromLabels
 from kdnas.evaluation import accuracy
+from kdnas.jobs.convert import Plain
 from kdnas.network import Network
 from kdnas.randomness import initialised
 from kdnas.ranking.quality import BenchmarkRow, read_table
@@ -47,21 +47,6 @@ from kdnas.teachers import Frozen
 from kdnas.training.loop import Training
 
 BAND = 0.03
-
-
-class Plain(nn.Module):
-    """A network that gives logits alone, for the tracer."""
-
-    def __init__(self, network: Network) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits."""
-        x = self.network.stem(x)
-        for stage in self.network.stages:
-            x = stage(x)
-        return self.network.head(x)
 
 
 def divided(space: Channels, by: int) -> Channels:

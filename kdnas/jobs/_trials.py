@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from kdnas.distillers.from_teacher import FromTeacher
 from kdnas.evaluation import accuracy
@@ -72,7 +72,7 @@ def _trial(storage: RunFolder, name: str, variant: Variant, data: Spec) -> float
         prepared = prepare(variant.student, dataclasses.replace(variant.settings, recipe=short), data, variant.teacher)
         draft = draft_of(storage.path("trial"), prepared.identity)
         seconds = train_with_checkpoints(prepared.training, phase, draft, None)
-        record: dict[str, Any] = {"accuracy": accuracy(prepared.network, prepared.data.search, prepared.data)}
-        storage.finish(phase, **record, steps=short.steps, seconds=seconds)
+        measured = accuracy(prepared.network, prepared.data.search, prepared.data)
+        storage.finish(phase, accuracy=measured, steps=short.steps, seconds=seconds)
         forget_drafts(storage.path("trial"))
     return float(storage.require(phase, "kdnas prune")["accuracy"])

@@ -88,7 +88,8 @@ def prune(settings: Prune, folder: Path, *, deploy: bool = True) -> dict[str, An
     search part.
 
     The folder holds `students/student`, a student folder per control and per removal before it was retrained
-    (`chosen`, `equal`, `drawn`), the source in the order of its channels (`source-chosen`, ...), and a report.
+    (`removal-chosen`, `removal-equal`, `removal-random`), the source with its channels in order (`source`,
+    `source-random`), and a report.
 
     Args:
         settings: all settings.
@@ -136,10 +137,10 @@ def _prepare(settings: Prune, storage: RunFolder) -> "_Job":
         rows = storage.lines(LATENCIES)
         table = LatencyTable(default_device(), rows, lambda row: storage.add(LATENCIES, [row]))
         table.calibrate([whole])
+    size = cost(whole)
     measured = {} if table is None else {"latency": table.seconds(whole)}
-    budget = settings.budget.of({**cost(whole)._asdict(), **measured})
-    if budget.admits(cost(whole), **measured):
-        size = cost(whole)
+    budget = settings.budget.of({**size._asdict(), **measured})
+    if budget.admits(size, **measured):
         raise ValueError(
             f"the network has {size.params:,} params and {size.macs:,} MACs, within {budget}, so there is nothing to "
             "remove. Lower the budget, or begin with a larger network."
@@ -174,7 +175,7 @@ class _Job:
         """Write the networks that the removals leave, and the source in the order of each one's channels."""
         images, labels = self._images(self.data.train, "reconstruction")
         order = partial(channel_importance, method="reconstruction", images=images, labels=labels)
-        fitted = self._sorted(order, images)
+        fitted = self._sorted(_CHOSEN, order, images)
         search = self._search(fitted)
         chosen, equal = search.best.counts, search.equal_shares()
         facts: dict[str, Any] = {"candidates": len(search.candidates)}
@@ -189,7 +190,8 @@ class _Job:
         if equal is not None and equal != chosen:
             self._write(_EQUAL, fitted, equal, images)
         rng = torch_rng("random removal", self.settings.recipe.seed)
-        fitted = self._sorted(lambda network, groups: [torch.rand(g.size, generator=rng) for g in groups], images)
+        order = lambda network, groups: [torch.rand(g.size, generator=rng) for g in groups]  # noqa: E731
+        fitted = self._sorted(_RANDOM, order, images)
         values = {unit.key: torch.rand(unit.size, generator=rng) for unit in fitted.removal.units}
         masks = fitted.removal.within(Budget(macs=left.macs), values, {key: v >= 0 for key, v in values.items()})
         self._write(_RANDOM, fitted, counts_of(masks), images)
@@ -212,7 +214,8 @@ class _Job:
         if settings.distiller is None:
             tried |= dict(self._variant(name, other, inherited) for other in others)
         if settings.weights == "chosen":
-            tried |= dict([self._variant(name, default, "fresh")])
+            fresh, variant = self._variant(name, default, "fresh")
+            tried[fresh] = variant
         best = compare(storage, tried, settings.data)
         way = tried[best]
         if storage.phase("trials") is None:
@@ -241,10 +244,9 @@ class _Job:
             network, card = read_student(self.storage.path(STUDENTS, best))
             write_student(folder, network, card, deploy=deploy)
             self.storage.finish("student", **rows[best], chosen=best)
-        results = {name: row for name, row in rows.items() if name != best}
-        results["student"] = rows[best]
-        for name in ("student", *(name for name in results if name != "student")):
-            row = {key: results[name][key] for key in ("accuracy", "params", "macs", "seconds")}
+        results = {"student": rows[best], **{name: row for name, row in rows.items() if name != best}}
+        for name, result in results.items():
+            row = {key: result[key] for key in ("accuracy", "params", "macs", "seconds")}
             self.storage.record_result({"name": name, **row})
         hits = {name: student_hits(self.storage.path(STUDENTS, name), self.data) for name in results}
         claims = {name: words for name, words in _CONTROLS.items() if name in hits}
@@ -303,11 +305,12 @@ class _Job:
         measured = {} if self.table is None else {"latency": self.table.seconds(blueprint)}
         return self.budget.admits(cost(blueprint), **measured)
 
-    def _sorted(self, importance: Importance, images: Tensor) -> Reconstruction:
-        """The source with its channels in this order, and its layers' inputs on the images."""
+    def _sorted(self, removal: str, importance: Importance, images: Tensor) -> Reconstruction:
+        """The source with its channels in this order, stored for a removal, and its layers' inputs on the images."""
         space, supernet = self.source.space, self.source.supernet
         sort_by_importance(supernet, importance)
         network = supernet.extract(space.largest).to(images.device).eval()
+        self._store(_source_of(removal), network)
         return Reconstruction(Removal(space, units(space)), network, images)
 
     def _images(self, part: Images, purpose: str) -> tuple[Tensor, Tensor]:
@@ -317,10 +320,9 @@ class _Job:
         return self.data.normalise(part.take(chosen).to(default_device())), part.labels[chosen].to(default_device())
 
     def _write(self, name: str, fitted: Reconstruction, counts: Counts, images: Tensor) -> Network:
-        """Write what counts leave, and the source; returns the first."""
+        """Write what counts leave, and return it."""
         network = fitted.network(leading(fitted.removal, counts))
         calibrate(network, [part for batch in image_batches(images) for part in batch.split(_CALIBRATION)])
-        self._store(_source_of(name), fitted.source)
         self._store(name, network)
         return network
 
