@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from kdnas.cli.parser import Parser, add_command
+from kdnas.jobs import _texts as texts
 from kdnas.jobs import commands as jobs
-from kdnas.specs import resolve
-
-Values = dict[str, Any]
+from kdnas.jobs._texts import Values
 
 
 class Command(NamedTuple):
@@ -34,94 +33,40 @@ class Command(NamedTuple):
     json: Callable[[Any, Values], Any] | None = None
 
 
-def _lines(result: Values, _: Values) -> str:
-    def text(value: Any) -> str:
-        return f"{value:,}" if isinstance(value, int) else f"{value:.4f}" if isinstance(value, float) else str(value)
-
-    return "\n".join(f"{name:<16} {text(value)}" for name, value in result.items())
-
-
-def _closing(_: Any, values: Values) -> str:
-    from kdnas.jobs._run import closing_table
-    from kdnas.runs.folder import RunFolder
-
-    return closing_table(RunFolder(Path(values["out"])))
-
-
-def _ranking(result: Any, values: Values) -> Any:
-    return result.front() if values["front"] else result[: values["top"]]
-
-
-def _search_text(result: Any, values: Values) -> str:
-    from kdnas.jobs.search import closing_lines
-    from kdnas.runs.folder import RunFolder
-
-    return "\n".join([str(_ranking(result, values)), "", *closing_lines(RunFolder(Path(values["run"])))])
-
-
-def _search_json(result: Any, values: Values) -> Any:
-    from kdnas.runs.folder import RunFolder
-
-    storage = RunFolder(Path(values["run"]))
-    places = _ranking(result, values).to_json()
-    return {"places": places, "controls": storage.results()["controls"], "search": storage.phase("search")}
-
-
-def _table(path: str) -> Callable[[Any, Values], str]:
-    return lambda result, _: resolve(path)(result)
-
-
-def _same(result: Any, _: Values) -> Any:
-    return result
-
-
-def _into(name: str) -> Callable[[Values], str]:
-    return lambda v: f"{v.get('experiment') or v.get(name) or 'nothing yet'} into {v['out']}"
-
-
-def _out(values: Values, name: str, ending: str) -> str:
-    return str(values["out"] or values[name] + ending)
-
-
 COMMANDS = {
     "demo": Command(jobs.demo, lambda v: f"scikit-learn's digits into {v['out']} (about two minutes)"),
-    "run": Command(jobs.run, _into("data")),
+    "run": Command(jobs.run, texts.into("data")),
     "fit": Command(
         jobs.fit,
-        _into("data"),
-        _lines,
+        texts.into("data"),
+        texts.lines,
         lambda _, v: f"kdnas run --data {v['data']} --teacher {v['out']} --space SPACE --out RUN",
-        _same,
+        texts.unchanged,
     ),
-    "train": Command(
-        jobs.train,
-        _into("experiment"),
-        lambda run, _: json.dumps(run.storage.phase("train")),
-        lambda _, v: f"kdnas search {v['out']}",
-    ),
+    "train": Command(jobs.train, texts.into("experiment"), texts.training, lambda _, v: f"kdnas search {v['out']}"),
     "search": Command(
         jobs.search,
         lambda v: v["run"],
-        _search_text,
+        texts.search_text,
         lambda _, v: f"kdnas export {v['run']} --place 1",
-        _search_json,
+        texts.search_json,
     ),
     "rank-check": Command(
         jobs.rank_check,
         lambda v: f"{v['run']} against {v['table']}",
-        _table("kdnas.jobs.rank_check:rank_check_table"),
-        json=_same,
+        texts.table("kdnas.jobs.rank_check:rank_check_table"),
+        json=texts.unchanged,
     ),
     "why": Command(
         jobs.why,
         lambda v: f"{v['architecture']} of {v['run']}",
-        _table("kdnas.jobs.why:why_table"),
+        texts.table("kdnas.jobs.why:why_table"),
         lambda _, v: f"kdnas report {v['run']}",
-        _same,
+        texts.unchanged,
     ),
     "convert": Command(
         jobs.convert,
-        _into("source"),
+        texts.into("source"),
         following=lambda _, v: (
             f"kdnas run --space {v['out']}/space.toml --weights {v['out']}/supernet.safetensors --data DATA --out RUN"
         ),
@@ -129,34 +74,37 @@ COMMANDS = {
     "export": Command(
         jobs.export,
         lambda v: f"place {v['place']} of {v['run']}",
-        _lines,
+        texts.lines,
         lambda result, _: f"kdnas retrain {result['student']}",
-        _same,
+        texts.unchanged,
     ),
     "retrain": Command(
         jobs.retrain,
-        lambda v: f"{v['student']} into {_out(v, 'student', '-retrained')}",
-        _lines,
+        lambda v: f"{v['student']} into {texts.beside(v, 'student', '-retrained')}",
+        texts.lines,
         lambda _, v: jobs.report_command(v["student"]),
-        _same,
+        texts.unchanged,
     ),
-    "prune": Command(jobs.prune, _into("data"), _closing, json=_same),
+    "prune": Command(jobs.prune, texts.into("data"), texts.closing, json=texts.unchanged),
     "quantize": Command(
-        jobs.quantize, lambda v: f"{v['student']} into {_out(v, 'student', '-int8.onnx')}", _lines, json=_same
+        jobs.quantize,
+        lambda v: f"{v['student']} into {texts.beside(v, 'student', '-int8.onnx')}",
+        texts.lines,
+        json=texts.unchanged,
     ),
     "compare": Command(
         jobs.compare,
         lambda v: f"{v['systems']} systems on {v['data']} into {v['out']}",
-        _table("kdnas.jobs.compare:comparison_table"),
+        texts.table("kdnas.jobs.compare:comparison_table"),
         lambda _, v: f"open {v['out']}/report.html",
-        _same,
+        texts.unchanged,
     ),
     "grow": Command(
         jobs.grow,
-        _into("data"),
-        _closing,
+        texts.into("data"),
+        texts.closing,
         lambda result, _: f"kdnas retrain {result['student']} --teacher none --weights inherited",
-        _same,
+        texts.unchanged,
     ),
     "report": Command(jobs.report, lambda v: v["run"]),
     "list": Command(jobs.listed, None),

@@ -1,0 +1,77 @@
+"""What a command prints: first lines, tables and JSON objects, from its options and its result.
+
+Nothing here imports torch before a result is there.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from kdnas.specs import resolve
+
+Values = dict[str, Any]
+"""A command's options, by name."""
+
+
+def into(name: str) -> Callable[[Values], str]:
+    """The first line of a command that writes `--out`, from an experiment or the option `name`."""
+    return lambda values: f"{values.get('experiment') or values.get(name) or 'nothing yet'} into {values['out']}"
+
+
+def beside(values: Values, name: str, ending: str) -> str:
+    """`--out`, or the path of the option `name` with an ending, which is its default."""
+    return str(values["out"] or values[name] + ending)
+
+
+def lines(result: Values, _: Values) -> str:
+    """A name and a value per line."""
+
+    def text(value: Any) -> str:
+        return f"{value:,}" if isinstance(value, int) else f"{value:.4f}" if isinstance(value, float) else str(value)
+
+    return "\n".join(f"{name:<16} {text(value)}" for name, value in result.items())
+
+
+def table(path: str) -> Callable[[Any, Values], str]:
+    """What the function at an import path makes of the result."""
+    return lambda result, _: resolve(path)(result)
+
+
+def closing(_: Any, values: Values) -> str:
+    """The closing table of the run in `--out`."""
+    from kdnas.jobs._run import closing_table
+    from kdnas.runs.folder import RunFolder
+
+    return closing_table(RunFolder(Path(values["out"])))
+
+
+def training(run: Any, _: Values) -> str:
+    """The record of a finished training."""
+    return json.dumps(run.storage.phase("train"))
+
+
+def search_text(result: Any, values: Values) -> str:
+    """The best places of a ranking, or its Pareto front, and what the search's controls say."""
+    from kdnas.jobs.search import closing_lines
+    from kdnas.runs.folder import RunFolder
+
+    return "\n".join([str(_places(result, values)), "", *closing_lines(RunFolder(Path(values["run"])))])
+
+
+def search_json(result: Any, values: Values) -> Values:
+    """The same as `search_text`, with the search's record."""
+    from kdnas.runs.folder import RunFolder
+
+    storage = RunFolder(Path(values["run"]))
+    controls = storage.results()["controls"]
+    return {"places": _places(result, values).to_json(), "controls": controls, "search": storage.phase("search")}
+
+
+def unchanged(result: Any, _: Values) -> Any:
+    """A result that is a JSON object already."""
+    return result
+
+
+def _places(result: Any, values: Values) -> Any:
+    return result.front() if values["front"] else result[: values["top"]]
