@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
+from kdnas.costs.count import counted_macs
 from kdnas.data.base import Data, Images
 from kdnas.network import default_device, modes
 from kdnas.outputs import Outputs
@@ -31,10 +31,10 @@ def teacher_row(teacher: Teacher, data: Data) -> dict[str, Any]:
     teacher = teacher.to(default_device())
     accuracy = teacher_accuracy(teacher, data.test)
     try:
-        with FlopCounterMode(display=False) as counter:
+        with counted_macs() as counted:
             device = default_device()
             teacher(data.test.take(torch.arange(1)).to(device), data.test.labels[:1].to(device))
-        macs = counter.get_total_flops() // 2 or None
+        macs = counted() or None
     except (RuntimeError, NotImplementedError):
         macs = None
     params = sum(p.numel() for p in teacher.parameters())

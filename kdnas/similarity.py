@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-import scipy.stats
 import torch
 from torch import Tensor
 
@@ -58,7 +57,9 @@ def pearson(x: Tensor, y: Tensor, dim: int = -1) -> Tensor:
 
 def ranks(x: Tensor) -> Tensor:
     """Ranks of a vector, ties sharing their mean rank; no gradient."""
-    return torch.as_tensor(scipy.stats.rankdata(x.detach().cpu().numpy()), dtype=x.dtype, device=x.device)
+    from scipy.stats import rankdata  # slow to import
+
+    return torch.as_tensor(rankdata(x.detach().cpu().numpy()), dtype=x.dtype, device=x.device)
 
 
 def rdm_similarity(student: Tensor, teacher: Tensor, compare: str = "pearson") -> Tensor:

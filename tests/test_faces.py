@@ -173,3 +173,10 @@ def test_a_user_script_is_typed_through_the_faces(tmp_path):
     wrong = {i for i, line in enumerate(lines, 1) if line.endswith("# wrong")}
     reported = {int(line.split("user.py:")[1].split(":")[0]) for line in out.splitlines() if "ERROR" in line}
     assert reported == wrong, out
+
+
+def test_a_job_starts_without_what_is_slow_to_import():
+    """scipy.stats alone takes longer than all of kdnas."""
+    jobs = ", ".join(f"kdnas.jobs.{path.stem}" for path in sorted((ROOT / "kdnas" / "jobs").glob("[!_]*.py")))
+    slow = run(f"import sys, {jobs}; print(sorted({{'scipy.stats', 'sklearn', 'triton', 'rich'}} & set(sys.modules)))")
+    assert slow.strip() == "[]"

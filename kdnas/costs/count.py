@@ -1,5 +1,6 @@
 """Exact parameters, multiply-accumulates and peak memory of a blueprint."""
 
+import contextlib
 import functools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -9,7 +10,6 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
 
 from kdnas.costs.budget import Cost
 from kdnas.network import build
@@ -59,22 +59,29 @@ def sum_costs(costs: Iterable[Cost]) -> Cost:
     return Cost(sum(c.params for c in listed), sum(c.macs for c in listed))
 
 
+@contextlib.contextmanager
+def counted_macs() -> Iterator[Callable[[], int]]:
+    """Counts the multiply-accumulates of what is computed inside; the function returns how many so far."""
+    from torch.utils.flop_counter import FlopCounterMode  # imports Triton, which is slow
+
+    with FlopCounterMode(display=False) as counter:
+        # The counter counts a multiplication and an addition apart.
+        yield lambda: counter.get_total_flops() // 2
+
+
 @functools.cache
 def _measure(layer: Layer, shape: tuple[int, ...]) -> tuple[Cost, tuple[int, ...]]:
     with torch.device("meta"):
         module = build(layer).eval()
-        counter = FlopCounterMode(display=False)
         try:
-            with counter, torch.no_grad():
+            with counted_macs() as macs, torch.no_grad():
                 output = module(torch.empty(shape))
         except RuntimeError as error:
             raise ValueError(
                 f"the layer {layer} must compute on inputs of shape {list(shape[1:])}: {str(error).splitlines()[0]}. "
                 "Use larger images, or fewer strides."
             ) from error
-    # The counter counts a multiplication and an addition apart.
-    macs = counter.get_total_flops() // 2
-    return Cost(sum(p.numel() for p in module.parameters()), macs), tuple(output.shape)
+    return Cost(sum(p.numel() for p in module.parameters()), macs()), tuple(output.shape)
 
 
 @functools.cache

@@ -9,8 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, final
 
-import scipy.stats
-
 from kdnas.costs.budget import Budget
 from kdnas.data.base import Data
 from kdnas.distillers.base import Distiller, Model
@@ -279,7 +277,9 @@ def timed_step(
 
 
 def _student(row: dict[str, Any], data: Data) -> dict[str, Any]:
+    from scipy.stats import binomtest  # slow to import
+
     count = len(data.test)
-    interval = scipy.stats.binomtest(round(row["accuracy"] * count), count).proportion_ci(0.95, "wilson")
+    interval = binomtest(round(row["accuracy"] * count), count).proportion_ci(0.95, "wilson")
     columns = {key: row[key] for key in ("accuracy", "params", "macs")}
     return {**columns, "interval": [float(interval.low), float(interval.high)]}

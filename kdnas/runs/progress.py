@@ -2,12 +2,13 @@
 
 import contextlib
 import logging
+import sys
 import time
 from collections.abc import Iterator
-from typing import final
+from typing import TYPE_CHECKING, final
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 _QUIET = 10.0  # seconds between messages
 _log = logging.getLogger(__name__)
@@ -17,7 +18,7 @@ _log = logging.getLogger(__name__)
 class Bar:
     """One long job's progress."""
 
-    def __init__(self, name: str, total: int, done: int, progress: Progress | None) -> None:
+    def __init__(self, name: str, total: int, done: int, progress: "Progress | None") -> None:
         self._name, self._total, self._first, self._progress = name, total, done, progress
         self._began = self._logged = time.perf_counter()
         self._task = None if progress is None else progress.add_task(name, total=total, completed=done, note="")
@@ -48,10 +49,19 @@ def progress(name: str, total: int, done: int = 0) -> Iterator[Bar]:
         total: number of steps.
         done: steps that an earlier call has taken.
     """
-    console = Console(stderr=True)
-    if not (console.is_terminal and _log.isEnabledFor(logging.INFO)):
+    if not (sys.stderr.isatty() and _log.isEnabledFor(logging.INFO)):
         yield Bar(name, total, done, None)
         return
+    from rich.console import Console  # slow to import
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        TaskProgressColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
     columns = (
         TextColumn("{task.description:<28}"),
         BarColumn(bar_width=24),
@@ -61,5 +71,5 @@ def progress(name: str, total: int, done: int = 0) -> Iterator[Bar]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, console=console) as bars:
+    with Progress(*columns, console=Console(stderr=True)) as bars:
         yield Bar(name, total, done, bars)

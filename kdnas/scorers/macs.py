@@ -4,9 +4,8 @@ from typing import final
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
-from kdnas.costs.count import cost
+from kdnas.costs.count import cost, counted_macs
 from kdnas.network import Network, batch_statistics
 from kdnas.scorers.base import Evidence, Score, Scorer
 
@@ -26,9 +25,7 @@ class Macs(Scorer):
         if isinstance(student, Network):
             macs = float(cost(student.blueprint).macs)
         else:
-            counter = FlopCounterMode(display=False)
-            with counter, torch.no_grad(), batch_statistics(student):
+            with counted_macs() as counted, torch.no_grad(), batch_statistics(student):
                 student(evidence.images[:2])  # batch norm after pooling has no statistics of one image
-            # The counter counts a multiplication and an addition as two operations.
-            macs = float(counter.get_total_flops() // 2 // len(evidence.images[:2]))
+            macs = float(counted() // len(evidence.images[:2]))
         return Score(macs, {"macs": macs})

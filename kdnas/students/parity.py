@@ -7,9 +7,9 @@ from typing import final
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from kdnas.costs.budget import Cost
+from kdnas.costs.count import counted_macs
 from kdnas.data.base import normalise
 from kdnas.network import Network
 from kdnas.randomness import torch_rng
@@ -88,10 +88,9 @@ def check_card(network: Network, card: Card) -> None:
     """Raise a ValueError unless the network has the cost and the number of classes of its card."""
     # On tensors without storage, as costs are measured everywhere: devices differ in the operations they count.
     bare = copy.deepcopy(network).to("meta")
-    counter = FlopCounterMode(display=False)
-    with counter, torch.no_grad():
+    with counted_macs() as counted, torch.no_grad():
         logits = bare(torch.empty(1, *network.blueprint.image, device="meta")).logits
-    measured = Cost(sum(p.numel() for p in network.parameters()), counter.get_total_flops() // 2)
+    measured = Cost(sum(p.numel() for p in network.parameters()), counted())
     if measured != card.cost:
         raise ValueError(
             f"the network has {measured.params:,} params and {measured.macs:,} macs, but `Card.cost` is "
