@@ -150,6 +150,50 @@ def tables(rows: Sequence[Row], peers: Sequence[str]) -> Iterator[str]:
             yield f"\n{Task.of(row).name}, {row['steps']} steps: {row['note']}"
 
 
+NAMES = {
+    "kdnas-run": "**`kdnas run`** (three finalists)",
+    "kdnas-prune": "**`kdnas prune`**",
+    "tp-group-norm": "Torch-Pruning, group norm, 400 steps",
+    "tp-global": "Torch-Pruning, magnitude, global",
+    "tp-local": "Torch-Pruning, magnitude, local",
+    "fastnas": "FastNAS (Model-Optimizer)",
+    "random": "random removal, inherited weights",
+    "uniform": "uniform widths, fresh weights",
+    "resnet": "ResNet",
+    "mobilenet": "MobileNetV2",
+    "mobilenet32": "MobileNetV2 at 32x32",
+}
+
+
+def summary(rows: Sequence[Row], peers: Sequence[str], budget: str, steps: int) -> str:
+    """The short table of README and docs: test accuracies in %, means over seeds, and the mean difference to the peers.
+
+    A cell where kdnas or all peers are missing is left out.
+
+    Args:
+        rows: all rows.
+        peers: see `Comparison`.
+        budget: `macs` or `latency`.
+        steps: of the retraining.
+    """
+    own = ("kdnas-prune",) if budget == "latency" else ("kdnas-run", "kdnas-prune")
+    comparison = Comparison([r for r in rows if (r["budget"], int(r["steps"])) == (budget, steps)], peers)
+    cells = [c for c in comparison.hits if comparison.best_peer(c) and set(own) <= comparison.hits[c].keys()]
+    cells.sort(key=lambda cell: (list(NAMES).index(cell[0]), cell[2]))
+    heads = [f"{NAMES[cell[0]]}, {100 * cell[2]:g} %" for cell in cells]
+    lines = [
+        f"| retrained {steps:,} steps | {' | '.join(heads)} | against the best peer |",
+        "| --- " * (len(cells) + 2) + "|",
+    ]
+    for name, words in NAMES.items():
+        known = [cell for cell in cells if name in comparison.hits[cell]]
+        if known:
+            entries = [f"{100 * comparison.mean(c, name):.1f}" if c in known else "" for c in cells]
+            differences = [d for cell in known if (d := comparison.difference(cell, name)) is not None]
+            lines.append(f"| {words} | {' | '.join(entries)} | {Difference.mean(differences) if differences else ''} |")
+    return "\n".join(lines)
+
+
 def _entry(comparison: Comparison, cell: Cell, name: str) -> str:
     if name not in comparison.hits[cell]:
         return ""

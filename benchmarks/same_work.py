@@ -1,7 +1,8 @@
 """The best network at 50, 25 and 12.5 % of a trained network's MACs: kdnas and what people use instead, side by side.
 
     python benchmarks/same_work.py --data cifar10_jpeg.npz --out runs/same_work --modelopt modelopt/bin/python
-    python benchmarks/same_work.py --table
+    python benchmarks/same_work.py --table       # every cell and difference
+    python benchmarks/same_work.py --summary     # the tables of README.md and docs/from_your_network.md
 
 Three teachers are trained here on CIFAR-10: kdnas's fitted ResNet and a MobileNetV2 at 16x16, a MobileNetV2 at 32x32.
 Every contestant gets the traced teacher and a budget in MACs and returns a network, with weights of the teacher or
@@ -42,7 +43,7 @@ import ours
 import peers
 import torch
 from common import Memory, Row, about, agree, append, cifar, fingerprint, open_rows, rows_in, trained
-from comparison import Task, hits_of, tables
+from comparison import Task, hits_of, summary, tables
 from peers import Contestant, Facts, macs_of, plain, traced
 from torch import nn
 
@@ -388,12 +389,18 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=0, help="stop after so many trainings; 0 for all")
     parser.add_argument("--check", action="store_true", help="train nothing, compare the rows with themselves")
     parser.add_argument("--table", action="store_true", help="train nothing, print the comparison")
+    parser.add_argument("--summary", action="store_true", help="train nothing, print the tables of README and docs")
     options = parser.parse_args()
     torch.set_num_threads(1)
     rows = [row for place in options.rows for row in rows_in(place)]
-    if options.check or options.table:
-        check(rows) if options.check else print("\n".join(tables(rows, (*PEERS, "fastnas"))))
-        return
+    if options.check:
+        return check(rows)
+    known_peers = (*PEERS, "fastnas")
+    if options.summary:
+        kinds = dict.fromkeys((row["budget"], int(row["steps"])) for row in rows)
+        return print("\n\n".join(summary(rows, known_peers, *kind) for kind in kinds))
+    if options.table:
+        return print("\n".join(tables(rows, known_peers)))
     if options.data is None or options.out is None:
         parser.error("--data and --out are needed to train")
     if options.modelopt is not None:
