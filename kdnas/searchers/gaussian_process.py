@@ -1,17 +1,14 @@
 """A Gaussian process over encodings of architectures: the searcher of multi-fidelity NAS."""
 
 import random
-import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, final
+from typing import final
 
 import numpy as np
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.gaussian_process import GaussianProcessRegressor
-from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
 
 from kdnas.architecture import Architecture
 from kdnas.runs.entry import Entry
+from kdnas.scorers._predictor import Predictor, fit
 from kdnas.searchers.base import Searcher
 from kdnas.space import SearchSpace
 
@@ -23,12 +20,12 @@ _CLIMB = 30
 class GaussianProcess(Searcher):
     """Regression from encodings to scores; proposes the networks of highest predicted score.
 
-    The first `num_initial` networks are random. Then a Gaussian process (squared exponential of one length over one-hot
-    encodings, and noise, by maximum likelihood) is fitted to all scores, and the `batch` new networks of highest
-    predicted mean are proposed. In a space of at most 20,000 networks all are candidates; in a larger one `pool` random
-    ones are, and the best of them is improved by mutations. With a scorer of low fidelity, such as a short training
-    under the teacher, this is the first phase of multi-fidelity search. An entry's `share` is one more coordinate of
-    its encoding, for evaluations stopped early; predictions are for whole evaluations.
+    The first `num_initial` networks are random. Then a Gaussian process over one-hot encodings
+    (`kdnas.scorers._process.Process`) is fitted to all scores, and the `batch` new networks of highest predicted mean
+    are proposed. In a space of at most 20,000 networks all are candidates; in a larger one `pool` random ones are, and
+    the best of them is improved by mutations. With a scorer of low fidelity, such as a short training under the
+    teacher, this is the first phase of multi-fidelity search. An entry's `share` is one more coordinate of its
+    encoding, for evaluations stopped early; predictions are for whole evaluations.
 
     Args:
         space: the search space.
@@ -100,15 +97,11 @@ class GaussianProcess(Searcher):
         """The entries count among the first `num_initial`."""
         self.tell(scored)
 
-    def model(self) -> Any:
+    def model(self) -> Predictor:
         """The Gaussian process, fitted to all scores so far."""
-        kernel = ConstantKernel() * RBF(2.0, (0.1, 100.0)) + WhiteKernel(0.1, (1e-6, 10.0))
-        model = GaussianProcessRegressor(kernel, normalize_y=True)
-        with warnings.catch_warnings():
-            # A length or a noise at the edge of its range is valid.
-            warnings.simplefilter("ignore", ConvergenceWarning)
-            model.fit(self.encoded(list(self._scores), self._shares), np.array(list(self._scores.values())))
-        return model
+        rows = self.encoded(list(self._scores), self._shares)
+        options = rows.shape[1] - 1
+        return fit(rows, list(self._scores.values()), "gaussian_process", groups=[range(options), [options]])
 
     def encoded(self, architectures: Sequence[Architecture], shares: Sequence[float] = ()) -> np.ndarray:
         """One-hot encodings and the evaluation's share, `[networks, options of all choices + 1]`.
@@ -127,12 +120,12 @@ class GaussianProcess(Searcher):
         pool = [self.sample() for _ in range(self.pool)]
         return list(dict.fromkeys(a for a in pool if a is not None and a not in self._scores))
 
-    def _predicted(self, model: Any, candidates: Sequence[Architecture]) -> list[Architecture]:
+    def _predicted(self, model: Predictor, candidates: Sequence[Architecture]) -> list[Architecture]:
         """The candidates by predicted mean, best first; ties keep their order."""
         means = model.predict(self.encoded(candidates))
         return [candidates[i] for i in np.argsort(-means, kind="stable")]
 
-    def _climbed(self, model: Any, start: Architecture) -> Architecture:
+    def _climbed(self, model: Predictor, start: Architecture) -> Architecture:
         current, best = start, float(model.predict(self.encoded([start]))[0])
         for _ in range(_CLIMB):
             near = dict.fromkeys(self.space.mutate(current, self.rng) for _ in range(32))

@@ -31,9 +31,8 @@ def test_the_mean_at_what_was_scored_is_the_score_within_the_noise():
     searcher = made()
     asked = played(searcher, 40)
     model = searcher.model()
-    noise = np.sqrt(model.kernel_.k2.noise_level) * np.std([value(a) for a in asked])
     gaps = model.predict(searcher.encoded(asked)) - np.array([value(a) for a in asked])
-    assert np.abs(gaps).max() < 3 * noise + 1e-3
+    assert np.abs(gaps).max() < 3 * model.noise + 1e-3
 
 
 def test_nothing_is_asked_twice_and_the_whole_space_ends_the_search():
