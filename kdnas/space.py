@@ -14,6 +14,7 @@ from kdnas.architecture import Architecture, Choice, Value
 from kdnas.specs import Spec, nearest, resolve, spec
 
 _CACHE_SIZE = 10_000  # blueprints; each is a few kilobytes
+_MUTATIONS = 1000  # tries to find a neighbour that is another network
 
 
 @final
@@ -401,16 +402,19 @@ class SearchSpace(abc.ABC):
     def mutate(self, architecture: Architecture, rng: random.Random, rate: float = 0.1) -> Architecture:
         """A neighbour: each choice is changed to another option with probability `rate`, at least one in any case.
 
+        Where a hundred neighbours in turn are the same network in another form, half of the choices are changed.
+
         Raises:
             ValueError: the space has one architecture only.
         """
         changeable = [c for c in self.choices if c.exists(architecture) and len(c.options) > 1]
         if not changeable:
             raise ValueError(f"{self._title} has only one architecture, which cannot be mutated.")
-        while True:
+        for attempt in range(_MUTATIONS):
             forced = rng.choice(changeable).name
+            rate = rate if attempt < _MUTATIONS // 10 else max(rate, 0.5)
 
-            def pick(choice: Choice, forced: str = forced) -> Value:
+            def pick(choice: Choice, forced: str = forced, rate: float = rate) -> Value:
                 current = architecture.get(choice.name)
                 if current is None:
                     return rng.choice(choice.options)
@@ -420,6 +424,7 @@ class SearchSpace(abc.ABC):
             mutant = self.decide(pick)
             if mutant != architecture:  # another assignment of the same network is no change
                 return mutant
+        raise ValueError(f"{self._title} has only one architecture in {_MUTATIONS} mutations. Give it more options.")
 
     @final
     def cross(self, first: Architecture, second: Architecture, rng: random.Random) -> Architecture:

@@ -167,6 +167,28 @@ def test_a_space_of_one_architecture_cannot_mutate():
         space.mutate(space.largest, random.Random(0))
 
 
+def test_a_mutation_ends_where_all_assignments_are_one_network():
+    class One(Twins):
+        def canonical(self, architecture):
+            return super().canonical(Architecture(dict.fromkeys(architecture, "a")))
+
+    with pytest.raises(ValueError, match="has only one architecture in 1000 mutations"):
+        One().mutate(One().smallest, random.Random(0))
+
+
+def test_a_mutation_changes_more_where_every_neighbour_is_the_same_network():
+    class Far(Twins):
+        """`a-` and its neighbours are one network, `bb` is another."""
+
+        def canonical(self, architecture):
+            both = all(value == "b" for value in architecture.values())
+            return Architecture(dict.fromkeys(architecture, "b" if both else "a"))
+
+    space = Far()
+    parent = space.architecture({"first": "a", "second": "a"})
+    assert space.mutate(parent, random.Random(0), rate=0.0) != parent
+
+
 def test_a_cross_takes_each_choice_from_a_parent():
     rng = random.Random(0)
     seen = set()
