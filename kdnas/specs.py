@@ -240,19 +240,119 @@ def find_spec(package: str, name: str, **arguments: Any) -> Spec:
 def parse_spec(package: str, text: str) -> Spec:
     """The Spec of `NAME` or `NAME,key=value,key=value`, as a person types it; the name as in `find_spec`.
 
-    A value is a number, `true` or `false`, or else text.
+    A value is a number, `true` or `false`, or else text. Where it is an algorithm, such as a scorer's `members`, joined
+    by `+`, it may have options of its own: an option belongs to the nearest algorithm to its left that has it.
 
     Raises:
-        ValueError: an unknown name or key (the nearest is offered), a part without `=`, or a value of a wrong type.
+        ValueError: an unknown name or key (the nearest is offered), a part without `=`, an option given twice, or a
+            value of a wrong type.
 
     Example:
         >>> parse_spec("kdnas.losses", "soft_targets,temperature=4").arguments
         (('temperature', 4),)
+        >>> ensemble = parse_spec("kdnas.scorers", "rank_ensemble,members=in_place,scorer=loss+nwot,num_reference=50")
+        >>> ensemble["num_reference"], [str(member) for member in ensemble["members"]]
+        (50, ['InPlace(scorer=loss)', 'nwot'])
     """
-    name, arguments = split_options(text)
-    algorithm = find_spec(package, name, **arguments)
-    check_typed(name, algorithm.make, arguments)
-    return algorithm
+    name, *options = text.split(",")
+    owners = [_Typed(package, name)]
+    for option in options:
+        key, equals, value = option.partition("=")
+        if not (equals and key and value):
+            joined = " Several members are joined by +." if any(owner.lists for owner in owners) else ""
+            raise ValueError(f"options follow a name as NAME,key=value,key=value, got {option!r} in {text!r}.{joined}")
+        place = next((i for i in reversed(range(len(owners))) if owners[i].takes(key)), None)
+        if place is None:
+            names = " and ".join(owner.name for owner in reversed(owners))
+            known = {known for owner in owners for known in owner.parameters}
+            raise ValueError(f"{names} {'has' if len(owners) == 1 else 'have'} no option {key!r}.{nearest(key, known)}")
+        del owners[place + 1 :]
+        listing = next((owner for owner in reversed(owners) if owner.lists), None)
+        value, *others = re.split(r"\+(?=[A-Za-z_])", value) if listing or owners[-1].lists_at(key) else [value]
+        owners += owners[-1].set(key, value, text)
+        for other in others:
+            listing = next(owner for owner in reversed(owners) if owner.lists)
+            del owners[owners.index(listing) + 1 :]
+            owners += listing.add(other)
+    return owners[0].spec()
+
+
+class _Typed:
+    """An algorithm whose options are being read.
+
+    Attributes:
+        options: values by name: plain ones, algorithms, or lists of these.
+        lists: the option that further algorithms after a `+` belong to; empty where there is none.
+    """
+
+    def __init__(self, package: str, name: str) -> None:
+        self.package, self.name, self.make = package, name, find_spec(package, name).make
+        self.parameters = inspect.signature(resolve(self.make)).parameters
+        self.options: dict[str, Any] = {}
+        self.lists = ""
+
+    def takes(self, key: str) -> bool:
+        kinds = [parameter.kind for parameter in self.parameters.values()]
+        return key in self.parameters or inspect.Parameter.VAR_KEYWORD in kinds
+
+    def lists_at(self, key: str) -> bool:
+        """Whether the option's value is a list of algorithms."""
+        kinds = _kinds(self.parameters[key]) if key in _ALGORITHMS and key in self.parameters else ()
+        return any(get_origin(kind) is tuple and Spec in _flat(get_args(kind)) for kind in kinds)
+
+    def set(self, key: str, value: str, text: str) -> "list[_Typed]":
+        """Set an option; returns the algorithm that its value is, whose options may follow."""
+        if key in self.options:
+            raise ValueError(f"{key} of {self.name} must be given once, got it again in {text!r}.")
+        if self.lists_at(key):
+            self.options[key], self.lists = [], key
+            return self.add(value)
+        if key in _ALGORITHMS and key in self.parameters and Spec in _kinds(self.parameters[key]):
+            self.options[key] = _Typed(_ALGORITHMS[key], value)
+            return [self.options[key]]
+        self.options[key] = _parse_value(value)
+        return []
+
+    def add(self, value: str) -> "list[_Typed]":
+        """Add an algorithm to the option that lists them."""
+        self.options[self.lists].append(_Typed(_ALGORITHMS[self.lists], value))
+        return self.options[self.lists][-1:]
+
+    def spec(self) -> Spec:
+        """The algorithm with its options; algorithms among them are names where they have none of their own."""
+        arguments: dict[str, Any] = {}
+        for key, value in self.options.items():
+            plain = str in _flat(_kinds(self.parameters[key])) if key in self.parameters else False
+            made = [v.name if plain and not v.options else v.spec() for v in _listed(value) if isinstance(v, _Typed)]
+            if self.lists_at(key):
+                joined = all(isinstance(name, str) for name in made)
+                arguments[key] = "+".join(made) if joined else tuple(made)
+            else:
+                arguments[key] = made[0] if made else value
+        check_typed(self.name, self.make, arguments)
+        return spec(self.make, **arguments)
+
+
+_ALGORITHMS = {
+    **dict.fromkeys(("members", "target", "scorer"), "kdnas.scorers"),
+    **dict.fromkeys(("distiller", "inner"), "kdnas.distillers"),
+    **dict.fromkeys(("loss", "soft", "of"), "kdnas.losses"),
+}
+"""Folders of algorithms by the names of the parameters that take one, where their annotation has a Spec."""
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _kinds(parameter: inspect.Parameter) -> tuple[Any, ...]:
+    annotation = parameter.annotation
+    return get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+
+
+def _flat(kinds: Sequence[Any]) -> list[Any]:
+    """The kinds, and the members of unions among them."""
+    return [part for kind in kinds for part in (get_args(kind) if isinstance(kind, UnionType) else (kind,))]
 
 
 def split_options(text: str) -> tuple[str, dict[str, Any]]:
@@ -292,9 +392,13 @@ _TYPED = {bool: "true or false", int: "a whole number", float: "a number"}
 
 
 def _fits(value: Any, kinds: Sequence[Any]) -> bool:
-    """Whether a typed value may be of one of these types; types other than numbers and specs check themselves."""
+    """Whether a typed value may be of one of these types; others than numbers, tuples and specs check themselves."""
     for kind in kinds:
-        if kind is float:
+        if kind is Spec:
+            fits = isinstance(value, Spec)
+        elif get_origin(kind) is tuple:
+            fits = isinstance(value, tuple)
+        elif kind is float:
             fits = isinstance(value, int | float) and not isinstance(value, bool) and value == value
         elif kind in (int, bool):
             fits = type(value) is kind

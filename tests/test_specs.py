@@ -8,6 +8,7 @@ import pytest
 from torch import nn
 
 from kdnas import settings
+from kdnas.scorers.base import Scorer
 from kdnas.specs import Spec, algorithms, check_literals, find_spec, nearest, parse_spec, resolve, spec
 
 
@@ -100,6 +101,51 @@ def test_a_typed_name_carries_its_options():
     }
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (
+            "rank_ensemble,members=in_place,scorer=loss+nwot",
+            {"members": (find_spec("kdnas.scorers", "in_place", scorer="loss"), "nwot")},
+        ),
+        ("rank_ensemble,members=in_place+depth,num_reference=9", {"members": "in_place+depth", "num_reference": 9}),
+        (
+            "rank_ensemble,members=rdm,premature=5e-1+nwot,num_reference=9",
+            {"members": (find_spec("kdnas.scorers", "rdm", premature=0.5), "nwot"), "num_reference": 9},
+        ),
+        ("rank_ensemble,members=nwot", {"members": "nwot"}),
+        ("reward,scorer=accuracy,target=5e4,exponent=-1", {"scorer": "accuracy", "target": 5e4, "exponent": -1}),
+        ("reward,scorer=in_place,scorer=loss", {"scorer": find_spec("kdnas.scorers", "in_place", scorer="loss")}),
+        (
+            "in_place,scorer=loss,loss=soft_targets,temperature=2",
+            {
+                "scorer": find_spec(
+                    "kdnas.scorers", "loss", loss=find_spec("kdnas.losses", "soft_targets", temperature=2)
+                )
+            },
+        ),
+        (
+            "predicted,members=rdm,premature=1+macs,target=short_training,steps=4,distiller=from_labels,num_fitted=5",
+            {
+                "members": (find_spec("kdnas.scorers", "rdm", premature=1), "macs"),
+                "target": find_spec(
+                    "kdnas.scorers", "short_training", steps=4, distiller=find_spec("kdnas.distillers", "from_labels")
+                ),
+                "num_fitted": 5,
+            },
+        ),
+        (
+            "rank_ensemble,members=predicted,members=macs+params",
+            {"members": (find_spec("kdnas.scorers", "predicted", members="macs+params"),)},
+        ),
+    ],
+)
+def test_an_option_belongs_to_the_nearest_algorithm_that_has_it(text, expected):
+    typed = parse_spec("kdnas.scorers", text)
+    assert typed == find_spec("kdnas.scorers", text.partition(",")[0], **expected)
+    typed.build(Scorer)
+
+
 def takes(a, b, c):
     return a, b, c
 
@@ -107,7 +153,7 @@ def takes(a, b, c):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("rdm,compar=spearman", "has no argument 'compar'. Did you mean 'compare'"),
+        ("rdm,compar=spearman", "rdm has no option 'compar'. Did you mean 'compare'"),
         ("rdm,compare", "NAME,key=value"),
         ("rdm,=3", "NAME,key=value"),
         ("rmd", "Did you mean 'rdm'"),
@@ -115,7 +161,19 @@ def takes(a, b, c):
         ("rdm,premature=nan", "premature of rdm must be a number, got nan"),
         ("short_training,steps=2.5", "steps of short_training must be a whole number, got 2.5"),
         ("short_training,steps=true", "steps of short_training must be a whole number, got True"),
-        ("short_training,distiller=from_labels", "made in an experiment file, got 'from_labels'"),
+        ("short_training,distiller=from_lables", "Did you mean 'from_labels'"),
+        ("rank_ensemble,weights=2", "weights of rank_ensemble must be made in an experiment file, got 2"),
+        (
+            "rank_ensemble,members=in_place,scorrer=loss+nwot",
+            "in_place and rank_ensemble have no option 'scorrer'. Did",
+        ),
+        ("rank_ensemble,members=nwot,scorer=loss", "nwot and rank_ensemble have no option 'scorer'"),
+        ("rank_ensemble,members=in_place,scorer=los+nwot", "'los' is not in kdnas.scorers. Did you mean 'loss'"),
+        ("rank_ensemble,members=in_place+nwto", "Did you mean 'nwot'"),
+        ("rank_ensemble,members=in_place++nwot", "'in_place\\+' is not in kdnas.scorers"),
+        ("rank_ensemble,members=in_place,nwot", "got 'nwot' in .* Several members are joined by \\+"),
+        ("in_place,scorer=loss,scorer=cka", "scorer of in_place must be given once"),
+        ("rdm,compare=spearman,compare=pearson", "compare of rdm must be given once"),
     ],
 )
 def test_options_that_are_not_there_are_refused(text, message):

@@ -19,7 +19,7 @@ class RankEnsemble(CombinedScorer):
     unit. Unlike a rank among candidates it does not change when candidates are added.
 
     Args:
-        members: specs or names, such as `in_place+depth`.
+        members: specs or names, such as `in_place+depth`; typed, each with its options: `in_place,scorer=loss+nwot`.
         weights: one per member, non-negative; equal by default.
         num_reference: random subnets, at least 2.
 
@@ -51,8 +51,14 @@ class RankEnsemble(CombinedScorer):
         """The mean rank, about 0 for the worst and 1 for the best."""
         known = evidence.once(("reference", self), lambda: self._known(evidence))
         ranks = [rank_among(score.value, values) for score, values in zip(scores, known, strict=True)]
-        parts = {type(m).__name__: round(rank, 6) for m, rank in zip(self.members, ranks, strict=True)}
+        parts = {name: round(rank, 6) for name, rank in zip(self._names(), ranks, strict=True)}
         return Score(float(self.weights @ ranks / self.weights.sum()), parts)
+
+    def _names(self) -> list[str]:
+        """The members' classes, numbered where one occurs again."""
+        classes = [type(member).__name__ for member in self.members]
+        counts = [classes[:place].count(name) for place, name in enumerate(classes)]
+        return [f"{name} {count + 1}" if count else name for name, count in zip(classes, counts, strict=True)]
 
     def _known(self, evidence: Evidence) -> list[np.ndarray]:
         _, table = self.reference(evidence, self.num_reference)

@@ -16,7 +16,7 @@ from kdnas.scorers.params import Params
 from kdnas.scorers.predicted import Predicted
 from kdnas.scorers.rank_ensemble import RankEnsemble, rank_among
 from kdnas.scorers.rdm import Rdm
-from kdnas.specs import spec
+from kdnas.specs import parse_spec, spec
 from tests.scorers.scene import SPACE, Slow, evidence, network, supernet
 
 NETWORKS = list(SPACE.all())[::5]
@@ -109,6 +109,13 @@ def test_an_ensemble_is_monotone_in_every_members_score(table, data):
 def test_an_ensembles_members_may_have_any_units():
     scores = np.random.default_rng(0).normal(size=(3, 20))
     assert ensemble([np.exp(scores[0]), scores[1] * 7 - 2, scores[2] ** 3]) == pytest.approx(ensemble(scores))
+
+
+def test_members_of_one_class_have_parts_of_their_own():
+    scorer = parse_spec("kdnas.scorers", "rank_ensemble,members=in_place,scorer=loss+in_place,scorer=cka+params")
+    (score,) = score_all(supernet(), NETWORKS[:1], scorer.build(RankEnsemble), evidence())
+    assert list(score.parts) == ["InPlace", "InPlace 2", "Params"]
+    assert score.value == pytest.approx(np.mean(list(score.parts.values())), abs=1e-6)
 
 
 def test_an_ensemble_of_one_orders_as_its_member_and_of_two_as_borda_on_the_whole_space():
