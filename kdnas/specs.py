@@ -322,13 +322,15 @@ class _Typed:
         """The algorithm with its options; algorithms among them are names where they have none of their own."""
         arguments: dict[str, Any] = {}
         for key, value in self.options.items():
-            plain = str in _flat(_kinds(self.parameters[key])) if key in self.parameters else False
-            made = [v.name if plain and not v.options else v.spec() for v in _listed(value) if isinstance(v, _Typed)]
-            if self.lists_at(key):
-                joined = all(isinstance(name, str) for name in made)
-                arguments[key] = "+".join(made) if joined else tuple(made)
+            typed = [v for v in (value if isinstance(value, list) else [value]) if isinstance(v, _Typed)]
+            by_name = bool(typed) and str in _flat(_kinds(self.parameters[key]))
+            if self.lists_at(key) and by_name and not any(v.options for v in typed):
+                arguments[key] = "+".join(v.name for v in typed)
+            elif typed:
+                algorithms = tuple(v.name if by_name and not v.options else v.spec() for v in typed)
+                arguments[key] = algorithms if self.lists_at(key) else algorithms[0]
             else:
-                arguments[key] = made[0] if made else value
+                arguments[key] = value
         check_typed(self.name, self.make, arguments)
         return spec(self.make, **arguments)
 
@@ -339,10 +341,6 @@ _ALGORITHMS = {
     **dict.fromkeys(("loss", "soft", "of"), "kdnas.losses"),
 }
 """Folders of algorithms by the names of the parameters that take one, where their annotation has a Spec."""
-
-
-def _listed(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value]
 
 
 def _kinds(parameter: inspect.Parameter) -> tuple[Any, ...]:
@@ -380,7 +378,7 @@ def check_typed(name: str, path: str, arguments: Mapping[str, Any]) -> None:
     target = resolve(path)
     _check_known(path, target, arguments)
     for key, parameter in inspect.signature(target).parameters.items():
-        kinds = get_args(parameter.annotation) or (parameter.annotation,)
+        kinds = _kinds(parameter)
         if key in arguments and not _fits(arguments[key], kinds):
             expected = " or ".join(
                 _TYPED.get(kind, "made in an experiment file") for kind in kinds if kind is not type(None)
