@@ -264,8 +264,10 @@ def parse_spec(package: str, text: str) -> Spec:
         place = next((i for i in reversed(range(len(owners))) if owners[i].takes(key)), None)
         if place is None:
             names = " and ".join(owner.name for owner in reversed(owners))
-            known = {known for owner in owners for known in owner.parameters}
-            raise ValueError(f"{names} {'has' if len(owners) == 1 else 'have'} no option {key!r}.{nearest(key, known)}")
+            known = {parameter for owner in owners for parameter in owner.parameters}
+            raise ValueError(
+                f"{names} {'has' if len(owners) == 1 else 'have'} no option {key!r}.{nearest(key, sorted(known))}"
+            )
         del owners[place + 1 :]
         listing = next((owner for owner in reversed(owners) if owner.lists), None)
         value, *others = re.split(r"\+(?=[A-Za-z_])", value) if listing or owners[-1].lists_at(key) else [value]
