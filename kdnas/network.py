@@ -38,6 +38,8 @@ def load_strictly(module: nn.Module, state: Mapping[str, Tensor], whose: str) ->
         ValueError: other names or shapes; the message begins with `whose`, such as a file, and names the first of each
             kind.
     """
+    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError(f"{whose} does not hold the weights of a network by name.")
     own = module.state_dict()
     lacks, more = [n for n in own if n not in state], [n for n in state if n not in own]
     other = [n for n in own if n in state and own[n].shape != state[n].shape]

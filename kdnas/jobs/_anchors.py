@@ -13,6 +13,7 @@ from kdnas.data.base import Data
 from kdnas.jobs._run import build_teacher
 from kdnas.jobs.retrain import check_uses_teacher, retrain
 from kdnas.network import Network, default_device
+from kdnas.runs.files import Damaged
 from kdnas.runs.steps import StudentSteps
 from kdnas.settings import CardTeacher, Retrain, TeacherChoice
 from kdnas.specs import Spec
@@ -75,7 +76,9 @@ def retrain_along(
     route = [snapshot.to_json() for snapshot in snapshots]
     identity = [unstructure(settings), threshold, num_stages, data.to_json(), route, card.blueprint.to_json()]
     steps = StudentSteps(out.parent / f"{out.name}-anchors", identity)
-    anchors: list[int] = steps.read(CHOICES, [0])
+    anchors: list[int] = steps.read(CHOICES, [0], list[int])
+    if any(not 0 <= anchor < len(snapshots) for anchor in anchors) or not anchors:
+        raise Damaged(steps.folder / CHOICES, f"names snapshots that are not there: {anchors}", "Remove it.")
     current = student
     for stage in range(num_stages):
         anchor = anchors[stage] if stage < len(anchors) else _next(current, data, snapshots, anchors[-1], threshold)

@@ -4,7 +4,7 @@ import dataclasses
 import math
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from kdnas.architecture import Architecture
 from kdnas.costs.count import cost
@@ -85,6 +85,10 @@ def retrain_assisted(
     return retrain(student, settings, out, data=data, teacher=current, deploy=deploy) | {"assistants": ",".join(codes)}
 
 
+class _Choice(TypedDict):
+    chosen: str
+
+
 def _descending(space: SearchSpace, assistants: str, card: Card) -> tuple[str, ...]:
     """The codes, each of a network between the one before it and the student."""
     codes, before, bound = [], "", float("inf")
@@ -112,7 +116,7 @@ def _search_size(
     teacher: Spec | NoTeacher,
 ) -> str:
     """The code of the assistant under which the student learns best in short trainings; recorded in `choice.json`."""
-    choice = steps.read(CHOICE, None)
+    choice = steps.read(CHOICE, None, _Choice)
     if choice is not None:
         return str(choice["chosen"])
     loaded: Data = data.build(Data)

@@ -16,7 +16,7 @@ from kdnas.network import Network, default_device, load_strictly
 from kdnas.randomness import initialised, torch_rng
 from kdnas.ranking.order import ranked
 from kdnas.ranking.table import Ranking
-from kdnas.runs.checkpoint import load_state
+from kdnas.runs.checkpoint import part_of
 from kdnas.runs.folder import CHECKPOINT, MANIFEST, MEMBERS, REPORT, SNAPSHOTS, TEACHER, RunFolder
 from kdnas.scorers.base import BlockRater, Evidence, Scorer
 from kdnas.settings import Experiment, FitTeacher, Train
@@ -128,7 +128,7 @@ class Run:
         self.storage.require("train", f"kdnas train EXPERIMENT --out {self.storage.folder}")
         supernet = self.fresh_supernet()
         path = self.storage.path(CHECKPOINT)
-        load_strictly(supernet, load_state(path)["training"]["model"], str(path))
+        load_strictly(supernet, part_of(path, "training", "model"), str(path))
         return supernet.to(self.device).eval()
 
     def scorer(self, source: Spec) -> Scorer:
@@ -153,7 +153,8 @@ class Run:
         distiller = settings.distiller.build(Distiller)
         # A training of its own makes the parts, in the shapes that the first batch gives them.
         Training(self.fresh_supernet(), distiller, self.data, self.teacher, settings.recipe, self.device)
-        distiller.load_state_dict(load_state(self.storage.path(CHECKPOINT))["training"]["distiller"])
+        path = self.storage.path(CHECKPOINT)
+        load_strictly(distiller, part_of(path, "training", "distiller"), str(path))
         return distiller.to(self.device).eval()
 
     def evidence(self, num_images: int, seed: int) -> Evidence:

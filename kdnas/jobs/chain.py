@@ -49,7 +49,7 @@ def chain(experiment: Experiment, folder: Path, *, deploy: bool = True, size_cho
         search(run, experiment.search)
     if experiment.second is not None and run.storage.phase("export") is None:
         settings = unstructure(experiment.second)
-        if not any(s["settings"] == settings and s["state"] == "done" for s in run.storage.manifest["searches"]):
+        if not any(s == {"settings": settings, "state": "done"} for s in run.storage.manifest.get("searches", [])):
             search(run, experiment.second)
     say(f"next: kdnas export {folder} --place 1 --out {folder}/students/place-1")
     if run.storage.phase("export") is None:

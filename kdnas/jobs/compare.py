@@ -207,10 +207,8 @@ def _read_state(settings: Compare, folder: Path) -> ComparisonState:
                     f"{folder} holds a comparison with another {key}. Use another --out, or the settings of that "
                     "comparison to resume it."
                 )
-        try:
-            return ComparisonState(**content)
-        except TypeError as error:
-            raise ValueError(f"{folder / COMPARISON} is damaged ({error}). Start again in another folder.") from error
+        known = {key: value for key, value in content.items() if key in ComparisonState.__dataclass_fields__}
+        return ComparisonState(**known)
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         raise ValueError(f"{folder} holds something else. Give --out a new or an empty folder.")
     folder.mkdir(parents=True, exist_ok=True)

@@ -5,14 +5,14 @@ import logging
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from kdnas.conversion.base import Conversion
 from kdnas.conversion.convert import convert
 from kdnas.network import Network
 from kdnas.preprocessing import Preprocessing
-from kdnas.runs.files import new_folder
+from kdnas.runs.checkpoint import save_tensors
+from kdnas.runs.files import new_folder, write_text
 from kdnas.specs import Spec
 from kdnas.tables import table_of
 from kdnas.teachers.base import Frozen
@@ -117,9 +117,9 @@ def convert_source(
     image = _image(source, size, channels)
     conversion = convert(source.module, image=image, name=_name(text))
     with new_folder(out) as new:
-        (new / SPACE).write_text(_toml(table_of(conversion.space)), encoding="utf-8")
-        save_file({n: t.contiguous().clone() for n, t in conversion.supernet.state_dict().items()}, new / WEIGHTS)
-        (new / REPORT).write_text(f"{conversion}\n", encoding="utf-8")
+        write_text(new / SPACE, _toml(table_of(conversion.space)))
+        save_tensors(new / WEIGHTS, conversion.supernet.state_dict())
+        write_text(new / REPORT, f"{conversion}\n")
     return conversion
 
 

@@ -258,9 +258,9 @@ def _plan(run: Run, settings: Search) -> _Plan:
     testing = time.perf_counter() - tested
     evidence = run.evidence(settings.num_images, settings.seed)
     scorer = run.scorer(settings.scorer)
-    searches: list[dict[str, Any]] = storage.manifest["searches"]
+    searches: list[dict[str, Any]] = storage.manifest.setdefault("searches", [])
     plain = unstructure(settings)
-    resumed = bool(searches) and searches[-1]["settings"] == plain and searches[-1]["state"] == "running"
+    resumed = bool(searches) and searches[-1] == {"settings": plain, "state": "running"}
     number = len(searches) + (not resumed)
     if settings.initial and number == 1:
         raise ValueError("`initial` must be 0 in the first search of a run: there is no earlier search to start from.")

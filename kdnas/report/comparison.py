@@ -1,9 +1,8 @@
 """The report of a comparison of systems as one HTML file."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 from markupsafe import Markup
 
@@ -22,9 +21,53 @@ from kdnas.report.markup import (
     whole,
     write_page,
 )
+from kdnas.runs.files import Damaged, read_json
 from kdnas.runs.folder import COMPARISON, JsonObject
+from kdnas.runs.schema import mismatch
 
 Results = list[tuple[str, JsonObject]]
+_AGAIN = "Compare again, in another folder."
+
+
+class _Teacher(TypedDict):
+    accuracy: float
+    params: int
+    macs: int | None
+    seconds: float
+
+
+class _Settings(TypedDict):
+    budget: dict[str, Any]
+    max_time: float
+
+
+class _Comparison(TypedDict):
+    settings: _Settings
+    results: dict[str, JsonObject]
+    teacher: _Teacher | None
+    systems: NotRequired[dict[str, str]]
+    teacher_job: NotRequired[JsonObject | None]
+    retrain_steps: NotRequired[int | None]
+    step_seconds: NotRequired[dict[str, float]]
+    plans: NotRequired[dict[str, dict[str, float]]]
+    seconds: NotRequired[float]
+
+
+_Result = TypedDict(
+    "_Result",
+    {
+        "accuracy": float,
+        "interval": tuple[float, float],
+        "params": int,
+        "macs": int,
+        "evaluations": int,
+        "without teacher": float | None,
+        "random": float | None,
+        "said": list[str],
+        "seconds": float,
+        "run": str,
+    },
+)
 
 
 def write_comparison(folder: Path) -> Path:
@@ -59,13 +102,13 @@ def read_comparison(folder: Path) -> JsonObject:
         ValueError: the folder holds no comparison, or it is damaged.
     """
     path = folder / COMPARISON
-    try:
-        content = json.loads(path.read_text())
-        for name, kind in (("settings", dict), ("results", dict), ("teacher", dict | None)):
-            if not isinstance(content[name], kind):
-                raise TypeError(f"`{name}` is a {type(content[name]).__name__}")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is no comparison or damaged ({error!r}). Create one with `kdnas compare`.") from error
+    if not path.exists():
+        raise ValueError(f"{folder} is no comparison: it has no {COMPARISON}. Create one with `kdnas compare`.")
+    content = read_json(path, _Comparison, _AGAIN)
+    for name, result in content["results"].items():
+        reason = "" if "reason" in result else mismatch(result, _Result, f"results.{name}")
+        if reason:
+            raise Damaged(path, reason, _AGAIN)
     return content
 
 

@@ -1,20 +1,14 @@
 """An entry: one row of a ranking."""
 
-import dataclasses
-import math
-from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, final
 
 from kdnas.architecture import Architecture
+from kdnas.runs.schema import mismatch
 
 RANDOM, CONTRAST = "random control", "contrast"
 CONTROL_SEARCHERS = frozenset((RANDOM, CONTRAST))
 """An entry's `searcher` where it is a control's: random search, and the same search under another score."""
-
-
-_KINDS: dict[Any, Any] = {Architecture: Mapping, dict: Mapping, str: str, int: int, float: (int, float)}
-_KIND_WORDS = {Mapping: "an object", str: "a text", int: "a whole number", (int, float): "a number"}
 
 
 @final
@@ -55,20 +49,13 @@ class Entry:
         """The entry of a line of `ranking.jsonl`.
 
         Raises:
-            ValueError: an unknown, a missing or a wrong value; the message names its key.
+            ValueError: an unknown, a missing or a wrong value; the message names its key, after "it".
         """
-        known = {f.name: f for f in dataclasses.fields(cls)}
-        for name in value:
-            if name not in known:
-                raise ValueError(f"it has the unknown key {name!r}.")
-        for name, entry_field in known.items():
-            required = entry_field.default is MISSING and entry_field.default_factory is MISSING
-            if name not in value and required:
-                raise ValueError(f"it has no {name!r}.")
-            kinds = _KINDS[getattr(entry_field.type, "__origin__", entry_field.type)]
-            if name in value and (not isinstance(value[name], kinds) or isinstance(value[name], bool)):
-                raise ValueError(f"its {name!r} must be {_KIND_WORDS[kinds]}, got {value[name]!r}.")
-            if isinstance(value.get(name), float) and not math.isfinite(value[name]):
-                raise ValueError(f"its {name!r} must be finite, got {value[name]}.")
+        unknown = sorted(value.keys() - cls.__dataclass_fields__.keys())
+        reason = f"has the unknown key {unknown[0]!r}" if unknown else mismatch(value, cls)
+        if not reason and not all(isinstance(option, str | int | float) for option in value["architecture"].values()):
+            reason = "its 'architecture' must have an option for each choice"
+        if reason:
+            raise ValueError(reason)
         fields: dict[str, Any] = {**value, "architecture": Architecture(value["architecture"])}
         return cls(**fields)

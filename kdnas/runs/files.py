@@ -1,24 +1,227 @@
-"""Files and folders that are written whole or not at all, whenever the writer is stopped."""
+"""Files and folders: written whole or not at all, and read whole or refused in one sentence."""
 
 import contextlib
+import errno
 import json
 import os
 import shutil
-from collections.abc import Iterator
+import stat
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, final
+
+from kdnas.runs.schema import mismatch
+
+FORMAT = 1
+"""The version of every file that is written; older ones, and files without a version, are read."""
+MOST_DEPTH = 64
+_MOST_BYTES = 2**28
+_NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES)
 
 
-def write_atomically(path: Path, write: Any) -> None:
-    """Call `write(draft)` on a neighbouring file, then move it into place."""
+@final
+class Damaged(ValueError):
+    """A file does not hold what was written to it.
+
+    Args:
+        path: of the file.
+        reason: what is wrong with it, after "it".
+        advice: what to do about it, a sentence.
+    """
+
+    def __init__(self, path: str | Path, reason: str, advice: str) -> None:
+        self.reason = plain(reason.removesuffix("."))
+        subject = self.reason if reason.startswith("its ") else f"it {self.reason}"
+        super().__init__(f"{plain(str(path), 200)} is damaged: {subject}. {advice}")
+
+
+@final
+class Fields(dict[str, Any]):
+    """An object of a file; to ask for a key that it lacks is to find the file damaged.
+
+    Args:
+        values: the object.
+        path: of the file.
+        place: keys that lead to the object.
+        advice: what to do about a damaged file.
+    """
+
+    def __init__(self, values: Any, path: str | Path = "", place: str = "", advice: str = "") -> None:
+        super().__init__(values)
+        self._origin = path, place, advice
+
+    def __missing__(self, key: str) -> Any:
+        path, place, advice = self._origin
+        raise Damaged(path, f"has no {f'{place}.{key}'!r}", advice)
+
+
+def plain(text: str, most: int = 160) -> str:
+    """Text of a file or a library for a message: printable, on one line, shortened in the middle."""
+    text = "".join(c if c.isprintable() else " " if c.isspace() else ascii(c)[1:-1] for c in text)
+    return text if len(text) <= most else f"{text[: most // 2]}…{text[-most // 2 + 1 :]}"
+
+
+def parse_json(content: bytes, path: str | Path, advice: str, depth: int = MOST_DEPTH) -> Any:
+    """The value of a JSON text.
+
+    Args:
+        content: the text in UTF-8.
+        path: of its file, for the message.
+        advice: what to do about a damaged file.
+        depth: how deep objects and lists may be nested.
+
+    Raises:
+        Damaged: it is no JSON, or nested deeper.
+    """
+    try:
+        text = content.decode("utf-8")
+        value = json.loads(text)
+        if "\\ud" in text.lower():  # halves of surrogate pairs have no UTF-8 form and cannot be printed
+            value = json.loads(json.dumps(value, ensure_ascii=False).encode("utf-8", "replace"))
+    except RecursionError:
+        raise Damaged(path, f"is nested more than {depth} deep", advice) from None
+    except ValueError as error:
+        raise Damaged(path, f"cannot be read ({plain(str(error), 100)})", advice) from error
+    if text.count("[") + text.count("{") > depth and _depth(value) > depth:
+        raise Damaged(path, f"is nested more than {depth} deep", advice)
+    return value
+
+
+def read_json(path: Path, kind: Any, advice: str) -> Any:
+    """The value of a JSON file, of the types that an annotation names.
+
+    Args:
+        path: of the file.
+        kind: see `kdnas.runs.schema.mismatch`.
+        advice: what to do about a damaged file, a sentence.
+
+    Raises:
+        Damaged: it is no regular file, too large, no JSON, or of other types.
+        ValueError: a newer version of kdnas wrote it.
+    """
+    value = parse_json(read_bytes(path, advice, _MOST_BYTES), path, advice)
+    if isinstance(value, dict):
+        check_format(value.get("format", 0), path, advice)
+    reason = mismatch(value, kind)
+    if reason:
+        raise Damaged(path, reason, advice)
+    return value
+
+
+def read_bytes(path: Path, advice: str, most: float = float("inf")) -> bytes:
+    """The content of a regular file of at most so many bytes; nothing else, such as a pipe, is opened.
+
+    Raises:
+        Damaged: it is no such file.
+    """
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise Damaged(path, "is no regular file", advice)
+    if status.st_size > most:
+        raise Damaged(path, f"has {status.st_size:,} bytes, more than {most:,.0f}", advice)
+    return path.read_bytes()
+
+
+def check_format(number: Any, path: str | Path, advice: str) -> None:
+    """Refuse a file of a later format than this version writes.
+
+    Raises:
+        Damaged: the format is no whole number.
+        ValueError: a newer version of kdnas wrote the file.
+    """
+    if mismatch(number, int) or number < 0:
+        raise Damaged(path, f"its 'format' must be a whole number of at least 0, got {number!r}", advice)
+    if number > FORMAT:
+        raise ValueError(
+            f"{plain(str(path), 200)} has format {plain(str(number), 20)}, and kdnas {version('kdnas')} reads formats "
+            f"up to {FORMAT}: a newer version wrote it. Update kdnas."
+        )
+
+
+def _depth(value: Any) -> int:
+    level, depth = [value], 0
+    while level := [v for v in level if isinstance(v, dict | list)]:
+        depth += 1
+        level = [inner for v in level for inner in (v.values() if isinstance(v, dict) else v)]
+    return depth
+
+
+@contextlib.contextmanager
+def naming(path: Path, draft: Path | None = None) -> Iterator[None]:
+    """Inside, an error of the operating system that names no file, or only the draft of this one, gets its name.
+
+    Writing to a full disk, unlike opening a file, fails without a name.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or (error.filename is not None and str(error.filename) != str(draft)):
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def write_bytes(path: Path, *parts: bytes | memoryview) -> None:
+    """Write a new file; for one that must appear whole, see `write_atomically`."""
+    with naming(path), path.open("wb") as handle:
+        for part in parts:
+            handle.write(part)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a new file in UTF-8; see `write_bytes`."""
+    write_bytes(path, text.encode())
+
+
+def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
+    """Call `write(draft)` on a neighbouring file, then move it into place; it is on the disk when this returns."""
     draft = path.with_name(f".{path.name}.{os.getpid()}.draft")
     try:
-        write(draft)
-        with draft.open("rb+") as handle:
-            os.fsync(handle.fileno())
-        draft.replace(path)
+        with naming(path, draft):
+            write(draft)
+            _sync(draft)
+            draft.replace(path)
+            _sync(path.parent)
     finally:
-        draft.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            draft.unlink(missing_ok=True)
+
+
+def append_lines(path: Path, lines: Iterable[str], *, sync: bool = True) -> None:
+    """Add whole lines to a file; those of a write that fails are taken back.
+
+    Args:
+        path: of the file, which is created where there is none.
+        lines: without line ends.
+        sync: wait until they are on the disk.
+    """
+    content = memoryview("".join(f"{line}\n" for line in lines).encode())
+    with naming(path), path.open("ab", buffering=0) as handle:
+        before = handle.tell()
+        try:
+            while content:
+                content = content[handle.write(content) :]
+            if sync:
+                os.fsync(handle.fileno())
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.ftruncate(handle.fileno(), before)
+            raise
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file's or a folder's content is on the disk."""
+    is_folder = path.is_dir()
+    if is_folder and os.name != "posix":
+        return
+    descriptor = os.open(path, os.O_RDONLY if is_folder else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if not is_folder or error.errno not in _NO_FOLDER_SYNC:
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def remove_drafts(path: Path) -> None:
@@ -27,10 +230,10 @@ def remove_drafts(path: Path) -> None:
         draft.unlink(missing_ok=True)
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON atomically."""
-    text = json.dumps(value, indent=2) + "\n"
-    write_atomically(path, lambda draft: draft.write_text(text))
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Write a JSON object with its `format` atomically."""
+    text = json.dumps({"format": FORMAT, **value}, indent=2) + "\n"
+    write_atomically(path, lambda draft: write_text(draft, text))
 
 
 @contextlib.contextmanager
@@ -50,10 +253,14 @@ def new_folder(folder: str | Path) -> Iterator[Path]:
             shutil.rmtree(left)
     new.mkdir()
     try:
-        yield new
+        with naming(folder):
+            yield new
+            for path in (*new.rglob("*"), new):
+                _sync(path)
         if folder.exists():
             folder.rename(aside)
         new.rename(folder)
+        _sync(folder.parent)
     except BaseException:
         if aside.is_dir() and not folder.exists():
             aside.rename(folder)

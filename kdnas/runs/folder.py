@@ -1,17 +1,29 @@
 """A run: a folder that any later command can open."""
 
 import json
-import os
 import platform
 import subprocess
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, final
+from typing import Any, NotRequired, TypedDict, final
 
 from kdnas.runs.entry import Entry
-from kdnas.runs.files import write_atomically, write_json
+from kdnas.runs.files import (
+    FORMAT,
+    Damaged,
+    Fields,
+    append_lines,
+    check_format,
+    parse_json,
+    read_bytes,
+    read_json,
+    write_atomically,
+    write_json,
+    write_text,
+)
+from kdnas.runs.schema import mismatch
 
 # The files of a run folder.
 MANIFEST, METRICS, RANKING, RESULTS = "run.json", "metrics.jsonl", "ranking.jsonl", "results.json"
@@ -23,11 +35,69 @@ INTEGERS = "student-int8.onnx"
 # The file of a comparison's folder, whose sub-folders are runs.
 COMPARISON = "compare.json"
 # The file of a folder of intermediate students: a digest of their settings.
-LOCK = "begun.json"
+BEGUN = "begun.json"
 
 _OF_A_BEGINNING = (METRICS, LATENCIES, RESULTS)
 
 JsonObject = dict[str, Any]
+_ELSEWHERE = "Start again in another folder, or restore the file."
+_ANEW = "Remove it; the next phase writes it anew."
+_REMOVE_LINE = "Remove that line."
+
+
+class _Search(TypedDict, total=False):
+    settings: JsonObject
+    state: str
+
+
+class _Record(TypedDict, total=False):
+    """What is recorded of a finished phase; each has some of these."""
+
+    accuracy: float
+    search_accuracy: float
+    params: int
+    macs: int | None
+    seconds: float
+    steps: int
+    evaluations: int
+    search: int
+    stopped: str
+    saved: str
+    retrain: JsonObject
+    budget: dict[str, float]
+
+
+class _Manifest(TypedDict):
+    job: JsonObject
+    phases: dict[str, _Record]
+    searches: NotRequired[list[_Search]]
+    seed: NotRequired[int]
+    data: NotRequired[dict[str, Any]]
+    insists: NotRequired[bool]
+
+
+class _Row(TypedDict):
+    """A row of the closing table."""
+
+    name: str
+    accuracy: NotRequired[float]
+    params: NotRequired[int]
+    macs: NotRequired[int | None]
+    seconds: NotRequired[float]
+
+
+class _Control(TypedDict, total=False):
+    sentence: str
+
+
+class _Results(TypedDict):
+    rows: list[_Row]
+    controls: dict[str, _Control]
+
+
+class _Metric(TypedDict):
+    phase: str
+    step: int
 
 
 @final
@@ -68,7 +138,7 @@ class RunFolder:
             raise ValueError(f"there is no run {folder}. Make one with `kdnas run` or `kdnas train`.")
         if strict and not self.path(MANIFEST).is_file():
             raise ValueError(f"there is no run in {folder}: it has no {MANIFEST}. Give the folder of a run.")
-        self.manifest = self.read(MANIFEST, "Start again in another folder.", job=dict, phases=dict)
+        self.manifest = self.read(MANIFEST, _Manifest, _ELSEWHERE)
 
     @classmethod
     def create(cls, folder: Path, job: Mapping[str, Any], seed: int) -> "RunFolder":
@@ -103,6 +173,7 @@ class RunFolder:
         for draft in drafts:
             draft.unlink()
         manifest = {
+            "format": FORMAT,
             "kdnas": version("kdnas"),
             "torch": version("torch"),
             "python": platform.python_version(),
@@ -133,7 +204,8 @@ class RunFolder:
 
     def phase(self, name: str) -> dict[str, Any] | None:
         """The record of a finished phase, or None."""
-        return self.manifest["phases"].get(name)
+        record = self.manifest["phases"].get(name)
+        return None if record is None else Fields(record, self.path(MANIFEST), f"phases.{name}", _ELSEWHERE)
 
     def finish(self, name: str, **record: Any) -> None:
         """Record that a phase is done."""
@@ -153,67 +225,69 @@ class RunFolder:
 
     def metrics(self, phase: str, before: int | None = None) -> "Metrics":
         """Where to write a phase's metrics; lines of this phase at or after step `before` are taken out first."""
-        lines = [m for m in self.lines(METRICS) if m["phase"] != phase or (before is not None and m["step"] < before)]
+        metrics = self.lines(METRICS, _Metric)
+        lines = [m for m in metrics if m["phase"] != phase or (before is not None and m["step"] < before)]
         _write_lines(self.path(METRICS), lines)
         return Metrics(self.path(METRICS), phase)
 
-    def read(self, name: str, advice: str = "Remove it.", **kinds: type) -> JsonObject:
+    def read(self, name: str, kind: Any = JsonObject, advice: str = "Remove it.") -> JsonObject:
         """The JSON object of a file; empty where there is none, or where it is damaged and the reader is not strict.
 
         Args:
             name: path inside the run.
+            kind: the types that a strict reader requires; see `kdnas.runs.schema.mismatch`.
             advice: what to do about a damaged file.
-            **kinds: keys that a strict reader requires, with the types of their values.
 
         Raises:
-            ValueError: strict, and the file is damaged.
+            ValueError: strict, and the file is damaged or from a newer version.
         """
         path = self.path(name)
-        if not path.is_file():
+        if not path.exists():
             return {}
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            return self._damaged(path, f"cannot be read ({error})", advice)
-        if not isinstance(content, dict):
-            return self._damaged(path, "holds no JSON object", advice)
-        for key, kind in kinds.items() if self.strict else ():
-            if not isinstance(content.get(key), kind):
-                self._damaged(path, f"needs a JSON {kind.__name__} {key!r}", advice)
-        return content
+            return read_json(path, kind if self.strict else JsonObject, advice)
+        except (ValueError, OSError) as error:
+            if self.strict:
+                raise
+            reason = error.reason if isinstance(error, Damaged) else f"cannot be read ({error})"
+            self.problems.append(f"{path.name} {reason}; it is left out.")
+            return {}
 
-    def _damaged(self, path: Path, problem: str, advice: str) -> JsonObject:
-        if self.strict:
-            raise ValueError(f"{path} is damaged: it {problem}. {advice}")
-        self.problems.append(f"{path.name} {problem}; it is left out.")
-        return {}
-
-    def lines(self, name: str) -> list[JsonObject]:
+    def lines(self, name: str, kind: Any = JsonObject) -> list[JsonObject]:
         """The objects of a JSON-lines file; a last line cut short by a kill is left out.
 
+        Args:
+            name: path inside the run.
+            kind: the types that a strict reader requires of every line.
+
         Raises:
-            ValueError: strict, and an earlier line is damaged.
+            ValueError: strict, and a line is damaged or from a newer version.
         """
         path = self.path(name)
-        if not path.is_file():
+        if not path.exists():
             return []
         objects: list[JsonObject] = []
-        damaged: list[int] = []
-        texts = path.read_bytes().splitlines()
-        for number, text in enumerate(texts, 1):
+        problems: list[Damaged] = []
+        *texts, rest = read_bytes(path, "Remove it.").split(b"\n")
+        for number, text in enumerate([*texts, rest], 1):
+            place = f"{path}, line {number},"
             try:
-                content = json.loads(text)
-            except ValueError:
-                content = None
-            if isinstance(content, dict):
-                objects.append(content)
-            elif text.strip():
-                damaged.append(number)
-        if self.strict and damaged and damaged[0] < len(texts):
-            raise ValueError(f"{path}, line {damaged[0]}, is damaged. Remove that line.")
-        if damaged and not self.strict:
+                line = parse_json(text, place, _REMOVE_LINE) if text.strip() else None
+                if line is not None and (reason := mismatch(line, kind if self.strict else JsonObject)):
+                    raise Damaged(place, reason, _REMOVE_LINE)
+            except Damaged as error:
+                if self.strict and number <= len(texts):
+                    raise
+                problems.append(error)
+                continue
+            if line is not None:
+                if self.strict:
+                    check_format(line.get("format", 0), place, _REMOVE_LINE)
+                line.pop("format", None)
+                objects.append(line)
+        if problems and not self.strict:
             self.problems.append(
-                f"{path.name}: {len(damaged)} of {len(damaged) + len(objects)} lines cannot be read and are left out."
+                f"{path.name}: {len(problems)} of {len(problems) + len(objects)} lines cannot be read and are left out."
             )
         return objects
 
@@ -228,9 +302,7 @@ class RunFolder:
             try:
                 entries.append(Entry.from_json(line))
             except ValueError as error:
-                raise ValueError(
-                    f"{self.path(RANKING)}, line {number}, is damaged: {error} Remove that line."
-                ) from error
+                raise Damaged(f"{self.path(RANKING)}, line {number},", str(error), _REMOVE_LINE) from error
         return [e for e in entries if search is None or e.search == search]
 
     def append(self, entries: Sequence[Entry]) -> None:
@@ -242,15 +314,17 @@ class RunFolder:
         path = self.path(name)
         if path.exists() and not path.read_bytes().endswith(b"\n"):
             _write_lines(path, self.lines(name))  # a kill cut the last line short
-        with path.open("a") as handle:
-            handle.writelines(json.dumps(row) + "\n" for row in rows)
-            handle.flush()
-            os.fsync(handle.fileno())
+        append_lines(path, map(_line, rows))
 
     def results(self) -> JsonObject:
         """The rows of the closing table and the controls so far."""
-        content = self.read(RESULTS, "Remove it; the next phase writes it anew.", rows=list, controls=dict)
-        return {"rows": [], "controls": {}} | content
+        content = self.read(RESULTS, _Results, _ANEW)
+        rows, controls = content.get("rows", []), content.get("controls", {})
+        if self.strict:
+            path = self.path(RESULTS)
+            rows = [Fields(row, path, f"rows.{place}", _ANEW) for place, row in enumerate(rows)]
+            controls = {name: Fields(control, path, f"controls.{name}", _ANEW) for name, control in controls.items()}
+        return {"rows": rows, "controls": controls}
 
     def record_result(self, row: Mapping[str, Any]) -> None:
         """Add a row of the closing table, or replace the one of that name."""
@@ -288,13 +362,16 @@ class Metrics:
 
     def write(self, **record: Any) -> None:
         """One line."""
-        with self._path.open("a") as handle:
-            handle.write(json.dumps({"phase": self._phase, **record}) + "\n")
+        append_lines(self._path, [_line({"phase": self._phase, **record})], sync=False)
 
 
 def _write_lines(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
-    text = "".join(json.dumps(line) + "\n" for line in lines)
-    write_atomically(path, lambda draft: draft.write_text(text))
+    text = "".join(f"{_line(line)}\n" for line in lines)
+    write_atomically(path, lambda draft: write_text(draft, text))
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    return json.dumps({"format": FORMAT, **row})
 
 
 def _differences(old: Any, new: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:

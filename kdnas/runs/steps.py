@@ -5,10 +5,17 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, final
+from typing import Any, TypedDict, final
 
-from kdnas.runs.files import current_folder, remove_drafts, write_json
-from kdnas.runs.folder import LOCK
+from kdnas.runs.files import Damaged, current_folder, read_json, remove_drafts, write_json
+from kdnas.runs.folder import BEGUN
+from kdnas.runs.schema import mismatch
+
+_AGAIN = "Remove it to decide again."
+
+
+class _Begun(TypedDict):
+    settings: str
 
 
 @final
@@ -26,14 +33,14 @@ class StudentSteps:
 
     def __init__(self, folder: Path, settings: Any = None, checkpoints: Path | None = None) -> None:
         self.folder, self._checkpoints = folder, checkpoints or folder
-        lock, digest = folder / LOCK, _digest(settings)
-        if settings is not None and lock.exists() and json.loads(lock.read_text())["settings"] != digest:
+        begun, digest = folder / BEGUN, _digest(settings)
+        if settings is not None and begun.exists() and read_json(begun, _Begun, _AGAIN)["settings"] != digest:
             raise ValueError(
                 f"{folder} holds students trained with other settings, data or teachers. Remove it, or write elsewhere."
             )
         folder.mkdir(parents=True, exist_ok=True)
         if settings is not None:
-            write_json(lock, {"settings": digest})
+            write_json(begun, {"settings": digest})
 
     def student(self, name: str, train: Callable[[Path], object]) -> Path:
         """The folder of a student.
@@ -55,14 +62,26 @@ class StudentSteps:
         """Where a training in progress is saved; `student` removes it."""
         return self._checkpoints / f"{name}.draft.safetensors"
 
-    def read(self, name: str, default: Any) -> Any:
-        """What `write` recorded under a file name, or the default."""
+    def read(self, name: str, default: Any, kind: Any = Any) -> Any:
+        """What `write` recorded under a file name, or the default.
+
+        Raises:
+            ValueError: the file is damaged, or its content is of another type; see `kdnas.runs.schema.mismatch`.
+        """
         path = self.folder / name
-        return json.loads(path.read_text()) if path.exists() else default
+        if not path.exists():
+            return default
+        content = read_json(path, Any, _AGAIN)
+        if isinstance(content, dict):
+            content.pop("format", None)
+            content = content.get("value", content)
+        if reason := mismatch(content, kind):
+            raise Damaged(path, reason, _AGAIN)
+        return content
 
     def write(self, name: str, value: Any) -> None:
         """Record a decision, such as which student comes next, so that a resumed call decides alike."""
-        write_json(self.folder / name, value)
+        write_json(self.folder / name, value if isinstance(value, dict) else {"value": value})
 
 
 def draft_of(student: Path, settings: Any) -> Path:

@@ -1,21 +1,21 @@
 """A student as a folder that needs no kdnas: its card, its weights, its network as code and as an ONNX graph."""
 
 import copy
-import json
 from collections.abc import Callable
 from pathlib import Path
 
-import safetensors
 import torch
-from safetensors.torch import load_file, save
 
 from kdnas.network import Network
-from kdnas.runs.files import current_folder, new_folder
+from kdnas.runs.checkpoint import load_tensors, save_tensors
+from kdnas.runs.files import current_folder, new_folder, plain, read_json, write_bytes, write_text
 from kdnas.runs.folder import CARD, GRAPH, INTEGERS, SOURCE, WEIGHTS
 from kdnas.students.card import Card
 from kdnas.students.graph import graph_of, load_graph
 from kdnas.students.parity import Parity
 from kdnas.students.source import check_modules, load_source, shortened, student_source
+
+_AGAIN = "Export the student again."
 
 
 def write_student(
@@ -58,15 +58,15 @@ def write_student(
     text = card.to_text()
     parity = Parity(network, card) if deploy else None
     with new_folder(folder) as draft:
-        (draft / CARD).write_text(text, encoding="utf-8")
-        (draft / WEIGHTS).write_bytes(save({name: t.contiguous().clone() for name, t in network.state_dict().items()}))
+        write_text(draft / CARD, text)
+        save_tensors(draft / WEIGHTS, network.state_dict())
         if parity is None:
             return {}
         source = student_source(card.blueprint, card.preprocessing, card.class_names)
-        (draft / SOURCE).write_text(source, encoding="utf-8")
+        write_text(draft / SOURCE, source)
         student = load_source(draft)
         parity.compare(SOURCE, student)
-        (draft / GRAPH).write_bytes(graph_of(student, card.preprocessing))
+        write_bytes(draft / GRAPH, graph_of(student, card.preprocessing))
         parity.compare(GRAPH, load_graph(draft / GRAPH))
         measurements = {} if more is None else more(draft)
     return parity.differences | measurements
@@ -85,17 +85,19 @@ def read_student(folder: str | Path) -> tuple[Network, Card]:
     for path in (current / CARD, current / WEIGHTS):
         if not path.exists():
             raise ValueError(f"there is no student in {folder}: it has no {path.name}. Write one with `kdnas export`.")
+    content = read_json(current / CARD, dict, _AGAIN)
     try:
-        card = Card.from_json(json.loads((current / CARD).read_text(encoding="utf-8")))
+        card = Card.from_json(content)
         check_modules(card.blueprint)
         with torch.random.fork_rng(devices=[]):
             network = Network(card.blueprint)
     except Exception as error:  # a layer called with the values of a damaged file may raise anything
-        raise ValueError(f"{folder / CARD} is damaged or was written by something else: {error}") from error
+        raise ValueError(
+            f"{folder / CARD} is damaged or was written by something else: {plain(str(error), 250)}"
+        ) from error
+    weights, _ = load_tensors(current / WEIGHTS, _AGAIN)
     try:
-        network.load_state_dict(load_file(current / WEIGHTS), strict=True)
-    except safetensors.SafetensorError as error:
-        raise ValueError(f"{folder / WEIGHTS} is damaged ({error}). Export the student again.") from error
+        network.load_state_dict(weights, strict=True)
     except RuntimeError as error:
         raise ValueError(
             f"{folder / WEIGHTS} holds the weights of another network than {CARD}: {shortened(error)}"

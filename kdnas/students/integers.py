@@ -17,7 +17,7 @@ from kdnas.blocks.basic import resize
 from kdnas.data.base import Data, Images, normalise
 from kdnas.network import Network
 from kdnas.preprocessing import Preprocessing
-from kdnas.runs.files import current_folder, write_atomically
+from kdnas.runs.files import current_folder, write_atomically, write_bytes
 from kdnas.runs.folder import GRAPH, INTEGERS
 from kdnas.students.graph import graph_of
 
@@ -75,7 +75,7 @@ def quantize(student: Path, out: Path, calibration: Images, test: Images, most: 
             )
         content = draft.read_bytes()
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(out, lambda path: path.write_bytes(content))
+    write_atomically(out, lambda path: write_bytes(path, content))
     return comparison
 
 
@@ -140,7 +140,7 @@ def write_trained(prepared: torch.fx.GraphModule, folder: Path, data: Data, netw
         ]
         content = graph_of(_Pixels(convert_pt2e(prepared), data.preprocessing), data.preprocessing)
     content = _unshared(content)
-    (folder / INTEGERS).write_bytes(content)
+    write_bytes(folder / INTEGERS, content)
     labels = data.test.labels.numpy()
     comparison = _compare(_logits(folder / INTEGERS, data.test), theirs, labels)
     if not comparison["error"] <= MOST_APART:

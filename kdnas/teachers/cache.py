@@ -1,20 +1,18 @@
 """A teacher's outputs on the training images, computed once and read from disk afterwards."""
 
 import hashlib
-import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, final
+from typing import Any, TypedDict, final
 
-import safetensors
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from kdnas.data.base import Data
 from kdnas.outputs import Outputs
-from kdnas.runs.files import current_folder, new_folder
+from kdnas.runs.checkpoint import load_tensors, save_tensors
+from kdnas.runs.files import current_folder, new_folder, read_json, write_json
 from kdnas.runs.progress import progress
 from kdnas.teachers.base import Teacher
 from kdnas.teachers.combined import Route
@@ -22,9 +20,12 @@ from kdnas.teachers.combined import Route
 _log = logging.getLogger(__name__)
 
 INDEX = "index.json"
-_FORMAT = 1
 _SHARD = 256  # images per file
 _REMOVE = "Remove the folder: it is written again."
+
+
+class _Index(TypedDict):
+    files: dict[str, str]
 
 
 @final
@@ -52,10 +53,9 @@ class TeacherCache:
 
     def __init__(self, folder: Path, teacher: Teacher, data: Data, *, seed: int, views: int) -> None:
         self.folder = current_folder(folder)
-        try:
-            self._index: dict[str, Any] = json.loads((self.folder / INDEX).read_text())
-        except (OSError, json.JSONDecodeError) as error:
-            raise ValueError(f"{folder} is not a teacher cache ({error}). {_REMOVE}") from error
+        if not (self.folder / INDEX).exists():
+            raise ValueError(f"{folder} is not a teacher cache: it has no {INDEX}. {_REMOVE}")
+        self._index: dict[str, Any] = read_json(self.folder / INDEX, _Index, _REMOVE)
         difference = _difference(self._index, _identity(teacher, data, seed, views))
         if difference:
             raise ValueError(f"the teacher cache {folder} was written with another {difference}. {_REMOVE}")
@@ -96,10 +96,7 @@ class TeacherCache:
             path = self.folder / name
             if name not in self._index["files"] or not path.is_file() or _digest(path) != self._index["files"][name]:
                 raise ValueError(f"{name} of the teacher cache {self.folder} is missing or was changed. {_REMOVE}")
-            try:
-                self._shards[name] = load_file(path)
-            except safetensors.SafetensorError as error:
-                raise ValueError(f"{path} is damaged ({error}). {_REMOVE}") from error
+            self._shards[name], _ = load_tensors(path, _REMOVE)
         return self._shards[name]
 
 
@@ -163,13 +160,13 @@ def _write(
             for number, ids in enumerate(shards):
                 pixels = data.view(ids, seed, view)
                 outputs = teacher(pixels.to(device), data.train.labels[ids].to(device))
-                tensors = {name: tensor.cpu().contiguous().clone() for name, tensor in _flatten(outputs).items()}
+                tensors = _flatten(outputs)
                 path = new / _file(view, number)
-                save_file(tensors | {"ids": ids.clone(), "pixels": _checksum(pixels)}, path)
+                save_tensors(path, tensors | {"ids": ids, "pixels": _checksum(pixels)})
                 files[path.name] = _digest(path)
                 bar.update(len(files))
         index = _identity(teacher, data, seed, views) | {"files": files}
-        (new / INDEX).write_text(json.dumps(index, indent=1))
+        write_json(new / INDEX, index)
 
 
 def _identity(teacher: Teacher, data: Data, seed: int, views: int) -> dict[str, Any]:
@@ -180,7 +177,6 @@ def _identity(teacher: Teacher, data: Data, seed: int, views: int) -> dict[str, 
         weights.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     labels = hashlib.sha256(data.train.labels.numpy().tobytes())
     return {
-        "format": _FORMAT,
         "teacher": weights.hexdigest(),
         "training_labels": labels.hexdigest(),
         "augmentation": data.augmentation,
@@ -196,11 +192,8 @@ def _difference(index: dict[str, Any], identity: dict[str, Any]) -> str:
 
 def _stale(folder: Path, identity: dict[str, Any]) -> str:
     """In what a readable cache in the folder differs; empty if there is none, or it does not."""
-    try:
-        index = json.loads((current_folder(folder) / INDEX).read_text())
-    except (OSError, json.JSONDecodeError):
-        return ""
-    return _difference(index, identity) if isinstance(index, dict) else ""
+    path = current_folder(folder) / INDEX
+    return _difference(read_json(path, _Index, _REMOVE), identity) if path.exists() else ""
 
 
 def _flatten(outputs: Outputs, prefix: str = "") -> dict[str, Tensor]:

@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from kdnas.network import load_strictly
+from kdnas.runs.checkpoint import load_tensors
 
 Weights = Mapping[str, Tensor]
 
@@ -82,10 +81,7 @@ def put_weights(module: nn.Module, content: Any, path: str, *, new_head: bool = 
 
 def _read(path: Path) -> Any:
     if path.suffix == ".safetensors":
-        try:
-            return load_file(path)
-        except (safetensors.SafetensorError, OSError) as error:
-            raise ValueError(f"{path} is damaged or cut short ({error}). Write or download it again.") from error
+        return load_tensors(path, "Write or download it again.")[0]
     if _is_script(path):
         raise ValueError(
             f"{path} is a TorchScript program, which holds code. Save the weights alone: "

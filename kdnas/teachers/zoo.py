@@ -2,18 +2,17 @@
 
 import dataclasses
 import importlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 import torch
-from safetensors.torch import save_file
 from torch import nn
 
 from kdnas.preprocessing import Interpolation, Preprocessing
-from kdnas.runs.files import current_folder, new_folder, write_json
+from kdnas.runs.checkpoint import save_tensors
+from kdnas.runs.files import Damaged, current_folder, new_folder, read_json, write_json
 from kdnas.runs.folder import MANIFEST, TEACHER, WEIGHTS
 from kdnas.specs import Spec, nearest
 from kdnas.students.folder import read_student
@@ -23,6 +22,15 @@ from kdnas.teachers.weights import load_weights as load_weights
 from kdnas.teachers.weights import put_weights
 
 ZOO_CARD = "teacher.json"
+_AGAIN = "Train the teacher again with `kdnas fit`."
+
+
+class _ZooCard(TypedDict):
+    zoo: Literal["torchvision", "timm"]
+    name: str
+    size: int
+    preprocessing: dict[str, Any]
+    class_names: list[str]
 
 
 def student_teacher(path: str, classes: int | None, preprocessing: Preprocessing | None = None) -> Teacher:
@@ -173,22 +181,21 @@ def write_zoo_teacher(
         preprocessing: how it takes images.
         names: its classes.
     """
-    card = {"format": 1, **source, "preprocessing": unstructure(preprocessing), "class_names": list(names)}
+    card = {**source, "preprocessing": unstructure(preprocessing), "class_names": list(names)}
     with new_folder(folder) as new:
         write_json(new / ZOO_CARD, card)
-        save_file({n: t.detach().cpu().contiguous().clone() for n, t in module.state_dict().items()}, new / WEIGHTS)
+        save_tensors(new / WEIGHTS, module.state_dict())
 
 
 def _from_folder(folder: Path, classes: int | None) -> Teacher:
     current = current_folder(folder)
+    card = read_json(current / ZOO_CARD, _ZooCard, _AGAIN)
     try:
-        card = json.loads((current / ZOO_CARD).read_text(encoding="utf-8"))
-        names = structure(card["class_names"], tuple[str, ...])
         preprocessing = structure(card["preprocessing"], Preprocessing)
-        zoo, name, size = (structure(card[key], kind) for key, kind in (("zoo", str), ("name", str), ("size", int)))
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{folder / ZOO_CARD} is damaged or of a later version ({error}).") from error
-    module, _ = zoo_network(zoo, name, len(names), size)
+    except ValueError as error:
+        raise Damaged(folder / ZOO_CARD, f"its 'preprocessing' is wrong: {error}", _AGAIN) from error
+    names = tuple(card["class_names"])
+    module, _ = zoo_network(card["zoo"], card["name"], len(names), card["size"])
     load_weights(module, current / WEIGHTS)
     teacher = Frozen(module, preprocessing=preprocessing, classes=len(names))
     teacher.class_names = names

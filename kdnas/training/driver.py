@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Self, final
 
 from kdnas.runs.checkpoint import load_state, save_state
-from kdnas.runs.files import remove_drafts
+from kdnas.runs.files import Damaged, remove_drafts
 from kdnas.runs.folder import RunFolder
 from kdnas.runs.progress import progress
 from kdnas.training.guard import Guard
@@ -97,10 +97,13 @@ def _resume(training: Training, checkpoint: Path, guard: Guard | None) -> float:
     if not checkpoint.exists():
         return 0.0
     state = load_state(checkpoint)
-    training.load(state["training"])
-    if guard is not None:
-        guard.load(state["guard"])
-    return state["seconds"]
+    try:
+        training.load(state["training"])
+        if guard is not None:
+            guard.load(state["guard"])
+        return float(state["seconds"])
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        raise Damaged(checkpoint, f"holds no training ({error!r})", "Remove it to start the phase again.") from error
 
 
 def _save(training: Training, checkpoint: Path, guard: Guard | None, seconds: float) -> None:

@@ -189,14 +189,14 @@ class Training:
             load_strictly(self.model, state["model"], "the checkpoint")
             load_strictly(self.distiller, state["distiller"], "the checkpoint's part of the distiller")
             self.optimizer.load_state_dict(state["optimizer"])
-            self.index = state["index"]
-        except (ValueError, KeyError) as error:
+            self.index = int(state["index"])
+            if isinstance(self.model, Supernet):
+                self.model.uses = Counter(state["uses"])
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError, RuntimeError) as error:
             raise ValueError(
                 f"the checkpoint is of another search space or distiller: {str(error).rstrip('.')}. Use another output "
                 "folder, or the settings of the checkpoint."
             ) from error
-        if isinstance(self.model, Supernet):
-            self.model.uses = Counter(state["uses"])
 
     def _batch(self, index: int) -> Batch:
         ids = self.data.indices(self.recipe.seed, index, self.recipe.batch_size)

@@ -2,8 +2,9 @@ import pickle
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
-from kdnas.runs.checkpoint import load_state, save_state
+from kdnas.runs.checkpoint import load_state, part_of, save_state, save_tensors
 from kdnas.runs.files import remove_drafts, write_atomically
 
 STATE = {
@@ -92,3 +93,40 @@ def test_drafts_that_kills_left_are_removed_and_nothing_else(tmp_path):
         path.write_text("x")
     remove_drafts(tmp_path / "file")
     assert sorted(tmp_path.iterdir()) == sorted(kept)
+
+
+def test_every_flipped_byte_of_a_checkpoint_is_noticed(tmp_path):
+    path = tmp_path / "c.safetensors"
+    save_state(path, STATE)
+    content = path.read_bytes()
+    for place in range(len(content)):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :])
+        with pytest.raises(ValueError, match=r"c\.safetensors (is damaged|has format)") as refusal:
+            load_state(path)
+        assert len(str(refusal.value)) < 500
+
+
+def test_a_file_without_a_checksum_is_read_and_one_of_a_newer_version_refused(tmp_path):
+    path = tmp_path / "c.safetensors"
+    save_file({"t0": torch.ones(2)}, path, metadata={"structure": '{"dict": [["a", {"tensor": "t0"}]]}'})
+    assert same(load_state(path), {"a": torch.ones(2)})
+    save_state(path, STATE)
+    path.write_bytes(path.read_bytes().replace(b'"kdnas":"1 ', b'"kdnas":"7 '))
+    with pytest.raises(ValueError, match="has format 7"):
+        load_state(path)
+
+
+def test_equal_states_are_equal_files(tmp_path):
+    for name in "ab":
+        save_state(tmp_path / name, STATE)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "structure", ["", "null", "[]", "{}", '"text"', '{"tensor": "t9"}', '{"dict": [[[], 1]]}', "[" * 999]
+)
+def test_metadata_of_wrong_content_is_refused_in_a_sentence(tmp_path, structure):
+    path = tmp_path / "c.safetensors"
+    save_tensors(path, {"t0": torch.ones(2)}, structure)
+    with pytest.raises(ValueError, match="is damaged"):
+        part_of(path, "training", "model")

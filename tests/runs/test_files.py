@@ -1,6 +1,24 @@
-import pytest
+import errno
+import os
+from pathlib import Path
 
-from kdnas.runs.files import current_folder, new_folder
+import pytest
+import torch
+
+from kdnas.runs.checkpoint import save_state
+from kdnas.runs.files import (
+    FORMAT,
+    Damaged,
+    Fields,
+    append_lines,
+    current_folder,
+    new_folder,
+    read_json,
+    write_atomically,
+    write_json,
+    write_text,
+)
+from kdnas.runs.folder import Metrics
 
 
 def fill(folder, text):
@@ -57,3 +75,120 @@ def test_stopped_between_the_two_renames_the_old_folder_is_still_found_and_the_n
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
     assert sorted(path.name for path in folder.iterdir()) == ["content"]
     assert current_folder(folder) == folder.resolve()
+
+
+ADVICE = "Write it again."
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "it cannot be read"),
+        (b'{"a": ', "it cannot be read"),
+        (b"\xff\xfe{}", "it cannot be read"),
+        (b'{"a": "\xff"}' + b" " * 5000, "it cannot be read"),
+        (b"9" * 5000, "it cannot be read"),
+        (b'{"a": ' * 100_000, "it is nested more than 64 deep"),
+        (b"[" * 65 + b"]" * 65, "it is nested more than 64 deep"),
+        (b"[]", "it holds no JSON object"),
+        (b'{"a": "1"}', "its 'a' must be a whole number, got '1'"),
+        (b'{"a": 1, "format": "x"}', "its 'format' must be a whole number"),
+        (b'{"a": "' + b"x" * 10_000 + b'"}', "its 'a' must be a whole number"),
+        (b'{"a": "\\u001b[31m"}', r"its 'a' must be a whole number, got '\x1b"),
+    ],
+)
+def test_a_damaged_file_is_refused_in_one_short_sentence(tmp_path, content, reason):
+    path = tmp_path / "a.json"
+    path.write_bytes(content)
+    with pytest.raises(Damaged) as refusal:
+        read_json(path, dict[str, int], ADVICE)
+    message = str(refusal.value)
+    assert message.startswith(f"{path} is damaged: {reason}") and message.endswith(ADVICE)
+    assert len(message) < 500 and message.isprintable()
+
+
+def test_a_file_of_a_newer_version_is_refused_with_both_versions(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text('{"format": 2}')
+    with pytest.raises(ValueError, match=r"has format 2, and kdnas \S+ reads formats up to 1: .* Update kdnas"):
+        read_json(path, dict, ADVICE)
+
+
+def test_a_pipe_is_not_opened(tmp_path):
+    os.mkfifo(tmp_path / "a.json")
+    with pytest.raises(Damaged, match="no regular file"):
+        read_json(tmp_path / "a.json", dict, ADVICE)
+
+
+def test_what_is_written_carries_its_format_and_half_a_surrogate_pair_is_read_as_a_question_mark(tmp_path):
+    write_json(tmp_path / "a.json", {"a": "\ud800b"})
+    assert read_json(tmp_path / "a.json", dict, ADVICE) == {"format": FORMAT, "a": "?b"}
+
+
+def test_a_key_that_an_object_lacks_is_a_damage_of_its_file(tmp_path):
+    fields = Fields({"a": 1}, tmp_path / "run.json", "phases.train", ADVICE)
+    assert fields["a"] == 1 and fields == {"a": 1}
+    with pytest.raises(Damaged, match=r"run\.json is damaged: it has no 'phases\.train\.b'"):
+        fields["b"]
+
+
+WRITES = {
+    "atomic": lambda path: write_atomically(path, lambda draft: write_text(draft, "new")),
+    "json": lambda path: write_json(path, {}),
+    "append": lambda path: append_lines(path, ["line"]),
+    "state": lambda path: save_state(path, {"a": torch.ones(3)}),
+    "metrics": lambda path: Metrics(path, "train").write(step=1),
+}
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO])
+@pytest.mark.parametrize("name", WRITES.keys() - {"metrics"})
+def test_a_disk_that_fails_is_named_with_the_file_and_nothing_is_lost(tmp_path, monkeypatch, name, number):
+    path = tmp_path / "file"
+    path.write_text("old\n")
+
+    def full(*_):
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match=os.strerror(number)) as failure:
+            WRITES[name](path)
+    assert failure.value.filename == str(path)
+    assert path.read_text() == "old\n" and list(tmp_path.iterdir()) == [path]
+    WRITES[name](path)  # goes on once there is room
+    assert path.read_bytes() != b"old\n"
+
+
+@pytest.mark.parametrize("name", ["append", "metrics"])
+def test_a_full_device_is_named(tmp_path, name):
+    path = tmp_path / "full"
+    path.symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left") as failure:
+        WRITES[name](path)
+    assert failure.value.filename == str(path)
+
+
+def test_folders_are_on_the_disk_before_and_after_they_take_their_place(tmp_path, monkeypatch):
+    synced, sync = [], os.fsync
+    monkeypatch.setattr(
+        os, "fsync", lambda number: synced.append(str(Path(f"/proc/self/fd/{number}").readlink())) or sync(number)
+    )
+    fill(tmp_path / "a", "first")
+    assert synced == [str(tmp_path / ".a.new" / "content"), str(tmp_path / ".a.new"), str(tmp_path)]
+    synced.clear()
+    write_json(tmp_path / "b.json", {})
+    assert synced[-1] == str(tmp_path) and len(synced) == 2
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o027, 0o002])
+def test_modes_follow_the_mask(tmp_path, mask):
+    before = os.umask(mask)
+    try:
+        for name, write in WRITES.items():
+            write(tmp_path / name)
+        fill(tmp_path / "folder", "first")
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.rglob("*") if path.is_file()}
+    assert set(modes.values()) == {0o666 & ~mask}, modes

@@ -335,7 +335,7 @@ def test_what_is_missing_is_named(tmp_path, copied):
 def test_weights_cut_short_are_refused(copied, kept):
     content = (copied / "weights.safetensors").read_bytes()
     (copied / "weights.safetensors").write_bytes(content[:kept])
-    with pytest.raises(ValueError, match=r"weights\.safetensors is damaged .*Export"):
+    with pytest.raises(ValueError, match=r"weights\.safetensors is damaged: .*Export"):
         read_student(copied)
 
 
@@ -362,7 +362,7 @@ def test_a_broken_card_is_refused(copied):
     text = (copied / "student.json").read_text()
     for broken in (text[:-20], "", "[]", "null", text.replace('"make"', '"made"'), "\udcff"):
         (copied / "student.json").write_bytes(broken.encode(errors="surrogateescape"))
-        with pytest.raises(ValueError, match=r"student\.json is damaged or was written by something else"):
+        with pytest.raises(ValueError, match=r"student\.json is damaged"):
             read_student(copied)
 
 
@@ -374,7 +374,7 @@ def test_a_card_with_a_wrong_value_is_refused(copied, junk):
         if junk in allowed.get(key, []):
             continue
         change(copied, **{key: junk})
-        with pytest.raises(ValueError, match=r"student\.json is damaged"):
+        with pytest.raises(ValueError, match=r"student\.json (is damaged|has format 3)"):
             read_student(copied)
         (copied / "student.json").write_text(text)
 
@@ -382,7 +382,7 @@ def test_a_card_with_a_wrong_value_is_refused(copied, junk):
 def test_a_card_of_another_format_or_with_other_keys_says_so(copied):
     text = (copied / "student.json").read_text()
     for changes, message in (
-        ({"format": 2}, "`format` must be 1, got 2.*kdnas that wrote it"),
+        ({"format": 2}, r"student\.json has format 2, and kdnas .* reads formats up to 1: a newer .* Update kdnas"),
         ({"orign": {}}, "unknown key 'orign'.*'origin'"),
         ({"cost": ...}, "`cost` is missing"),
     ):

@@ -76,7 +76,7 @@ class Evil:
         ("w.pth", {"state_dict": WEIGHTS, "evil": Evil()}, "more than weights"),
         ("w.pth", b"", "damaged or cut short"),
         ("w.pth", b"no file of torch", "damaged or"),
-        ("w.safetensors", b"", "damaged or cut short"),
+        ("w.safetensors", b"", "damaged: it is cut short"),
         ("w.pth", [1, 2], "holds no weights"),
         (
             "w.pth",
