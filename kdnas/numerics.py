@@ -5,6 +5,7 @@ vector of NaN a zero vector.
 """
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -28,13 +29,36 @@ def rescale(x: Tensor, dim: int | tuple[int, ...] = -1) -> Tensor:
 def safe_normalize(x: Tensor, dim: int = -1) -> Tensor:
     """Each vector along `dim` divided by its Euclidean norm; the zero vector has value 0 and gradient 0.
 
-    `F.normalize` divides by max(norm, 1e-12): its slope at a dead row is 1e12.
+    `F.normalize` divides by max(norm, 1e-12): its slope at a dead row is 1e12. Squares neither overflow nor underflow.
+    Differentiable twice.
     """
-    x = rescale(x, dim)
-    squares = x.square().sum(dim, keepdim=True)
-    alive = squares != 0  # NaN is alive
-    # The inner where keeps the infinite slope at 0 out of the gradient, the outer where the value.
-    return torch.where(alive, x * torch.where(alive, squares, 1.0).rsqrt(), 0.0)
+    return _Normalized.apply(x, dim)[0]
+
+
+class _Normalized(torch.autograd.Function):
+    """$y = x r$ and $r = 1 / |x|$; by hand, as every tensor of the size of `x` costs a good part of the whole."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, dim: int) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        largest = torch.maximum(x.amax(dim, keepdim=True), -x.amin(dim, keepdim=True))
+        scale = torch.where(largest > 0, largest, 1.0)
+        y = x / scale
+        length = torch.linalg.vector_norm(y, dim=dim, keepdim=True)
+        alive = length != 0  # NaN is alive
+        inverse = torch.where(alive, 1 / torch.where(alive, length, 1.0), 0.0)
+        y *= inverse
+        inverse /= scale
+        ctx.dim = dim
+        ctx.save_for_backward(y, inverse)
+        return y, inverse
+
+    @staticmethod
+    def backward(ctx: Any, of_y: Tensor, of_inverse: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        # In terms of the outputs, so that a second derivative follows from the first one's rules.
+        y, inverse = ctx.saved_tensors
+        along = (of_y * y).sum(ctx.dim, keepdim=True) + of_inverse * inverse
+        gradient = torch.addcmul(of_y, y, along, value=-1)
+        return gradient * inverse if torch.is_grad_enabled() else gradient.mul_(inverse), None
 
 
 def safe_sqrt(x: Tensor) -> Tensor:

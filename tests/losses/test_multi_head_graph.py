@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from kdnas.losses.example import example, fill, wave
+from kdnas.losses.relation._singular_vectors import leading_vectors
 from kdnas.losses.relation.multi_head_graph import MultiHeadGraph
-from kdnas.losses.relation.singular_value import leading_vectors
 from kdnas.outputs import Outputs
 
 

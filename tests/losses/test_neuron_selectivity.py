@@ -125,3 +125,5 @@ def test_the_gram_matrices_of_positions_give_the_kernels_value_and_exactly_0_for
     )
     assert loss.between(student, teacher, 0).item() == pytest.approx(expected, rel=1e-12)
     assert loss.between(student.float(), student.float(), 0).item() == 0
+    x = student.clone().requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: loss.between(x, teacher, 0), x)

@@ -3,8 +3,9 @@ import pytest
 import torch
 
 from kdnas.losses.example import example, fill, wave
-from kdnas.losses.relation import singular_value
-from kdnas.losses.relation.singular_value import SingularValue, canonical, leading_vectors
+from kdnas.losses.relation import _singular_vectors
+from kdnas.losses.relation._singular_vectors import leading_vectors, signs
+from kdnas.losses.relation.singular_value import SingularValue
 from kdnas.outputs import Outputs
 
 LABELS = torch.zeros(1, dtype=torch.int64)
@@ -110,9 +111,8 @@ def test_the_vectors_are_those_of_the_singular_value_decomposition():
 
 
 def test_of_entries_equal_within_rounding_the_first_decides_the_sign():
-    vector = torch.tensor([[[-0.5], [0.5 + 1e-7], [0.1]]])
-    assert canonical(vector)[0, 0, 0] == 0.5
-    assert torch.equal(canonical(-vector), canonical(vector))
+    vectors = torch.tensor([[[-0.5, 0.5, 0.0], [0.5 + 1e-7, -0.5 - 1e-7, 0.0], [0.1, 0.1, 0.0]]])
+    assert signs(vectors).tolist() == [[-1, 1, 1]]
 
 
 def test_equal_singular_values_and_zero_maps_have_finite_gradients():
@@ -137,7 +137,7 @@ def test_the_gradient_is_damped_only_where_values_nearly_coincide():
     asked[0, 0, 2] = 1.0
     damped, exact = (
         torch.autograd.grad((f(matrix)[1] * asked).sum(), matrix)[0]
-        for f in (singular_value._Eigh.apply, torch.linalg.eigh)
+        for f in (_singular_vectors._Eigh.apply, torch.linalg.eigh)
     )
     torch.testing.assert_close(damped, (exact + exact.transpose(1, 2)) / 2, rtol=1e-5, atol=1e-6)
 
@@ -148,3 +148,90 @@ def test_too_many_vectors_are_refused():
         SingularValue(num_vectors=3)(maps, maps, LABELS)
     with pytest.raises(ValueError, match="`num_vectors` must be at least 1"):
         SingularValue(num_vectors=0)
+
+
+def separated(*squares, batch=3, channels=70, height=9, width=8):
+    """Float32 maps whose singular values are the roots of `squares`, then 0.05, 0.04, ..."""
+    generator = torch.Generator().manual_seed(len(squares))
+    normal = torch.randn(batch, channels, height * width, generator=generator, dtype=torch.float64)
+    u, s, v = torch.linalg.svd(normal, full_matrices=False)
+    s = 0.05 * torch.linspace(1, 0, s.shape[1], dtype=torch.float64).expand_as(s).clone()
+    s[:, : len(squares)] = torch.tensor(squares, dtype=torch.float64).sqrt()
+    return (u * s[:, None] @ v).unflatten(2, (height, width)).float()
+
+
+def by_both(maps, count, like=None):
+    """Values, vectors and gradient in float32, by iteration, and in float64, in full."""
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        x = maps.to(dtype).clone().requires_grad_()
+        values, vectors = leading_vectors(x, count, None if like is None else like.to(dtype))
+        asked = torch.cos(torch.arange(vectors.numel(), dtype=torch.float64)).reshape(vectors.shape).to(dtype)
+        found.append((values, vectors.detach(), torch.autograd.grad((vectors * asked).sum(), x)[0].flatten(1)))
+    return found
+
+
+def assert_equal(found, *, vectors=1e-5, gradient=1e-4):
+    (values, mine, slope), (expected_values, expected, exact) = found
+    torch.testing.assert_close(values.double(), expected_values, rtol=1e-5, atol=1e-6)
+    assert (mine - expected).norm(dim=1).max() < vectors
+    assert ((slope - exact).norm(dim=1) / exact.norm(dim=1)).max() < gradient
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_the_iteration_agrees_with_the_full_decomposition(monkeypatch, turned):
+    maps = separated(1, 0.6, 0.3, 0.1, **({"channels": 80, "width": 8} if turned else {"channels": 70, "width": 9}))
+    target = leading_vectors(maps.double(), 2)[1]
+    monkeypatch.setattr(_singular_vectors, "_in_full", forbid_in_float32(_singular_vectors._in_full))
+    assert_equal(by_both(maps, 4))
+    assert_equal(by_both(maps, 4, like=target + 0.01))
+    # The gradient of a vector whose square is a fiftieth of the first.
+    assert_equal(by_both(separated(1, 0.06, 0.04, 0.02), 4), vectors=1e-4)
+
+
+def forbid_in_float32(in_full):
+    def checked(rows, *arguments):
+        assert rows.dtype == torch.float64, "the iteration did not settle"
+        return in_full(rows, *arguments)
+
+    return checked
+
+
+def test_a_match_beyond_doubt_needs_no_other_vector(monkeypatch):
+    # The second to the fifth value are equal: no vectors of their own. The first is matched.
+    maps = separated(1, 0.2, 0.2, 0.2, 0.2)
+    monkeypatch.setattr(_singular_vectors, "_in_full", forbid_in_float32(_singular_vectors._in_full))
+    assert_equal(by_both(maps, 4, like=leading_vectors(maps.double(), 1)[1]))
+
+
+@pytest.mark.parametrize("gap", [1e-3, 1e-5, 0.0])
+def test_near_equal_singular_values_are_decomposed_in_full(gap):
+    hard, easy = separated(1, 1 - gap, 0.3), separated(1, 0.5, 0.3)
+    maps = torch.cat([hard[:1], easy])
+    assert _singular_vectors._iterated(maps.flatten(2), 1, None).enough.tolist() == [False, True, True, True]
+    rows = _singular_vectors.rescale(maps.flatten(2), (1, 2))
+    values, vectors = leading_vectors(maps, 1)
+    expected_values, expected = _singular_vectors._in_full(rows, 1, None)
+    torch.testing.assert_close(values, expected_values)
+    torch.testing.assert_close(vectors, expected, rtol=0, atol=1e-5)
+    assert_equal([tuple(x[1:] for x in found) for found in by_both(maps, 1)])
+    # Near enough for the damping to be seen in the gradient, though not for the residual.
+    assert not _singular_vectors._iterated(separated(1, 0.03, 0.029).flatten(2), 2, None).enough.any()
+
+
+def test_a_zero_map_among_others_has_no_vector_and_no_gradient():
+    maps = torch.cat([torch.zeros(1, 70, 9, 8), separated(1, 0.5)])
+    found = by_both(maps, 2, like=leading_vectors(maps.double().flip(0), 1)[1])
+    for values, vectors, gradient in found:
+        assert not values[0].any() and not vectors[0].any() and not gradient[0].any()
+    assert_equal([(v[1:], w[1:], g[1:]) for v, w, g in found])
+
+
+def test_the_loss_is_that_of_the_full_decomposition():
+    student, teacher = (outputs(separated(1, 0.5), separated(1, 0.4, 0.1).flip(shift)) for shift in (1, 2))
+    values = [
+        float(SingularValue()(*(o.map(lambda x, d=dtype: x.to(d)) for o in (student, teacher)), LABELS))
+        for dtype in (torch.float32, torch.float64)
+    ]
+    assert values[0] == pytest.approx(values[1], rel=1e-4) and values[1] > 0.1
+    assert float(SingularValue()(student, student, LABELS)) == pytest.approx(0, abs=1e-10)

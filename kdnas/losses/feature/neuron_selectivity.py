@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import ClassVar, Literal, final
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from kdnas.losses.base import FeatureLoss
@@ -81,8 +82,7 @@ class NeuronSelectivity(FeatureLoss):
         if self.kernel == "polynomial":
             if self.degree == 2 and self.offset == 0 and s.shape[2] <= max(s.shape[1], t.shape[1]):
                 # mean_ij <x_i, y_j>^2 is the product of the positions' Gram matrices: exact, and never below 0.
-                gap = s.transpose(1, 2) @ s / s.shape[1] - t.transpose(1, 2) @ t / t.shape[1]
-                return gap.square().sum((1, 2)).mean()
+                return _by_positions(s, t)
 
             def mean_kernel(x: Tensor, y: Tensor) -> Tensor:
                 return (x @ y.transpose(1, 2) + self.offset).pow(self.degree).mean((1, 2))
@@ -97,3 +97,13 @@ class NeuronSelectivity(FeatureLoss):
                 return (squared_distances(x, y) / (-2 * squared[:, None, None])).exp().mean((1, 2))
 
         return (mean_kernel(s, s) + mean_kernel(t, t) - 2 * mean_kernel(s, t)).mean()
+
+
+def _by_positions(student: Tensor, teacher: Tensor) -> Tensor:
+    """The squared difference of the positions' Gram matrices, each over its channels' number, a mean over the batch."""
+    batch, channels = student.shape[:2]
+    target = (teacher.transpose(1, 2) @ teacher).mul_(channels / teacher.shape[1])
+    # The gradient to the first factor equals that to the second: one product and twice its gradient.
+    gram = student.detach().transpose(1, 2) @ student
+    value = F.mse_loss(gram, target, reduction="sum") / (batch * channels**2)
+    return 2 * value - value.detach()

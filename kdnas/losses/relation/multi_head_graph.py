@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdnas.losses.base import Stage, connected_zero
+from kdnas.losses.relation._singular_vectors import leading_vectors
 from kdnas.losses.relation.base import LayerRelation
-from kdnas.losses.relation.singular_value import leading_vectors, match
 from kdnas.losses.stage_pairs import Pairs, StagePair
 from kdnas.numerics import as_map, safe_normalize, same_positions
 from kdnas.outputs import Outputs
@@ -97,7 +97,7 @@ class MultiHeadGraph(LayerRelation):
         """The first singular vector of each sample, `[batch, channels]` each."""
         target = leading_vectors(teacher, 1)[1]
         spare = min(4, *student.flatten(2).shape[1:])
-        return match(leading_vectors(student, spare)[1], target)[..., 0], target[..., 0]
+        return leading_vectors(student, spare, like=target)[1][..., 0], target[..., 0]
 
     def relate(self, first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor], index: int) -> Tensor:
         """The divergence of the student's graph from the teacher's, both by the frozen heads."""
