@@ -62,7 +62,7 @@ _QUICK += "or keeps_both_bounds or slower_than_promised or that_no_network_has)"
 ROOMS = {
     "statistics": Room({"kdnas/statistics.py": ()}, ("tests/test_statistics.py",), 60),
     "claims": Room(
-        {"kdnas/jobs/chain.py": ("_claims",), "kdnas/ranking/controls.py": ()},
+        {"kdnas/jobs/finals.py": ("_claims",), "kdnas/ranking/controls.py": ()},
         ("tests/jobs/test_claims.py", "tests/ranking/test_controls.py"),
         60,
     ),

@@ -17,6 +17,7 @@ __getattr__, __dir__ = face(
         "fit": "kdnas.jobs.commands",
         "train": "kdnas.jobs.commands",
         "search": "kdnas.jobs.commands",
+        "finals": "kdnas.jobs.commands",
         "why": "kdnas.jobs.commands",
         "export": "kdnas.jobs.commands",
         "retrain": "kdnas.jobs.commands",

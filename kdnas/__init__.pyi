@@ -12,6 +12,7 @@ from kdnas.costs.budget import Budget as Budget
 from kdnas.data.load import load_data as load_data
 from kdnas.jobs._run import Run as Run
 from kdnas.jobs.commands import export as export
+from kdnas.jobs.commands import finals as finals
 from kdnas.jobs.commands import fit as fit
 from kdnas.jobs.commands import prune as prune
 from kdnas.jobs.commands import retrain as retrain

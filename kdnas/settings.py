@@ -246,17 +246,96 @@ class Retrain:
         distiller: how the student is trained: `FromTeacher`, or `FromLabels` without a teacher.
         recipe: optimizer settings.
         weights: initial weights: `fresh` (random), or `inherited` from the supernet.
-        num_random: number of random subnets within the budget that a whole chain retrains as controls.
     """
 
     distiller: Spec = spec("kdnas.distillers.from_teacher:FromTeacher")
     recipe: Recipe = Recipe()
     weights: Literal["fresh", "inherited"] = "fresh"
-    num_random: int = 1
 
     def __post_init__(self) -> None:
         _check_specs(self)
         check_literals(type(self), vars(self))
+
+
+Control = Literal["labels", "random", "largest", "longer", "contrast"]
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Finals:
+    """Which networks of a ranking are trained, and beside which controls; the best on the search part is the student.
+
+    Attributes:
+        finalists: number of the best networks, apart in their choices, that are trained.
+        distance: two finalists differ in at least this share of their choices.
+        pruner: makes the Optuna pruner that stops finalists after a half of their steps, or after a quarter too where
+            there are four or more.
+        max_time: seconds for the finalists' trainings; there are fewer finalists where it is too short for all.
+        seeds: number of seeds with which the student and the network of each control are trained.
+        controls: `labels`, the student without a teacher; `random`, the best of as many random networks within the
+            budget, trained and chosen alike; `largest`, the largest network within the budget; `longer`, place 1 for as
+            many steps as all finalists had; `contrast`, the best of the search under the other score, if there was one.
+    """
+
+    finalists: int = 3
+    distance: float = 0.2
+    pruner: Spec = spec("optuna.pruners:SuccessiveHalvingPruner")
+    max_time: float = 1e9
+    seeds: int = 1
+    controls: tuple[Control, ...] = ("labels", "contrast")
+
+    def __post_init__(self) -> None:
+        _check_specs(self)
+        for name in ("finalists", "seeds"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+        if not 0 <= self.distance <= 1:
+            raise ValueError(f"`distance` is a share and must be in [0, 1], got {self.distance}.")
+        if not self.max_time > 0:
+            raise ValueError(f"`max_time` must be positive, got {self.max_time:g}.")
+        known = get_args(Control)
+        for name in self.controls:
+            if name not in known:
+                raise ValueError(f"`controls` must be among {', '.join(known)}, got {name!r}.{nearest(name, known)}")
+
+    @property
+    def trainings(self) -> tuple[float, float]:
+        """Whole trainings that the finalists cost, and those of the further seeds and the controls.
+
+        Example:
+            >>> Finals(finalists=3, controls=("labels",)).trainings
+            (2.0, 1.0)
+        """
+        whole = contest_cost(self.finalists)
+        first = {"random": whole - 1, "longer": (whole - 1) * self.seeds, "contrast": -float(self.seeds)}
+        return whole, self.seeds - 1 + sum(self.seeds + first.get(name, 0.0) for name in self.controls)
+
+
+def contest_cost(count: int, shares: tuple[float, ...] | None = None) -> float:
+    """Whole trainings that so many networks cost together where half of them, rounded down, go on from each share.
+
+    Args:
+        count: of networks.
+        shares: of the steps, ascending, at which some are stopped, and 1; by default as many as the count needs.
+
+    Example:
+        >>> [contest_cost(count) for count in (1, 2, 3, 4, 8)]
+        [1.0, 1.5, 2.0, 2.0, 4.0]
+    """
+    total, before = 0.0, 0.0
+    for share in shares or SHARES[-rungs(count) :]:
+        total += count * (share - before)
+        before, count = share, max(1, count // 2)
+    return total
+
+
+SHARES = (0.25, 0.5, 1.0)
+"""Shares of its steps after which every training of a finalist or control is measured."""
+
+
+def rungs(count: int) -> int:
+    """How many of `SHARES`, the last ones, so many finalists are compared at."""
+    return min(len(SHARES), count.bit_length())
 
 
 @final
@@ -267,7 +346,8 @@ class Experiment:
     Attributes:
         train: the supernet's training, and the teacher's.
         search: the ranking of subnets.
-        retrain: the student's training, and its controls'.
+        retrain: the training of each finalist, and of each control.
+        finals: which networks of the ranking are trained, and beside which controls.
         second: another search after `search`, which may start from its best candidates (`initial`); the best candidate
             of the last search is exported. None for one search.
 
@@ -282,6 +362,7 @@ class Experiment:
     train: Train
     search: Search = field(default_factory=Search)
     retrain: Retrain = field(default_factory=Retrain)
+    finals: Finals = field(default_factory=Finals)
     second: Search | None = None
 
     def __post_init__(self) -> None:
@@ -301,7 +382,8 @@ class Experiment:
         Raises:
             ValueError: an unknown key or a wrong type.
         """
-        return structure({**value, "train": _current(value["train"])}, cls)
+        retrain = {name: setting for name, setting in value.get("retrain", {}).items() if name != "num_random"}
+        return structure({**value, "train": _current(value["train"]), "retrain": retrain}, cls)
 
 
 def _current(train: Mapping[str, Any]) -> Mapping[str, Any]:

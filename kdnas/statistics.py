@@ -4,12 +4,13 @@ SciPy is imported where a correlation is computed, as its import takes longer th
 """
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+_T = TypeVar("_T")
 Array = NDArray[np.float64]
 Rows = NDArray[np.int64]
 """Indices of rows drawn with replacement, `[resamples, rows]`."""
@@ -68,9 +69,37 @@ def percentiles(values: ArrayLike) -> tuple[float, float]:
 
 
 def difference_interval(first: Array, second: Array, resamples: int = 2000) -> tuple[float, float, float]:
-    """Mean of the first less mean of the second over paired rows, and its 95 % bootstrap interval over rows."""
-    difference = first - second
-    return float(difference.mean()), *interval(resampled_mean, difference, resamples=resamples)
+    r"""Mean of the first less mean of the second over paired rows, and its 95 % bootstrap interval.
+
+    With several seeds, rows and each side's seeds are resampled independently. A mean over $S$ seeds that are drawn
+    with replacement varies too little by $(S - 1) / S$, so its deviation is multiplied by $\sqrt{S / (S - 1)}$.
+
+    Args:
+        first: `[rows]`, or `[seeds, rows]`.
+        second: the same, with any number of seeds.
+        resamples: how many.
+    """
+    columns = [np.atleast_2d(side).T for side in (first, second)]
+    if all(side.shape[1] == 1 for side in columns):
+        difference = columns[0][:, 0] - columns[1][:, 0]
+        return float(difference.mean()), *interval(resampled_mean, difference, resamples=resamples)
+    rng = np.random.default_rng(1)
+
+    def resampled(first: Array, second: Array, rows: Rows) -> Array:
+        counts = _counts(rows) / rows.shape[1]
+        return _over_seeds(counts @ first, rng) - _over_seeds(counts @ second, rng)
+
+    value = columns[0].mean() - columns[1].mean()
+    return float(value), *interval(resampled, *columns, resamples=resamples)
+
+
+def _over_seeds(means: Array, rng: np.random.Generator) -> Array:
+    """The mean over seeds drawn with replacement, `[resamples, seeds]` to `[resamples]`; see `difference_interval`."""
+    whole, count = means.mean(1), means.shape[1]
+    if count == 1:
+        return whole
+    drawn = np.take_along_axis(means, rng.integers(count, size=means.shape), axis=1).mean(1)
+    return whole + (drawn - whole) * math.sqrt(count / (count - 1))
 
 
 def compare_accuracy(what: str, hits: Array, other: Array, words: str, otherwise: str = "") -> dict[str, Any]:
@@ -78,7 +107,8 @@ def compare_accuracy(what: str, hits: Array, other: Array, words: str, otherwise
 
     Args:
         what: name of the first network.
-        hits: 1 for each image that it classifies correctly, else 0.
+        hits: 1 for each image that it classifies correctly, else 0: `[images]`, or `[seeds, images]` of several
+            trainings.
         other: the same for the second network, or a mean over several networks.
         words: name of the second network.
         otherwise: conclusion where the second network is significantly better.
@@ -87,7 +117,9 @@ def compare_accuracy(what: str, hits: Array, other: Array, words: str, otherwise
     sentence = f"The {what}'s test accuracy less that of {words}: {100 * gain:+.2f} points "
     sentence += f"[{100 * low:+.2f}, {100 * high:+.2f}]."
     if low <= 0 <= high:
-        sentence += f" On {len(other)} test images and one seed the two are not distinguishable."
+        seeds = len(np.atleast_2d(hits))
+        trainings = "one seed" if seeds == 1 else f"{seeds} seeds"
+        sentence += f" On {np.shape(other)[-1]} test images and {trainings} the two are not distinguishable."
     elif high < 0 and otherwise:
         sentence += f" Here {otherwise}."
     return {"value": gain, "interval": [low, high], "sentence": sentence}
@@ -169,6 +201,28 @@ def regret(scores: Array, truths: Array, costs: Array, bound: float) -> Array:
     count = chosen.sum(-1)
     mean = np.where(chosen, truths, 0.0).sum(-1) / np.maximum(count, 1)
     return np.where(count > 0, best - mean, math.nan)
+
+
+def apart(candidates: Iterable[_T], count: int, distance: Callable[[_T, _T], float], least: float) -> list[_T]:
+    """The first candidates of which each is apart from all before it.
+
+    Args:
+        candidates: best first.
+        count: how many at most.
+        distance: of two candidates.
+        least: smallest distance of two that are apart.
+
+    Example:
+        >>> apart([9, 8, 7, 5, 1], 3, lambda a, b: abs(a - b), 2)
+        [9, 7, 5]
+    """
+    chosen: list[_T] = []
+    for candidate in candidates:
+        if len(chosen) >= count:
+            break
+        if all(distance(candidate, other) >= least for other in chosen):
+            chosen.append(candidate)
+    return chosen
 
 
 def pareto_front(objectives: ArrayLike, *, distinct: bool = False) -> NDArray[np.int64]:

@@ -265,3 +265,29 @@ def test_an_interval_that_holds_zero_is_not_distinguishable_whatever_the_sign(co
     assert claim["interval"][0] <= 0 <= claim["interval"][1]
     assert claim["sentence"].endswith("On 30 test images and one seed the two are not distinguishable.")
     assert "did not help" not in claim["sentence"]
+
+
+def test_one_seed_as_a_row_is_the_same_as_without_that_axis():
+    first, second = images(20, 12, 7, 9)
+    assert statistics.difference_interval(first[None], second[None]) == statistics.difference_interval(first, second)
+
+
+def test_over_several_seeds_the_interval_is_that_of_the_normal_distribution():
+    """Accuracies that vary by seed far more than by image: the variance is the sum of both sides' s^2 / S."""
+    rng = np.random.default_rng(3)
+    accuracies = rng.uniform(0.2, 0.8, 12), rng.uniform(0.2, 0.8, 8)
+    first, second = ((rng.random((len(side), 1000)) < side[:, None]).astype(float) for side in accuracies)
+    value, low, high = statistics.difference_interval(first, second)
+    means = first.mean(1), second.mean(1)
+    assert value == pytest.approx(means[0].mean() - means[1].mean())
+    half = 1.96 * np.sqrt(sum(side.var(ddof=1) / len(side) for side in means))
+    assert (high - low) / 2 == pytest.approx(half, rel=0.08)
+
+
+def test_seeds_that_agree_add_nothing_and_are_counted_in_the_sentence():
+    first, second = images(30, 14, 12, 9)
+    whole = compare_accuracy("student", np.stack([first] * 3), np.stack([second] * 2), "the other")
+    single = compare_accuracy("student", first, second, "the other")
+    assert whole["value"] == pytest.approx(single["value"])
+    assert whole["interval"] == pytest.approx(single["interval"], abs=0.02)
+    assert whole["sentence"].endswith("On 65 test images and 3 seeds the two are not distinguishable.")

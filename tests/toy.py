@@ -1,16 +1,19 @@
 """Small data and an experiment on the toy space, importable by name from a command line."""
 
 import dataclasses
+from pathlib import Path
 
 import torch
 from torch import nn
 
 from kdnas.costs.budget import Budget
 from kdnas.data.base import Data, TensorImages
-from kdnas.randomness import torch_rng
+from kdnas.randomness import initialised, torch_rng
+from kdnas.runs.folder import RunFolder
 from kdnas.settings import Experiment, FitTeacher, Prune, Recipe, Retrain, Search, Train
 from kdnas.specs import spec
 from kdnas.tables import load_space
+from kdnas.teachers.load import load_teacher
 
 
 def part(count: int, name: str, classes: int = 3) -> TensorImages:
@@ -51,6 +54,11 @@ class Cnn(nn.Module):
 
 def cnn() -> nn.Module:
     return Cnn()
+
+
+def steady_cnn() -> nn.Module:
+    """The same weights every time."""
+    return initialised(Cnn, 0)
 
 
 def narrow_cnn() -> nn.Module:
@@ -132,4 +140,44 @@ def pruned() -> Prune:
         retrain=Recipe(steps=3, batch_size=16, learning_rate=0.02),
         num_candidates=6,
         num_images=40,
+    )
+
+
+class SealedImages(TensorImages):
+    """Images that must not be read, but for the one by which Data knows their shape, before a run has chosen.
+
+    Attributes:
+        run: the folder of the run; without one they are sealed for ever.
+        reads: how often they were read since.
+    """
+
+    run: Path | None = None
+    reads = 0
+
+    def take(self, indices: torch.Tensor) -> torch.Tensor:
+        if len(indices) > 1:
+            chosen = self.run is not None and RunFolder(self.run).phase("finals")
+            assert chosen, "the test part was read before the choice"
+            SealedImages.reads += 1
+        return super().take(indices)
+
+    def digest(self) -> str:
+        return "sealed"
+
+
+def sealed() -> Data:
+    plain = data()
+    return Data(plain.train, plain.search, SealedImages(plain.test.images, plain.test.labels), plain.class_names)
+
+
+def by_params() -> Experiment:
+    """No supernet and no teacher to be trained; the ranking is by size."""
+    base = experiment()
+    return dataclasses.replace(
+        base,
+        train=dataclasses.replace(
+            base.train, data=spec("tests.toy:sealed"), teacher=load_teacher("tests.toy:steady_cnn"), distiller=None
+        ),
+        search=dataclasses.replace(base.search, scorer=spec("kdnas.scorers.params:Params")),
+        retrain=Retrain(recipe=Recipe(steps=8, batch_size=16, learning_rate=0.05)),
     )

@@ -48,8 +48,11 @@ COMMANDS = {
         jobs.search,
         lambda v: v["run"],
         texts.search_text,
-        lambda _, v: f"kdnas export {v['run']} --place 1",
+        lambda _, v: f"kdnas finals {v['run']}",
         texts.search_json,
+    ),
+    "finals": Command(
+        jobs.finals, lambda v: v["run"], texts.closing, lambda _, v: f"kdnas report {v['run']}", texts.unchanged
     ),
     "rank-check": Command(
         jobs.rank_check,

@@ -63,7 +63,7 @@ def add_command(commands: Any, name: str, function: Callable[..., Any], *, json:
     return command
 
 
-_OBJECTS = dict.fromkeys(("search", "export", "why", "rank-check"), ("teacher", "data"))
+_OBJECTS = dict.fromkeys(("search", "finals", "export", "why", "rank-check"), ("teacher", "data"))
 """Parameters that take an object in memory only."""
 
 

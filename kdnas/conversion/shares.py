@@ -14,6 +14,7 @@ from kdnas.conversion.channels import ChannelGroup
 from kdnas.conversion.removal import Counts, Masks, Removal, ResidualBlock, floor_of
 from kdnas.network import Network, batch_statistics, image_batches
 from kdnas.space import Blueprint
+from kdnas.statistics import apart
 
 _SPREAD = 0.35  # standard deviation of the first tilts' logarithms; half of it around a parent
 _PARENTS = 8
@@ -73,11 +74,7 @@ class ShareSearch:
 
     def finalists(self, count: int) -> list[Candidate]:
         """The best candidates, each next one apart from those before it: some share differs by a twentieth or more."""
-        chosen: list[Candidate] = []
-        for candidate in sorted(self.candidates, key=lambda candidate: -candidate.score):
-            if len(chosen) < count and all(self._distance(candidate, other) >= _APART for other in chosen):
-                chosen.append(candidate)
-        return chosen
+        return apart(sorted(self.candidates, key=lambda c: -c.score), count, self._distance, _APART)
 
     def _distance(self, first: Candidate, second: Candidate) -> float:
         sizes = self.removal.sizes

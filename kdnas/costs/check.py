@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import final
 
-from kdnas.architecture import Architecture
+from kdnas.architecture import Architecture, Choice, Value
 from kdnas.costs.budget import Budget, amount
 from kdnas.costs.count import cost, peak_memory
 from kdnas.costs.latency import LatencyTable
@@ -110,3 +110,30 @@ def check_feasible(check: BudgetCheck, rng: random.Random, attempts: int = 1000,
         f"infeasible: no network found with {check.budget}; the nearest is {space.code(nearest)} with "
         f"{check.describe(nearest)}. Raise the budget or use a space with smaller networks."
     )
+
+
+def largest_within(check: BudgetCheck, start: Architecture) -> Architecture:
+    """A network within the budget that no change of one choice makes larger in MACs.
+
+    Choice by choice, the option of most MACs that the budget admits, until nothing changes; choices that a greater
+    depth adds begin at their first option.
+
+    Args:
+        check: the space and the budget.
+        start: a network within it.
+    """
+    space, best, before = check.space, start, None
+    while best != before:
+        before = best
+        for choice in space.choices:
+            if choice.name not in best:
+                continue
+            changed = (_with(space, best, choice, option) for option in choice.options)
+            admitted = [best, *(architecture for architecture in changed if check.admits(architecture))]
+            best = max(admitted, key=lambda architecture: cost(space.blueprint(architecture)).macs)
+    return best
+
+
+def _with(space: SearchSpace, architecture: Architecture, choice: Choice, option: Value) -> Architecture:
+    """The architecture with another option of one choice; choices that this adds have their first option."""
+    return space.decide(lambda c: option if c == choice else architecture.get(c.name, c.options[0]))

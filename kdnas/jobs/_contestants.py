@@ -20,7 +20,7 @@ from kdnas.jobs.grow import grow
 from kdnas.jobs.prune import prune
 from kdnas.network import Network, default_device
 from kdnas.randomness import initialised
-from kdnas.settings import Experiment, Grow, Prune, Recipe
+from kdnas.settings import Experiment, Finals, Grow, Prune, Recipe
 from kdnas.space import SearchSpace
 from kdnas.specs import Spec
 from kdnas.students.folder import read_student
@@ -159,17 +159,17 @@ class ChainContestant(Contestant):
                 seed=task.seed,
             ),
             retrain=dataclasses.replace(template.retrain, recipe=retrain),
+            finals=Finals(finalists=1, controls=("labels", "random")),
         )
         storage = chain(experiment, folder, deploy=False).storage
         results = storage.results()
         rows = {row["name"]: row for row in results["rows"]}
-        random = [row["accuracy"] for name, row in rows.items() if name.startswith("random")]
         controls = [results["controls"].get(key) for key in ("distillation", "choice")]
         return {
             **_student(rows["student"], task.data),
             "evaluations": storage.require("search", "kdnas search")["evaluations"],
             "without teacher": rows["control"]["accuracy"],
-            "random": sum(random) / len(random) if random else None,
+            "random": rows["random networks"]["accuracy"] if "random networks" in rows else None,
             "said": [control["sentence"] for control in controls if control is not None],
         }
 

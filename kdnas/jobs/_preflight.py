@@ -40,6 +40,7 @@ def preflight(
     network: Network | None = None,
     recipe: Recipe | None = None,
     budget: object = None,
+    finals: tuple[float, Recipe] | None = None,
     size_chosen: bool = False,
 ) -> None:
     """Log what is about to be trained, on what, by whom and for how long; refuse a teacher that cannot teach.
@@ -54,6 +55,7 @@ def preflight(
         network: what is trained, where it is a single network.
         recipe: of the training.
         budget: of the search, which some network meets.
+        finals: number of whole trainings that the finalists and their controls cost, and their recipe.
         size_chosen: whether a person decided the size of the student's images.
 
     Raises:
@@ -79,6 +81,8 @@ def preflight(
     lines.append(("device", _device_line()))
     if recipe is not None:
         lines.append(("training", _cost_line(space, network, recipe, each, folder)))
+    if finals is not None and space is not None:
+        lines.append(("finalists", _finals_line(space, *finals, each)))
     width = max(len(name) for name, _ in lines)
     _log.info("before the training\n" + "\n".join(f"  {name:<{width}}  {line}" for name, line in lines))
     insist_or_raise(refusals)
@@ -233,13 +237,38 @@ def _cost_line(
     trained = network or (None if space is None else initialised(lambda: Network(space.blueprint(space.largest)), 0))
     if trained is None:
         return line
-    # A backward pass takes about twice as long as a forward pass; of a supernet about four subnets run in each step.
-    student = 3 * _forward_seconds(trained) * (1 if space is None else _SUBNETS)
+    subnets = 1 if space is None else _SUBNETS  # of a supernet about four subnets run in each step
     size = 12 * sum(p.numel() for p in trained.parameters())  # weights, momentum and a copy
-    line += f", roughly {_duration(recipe.steps * recipe.batch_size * (teacher_seconds + student))}"
+    line += f", roughly {duration(_training_seconds(trained, recipe, teacher_seconds, subnets))}"
     free = shutil.disk_usage(next(place for place in (folder, *folder.absolute().parents) if place.is_dir())).free
     line += f"; {max(1, size // 10**6):,} MB on disk"
     return line + (f", but only {free // 10**6:,} MB are free" if free < 3 * size else "")
+
+
+def _finals_line(space: SearchSpace, trainings: float, recipe: Recipe, teacher_seconds: float) -> str:
+    """What the finalists and their controls cost, with the largest network's time."""
+    network = initialised(lambda: Network(space.blueprint(space.largest)), 0)
+    seconds = trainings * _training_seconds(network, recipe, teacher_seconds)
+    return (
+        f"with their controls {trainings:.1f} trainings of {recipe.steps:,} steps, roughly {duration(seconds)} at most"
+    )
+
+
+def training_seconds(network: Network, recipe: Recipe, teacher: Teacher, data: Data) -> float:
+    """Rough seconds of a training under a teacher, from one batch of each."""
+    pixels = data.search.take(torch.arange(min(_TIMED, len(data.search)))).to(default_device())
+    teacher = teacher.to(default_device())
+    teacher(pixels[:1])
+    began = time.perf_counter()
+    teacher(pixels)
+    each = (time.perf_counter() - began) / len(pixels)
+    return _training_seconds(network.to(default_device()), recipe, each)
+
+
+def _training_seconds(network: Network, recipe: Recipe, teacher_seconds: float, subnets: int = 1) -> float:
+    # A backward pass takes about twice as long as a forward pass.
+    student = 3 * _forward_seconds(network) * subnets
+    return recipe.steps * recipe.batch_size * (teacher_seconds + student)
 
 
 def _forward_seconds(network: Network) -> float:
@@ -252,7 +281,8 @@ def _forward_seconds(network: Network) -> float:
     return (time.perf_counter() - began) / _TIMED
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Seconds in the unit that fits."""
     if seconds < 90:
         return f"{max(1, round(seconds))} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

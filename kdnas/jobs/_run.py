@@ -14,6 +14,7 @@ from kdnas.data.base import Data, changes
 from kdnas.distillers.base import Distiller
 from kdnas.network import Network, default_device, load_strictly
 from kdnas.randomness import initialised, torch_rng
+from kdnas.ranking.controls import SEARCH_CONTROLS, TAUS
 from kdnas.ranking.order import ranked
 from kdnas.ranking.table import Ranking
 from kdnas.runs.checkpoint import part_of
@@ -307,6 +308,8 @@ def closing_table(storage: RunFolder) -> str:
     for row in results["rows"]:
         macs, name = "-" if row["macs"] is None else f"{row['macs']:,}", f"{row['name']:<{width}}"
         lines.append(f"{name}{row['accuracy']:>10.2%}{row['params']:>12,}{macs:>14}{row['seconds']:>10.1f}")
-    lines += ["", *(control["sentence"] for control in results["controls"].values())]
+    # What the student gained and lost first, then what its search says of itself.
+    controls = sorted(results["controls"].items(), key=lambda pair: pair[0] in (*SEARCH_CONTROLS, *TAUS))
+    lines += ["", *(control["sentence"] for _, control in controls)]
     lines.append(f"report: {storage.path(REPORT)}")
     return "\n".join(lines)

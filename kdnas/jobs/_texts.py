@@ -43,7 +43,7 @@ def closing(_: Any, values: Values) -> str:
     from kdnas.jobs._run import closing_table
     from kdnas.runs.folder import RunFolder
 
-    return closing_table(RunFolder(Path(values["out"])))
+    return closing_table(RunFolder(Path(values.get("out") or values["run"])))
 
 
 def training(run: Any, _: Values) -> str:

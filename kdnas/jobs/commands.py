@@ -13,9 +13,9 @@ import logging
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, Unpack, get_args
 
-from kdnas.settings import Compare, FitTeacher, Grow, Prune, RecipeOptions, Retrain, Search
+from kdnas.settings import Compare, Control, Finals, FitTeacher, Grow, Prune, RecipeOptions, Retrain, Search
 
 if TYPE_CHECKING:
     from torch import nn
@@ -85,13 +85,15 @@ def run(
     pruner: str | Spec | None = None,
     num_evaluations: int = Search.num_evaluations,
     max_time: float | str = Search.max_time,
+    finalists: int = Finals.finalists,
+    controls: bool = False,
     deploy: bool = True,
     experiment: str | Experiment | None = None,
     insist: bool = False,
     device: str | None = None,
     **recipe: Unpack[RecipeOptions],
 ) -> Run:
-    """Run the whole chain on your own data: teacher, supernet, ranking, export, retraining, report.
+    """Run the whole chain on your own data: teacher, supernet, ranking, training of the best few, report.
 
     Without a space the student is cut out of the teacher's own network (`kdnas prune`, with three finalists), from
     its trained weights; no supernet is trained.
@@ -121,6 +123,10 @@ def run(
         pruner: stops evaluations early: successive_halving, hyperband, median and others of Optuna, or NAME,key=value.
         num_evaluations: number of distinct candidates to score.
         max_time: time of the search and its controls, in seconds or such as 20m.
+        finalists: number of the best networks, apart from each other, that are trained; the best of them on the search
+            part is the student.
+        controls: train all controls too: as many random networks, the largest within the budget, and place 1 for the
+            whole cost; without --space all controls are trained in any case.
         deploy: whether to write the student as Python code and ONNX too, and compare all forms.
         experiment: a Python file that defines experiment(), or a name from `kdnas list experiments`, instead of
             everything else.
@@ -182,7 +188,8 @@ def run(
         recipe=settings,
         weights="" if weights is None else str(Path(weights).resolve()),
     )
-    whole = Experiment(train=training, search=search, retrain=Retrain(recipe=settings))
+    chosen = finals_settings(Finals(), controls=controls, finalists=finalists)
+    whole = Experiment(train=training, search=search, retrain=Retrain(recipe=settings), finals=chosen)
     return chain(whole, Path(out), deploy=deploy, size_chosen=size is not None)
 
 
@@ -197,7 +204,8 @@ def _cut(options: dict[str, Any]) -> Run:
     from kdnas.jobs._arguments import as_budget, as_data, as_teacher, listed, recipe_for, terms_of
     from kdnas.jobs._run import Run
 
-    _refuse_options(run, options, "data", "teacher", "budget", "loss", "num_evaluations", "deploy", beside="--space")
+    allowed = ("data", "teacher", "budget", "loss", "num_evaluations", "finalists", "controls", "deploy")
+    _refuse_options(run, options, *allowed, beside="--space")
     data, teacher = as_data(options["data"]), as_teacher(options["teacher"])
     recipe = recipe_for(data.build(Data), options["recipe"])
     rate = Prune.retrain.learning_rate if options["recipe"].get("learning_rate") is None else recipe.learning_rate
@@ -207,7 +215,7 @@ def _cut(options: dict[str, Any]) -> Run:
         teacher=dataclasses.replace(teacher, recipe=recipe) if isinstance(teacher, FitTeacher) else teacher,
         distiller=terms_of(listed(options["loss"])) if options["loss"] else None,
         num_candidates=options["num_evaluations"],
-        finalists=3,
+        finalists=options["finalists"],
         retrain=dataclasses.replace(recipe, learning_rate=rate),
     )
     job.prune(settings, Path(options["out"]), deploy=options["deploy"])
@@ -459,6 +467,87 @@ def search(
         initial=initial,
     )
     return Ranking(job.search(opened, settings))
+
+
+@_computes
+def finals(
+    run: str | Path | Run,
+    *,
+    finalists: int | None = None,
+    pruner: str | Spec | None = None,
+    controls: bool = False,
+    seeds: int | None = None,
+    max_time: float | str | None = None,
+    deploy: bool = True,
+    teacher: nn.Module | None = None,
+    data: Data | Dataset[Any] | None = None,
+    device: str | None = None,
+    **recipe: Unpack[RecipeOptions],
+) -> dict[str, Any]:
+    """Train the best few of a run's last search; the best of them on the search part is the student.
+
+    Each training is a student `students/finalist-N` of the run; the same call resumes, and a later one with more
+    finalists trains only those that are new.
+
+    Args:
+        run: the run folder, with a finished search.
+        finalists: number of the best networks, apart in their choices, that are trained; by default the run's, 3.
+        pruner: stops finalists early: successive_halving, hyperband, median and others of Optuna, or NAME,key=value; by
+            default the run's, successive_halving.
+        controls: train all controls too: as many random networks, the largest within the budget, and place 1 for the
+            whole cost; by default the run's, which are at least the student without a teacher.
+        seeds: number of seeds with which the student and each control are trained; by default the run's, 1.
+        max_time: time of the finalists' trainings, in seconds or such as 2h; there are fewer where it is too short.
+        deploy: whether to write the student as Python code and ONNX too, and compare all forms.
+        teacher: the teacher in memory that the run was started with.
+        data: the data in memory that the run was started with.
+        device: such as cpu or cuda:1 (default: a GPU where there is one).
+        **recipe: optimizer settings of every training, by default the run's.
+
+    Example:
+        >>> import tempfile
+        >>> options = {"steps": 1, "batch_size": 8, "num_evaluations": 4, "deploy": False}
+        >>> opened = run(data="digits", space="toy", out=tempfile.mkdtemp(), **options)
+        >>> result = finals(opened, finalists=2, steps=2, deploy=False)
+        >>> [row["name"] for row in result["finalists"]]
+        ['finalist-4', 'finalist-5']
+    """
+    del device
+    from kdnas.jobs import finals as job
+    from kdnas.jobs._arguments import as_run, with_overrides
+    from kdnas.report import write_report
+
+    opened = as_run(run, teacher=teacher, data=data)
+    changes = {"pruner": pruner, "max_time": max_time, "finalists": finalists, "seeds": seeds}
+    settings = finals_settings(opened.experiment.finals, controls=controls, **changes)
+    retrain = opened.experiment.retrain
+    retrain = dataclasses.replace(retrain, recipe=with_overrides(retrain.recipe, recipe))
+    result = job.finals(opened, settings, retrain, deploy=deploy)
+    write_report(opened.folder)
+    return result
+
+
+def finals_settings(
+    default: Finals,
+    *,
+    controls: bool,
+    pruner: Any = None,
+    max_time: float | str | None = None,
+    **numbers: int | None,
+) -> Finals:
+    """The default with the options that are not None."""
+    from kdnas.jobs._arguments import seconds
+    from kdnas.ranking.early_stopping import parse_pruner
+    from kdnas.specs import Spec
+
+    changes: dict[str, Any] = {name: number for name, number in numbers.items() if number is not None}
+    if controls:
+        changes["controls"] = get_args(Control)
+    if max_time is not None:
+        changes["max_time"] = seconds(max_time)
+    if pruner is not None:
+        changes["pruner"] = pruner if isinstance(pruner, Spec) else parse_pruner(pruner)
+    return dataclasses.replace(default, **changes)
 
 
 @_computes

@@ -79,18 +79,22 @@ class Prepared:
     """A student's training before its first step.
 
     Attributes:
-        network: the student.
-        card: its card.
+        card: the student's card.
         data: what it is trained on, normalised as the student expects.
         training: the training.
         identity: everything that the result depends on, as JSON.
     """
 
-    network: Network
     card: Card
     data: Data
     training: Training
     identity: list[Any]
+
+    @property
+    def network(self) -> Network:
+        """The student."""
+        assert isinstance(self.training.model, Network)
+        return self.training.model
 
 
 def prepare(student: Path, settings: Retrain, data: Spec | None, teacher: TeacherChoice) -> Prepared:
@@ -107,19 +111,31 @@ def prepare(student: Path, settings: Retrain, data: Spec | None, teacher: Teache
         raise ValueError(f"{other_classes(card.class_names, loaded, 'the student')} Give the data it was found on.")
     if data.to_json() == card.origin.get("data"):
         report_changes(card.origin.get(FINGERPRINT), loaded, f"the student {student}")
-    distiller = settings.distiller.build(Distiller)
+    if source is None and settings.distiller.build(Distiller).uses_teacher:
+        raise ValueError(f"{settings.distiller.name} uses a teacher, and {student / CARD} names none. Add --teacher.")
     identity = [unstructure(settings), data.to_json(), None if source is None else source.to_json()]
     identity.append(card.blueprint.to_json())
-    if settings.weights == "fresh":
-        network = initialised(lambda: Network(card.blueprint), settings.recipe.seed)
-    else:
-        loaded = fed_as(loaded, card.preprocessing)
+    if settings.weights == "inherited":
         identity.append(hashlib.sha256((current_folder(student) / WEIGHTS).read_bytes()).hexdigest())
-    if source is None and distiller.uses_teacher:
-        raise ValueError(f"{settings.distiller.name} uses a teacher, and {student / CARD} names none. Add --teacher.")
-    module = build_teacher(source, loaded) if source is not None and distiller.uses_teacher else None
-    training = Training(network, distiller, loaded, module, settings.recipe, default_device())
-    return Prepared(network, card, loaded, training, identity)
+        loaded = fed_as(loaded, card.preprocessing)
+    return Prepared(card, loaded, training_of(network, settings, loaded, source), identity)
+
+
+def training_of(network: Network, settings: Retrain, data: Data, teacher: Spec | None) -> Training:
+    """The training of a network, before its first step; `Training.model` has fresh weights if the settings say so.
+
+    Args:
+        network: with the weights to inherit.
+        settings: distiller, recipe and initial weights.
+        data: as the network takes it.
+        teacher: makes the teacher, where the distiller uses one.
+    """
+    distiller = settings.distiller.build(Distiller)
+    blueprint = network.blueprint
+    if settings.weights == "fresh":
+        network = initialised(lambda: Network(blueprint), settings.recipe.seed)
+    module = build_teacher(teacher, data) if teacher is not None and distiller.uses_teacher else None
+    return Training(network, distiller, data, module, settings.recipe, default_device())
 
 
 def check_uses_teacher(settings: Retrain, scheme: str) -> None:

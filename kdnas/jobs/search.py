@@ -252,7 +252,7 @@ def _plan(run: Run, settings: Search) -> _Plan:
     if settings.exact:
         settings = dataclasses.replace(settings, scorer=spec(Blocks))
     supernet = run.supernet
-    budget = BudgetCheck(run.space, settings.budget, partial(_latencies, run))
+    budget = BudgetCheck(run.space, settings.budget, partial(latency_table, run))
     tested = time.perf_counter()
     check_feasible(budget, python_rng(settings.seed, "feasible"), seconds=settings.max_time)
     testing = time.perf_counter() - tested
@@ -277,7 +277,7 @@ def _same_score(entry: Entry, purpose: str) -> bool:
     return (entry.searcher == CONTRAST) == (purpose == CONTRAST)
 
 
-def _latencies(run: Run) -> LatencyTable:
+def latency_table(run: Run) -> LatencyTable:
     """The run's latency table on its device; rows are stored, so that a resumed search has the same costs."""
     storage, space = run.storage, run.space
     table = LatencyTable(run.device, storage.lines(LATENCIES), lambda row: storage.add(LATENCIES, [row]))

@@ -46,6 +46,7 @@ def train(experiment: Experiment, folder: Path, *, size_chosen: bool = False) ->
             space=space,
             recipe=experiment.train.recipe,
             budget=experiment.search.budget,
+            finals=(sum(experiment.finals.trainings), experiment.retrain.recipe),
             size_chosen=size_chosen,
         )
     storage = open_run(folder, experiment)

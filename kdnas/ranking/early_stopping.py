@@ -2,7 +2,7 @@
 
 import inspect
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import final
 
 import optuna
@@ -40,18 +40,7 @@ class EarlyStopping:
                 f"a pruner needs a scorer with intermediate scores; {type(scorer).__name__} has none. Use one with "
                 "several rungs, such as short_training,steps=90,num_rungs=3."
             )
-        low, high = self.resources[0], self.resources[1]
-        known = {"min_resource": low, "max_resource": self.resources[-1], "reduction_factor": max(2, round(high / low))}
-        parameters = inspect.signature(resolve(pruner_spec.make)).parameters
-        arguments = dict(pruner_spec.arguments)
-        pruner = pruner_spec.replace(
-            **{k: v for k, v in known.items() if k in parameters and k not in arguments}
-        ).build(BasePruner)
-        before = optuna.logging.get_verbosity()
-        optuna.logging.set_verbosity(optuna.logging.ERROR)
-        # Hyperband derives a candidate's bracket from the study's name.
-        self.study = optuna.create_study(study_name="kdnas", direction="maximize", pruner=pruner)
-        optuna.logging.set_verbosity(before)
+        self.study = _study(pruner_spec, self.resources)
 
     def judge(self, scores: Iterator[Score]) -> Score:
         """The last score before the pruner stops, its share, and intermediate scores as parts such as `at 30`."""
@@ -81,6 +70,55 @@ class EarlyStopping:
         else:
             self.study.tell(trial, state=TrialState.PRUNED)
         return Score(last[0].value, last[0].parts | intermediate, reached)
+
+
+def survivors(pruner_spec: Spec, resources: Sequence[int], curves: Sequence[Sequence[float]]) -> list[int]:
+    """Indices of the longest curves that a pruner lets go on after their last value; the best one always does.
+
+    Each is judged beside all other curves, as if it came last, so that the order of the curves does not matter:
+    successive halving with a reduction factor of 2 keeps the best half (rounded down, at least one, and ties).
+
+    Args:
+        pruner_spec: as `EarlyStopping`'s.
+        resources: ascending, those of the values.
+        curves: scores, higher is better, at the first resources; shorter for candidates that were stopped before.
+
+    Example:
+        >>> halving = parse_pruner("successive_halving")
+        >>> survivors(halving, (50, 100, 200), [(0.6,), (0.9,), (0.7,), (0.8,)])
+        [1, 3]
+    """
+    longest = max(map(len, curves))
+    alive = [index for index, curve in enumerate(curves) if len(curve) == longest]
+
+    def goes_on(index: int) -> bool:
+        study = _study(pruner_spec, resources)
+        for other in (*(curve for place, curve in enumerate(curves) if place != index), curves[index]):
+            trial, prune = study.ask(), False
+            for resource, value in zip(resources, other, strict=False):
+                trial.report(value, resource)
+                prune = trial.should_prune()
+            study.tell(trial, other[-1])
+        return not prune
+
+    return [index for index in alive if goes_on(index)] or [max(alive, key=lambda index: curves[index][-1])]
+
+
+def _study(pruner_spec: Spec, resources: Sequence[int]) -> optuna.Study:
+    """A study in memory whose pruner has the resources' range by default."""
+    low, high = resources[0], resources[1]
+    known = {"min_resource": low, "max_resource": resources[-1], "reduction_factor": max(2, round(high / low))}
+    parameters = inspect.signature(resolve(pruner_spec.make)).parameters
+    arguments = dict(pruner_spec.arguments)
+    pruner = pruner_spec.replace(**{k: v for k, v in known.items() if k in parameters and k not in arguments}).build(
+        BasePruner
+    )
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    # Hyperband derives a candidate's bracket from the study's name.
+    study = optuna.create_study(study_name="kdnas", direction="maximize", pruner=pruner)
+    optuna.logging.set_verbosity(before)
+    return study
 
 
 def parse_pruner(text: str) -> Spec:

@@ -29,6 +29,7 @@ from kdnas.runs.schema import mismatch
 MANIFEST, METRICS, RANKING, RESULTS = "run.json", "metrics.jsonl", "ranking.jsonl", "results.json"
 CHECKPOINT, TEACHER, STUDENTS, REPORT = "checkpoint.safetensors", "teacher", "students", "report.html"
 SNAPSHOTS, MEMBERS, WHY, LATENCIES = "teacher-snapshots", "teacher-members", "why.json", "latency.jsonl"
+TRAININGS, HITS = "trainings.jsonl", "test_hits.jsonl"
 # The files of a student folder.
 CARD, WEIGHTS, SOURCE, GRAPH = "student.json", "weights.safetensors", "student.py", "student.onnx"
 INTEGERS = "student-int8.onnx"
@@ -331,6 +332,10 @@ class RunFolder:
         results = self.results()
         results["rows"] = [r for r in results["rows"] if r["name"] != row["name"]] + [dict(row)]
         write_json(self.path(RESULTS), results)
+
+    def replace_results(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """The rows of the closing table, in place of those so far."""
+        write_json(self.path(RESULTS), self.results() | {"rows": [dict(row) for row in rows]})
 
     def forget_controls(self, which: Callable[[str], bool]) -> None:
         """Remove the controls whose names `which` accepts: those of an earlier search."""

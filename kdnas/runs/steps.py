@@ -33,7 +33,7 @@ class StudentSteps:
 
     def __init__(self, folder: Path, settings: Any = None, checkpoints: Path | None = None) -> None:
         self.folder, self._checkpoints = folder, checkpoints or folder
-        begun, digest = folder / BEGUN, _digest(settings)
+        begun, digest = folder / BEGUN, digest_of(settings)
         if settings is not None and begun.exists() and read_json(begun, _Begun, _AGAIN)["settings"] != digest:
             raise ValueError(
                 f"{folder} holds students trained with other settings, data or teachers. Remove it, or write elsewhere."
@@ -89,7 +89,7 @@ def draft_of(student: Path, settings: Any) -> Path:
 
     Its name has a digest of the settings, so other settings begin anew.
     """
-    return student.parent / f".{student.name}.{_digest(settings)[:12]}.draft.safetensors"
+    return student.parent / f".{student.name}.{digest_of(settings)[:12]}.draft.safetensors"
 
 
 def forget_drafts(student: Path) -> None:
@@ -100,5 +100,6 @@ def forget_drafts(student: Path) -> None:
             path.unlink()
 
 
-def _digest(settings: Any) -> str:
+def digest_of(settings: Any) -> str:
+    """A digest of settings as JSON, in hexadecimal."""
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()

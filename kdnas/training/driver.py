@@ -25,6 +25,7 @@ def train_with_checkpoints(
     evaluate: Evaluate | None = None,
     after_step: Callable[[int], None] | None = None,
     guard: Guard | None = None,
+    until: int | None = None,
 ) -> float:
     """Take all remaining steps, with progress, metrics and checkpoints; returns the seconds of the whole phase.
 
@@ -36,6 +37,7 @@ def train_with_checkpoints(
         evaluate: measures accuracies: at the end of every epoch of a guarded supernet, else about eight times.
         after_step: called with the number of steps taken, after each and before the checkpoint that includes it.
         guard: monitors a supernet.
+        until: number of steps after which the training pauses; a later call goes on from the checkpoint.
 
     Raises:
         FloatingPointError: a loss or gradient is not finite, and the training is not rolled back.
@@ -44,8 +46,9 @@ def train_with_checkpoints(
     began = saved = time.perf_counter()
     metrics = None if storage is None else storage.metrics(phase, before=training.index)
     cadence = _Cadence.of(training, guarded=guard is not None)
-    with progress(phase, training.recipe.steps, training.index) as bar:
-        while not training.done:
+    end = training.recipe.steps if until is None else min(until, training.recipe.steps)
+    with progress(phase, end, training.index) as bar:
+        while training.index < end:
             losses, warnings = _step(training, guard, watch=cadence.compares(training.index + 1))
             if after_step is not None:
                 after_step(training.index)
@@ -53,7 +56,7 @@ def train_with_checkpoints(
             if metrics is not None and (cadence.records(training.index) or warnings):
                 seconds = round(seconds_before + time.perf_counter() - began, 3)
                 metrics.write(**_record(training, cadence, losses, warnings, seconds, evaluate, guard))
-            if time.perf_counter() - saved >= CHECKPOINT_SECONDS or training.done:
+            if time.perf_counter() - saved >= CHECKPOINT_SECONDS or training.index == end:
                 _save(training, checkpoint, guard, seconds_before + time.perf_counter() - began)
                 saved = time.perf_counter()
     remove_drafts(checkpoint)

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from kdnas.costs.budget import Budget
-from kdnas.costs.check import BudgetCheck, Infeasible, check_feasible
+from kdnas.costs.check import BudgetCheck, Infeasible, check_feasible, largest_within
 from kdnas.costs.count import cost, peak_memory
 from kdnas.spaces.toy import Toy
 
@@ -130,3 +130,16 @@ def test_the_first_of_equally_near_networks_is_named():
     check = Check(SPACE, lambda architecture: 1.0)
     with pytest.raises(Infeasible, match=re.escape(f"nearest is {SPACE.code(SPACE.smallest)} with excess 1")):
         check_feasible(check, random.Random(0), attempts=20)
+
+
+@pytest.mark.parametrize("share", [1.0, 0.7, 0.4, 0.25])
+def test_the_largest_within_a_budget_is_within_it_and_no_change_of_a_choice_is_larger(share):
+    macs = {a: cost(SPACE.blueprint(a)).macs for a in SPACE.all()}
+    bound = share * max(macs.values())
+    best = largest_within(BudgetCheck(SPACE, Budget(macs=bound)), SPACE.smallest)
+    assert macs[best] <= bound
+    for other, own in macs.items():
+        changed = [name for name in {*best, *other} if best.get(name) != other.get(name)]
+        assert len(changed) > 1 or own <= macs[best] or own > bound
+    if share == 1.0:
+        assert best == SPACE.largest

@@ -14,6 +14,7 @@ from kdnas.ranking import controls
 from kdnas.ranking.order import ranked
 from kdnas.runs.folder import RunFolder
 from kdnas.settings import Experiment
+from kdnas.students.folder import read_student
 
 
 @pytest.fixture(scope="module")
@@ -80,9 +81,10 @@ def test_the_same_search_under_another_score_stands_beside_it(contrasted):
     assert control["interval"][0] <= control["value"] <= control["interval"][1]
     assert ranked(other)[0].code == control["code"]
     assert "FromLabels" in control["sentence"]
-    # The contrast's student is retrained too, unless it is the same network.
+    # The contrast's student is trained too, unless it is the same network.
     names = {row["name"] for row in storage.results()["rows"]}
-    assert ("contrast" in names) == (ranked(own)[0].architecture != ranked(other)[0].architecture)
+    card = read_student(contrasted / "students" / "student")[1]
+    assert ("contrast" in names) == (card.architecture != ranked(other)[0].architecture)
 
 
 def test_the_comparison_of_scores_obeys_the_time_too(contrasted, monkeypatch):

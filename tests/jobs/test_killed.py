@@ -104,3 +104,30 @@ def test_a_retraining(tmp_path, trained):
     cards = [json.loads((students / name / "student.json").read_text()) for name in ("killed", "whole")]
     assert cards[0]["origin"]["test_accuracy"] == cards[1]["origin"]["test_accuracy"]
     assert drafts(trained) == []
+
+
+def test_finals(tmp_path, trained):
+    """Killed in the midst of the second finalist: rows, weights and results are those of the run that was not."""
+    main(["search", str(trained), "--num-evaluations", "12"])
+    whole, folder = tmp_path / "whole", tmp_path / "run"
+    for place in (whole, folder):
+        shutil.copytree(trained, place, ignore=shutil.ignore_patterns("students"))
+    options = ["--steps", "12", "--no-deploy"]
+    main(["finals", str(whole), *options])
+    state = folder / "trainings" / "finalist-2.safetensors"
+    killed(["finals", str(folder), *options], state.exists)
+    before = RunFolder(folder).lines("trainings.jsonl")
+    assert all(row["step"] == 0 for row in before if row["name"] == "finalist-2")  # in the midst of it
+    main(["finals", str(folder), *options])
+
+    def told(place):
+        rows = RunFolder(place).lines("trainings.jsonl")
+        results = RunFolder(place).results()
+        for row in (*rows, *results["rows"]):
+            row.pop("seconds", None)
+        return rows, results
+
+    assert told(folder) == told(whole)
+    for student in sorted(path.name for path in (whole / "students").iterdir()):
+        same_weights(folder / "students" / student, whole / "students" / student)
+    assert drafts(folder) == []

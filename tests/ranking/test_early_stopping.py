@@ -12,7 +12,7 @@ import torch
 from kdnas.cli.commands import main
 from kdnas.jobs._run import Run
 from kdnas.jobs.search import search
-from kdnas.ranking.early_stopping import EarlyStopping, parse_pruner
+from kdnas.ranking.early_stopping import EarlyStopping, parse_pruner, survivors
 from kdnas.ranking.order import ranked
 from kdnas.runs.entry import RANDOM, Entry
 from kdnas.runs.folder import RANKING, RunFolder
@@ -72,6 +72,34 @@ def test_successive_halving_by_hand():
     ]
     assert found[2].parts == {"at 1": 0.6, "at 3": 0.5}
     assert scorer.asked == 3 + 1 + 2 + 3 + 1 + 3  # what is stopped is not computed any further
+
+
+@pytest.mark.parametrize(
+    ("values", "kept"),
+    [
+        ([0.5], [0]),
+        ([0.4, 0.6], [1]),
+        ([0.4, 0.6, 0.5], [1]),
+        ([0.4, 0.6, 0.5, 0.7, 0.1], [1, 3]),
+        ([0.5] * 3, [0, 1, 2]),
+    ],
+)
+def test_of_all_at_one_rung_halving_keeps_the_best_half_rounded_down(values, kept):
+    assert survivors(HALVING, (50, 100), [(value,) for value in values]) == kept
+    worse_before = [(value,) for value in values]
+    assert survivors(HALVING, (25, 50, 100), [(0.9, v) for (v,) in worse_before] + [(0.1,)] * 2) == kept
+
+
+@pytest.mark.parametrize("name", ["successive_halving", "median,n_startup_trials=3", "percentile,percentile=30", "nop"])
+def test_who_survives_does_not_depend_on_the_order(name):
+    rng = random.Random(0)
+    for _ in range(5):
+        curves = [tuple(rng.random() for _ in range(2)) for _ in range(6)] + [(rng.random(),) for _ in range(3)]
+        order = rng.sample(range(9), 9)
+        kept = survivors(parse_pruner(name), (25, 50, 100), curves)
+        again = survivors(parse_pruner(name), (25, 50, 100), [curves[i] for i in order])
+        assert sorted(order[i] for i in again) == kept and kept
+        assert max(range(6), key=lambda i: curves[i][1]) in kept
 
 
 @pytest.mark.parametrize(

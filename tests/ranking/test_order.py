@@ -3,9 +3,11 @@
 import itertools
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from kdnas.architecture import Architecture
-from kdnas.ranking.order import front_of, order_key, ranked
+from kdnas.ranking.order import difference, finalists, front_of, order_key, ranked
 from kdnas.runs.entry import Entry
 
 
@@ -54,3 +56,43 @@ def test_the_front_is_cheapest_first_and_of_equal_entries_the_first_code():
     for part in (entries, entries[::-1]):
         assert [e.code for e in front_of(part)] == ["cheap", "small", "b", "fewer", "best"]
     assert front_of([]) == []
+
+
+def numbered(number):
+    """Four choices by the digits of a number to the base of 4; 3 is a choice that does not exist."""
+    digits = {name: number // 4**place % 4 for place, name in enumerate("abcd")}
+    return Architecture({name: digit for name, digit in digits.items() if digit < 3})
+
+
+ARCHITECTURES = st.integers(0, 255).map(numbered)
+
+
+def of(architecture):
+    return Entry(architecture, str(architecture), 0.5, {}, 1, 1, 1, 0.0)
+
+
+def test_finalists_by_hand():
+    rows = [{"a": 0, "b": 0}, {"a": 0, "b": 1}, {"a": 1, "b": 1}, {"a": 1, "b": 0}, {"a": 0}]
+    entries = [of(Architecture(row)) for row in rows]
+    assert finalists(entries, 5, 0.5) == entries
+    assert finalists(entries, 5, 0.51) == [entries[0], entries[2]]
+    assert finalists(entries, 1, 0.0) == entries[:1]
+
+
+@given(st.lists(ARCHITECTURES, max_size=12), st.integers(1, 5), st.floats(0, 1))
+def test_finalists_are_apart_and_whoever_is_left_out_is_near_a_better_one(architectures, count, least):
+    entries = [of(architecture) for architecture in architectures]
+    chosen = finalists(entries, count, least)
+    for i, entry in enumerate(chosen):
+        assert all(difference(entry.architecture, better.architecture) >= least for better in chosen[:i])
+    more = finalists(entries, count + 1, least)
+    assert more[: len(chosen)] == chosen  # more finalists are the same and further ones
+    if len(chosen) < count:
+        for entry in entries:
+            assert entry in chosen or any(difference(entry.architecture, c.architecture) < least for c in chosen)
+
+
+@given(ARCHITECTURES, ARCHITECTURES)
+def test_a_difference_is_a_share_that_is_0_for_equal_networks_alone(first, second):
+    assert 0 <= difference(first, second) == difference(second, first) <= 1
+    assert (difference(first, second) == 0) == (first == second)

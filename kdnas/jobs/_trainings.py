@@ -1,0 +1,209 @@
+"""Networks of a run that are trained by themselves, each once: a row per mark, a student folder, a paused state."""
+
+import dataclasses
+import time
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, final
+
+import torch
+
+from kdnas.architecture import Architecture
+from kdnas.evaluation import accuracy
+from kdnas.jobs._run import Run, insisting
+from kdnas.jobs.export import card_of, inherited
+from kdnas.jobs.retrain import training_of
+from kdnas.network import Network
+from kdnas.runs.checkpoint import load_state
+from kdnas.runs.folder import STUDENTS, TRAININGS
+from kdnas.runs.steps import digest_of
+from kdnas.settings import SHARES, Retrain
+from kdnas.students.card import FINGERPRINT, input_of
+from kdnas.students.folder import write_student
+from kdnas.tables import unstructure
+from kdnas.training.driver import train_with_checkpoints
+from kdnas.training.loop import Training
+
+_PAUSED = "trainings"  # folder of the states with which trainings go on
+
+
+def marks(steps: int) -> tuple[int, ...]:
+    """Numbers of steps after which every training is measured on the search part, ascending."""
+    return tuple(sorted({max(1, int(steps * share)) for share in SHARES}))
+
+
+@final
+@dataclass(frozen=True)
+class TrainingRow:
+    """A line of `trainings.jsonl`: one network's training at one of its marks.
+
+    Attributes:
+        name: of the student folder, and of the phase in the metrics.
+        code: of the architecture.
+        settings: digest of the training's settings.
+        seed: of the training.
+        step: number of steps taken; 0 where the name was given.
+        steps: number of steps of the whole training.
+        accuracy: on the search part; None where nothing was measured.
+        seconds: of all steps so far.
+        problem: why the training ended early, such as a loss that is not finite; empty if it did not.
+    """
+
+    name: str
+    code: str
+    settings: str
+    seed: int
+    step: int
+    steps: int
+    accuracy: float | None = None
+    seconds: float = 0.0
+    problem: str = ""
+
+
+@final
+@dataclass
+class Trainings:
+    """All trainings of a run's networks; what is trained is never trained again.
+
+    A training is known by its architecture and its settings, seed included. It pauses at a mark, and a later call, also
+    of another process, goes on from there, bit for bit as if it had not paused.
+
+    Attributes:
+        run: the run; its data, teacher and supernet are those of every training.
+        rows: the lines of `trainings.jsonl`.
+    """
+
+    run: Run
+    rows: list[TrainingRow] = field(init=False)
+
+    def __post_init__(self) -> None:
+        names = [known.name for known in dataclasses.fields(TrainingRow)]
+        lines = self.run.storage.lines(TRAININGS, TrainingRow)
+        self.rows = [TrainingRow(**{name: line[name] for name in names if name in line}) for line in lines]
+
+    def train(self, role: str, architecture: Architecture, settings: Retrain, step: int | None = None) -> TrainingRow:
+        """Train a network up to a mark, and measure it there; each earlier mark too.
+
+        Args:
+            role: what a network that has no training yet is named after: `ROLE-N`.
+            architecture: the network.
+            settings: distiller, recipe and initial weights.
+            step: one of `marks(steps)`; by default the last.
+
+        Returns:
+            The row at that mark; one with a `problem` where a loss was not finite.
+
+        Raises:
+            ValueError: the distiller or the teacher does not fit.
+        """
+        mark = step or settings.recipe.steps
+        own = self.of(architecture, settings) or [self._begin(role, architecture, settings)]
+        row = next((row for row in own if row.step == mark or row.problem), None)
+        return row or self._advance(own, architecture, settings, mark)
+
+    def of(self, architecture: Architecture, settings: Retrain) -> list[TrainingRow]:
+        """The rows of a training, in the order of its steps; none where it has not begun."""
+        key = self.run.space.code(architecture), _digest(settings)
+        return [row for row in self.rows if (row.code, row.settings) == key]
+
+    def folder(self, row: TrainingRow) -> Path:
+        """The student folder of a training."""
+        return self.run.storage.path(STUDENTS, row.name)
+
+    def deliver(
+        self, row: TrainingRow, architecture: Architecture, settings: Retrain, out: Path, *, deploy: bool, **origin: Any
+    ) -> dict[str, float]:
+        """Write a whole training's student to another folder, in every form; see `write_student`.
+
+        Args:
+            row: the training.
+            architecture: its network.
+            settings: its settings.
+            out: the folder.
+            deploy: whether to write every form.
+            **origin: further facts for the card.
+        """
+        training = self._training(architecture, settings)
+        training.load(load_state(self._state(row.name))["training"])
+        return self._write(out, training, architecture, settings, row, deploy=deploy, **origin)
+
+    def _begin(self, role: str, architecture: Architecture, settings: Retrain) -> TrainingRow:
+        """Name a new training."""
+        number = 1 + len({row.name for row in self.rows if row.name.rpartition("-")[0] == role})
+        code, recipe = self.run.space.code(architecture), settings.recipe
+        row = TrainingRow(f"{role}-{number}", code, _digest(settings), recipe.seed, 0, recipe.steps)
+        self._add(row)
+        return row
+
+    def _advance(self, own: list[TrainingRow], architecture: Architecture, settings: Retrain, end: int) -> TrainingRow:
+        """Train up to a mark, write the student as it is there, and record this mark and those before it."""
+        training, data, storage = self._training(architecture, settings), self.run.data, self.run.storage
+        network, begun = _network(training), own[-1]
+        state = self._state(begun.name)
+        state.parent.mkdir(exist_ok=True)
+        missing = set(marks(settings.recipe.steps)) - {row.step for row in own} - {end}
+        began = time.perf_counter()
+        measure = lambda: {"accuracy": accuracy(network, data.search, data)}  # noqa: E731
+
+        def record(step: int) -> None:
+            if step in missing:
+                seconds = round(begun.seconds + time.perf_counter() - began, 3)
+                self._add(dataclasses.replace(begun, step=step, seconds=seconds, **measure()))
+
+        try:
+            seconds = train_with_checkpoints(training, begun.name, state, storage, measure, record, until=end)
+        except FloatingPointError as error:
+            row = dataclasses.replace(begun, step=training.index, accuracy=None, problem=str(error))
+        else:
+            row = dataclasses.replace(begun, step=end, seconds=seconds, **measure())
+            self._write(self.folder(row), training, architecture, settings, row, deploy=False)
+        self._add(row)
+        return row
+
+    def _write(
+        self,
+        out: Path,
+        training: Training,
+        architecture: Architecture,
+        settings: Retrain,
+        row: TrainingRow,
+        *,
+        deploy: bool,
+        **origin: Any,
+    ) -> dict[str, float]:
+        run = self.run
+        network = _network(training).cpu().eval()
+        facts = {"training": row.name, "steps": row.step, "seconds": row.seconds, "search_accuracy": row.accuracy}
+        facts |= {"retrained": unstructure(settings), FINGERPRINT: run.storage.manifest.get("data"), **origin}
+        card = card_of(run, network, architecture, facts)
+        card = dataclasses.replace(card, preprocessing=input_of(network, run.data))
+        extras = partial(training.distiller.cpu().export_extras, network, run.data)
+        return write_student(out, network, card, deploy=deploy, more=extras)
+
+    def _training(self, architecture: Architecture, settings: Retrain) -> Training:
+        """The training before its first step."""
+        run = self.run
+        if settings.weights == "inherited":
+            network = inherited(run, architecture)
+        else:
+            with torch.device("meta"):  # its weights are drawn by `training_of`
+                network = Network(run.space.blueprint(architecture))
+        with insisting(bool(run.storage.manifest.get("insists"))):
+            return training_of(network, settings, run.data, run.teacher_spec)
+
+    def _state(self, name: str) -> Path:
+        return self.run.storage.path(_PAUSED, f"{name}.safetensors")
+
+    def _add(self, row: TrainingRow) -> None:
+        self.run.storage.add(TRAININGS, [dataclasses.asdict(row)])
+        self.rows.append(row)
+
+
+def _network(training: Training) -> Network:
+    assert isinstance(training.model, Network)
+    return training.model
+
+
+def _digest(settings: Retrain) -> str:
+    return digest_of(unstructure(settings))[:16]

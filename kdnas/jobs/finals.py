@@ -1,0 +1,394 @@
+"""The trainings that decide which network of a ranking becomes the student, and those of its controls."""
+
+import dataclasses
+import hashlib
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple, TypedDict, final
+
+import numpy as np
+
+from kdnas.architecture import Architecture
+from kdnas.costs.check import BudgetCheck, largest_within
+from kdnas.costs.count import cost
+from kdnas.distillers.from_labels import FromLabels
+from kdnas.evaluation import student_hits, teacher_row
+from kdnas.jobs._preflight import duration, training_seconds
+from kdnas.jobs._run import Run
+from kdnas.jobs._trainings import TrainingRow, Trainings, marks
+from kdnas.jobs.search import latency_table
+from kdnas.network import Network
+from kdnas.randomness import initialised, python_rng
+from kdnas.ranking.early_stopping import survivors
+from kdnas.ranking.order import finalists, ranked
+from kdnas.runs.entry import CONTRAST, RANDOM, Entry
+from kdnas.runs.files import current_folder
+from kdnas.runs.folder import HITS, STUDENTS, WEIGHTS
+from kdnas.searchers.random_search import RandomSearch
+from kdnas.settings import SHARES, Control, Finals, Retrain, Search, contest_cost
+from kdnas.settings import rungs as compared
+from kdnas.specs import spec
+from kdnas.statistics import Array, compare_accuracy
+from kdnas.tables import structure
+
+say = logging.getLogger(__name__).info
+
+_LIMITED = 1e8  # seconds; a longer time is no limit
+
+
+class _Claim(NamedTuple):
+    """What a control is compared with the student for.
+
+    Attributes:
+        row: its name in the closing table.
+        name: of the claim.
+        words: the control's network.
+        otherwise: conclusion where it is better than the student.
+    """
+
+    row: str
+    name: str
+    words: str
+    otherwise: str
+
+
+_CLAIMS: dict[Control, _Claim] = {
+    "labels": _Claim(
+        "control", "distillation", "the same network trained without a teacher", "distillation did not help"
+    ),
+    "random": _Claim(
+        "random networks",
+        "choice",
+        "the best of as many random networks within the budget, trained and chosen alike",
+        "the ranking chose no better than chance",
+    ),
+    "largest": _Claim(
+        "largest",
+        "size",
+        "the largest network within the budget, trained alike",
+        "the ranking chose no better than size does",
+    ),
+    "longer": _Claim(
+        "longer",
+        "cost",
+        "place 1, trained for as many steps as all finalists together",
+        "a longer training of place 1 was worth more than the finalists",
+    ),
+    "contrast": _Claim(
+        "contrast",
+        "contrasted",
+        "the best subnet of the same search under the other score, trained alike",
+        "the other score chose better",
+    ),
+}
+LOST = "points lost"
+CLAIMS = (LOST, *(claim.name for claim in _CLAIMS.values()))
+"""The names of the claims about a student, in the order in which they are printed."""
+
+
+def finals(run: Run, settings: Finals, retrain: Retrain, *, deploy: bool = True) -> dict[str, Any]:
+    """Train the best of the last ranking, choose the student on the search part, and compare it with its controls.
+
+    The finalists are trained to their first mark (half of the steps, or a quarter where there are four or more), the
+    pruner stops some, the others go on to the next; the best of those that were trained whole is the student. Only
+    then is the test part read, once for the teacher, the student and each control, and the outcome is stored. Every
+    training is a student `students/finalist-N`; one that exists, of an earlier call or another search too, is not
+    trained again.
+
+    Args:
+        run: with a finished search.
+        settings: number of finalists, controls, pruner, seeds and time.
+        retrain: distiller, recipe and initial weights of every training.
+        deploy: whether to write and compare every form of `students/student`.
+
+    Returns:
+        Folder, code, params, MACs and seconds of the student, its accuracy on the search part and on the test part (a
+        mean over the seeds), and a row per finalist.
+
+    Raises:
+        ValueError: no search is finished, `max_time` is shorter than one training, or no training ended well.
+
+    Reference: Jamieson and Talwalkar, Non-stochastic Best Arm Identification and Hyperparameter Optimization, AISTATS
+        2016, successive halving; each stopping is Optuna's, judged beside all that reached the same mark.
+    """
+    job = _Finals(run, settings, retrain, Trainings(run))
+    places = finalists(run.ranking(), settings.finalists, settings.distance)
+    job.announce(places)
+    contest = job.hold("finalist", [entry.architecture for entry in places], job.affordable)
+    rows = [
+        {"place": 1 + run.ranking().entries.index(entry), "score": entry.score, **dataclasses.asdict(row)}
+        for entry, row in zip(places, contest.rows, strict=False)
+    ]
+    storage = run.storage
+    storage.finish("finals", search=job.number, winner=contest.best.name, rows=rows)
+    say(f"finals: {contest.best.name} is the best of {len(contest.rows)} on the search part; next: its controls")
+    student = _Network("student", contest.architecture, retrain, "finalist")
+    networks = [student, *job.controls(contest)]
+    trained = {network.name: job.seeds(network) for network in networks}
+    results = job.measure(networks, trained)
+    folder = storage.path(STUDENTS, "student")
+    test_accuracy = results["student"]["accuracy"]
+    if (storage.phase("student") or {}).get("training") != contest.best.name or not current_folder(folder).exists():
+        job.trainings.deliver(
+            contest.best, student.architecture, retrain, folder, deploy=deploy, test_accuracy=test_accuracy
+        )
+    for name in ("student", "control"):
+        if name in results:
+            row = {key: results[name][key] for key in ("accuracy", "params", "macs")}
+            storage.finish(name, **row, training=trained[name][0].name)
+    return {
+        "student": str(folder),
+        "code": contest.best.code,
+        "search_accuracy": contest.best.accuracy,
+        **{key: results["student"][key] for key in ("accuracy", "params", "macs", "seconds")},
+        "finalists": rows,
+    }
+
+
+@final
+@dataclass(frozen=True)
+class _Contest:
+    """Networks trained under a pruner.
+
+    Attributes:
+        architectures: those that took part.
+        rows: the last row of each.
+        steps: of all trainings together.
+    """
+
+    architectures: Sequence[Architecture]
+    rows: Sequence[TrainingRow]
+
+    @property
+    def index(self) -> int:
+        """That of the best network that was trained whole; of equal ones the first."""
+        whole = [i for i, row in enumerate(self.rows) if row.step == row.steps and row.accuracy is not None]
+        return max(whole, key=lambda i: self.rows[i].accuracy or 0.0)
+
+    @property
+    def best(self) -> TrainingRow:
+        return self.rows[self.index]
+
+    @property
+    def architecture(self) -> Architecture:
+        return self.architectures[self.index]
+
+    @property
+    def steps(self) -> int:
+        return sum(row.step for row in self.rows)
+
+
+class _Hits(TypedDict):
+    """A line of `test_hits.jsonl`: a student's weights by their digest, and a bit per test image, in hexadecimal."""
+
+    training: str
+    weights: str
+    images: int
+    hits: str
+
+
+class _Network(NamedTuple):
+    """A network of the closing table, its training, and what its students are named after."""
+
+    name: str
+    architecture: Architecture
+    settings: Retrain
+    role: str
+
+
+@final
+@dataclass
+class _Finals:
+    """The finals of a run's last search."""
+
+    run: Run
+    settings: Finals
+    retrain: Retrain
+    trainings: Trainings
+
+    @cached_property
+    def number(self) -> int:
+        """That of the search."""
+        number: int = self.run.storage.require("search", f"kdnas search {self.run.folder}")["search"]
+        return number
+
+    @cached_property
+    def budget(self) -> BudgetCheck:
+        """That of the search."""
+        search = structure(self.run.storage.manifest["searches"][self.number - 1]["settings"], Search)
+        return BudgetCheck(self.run.space, search.budget, lambda: latency_table(self.run))
+
+    def announce(self, places: Sequence[Entry]) -> None:
+        """Log what is about to be trained, and roughly for how long."""
+        run, steps = self.run, self.retrain.recipe.steps
+        blueprint = run.space.blueprint(places[0].architecture)
+        network = initialised(lambda: Network(blueprint), 0)
+        each = training_seconds(network, self.retrain.recipe, run.teacher, run.data)
+        apart = "" if len(places) == self.settings.finalists else f" (no more are apart in {run.folder})"
+        whole, controls = dataclasses.replace(self.settings, finalists=len(places)).trainings
+        say(
+            f"finals: {len(places)} finalists{apart} cost {whole:.1f} trainings of {steps:,} steps, roughly "
+            f"{duration(each * whole)}; seeds and controls {controls:.1f}, roughly {duration(each * controls)}"
+        )
+
+    def hold(
+        self,
+        role: str,
+        architectures: Sequence[Architecture],
+        affordable: Callable[[int, TrainingRow], int] = lambda count, _: count,
+    ) -> _Contest:
+        """Train networks from mark to mark; the pruner stops some at each.
+
+        Args:
+            role: what their students are named after.
+            architectures: best first.
+            affordable: how many of so many there is time for, from the first row.
+        """
+        rungs = marks(self.retrain.recipe.steps)[-compared(len(architectures)) :]
+        train = lambda architecture, rung: self.trainings.train(role, architecture, self.retrain, rung)  # noqa: E731
+        architectures = architectures[: affordable(len(architectures), train(architectures[0], rungs[0]))]
+        curves: list[list[TrainingRow]] = [[] for _ in architectures]
+        alive = list(range(len(architectures)))
+        for rung in rungs:
+            for index in alive:
+                curves[index].append(train(architectures[index], rung))
+            alive = [index for index in alive if not curves[index][-1].problem]
+            if not alive:
+                raise ValueError(f"no finalist could be trained: {curves[0][-1].problem}")
+            if rung < rungs[-1]:
+                values = [[row.accuracy for row in curve if row.accuracy is not None] for curve in curves]
+                others = [values[index] for index in range(len(curves)) if index not in alive and values[index]]
+                kept = survivors(self.settings.pruner, rungs, [values[index] for index in alive] + others)
+                alive = [alive[index] for index in kept]
+        return _Contest(architectures, [curve[-1] for curve in curves])
+
+    def affordable(self, count: int, first: TrainingRow) -> int:
+        """How many finalists there is time for, from the seconds of the first one's first steps."""
+        limit = self.settings.max_time
+        if limit > _LIMITED or first.problem:
+            return count
+        each = first.seconds / first.step * first.steps
+        if each > limit:
+            raise ValueError(
+                f"`max_time` must be at least {each:.0f} s, the time of one training, got {limit:g} s. Raise it, or "
+                "lower --steps."
+            )
+        shares = SHARES[-compared(count) :]
+        fitting = max(n for n in range(1, count + 1) if n == 1 or each * contest_cost(n, shares) <= limit)
+        if fitting < count:
+            say(f"finals: {limit:g} s are enough for {fitting} of {count} finalists, each of {each:.0f} s when whole")
+        return fitting
+
+    def controls(self, contest: _Contest) -> Iterator[_Network]:
+        """The networks of the controls that the settings name, as far as there are any."""
+        best, first, steps = contest.architecture, contest.architectures[0], self.retrain.recipe.steps
+        others: dict[Control, Callable[[], tuple[Architecture | None, Retrain]]] = {
+            "labels": lambda: (best, dataclasses.replace(self.retrain, distiller=spec(FromLabels))),
+            "random": lambda: (self.hold("random", self._random(len(contest.rows))).architecture, self.retrain),
+            "largest": lambda: (largest_within(self.budget, self._largest_entry()), self.retrain),
+            "longer": lambda: (first if contest.steps > steps else None, self._seeded(0, contest.steps)),
+            "contrast": lambda: (self._contrast(), self.retrain),
+        }
+        for name in self.settings.controls:
+            architecture, settings = others[name]()
+            if architecture is not None:
+                role = "control" if name == "labels" else name
+                yield _Network(_CLAIMS[name].row, architecture, settings, role)
+
+    def _random(self, count: int) -> list[Architecture]:
+        """Random networks within the budget: the first of the search's own random search, or else new draws."""
+        entries = [e.architecture for e in self.run.storage.ranking(self.number) if e.searcher == RANDOM]
+        if len(entries) < count:
+            rng = python_rng(self.retrain.recipe.seed, "random finalists")
+            entries = list(RandomSearch(space=self.run.space, admits=self.budget.admits, rng=rng).ask(count))
+        return entries[:count]
+
+    def _largest_entry(self) -> Architecture:
+        entries = [e for e in self.run.storage.ranking(self.number) if self.budget.admits(e.architecture)]
+        return max(entries, key=lambda entry: entry.macs).architecture
+
+    def _contrast(self) -> Architecture | None:
+        entries = ranked([e for e in self.run.storage.ranking(self.number) if e.searcher == CONTRAST])
+        return entries[0].architecture if entries else None
+
+    def _seeded(self, offset: int, steps: int | None = None, settings: Retrain | None = None) -> Retrain:
+        """The training with another seed or number of steps."""
+        settings = settings or self.retrain
+        recipe = settings.recipe
+        recipe = dataclasses.replace(recipe, seed=recipe.seed + offset, steps=steps or recipe.steps)
+        return dataclasses.replace(settings, recipe=recipe)
+
+    def seeds(self, network: _Network) -> list[TrainingRow]:
+        """The whole trainings of a network, one per seed."""
+        rows: list[TrainingRow] = []
+        for offset in range(self.settings.seeds):
+            settings = self._seeded(offset, settings=network.settings)
+            role = f"{rows[0].name}-seed" if rows else network.role
+            row = self.trainings.train(role, network.architecture, settings)
+            if row.problem:
+                raise ValueError(f"the training {row.name} failed: {row.problem}")
+            rows.append(row)
+        return rows
+
+    def measure(self, networks: Sequence[_Network], trained: dict[str, list[TrainingRow]]) -> dict[str, dict[str, Any]]:
+        """Read the test part, after the choice, and record the closing table and the claims."""
+        run, storage = self.run, self.run.storage
+        teacher = next((row for row in storage.results()["rows"] if row["name"] == "teacher"), None)
+        rows = [teacher or {"name": "teacher", **teacher_row(run.teacher, run.data)}]
+        hits: dict[str, Array] = {}
+        for network in networks:
+            if network.name != "student" and trained[network.name] == trained["student"]:
+                continue
+            own = hits[network.name] = np.stack([self._hits(row) for row in trained[network.name]])
+            seeds = [float(value) for value in own.mean(1)]
+            rows.append(
+                {
+                    "name": network.name,
+                    "accuracy": float(np.mean(seeds)),
+                    **cost(run.space.blueprint(network.architecture))._asdict(),
+                    "seconds": round(float(np.mean([row.seconds for row in trained[network.name]])), 3),
+                    "seeds": seeds,
+                    "training": trained[network.name][0].name,
+                }
+            )
+        storage.forget_controls(lambda name: name in CLAIMS)
+        storage.replace_results(rows)
+        storage.record_controls(_claims(hits, trained))
+        return {row["name"]: row for row in rows}
+
+    def _hits(self, row: TrainingRow) -> Array:
+        """1 for each test image that a student classifies correctly; read once, then from `test_hits.jsonl`."""
+        folder, storage = self.trainings.folder(row), self.run.storage
+        weights = hashlib.sha256((current_folder(folder) / WEIGHTS).read_bytes()).hexdigest()
+        for line in storage.lines(HITS, _Hits):
+            if line["weights"] == weights:
+                packed = np.frombuffer(bytes.fromhex(line["hits"]), np.uint8)
+                return np.unpackbits(packed, count=line["images"]).astype(float)
+        hits = student_hits(folder, self.run.data)
+        packed = np.packbits(hits.astype(bool)).tobytes().hex()
+        storage.add(HITS, [{"training": row.name, "weights": weights, "images": len(hits), "hits": packed}])
+        return hits
+
+
+def _claims(hits: dict[str, Array], trained: dict[str, list[TrainingRow]]) -> dict[str, dict[str, Any]]:
+    """What the test images say about the student beside each control, and first what it loses to the best of them."""
+    claims: dict[str, dict[str, Any]] = {}
+    taught: dict[float, tuple[str, dict[str, Any]]] = {}
+    for claim in _CLAIMS.values():
+        if claim.row not in trained:
+            continue
+        if trained[claim.row] == trained["student"]:
+            claims[claim.name] = {"sentence": f"The student is also {claim.words}."}
+            continue
+        compared = compare_accuracy("student", hits["student"], hits[claim.row], claim.words, claim.otherwise)
+        claims[claim.name] = compared
+        if claim.name != "distillation":
+            taught.setdefault(compared["value"], (claim.words, compared))
+    if not taught:
+        return claims
+    words, worst = taught[min(taught)]
+    lost, low, high = (0.0 - value for value in (worst["value"], *reversed(worst["interval"])))
+    sentence = f"Points lost to the best control, {words}: {100 * lost:.2f} [{100 * low:.2f}, {100 * high:.2f}]."
+    return {LOST: {"value": lost, "interval": [low, high], "sentence": sentence}, **claims}
