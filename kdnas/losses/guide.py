@@ -1,6 +1,9 @@
 """Losses in a training loop of one's own: recorded stages, and everything that a loop owes to its losses."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from inspect import signature
 from typing import Any, final
 
 import torch
@@ -21,8 +24,10 @@ class Recorder(nn.Module):
     Args:
         module: returns logits, or Outputs whose logits are used. Its weights stay its own.
         stages: names of submodules, shallow to deep, as in `module.named_modules()`; they return maps or tokens.
-        attentions: names of submodules that return attention maps `[batch, heads, tokens, tokens]`, alone or last in a
-            tuple, as those of transformers do with `output_attentions=True`.
+        attentions: names of attention modules: `nn.MultiheadAttention` (torchvision), timm's, or any that return maps
+            `[batch, heads, tokens, tokens]`, alone or last in a tuple, as those of transformers do with
+            `attn_implementation="eager"`. The first two compute the maps explicitly while they are recorded, the first
+            after its dropout, in training.
 
     Raises:
         ValueError: a submodule does not exist; the nearest name is offered.
@@ -54,14 +59,13 @@ class Recorder(nn.Module):
         def keep(part: nn.Module, _: Any, output: Any) -> None:
             values[part] = output
 
-        with hooked([known[name] for name in (*self.stages, *self.attentions)], after=keep):
+        with (
+            hooked([known[name] for name in self.stages], after=keep),
+            _attention_maps([known[name] for name in self.attentions]) as maps,
+        ):
             logits = self.module(images)
         features = tuple(_tensor(name, values.get(known[name])) for name in self.stages)
-        maps = (values.get(known[name]) for name in self.attentions)
-        attentions = tuple(
-            _tensor(name, value[-1] if isinstance(value, tuple) else value)
-            for name, value in zip(self.attentions, maps, strict=True)
-        )
+        attentions = tuple(_tensor(name, maps.get(known[name])) for name in self.attentions)
         return Outputs(logits.logits if isinstance(logits, Outputs) else logits, features, attentions, images)
 
     def gradients(self, images: Tensor, labels: Tensor) -> Outputs:
@@ -81,6 +85,39 @@ class Recorder(nn.Module):
             trained = any(p.requires_grad for p in self.parameters())
             (gradient,) = torch.autograd.grad(total, images, create_graph=trained)
         return Outputs(logits, (gradient,), images=images.detach())
+
+
+@contextmanager
+def _attention_maps(modules: Sequence[nn.Module]) -> Iterator[dict[nn.Module, Any]]:
+    """Inside, calls of these modules enter their attention maps into the dictionary."""
+    maps: dict[nn.Module, Any] = {}
+    with ExitStack() as stack:
+        for module in modules:
+            drop = getattr(module, "attn_drop", None)
+            if isinstance(module, nn.MultiheadAttention):
+                stack.callback(module.register_forward_pre_hook(_with_weights, with_kwargs=True).remove)
+            if isinstance(drop, nn.Module) and isinstance(module.__dict__.get("fused_attn"), bool):
+                # timm's: the dropout is called with the map, unless all is one fused operation.
+                stack.callback(setattr, module, "fused_attn", module.fused_attn)
+                module.fused_attn = False  # type: ignore[assignment]
+                enter = partial(_enter_input, maps, module)
+                stack.enter_context(hooked([drop], after=enter))
+            else:
+                stack.enter_context(hooked([module], after=partial(_enter_output, maps)))
+        yield maps
+
+
+def _with_weights(module: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any]) -> tuple[Any, Any]:
+    bound = signature(module.forward).bind(*arguments, **options).arguments
+    return (), {**bound, "need_weights": True, "average_attn_weights": False}
+
+
+def _enter_input(maps: dict[nn.Module, Any], owner: nn.Module, _: Any, inputs: tuple[Any, ...], __: Any) -> None:
+    maps[owner] = inputs[0]
+
+
+def _enter_output(maps: dict[nn.Module, Any], module: nn.Module, _: Any, output: Any) -> None:
+    maps[module] = output[-1] if isinstance(output, tuple) else output
 
 
 def _tensor(name: str, value: Any) -> Tensor:

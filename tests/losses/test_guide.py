@@ -1,8 +1,9 @@
 import pytest
 import torch
 from torch import nn
+from torchvision.models import VisionTransformer
 
-from kdnas.losses import Guide, Outputs, Recorder
+from kdnas.losses import AttentionMap, Guide, Outputs, Recorder
 from kdnas.losses.example import example
 
 STUDENT, TEACHER, LABELS = example()
@@ -51,6 +52,56 @@ def test_a_recorder_shows_stages_and_attentions_of_any_module():
     assert torch.equal(outputs.logits, network(images)) and torch.equal(outputs.features[0], network.first(images))
     assert outputs.attentions[0].shape == (2, 5, 4, 4) and outputs.images is images
     assert not network.first._forward_hooks
+
+
+def timm_transformer(heads, fused=True):
+    network = pytest.importorskip("timm").models.vision_transformer.VisionTransformer(
+        img_size=16, patch_size=8, embed_dim=12, depth=2, num_heads=heads, num_classes=5
+    )
+    for block in network.blocks:
+        block.attn.fused_attn = fused
+    return network, [f"blocks.{i}.attn" for i in range(2)]
+
+
+def torchvision_transformer(heads):
+    network = VisionTransformer(16, 8, 2, heads, hidden_dim=12, mlp_dim=8, num_classes=5)
+    return network, [f"encoder.layers.encoder_layer_{i}.self_attention" for i in range(2)]
+
+
+def map_by_hand(weight, bias, tokens, heads):
+    """The softmax of the scaled products of queries and keys, the first two thirds of one projection."""
+    projected = torch.nn.functional.linear(tokens, weight, bias).unflatten(2, (3, heads, -1))
+    queries, keys, _ = projected.permute(2, 0, 3, 1, 4)
+    return (queries @ keys.transpose(2, 3) * queries.shape[3] ** -0.5).softmax(3)
+
+
+@pytest.mark.parametrize("mode", [True, False])
+@pytest.mark.parametrize("fused", [True, False, None])
+def test_attention_maps_of_timm_and_torchvision_are_recorded(fused, mode):
+    torch.manual_seed(0)
+    network, names = torchvision_transformer(3) if fused is None else timm_transformer(3, fused)
+    network.train(mode)
+    module, images, inputs = network.get_submodule(names[1]), torch.randn(2, 3, 16, 16), []
+    outputs = Recorder(network, (), names)(images)
+    assert [a.shape for a in outputs.attentions] == [(2, 3, 5, 5)] * 2
+    torch.testing.assert_close(outputs.logits, network(images))
+    module.register_forward_pre_hook(lambda _, arguments: inputs.append(arguments[0]))
+    network(images)
+    own = (module.in_proj_weight, module.in_proj_bias) if fused is None else (module.qkv.weight, module.qkv.bias)
+    torch.testing.assert_close(outputs.attentions[1], map_by_hand(*own, inputs[0], 3))
+    if fused is not None:
+        assert module.fused_attn is fused and not module.attn_drop._forward_hooks
+    assert len(module._forward_pre_hooks) == 1 and not module._forward_hooks
+
+
+def test_attention_maps_are_distilled_from_timm_to_torchvision():
+    torch.manual_seed(0)
+    images = torch.randn(2, 3, 16, 16)
+    teacher, student = Recorder(timm_transformer(3)[0], (), ["blocks.1.attn"]), torchvision_transformer(2)
+    recorded = Recorder(student[0], (), student[1])(images)
+    AttentionMap(layers="last")(recorded, teacher(images)).backward()
+    slope = student[0].get_submodule(student[1][1]).in_proj_weight.grad
+    assert slope.isfinite().all() and slope[:24].any() and not slope[24:].any()  # queries and keys, no values
 
 
 def test_a_recorder_names_what_is_wrong():
