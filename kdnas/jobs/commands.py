@@ -419,6 +419,9 @@ def search(
     max_time: float | str | None = None,
     exact: bool = False,
     initial: int | None = None,
+    trainings: int | None = None,
+    results: str | Path | None = None,
+    quality: bool = True,
     teacher: nn.Module | None = None,
     data: Data | Dataset[Any] | None = None,
     device: str | None = None,
@@ -438,6 +441,11 @@ def search(
         exact: for a run trained block-wise, rate every option of every block once and compute the best networks
             exactly.
         initial: number of best candidates of the run's previous search to start from.
+        trainings: number of networks that are trained, earlier ones included, to predict the accuracies of all others;
+            fewer where one more is expected to gain less than the noise.
+        results: a CSV file of accuracies of trained networks, with codes in the column arch, or in the first one, and
+            accuracies in the column accuracy; they are stored in the run and count as trainings.
+        quality: measure first how long trainings must be for their order to say something.
         teacher: the teacher in memory that the run was started with.
         data: the data in memory that the run was started with.
         device: such as cpu or cuda:1 (default: a GPU where there is one).
@@ -453,6 +461,7 @@ def search(
     del device
     from kdnas.jobs import search as job
     from kdnas.jobs._arguments import as_run, seconds
+    from kdnas.jobs.predict import predict
     from kdnas.ranking.table import Ranking
 
     limit = None if max_time is None else seconds(max_time)
@@ -466,7 +475,12 @@ def search(
         exact=exact,
         initial=initial,
     )
-    return Ranking(job.search(opened, settings))
+    if trainings is None and results is None:
+        if not quality:
+            raise ValueError("`quality` is of trainings, got it without --trainings. Add them, or drop it.")
+        return Ranking(job.search(opened, settings))
+    path = None if results is None else Path(results)
+    return Ranking(predict(opened, settings, trainings or 0, results=path, quality=quality))
 
 
 @_computes

@@ -8,6 +8,7 @@ import torch
 from kdnas.architecture import Architecture, Choice, Value
 from kdnas.costs.count import cost, layer_costs, sum_costs
 from kdnas.jobs._run import Run
+from kdnas.jobs.predict import beliefs_of
 from kdnas.runs.files import write_json
 from kdnas.runs.folder import WHY
 from kdnas.scorers.base import Evidence, Score, score_all
@@ -24,6 +25,9 @@ def why(run: Run, code: str, *, scorer: Spec | None = None, num_images: int | No
     - `stages`: cost of stem, stages and head, and their shares of the whole.
     - `choices`: for every other option of every choice, score, params and macs of the network with that option, and
       their differences to this one; choices that exist only in that network take their first option. Sorted by score.
+    - `trainings`: where a search has trainings, the accuracy that their predictor believes in, with its 90 % interval;
+      every element of `choices` then has the believed `accuracy difference` and the ends `low` and `high` of its 90 %
+      interval, and the choices are sorted by it.
 
     Args:
         run: a run with a trained supernet.
@@ -41,7 +45,7 @@ def why(run: Run, code: str, *, scorer: Spec | None = None, num_images: int | No
     changes = list(neighbours(space, architecture))
     networks = [architecture, *dict.fromkeys(other for _, _, other in changes)]
     scores = dict(zip(networks, score_all(run.supernet, networks, run.scorer(scorer), evidence), strict=True))
-    explanation = {
+    explanation: dict[str, Any] = {
         "code": space.code(architecture),
         "architecture": dict(architecture),
         "scorer": scorer.name,
@@ -53,6 +57,13 @@ def why(run: Run, code: str, *, scorer: Spec | None = None, num_images: int | No
         "stages": _stages(space.blueprint(architecture)),
         "choices": _choices(space, architecture, changes, scores),
     }
+    beliefs = beliefs_of(run, networks)
+    if beliefs is not None:
+        believed = dict(zip(map(space.code, networks[1:]), beliefs.pop("changes"), strict=True))
+        for choice in explanation["choices"]:
+            choice.update(zip(("accuracy difference", "low", "high"), believed[choice["code"]], strict=True))
+        explanation["choices"].sort(key=lambda choice: -choice["accuracy difference"])
+        explanation["trainings"] = beliefs
     write_json(run.storage.path(WHY), explanation)
     return explanation
 
@@ -147,18 +158,30 @@ def why_table(explanation: Mapping[str, Any]) -> str:
             f"{s['stage']:<10}{s['layers']:>8}{s['params']:>14,}{s['share of params']:>8.1%}{s['macs']:>16,}"
             f"{s['share of macs']:>8.1%}"
         )
+    believed = explanation.get("trainings")
+    if believed:
+        text = "accuracy on the search part, as {results} trainings predict it: {accuracy:.2%} [{low:.2%}, {high:.2%}]"
+        lines += ["", text.format(**believed)]
     width = max((len(c["choice"]) for c in explanation["choices"]), default=6)
     code = max((len(c["code"]) for c in explanation["choices"]), default=4)
     lines += [
         "",
         "what changing one choice does, best first",
-        f"{'choice':<{width}}  {'from':>9}  {'to':>9}  {'score':>9}{'params':>14}{'MACs':>16}  {'code':<{code}}",
+        f"{'choice':<{width}}  {'from':>9}  {'to':>9}  {'score':>9}{'params':>14}{'MACs':>16}"
+        f"{'accuracy, points' if believed else '':>{26 if believed else 0}}  {'code':<{code}}",
     ]
     for c in explanation["choices"]:
         lines.append(
             f"{c['choice']:<{width}}  {c['from']!s:>9}  {c['to']!s:>9}  {c['score difference']:>+9.4f}"
-            f"{c['params difference']:>+14,}{c['macs difference']:>+16,}  {c['code']:<{code}}"
+            f"{c['params difference']:>+14,}{c['macs difference']:>+16,}{_points(c) if believed else ''}  "
+            f"{c['code']:<{code}}"
         )
     if not explanation["choices"]:
         lines.append("the space has one network")
     return "\n".join(lines)
+
+
+def _points(choice: Mapping[str, Any]) -> str:
+    """The believed difference of accuracy in points, with its 90 % interval."""
+    middle, low, high = (100 * choice[name] for name in ("accuracy difference", "low", "high"))
+    return f"{middle:>+10.2f} [{low:+.2f}, {high:+.2f}]".rjust(26)

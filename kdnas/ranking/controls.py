@@ -25,7 +25,7 @@ from kdnas.supernet import Supernet
 SIZES = {"params": "parameters", "macs": "multiply-accumulates", "layers": "the number of layers"}
 TRAINING_FREE = ("depth", "nwot", "synflow", "zen")
 TAUS = tuple(f"tau {name}" for name in (*SIZES, *TRAINING_FREE))
-SEARCH_CONTROLS = ("stopping", "random search", "contrast", "latency")
+SEARCH_CONTROLS = ("trainings", "stopping", "random search", "contrast", "latency")
 """With `TAUS`, the names of all controls of a search, in the order in which they are printed."""
 
 # Enough for an interval of about +-0.2, and little beside the search itself: about ten seconds on one core. Numbers

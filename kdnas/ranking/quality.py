@@ -55,31 +55,40 @@ class BenchmarkRow:
     non_minimal: int
 
 
-def read_table(path: Path, space: SearchSpace, column: str) -> list[BenchmarkRow]:
+def read_table(
+    path: Path, space: SearchSpace, column: str | Sequence[str], *, least: int = _LEAST
+) -> list[BenchmarkRow]:
     """The rows of a CSV file with a header.
 
     Args:
         path: the file.
         space: the search space of the codes in column `arch`, or in the first column where there is no `arch`.
-        column: the column of true accuracies.
+        column: the column of true accuracies, or several names, of which the first that there is counts.
+        least: smallest number of rows.
 
     Raises:
         ValueError: the file or column does not exist, a code is invalid in the space, an accuracy is not finite (the
-            message has the line), or there are fewer than 10 rows.
+            message has the line), or there are too few rows.
     """
+    columns = [column] if isinstance(column, str) else list(column)
     if not path.is_file():
         raise ValueError(
-            f"{path} does not exist. Pass a CSV file with a header, a column of codes and a column {column!r}."
+            f"{path} does not exist. Pass a CSV file with a header, a column of codes and a column {columns[0]!r}."
         )
-    with path.open(newline="", encoding="utf-8-sig") as handle:
-        reader = csv.DictReader(handle)
-        names = list(reader.fieldnames or ())
-        if column not in names:
-            raise ValueError(f"{path} has no column {column!r}.{nearest(column, names)} Name it with --column.")
-        codes = "arch" if "arch" in names else names[0]
-        rows = [_row(line, codes, column, space, f"{path}, line {reader.line_num}") for line in reader]
-    if len(rows) < _LEAST:
-        raise ValueError(f"{path} must have at least {_LEAST} rows, got {len(rows)}.")
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as handle:
+            reader = csv.DictReader(handle)
+            names = list(reader.fieldnames or ())
+            truths = next((name for name in columns if name in names), None)
+            if truths is None:
+                how = " Name it with --column." if isinstance(column, str) else ""
+                raise ValueError(f"{path} has no column {columns[0]!r}.{nearest(columns[0], names)}{how}")
+            codes = "arch" if "arch" in names else names[0]
+            rows = [_row(line, codes, truths, space, f"{path}, line {reader.line_num}") for line in reader]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no text file ({error.reason}). Pass a CSV file.") from error
+    if len(rows) < least:
+        raise ValueError(f"{path} must have at least {least} rows, got {len(rows)}.")
     return rows
 
 

@@ -14,6 +14,8 @@ from kdnas.runs.entry import Entry
 class Ranking(Sequence[Entry]):
     """Entries, best first; prints as a table, and a slice is a ranking.
 
+    Predicted accuracies are printed with their 90 % intervals.
+
     Args:
         entries: in the order of `kdnas.ranking.order.ranked`.
         places: the 1-based place of each; 1, 2, 3, ... by default.
@@ -65,10 +67,12 @@ class Ranking(Sequence[Entry]):
     def __str__(self) -> str:
         width = max([4, *(len(entry.code) for entry in self.entries)])
         spent = list(self.entries[0].spent) if self.entries else []
-        header = "".join(f"  {name:>15}" for name in spent)
+        predicted = bool(self.entries) and {"low", "high"} <= set(self.entries[0].parts)
+        header = f"  {'90 % interval':>16}" * predicted + "".join(f"  {name:>15}" for name in spent)
         lines = [f"{'place':>5}  {'code':<{width}}  {'score':>9}  {'params':>11}  {'MACs':>13}  {'layers':>6}{header}"]
         for place, e in zip(self.places, self.entries, strict=True):
-            more = "".join(f"  {amount(name, e.spent[name]):>15}" for name in spent)
+            more = f"  [{e.parts['low']:.4f}, {e.parts['high']:.4f}]" if predicted else ""
+            more += "".join(f"  {amount(name, e.spent[name]):>15}" for name in spent)
             lines.append(
                 f"{place:>5}  {e.code:<{width}}  {e.score:>9.4f}  {e.params:>11,}  {e.macs:>13,}  {e.layers:>6}{more}"
             )

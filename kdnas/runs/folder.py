@@ -29,7 +29,7 @@ from kdnas.runs.schema import mismatch
 MANIFEST, METRICS, RANKING, RESULTS = "run.json", "metrics.jsonl", "ranking.jsonl", "results.json"
 CHECKPOINT, TEACHER, STUDENTS, REPORT = "checkpoint.safetensors", "teacher", "students", "report.html"
 SNAPSHOTS, MEMBERS, WHY, LATENCIES = "teacher-snapshots", "teacher-members", "why.json", "latency.jsonl"
-TRAININGS, HITS = "trainings.jsonl", "test_hits.jsonl"
+TRAININGS, HITS, IMPORTED = "trainings.jsonl", "test_hits.jsonl", "imported.jsonl"
 # The files of a student folder.
 CARD, WEIGHTS, SOURCE, GRAPH = "student.json", "weights.safetensors", "student.py", "student.onnx"
 INTEGERS = "student-int8.onnx"
@@ -49,6 +49,9 @@ _REMOVE_LINE = "Remove that line."
 class _Search(TypedDict, total=False):
     settings: JsonObject
     state: str
+    of: int
+    results: int
+    steps: int
 
 
 class _Record(TypedDict, total=False):

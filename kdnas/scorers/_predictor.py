@@ -121,6 +121,7 @@ def fit(
     groups: Sequence[Sequence[int]] | None = None,
     score: ArrayLike | None = None,
     unit: Unit = "any",
+    falls_back: bool = True,
 ) -> Predictor:
     """Fits a predictor of a target, such as accuracy, to features such as block scores, choices and costs.
 
@@ -136,6 +137,8 @@ def fit(
         groups: of a Gaussian process: columns that are alike, such as choices, sizes and similarities; every column
             once. One group by default.
         score: of a Gaussian process: `[networks]`, a score that ranks the networks before anything is measured.
+        falls_back: of a Gaussian process: whether the line of the score may replace it. The line knows no network's
+            own uncertainty, so that it must not where the next measurement is chosen.
         unit: of a Gaussian process: `accuracy` for targets in [0, 1], of which `-log(1 - target)` is modelled.
 
     Raises:
@@ -170,13 +173,19 @@ def fit(
         model.fit(x, y)
         left_out, score_tau = np.asarray(cross_val_predict(model, x, y, cv=LeaveOneOut())), None  # type: ignore[arg-type]
     else:
-        model, left_out, score_tau = _process(x, y, groups, prior, unit)
+        model, left_out, score_tau = _process(x, y, groups, prior, unit, falls_back=falls_back)
     error = float(np.sqrt(np.mean((left_out - y) ** 2)))
     return Predictor(model, left_out, error, kendall(left_out, y), score_tau, unit)
 
 
 def _process(
-    x: np.ndarray, y: np.ndarray, groups: Sequence[Sequence[int]] | None, score: np.ndarray | None, unit: Unit
+    x: np.ndarray,
+    y: np.ndarray,
+    groups: Sequence[Sequence[int]] | None,
+    score: np.ndarray | None,
+    unit: Unit,
+    *,
+    falls_back: bool,
 ) -> tuple[Process, np.ndarray, float | None]:
     """The process, or the line of the score where that ranks the rows better; its left-out predictions; the tau."""
     if unit == "accuracy" and not ((y >= 0) & (y <= 1)).all():
@@ -191,7 +200,7 @@ def _process(
         return process, _in_unit(process.left_out, unit), None
     score_tau = kendall(score, y)
     # With few rows the left-out tau is noisy: ten rows must show two pairs more in order.
-    if kendall(process.left_out, modelled) < score_tau + 5 / len(y) ** 2:
+    if falls_back and kendall(process.left_out, modelled) < score_tau + 5 / len(y) ** 2:
         process = Process.fitted(x, modelled, [], score)
     return process, _in_unit(process.left_out, unit), score_tau
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from kdnas.architecture import Architecture
 from kdnas.runs.entry import Entry
+from kdnas.scorers._features import choices
 from kdnas.scorers._predictor import Predictor, fit
 from kdnas.searchers.base import Searcher
 from kdnas.space import SearchSpace
@@ -108,9 +109,7 @@ class GaussianProcess(Searcher):
 
         A choice that does not exist in an architecture is all zeros. Shares are 1 by default, for predictions.
         """
-        columns = [(choice.name, option) for choice in self.space.choices for option in choice.options]
-        rows = zip(architectures, shares or [1.0] * len(architectures), strict=True)
-        return np.array([[*(float(a.get(name) == option) for name, option in columns), s] for a, s in rows])
+        return np.column_stack([choices(self.space, architectures), list(shares) or [1.0] * len(architectures)])
 
     def _candidates(self) -> list[Architecture]:
         if self.space.count() <= _ENUMERABLE:

@@ -1,6 +1,8 @@
 """`kdnas rank-check` and `kdnas why` on a small run."""
 
+import dataclasses
 import json
+import shutil
 
 import pytest
 import torch
@@ -8,11 +10,13 @@ import torch
 from kdnas.cli.commands import main
 from kdnas.costs.count import cost
 from kdnas.jobs._run import Run
+from kdnas.jobs.predict import predict
 from kdnas.jobs.rank_check import rank_check
 from kdnas.jobs.why import neighbours
 from kdnas.network import batch_statistics
 from kdnas.scorers.accuracy import Accuracy
 from kdnas.scorers.rdm import Rdm
+from kdnas.settings import Search
 from kdnas.similarity import dissimilarity, rdm_similarity
 from kdnas.specs import spec
 from kdnas.tables import load_space
@@ -113,7 +117,7 @@ def test_why_explains_similarity_cost_and_every_choice(storage, capsys):
     space, code = run.space, "110110"
     main(["why", str(storage), code, "--json"])
     found = json.loads(capsys.readouterr().out)
-    assert found == json.loads((storage / "why.json").read_text())
+    assert found | {"format": 1} == json.loads((storage / "why.json").read_text())
     architecture = space.parse(code)
     evidence = run.evidence(run.experiment.search.num_images, 0)
     student = run.supernet.extract(architecture)
@@ -165,3 +169,29 @@ def test_the_scorer_of_why_is_named_in_its_result(storage):
     from kdnas.jobs.why import why
 
     assert why(Run(storage), "110110", scorer=spec(Accuracy))["scorer"] == "accuracy"
+
+
+def test_trainings_say_what_each_choice_is_worth(storage, tmp_path, capsys):
+    shutil.copytree(storage, tmp_path / "run")
+    run, table = Run(tmp_path / "run"), tmp_path / "results.csv"
+    worth = {
+        a: 0.6 + 0.05 * (a["stage0.depth"] == 2) + 1e-5 * cost(run.space.blueprint(a)).params for a in run.space.all()
+    }
+    table.write_text("\n".join(["arch,accuracy", *(f"{run.space.code(a)},{v}" for a, v in worth.items())]) + "\n")
+    settings = dataclasses.replace(run.experiment.search, budget=Search().budget, num_evaluations=36)
+    best = predict(run, settings, results=table)[0]
+    main(["why", str(run.folder), best.code, "--json"])
+    explained = json.loads(capsys.readouterr().out)
+    believed = explained["trainings"]
+    assert believed["results"] == 36 and believed["accuracy"] == pytest.approx(best.score, abs=1e-5)
+    assert believed["low"] <= worth[best.architecture] <= believed["high"]
+    differences = []
+    for choice in explained["choices"]:
+        true = worth[run.space.parse(choice["code"])] - worth[best.architecture]
+        assert choice["low"] <= choice["accuracy difference"] <= choice["high"]
+        assert choice["accuracy difference"] == pytest.approx(true, abs=0.01)
+        differences.append(choice["accuracy difference"])
+    assert differences == sorted(differences, reverse=True) and min(differences) < -0.03
+    main(["why", str(run.folder), best.code])
+    shown = capsys.readouterr().out
+    assert f"as 36 trainings predict it: {believed['accuracy']:.2%} [" in shown and "accuracy, points" in shown

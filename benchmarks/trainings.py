@@ -1,0 +1,210 @@
+"""What a few results of trainings tell about the other networks of a table: the predictor on published accuracies.
+
+    python benchmarks/trainings.py --data FOLDER [--run RUN] [--draws 50] [--spaces NAME ...] [--table]
+
+FOLDER holds the public rows of the benchmarks (`nas_bench_macro_public.csv` and the like). N rows are drawn, the
+predictor of `kdnas search --trainings` is fitted to their accuracies, and the other networks (at most 1,000) are
+predicted. A line per draw is appended to `benchmarks/trainings.csv`, and the same command goes on where it was stopped;
+`--table` prints the means over the draws with their 95 % bootstrap intervals.
+
+Choices and size need no supernet. `--run` is a trained run of `experiments/nas_bench_macro.py:labels` (its three
+commands are in experiments/nas_bench_macro.md; half an hour of one thread): then similarities to its largest subnet
+are features too, the prior score is KL to the largest subnet, and the scorers that may be the default are compared.
+"""
+
+import argparse
+import csv
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from kdnas import load_space
+from kdnas.ranking.quality import BenchmarkRow, canonical_rows, read_table
+from kdnas.scorers import _features as features
+from kdnas.scorers._features import Features
+from kdnas.scorers._predictor import fit
+from kdnas.statistics import interval, kendall, precision_at_top, resampled_mean
+
+TABLES = {
+    "nas_bench_macro": "mean_acc",
+    "nas_bench_201": "cifar10_test",
+    "channel_bench_macro_mobilenet": "mean_acc",
+    "channel_bench_macro_resnet": "mean_acc",
+}
+ROWS = Path(__file__).with_name("trainings.csv")
+NUMBERS = (10, 20, 50, 100)
+DEFAULTS = (
+    "in_place",
+    "in_place,scorer=loss",
+    "rank_ensemble,members=in_place,scorer=loss+nwot",
+    "rank_ensemble",
+    "rdm",
+)
+MEASURES = ("tau", "score_tau", "covered", "top_tenth", "lost_of_five", "falls_back")
+NAMES = ("space", "features", "score", "trainings", "draw", *MEASURES, "seconds")
+
+
+class Table(NamedTuple):
+    """A benchmark's networks.
+
+    Attributes:
+        rows: one per distinct network.
+        accuracy: in [0, 1], `[networks]`.
+        features: by name.
+        scores: prior scores by the name of the features; None for none.
+    """
+
+    rows: Sequence[BenchmarkRow]
+    accuracy: np.ndarray
+    features: dict[str, Features]
+    scores: dict[str, tuple[str, np.ndarray] | None]
+
+
+def read(name: str, folder: Path, run: Path | None) -> Table:
+    """The public rows of a benchmark, with what is known of the networks before any is trained."""
+    space = load_space(name)
+    listed = read_table(folder / f"{name}_public.csv", space, TABLES[name])
+    rows = [listed[i] for i in canonical_rows(listed)]
+    networks = [row.architecture for row in rows]
+    chosen, size = features.choices(space, networks), features.sizes(space, networks)
+    known = {"choices + size": Features.of(chosen, size)}
+    scores: dict[str, tuple[str, np.ndarray] | None] = {"choices + size": None}
+    known["choices + size, on the count"] = known["choices + size"]
+    scores["choices + size, on the count"] = ("choices above their smallest option", size[:, 2])
+    if run is not None and name == "nas_bench_macro":
+        alike = similarities(run, networks)
+        prior = ("KL to the largest", alike[:, -1])
+        known |= {
+            "size + similarity": Features.of(size, alike),
+            "choices + size + similarity": Features.of(chosen, size, alike),
+        }
+        scores |= {"size + similarity": prior, "choices + size + similarity": prior}
+    return Table(rows, np.array([row.truth for row in rows]) / 100, known, scores)
+
+
+def similarities(run: Path, networks: Sequence[Any]) -> np.ndarray:
+    """Similarities of networks to the largest subnet of a trained run."""
+    from kdnas.jobs._run import Run
+
+    trained = Run(run)
+    return features.similarities(trained.supernet, networks, trained.evidence(256, 0))
+
+
+def measured(table: Table, name: str, trainings: int, draw: int) -> dict[str, Any]:
+    """What the predictor says of the other networks after so many drawn results."""
+    order = np.random.default_rng((trainings, draw)).permutation(len(table.rows))
+    drawn, others = order[:trainings], order[trainings:][:1000]
+    known, prior = table.features[name], table.scores[name]
+    score = None if prior is None else prior[1]
+    began = time.perf_counter()
+    predictor = fit(
+        known.values[drawn],
+        table.accuracy[drawn],
+        "gaussian_process",
+        groups=known.groups,
+        score=None if score is None else score[drawn],
+        unit="accuracy",
+    )
+    beliefs = predictor.believe(known.values[others], None if score is None else score[others])
+    truth = table.accuracy[others]
+    best_five = others[np.argsort(-beliefs.mean, kind="stable")[:5]]
+    return {
+        "tau": kendall(beliefs.mean, truth),
+        "score_tau": "" if score is None else kendall(score[others], truth),
+        "covered": np.mean((beliefs.low <= truth) & (truth <= beliefs.high)),
+        "top_tenth": float(precision_at_top(beliefs.mean, truth, 0.1)),
+        "lost_of_five": 100 * (truth.max() - table.accuracy[best_five].max()),
+        "falls_back": int(predictor.falls_back),
+        "seconds": round(time.perf_counter() - began, 3),
+    }
+
+
+def run_missing(options: argparse.Namespace) -> None:
+    """Append what is not measured yet."""
+    done = {tuple(row[name] for name in NAMES[:5]) for row in read_rows(options.rows)}
+    for space in options.spaces:
+        table = read(space, options.data, options.run)
+        for name in table.features:
+            score = (table.scores[name] or ("",))[0]
+            for trainings in NUMBERS:
+                for draw in range(options.draws):
+                    key = (space, name, score, str(trainings), str(draw))
+                    if key not in done:
+                        append(
+                            options.rows, dict(zip(NAMES, key, strict=False)) | measured(table, name, trainings, draw)
+                        )
+            print(f"{space}, {name}", flush=True)
+
+
+def append(path: Path, row: dict[str, Any]) -> None:
+    fresh = not path.exists()
+    with path.open("a", newline="") as handle:
+        writer = csv.DictWriter(handle, NAMES, lineterminator="\n")
+        if fresh:
+            writer.writeheader()
+        writer.writerow({name: f"{v:.4f}" if isinstance(v := row[name], float) else v for name in NAMES})
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    if not path.exists():
+        return []
+    with path.open(newline="") as handle:
+        return list(csv.DictReader(handle))
+
+
+def table_lines(rows: Sequence[dict[str, str]]) -> Iterator[str]:
+    """Means over the draws, with their 95 % intervals, as a Markdown table."""
+    names = (
+        "tau",
+        "tau of the score alone",
+        "in the 90 % interval",
+        "of the best tenth",
+        "points lost by the best five",
+    )
+    yield "| " + " | ".join(("space", "known of each network", "N", *names)) + " |"
+    yield "| --- " * 8 + "|"
+    cells: dict[tuple[str, ...], list[dict[str, str]]] = {}
+    for row in rows:
+        cells.setdefault((row["space"], row["features"], row["trainings"]), []).append(row)
+    for (space, name, trainings), own in cells.items():
+        columns = [np.array([float(row[m]) for row in own]) if own[0][m] else None for m in MEASURES[:5]]
+        texts = ["" if column is None else f"{column.mean():.3f}" for column in columns]
+        low, high = interval(resampled_mean, columns[0])
+        texts[0] += f" [{low:.3f}, {high:.3f}]"
+        yield "| " + " | ".join((space, name, trainings, *texts)) + " |"
+
+
+def compare_defaults(run: Path, table: Path) -> Iterator[str]:
+    """Tau, regret and points lost by the best five of the scorers that may be the default, on a trained run."""
+    from kdnas.jobs._run import Run
+    from kdnas.jobs.rank_check import rank_check, rank_check_table
+    from kdnas.specs import parse_spec
+
+    scorers = {name: parse_spec("kdnas.scorers", name) for name in DEFAULTS}
+    yield rank_check_table(rank_check(Run(run), table, scorers=scorers))
+
+
+def main() -> None:
+    """Measure what is not measured yet, and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="the folder of the public rows")
+    parser.add_argument("--run", type=Path, help="a trained run of NAS-Bench-Macro")
+    parser.add_argument("--rows", type=Path, default=ROWS)
+    parser.add_argument("--draws", type=int, default=50)
+    parser.add_argument("--spaces", nargs="+", choices=TABLES, default=list(TABLES))
+    parser.add_argument("--table", action="store_true", help="print the rows that there are")
+    options = parser.parse_args()
+    if not options.table:
+        if options.data is None or not options.data.is_dir():
+            raise SystemExit("--data must be the folder of the public rows")
+        run_missing(options)
+        if options.run is not None:
+            print("\n".join(compare_defaults(options.run, options.data / "nas_bench_macro_public.csv")))
+    print("\n".join(table_lines(read_rows(options.rows))))
+
+
+if __name__ == "__main__":
+    main()
