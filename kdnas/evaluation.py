@@ -1,5 +1,6 @@
 """Accuracy of teachers, subnets and students on a part of the data."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +17,57 @@ from kdnas.students.folder import read_student
 from kdnas.supernet import Supernet
 from kdnas.teachers.base import Teacher
 
+_ROW = ("accuracy", "balanced_accuracy", "params", "macs", "seconds")
+
+
+def balanced_accuracy(hits: Tensor, labels: Tensor) -> float:
+    """The mean over the classes that occur of the share of their images that are classified correctly.
+
+    Args:
+        hits: whether each image is, `[count]`.
+        labels: `[count]`.
+
+    Example:
+        >>> balanced_accuracy(torch.tensor([True, True, True, False]), torch.tensor([0, 0, 0, 1]))
+        0.5
+    """
+    return float(torch.stack([hits[labels == label].float().mean() for label in labels.unique()]).mean())
+
+
+def final_accuracies(hits: Tensor, data: Data) -> dict[str, float]:
+    """`accuracy` on the test part, and `balanced_accuracy` where the data's classes are imbalanced.
+
+    Args:
+        hits: whether each test image is classified correctly, `[count]`.
+        data: the data.
+    """
+    rows = {"accuracy": float(hits.float().mean())}
+    return rows | ({"balanced_accuracy": balanced_accuracy(hits, data.test.labels)} if data.is_imbalanced else {})
+
+
+def row_of(result: Mapping[str, Any]) -> dict[str, Any]:
+    """What a closing table has of a training's result."""
+    return {key: result[key] for key in _ROW if key in result}
+
 
 def teacher_accuracy(teacher: Teacher, part: Images) -> float:
     """A teacher's accuracy on a part."""
+    return float(teacher_hits(teacher, part).float().mean())
+
+
+def teacher_hits(teacher: Teacher, part: Images) -> Tensor:
+    """Whether a teacher classifies each image of a part correctly, `[count]`."""
     hits = []
     for pixels, labels in part.batches():
-        pixels, labels = pixels.to(default_device()), labels.to(default_device())
-        hits.append(teacher(pixels, labels).logits.argmax(1) == labels)
-    return float(torch.cat(hits).float().mean())
+        device = default_device()
+        hits.append(teacher(pixels.to(device), labels.to(device)).logits.argmax(1).cpu() == labels)
+    return torch.cat(hits)
 
 
 def teacher_row(teacher: Teacher, data: Data) -> dict[str, Any]:
     """The closing table's row of a teacher not trained in the run; MACs of one image, None where not countable."""
     teacher = teacher.to(default_device())
-    accuracy = teacher_accuracy(teacher, data.test)
+    accuracies = final_accuracies(teacher_hits(teacher, data.test), data)
     try:
         with counted_macs() as counted:
             device = default_device()
@@ -38,7 +76,7 @@ def teacher_row(teacher: Teacher, data: Data) -> dict[str, Any]:
     except (RuntimeError, NotImplementedError):
         macs = None
     params = sum(p.numel() for p in teacher.parameters())
-    return {"accuracy": accuracy, "params": params, "macs": macs, "seconds": 0.0}
+    return {**accuracies, "params": params, "macs": macs, "seconds": 0.0}
 
 
 def health(supernet: Supernet, data: Data, most: int = 1000) -> dict[str, float]:

@@ -188,7 +188,7 @@ def nearest(name: str, known: Iterator[str] | list[str] | tuple[str, ...] | Mapp
     close = difflib.get_close_matches(name, names, n=1)
     if close:
         return f" Did you mean {close[0]!r}?"
-    return f" Known: {', '.join(n for n in names if not n.startswith('_'))}."
+    return f" Known: {', '.join(n for n in names if not n.startswith('_'))}." if names else " It takes none."
 
 
 def algorithms(package: str) -> dict[str, str]:

@@ -135,10 +135,12 @@ class Data:
             )
         if len(part) == 0:
             raise ValueError(f"the {name} part must have images, got none.")
-        counts = torch.bincount(part.labels.clamp(min=0), minlength=self.classes)
-        if part.labels.min() < 0 or len(counts) > self.classes:
-            worst = int(part.labels.min() if part.labels.min() < 0 else part.labels.max())
-            raise ValueError(f"labels must be 0 to {self.classes - 1}, the {name} part has {worst}.")
+        low, high = int(part.labels.min()), int(part.labels.max())
+        if low < 0 or high >= self.classes:
+            fix = " Subtract 1: they begin at 1." if (low, high) == (1, self.classes) else ""
+            worst = low if low < 0 else high
+            raise ValueError(f"labels must be 0 to {self.classes - 1}, the {name} part has {worst}.{fix}")
+        counts = torch.bincount(part.labels, minlength=self.classes)
         if name == "train" and counts.min() < 2:
             rare = int(counts.argmin())
             raise ValueError(
@@ -164,6 +166,12 @@ class Data:
     def classes(self) -> int:
         """Number of classes."""
         return len(self.class_names)
+
+    @property
+    def is_imbalanced(self) -> bool:
+        """Whether in the train or the test part some class has more than twice the images of another."""
+        counts = (torch.bincount(part.labels, minlength=self.classes) for part in (self.train, self.test))
+        return any(int(each.max()) > 2 * int(each.min()) for each in counts)
 
     @property
     def channels(self) -> int:

@@ -26,13 +26,14 @@ def from_dataset(train: Dataset[Any] | Any, test: Dataset[Any] | Any = None, *, 
 
     Args:
         train: images as PIL images, arrays or tensors `[channels, height, width]`, as `TensorImages` takes them, all of
-            one size; labels as integers from 0, or texts. The attribute `classes` gives the class names, where there
-            is one; else they are the sorted texts, or the numbers.
+            one size; labels as integers from 0, or texts. The class names are those of the attribute `classes` or
+            `class_to_idx`, or of a hub's features; else the sorted texts, or the numbers.
         test: the test part; by default another tenth of `train`.
         seed: draws the parts.
 
     Raises:
-        ValueError: no images, images of several sizes, or an entry that is no pair.
+        ValueError: too few images, images of several sizes, an entry that is no pair or cannot be read, or other
+            classes in `test`.
 
     Example:
         >>> from torch.utils.data import TensorDataset
@@ -41,13 +42,18 @@ def from_dataset(train: Dataset[Any] | Any, test: Dataset[Any] | Any = None, *, 
         >>> len(data.train), len(data.search), len(data.test)
         (32, 4, 4)
     """
+    names = _class_names(train)
     images, labels = _read(train)
     test_images, test_labels = ([], []) if test is None else _read(test)
-    classes, numbers = _numbered(labels + test_labels, getattr(_source(train), "classes", None))
+    if test is not None and _class_names(test) not in (None, names):
+        raise ValueError(f"both parts must have the same classes in one order, got {names} and {_class_names(test)}.")
+    classes, numbers = _numbered(labels + test_labels, names)
     pixels, indices = _stacked(images), numbers[: len(labels)]
     order = torch.randperm(len(images), generator=torch_rng("dataset", seed))
     num_search = max(1, round(_SEARCH * len(images)))
     num_test = max(1, round(_TEST * len(images))) if test is None else 0
+    if len(images) <= num_search + num_test:
+        raise ValueError(f"there must be images to train, search and test with, got {len(images)}.")
     searching, testing, training = order.split([num_search, num_test, len(images) - num_search - num_test])
     tested = TensorImages(pixels[testing], indices[testing])
     if test is not None:
@@ -64,9 +70,32 @@ def _source(dataset: Any) -> Any:
     return dataset.dataset if isinstance(dataset, DataLoader) else dataset
 
 
+def _class_names(dataset: Any) -> tuple[str, ...] | None:
+    """The class names that a data set has: `classes`, the keys of `class_to_idx`, or the names of a hub's label.
+
+    Of a subset, of several joined, and of a `DataLoader`, they are those of what is inside.
+    """
+    while dataset is not None:
+        places = getattr(dataset, "class_to_idx", None)
+        features = getattr(dataset, "features", None)
+        labels = [features[key] for key in _LABEL if key in features] if isinstance(features, Mapping) else []
+        names = getattr(dataset, "classes", None) or (sorted(places, key=places.__getitem__) if places else None)
+        names = names or next(filter(None, (getattr(label, "names", None) for label in labels)), None)
+        if names:
+            return tuple(map(str, names))
+        joined = getattr(dataset, "datasets", None)
+        dataset = joined[0] if joined else getattr(dataset, "dataset", None)
+    return None
+
+
 def _read(dataset: Any) -> tuple[list[Any], list[Any]]:
     """Images and labels of every entry."""
     dataset = _source(dataset)
+    if isinstance(dataset, Mapping):
+        raise ValueError(
+            f"a data set must have entries by index, got a {type(dataset).__name__} of {sorted(map(str, dataset))}. "
+            "Pass its parts: from_dataset(parts['train'], parts['test'])."
+        )
     if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
         raise ValueError(
             f"a data set must have a length and entries by index, got a {type(dataset).__name__}. Read it into "
@@ -74,7 +103,13 @@ def _read(dataset: Any) -> tuple[list[Any], list[Any]]:
         )
     images, labels = [], []
     for index in range(len(dataset)):
-        image, label = _pair(dataset[index], index)
+        try:
+            entry = dataset[index]
+        except Exception as error:  # other people's data sets raise whatever they like
+            raise ValueError(
+                f"entry {index} of the data set cannot be read: {type(error).__name__}: {error}"
+            ) from error
+        image, label = _pair(entry, index)
         images.append(_pixels(image, index))
         labels.append(label)
     if not images:
@@ -121,21 +156,21 @@ def _stacked(images: list[Tensor]) -> Tensor:
     return torch.stack(images)
 
 
-def _numbered(labels: list[Any], classes: Any) -> tuple[tuple[str, ...], Tensor]:
+def _numbered(labels: list[Any], classes: tuple[str, ...] | None) -> tuple[tuple[str, ...], Tensor]:
     """Class names and labels as numbers.
 
     Raises:
         ValueError: labels that are neither whole numbers nor texts, or texts without a class.
     """
     if all(isinstance(label, str) for label in labels):
-        names = tuple(classes) if classes else tuple(sorted(set(labels)))
+        names = classes or tuple(sorted(set(map(str, labels))))
         places = {name: place for place, name in enumerate(names)}
         unknown = next((label for label in labels if label not in places), None)
         if unknown is not None:
             raise ValueError(f"labels must be among the data set's classes, got {unknown!r}.")
         return names, torch.tensor([places[label] for label in labels])
     numbers = as_labels([_number(label) for label in labels], len(labels))
-    return tuple(map(str, classes or range(int(numbers.max()) + 1))), numbers
+    return classes or tuple(map(str, range(int(numbers.max()) + 1))), numbers
 
 
 def _number(label: Any) -> Any:

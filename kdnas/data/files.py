@@ -180,7 +180,9 @@ def _deep(picture: Image.Image, bits: int) -> Image.Image:
         return picture
     if bits > 16 or low < 0 or high > 65_535:
         raise ValueError("its 32-bit integers have no known largest value. Write it with 8 or 16 bits")
-    return Image.fromarray(array.astype(np.float32) / (2**bits - 1))
+    pixels = array.astype(np.float32) / (2**bits - 1)
+    pixels[array == picture.info.get("transparency", -1)] = 1
+    return Image.fromarray(pixels)
 
 
 def _opaque(picture: Image.Image) -> Image.Image:

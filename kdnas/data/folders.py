@@ -52,6 +52,8 @@ def folder(path: str, size: int = 0, seed: int = 0, skip_broken: bool = False, m
         raise ValueError(f"`size` must be at least 0, got {size}.")
     root = Path(path)
     if not root.is_dir():
+        if root.exists():
+            raise ValueError(f"{root} is a file. Unpack it, and give the folder that holds one folder per class.")
         raise ValueError(f"there is no folder {root}. Use a folder that holds one folder per class.")
     layout = _layout(_unwrapped(root), merge)
     names = sorted(layout.parts["train"])
@@ -117,7 +119,7 @@ def _layout(root: Path, merge: bool) -> _Layout:
         )
     roles = [{_role(part.name): part for part in _folders(folder)} for folder in inside]
     if roles and all("train" in each and None not in each for each in roles):
-        return _classes_above_parts(inside, roles)
+        return _classes_above_parts(root, inside, roles, merge)
     files = {folder.name: _image_files(folder) for folder in inside}
     _check_nesting(root, inside, merge)
     return _Layout({"train": files}, f"{len(inside)} class folders", _left_out(inside))
@@ -147,8 +149,11 @@ def _parts_above_classes(root: Path, inside: Sequence[Path], parts: Mapping[Path
     return _Layout(files, f"folders {named}", _left_out(list(parts), left))
 
 
-def _classes_above_parts(inside: Sequence[Path], roles: Sequence[Mapping[str | None, Path]]) -> _Layout:
+def _classes_above_parts(
+    root: Path, inside: Sequence[Path], roles: Sequence[Mapping[str | None, Path]], merge: bool
+) -> _Layout:
     files: dict[str, dict[str, list[Path]]] = {}
+    _check_nesting(root, [parts["train"] for parts in roles], merge)
     for folder, parts in zip(inside, roles, strict=True):
         for role, part in parts.items():
             files.setdefault(str(role), {})[folder.name] = _image_files(part)
@@ -187,11 +192,16 @@ def _is_image(path: Path) -> bool:
     return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and not path.is_dir()
 
 
-def _visible(folder: Path) -> Iterator[Path]:
-    """Everything below that is no folder, and neither hidden nor in a hidden folder."""
-    for path in sorted(folder.rglob("*")):
-        if not any(part.startswith((".", "__MACOSX")) for part in path.relative_to(folder).parts) and not path.is_dir():
+def _visible(folder: Path, passed: frozenset[Path] = frozenset()) -> Iterator[Path]:
+    """Everything below that is no folder, and neither hidden nor in a hidden folder; links are followed, but not up."""
+    passed |= {folder.resolve(), *folder.resolve().parents}
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith((".", "__MACOSX")):
+            continue
+        if not path.is_dir():
             yield path
+        elif not (path.is_symlink() and path.resolve() in passed):
+            yield from _visible(path, passed)
 
 
 def _image_files(folder: Path) -> list[Path]:
@@ -214,9 +224,10 @@ def _check_nesting(root: Path, classes: Sequence[Path], merge: bool) -> None:
     inside = [{folder.name for folder in _folders(each) if _image_files(folder)} for each in classes]
     common = sorted(set.intersection(*inside)) if len(inside) > 1 else []
     if len(common) > 1 and not merge and all(_holds_folders(each) for each in classes):
+        names = ", ".join(str(each.relative_to(root)) for each in classes[:3])
         raise ValueError(
-            f"the class folders of {root} ({', '.join(p.name for p in classes[:3])}) all hold the same folders "
-            f"({', '.join(common[:3])}), which may be the classes. Give a folder of class folders, name the parts "
+            f"the class folders of {root} ({names}) all hold the same folders ({', '.join(common[:3])}), which "
+            "may be the classes. Give a folder of class folders, name the parts "
             "train and test, or merge what is inside by folder:PATH,merge=true."
         )
 

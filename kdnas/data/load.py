@@ -10,7 +10,9 @@ from kdnas.data.base import Data
 from kdnas.data.builtin import digits
 from kdnas.data.cifar import cifar10, cifar100
 from kdnas.data.folders import folder
-from kdnas.specs import Spec, check_typed, nearest, spec, split_options
+from kdnas.specs import Spec, check_typed, nearest, resolve, spec, split_options
+
+_FORMS = "digits, folder:PATH, cifar10:PATH, cifar100:PATH, package.module:function or strong:TEXT"
 
 
 def strong(data: Spec) -> Data:
@@ -48,20 +50,28 @@ def load_data(text: str, **options: object) -> Spec:
     if kind == "strong" and rest:
         return spec(strong, data=load_data(rest, **options))
     name, typed = _typed(text)
-    kind, _, path = name.partition(":")
+    kind, colon, path = name.partition(":")
     loaders = {"digits": digits, "folder": folder, "cifar10": cifar10, "cifar100": cifar100}
     if kind in loaders:
         if kind != "digits" and not path:
             raise ValueError(f"{kind} must have a path: {kind}:PATH.")
-        paths = {} if kind == "digits" else {"path": str(Path(path).resolve())}
+        if kind == "digits" and colon:
+            raise ValueError(f"digits has no path, got {text!r}.")
+        paths = {} if kind == "digits" else {"path": str(Path(path).expanduser().resolve())}
         source = spec(loaders[kind], **paths, **typed, **options)
     elif path.isidentifier() and not difflib.get_close_matches(kind, loaders, cutoff=0.8):
+        try:
+            resolve(name)
+        except ValueError as error:
+            if "." in kind:
+                raise
+            raise ValueError(f"{error} Data are {_FORMS}.") from error
         source = spec(name, **typed, **options)
     else:
-        raise ValueError(
-            f"data must be digits, folder:PATH, cifar10:PATH, cifar100:PATH, package.module:function or strong:TEXT, "
-            f"got {text!r}." + (nearest(kind, loaders) if kind else "")
+        near = (
+            f" Did you mean folder:{text}?" if text and Path(text).is_dir() else nearest(kind, loaders) if kind else ""
         )
+        raise ValueError(f"data must be {_FORMS}, got {text!r}.{near}")
     check_typed(name, source.make, {**typed, **options})
     return source
 

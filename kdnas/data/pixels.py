@@ -67,6 +67,9 @@ def _check_floats(pixels: Tensor) -> None:
 def _tensor(values: Any, name: str) -> Tensor:
     """Values as a tensor on the CPU."""
     if isinstance(values, Tensor):
+        if values.layout is not torch.strided or values.is_quantized or values.is_meta:
+            kind = "quantized" if values.is_quantized else "on the meta device" if values.is_meta else "sparse"
+            raise ValueError(f"`{name}` must be a dense tensor of numbers, got one that is {kind}.")
         return values.detach().cpu()
     if isinstance(values, Sequence) and len(values) and all(isinstance(value, Tensor) for value in values):
         shapes = {tuple(value.shape) for value in values}
@@ -77,6 +80,10 @@ def _tensor(values: Any, name: str) -> Tensor:
         array = np.asarray(values)
     except ValueError as error:
         raise ValueError(f"`{name}` must have one shape ({error}). Resize them.") from error
+    if np.ma.is_masked(values):
+        raise ValueError(f"`{name}` must have no masked values. Fill them: {name}.filled(0).")
+    if array.dtype.kind == "O" and array.size and all(isinstance(v, int | float | np.number) for v in array.flat):
+        array = np.array(array.tolist())
     if array.dtype.kind not in "biufc":
         example = str(array.flat[0])[:60] if array.size else ""
         raise ValueError(

@@ -14,6 +14,7 @@ from kdnas.data.base import Data
 from kdnas.distillers.base import Distiller, Model
 from kdnas.distillers.from_labels import FromLabels
 from kdnas.distillers.from_teacher import FromTeacher
+from kdnas.evaluation import row_of
 from kdnas.jobs._arguments import load_settings
 from kdnas.jobs.chain import chain
 from kdnas.jobs.grow import grow
@@ -281,5 +282,4 @@ def _student(row: dict[str, Any], data: Data) -> dict[str, Any]:
 
     count = len(data.test)
     interval = binomtest(round(row["accuracy"] * count), count).proportion_ci(0.95, "wilson")
-    columns = {key: row[key] for key in ("accuracy", "params", "macs")}
-    return {**columns, "interval": [float(interval.low), float(interval.high)]}
+    return {**row_of(row), "interval": [float(interval.low), float(interval.high)]}

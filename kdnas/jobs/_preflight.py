@@ -1,11 +1,12 @@
 """What a training is about to do, in one block before its first step; a teacher that cannot teach stops it."""
 
+import dataclasses
 import logging
 import math
 import os
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,7 +14,8 @@ import torch
 from torch import Tensor
 
 from kdnas.costs.count import cost
-from kdnas.data.base import Data, Images
+from kdnas.data.base import Data
+from kdnas.evaluation import balanced_accuracy
 from kdnas.jobs._run import insist_or_raise, other_names
 from kdnas.network import Network, default_device, modes
 from kdnas.randomness import initialised, torch_rng
@@ -22,12 +24,22 @@ from kdnas.space import SearchSpace
 from kdnas.specs import Spec
 from kdnas.teachers.base import Frozen, Teacher
 from kdnas.teachers.fitted import fitted_teacher
-from kdnas.teachers.zoo import declared_size
+from kdnas.teachers.zoo import declared_names, declared_size
 
 _log = logging.getLogger(__name__)
 _NUM_IMAGES = 300  # of the search part, for the teacher's accuracy
 _TIMED = 8  # images in the batch by which a step's time is estimated
 _SUBNETS = 4
+_FEW = 100  # of them, for each other normalisation
+_NORMALISATIONS = (
+    ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),  # of ImageNet
+    ((0.5,), (0.5,)),
+    ((0.0,), (1.0,)),
+    ((0.0,), (1 / 255,)),
+)
+_ENOUGH = 5
+_CHECK = "Check its weights, the order of its classes, and its size and normalisation."
+_DARK = 0.25  # a value of 12 bits in 16, or of 8, is below it
 _FAR = 2.0  # a resize by more than this factor is not the command's decision
 
 
@@ -88,6 +100,18 @@ def preflight(
     insist_or_raise(refusals)
 
 
+def judge_fitted(source: Spec, data: Data) -> None:
+    """Log what a teacher that was trained here gives on at most 300 search images.
+
+    Raises:
+        ValueError: outside of `insisting(True)`: its accuracy is near chance.
+    """
+    with torch.random.fork_rng(devices=[]):
+        line, _, faults = _teacher_line(source, data, "Train it for more steps, or with another learning rate.")
+    _log.info(f"the teacher that was trained: {line}")
+    insist_or_raise(faults)
+
+
 def _data_lines(data: Data) -> list[tuple[str, str]]:
     parts = {"train": data.train, "search": data.search, "test": data.test}
     counts = ", ".join(f"{name} {len(part):,}" for name, part in parts.items())
@@ -99,21 +123,23 @@ def _data_lines(data: Data) -> list[tuple[str, str]]:
     train = torch.bincount(data.train.labels, minlength=data.classes)
     few, many = int(train.argmin()), int(train.argmax())
     line = f"{int(train[few]):,} to {int(train[many]):,} training images each"
-    if imbalanced(data.train, data.classes):
+    if data.is_imbalanced:
         line += f": {data.class_names[few]} has the fewest, {data.class_names[many]} the most; see balanced accuracies"
     lines.append(("classes", line))
+    brightest = float(data.train.sample(_TIMED, torch_rng("brightest"))[0].max())
+    if brightest < _DARK:
+        lines.append(
+            (
+                "note",
+                f"the brightest pixel of {_TIMED} images has {brightest:.1%} of what their type holds: check its bits",
+            )
+        )
     if len(data.train) < len(data.test):
         lines.append(("note", "there are fewer training than test images. Check that the parts are not exchanged"))
     absent = [name for i, name in enumerate(data.class_names) if not bool((data.test.labels == i).any())]
     if absent:
         lines.append(("note", f"the test part has no image of {', '.join(absent[:5])}"))
     return lines
-
-
-def imbalanced(part: Images, classes: int) -> bool:
-    """Whether the largest class of a part has more than twice the images of the smallest."""
-    counts = torch.bincount(part.labels, minlength=classes)
-    return int(counts.max()) > 2 * int(counts.min())
 
 
 def _student_line(data: Data, sides: Sequence[int], refusals: list[str], *, decided: bool) -> str:
@@ -140,47 +166,91 @@ def _fitted_line(teacher: FitTeacher, data: Data) -> str:
 
 
 class _Sample(NamedTuple):
+    pixels: Tensor
     logits: Tensor
     labels: Tensor
     seconds: float
 
 
-def _teacher_line(source: Spec, data: Data) -> tuple[str, float, list[str]]:
+def _teacher_line(source: Spec, data: Data, advice: str = _CHECK) -> tuple[str, float, list[str]]:
     """What the teacher is and gives on search images, the seconds per image, and what speaks against it."""
     teacher = source.build(Teacher, classes=data.classes, preprocessing=data.preprocessing).to(default_device())
     difference = other_names(teacher, data)
     faults = [f"{difference} Use a teacher of these very classes, in their order."] if difference else []
     known = any(isinstance(m, Teacher) and m.class_names for m in teacher.modules())
     names = "class names differ" if difference else "class names match" if known else "class names unknown"
-    own = teacher.preprocessing if isinstance(teacher, Frozen) else None
-    size = (
-        "" if own is None else f"images of {own.height} x {own.width}, mean {_short(own.mean)}, std {_short(own.std)}; "
-    )
-    if own is not None and isinstance(teacher, Frozen):
-        says = declared_size(teacher.module)
-        if teacher.assumes_size and says not in (None, (own.height, own.width)):
-            assert says is not None
+    size = ""
+    if isinstance(teacher, Frozen):
+        own, says = teacher.preprocessing, declared_size(teacher.module)
+        size = f"images of {own.height} x {own.width}, mean {_short(own.mean)}, std {_short(own.std)}; "
+        if teacher.assumes_size and says is not None and says != (own.height, own.width):
             faults.append(
                 f"The teacher gets images of {own.height} x {own.width}, but says that it was made for {says[0]} x "
                 f"{says[1]}. Return Frozen(module, preprocessing=...) with the size that it was trained with."
             )
     sample = _sample(teacher, data)
-    faults += _output_faults(sample, data)
+    own_faults = list(_own_faults(teacher, data, sample, known)) if isinstance(teacher, Frozen) else []
+    faults += own_faults or _output_faults(sample, data, advice)
     hits = sample.logits.argmax(1) == sample.labels
     accuracy = float(hits.float().mean())
     line = f"{size}{names}; {accuracy:.1%} of {len(hits)} search images"
-    if imbalanced(data.train, data.classes):
-        line += f", balanced {balanced(hits, sample.labels):.1%}"
+    if data.is_imbalanced:
+        line += f", balanced {balanced_accuracy(hits, sample.labels):.1%}"
     return line, sample.seconds, faults
+
+
+def _own_faults(teacher: Frozen, data: Data, sample: _Sample, is_known: bool) -> Iterator[str]:
+    """What speaks against a single network: other class names inside, chance, another normalisation."""
+    names, ours = declared_names(teacher.module), [_folded(name) for name in data.class_names]
+    theirs = [_folded(name) for name in names or ()]
+    if theirs != ours and sorted(theirs) == sorted(ours) and names and not is_known:
+        place = next(i for i, pair in enumerate(zip(theirs, ours, strict=True)) if len({*pair}) > 1)
+        yield (
+            f"The teacher has the data's classes in another order: class {place} is {names[place]!r} to it, and "
+            f"{data.class_names[place]!r} in the data. Put its logits into the data's order."
+        )
+    few = sample.pixels[: max(1, len(sample.pixels[:50]) // 2)]
+    again = teacher(few.to(default_device())).logits.cpu()
+    if not torch.allclose(again, sample.logits[: len(few)], rtol=1e-2, atol=1e-3, equal_nan=True):
+        yield (
+            "The teacher gives other logits for an image in another batch: it is random, or uses statistics of the "
+            "batch. Switch that off in evaluation mode."
+        )
+    if not is_known:
+        yield from _other_normalisation(teacher, sample)
+
+
+def _folded(name: str) -> str:
+    return "".join(filter(str.isalnum, name.casefold()))
+
+
+def _other_normalisation(teacher: Frozen, sample: _Sample) -> Iterator[str]:
+    """A sentence where the teacher is right far more often on images that are normalised in another usual way."""
+    own, labels, device = teacher.preprocessing, sample.labels[:_FEW], default_device()
+    hits = sample.logits[:_FEW].argmax(1) == labels
+    best, words = hits, ""
+    for mean, std in _NORMALISATIONS:
+        if len(mean) not in (1, len(own.mean)):
+            continue
+        values = tuple((numbers * len(own.mean))[: len(own.mean)] for numbers in (mean, std))
+        teacher.preprocessing = dataclasses.replace(own, mean=values[0], std=values[1])
+        try:
+            right = teacher(sample.pixels[:_FEW].to(device)).logits.argmax(1).cpu() == labels
+        finally:
+            teacher.preprocessing = own
+        if right.sum() > best.sum():
+            best, words = right, f"mean {_short(values[0])} and std {_short(values[1])}"
+    gain, differing = int(best.sum() - hits.sum()), int((best != hits).sum())
+    # An eighth of the images, and three standard errors of a difference that is 0.
+    if gain >= len(labels) / 8 and gain >= 3 * math.sqrt(differing):
+        yield (
+            f"The teacher is right for {int(hits.sum())} of {len(labels)} search images, but for {int(best.sum())} "
+            f"with {words}. Return Frozen(module, preprocessing=...) with the normalisation that it was trained with."
+        )
 
 
 def _short(values: Sequence[float]) -> str:
     return "/".join(f"{value:.3g}" for value in values)
-
-
-def balanced(hits: Tensor, labels: Tensor) -> float:
-    """Balanced accuracy: the mean over classes of the share of their images that are classified correctly."""
-    return float(torch.stack([hits[labels == label].float().mean() for label in labels.unique()]).mean())
 
 
 def _sample(teacher: Teacher, data: Data) -> _Sample:
@@ -196,10 +266,10 @@ def _sample(teacher: Teacher, data: Data) -> _Sample:
                 f"the teacher fails on the data's images of {shape} ({str(error).partition(chr(10))[0]}). Use a "
                 "teacher for images of these channels, or Frozen with its own preprocessing."
             ) from error
-    return _Sample(torch.cat(logits), labels, (time.perf_counter() - began) / len(labels))
+    return _Sample(pixels, torch.cat(logits), labels, (time.perf_counter() - began) / len(labels))
 
 
-def _output_faults(sample: _Sample, data: Data) -> list[str]:
+def _output_faults(sample: _Sample, data: Data, advice: str) -> list[str]:
     """What speaks against a teacher's logits: NaN, probabilities, an accuracy near chance."""
     logits = sample.logits
     broken = int((~torch.isfinite(logits)).any(1).sum())
@@ -211,15 +281,42 @@ def _output_faults(sample: _Sample, data: Data) -> list[str]:
         faults.append(
             f"The teacher gives probabilities ({sums}) instead of logits. Return what is before its softmax or sigmoid."
         )
-    share = balanced(logits.argmax(1) == sample.labels, sample.labels)
+    order = _displaced(sample, data)
+    if order:
+        return [*faults, f"The teacher's classes seem to be in another order than the data's: {order}. {advice}"]
+    share = balanced_accuracy(logits.argmax(1) == sample.labels, sample.labels)
     chance, count = 1 / data.classes, len(logits)
     # Two standard errors of what guessing gives.
     if share <= chance + 2 * math.sqrt(chance * (1 - chance) / count):
         faults.append(
             f"The teacher's accuracy on {count} search images, {share:.1%} (mean over classes), is near chance "
-            f"({chance:.1%}). Check its weights, the order of its classes, and its size and normalisation."
+            f"({chance:.1%}). {advice}"
         )
     return faults
+
+
+def _displaced(sample: _Sample, data: Data) -> str:
+    """Classes of at least five images each that the teacher calls by each other's names, in words; else empty."""
+    named: dict[int, int] = {}
+    predictions = sample.logits.argmax(1)
+    for label, count in enumerate(torch.bincount(sample.labels, minlength=data.classes).tolist()):
+        if count >= _ENOUGH:
+            calls = torch.bincount(predictions[sample.labels == label], minlength=data.classes)
+            if int(calls.argmax()) != label and 2 * int(calls.max()) > count:
+                named[label] = int(calls.argmax())
+    in_cycle = [label for label in named if label in _followed(named, label)]
+    return ", ".join(
+        f"it calls most images of {data.class_names[label]} {data.class_names[named[label]]}" for label in in_cycle[:3]
+    )
+
+
+def _followed(steps: Mapping[int, int], start: int) -> Iterator[int]:
+    """Where one gets from a start, in as many steps as there are."""
+    place: int | None = start
+    for _ in steps:
+        place = steps.get(place) if place is not None else None
+        if place is not None:
+            yield place
 
 
 def _device_line() -> str:

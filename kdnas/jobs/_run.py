@@ -256,9 +256,11 @@ def insist_or_raise(refusals: Sequence[str]) -> None:
 
 
 def record_data(storage: RunFolder, data: Data) -> None:
-    """Write the fingerprint of a new run's data, or log a warning where they have changed since it was written."""
-    if "data" not in storage.manifest:
-        storage.manifest |= {"data": data.fingerprint} | ({"insists": True} if _INSISTS.get() else {})
+    """Write the fingerprint of a new run's data and whether its user insists, or warn of data that have changed."""
+    additions = {} if "data" in storage.manifest else {"data": data.fingerprint}
+    additions |= {"insists": True} if _INSISTS.get() else {}
+    if not additions.items() <= storage.manifest.items():
+        storage.manifest |= additions
         storage.save()
     report_changes(storage.manifest["data"], data, f"run {storage.folder}")
 
@@ -301,13 +303,18 @@ def fitted_spec(settings: FitTeacher, storage: RunFolder) -> Spec:
 
 
 def closing_table(storage: RunFolder) -> str:
-    """A row per network: accuracy, params, MACs, seconds; and the sentences of the controls."""
+    """A row per network: accuracy, balanced accuracy where it is recorded, params, MACs, seconds; and the controls."""
     results = storage.results()
-    width = max([12, *(len(row["name"]) + 1 for row in results["rows"])])
-    lines = [f"{'':<{width}}{'accuracy':>10}{'params':>12}{'MACs':>14}{'seconds':>10}"]
-    for row in results["rows"]:
+    rows = results["rows"]
+    width = max([12, *(len(row["name"]) + 1 for row in rows)])
+    balances = any("balanced_accuracy" in row for row in rows)
+    names = ("accuracy", *["balanced"] * balances, "params", "MACs", "seconds")
+    widths = (10, *[10] * balances, 12, 14, 10)
+    lines = [" " * width + "".join(f"{name:>{space}}" for name, space in zip(names, widths, strict=True))]
+    for row in rows:
         macs, name = "-" if row["macs"] is None else f"{row['macs']:,}", f"{row['name']:<{width}}"
-        lines.append(f"{name}{row['accuracy']:>10.2%}{row['params']:>12,}{macs:>14}{row['seconds']:>10.1f}")
+        balanced = f"{row['balanced_accuracy']:>10.2%}" if "balanced_accuracy" in row else "-".rjust(10) * balances
+        lines.append(f"{name}{row['accuracy']:>10.2%}{balanced}{row['params']:>12,}{macs:>14}{row['seconds']:>10.1f}")
     # What the student gained and lost first, then what its search says of itself.
     controls = sorted(results["controls"].items(), key=lambda pair: pair[0] in (*SEARCH_CONTROLS, *TAUS))
     lines += ["", *(control["sentence"] for _, control in controls)]

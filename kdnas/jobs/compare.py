@@ -227,22 +227,29 @@ def _typical_student(check: BudgetCheck, seed: int) -> Architecture:
 
 def comparison_table(comparison: dict[str, Any]) -> str:
     """One row per system, best student first, and under it those that were left out."""
-    lines = [
-        f"{'system':<18}{'student':>9}  {'95 % interval':<18}{'params':>11}{'MACs':>14}{'seconds':>9}"
-        f"{'no teacher':>12}{'random':>9}"
-    ]
     ordered = best_first(comparison["results"])
+    balances = any("balanced_accuracy" in r for _, r in ordered)
+
+    def balanced(row: dict[str, Any]) -> str:
+        value = row.get("balanced_accuracy")
+        return "" if not balances else f"{'-':>10}" if value is None else f"{value:>10.2%}"
+
+    lines = [
+        f"{'system':<18}{'student':>9}  {'95 % interval':<18}{'balanced' * balances:>{10 * balances}}{'params':>11}"
+        f"{'MACs':>14}{'seconds':>9}{'no teacher':>12}{'random':>9}"
+    ]
     for name, r in ordered:
         low, high = r["interval"]
         alone, random = ("-" if r[key] is None else f"{r[key]:.2%}" for key in ("without teacher", "random"))
         lines.append(
-            f"{name:<18}{r['accuracy']:>9.2%}  {f'[{low:.2%}, {high:.2%}]':<18}{r['params']:>11,}{r['macs']:>14,}"
-            f"{r['seconds']:>9.0f}{alone:>12}{random:>9}"
+            f"{name:<18}{r['accuracy']:>9.2%}  {f'[{low:.2%}, {high:.2%}]':<18}{balanced(r)}{r['params']:>11,}"
+            f"{r['macs']:>14,}{r['seconds']:>9.0f}{alone:>12}{random:>9}"
         )
     if comparison["teacher"] is not None:
         t = comparison["teacher"]
         lines.append(
-            f"{'teacher':<18}{t['accuracy']:>9.2%}  {'':<18}{t['params']:>11,}{t['macs']:>14,}{t['seconds']:>9.0f}"
+            f"{'teacher':<18}{t['accuracy']:>9.2%}  {'':<18}{balanced(t)}{t['params']:>11,}{t['macs']:>14,}"
+            f"{t['seconds']:>9.0f}"
         )
     lines.append("")
     if len(ordered) > 1:

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from kdnas.data.base import Data, prepare
 from kdnas.distillers.base import Batch, Distiller, Step
 from kdnas.distillers.from_labels import FromLabels
-from kdnas.evaluation import accuracy, teacher_accuracy, teacher_row
-from kdnas.jobs._preflight import preflight
-from kdnas.jobs._run import build_teacher, fitted_spec, record_data
+from kdnas.evaluation import accuracy, correct, final_accuracies, teacher_hits, teacher_row
+from kdnas.jobs._preflight import judge_fitted, preflight
+from kdnas.jobs._run import build_teacher, fitted_spec, insisting, record_data
 from kdnas.network import Network, default_device
 from kdnas.preprocessing import Preprocessing
 from kdnas.randomness import initialised
@@ -31,6 +31,8 @@ from kdnas.teachers.zoo import load_weights, student_teacher, write_zoo_teacher,
 from kdnas.training.driver import train_with_checkpoints
 from kdnas.training.loop import Training
 
+_FEW_STEPS = 10
+
 
 def fit_teacher(settings: FitTeacher, data: Data, storage: RunFolder) -> Spec:
     """Train the teachers of a run, where they are not finished, and return the spec of the run's teacher.
@@ -39,6 +41,10 @@ def fit_teacher(settings: FitTeacher, data: Data, storage: RunFolder) -> Spec:
         settings: size, number and training of the teachers.
         data: what they are trained on.
         storage: the run; its phase `teacher` and its row `teacher` of the closing table are recorded.
+
+    Raises:
+        ValueError: the trained teacher's accuracy on the search part is near chance, unless inside of
+            `insisting(True)`. Of a trial of the command, fewer than 10 steps or at most an epoch, it is a warning.
     """
     if storage.phase("teacher") is None:
         rows = []
@@ -48,12 +54,18 @@ def fit_teacher(settings: FitTeacher, data: Data, storage: RunFolder) -> Spec:
         if settings.members > 1:
             ensemble = build_teacher(fitted_spec(settings, storage), data).to(default_device())
             sums = {name: sum(row[name] for row in rows) for name in ("params", "macs", "seconds")}
-            storage.finish("teacher", accuracy=teacher_accuracy(ensemble, data.test), **sums)
+            storage.finish("teacher", **final_accuracies(teacher_hits(ensemble, data.test), data), **sums)
         storage.record_result({"name": "teacher", **storage.require("teacher", "kdnas train")})
     # What a kill left between the last line of a finished teacher and the end of its draft.
     for draft in (*storage.folder.glob("teacher*.draft.safetensors"), *storage.folder.glob(".teacher*.draft")):
         draft.unlink(missing_ok=True)
-    return fitted_spec(settings, storage)
+    source = fitted_spec(settings, storage)
+    if all(name.partition(" ")[0] == "teacher" for name in storage.manifest["phases"]):
+        recipe = settings.recipe
+        is_trial = recipe.steps < _FEW_STEPS or recipe.steps * recipe.batch_size <= len(data.train)
+        with insisting(is_trial or bool(storage.manifest.get("insists"))):
+            judge_fitted(source, data)
+    return source
 
 
 def _fit_member(settings: FitTeacher, data: Data, storage: RunFolder, phase: str, member: int) -> dict[str, Any]:
@@ -71,10 +83,10 @@ def _fit_member(settings: FitTeacher, data: Data, storage: RunFolder, phase: str
 
     watch = lambda: {"accuracy": accuracy(network, data.search, data)}  # noqa: E731
     seconds = train_with_checkpoints(training, phase, checkpoint, storage, watch, keep_snapshot)
-    test_accuracy = accuracy(network, data.test, data)
+    accuracies = final_accuracies(correct(network, data.test, data), data)
     folder = storage.path(TEACHER) if member == settings.members else storage.path(MEMBERS, str(member))
     write_student(folder, network.cpu(), card, deploy=False)
-    storage.finish(phase, seconds=seconds, accuracy=test_accuracy, params=card.cost.params, macs=card.cost.macs)
+    storage.finish(phase, seconds=seconds, **accuracies, params=card.cost.params, macs=card.cost.macs)
     checkpoint.unlink(missing_ok=True)
     return storage.require(phase, "kdnas train")
 
@@ -96,7 +108,8 @@ def fit(settings: Fit, folder: Path) -> dict[str, Any]:
     storage = RunFolder.create(folder, settings.to_json(), settings.teacher.recipe.seed)
     record_data(storage, data)
     if settings.network == "resnet":
-        fit_teacher(settings.teacher, data, storage)
+        with insisting(True):  # whoever asked for the teacher alone gets it, with its accuracy
+            fit_teacher(settings.teacher, data, storage)
     elif storage.phase("teacher") is None:
         _fine_tune(settings, data, storage)
     return {"teacher": str(folder), **storage.require("teacher", "kdnas fit")}
@@ -155,6 +168,9 @@ def _fine_tune(settings: Fit, data: Data, storage: RunFolder) -> None:
     origin = {"data": settings.data.to_json(), FINGERPRINT: data.fingerprint, "recipe": unstructure(recipe)}
     source = {"zoo": zoo, "name": name, "size": settings.size, "origin": origin}
     write_zoo_teacher(storage.path(TEACHER), module.eval(), source, own, data.class_names)
-    teacher = build_teacher(spec(student_teacher, path=str(storage.path(TEACHER).resolve())), data)
+    written = spec(student_teacher, path=str(storage.path(TEACHER).resolve()))
+    with insisting(True):
+        judge_fitted(written, data)
+    teacher = build_teacher(written, data)
     storage.finish("teacher", **{**teacher_row(teacher, data), "seconds": seconds})
     checkpoint.unlink(missing_ok=True)

@@ -16,7 +16,7 @@ from kdnas.costs.count import cost, sum_costs
 from kdnas.data.base import Data, Images
 from kdnas.distillers.from_labels import FromLabels
 from kdnas.distillers.from_teacher import FromTeacher
-from kdnas.evaluation import accuracy, correct
+from kdnas.evaluation import accuracy, correct, final_accuracies
 from kdnas.jobs._mixture import fitted_weights, mixture
 from kdnas.jobs._preflight import preflight
 from kdnas.jobs._run import record_data
@@ -131,7 +131,7 @@ def _record(ensembles: dict[str, SubnetEnsemble], storage: RunFolder, data: Data
     for name, ensemble in ensembles.items():
         is_right = correct(ensemble.network(data).to(default_device()), data.test, data)
         hits[name] = is_right.double().numpy()
-        rows[name] = {"accuracy": float(is_right.float().mean()), **ensemble.cost._asdict()}
+        rows[name] = {**final_accuracies(is_right, data), **ensemble.cost._asdict()}
         rows[name]["seconds"] = round(ensemble.seconds, 3)
     storage.record_controls(
         {

@@ -20,7 +20,7 @@ from kdnas.costs.count import cost
 from kdnas.costs.latency import LatencyTable
 from kdnas.data.base import Data, Images
 from kdnas.distillers.from_labels import FromLabels
-from kdnas.evaluation import accuracy, student_hits
+from kdnas.evaluation import accuracy, row_of, student_hits
 from kdnas.jobs._preflight import preflight
 from kdnas.jobs._run import build_teacher, record_data
 from kdnas.jobs._source import Source, fed_as, load
@@ -246,8 +246,7 @@ class _Job:
             self.storage.finish("student", **rows[best], chosen=best)
         results = {"student": rows[best], **{name: row for name, row in rows.items() if name != best}}
         for name, result in results.items():
-            row = {key: result[key] for key in ("accuracy", "params", "macs", "seconds")}
-            self.storage.record_result({"name": name, **row})
+            self.storage.record_result({"name": name, **row_of(result)})
         hits = {name: student_hits(self.storage.path(STUDENTS, name), self.data) for name in results}
         claims = {name: words for name, words in _CONTROLS.items() if name in hits}
         self.storage.record_controls(
@@ -261,7 +260,7 @@ class _Job:
             out = self.storage.path(STUDENTS, name)
             result = retrain(student, settings, out, phase=name, data=self.settings.data, teacher=teacher, deploy=False)
             network, _ = read_student(out)
-            row = {key: result[key] for key in ("accuracy", "params", "macs", "seconds")}
+            row = row_of(result)
             row["search_accuracy"] = accuracy(network.to(default_device()), self.data.search, self.data)
             self.storage.finish(name, **row)
         return self.storage.require(name, "kdnas prune")

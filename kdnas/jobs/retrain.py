@@ -9,7 +9,7 @@ from typing import Any, final
 
 from kdnas.data.base import Data
 from kdnas.distillers.base import Distiller
-from kdnas.evaluation import accuracy
+from kdnas.evaluation import accuracy, correct, final_accuracies
 from kdnas.jobs._run import build_teacher, check_model_type, other_classes, report_changes
 from kdnas.jobs._source import fed_as
 from kdnas.network import Network, default_device
@@ -61,16 +61,16 @@ def retrain(
     watch = lambda: {"accuracy": accuracy(network, loaded.search, loaded)}  # noqa: E731
     draft = draft_of(out, prepared.identity)
     seconds = train_with_checkpoints(prepared.training, phase, draft, run_around(out), watch)
-    test_accuracy = accuracy(network, loaded.test, loaded)
-    origin = {**card.origin, "retrained": unstructure(settings), "test_accuracy": test_accuracy, "seconds": seconds}
-    origin[FINGERPRINT] = loaded.fingerprint
+    accuracies = final_accuracies(correct(network, loaded.test, loaded), loaded)
+    origin = {**card.origin, "retrained": unstructure(settings), "test_accuracy": accuracies["accuracy"]}
+    origin |= {"seconds": seconds, FINGERPRINT: loaded.fingerprint}
     card = dataclasses.replace(card, preprocessing=input_of(network, loaded), origin=origin)
     trained = network.cpu().eval()
     extras = partial(prepared.training.distiller.cpu().export_extras, trained, loaded)
     checks = write_student(out, trained, card, deploy=deploy, more=extras)
     forget_drafts(out)
     costs = card.cost._asdict()
-    return {"student": str(out), "accuracy": test_accuracy, **costs, "seconds": seconds, "checks": checks}
+    return {"student": str(out), **accuracies, **costs, "seconds": seconds, "checks": checks}
 
 
 @final

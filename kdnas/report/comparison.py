@@ -132,11 +132,13 @@ def _result(ordered: Results, teacher: JsonObject, systems: JsonObject) -> Itera
     if not ordered:
         yield tag("p", "No system has finished yet.", class_="missing")
         return
+    balances = any("balanced_accuracy" in r for _, r in ordered)
     columns = [
         Column("System", text, numeric=False),
         Column("What it does", text, numeric=False),
         Column("Student", accuracy),
         Column("95 % interval", text),
+        *[Column("Balanced over classes", accuracy)] * balances,
         Column("Params", whole),
         Column("MACs", whole),
         Column("Without a teacher", accuracy),
@@ -150,6 +152,7 @@ def _result(ordered: Results, teacher: JsonObject, systems: JsonObject) -> Itera
             systems.get(name, ""),
             r["accuracy"],
             f"{percent(r['interval'][0])} to {percent(r['interval'][1])}",
+            *[r.get("balanced_accuracy")] * balances,
             r["params"],
             r["macs"],
             r["without teacher"],
@@ -161,7 +164,8 @@ def _result(ordered: Results, teacher: JsonObject, systems: JsonObject) -> Itera
     ]
     if teacher:
         values = [teacher.get(name) for name in ("accuracy", "params", "macs", "seconds")]
-        rows.append(("teacher", "", values[0], "", *values[1:3], None, None, None, values[3]))
+        balanced = [teacher.get("balanced_accuracy")] * balances
+        rows.append(("teacher", "", values[0], "", *balanced, *values[1:3], None, None, None, values[3]))
     yield table(columns, rows, marked=[0])
     yield tag("p", verdict(ordered), class_="lead")
 

@@ -54,9 +54,11 @@ def result(run: RunContent) -> Iterator[Markup]:
         )
     if rows:
         most = finite(mapping(rows.get("teacher")).get("macs"))
+        balances = any("balanced_accuracy" in row for row in rows.values())
         columns = [
             Column("Network", text, numeric=False),
             Column("Test accuracy", accuracy),
+            *[Column("Balanced over classes", accuracy)] * balances,
             Column("Params", whole),
             Column("MACs", whole),
             Column("of the teacher's MACs", percent),
@@ -66,7 +68,8 @@ def result(run: RunContent) -> Iterator[Markup]:
         for name, row in rows.items():
             macs = finite(row.get("macs"))
             share = macs / most if macs is not None and most else None
-            lines.append((network_name(name), row.get("accuracy"), row.get("params"), macs, share, row.get("seconds")))
+            accuracies = (row.get("accuracy"), *[row.get("balanced_accuracy")] * balances)
+            lines.append((network_name(name), *accuracies, row.get("params"), macs, share, row.get("seconds")))
         marked = [i for i, name in enumerate(rows) if name == "student"]
         yield table(columns, lines, marked=marked)
     chart = _compared(run, rows)

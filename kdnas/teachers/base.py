@@ -6,6 +6,7 @@ from typing import Self, final
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from kdnas.data.base import prepare
 from kdnas.network import Network
@@ -89,15 +90,26 @@ class Frozen(Teacher):
         classes: int | None = None,
     ) -> None:
         super().__init__()
+        empty = next((n for n, p in module.named_parameters() if is_lazy(p) or p.is_meta), None)
+        if empty is not None:
+            raise ValueError(f"the teacher's parameter {empty} has no values yet. Run or load it before you return it.")
         self.module, self.preprocessing, self.classes = plain_module(module), preprocessing, classes
-        self.freeze()
+        try:
+            self.freeze()
+        except NotImplementedError as error:
+            raise ValueError(
+                f"the teacher must have an evaluation mode, a {type(module).__name__} has none ({error}) Pass the "
+                "Python module that it was made from."
+            ) from error
         if isinstance(module, torch.jit.ScriptModule) and (stages is None or stages):
             raise ValueError(
                 "a TorchScript module shows no feature maps. Pass the Python module that it was made from, or "
                 "Frozen(module, preprocessing=..., stages=()) for losses and scorers of logits alone."
             )
         if stages is None:
-            stages = () if isinstance(self.module, Network) else find_stages(self.module, self._probe())
+            stages = (
+                () if isinstance(self.module, Network) else find_stages(self.module, self._probe(), classes=classes)
+            )
         known = dict(self.module.named_modules())
         for name in stages:
             if name not in known:

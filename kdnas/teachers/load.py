@@ -46,8 +46,8 @@ def load_teacher(text: str) -> Spec | FitTeacher:
         options = {"weights": weights} if weights else {}
         return spec(several_teachers, kind=kind, members=tuple(_finished(part, text) for part in parts), **options)
     if kind == "checkpoint" and rest:
-        return spec(student_teacher, path=str(Path(rest).resolve()))
-    if Path(text).is_dir():
+        return spec(student_teacher, path=str(Path(rest).expanduser().resolve()))
+    if text and Path(text).is_dir():
         return spec(student_teacher, path=str(Path(text).resolve()))
     if rest.isidentifier():
         resolve(text)
@@ -73,8 +73,10 @@ def _fit(text: str) -> FitTeacher:
 def _zoo(kind: str, rest: str) -> Spec:
     text = re.sub(r"(,\w+=[^,/]*)+$", "", rest)
     _, options = split_options(kind + rest[len(text) :])
-    name, _, weights = text.partition("@")
-    fixed = {"zoo": kind, "name": name, "weights": str(Path(weights).resolve()) if weights else ""}
+    name, at, weights = text.partition("@")
+    if not name or (at and not weights):
+        raise ValueError(f"a teacher of {kind} is {kind}:NAME or {kind}:NAME@WEIGHTS, got {kind}:{rest!r}.")
+    fixed = {"zoo": kind, "name": name, "weights": str(Path(weights).expanduser().resolve()) if weights else ""}
     source = spec(zoo_teacher, **fixed, **options)
     check_typed(f"{kind}:{name}", source.make, options)
     return source

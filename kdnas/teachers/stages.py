@@ -73,7 +73,7 @@ def as_feature(part: nn.Module, output: Tensor, image: Sequence[int]) -> Tensor 
     return output.permute(0, 3, 1, 2) if behind and not ahead else None
 
 
-def find_stages(module: nn.Module, images: Tensor, most: int = 6) -> tuple[str, ...]:
+def find_stages(module: nn.Module, images: Tensor, most: int = 6, classes: int | None = None) -> tuple[str, ...]:
     """The submodules whose outputs are the feature maps of a network, in order of execution.
 
     Of a transformer these are four of its blocks (modules of one class beside each other that return tokens), evenly
@@ -84,6 +84,7 @@ def find_stages(module: nn.Module, images: Tensor, most: int = 6) -> tuple[str, 
         module: the network, in evaluation mode.
         images: `[batch, channels, height, width]`, as the network takes them.
         most: number of resolutions.
+        classes: number of classes, which tells the logits among several outputs.
 
     Raises:
         ValueError: the module fails on these images, or no submodule returns maps or tokens.
@@ -98,7 +99,7 @@ def find_stages(module: nn.Module, images: Tensor, most: int = 6) -> tuple[str, 
             shapes[name] = tuple(feature.shape[1:])
     maps = [name for name, shape in shapes.items() if len(shape) == 3 and shape[1] * shape[2] > 1]
     tokens = [name for name, shape in shapes.items() if len(shape) == 2 and shape[0] > 1]
-    while maps and len(maps) > 1 and shapes[maps[-1]][0] == _num_logits(returned):
+    while maps and len(maps) > 1 and shapes[maps[-1]][0] == _num_logits(returned, classes):
         maps.pop()  # a convolution that classifies
     order = {name: place for place, name in enumerate(shapes)}
     blocks = sorted(_token_blocks(module, tokens), key=order.__getitem__)
@@ -114,9 +115,12 @@ def find_stages(module: nn.Module, images: Tensor, most: int = 6) -> tuple[str, 
     )
 
 
-def _num_logits(returned: Any) -> int:
-    logits = getattr(first_tensor(returned), "shape", ())
-    return logits[1] if len(logits) > 1 else 0
+def _num_logits(returned: Any, classes: int | None) -> int:
+    try:
+        shape = logits_of(returned, classes).shape
+    except ValueError:
+        shape = torch.Size()
+    return shape[1] if len(shape) > 1 else 0
 
 
 def _token_blocks(module: nn.Module, tokens: Sequence[str]) -> list[str]:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import importlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypedDict
@@ -14,7 +14,7 @@ from kdnas.preprocessing import Interpolation, Preprocessing
 from kdnas.runs.checkpoint import save_tensors
 from kdnas.runs.files import Damaged, current_folder, new_folder, read_json, write_json
 from kdnas.runs.folder import MANIFEST, TEACHER, WEIGHTS
-from kdnas.specs import Spec, nearest
+from kdnas.specs import Spec, check_literals, nearest
 from kdnas.students.folder import read_student
 from kdnas.tables import structure, unstructure
 from kdnas.teachers.base import Frozen, Teacher
@@ -82,6 +82,9 @@ def zoo_teacher(
     Raises:
         ValueError: an unknown network, weights that cannot be loaded or do not fit, other classes.
     """
+    check_literals(zoo_teacher, locals())
+    if size < 0:
+        raise ValueError(f"`size` must be at least 0, got {size}.")
     module, own = zoo_network(zoo, name, classes if weights else None, size)
     if weights:
         load_weights(module, Path(weights))
@@ -228,6 +231,7 @@ def as_frozen(module: object, name: str, classes: int, preprocessing: Preprocess
                 raise
             own = dataclasses.replace(preprocessing, height=size[0], width=size[1])
             module = Frozen(module, preprocessing=own, classes=classes)
+            module.assumes_size = True
     return _check_classes(module.freeze(), classes, name)
 
 
@@ -235,20 +239,41 @@ def declared_size(module: nn.Module) -> tuple[int, int] | None:
     """Height and width of the images that a network says it was made for; None where it says nothing.
 
     Read are `config.image_size`, `image_size` and `patch_embed.img_size`; then the second and third entry of
-    `pretrained_cfg["input_size"]`.
+    `pretrained_cfg["input_size"]`; of the network, then of the modules right inside of it.
     """
-    values = [
-        getattr(getattr(module, "config", None), "image_size", None),
-        getattr(module, "image_size", None),
-        getattr(getattr(module, "patch_embed", None), "img_size", None),
-    ]
-    config = getattr(module, "pretrained_cfg", None)
-    values.append(tuple(config.get("input_size", ()))[1:] if isinstance(config, Mapping) else None)
-    for value in values:
+    for value in (value for part in (module, *module.children()) for value in _sizes(part)):
         size = (value, value) if isinstance(value, int) else tuple(value) if isinstance(value, tuple | list) else ()
         if len(size) == 2 and all(isinstance(side, int) for side in size):
             return size[0], size[1]
     return None
+
+
+def _sizes(module: nn.Module) -> Iterator[Any]:
+    yield getattr(getattr(module, "config", None), "image_size", None)
+    yield getattr(module, "image_size", None)
+    yield getattr(getattr(module, "patch_embed", None), "img_size", None)
+    config = getattr(module, "pretrained_cfg", None)
+    yield tuple(config.get("input_size", ()))[1:] if isinstance(config, Mapping) else None
+
+
+def declared_names(module: nn.Module) -> tuple[str, ...] | None:
+    """The names of a network's classes, in the order of its logits; None where it has none.
+
+    Read are a hub's `config.id2label`, unless it numbers them (`LABEL_0`), then the attributes `class_names` and
+    `classes`; of the network, then of the modules right inside of it.
+    """
+    for names in (names for part in (module, *module.children()) for names in _class_lists(part)):
+        if isinstance(names, list | tuple) and names and all(isinstance(name, str) for name in names):
+            return None if names[0] == "LABEL_0" else tuple(names)
+    return None
+
+
+def _class_lists(module: nn.Module) -> Iterator[Any]:
+    labels = getattr(getattr(module, "config", None), "id2label", None)
+    if isinstance(labels, Mapping) and all(str(key).isdecimal() for key in labels):
+        yield [labels[key] for key in sorted(labels, key=int)]
+    yield getattr(module, "class_names", None)
+    yield getattr(module, "classes", None)
 
 
 def _download(make: Callable[[], Any], name: str) -> Any:
@@ -270,6 +295,10 @@ def _check_classes(teacher: Teacher, classes: int | None, name: str) -> Teacher:
         if logits.dim() != 2:
             raise ValueError(f"the teacher {name} must return logits [batch, classes], got {tuple(logits.shape)}.")
         outputs = logits.shape[1]
+        if outputs == 1 and classes == 2:
+            raise ValueError(
+                f"the teacher {name} has 1 output, the data 2 classes. Return two logits: torch.cat([0 * x, x], 1)."
+            )
         if outputs != classes:
             raise ValueError(
                 f"the teacher {name} has {outputs} classes, the data {classes}. Fine-tune it on this data: kdnas fit "

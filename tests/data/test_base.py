@@ -340,7 +340,10 @@ def test_the_fingerprint_follows_every_image_label_and_class_name():
         ("flder:pets", "Did you mean 'folder'"),
         ("folder:pets,sze=3", "Did you mean 'size'"),
         ("folder:pets,size=big", "size of folder:pets must be a whole number"),
-        ("hf:cifar10", "cannot import 'hf'"),
+        ("hf:cifar10", "cannot import 'hf'.*Data are digits, folder:PATH"),
+        ("tests", "Did you mean folder:tests"),
+        ("digits:somewhere", "digits has no path"),
+        ("digits,size=8", "no argument 'size'. It takes none"),
         ("tests.toy:part", "needs the argument"),
         ("tests.toy:cnn", "from_dataset"),
     ],
@@ -348,6 +351,18 @@ def test_the_fingerprint_follows_every_image_label_and_class_name():
 def test_a_text_that_is_no_data_is_answered_in_a_sentence(text, message):
     with pytest.raises(ValueError, match=message):
         load_data(text).build(Data)
+
+
+def test_a_home_folder_is_found_after_the_colon_too(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert load_data("folder:~/pets")["path"] == str(tmp_path / "pets")
+
+
+def test_labels_that_begin_at_one_or_are_far_too_large_are_refused():
+    for labels, message in ((torch.arange(20) % 2 + 1, "Subtract 1"), (torch.arange(20) % 2 * 10**12, "10000000")):
+        part = TensorImages(torch.rand(20, 1, 8, 8), labels)
+        with pytest.raises(ValueError, match=message):
+            Data(part, part, part, class_names=("a", "b"))
 
 
 def test_arguments_follow_the_name_of_a_data_set():

@@ -1,8 +1,10 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset
 
 from kdnas.data.datasets import from_dataset
 from kdnas.jobs._memory import keep
@@ -94,3 +96,41 @@ def test_data_in_memory_that_differ_anywhere_have_different_keys():
     first = keep(Entries(lambda i: (images[i], i % 2), 400))
     images[300] = 1
     assert keep(Entries(lambda i: (images[i], i % 2), 400)) != first
+
+
+GRAY = Entries(lambda i: (np.full((4, 4), 10 * i, np.uint8), i % 2), 20)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda entries: entries,
+        lambda entries: Subset(entries, range(12)),
+        lambda entries: ConcatDataset([Subset(entries, range(12)), entries]),
+        lambda entries: DataLoader(Subset(entries, range(12)), batch_size=2),
+    ],
+)
+@pytest.mark.parametrize("names", [{"classes": ["dog", "cat"]}, {"class_to_idx": {"cat": 1, "dog": 0}}])
+def test_class_names_are_read_inside_of_what_wraps_a_data_set(wrap, names):
+    entries = Entries(GRAY.make, 20)
+    vars(entries).update(names)
+    assert from_dataset(wrap(entries)).class_names == ("dog", "cat")
+
+
+def test_a_hubs_features_name_the_classes():
+    entries = Entries(lambda i: {"image": np.full((4, 4), 10 * i, np.uint8), "label": i % 2}, 20)
+    entries.features = {"image": None, "label": SimpleNamespace(names=["dog", "cat"])}
+    assert from_dataset(entries).class_names == ("dog", "cat")
+
+
+def test_parts_of_other_classes_mappings_of_parts_and_unreadable_entries_are_refused():
+    entries, others = Entries(GRAY.make, 20), Entries(GRAY.make, 20)
+    entries.classes, others.classes = ["cat", "dog"], ["dog", "cat"]
+    with pytest.raises(ValueError, match="same classes in one order"):
+        from_dataset(entries, others)
+    with pytest.raises(ValueError, match="Pass its parts"):
+        from_dataset({"train": entries, "test": entries})
+    with pytest.raises(ValueError, match="images to train, search and test with, got 2"):
+        from_dataset(Subset(entries, [0, 1]))
+    with pytest.raises(ValueError, match="entry 0 of the data set cannot be read: ZeroDivisionError"):
+        from_dataset(Entries(lambda i: 1 // i))

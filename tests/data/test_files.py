@@ -47,6 +47,12 @@ def test_a_file_is_decoded_to_what_it_holds(source, colour):
     torch.testing.assert_close(decoded(source), expected, atol=1e-6, rtol=0)
 
 
+def test_what_is_transparent_in_16_bits_is_white():
+    picture = Image.fromarray(np.array([[819, 52_428]], np.uint16))
+    picture.info["transparency"] = 819
+    assert pixels_of(picture).tolist() == [[[1.0, pytest.approx(0.8)]]]
+
+
 def test_twelve_bits_are_divided_by_their_largest_value():
     picture = Image.fromarray(np.full((4, 4), 819, np.uint16))
     picture.tag_v2 = {258: (12,)}

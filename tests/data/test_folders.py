@@ -165,3 +165,29 @@ def test_a_run_says_how_its_data_have_changed(tmp_path, log):
     (record,) = log.records
     assert record.levelno == logging.WARNING
     assert "data of run r have changed: train" in record.message
+
+
+def test_links_are_followed_but_never_upwards(tmp_path):
+    write(tmp_path / "real" / "more", {"cat": 4, "dog": 4}, 10)
+    root = write(tmp_path / "data", TWO)
+    for name in TWO:
+        (root / name / "linked").symlink_to(tmp_path / "real" / "more" / name)
+        (tmp_path / "real" / "more" / name / "back").symlink_to(root / name)
+    (root / "cat" / "up").symlink_to(root)
+    data = folder(str(root))
+    assert sum(map(len, (data.train, data.search, data.test))) == 20
+    assert torch.bincount(data.train.labels).tolist() == [7, 7]
+
+
+def test_images_beside_masks_of_the_same_classes_are_not_two_classes(tmp_path):
+    for kind in ("images", "masks"):
+        for part in ("train", "val"):
+            write(tmp_path / kind / part, TWO)
+    with pytest.raises(ValueError, match=r"images/train, masks/train\) all hold the same folders \(cat, dog\)"):
+        folder(str(tmp_path))
+
+
+def test_a_file_in_place_of_a_folder_is_said_to_be_one(tmp_path):
+    (tmp_path / "pets.zip").write_bytes(b"PK")
+    with pytest.raises(ValueError, match=r"pets.zip is a file. Unpack it"):
+        folder(str(tmp_path / "pets.zip"))

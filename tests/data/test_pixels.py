@@ -48,6 +48,9 @@ def test_every_type_of_pixels_arrives_in_0_to_1(images, value):
         ([torch.zeros(1, 8, 8), torch.zeros(1, 8, 7)], "one shape"),
         (None, "numbers in a tensor or an array, got 'None'"),
         (["a.png", "b.png"], "got 'a.png'"),
+        (np.ma.masked_array(np.zeros(SHAPE), np.ones(SHAPE, bool)), r"no masked values.*filled"),
+        (torch.zeros(SHAPE).to_sparse(), "a dense tensor of numbers, got one that is sparse"),
+        (torch.zeros(SHAPE, device="meta"), "on the meta device"),
     ],
 )
 def test_pixels_that_are_none_are_refused_in_a_sentence(images, message):
@@ -75,6 +78,7 @@ def test_few_channels_are_recognised_at_either_end(channels, height, width):
         np.array([[1], [0]], np.uint8),
         torch.tensor([1.0, 0.0]),
         [True, False],
+        np.array([1, 0], dtype=object),
         torch.tensor([1, 0]).to(torch.uint16),
     ],
 )

@@ -1,18 +1,23 @@
 """What is shown and refused before a training."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
 from kdnas.data.base import Data, TensorImages
-from kdnas.jobs._preflight import balanced, preflight
+from kdnas.jobs._preflight import preflight
 from kdnas.jobs._run import Run, insisting
+from kdnas.jobs.chain import chain
+from kdnas.jobs.fit import fit
 from kdnas.jobs.train import train
 from kdnas.network import Network
-from kdnas.settings import FitTeacher, Recipe
+from kdnas.settings import Fit, FitTeacher, Recipe
+from kdnas.specs import spec
 from kdnas.students.card import Card
+from kdnas.students.folder import read_student
 from kdnas.tables import load_space
 from kdnas.teachers.load import load_teacher
 from tests.toy import alone, data
@@ -54,6 +59,70 @@ def broken():
 
 def permuted():
     return Knowing("permuted")
+
+
+def renamed(*names):
+    module = Knowing("logits" if names == ("A", "b", "c") else "permuted")
+    module.config = SimpleNamespace(id2label={str(k): name for k, name in enumerate(names)})
+    return module
+
+
+def in_order():
+    return renamed("A", "b", "c")
+
+
+def in_another_order():
+    return nn.Sequential(renamed("C", "A", "B"))
+
+
+def numbered():
+    return renamed("LABEL_0", "LABEL_1", "LABEL_2")
+
+
+def swapped():
+    """Right for the first class, and calls the other two by each other's names."""
+    return _Then(lambda logits: logits[:, [0, 2, 1]])
+
+
+def guessing():
+    return _Then(lambda logits: torch.tensor([0.0, 9.0, 0.0]).expand_as(logits))
+
+
+def random():
+    return _Then(lambda logits: logits + torch.rand_like(logits))
+
+
+def by_the_batch():
+    return _Then(lambda logits: logits - logits.mean(0))
+
+
+class _Then(Knowing):
+    def __init__(self, change):
+        super().__init__()
+        self.change = change
+
+    def forward(self, x):
+        return self.change(super().forward(x))
+
+
+class Range(Knowing):
+    """Right on pixels from 0 to a number, wrong on all others."""
+
+    def __init__(self, most):
+        super().__init__()
+        self.most = most
+
+    def forward(self, x):
+        is_right = x.min() >= 0 and self.most / 2 < x.max() <= self.most
+        return super().forward(x / self.most) * (1 if is_right else -1)
+
+
+def plain():
+    return Range(1.0)
+
+
+def bytes_():
+    return Range(255.0)
 
 
 def large():
@@ -99,10 +168,17 @@ def test_the_block_shows_data_student_teacher_device_and_time(tmp_path, log):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("permuted", r"accuracy on 30 search images, 0.0% \(mean over classes\), is near chance \(33.3%\)"),
+        ("guessing", r"accuracy on 30 search images, 33.3% \(mean over classes\), is near chance \(33.3%\)"),
+        ("permuted", "another order than the data's: it calls most images of a b"),
         ("softmax", r"probabilities \(that sum to 1\) instead of logits"),
         ("sigmoid", r"probabilities \(in \[0, 1\]\) instead of logits"),
         ("broken", "NaN or infinity for 1 of 30 search images"),
+        ("swapped", "calls most images of b c, it calls most images of c b"),
+        ("in_another_order", "another order: class 0 is 'C' to it, and 'a' in the data"),
+        ("random", "in another batch: it is random"),
+        ("by_the_batch", "in another batch: it is random, or uses statistics of the batch"),
+        ("plain", r"but for 30 with mean 0/0/0 and std 1/1/1\. Return Frozen"),
+        ("bytes_", r"but for 30 with mean 0/0/0 and std 0.00392"),
         ("large", "gets images of 8 x 8, but says that it was made for 16 x 16"),
     ],
 )
@@ -112,6 +188,11 @@ def test_a_teacher_that_cannot_teach_is_refused_unless_one_insists(tmp_path, log
     with insisting(True):
         preflight(data(), folder=tmp_path, teacher=teacher(name))
     assert [r.levelname for r in log.records] == ["INFO", "INFO", "WARNING"]
+
+
+@pytest.mark.parametrize("name", ["in_order", "knowing"])
+def test_a_teacher_of_these_classes_passes(tmp_path, name):
+    preflight(data(), folder=tmp_path, teacher=teacher(name))
 
 
 def test_a_teacher_that_fails_on_these_images_is_a_sentence(tmp_path):
@@ -136,20 +217,69 @@ def test_a_student_takes_images_of_the_size_that_it_computes_on():
     assert card.preprocessing.mean == data().preprocessing.mean
 
 
+def uneven() -> Data:
+    """The toy data with few images of the third class, in the train and in the test part."""
+
+    def thinned(images: TensorImages) -> TensorImages:
+        keep = torch.cat([torch.arange(len(images))[images.labels != 2], torch.tensor([2, 5])])
+        return TensorImages(images.images[keep], images.labels[keep])
+
+    whole = data()
+    return dataclasses.replace(whole, train=thinned(whole.train), test=thinned(whole.test))  # type: ignore[arg-type]
+
+
 def test_imbalance_is_named_and_the_balanced_accuracy_shown(tmp_path, log):
-    keep = torch.cat([torch.arange(48)[data().train.labels != 2], torch.tensor([2, 5])])
-    few = dataclasses.replace(data(), train=TensorImages(data().train.images[keep], data().train.labels[keep]))
-    preflight(few, folder=tmp_path, teacher=teacher("knowing"))
+    preflight(uneven(), folder=tmp_path, teacher=teacher("knowing"))
     text = log.records[0].message
     assert "2 to 16 training images each: c has the fewest" in text and "balanced 100.0%" in text
-    hits = torch.tensor([True, True, True, False])
-    assert balanced(hits, torch.tensor([0, 0, 0, 1])) == 0.5
+
+
+def test_the_closing_table_the_results_and_the_report_have_balanced_accuracies_of_imbalanced_classes(tmp_path):
+    made = alone()
+    train_settings = dataclasses.replace(
+        made.train, data=spec("tests.jobs.test_preflight:uneven"), teacher=teacher("knowing")
+    )
+    run = chain(dataclasses.replace(made, train=train_settings), tmp_path / "run", deploy=False)
+    rows = {row["name"]: row for row in run.storage.results()["rows"]}
+    assert rows["teacher"]["accuracy"] == rows["teacher"]["balanced_accuracy"] == 1
+    network, _ = read_student(tmp_path / "run" / "students" / "student")
+    logits = network(uneven().normalise(uneven().test.images)).logits
+    shares = [float((logits.argmax(1) == k)[uneven().test.labels == k].float().mean()) for k in range(3)]
+    assert rows["student"]["balanced_accuracy"] == pytest.approx(sum(shares) / 3)
+    assert all("balanced_accuracy" in row for row in rows.values())
+    header, first, *_ = str(run).splitlines()
+    assert header.split()[:2] == ["accuracy", "balanced"] and first.split()[1:3] == ["100.00%", "100.00%"]
+    assert "Balanced over classes" in (tmp_path / "run" / "report.html").read_text()
+
+
+@pytest.mark.parametrize(("steps", "trial"), [(10, False), (9, True)])
+def test_a_teacher_trained_here_is_judged_after_its_training(tmp_path, log, steps, trial):
+    made = alone()
+    unteachable = FitTeacher(width=4, recipe=Recipe(steps=steps, batch_size=16, learning_rate=1e-9))
+    train_settings = dataclasses.replace(made.train, teacher=unteachable)
+    made = dataclasses.replace(made, train=train_settings)
+    if trial:  # of the command
+        train(made, tmp_path)
+    else:
+        for _ in range(2):  # resumed, it is refused again
+            with pytest.raises(ValueError, match=r"near chance .* Train it for more steps.*--insist"):
+                train(made, tmp_path)
+        with insisting(True):
+            train(made, tmp_path)
+        train(made, tmp_path)
+    assert "near chance" in log.text
+
+
+def test_a_teacher_fitted_for_itself_is_written_with_a_warning(tmp_path, log):
+    unteachable = FitTeacher(recipe=Recipe(steps=3, batch_size=16, learning_rate=1e-9))
+    result = fit(Fit(data=spec("tests.jobs.test_preflight:uneven"), teacher=unteachable), tmp_path / "teacher")
+    assert result["balanced_accuracy"] < 0.6 and "near chance" in log.text
 
 
 def test_a_refused_run_writes_nothing_and_one_that_is_insisted_on_stays_open(tmp_path):
     made = alone()
     made = dataclasses.replace(made, train=dataclasses.replace(made.train, teacher=teacher("permuted")))
-    with pytest.raises(ValueError, match="near chance"):
+    with pytest.raises(ValueError, match="another order"):
         train(made, tmp_path / "run")
     assert not (tmp_path / "run").exists()
     with insisting(True):

@@ -126,6 +126,33 @@ def test_a_module_that_is_called_twice_is_where_its_last_call_is():
     assert outputs["first"].min() < 0  # as it was before the activation in place
 
 
+@pytest.mark.parametrize("order", [lambda m, logits: (m, logits), lambda m, logits: (m.mean((2, 3)), logits)])
+def test_logits_behind_other_outputs_do_not_cost_the_deepest_stage(order):
+    class Both(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two, self.head = nn.Conv2d(3, 8, 3, 2, 1), nn.Conv2d(8, 12, 3, 2, 1), nn.Linear(12, 4)
+
+        def forward(self, x):
+            maps = self.two(self.one(x))
+            return order(maps, self.head(maps.mean((2, 3))))
+
+    assert Frozen(Both(), preprocessing=PLAIN, classes=4).stages == ("one", "two")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: nn.Sequential(nn.LazyConv2d(4, 3)), "parameter 0.weight has no values yet"),
+        (lambda: nn.Sequential(nn.Conv2d(3, 4, 3, device="meta")), "parameter 0.weight has no values yet"),
+        (lambda: torch.export.export(nn.Conv2d(3, 4, 3), (torch.rand(2, 3, 16, 16),)).module(), "evaluation mode"),
+    ],
+)
+def test_a_module_that_cannot_compute_here_is_refused_in_a_sentence(make, message):
+    with pytest.raises(ValueError, match=message):
+        Frozen(make(), preprocessing=PLAIN)
+
+
 def test_a_map_in_which_channels_come_last_is_turned():
     image = (16, 24)
     turned = as_feature(nn.GELU(), torch.zeros(2, 4, 6, 7), image)

@@ -87,6 +87,31 @@ def test_unknown_options_are_answered_with_the_nearest(text, message):
         load_teacher(text)
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("timm:resnet18@", "timm:NAME@WEIGHTS"),
+        ("torchvision:@w.pth", "torchvision:NAME or"),
+        ("torchvision:resnet18,size=-1", "`size` must be at least 0"),
+        ("torchvision:resnet18,normalise=imagenet", "must be one of"),
+    ],
+)
+def test_a_text_that_names_no_network_no_file_or_no_size_is_refused(text, message):
+    with pytest.raises(ValueError, match=message):
+        load_teacher(text).build(classes=2, preprocessing=None)
+
+
+def test_a_home_folder_is_found_behind_the_sign_of_weights(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert load_teacher("timm:resnet18@~/w.pth")["weights"] == str(tmp_path / "w.pth")
+    assert load_teacher("checkpoint:~/student")["path"] == str(tmp_path / "student")
+
+
+def test_one_output_for_two_classes_is_told_from_other_classes():
+    with pytest.raises(ValueError, match=r"1 output, the data 2 classes\. Return two logits"):
+        as_frozen(nn.Sequential(nn.Conv2d(3, 1, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()), "mine", 2, DATA)
+
+
 def test_a_file_of_weights_alone_is_told_that_it_needs_a_network(weights):
     with pytest.raises(ValueError, match="A file of weights needs its network: torchvision:NAME@FILE"):
         load_teacher(str(weights))
