@@ -64,14 +64,16 @@ class Graph(nn.Module):
         nodes: `(operation, numbers of its inputs, *values)` each; empty for the identity. Operations and their values:
 
             - with weights: `conv` (inputs, outputs, kernel, stride, padding, dilation, channels per group or 0 for one
-              group, bias), `linear` (inputs, outputs, bias), `norm` of a map and `vector_norm` (channels, eps,
-              momentum; batch norms), `group_norm` (channels, channels per group, eps), `layer_norm` (channels, eps;
-              over the channels of each position), `prelu` (channels, or 1 for one slope), `scale` and `shift`
-              (channels, or 0 for one number; learned or not; a number per channel, multiplied or added);
+              group, bias, and where they differ across the width: kernel, padding, dilation), `linear` (inputs,
+              outputs, bias), `norm` of a map and `vector_norm` (channels, eps, momentum; batch norms), `group_norm`
+              (channels, channels per group, eps), `layer_norm` (channels, eps; over the channels of each position),
+              `prelu` (channels, or 1 for one slope), `scale` and `shift` (channels, or 0 for one number; learned or
+              not; a number per channel, multiplied or added);
             - on positions: `max_pool` (kernel, stride, padding, rounding up), `avg_pool` (the same, whether zeros of
               the padding count), `pool` and `highest` (side; adaptive average and maximum), `mean` (over positions,
-              a vector), `pad` (left, right, top, bottom; by zeros), `flatten` (a map to a vector), `unflatten` (a
-              vector to a map of one position);
+              a vector), `pad` (left, right, top, bottom; by zeros), `upsample` (a whole factor; 0 for the nearest
+              position, 1 for bilinear, 2 for bilinear with aligned corners), `flatten` (a map to a vector),
+              `unflatten` (a vector to a map of one position);
             - on channels: `cat`, `slice` (first, count), `shuffle` (groups);
             - of each number: `times` and `plus` (a number), `relu`, `relu6`, `swish`, `hswish`, `sigmoid`, `hsigmoid`,
               `tanh`, `mish`, `gelu`, `tanh_gelu`, `softplus`, `elu` (alpha), `leaky_relu` (slope), `clamp` (least,
@@ -130,6 +132,9 @@ class Graph(nn.Module):
             return F.adaptive_max_pool2d(first, values[0])
         if operation == "pad":
             return F.pad(first, values)
+        if operation == "upsample":
+            mode, aligned = (("nearest", None), ("bilinear", False), ("bilinear", True))[values[1]]
+            return F.interpolate(first, scale_factor=values[0], mode=mode, align_corners=aligned)
         raise ValueError(f"a graph has no operation {operation!r}.")
 
     @staticmethod
@@ -154,9 +159,11 @@ class Graph(nn.Module):
             "drop_path": DropPath,
         }
         if operation == "conv":
-            inputs, outputs, kernel, stride, padding, dilation, group, bias = values
+            inputs, outputs, kernel, stride, padding, dilation, group, bias, *across = values
             groups = inputs // group if group else 1
-            return nn.Conv2d(inputs, outputs, kernel, stride, padding, dilation, groups, bool(bias))
+            sizes = zip((kernel, padding, dilation), across or (kernel, padding, dilation), strict=True)
+            kernels, paddings, dilations = (pair if pair[0] != pair[1] else pair[0] for pair in sizes)
+            return nn.Conv2d(inputs, outputs, kernels, stride, paddings, dilations, groups, bool(bias))
         if operation in ("norm", "vector_norm"):
             kind = nn.BatchNorm2d if operation == "norm" else nn.BatchNorm1d
             return kind(values[0], eps=values[1], momentum=values[2])

@@ -74,6 +74,8 @@ def compare(module: nn.Module, supernet: Supernet) -> float:
     with torch.no_grad():
         source = module(images)
         difference = float((source - supernet(images, largest).logits).abs().max())
+    if not bool(source.isfinite().all()):
+        raise ValueError("the network gives NaN or infinity on random images. Check its weights.")
     if not difference <= TOLERANCE * max(1.0, float(source.abs().max())):
         raise ValueError(
             f"the largest subnet differs from the source by {difference:.3g}. The source may be random or depend on "

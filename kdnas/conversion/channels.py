@@ -243,6 +243,8 @@ def output_shape(node: Operation, inputs: Sequence[tuple[int, int]]) -> tuple[in
         return sum(count for count, _ in inputs), side
     if node.op == "slice":
         return node.values[1], side
+    if node.op == "upsample":
+        return channels, side * node.values[0]
     if node.op == "pad":
         return channels, side + node.values[0] + node.values[1]
     if node.op == "flatten":

@@ -1,5 +1,7 @@
 """A trained network as an elastic supernet whose largest subnet is that network."""
 
+from collections import Counter
+
 from torch import nn
 
 from kdnas.conversion.base import Conversion
@@ -42,7 +44,17 @@ def convert(
     conversion = transformer(module, image, name) or chain(module, image, name, importance)
     if needs_choices and not any(row.elastic for row in conversion.report):
         raise ValueError(
-            "no elastic module found: no block may be left out and no width narrowed. The modules are:\n"
-            + "\n".join(f"{row.module}: {row.reason}" for row in conversion.report)
+            "nothing in the network can be made elastic: no block may be left out and no width narrowed. "
+            f"{_why(conversion)}"
         )
     return conversion
+
+
+def _why(conversion: Conversion, most: int = 3) -> str:
+    """The reasons, the most frequent first, each with some of its modules."""
+    reasons = Counter(row.reason for row in conversion.report)
+    sentences = []
+    for reason, count in reasons.most_common(most):
+        modules = [row.module for row in conversion.report if row.reason == reason]
+        sentences.append(f"{', '.join(modules[:most])}{', ...' * (count > most)}: {reason}.")
+    return " ".join(sentences)

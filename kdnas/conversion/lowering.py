@@ -81,35 +81,33 @@ def _channel_dropout(reader: Reader, x: View, rate: float, training: bool) -> Vi
 def _conv(reader: Reader, x: View, weight: Any, bias: Any, *settings: Any) -> View:
     weight = reader.tensor(weight, "kernel")
     strides, padding, dilations, groups = settings
-    kernel, stride, dilation = (single(v) for v in (weight.tensor.shape[2:], strides, dilations))
-    if padding == "valid":
-        padding = 0
-    elif padding == "same":
-        span = dilation * (kernel - 1) if dilation and kernel else 1
-        padding = None if span % 2 else span // 2
-    if padding is None or None in (kernel, stride, single(padding), dilation):
+    kernels, dilations = _pair(weight.tensor.shape[2:]), _pair(dilations)
+    spans = [dilation * (kernel - 1) for kernel, dilation in zip(kernels, dilations, strict=True)]
+    if padding == "same" and not any(span % 2 for span in spans):
+        padding = [span // 2 for span in spans]
+    paddings = () if padding == "same" else _pair(0 if padding == "valid" else padding)
+    stride = single(strides)
+    if not paddings or stride is None or 2 * paddings[0] - spans[0] != 2 * paddings[1] - spans[1]:
         raise reader.refusal(
-            f"a convolution of kernel {list(weight.tensor.shape[2:])}, stride {list(_listed(strides))}, padding "
-            f"{settings[1]} and dilation {list(_listed(dilations))}, which differs between height and width,"
+            f"a convolution of kernel {list(kernels)}, stride {list(_listed(strides))}, padding {settings[1]} and "
+            f"dilation {list(dilations)}, whose output has another height than width,"
         )
     outputs, group = weight.tensor.shape[:2]
-    inputs = group * groups
-    values = (
-        inputs,
-        outputs,
-        kernel,
-        stride,
-        single(padding),
-        dilation,
-        group if groups > 1 else 0,
-        int(bias is not None),
-    )
+    sizes = [(kernel, pad, dilation) for kernel, pad, dilation in zip(kernels, paddings, dilations, strict=True)]
+    (kernel, pad, dilation), across = sizes[0], (() if sizes[0] == sizes[1] else sizes[1])
+    values = (group * groups, outputs, kernel, stride, pad, dilation, group if groups > 1 else 0, int(bias is not None))
     weights = {"weight": weight} | ({} if bias is None else {"bias": reader.tensor(bias, "bias")})
-    return reader.whole(reader.emit("conv", (reader.map(x),), values, **weights))
+    return reader.whole(reader.emit("conv", (reader.map(x),), (*values, *across), **weights))
 
 
 def _listed(value: Any) -> Sequence[Any]:
     return value if isinstance(value, list | tuple) else (value,)
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    """Height and width, of a pair or of one number for both."""
+    numbers = tuple(value) if isinstance(value, Sequence) else (value,)
+    return numbers[0], numbers[-1]
 
 
 def _linear(reader: Reader, x: View, weight: Any, bias: Any) -> View:
@@ -236,6 +234,20 @@ def _adaptive(op: str) -> Handler:
         if not side:
             raise reader.refusal(f"pooling to {size}, which is not square,")
         return reader.whole(reader.emit(op, (reader.map(x),), (side,)))
+
+    return handler
+
+
+def _upsample(mode: int) -> Handler:
+    """A resize by a whole factor: 0 for the nearest position, 1 for bilinear, 2 for bilinear with aligned corners."""
+
+    def handler(reader: Reader, x: View, size: Any, *rest: Any) -> View:
+        number, (_, _, height, width) = reader.map(x), reader.output().shape
+        side = reader.traced[number].shape[2]
+        if height != width or height % side:
+            raise reader.refusal(f"a resize from {side} x {side} to {height} x {width}, by no whole factor,")
+        kind = 2 if mode and rest[0] else mode
+        return reader.whole(reader.emit("upsample", (number,), (height // side, kind)))
 
     return handler
 
@@ -511,6 +523,8 @@ HANDLERS: dict[str, Handler] = {
     "avg_pool2d": _avg_pool,
     "adaptive_avg_pool2d": _adaptive("pool"),
     "adaptive_max_pool2d": _first(_adaptive("highest")),
+    "upsample_nearest2d": _upsample(0),
+    "upsample_bilinear2d": _upsample(1),
     "mean": _mean,
     "amax": _amax,
     **dict.fromkeys(("pad", "constant_pad_nd"), _pad),

@@ -14,8 +14,9 @@ from kdnas.conversion.channels import Operation, output_shape
 from kdnas.conversion.export import BATCH, Windows, drop_rate
 
 _SUPPORTED = (
-    "Supported are square convolutions, batch, group and layer norms over channels, linear layers, pooling, sums and "
-    "products, concatenation, splitting and shuffling of channels, dropout, stochastic depth and the usual activations."
+    "Supported are convolutions from square maps to square maps, batch, group and layer norms over channels, linear "
+    "layers, pooling, resizes by whole factors, sums and products, concatenation, splitting and shuffling of channels, "
+    "dropout, stochastic depth and the usual activations."
 )
 
 
@@ -145,7 +146,7 @@ class Reader:
         tensors = [value for value in _flat(arguments) if isinstance(value, View | Constant)]
         if name.startswith(("_assert", "sym_")):
             return None
-        in_place = name.endswith("_") and not name.endswith("__")
+        in_place = name.endswith("_") and not name.endswith("__") and name != "detach_"
         if not any(isinstance(value, View) for value in tensors):
             return self._constant(arguments, [t for t in tensors if isinstance(t, Constant)], in_place)
         handler = self.handlers.get(name.rstrip("_") if in_place else name)
@@ -270,8 +271,9 @@ class Reader:
                     first = self.owners.setdefault(origin, path)
                     if self.owners[origin] is not path:
                         again = "is called more than once" if first == path else f"has the weights of {first}"
+                        place = path or "the network's forward"
                         raise ValueError(
-                            f"{path or first} {again}, so its places share weights, which a converted network cannot: "
+                            f"{place} {again}, so its places share weights, which a converted network cannot: "
                             "each place would get a copy. Give each place weights of its own, or convert another one."
                         )
 

@@ -15,6 +15,7 @@ from kdnas.report.markup import (
     duration,
     finite,
     percent,
+    scaled,
     table,
     tag,
     text,
@@ -81,9 +82,9 @@ def write_comparison(folder: Path) -> Path:
     ordered = best_first(results)
     bounds = {name: float(bound) for name, bound in settings["budget"].items() if name == "macs"}
     sections = [
-        ("result", "Result", _result(ordered, mapping(content["teacher"]), mapping(content.get("systems")))),
+        ("result", "Result", _result(ordered, mapping(content["teacher"]))),
         ("cost", "Accuracy against cost", _cost(ordered, bounds)),
-        ("claims", "Claims on each student", _claims(ordered)),
+        ("claims", "Each system, and claims on its student", _claims(ordered, mapping(content.get("systems")))),
         ("left", "Left out", iter([_left({name: r["reason"] for name, r in results.items() if "reason" in r})])),
     ]
     intro = (
@@ -128,28 +129,25 @@ def verdict(ordered: Results) -> str:
     return sentence
 
 
-def _result(ordered: Results, teacher: JsonObject, systems: JsonObject) -> Iterator[Markup]:
+def _result(ordered: Results, teacher: JsonObject) -> Iterator[Markup]:
     if not ordered:
         yield tag("p", "No system has finished yet.", class_="missing")
         return
     balances = any("balanced_accuracy" in r for _, r in ordered)
     columns = [
         Column("System", text, numeric=False),
-        Column("What it does", text, numeric=False),
         Column("Student", accuracy),
-        Column("95 % interval", text),
+        Column("95 % interval", text, numeric=False),
         *[Column("Balanced over classes", accuracy)] * balances,
-        Column("Params", whole),
-        Column("MACs", whole),
+        Column("Params", scaled),
+        Column("MACs", scaled),
         Column("Without a teacher", accuracy),
         Column("Random subnet", accuracy),
-        Column("Networks judged", whole),
         Column("Time", duration),
     ]
     rows: list[tuple[Any, ...]] = [
         (
             name,
-            systems.get(name, ""),
             r["accuracy"],
             f"{percent(r['interval'][0])} to {percent(r['interval'][1])}",
             *[r.get("balanced_accuracy")] * balances,
@@ -157,7 +155,6 @@ def _result(ordered: Results, teacher: JsonObject, systems: JsonObject) -> Itera
             r["macs"],
             r["without teacher"],
             r["random"],
-            r["evaluations"],
             r["seconds"],
         )
         for name, r in ordered
@@ -165,7 +162,7 @@ def _result(ordered: Results, teacher: JsonObject, systems: JsonObject) -> Itera
     if teacher:
         values = [teacher.get(name) for name in ("accuracy", "params", "macs", "seconds")]
         balanced = [teacher.get("balanced_accuracy")] * balances
-        rows.append(("teacher", "", values[0], "", *balanced, *values[1:3], None, None, None, values[3]))
+        rows.append(("teacher", values[0], "", *balanced, *values[1:3], None, None, values[3]))
     yield table(columns, rows, marked=[0])
     yield tag("p", verdict(ordered), class_="lead")
 
@@ -181,10 +178,12 @@ def _cost(ordered: Results, bounds: dict[str, float]) -> Iterator[Markup]:
         yield scatter(points, x_label="MACs", y_label="Test accuracy", y_unit="%", bounds=bounds, stars=stars)
 
 
-def _claims(ordered: Results) -> Iterator[Markup]:
+def _claims(ordered: Results, systems: JsonObject) -> Iterator[Markup]:
     for name, r in ordered:
         link = tag("a", name, href=f"{r['run']}/report.html")
-        yield tag("p", tag("b", link), Markup(": "), " ".join(r["said"]))
+        purpose = f"{systems[name].rstrip('.')}. " if systems.get(name) else ""
+        judged = f"{whole(r['evaluations'])} networks judged. "
+        yield tag("p", tag("b", link), Markup(": "), purpose, judged, " ".join(r["said"]))
 
 
 def _left(left: dict[str, str]) -> Markup:

@@ -97,6 +97,7 @@ svg text.star { fill: var(--c1); font-weight: 650; paint-order: stroke; stroke: 
 .stage li > span.soft { font-size: 12px; }
 .share { height: 5px; background: var(--rule); border-radius: 3px; margin: 4px 0 2px; }
 .share i { display: block; height: 5px; border-radius: 3px; background: var(--c); }
+@media (max-width: 1300px) { th, td { padding: 5px 7px; } }
 @media (max-width: 720px) {
   main { padding: 20px 14px 40px; }
   .wide thead { display: none; }

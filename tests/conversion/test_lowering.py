@@ -171,6 +171,12 @@ def squeezed(x):
     return F.adaptive_avg_pool2d(x, 1).squeeze(-1).squeeze(-1)
 
 
+def resized(x):
+    options = ({}, {"mode": "bilinear"}, {"mode": "bilinear", "align_corners": True})
+    nearest, bilinear, aligned = (F.interpolate(x, scale_factor=2, **option) for option in options)
+    return F.avg_pool2d(nearest - bilinear * aligned, 2)
+
+
 BLOCKS = {
     "activations": of(lambda x: F.mish(F.hardswish(torch.tanh(x))) + F.leaky_relu(x, 0.2) * F.elu(x, 0.7)),
     "more activations": of(lambda x: F.gelu(x, approximate="tanh") + F.softplus(x) + F.hardsigmoid(x) * x.clamp(-1, 2)),
@@ -204,6 +210,12 @@ BLOCKS = {
     "shuffle by views": shuffled_by_views,
     "ghost": ghost,
     "split": split,
+    "1 x 7": lambda: nn.Sequential(
+        nn.Conv2d(C, C, (1, 7), padding=(0, 3)), nn.Conv2d(C, C, (7, 1), padding="same", groups=C)
+    ),
+    "dilated across": lambda: nn.Conv2d(C, C, 3, padding=(1, 2), dilation=(1, 2), bias=False),
+    "resize": of(resized),
+    "constants": of(lambda x: (x - torch.tensor([0.5])) / torch.tensor(2.0)),
     "padding": lambda: nn.Sequential(nn.ZeroPad2d((0, 1, 0, 1)), conv(kernel=2, padding=0), conv(padding="same")),
     "in place": in_place,
     "in place through a view": in_place_through_a_view,
