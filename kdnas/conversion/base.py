@@ -38,7 +38,8 @@ class Conversion:
         space: its search space; the largest network is the source.
         supernet: with the source's weights, in evaluation mode.
         report: every module of the source with weights, elastic or fixed, and why; of a transformer also dropouts.
-        error: largest difference between the logits of the source and of the largest subnet, on random images.
+        error: largest difference between the logits of the source and of the largest subnet, on random images, as a
+            share of the source's largest logit, or of 1 where that is below.
     """
 
     space: Converted | ViT
@@ -66,6 +67,8 @@ class Conversion:
 def compare(module: nn.Module, supernet: Supernet) -> float:
     """The largest difference between the logits of the source and of the largest subnet, on random images.
 
+    It is a share of the source's largest logit, or of 1 where that is below.
+
     Raises:
         ValueError: it is above 1e-5 of the source's largest logit, or above 1e-5 where that is below 1.
     """
@@ -76,7 +79,8 @@ def compare(module: nn.Module, supernet: Supernet) -> float:
         difference = float((source - supernet(images, largest).logits).abs().max())
     if not bool(source.isfinite().all()):
         raise ValueError("the network gives NaN or infinity on random images. Check its weights.")
-    if not difference <= TOLERANCE * max(1.0, float(source.abs().max())):
+    difference /= max(1.0, float(source.abs().max()))
+    if not difference <= TOLERANCE:
         raise ValueError(
             f"the largest subnet differs from the source by {difference:.3g}. The source may be random or depend on "
             "the batch in evaluation mode."

@@ -50,6 +50,7 @@ def preflight(
     teacher: Spec | FitTeacher | None = None,
     space: SearchSpace | None = None,
     network: Network | None = None,
+    side: int = 0,
     recipe: Recipe | None = None,
     budget: object = None,
     finals: tuple[float, Recipe] | None = None,
@@ -65,6 +66,7 @@ def preflight(
         teacher: its spec, a `FitTeacher`, or None without one.
         space: the search space, fitted to the data.
         network: what is trained, where it is a single network.
+        side: of the student's images, where neither space nor network says it.
         recipe: of the training.
         budget: of the search, which some network meets.
         finals: number of whole trainings that the finalists and their controls cost, and their recipe.
@@ -77,8 +79,8 @@ def preflight(
     """
     refusals: list[str] = []
     lines = _data_lines(data)
-    if space is not None or network is not None:
-        sides = space.resolutions if space is not None else (network.blueprint.image[1],) if network else ()
+    sides = space.resolutions if space else (network.blueprint.image[1],) if network else (side,) if side else ()
+    if sides:
         lines.append(("student", _student_line(data, sides, refusals, decided=size_chosen or space is None)))
     each = 0.0
     if isinstance(teacher, FitTeacher):
@@ -161,7 +163,8 @@ def _fitted_line(teacher: FitTeacher, data: Data) -> str:
     params, macs = cost(fitted_teacher(data.image, data.classes, teacher.blocks, teacher.width))
     count = f"{teacher.members} of them, " if teacher.members > 1 else ""
     return (
-        f"trained here: {count}{params:,} params, {macs:,} MACs, {teacher.recipe.steps:,} steps; --teacher fit,width=N"
+        f"trained here on images of {data.image[1]} x {data.image[2]}: {count}{params:,} params, {macs:,} MACs, "
+        f"{teacher.recipe.steps:,} steps; --teacher fit,width=N"
     )
 
 

@@ -1,6 +1,7 @@
 """Fitting a teacher where the user has none, in a run or by itself."""
 
 import dataclasses
+import logging
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -31,6 +32,7 @@ from kdnas.teachers.zoo import load_weights, student_teacher, write_zoo_teacher,
 from kdnas.training.driver import train_with_checkpoints
 from kdnas.training.loop import Training
 
+_log = logging.getLogger(__name__)
 _FEW_STEPS = 10
 
 
@@ -160,6 +162,7 @@ def _fine_tune(settings: Fit, data: Data, storage: RunFolder) -> None:
     if weights:
         load_weights(module, Path(weights), new_head=True)
     run(module.eval(), torch.zeros(2, len(own.mean), own.height, own.width))
+    _log.info(f"the teacher gets images of {own.height} x {own.width}, mean {own.mean}, std {own.std}; --size N")
     model = _Classifier(module, own, data)
     training = Training(model, _Labels(), data, None, recipe, default_device())  # type: ignore[arg-type]
     checkpoint = storage.path("teacher.draft.safetensors")

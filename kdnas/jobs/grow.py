@@ -64,8 +64,10 @@ class SubnetEnsemble(NamedTuple):
     work: float
 
     def network(self, data: Data) -> Network:
-        """The members as one network."""
-        return mixture([member.network for member in self.members], self.weights, data.image)
+        """The members as one network, for images of their size, or of the data's where they have several."""
+        networks = [member.network for member in self.members]
+        images = {network.blueprint.image for network in networks}
+        return mixture(networks, self.weights, images.pop() if len(images) == 1 else data.image)
 
     @property
     def cost(self) -> Cost:

@@ -126,7 +126,7 @@ def _prepare(settings: Prune, storage: RunFolder) -> "_Job":
     source = None if settings.source == "teacher" else load(settings.source, None, data, seed)
     choice = settings.teacher
     if not storage.manifest["phases"]:
-        preflight(data, folder=storage.folder, teacher=choice, recipe=settings.recipe)
+        preflight(data, folder=storage.folder, teacher=choice, side=data.image[1], recipe=settings.recipe)
     record_data(storage, data)
     teacher_spec = fit_teacher(choice, data, storage) if isinstance(choice, FitTeacher) else choice
     teacher = build_teacher(teacher_spec, data)

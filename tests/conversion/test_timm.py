@@ -11,12 +11,16 @@ NAMES = (
     *("resnet26d", "repvgg_a0", "ghostnet_100", "nfnet_l0", "resnetv2_50x1_bit", "tf_efficientnet_lite0", "mixnet_s"),
     *("regnetz_b16", "regnety_002", "densenet121", "dla34", "vovnet39a", "hardcorenas_a", "starnet_s1", "rexnet_100"),
     *("poolformer_s12", "hgnetv2_b0", "res2net50_26w_4s", "repghostnet_050", "tinynet_e"),
+    *("inception_v3", "hrnet_w18_small"),
 )
 
 
 def convert(name):
     torch.manual_seed(0)
-    return check(timm.create_model(name, pretrained=False, num_classes=7).eval(), sizes=(64, 96))
+    return check(
+        timm.create_model(name, pretrained=False, num_classes=7).eval(),
+        sizes=(96, 128) if name == "inception_v3" else (64, 96),
+    )
 
 
 def test_a_network_with_timm_s_own_batch_norms_is_converted_exactly():

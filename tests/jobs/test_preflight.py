@@ -295,4 +295,4 @@ def test_a_preflight_leaves_the_global_generator_alone(tmp_path):
 
 def test_a_fitted_teacher_is_announced_with_its_size(tmp_path, log):
     preflight(data(), folder=tmp_path, teacher=FitTeacher(width=8, members=2))
-    assert "trained here: 2 of them, " in log.records[0].message
+    assert "trained here on images of 8 x 8: 2 of them, " in log.records[0].message
