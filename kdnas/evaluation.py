@@ -31,17 +31,17 @@ def balanced_accuracy(hits: Tensor, labels: Tensor) -> float:
         >>> balanced_accuracy(torch.tensor([True, True, True, False]), torch.tensor([0, 0, 0, 1]))
         0.5
     """
-    return float(torch.stack([hits[labels == label].float().mean() for label in labels.unique()]).mean())
+    return float(torch.stack([hits[labels == label].double().mean() for label in labels.unique()]).mean())
 
 
 def final_accuracies(hits: Tensor, data: Data) -> dict[str, float]:
     """`accuracy` on the test part, and `balanced_accuracy` where the data's classes are imbalanced.
 
     Args:
-        hits: whether each test image is classified correctly, `[count]`.
+        hits: whether each test image is classified correctly, or how often, `[count]`.
         data: the data.
     """
-    rows = {"accuracy": float(hits.float().mean())}
+    rows = {"accuracy": float(hits.double().mean())}
     return rows | ({"balanced_accuracy": balanced_accuracy(hits, data.test.labels)} if data.is_imbalanced else {})
 
 

@@ -9,12 +9,13 @@ from functools import cached_property
 from typing import Any, NamedTuple, TypedDict, final
 
 import numpy as np
+import torch
 
 from kdnas.architecture import Architecture
 from kdnas.costs.check import BudgetCheck, largest_within
 from kdnas.costs.count import cost
 from kdnas.distillers.from_labels import FromLabels
-from kdnas.evaluation import student_hits, teacher_row
+from kdnas.evaluation import final_accuracies, row_of, student_hits, teacher_row
 from kdnas.jobs._preflight import duration, training_seconds
 from kdnas.jobs._run import Run
 from kdnas.jobs._trainings import TrainingRow, Trainings, marks
@@ -136,13 +137,13 @@ def finals(run: Run, settings: Finals, retrain: Retrain, *, deploy: bool = True)
         )
     for name in ("student", "control"):
         if name in results:
-            row = {key: results[name][key] for key in ("accuracy", "params", "macs")}
+            row = {key: value for key, value in row_of(results[name]).items() if key != "seconds"}
             storage.finish(name, **row, training=trained[name][0].name)
     return {
         "student": str(folder),
         "code": contest.best.code,
         "search_accuracy": contest.best.accuracy,
-        **{key: results["student"][key] for key in ("accuracy", "params", "macs", "seconds")},
+        **row_of(results["student"]),
         "finalists": rows,
     }
 
@@ -346,7 +347,7 @@ class _Finals:
             rows.append(
                 {
                     "name": network.name,
-                    "accuracy": float(np.mean(seeds)),
+                    **final_accuracies(torch.from_numpy(own.mean(0)), run.data),
                     **cost(run.space.blueprint(network.architecture))._asdict(),
                     "seconds": round(float(np.mean([row.seconds for row in trained[network.name]])), 3),
                     "seeds": seeds,

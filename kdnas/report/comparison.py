@@ -35,6 +35,7 @@ class _Teacher(TypedDict):
     params: int
     macs: int | None
     seconds: float
+    balanced_accuracy: NotRequired[float]
 
 
 class _Settings(TypedDict):
@@ -58,6 +59,7 @@ _Result = TypedDict(
     "_Result",
     {
         "accuracy": float,
+        "balanced_accuracy": NotRequired[float],
         "interval": tuple[float, float],
         "params": int,
         "macs": int,

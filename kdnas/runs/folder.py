@@ -58,6 +58,7 @@ class _Record(TypedDict, total=False):
     """What is recorded of a finished phase; each has some of these."""
 
     accuracy: float
+    balanced_accuracy: float
     search_accuracy: float
     params: int
     macs: int | None
@@ -85,6 +86,7 @@ class _Row(TypedDict):
 
     name: str
     accuracy: NotRequired[float]
+    balanced_accuracy: NotRequired[float]
     params: NotRequired[int]
     macs: NotRequired[int | None]
     seconds: NotRequired[float]
