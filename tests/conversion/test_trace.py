@@ -273,8 +273,14 @@ def untracked():
             r"blocks\.0 \(MaxPool2d\): a maximum of windows that are not square",
         ),
         (Small(nn.ConvTranspose2d(16, 16, 2)), r"blocks\.0 \(ConvTranspose2d\): the operation conv_transpose2d cannot"),
-        (Small(nn.Upsample(scale_factor=1.5)), r"blocks\.0 \(Upsample\): a resize from \d+ x \d+ to \d+ x \d+, by no whole"),
-        (Small(nn.Upsample(scale_factor=2, mode="bicubic")), r"blocks\.0 \(Upsample\): the operation upsample_bicubic2d"),
+        (
+            Small(nn.Upsample(scale_factor=1.5)),
+            r"blocks\.0 \(Upsample\): a resize from \d+ x \d+ to \d+ x \d+, by no whole",
+        ),
+        (
+            Small(nn.Upsample(scale_factor=2, mode="bicubic")),
+            r"blocks\.0 \(Upsample\): the operation upsample_bicubic2d",
+        ),
         (Small(nn.Linear(16, 16)), r"blocks\.0 \(Linear\): a linear layer on another axis than the channels"),
         (Small(Attention()), r"blocks\.0 \(Attention\): a product of two tensors that depend on the images, as in att"),
         (
