@@ -6,11 +6,6 @@ from typing import Any, Literal, NamedTuple, final
 
 import numpy as np
 from numpy.typing import ArrayLike
-from sklearn.compose import TransformedTargetRegressor
-from sklearn.linear_model import LinearRegression
-from sklearn.model_selection import LeaveOneOut, cross_val_predict
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from kdnas.scorers._process import Process
 from kdnas.specs import check_literals
@@ -167,15 +162,24 @@ def fit(
     if kind == "linear":
         if groups is not None or prior is not None or unit != "any":
             raise ValueError("`groups`, `score` and `unit` are of a gaussian_process, got them with kind linear.")
-        model: Any = TransformedTargetRegressor(
-            make_pipeline(StandardScaler(), LinearRegression()), transformer=StandardScaler()
-        )
-        model.fit(x, y)
-        left_out, score_tau = np.asarray(cross_val_predict(model, x, y, cv=LeaveOneOut())), None  # type: ignore[arg-type]
+        (model, left_out), score_tau = _line(x, y), None
     else:
         model, left_out, score_tau = _process(x, y, groups, prior, unit, falls_back=falls_back)
     error = float(np.sqrt(np.mean((left_out - y) ** 2)))
     return Predictor(model, left_out, error, kendall(left_out, y), score_tau, unit)
+
+
+def _line(x: np.ndarray, y: np.ndarray) -> tuple[Any, np.ndarray]:
+    """The least-squares fit and its left-out predictions."""
+    from sklearn.compose import TransformedTargetRegressor  # slow to import
+    from sklearn.linear_model import LinearRegression
+    from sklearn.model_selection import LeaveOneOut, cross_val_predict
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    line = make_pipeline(StandardScaler(), LinearRegression())
+    model = TransformedTargetRegressor(line, transformer=StandardScaler()).fit(x, y)
+    return model, np.asarray(cross_val_predict(model, x, y, cv=LeaveOneOut()))  # type: ignore[arg-type]
 
 
 def _process(
