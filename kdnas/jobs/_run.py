@@ -14,7 +14,6 @@ from kdnas.data.base import Data, changes
 from kdnas.distillers.base import Distiller
 from kdnas.network import Network, default_device, load_strictly
 from kdnas.randomness import initialised, torch_rng
-from kdnas.ranking.controls import SEARCH_CONTROLS, TAUS
 from kdnas.ranking.order import ranked
 from kdnas.ranking.table import Ranking
 from kdnas.runs.checkpoint import part_of
@@ -315,8 +314,6 @@ def closing_table(storage: RunFolder) -> str:
         macs, name = "-" if row["macs"] is None else f"{row['macs']:,}", f"{row['name']:<{width}}"
         balanced = f"{row['balanced_accuracy']:>10.2%}" if "balanced_accuracy" in row else "-".rjust(10) * balances
         lines.append(f"{name}{row['accuracy']:>10.2%}{balanced}{row['params']:>12,}{macs:>14}{row['seconds']:>10.1f}")
-    # What the student gained and lost first, then what its search says of itself.
-    controls = sorted(results["controls"].items(), key=lambda pair: pair[0] in (*SEARCH_CONTROLS, *TAUS))
-    lines += ["", *(control["sentence"] for _, control in controls)]
+    lines += ["", *(control["sentence"] for control in results["controls"].values())]
     lines.append(f"report: {storage.path(REPORT)}")
     return "\n".join(lines)

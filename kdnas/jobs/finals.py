@@ -355,8 +355,7 @@ class _Finals:
                 }
             )
         storage.forget_controls(lambda name: name in CLAIMS)
-        storage.replace_results(rows)
-        storage.record_controls(_claims(hits, trained))
+        storage.replace_results(rows, _claims(hits, trained))
         return {row["name"]: row for row in rows}
 
     def _hits(self, row: TrainingRow) -> Array:

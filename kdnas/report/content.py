@@ -111,6 +111,11 @@ class RunContent:
         numbers = {name: finite(bound) for name, bound in mapping(bounds).items()}
         return {name: bound for name, bound in numbers.items() if bound is not None}
 
+    def accuracies(self, phase: str) -> list[tuple[float, float]]:
+        """Step and accuracy on the search part over a training; empty where there are none."""
+        lines = self.metrics.get(phase, [])
+        return [(line["step"], value) for line in lines if (value := finite(line.get("accuracy"))) is not None]
+
     def seconds(self) -> dict[str, tuple[float, bool]]:
         """Per phase the seconds it took, and whether it ended; those of one that has not are from its last line."""
         phases: dict[str, tuple[float, bool]] = {}

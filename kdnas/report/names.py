@@ -4,6 +4,9 @@ _NETWORKS = {
     "teacher": "Teacher",
     "student": "Student, distilled",
     "control": "Control: student without a teacher",
+    "random networks": "Control: best of as many random networks, trained and chosen alike",
+    "largest": "Control: largest network within the budget, distilled",
+    "longer": "Control: place 1, for as many steps as all finalists",
     "contrast": "Control: best subnet under the other score, distilled",
     "trained": "The searched removal, distilled",
     "equal": "Control: equal shares of all channels, distilled",
@@ -26,6 +29,8 @@ _PHASES = {
 _NUMBERED = {
     "teacher": "Teacher, member {}",
     "random": "Control: random subnet {} within the budget, distilled",
+    "finalist": "Finalist {}",
+    "training": "Training {} of the search",
     "search": "Search {}: the searcher",
     "random control": "Search {}: random search at equal cost",
     "contrast": "Search {}: the same search under the other score",
@@ -48,5 +53,13 @@ def loss_name(loss: str, phase: str) -> str:
 
 
 def _numbered(name: str) -> str:
-    kind, _, number = name.rpartition(" ")
-    return _NUMBERED[kind].format(number) if kind in _NUMBERED and number.isdigit() else name
+    """A name such as `random 1`, `finalist-2` or `finalist-2-seed-1`."""
+    first, seed, number = name.rpartition("-seed-")
+    if seed:
+        return f"{_numbered(first)}, further seed {number}"
+    kind, separator, number = name.rpartition("-" if "-" in name else " ")
+    if not number.isdigit():
+        return name
+    if kind in _NUMBERED and (separator == " " or kind in ("random", "finalist", "training")):
+        return _NUMBERED[kind].format(number)
+    return _NETWORKS[kind] if separator == "-" and kind in _NETWORKS else name

@@ -29,6 +29,10 @@ _SEED = (
     "One run with one seed: another seed, number of threads or device can choose another network of about the same "
     "accuracy. Intervals are over test images."
 )
+_SEEDS = (
+    "Accuracies are means over {} seeds of each training, intervals are over seeds and test images. Another number of "
+    "threads or another device can choose another network of about the same accuracy."
+)
 
 
 def result(run: RunContent) -> Iterator[Markup]:
@@ -41,7 +45,10 @@ def result(run: RunContent) -> Iterator[Markup]:
     sentence = verdict(rows, run.controls)
     if sentence:
         yield tag("p", sentence, class_="lead")
-        yield tag("p", _SEED, class_="soft")
+        if lost := mapping(run.controls.get("points lost")).get("sentence"):
+            yield tag("p", str(lost), class_="lead")
+        seeds = len(_listed(mapping(rows.get("student")).get("seeds")))
+        yield tag("p", _SEEDS.format(seeds) if seeds > 1 else _SEED, class_="soft")
     for words in (_removal(run.phase("removal")), _members(run.phase("grow"))):
         if words:
             yield tag("p", words)
@@ -147,19 +154,11 @@ def _listed(value: Any) -> list[Any]:
 
 def _compared(run: RunContent, rows: Mapping[str, JsonObject]) -> Markup | None:
     """The accuracy of the student and of its controls over their training, in one chart."""
-    series = {
-        network_name(name): [
-            (line["step"], value) for line in run.metrics[name] if (value := finite(line.get("accuracy"))) is not None
-        ]
-        for name in rows
-        if name in run.metrics and name != "teacher"
-    }
-    series = {name: pairs for name, pairs in series.items() if pairs}
+    phases = {name: str(row.get("training", name)) for name, row in rows.items() if name != "teacher"}
+    series = {network_name(name): pairs for name, phase in phases.items() if (pairs := run.accuracies(phase))}
     if len(series) < 2:
         return None
-    end = max(
-        finite(run.metrics[name][-1].get("total")) or 0 for name in rows if name in run.metrics and name != "teacher"
-    )
+    end = max(finite(run.metrics[phase][-1].get("total")) or 0 for phase in phases.values() if phase in run.metrics)
     chart = curves(series, x_label="step", y_label="accuracy on the search part", y_unit="%", x_end=end)
     return join([tag("h3", "The student against its controls"), chart])
 

@@ -12,6 +12,7 @@ from kdnas.report.charts import bars, curves
 from kdnas.report.comparison import write_comparison
 from kdnas.report.content import RunContent, mapping
 from kdnas.report.explained import explanation
+from kdnas.report.finalists import finalists
 from kdnas.report.markup import (
     Column,
     accuracy,
@@ -65,6 +66,8 @@ def _page(run: RunContent) -> str:
         ("settings", "Settings", _settings(run)),
     ]
     name = Path(run.name).name or run.name
+    if run.phase("finals"):
+        sections.insert(2, ("finalists", "Finalists", finalists(run)))
     if run.why:
         sections.insert(3, ("why", "Why this score", explanation(run)))
     todo = next_command(run)
@@ -98,6 +101,8 @@ def _training(run: RunContent) -> Iterator[Markup]:
     if not run.metrics:
         yield missing(*commands(run)["train"])
     for phase, lines in run.metrics.items():
+        if "-seed-" in phase:  # they look like the first seed's
+            continue
         yield tag("h3", phase_name(phase))
         last = lines[-1]
         total = finite(last.get("total"))

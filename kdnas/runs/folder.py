@@ -338,9 +338,11 @@ class RunFolder:
         results["rows"] = [r for r in results["rows"] if r["name"] != row["name"]] + [dict(row)]
         write_json(self.path(RESULTS), results)
 
-    def replace_results(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """The rows of the closing table, in place of those so far."""
-        write_json(self.path(RESULTS), self.results() | {"rows": [dict(row) for row in rows]})
+    def replace_results(self, rows: Sequence[Mapping[str, Any]], claims: Mapping[str, Mapping[str, Any]]) -> None:
+        """The rows of the closing table in place of those so far, and controls that come before all others."""
+        controls = {name: dict(control) for name, control in claims.items()}
+        controls |= {name: c for name, c in self.results()["controls"].items() if name not in controls}
+        write_json(self.path(RESULTS), self.results() | {"rows": [dict(row) for row in rows], "controls": controls})
 
     def forget_controls(self, which: Callable[[str], bool]) -> None:
         """Remove the controls whose names `which` accepts: those of an earlier search."""

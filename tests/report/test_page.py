@@ -659,3 +659,39 @@ def test_numbers_as_people_read_them():
     assert percent(0.973) == "97.3 %"
     assert tag("a", "<", title='"', class_="x", x_y=1.25) == '<a title="&#34;" class="x" x-y="1.2">&lt;</a>'
     assert tag("i", Markup("<b>")) == "<i><b></i>"
+
+
+def test_the_finalists_stand_with_their_curves_the_student_first_and_what_it_loses_leads(tmp_path):
+    rows = [
+        {"name": "finalist-1", "place": 1, "code": "010", "score": 0.9, "step": 50, "steps": 100, "accuracy": 0.91},
+        {"name": "finalist-2", "place": 4, "code": "111", "score": 0.8, "step": 100, "steps": 100, "accuracy": 0.97},
+        {
+            "name": "finalist-3",
+            "place": 7,
+            "code": "000",
+            "score": 0.7,
+            "step": 3,
+            "steps": 100,
+            "problem": "loss is NaN",
+        },
+    ]
+    phases = {"finals": {"search": 1, "winner": "finalist-2", "rows": rows}}
+    write(tmp_path / "run.json", {"job": {}, "phases": phases, "searches": []})
+    names = ("finalist-1", "finalist-2", "finalist-2-seed-1", "control-1")
+    lines = [{"phase": name, "step": 9, "total": 100, "accuracy": 0.5, "losses": {"student": 1.0}} for name in names]
+    write_lines(tmp_path / "metrics.jsonl", lines + [{**line, "step": 19, "accuracy": 0.8} for line in lines])
+    closing = [
+        {"name": "student", "accuracy": 0.96, "seeds": [0.95, 0.97], "training": "finalist-2"},
+        {"name": "control", "accuracy": 0.94, "seeds": [0.94, 0.94], "training": "control-1"},
+        {"name": "random networks", "accuracy": 0.95, "seeds": [0.95, 0.95], "training": "random-3"},
+    ]
+    lost = {"value": -0.01, "interval": [-0.02, 0.0], "sentence": "Points lost to the best control: -1.00."}
+    write(tmp_path / "results.json", {"rows": closing, "controls": {"points lost": lost}})
+    page = read(tmp_path)
+    section = page[page.index('id="finalists"') :]
+    places = [section.index(text) for text in ("Finalist 2", "Finalist 1", "Finalist 3")]
+    assert places == sorted(places) and "ended early: loss is NaN" in section and "97.00" in section
+    assert page.index("Points lost to the best control") < page.index('id="finalists"')
+    assert "means over 2 seeds" in page and "The student against its controls" in page
+    assert "Control: best of as many random networks" in page
+    assert "<h3>Finalist 2, further seed 1" not in page and "<h3>Finalist 2" in page
