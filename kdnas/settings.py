@@ -186,6 +186,14 @@ class Train:
             raise ValueError(f"`teacher_views` must be at least 0, got {self.teacher_views}.")
 
 
+SCORER = spec(
+    "kdnas.scorers.rank_ensemble:RankEnsemble",
+    members=(spec("kdnas.scorers.in_place:InPlace", scorer="loss"), "nwot"),
+    num_reference=100,
+)
+"""The mean of a subnet's ranks by KL divergence from the largest subnet and by nwot; docs/ranking.md says why."""
+
+
 @final
 @dataclass(frozen=True, kw_only=True)
 class Search:
@@ -209,7 +217,7 @@ class Search:
         seed: random seed of the searcher.
     """
 
-    scorer: Spec = spec("kdnas.scorers.rdm:Rdm")
+    scorer: Spec = SCORER
     searcher: Spec = spec("kdnas.searchers.evolution:Evolution")
     budget: Budget = Budget()
     num_evaluations: int = 200

@@ -122,5 +122,8 @@ def documented(function: Callable[..., Any], section: str = "Args") -> tuple[str
 def typed(value: Any) -> str:
     """A default as a person would type it."""
     if isinstance(value, Spec):
-        return value.name
+        options = [f"{name}={typed(option)}" for name, option in value.arguments]
+        return ",".join([value.name, *options])
+    if isinstance(value, tuple):
+        return "+".join(map(typed, value))
     return "no limit" if value == 1e9 else str(value)

@@ -426,7 +426,7 @@ def search(
     data: Data | Dataset[Any] | None = None,
     device: str | None = None,
 ) -> Ranking:
-    """Rank subnets of a run by teacher similarity, or another score; the entries are appended to the run's ranking.
+    """Rank subnets of a run by a score, or by trainings of a few of them; the run's ranking grows by the entries.
 
     Args:
         run: the run folder.

@@ -26,7 +26,7 @@ class Process:
     $l \in \{0.5, 1.5\}$; the last term only where $G > 1$. On one-hot choices $D_g$ counts choices that differ, so that
     the exponentials are categorical kernels. The variances and that of the noise $\epsilon$ have log-normal priors and
     are those of highest posterior density; with them fixed, the posterior is exact. Deviations are multiplied by the
-    root of the squared standardised errors of the left-out rows, summed and divided by $n - 2$.
+    root of the squared standardised errors of the left-out rows, summed and divided by $n - 3$.
 
     Attributes:
         rows: standardised features, `[rows, features]`.
@@ -107,7 +107,7 @@ class Process:
         inverse = np.linalg.inv(base + np.tensordot(variances, kernels, 1))
         weights = inverse @ (z - slope * scores)
         errors, precisions = weights / np.diag(inverse), np.diag(inverse)
-        factor = float(np.sqrt(max(np.sum(errors**2 * precisions), 1e-12) / max(len(z) - 2, 1)))
+        factor = float(np.sqrt(max(np.sum(errors**2 * precisions), 1e-12) / max(len(z) - 3, 1)))
         target_width = 1.0 if np.isinf(target_width) else target_width
         return cls(
             rows=rows,

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from kdnas.cli.commands import COMMANDS, main, parser, sub_parsers
-from kdnas.settings import Recipe, RecipeOptions
+from kdnas.cli.parser import typed
+from kdnas.settings import Recipe, RecipeOptions, Search
+from kdnas.specs import parse_spec
 from tests.data.test_base import write_images
 
 ROOT = Path(__file__).parents[2]
@@ -75,11 +77,14 @@ def test_every_command_that_computes_takes_a_device():
         assert "default: a GPU" in " ".join(parsers[name].format_help().split()), name
 
 
+def test_the_default_scorer_is_shown_as_it_would_be_typed():
+    assert parse_spec("kdnas.scorers", typed(Search.scorer)) == Search.scorer
+
+
 def test_help_shows_every_default():
     text = sub_parsers(parser())["run"].format_help()
     flat = " ".join(text.split())
     for default in (
-        "(default: rdm)",
         "(default: evolution)",
         "(default: 200)",
         "(default: 0.1)",
@@ -88,6 +93,7 @@ def test_help_shows_every_default():
         assert default in flat
     assert "(default: 1000)" not in flat  # the chain's number of steps follows the data
     assert "30 epochs" in flat
+    assert f"(default:{typed(Search.scorer)})" in "".join(text.split())  # too long for a line
     text = {name: " ".join(sub_parsers(parser())[name].format_help().split()) for name in ("prune", "compare", "list")}
     assert (
         "(default: 1000)" not in text["prune"] and "(default: 0.1)" not in text["prune"]

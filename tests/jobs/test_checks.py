@@ -40,7 +40,7 @@ WRONG = {
         {"pruner": spec("optuna.pruners:MedianPruner", startups=3), "scorer": scorer("short_training,num_rungs=3")},
         "startups",
     ),
-    "no weights for the scorer": ({"distiller": None}, "the scorer rdm needs trained supernet weights"),
+    "no weights for the scorer": ({"distiller": None}, "the scorer rank_ensemble needs trained supernet weights"),
     "no weights for the contrast": (
         {"distiller": None, "scorer": scorer("params"), "contrast": scorer("accuracy")},
         "the scorer accuracy needs trained supernet weights",

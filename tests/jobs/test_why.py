@@ -60,8 +60,8 @@ def test_rank_check_json_is_one_object_with_known_numbers(storage, table, capsys
     group = found["groups"]["canonical"]
     assert group["rows"] == 36
     assert group["scores"]["macs"]["tau"][0] > 0.95
-    assert set(group["scores"]) == {"rdm", "params", "macs", "layers", "non_minimal"}
-    assert found["column"] == "mean_acc" and found["scorers"] == ["rdm"]
+    assert set(group["scores"]) == {"rank_ensemble", "params", "macs", "layers", "non_minimal"}
+    assert found["column"] == "mean_acc" and found["scorers"] == ["rank_ensemble"]
     assert found["saved"].endswith("times fewer)")
 
 
@@ -115,7 +115,7 @@ def test_neighbours_differ_in_one_choice_and_are_other_networks():
 def test_why_explains_similarity_cost_and_every_choice(storage, capsys):
     run = Run(storage)
     space, code = run.space, "110110"
-    main(["why", str(storage), code, "--json"])
+    main(["why", str(storage), code, "--scorer", "rdm", "--json"])
     found = json.loads(capsys.readouterr().out)
     assert found | {"format": 1} == json.loads((storage / "why.json").read_text())
     architecture = space.parse(code)
