@@ -185,7 +185,9 @@ def _from_json(value: Any) -> Any:
 def nearest(name: str, known: Iterator[str] | list[str] | tuple[str, ...] | Mapping[str, Any]) -> str:
     """A sentence that offers the nearest known name, or lists them all when none is near."""
     names = sorted(known)
+    folded = {each.casefold(): each for each in reversed(names)}
     close = difflib.get_close_matches(name, names, n=1)
+    close = close or [folded[key] for key in difflib.get_close_matches(name.casefold(), folded, n=1)]
     if close:
         return f" Did you mean {close[0]!r}?"
     return f" Known: {', '.join(n for n in names if not n.startswith('_'))}." if names else " It takes none."

@@ -163,6 +163,11 @@ class Budget:
             name, separator, number = text.partition("=")
             if not separator:
                 raise ValueError(f"a budget must be name=number, such as macs=5e6, got {text!r}.")
+            if "," in number:
+                raise ValueError(
+                    f"a bound must be a number without commas, got {text!r}. Write each bound by itself: --budget "
+                    "macs=20M --budget params=1M."
+                )
             if name not in known:
                 raise ValueError(
                     f"a budget bounds {', '.join(known[:-1])} or {known[-1]}, got {name!r}.{nearest(name, known)}"
@@ -201,7 +206,7 @@ def _bound(name: str, bound: float | str) -> float:
     elif isinstance(bound, int | float):
         value = float(bound)
     if not 0 < value < float("inf"):
-        raise ValueError(f"the bound of {name} must be positive, got {bound}.")
+        raise ValueError(f"the bound of {name} must be positive and finite, got {bound}.")
     return value
 
 

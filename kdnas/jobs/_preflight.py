@@ -148,7 +148,7 @@ def _student_line(data: Data, sides: Sequence[int], refusals: list[str], *, deci
     """The size of the student's images, and how far it is from the data's."""
     own = data.image[1]
     near = min(sides, key=lambda side: max(side / own, own / side))
-    shown = f"{near} x {near}" if len(sides) == 1 else f"one of {sides[0]} to {sides[-1]} squared"
+    shown = f"{near} x {near}" if len(sides) == 1 else f"{sides[0]} x {sides[0]} to {sides[-1]} x {sides[-1]}"
     if own in sides and data.image[2] == own:
         return f"images of {shown}, as the data's"
     if not decided and max(near / own, own / near) > _FAR:

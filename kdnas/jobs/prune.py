@@ -15,7 +15,7 @@ from kdnas.conversion.reconstruction import Reconstruction
 from kdnas.conversion.removal import Counts, Removal, counts_of, units
 from kdnas.conversion.scale_factors import Factors
 from kdnas.conversion.shares import ShareSearch, agreement, leading
-from kdnas.costs.budget import Budget
+from kdnas.costs.budget import Budget, Cost
 from kdnas.costs.count import cost
 from kdnas.costs.latency import LatencyTable
 from kdnas.data.base import Data, Images
@@ -29,7 +29,7 @@ from kdnas.jobs.chain import say, teacher_row
 from kdnas.jobs.fit import fit_teacher
 from kdnas.jobs.retrain import retrain
 from kdnas.network import Network, calibrate, default_device, image_batches
-from kdnas.randomness import python_rng, torch_rng
+from kdnas.randomness import initialised, python_rng, torch_rng
 from kdnas.report import write_report
 from kdnas.runs.folder import LATENCIES, STUDENTS, RunFolder
 from kdnas.runs.progress import progress
@@ -41,7 +41,8 @@ from kdnas.students.card import Card
 from kdnas.students.folder import read_student, write_student
 from kdnas.tables import unstructure
 from kdnas.teachers import student_teacher
-from kdnas.teachers.base import Teacher
+from kdnas.teachers.base import Frozen, Teacher
+from kdnas.teachers.fitted import fitted_teacher
 from kdnas.training.driver import train_with_checkpoints
 from kdnas.training.loop import Training
 
@@ -127,6 +128,9 @@ def _prepare(settings: Prune, storage: RunFolder) -> "_Job":
     choice = settings.teacher
     if not storage.manifest["phases"]:
         preflight(data, folder=storage.folder, teacher=choice, side=data.image[1], recipe=settings.recipe)
+        untrained = _untrained(choice, data, seed) if source is None and isinstance(choice, FitTeacher) else source
+        if untrained is not None:
+            _check_budget(settings, untrained)
     record_data(storage, data)
     teacher_spec = fit_teacher(choice, data, storage) if isinstance(choice, FitTeacher) else choice
     teacher = build_teacher(teacher_spec, data)
@@ -141,11 +145,40 @@ def _prepare(settings: Prune, storage: RunFolder) -> "_Job":
     measured = {} if table is None else {"latency": table.seconds(whole)}
     budget = settings.budget.of({**size._asdict(), **measured})
     if budget.admits(size, **measured):
-        raise ValueError(
-            f"the network has {size.params:,} params and {size.macs:,} MACs, within {budget}, so there is nothing to "
-            "remove. Lower the budget, or begin with a larger network."
-        )
+        raise _nothing_to_remove(size, budget)
     return _Job(settings, storage, fed_as(data, source.preprocessing), teacher_spec, teacher, source, budget, table)
+
+
+def _untrained(choice: FitTeacher, data: Data, seed: int) -> Source:
+    """The source that a fitted teacher will be, with fresh weights."""
+    blueprint = fitted_teacher(data.image, data.classes, choice.blocks, choice.width)
+    teacher = Frozen(initialised(lambda: Network(blueprint), seed), preprocessing=data.preprocessing)
+    return load("teacher", teacher if choice.members == choice.snapshots == 1 else None, data, seed)
+
+
+def _check_budget(settings: Prune, source: Source) -> None:
+    """Refuse bounds on params and MACs that the whole network meets, or no share of its channels."""
+    size = cost(source.space.blueprint(source.space.largest))
+    bounds = {name: bound for name, bound in settings.budget.to_json().items() if name in Cost._fields}
+    budget = Budget(**bounds).of(size._asdict())
+    if budget.names == settings.budget.names and budget.admits(size):
+        raise _nothing_to_remove(size, budget)
+    divisor = settings.divisor or 1
+    removal = Removal(source.space, units(source.space))
+    search = ShareSearch(removal, lambda blueprint: budget.admits(cost(blueprint)), lambda counts: 0.0, divisor)
+    tilts, blocks = {group.key: 1.0 for group in search.groups}, frozenset(block.key for block in search.blocks)
+    if search.fit(tilts, blocks) is None:
+        raise ValueError(
+            f"no share of the channels is within the budget ({budget}), also without all blocks that may go. Raise it, "
+            "or start from a smaller network."
+        )
+
+
+def _nothing_to_remove(size: Cost, budget: Budget) -> ValueError:
+    return ValueError(
+        f"the network has {size.params:,} params and {size.macs:,} MACs, within {budget}, so there is nothing to "
+        "remove. Lower the budget, or begin with a larger network."
+    )
 
 
 @dataclasses.dataclass

@@ -18,15 +18,15 @@ from kdnas.specs import Spec, resolve
 from kdnas.students.definitions import Definitions, Import, bracketed
 from kdnas.students.modules import importable
 
-_HEADER = '''"""An image classifier as plain PyTorch code, written by kdnas; it needs nothing but torch.
+_HEADER = '''"""An image classifier as plain PyTorch code, written by kdnas; it needs torch, and safetensors to load.
 
     from student import load
 
     student = load("weights.safetensors")
     logits = student(images)
 
-Images are `[batch, {channels}, {height}, {width}]` with values in [0, 1]; they are normalised inside. `load` reads the
-file with safetensors; the names in it are those of `Student().state_dict()`.
+Images are `[batch, {channels}, {height}, {width}]` with values in [0, 1]; they are normalised inside. The
+names in the file are those of `Student().state_dict()`.
 """
 '''
 

@@ -20,7 +20,7 @@ from kdnas.distillers.base import Step
 from kdnas.jobs.prune import prune
 from kdnas.outputs import Outputs
 from kdnas.runs.folder import RunFolder
-from kdnas.settings import Recipe
+from kdnas.settings import FitTeacher, Recipe
 from kdnas.spaces.converted import Node, Part
 from kdnas.students.folder import read_student
 from kdnas.training.loop import Training
@@ -499,6 +499,22 @@ def test_a_source_or_budget_that_does_not_fit_is_refused_before_anything_is_trai
         with pytest.raises(ValueError, match=message):
             prune(settings, tmp_path / str(macs))
         assert not (tmp_path / str(macs) / "factors.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"budget": Budget(macs=10)}, "no share of the channels is within the budget"),
+        ({"budget": Budget(macs=10**9)}, "so there is nothing to remove"),
+        ({"teacher": FitTeacher(members=2, recipe=Recipe(steps=1))}, "the teacher must be one network"),
+    ],
+)
+def test_a_budget_is_refused_before_the_teacher_that_is_cut_down_is_trained(tmp_path, changes, message):
+    from tests.toy import pruned
+
+    with pytest.raises(ValueError, match=message):
+        prune(dataclasses.replace(pruned(), **changes), tmp_path / "run")
+    assert not (tmp_path / "run" / "teacher").exists()
 
 
 def test_a_seed_decides_the_weights_of_a_source_that_has_none():

@@ -88,9 +88,12 @@ def test_a_budget_prints_and_survives_its_mapping():
         (["mac=5e6"], "a budget bounds params, macs, memory or latency, got 'mac'. Did you mean 'macs'"),
         (["macs=5e6", "macs=1"], "macs is bounded twice"),
         (["macs=many"], "the bound of macs must be a number, with one of the units k, K, M, G or none, got 'many'"),
-        (["macs=0"], "the bound of macs must be positive, got 0"),
-        (["macs=-1"], "the bound of macs must be positive, got -1"),
-        (["macs=nan"], "the bound of macs must be positive, got nan"),
+        (["macs=0"], "the bound of macs must be positive and finite, got 0"),
+        (["macs=1,000"], "without commas, got 'macs=1,000'"),
+        (["macs=1M,params=1k"], "Write each bound by itself"),
+        (["MACs=1M"], "Did you mean 'macs'"),
+        (["macs=-1"], "the bound of macs must be positive and finite, got -1"),
+        (["macs=nan"], "the bound of macs must be positive and finite, got nan"),
     ],
 )
 def test_a_wrong_budget_is_refused(texts, message):
