@@ -3,6 +3,14 @@
 The names offered here are imported on first use; `import kdnas` imports no torch.
 """
 
+import sys as _sys
+
+# `python -m kdnas` searches the working folder before the standard library, so any command would run a json.py there.
+if _sys.argv[:1] == ["-m"] and not _sys.flags.safe_path:
+    _options = [*_sys.orig_argv, "-m", ""]
+    if "-mkdnas" in _options or _options[_options.index("-m") + 1].partition(".")[0] == "kdnas":
+        del _sys.path[0]
+
 from importlib.metadata import version as _version
 
 from kdnas.specs import face

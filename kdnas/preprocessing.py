@@ -1,7 +1,9 @@
 """From images to a network's input: part of every teacher and every student."""
 
 from dataclasses import dataclass
-from typing import Literal, final, get_args
+from typing import Annotated, Literal, final
+
+from kdnas.values import Range, Size, check_fields
 
 Interpolation = Literal["bicubic", "bilinear", "nearest"]
 
@@ -19,19 +21,13 @@ class Preprocessing:
         interpolation: how they are resized: `bicubic` or `bilinear`, both antialiased, or `nearest`.
     """
 
-    height: int
-    width: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    height: Size
+    width: Size
+    mean: Annotated[tuple[float, ...], Range()]
+    std: Annotated[tuple[float, ...], Range(above=0)]
     interpolation: Interpolation = "bicubic"
 
     def __post_init__(self) -> None:
-        if self.interpolation not in get_args(Interpolation):
-            known = ", ".join(get_args(Interpolation))
-            raise ValueError(f"`interpolation` must be one of {known}, got {self.interpolation!r}.")
-        if self.height < 1 or self.width < 1:
-            raise ValueError(f"`height` and `width` must be at least 1, got {self.height} and {self.width}.")
-        if len(self.mean) != len(self.std) or not self.mean:
+        check_fields(self)
+        if len(self.mean) != len(self.std):
             raise ValueError(f"`mean` and `std` must have one number per channel, got {self.mean} and {self.std}.")
-        if min(self.std) <= 0:
-            raise ValueError(f"`std` must be positive, got {self.std}. A constant channel cannot be normalised.")

@@ -8,8 +8,9 @@ from typing import Any, Literal, TypedDict, final, get_args, get_type_hints
 
 from kdnas.costs.budget import COUNTS, Budget
 from kdnas.space import SearchSpace
-from kdnas.specs import Spec, check_literals, nearest, spec
+from kdnas.specs import Spec, nearest, spec
 from kdnas.tables import shared_folder, structure, unstructure
+from kdnas.values import Amount, Count, Factor, Index, Rate, Sample, Seed, Share, Side, Size, check_fields
 
 
 @final
@@ -35,30 +36,19 @@ class Recipe:
         [0.01, 0.1, 0.05, 0.0]
     """
 
-    steps: int = 1000
-    batch_size: int = 128
+    steps: Count = 1000
+    batch_size: Count = 128
     optimizer: Literal["sgd", "adamw"] = "sgd"
-    learning_rate: float = 0.1
-    weight_decay: float = 5e-4
-    warmup: float = 0.05
-    floor: float = 0.0
-    clip: float = 5.0
+    learning_rate: Factor = 0.1
+    weight_decay: Amount = 5e-4
+    warmup: Share = 0.05
+    floor: Share = 0.0
+    clip: Amount = 5.0
     precision: Literal["float32", "bfloat16"] = "float32"
-    seed: int = 0
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
-        if not 0 < self.learning_rate < math.inf:
-            raise ValueError(f"`learning_rate` must be positive and finite, got {self.learning_rate}.")
-        for name in ("weight_decay", "clip"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"`{name}` must be at least 0 and finite, got {getattr(self, name)}.")
-        for name in ("warmup", "floor"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"`{name}` is a share and must be in [0, 1], got {getattr(self, name)}.")
-        check_literals(type(self), vars(self))
+        check_fields(self)
 
     def rate(self, step: int, steps: int | None = None) -> float:
         """Linear warm-up, then a cosine down to the floor; a function of the step and the number of steps alone."""
@@ -109,22 +99,17 @@ class FitTeacher:
     """
 
     recipe: Recipe = Recipe()
-    members: int = 1
-    snapshots: int = 1
-    blocks: int = 0
-    width: int | None = None
+    members: Count = 1
+    snapshots: Count = 1
+    blocks: Side = 0
+    width: Size | None = None
 
     def __post_init__(self) -> None:
-        if not 1 <= self.snapshots <= self.recipe.steps:
+        check_fields(self)
+        if self.snapshots > self.recipe.steps:
             raise ValueError(
                 f"`snapshots` must be from 1 to {self.recipe.steps} (`recipe.steps`), got {self.snapshots}."
             )
-        if self.members < 1:
-            raise ValueError(f"`members` must be at least 1, got {self.members}.")
-        if self.blocks < 0:
-            raise ValueError(f"`blocks` must be at least 0, got {self.blocks}.")
-        if self.width is not None and self.width < 1:
-            raise ValueError(f"`width` must be at least 1, got {self.width}.")
         if self.members > 1 and self.snapshots > 1:
             raise ValueError(
                 f"`members` or `snapshots` must be 1, got {self.members} and {self.snapshots}: a teacher is "
@@ -176,14 +161,13 @@ class Train:
     recipe: Recipe = Recipe()
     share: Spec | None = None
     rollback: bool = False
-    teacher_views: int = 0
-    cache_limit: float = 4.0
+    teacher_views: Index = 0
+    cache_limit: Factor = 4.0
     weights: str = ""
 
     def __post_init__(self) -> None:
         _check_specs(self)
-        if self.teacher_views < 0:
-            raise ValueError(f"`teacher_views` must be at least 0, got {self.teacher_views}.")
+        check_fields(self)
 
 
 SCORER = spec(
@@ -220,23 +204,19 @@ class Search:
     scorer: Spec = SCORER
     searcher: Spec = spec("kdnas.searchers.evolution:Evolution")
     budget: Budget = Budget()
-    num_evaluations: int = 200
-    max_time: float = 1e9
-    num_images: int = 256
+    num_evaluations: Count = 200
+    max_time: Factor = 1e9
+    num_images: Sample = 256
     control: bool = True
     contrast: Spec | None = None
     pruner: Spec | None = None
-    initial: int = 0
+    initial: Index = 0
     exact: bool = False
-    seed: int = 0
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
         _check_specs(self)
-        for name, least in (("num_evaluations", 1), ("num_images", 3), ("initial", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"`{name}` must be at least {least}, got {getattr(self, name)}.")
-        if not self.max_time > 0:
-            raise ValueError(f"`max_time` must be positive, got {self.max_time:g}.")
+        check_fields(self)
         if self.initial > self.num_evaluations:
             raise ValueError(
                 f"`initial` must be at most {self.num_evaluations} (`num_evaluations`), got {self.initial}."
@@ -262,7 +242,7 @@ class Retrain:
 
     def __post_init__(self) -> None:
         _check_specs(self)
-        check_literals(type(self), vars(self))
+        check_fields(self)
 
 
 Control = Literal["labels", "random", "largest", "longer", "contrast"]
@@ -285,22 +265,16 @@ class Finals:
             many steps as all finalists had; `contrast`, the best of the search under the other score, if there was one.
     """
 
-    finalists: int = 3
-    distance: float = 0.2
+    finalists: Count = 3
+    distance: Share = 0.2
     pruner: Spec = spec("optuna.pruners:SuccessiveHalvingPruner")
-    max_time: float = 1e9
-    seeds: int = 1
+    max_time: Factor = 1e9
+    seeds: Count = 1
     controls: tuple[Control, ...] = ("labels", "contrast")
 
     def __post_init__(self) -> None:
         _check_specs(self)
-        for name in ("finalists", "seeds"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
-        if not 0 <= self.distance <= 1:
-            raise ValueError(f"`distance` is a share and must be in [0, 1], got {self.distance}.")
-        if not self.max_time > 0:
-            raise ValueError(f"`max_time` must be positive, got {self.max_time:g}.")
+        check_fields(self)
         known = get_args(Control)
         for name in self.controls:
             if name not in known:
@@ -374,6 +348,7 @@ class Experiment:
     second: Search | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.search.initial:
             raise ValueError("`search.initial` must be 0: there is no earlier search to start from.")
         if self.train.distiller is None and self.retrain.weights == "inherited":
@@ -426,16 +401,14 @@ class Fit:
     data: Spec
     network: str = "resnet"
     weights: Literal["pretrained", "fresh"] = "pretrained"
-    size: int = 0
+    size: Side = 0
     teacher: FitTeacher = FitTeacher()
 
     def __post_init__(self) -> None:
-        check_literals(type(self), vars(self))
+        check_fields(self)
         zoo, colon, name = self.network.partition(":")
         if self.network != "resnet" and not (zoo in ("torchvision", "timm") and colon and name):
             raise ValueError(f"`network` must be resnet, torchvision:NAME or timm:NAME, got {self.network!r}.")
-        if self.size < 0:
-            raise ValueError(f"`size` must be at least 0, got {self.size}.")
         of_resnet = (self.teacher.blocks, self.teacher.width) != (0, None)
         if (self.network == "resnet" and self.size) or (self.network != "resnet" and of_resnet):
             raise ValueError("`size` is for a zoo's network, `blocks` and `width` are for resnet. Drop one of the two.")
@@ -479,12 +452,12 @@ class Prune:
     source: str = "teacher"
     teacher: Spec | FitTeacher = FitTeacher()
     method: Removal = "shares"
-    num_candidates: int = 100
-    num_images: int = 1000
-    finalists: int = 1
-    divisor: int = 0
+    num_candidates: Count = 100
+    num_images: Sample = 1000
+    finalists: Count = 1
+    divisor: Side = 0
     controls: bool = True
-    penalty: float | None = None
+    penalty: Amount | None = None
     by_cost: bool = False
     recipe: Recipe = Recipe(steps=400, learning_rate=0.02)
     retrain: Recipe = Recipe(learning_rate=0.05)
@@ -492,13 +465,8 @@ class Prune:
     weights: Literal["chosen", "inherited", "fresh"] = "chosen"
 
     def __post_init__(self) -> None:
-        check_literals(type(self), vars(self))
+        check_fields(self)
         self.budget.only((*COUNTS, "latency") if self.method == "shares" else COUNTS, "a pruning", shares=True)
-        for name, least in (("num_candidates", 1), ("num_images", 3), ("finalists", 1), ("divisor", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"`{name}` must be at least {least}, got {getattr(self, name)}.")
-        if self.penalty is not None and not self.penalty >= 0:
-            raise ValueError(f"`penalty` must be at least 0, got {self.penalty}.")
 
     def to_json(self) -> dict[str, Any]:
         """What must be equal for a pruning to be resumed."""
@@ -534,21 +502,18 @@ class Grow:
     space: SearchSpace
     data: Spec
     recipe: Recipe = Recipe()
-    num_members: int = 3
+    num_members: Count = 3
     generator: Generator = "dynamic"
-    num_candidates: int = 2
+    num_candidates: Count = 2
     architecture: str = ""
     teacher: CandidateTeacher = "ensemble"
     mixture: Literal["uniform", "learned"] = "uniform"
-    label_smoothing: float = 0.1
+    label_smoothing: Rate = 0.1
     budget: Budget = Budget()
     controls: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("num_members", "num_candidates"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
-        check_literals(type(self), vars(self))
+        check_fields(self)
         self.budget.only(COUNTS, "a growing ensemble")
         if self.architecture:
             self.space.parse(self.architecture)
@@ -592,12 +557,11 @@ class Compare:
     teacher: Spec | FitTeacher = FitTeacher()
     systems: tuple[str, ...] = ()
     budget: Budget = Budget()
-    max_time: float = 1200.0
-    seed: int = 0
+    max_time: Factor = 1200.0
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
-        if not 0 < self.max_time < math.inf:
-            raise ValueError(f"`max_time` must be positive and finite, got {self.max_time}.")
+        check_fields(self)
         self.budget.only((*COUNTS, "memory"), "a comparison")
         known = systems()
         for name in self.systems:

@@ -5,105 +5,25 @@ import dataclasses
 import functools
 import math
 import random
-import typing
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Self, final
+from typing import Any, ClassVar, Self, final
 
 from kdnas.architecture import Architecture, Choice, Value
 from kdnas.specs import Spec, nearest, resolve, spec
+from kdnas.values import Factor as Factor
+from kdnas.values import Kernel as Kernel
+from kdnas.values import KernelOptions as KernelOptions
+from kdnas.values import Range as Range
+from kdnas.values import Rate as Rate
+from kdnas.values import Ratios as Ratios
+from kdnas.values import Size as Size
+from kdnas.values import SizeOptions as SizeOptions
+from kdnas.values import Sizes as Sizes
+from kdnas.values import check_fields
 
 _CACHE_SIZE = 10_000  # blueprints; each is a few kilobytes
 _MUTATIONS = 1000  # tries to find a neighbour that is another network
-
-
-@final
-@dataclass(frozen=True)
-class Range:
-    """The numbers that a field of a table may hold: the metadata of an `Annotated` type, for one number or a tuple.
-
-    Attributes:
-        least: the smallest number; None for no bound.
-        above: every number is larger than this; None for no bound.
-        below: every number is smaller than this; None for no bound.
-        odd: whether every number is odd.
-        ascending: whether each number of a tuple is larger than the one before.
-        empty: whether a tuple may be empty.
-
-    Example:
-        >>> Range(least=1, ascending=True).check("widths", (8, 4, 12))
-        Traceback (most recent call last):
-        ValueError: `widths` must be ascending, got [8, 4, 12].
-    """
-
-    least: float | None = None
-    above: float | None = None
-    below: float | None = None
-    odd: bool = False
-    ascending: bool = False
-    empty: bool = False
-
-    def check(self, name: str, value: Any) -> None:
-        """Check one number, or a tuple of them.
-
-        Raises:
-            ValueError: a number outside the range; the message has the name.
-        """
-        numbers = value if isinstance(value, tuple | list) else (value,)
-        if not all(isinstance(number, int | float) for number in numbers):
-            raise ValueError(f"`{name}` must be a number or a tuple of numbers, got {value!r}.")
-        rules = {
-            "not be empty": self.empty or bool(numbers),
-            "be finite": all(math.isfinite(n) for n in numbers),
-            f"be at least {self.least}": self.least is None or all(n >= self.least for n in numbers),
-            f"be above {self.above}": self.above is None or all(n > self.above for n in numbers),
-            f"be below {self.below}": self.below is None or all(n < self.below for n in numbers),
-            "be odd": not self.odd or all(n % 2 for n in numbers),
-            "be ascending": not self.ascending or list(numbers) == sorted(set(numbers)),
-        }
-        for rule, holds in rules.items():
-            if not holds:
-                got = list(value) if isinstance(value, tuple) else value
-                raise ValueError(f"`{name}` must {rule}, got {got}.")
-
-
-Size = Annotated[int, Range(least=1)]
-"""A count: channels, layers, pixels, a stride."""
-Sizes = Annotated[tuple[int, ...], Range(least=1)]
-"""Counts, one for each of several places."""
-SizeOptions = Annotated[tuple[int, ...], Range(least=1, ascending=True)]
-"""Options of a choice that are counts."""
-Kernel = Annotated[int, Range(least=1, odd=True)]
-"""The height and width of a kernel; odd, so that padding keeps the resolution."""
-KernelOptions = Annotated[tuple[int, ...], Range(least=1, odd=True, ascending=True)]
-"""Options of a choice that are kernels."""
-Ratios = Annotated[tuple[float, ...], Range(above=0, ascending=True)]
-"""Options of a choice that are factors of a width."""
-Factor = Annotated[float, Range(above=0)]
-"""A factor of a width, or another positive number."""
-Rate = Annotated[float, Range(least=0, below=1)]
-"""The probability of dropping something."""
-
-
-def check_ranges(value: Any, where: str = "") -> None:
-    """Check every field of a dataclass whose annotation has a `Range`, and those of the dataclasses in its fields.
-
-    Args:
-        value: the dataclass.
-        where: its own name, before those of its fields.
-
-    Raises:
-        ValueError: a number outside its range; the message has the field's path, such as `stages[1].width`.
-    """
-    hints = typing.get_type_hints(type(value), include_extras=True)
-    for field in dataclasses.fields(value):
-        name, content = f"{where}{field.name}", getattr(value, field.name)
-        for range_ in getattr(hints[field.name], "__metadata__", ()):
-            if isinstance(range_, Range) and content is not None:
-                range_.check(name, content)
-        for index, part in enumerate(content if isinstance(content, tuple) else (content,)):
-            if dataclasses.is_dataclass(part):
-                check_ranges(part, f"{name}[{index}]." if isinstance(content, tuple) else f"{name}.")
 
 
 @final
@@ -235,7 +155,7 @@ class SearchSpace(abc.ABC):
     """The digits of a choice's first option, second option and so on in a code."""
 
     def __post_init__(self) -> None:
-        check_ranges(self)
+        check_fields(self)
 
     @property
     @abc.abstractmethod

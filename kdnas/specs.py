@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from types import UnionType
 from typing import Any, ClassVar, Literal, Union, final, get_args, get_origin
 
+from kdnas.values import check_arguments
+
 
 @final
 @dataclass(frozen=True)
@@ -48,8 +50,8 @@ class Spec:
             ValueError: the path cannot be imported, an argument is unknown or missing, or the class is another.
         """
         target = resolve(self.make)
-        if expect is not None and isinstance(target, type) and not issubclass(target, expect):
-            raise ValueError(f"{self.make} is not a subclass of {expect.__name__}.")
+        if expect is not None:
+            _check_returns(self.make, target, expect)
         arguments = dict(self.arguments) | more
         _check_arguments(self.make, target, arguments)
         built = target(**arguments)
@@ -83,9 +85,12 @@ class Spec:
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "Spec":
         """The Spec that `to_json` wrote."""
-        if set(value) != {"make", "arguments"}:
-            raise ValueError(f"a spec has the keys make and arguments, got {sorted(value)}.")
-        return spec(value["make"], **{name: _from_json(argument) for name, argument in value["arguments"].items()})
+        if not isinstance(value, Mapping) or set(value) != {"make", "arguments"}:
+            raise ValueError(f"a spec has the keys make and arguments, got {list(value)!r:.80}.")
+        make, arguments = value["make"], value["arguments"]
+        if not isinstance(make, str) or not isinstance(arguments, Mapping):
+            raise ValueError(f"make of a spec must be a text and arguments an object, got {make!r:.80}.")
+        return spec(make, **{name: _from_json(argument) for name, argument in arguments.items()})
 
 
 def spec(make: Callable[..., Any] | str, **arguments: Any) -> Spec:
@@ -124,9 +129,12 @@ def resolve(path: str) -> Callable[..., Any]:
     if not name:
         raise ValueError(f"an import path must be package.module:name, got {path!r}.")
     try:
-        target: Any = importlib.import_module(module)
-    except ImportError as error:
-        raise ValueError(f"cannot import {module!r} ({error}). Install it, or run from the folder it is in.") from error
+        target: Any = _imported(module)
+    except Exception as error:  # its own code may raise anything
+        reason = error if isinstance(error, ImportError) else f"{type(error).__name__}: {error}"
+        raise ValueError(
+            f"cannot import {module!r} ({reason}). Install it, or run from the folder it is in."
+        ) from error
     for attribute in name.split("."):
         if not hasattr(target, attribute):
             raise ValueError(f"{module} has no {name!r}.{nearest(attribute, dir(target))}")
@@ -136,19 +144,71 @@ def resolve(path: str) -> Callable[..., Any]:
     return target
 
 
+def _imported(module: str) -> Any:
+    """A module; where it is not found, the folder of `look_in` is searched too, last."""
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name != module.partition(".")[0] or not search_last():
+            raise
+        return importlib.import_module(module)
+
+
+_LAST: list[str] = []
+
+
+def look_in(folder: str) -> None:
+    """Have a folder searched last for modules that a person names and that are found nowhere else."""
+    _LAST[:] = [folder]
+
+
+def search_last() -> bool:
+    """Search the folder of `look_in` from now on; whether it was not searched before."""
+    new = [folder for folder in _LAST if folder not in sys.path]
+    sys.path += new
+    importlib.invalidate_caches()
+    return bool(new)
+
+
+def _check_returns(path: str, target: Callable[..., Any], expect: type) -> None:
+    """Refuse a class that is no subclass, and a function whose annotation promises another class, before the call."""
+    promised = target if isinstance(target, type) else inspect.signature(target).return_annotation
+    if isinstance(promised, str):  # postponed; a name for type checkers only stays a text
+        promised = getattr(inspect.getmodule(target), promised, None)
+    if isinstance(target, type) and not issubclass(target, expect):
+        raise ValueError(f"{path} is not a subclass of {expect.__name__}.")
+    if not isinstance(promised, type) or promised is inspect.Signature.empty:
+        return
+    if not issubclass(promised, expect) and not issubclass(expect, promised):
+        raise ValueError(f"{path} must return a {expect.__name__}, it returns a {promised.__name__}.")
+
+
 def _check_arguments(path: str, target: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
     _check_known(path, target, arguments)
-    parameters = inspect.signature(target).parameters.values()
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-        return
-    for parameter in parameters:
-        required = parameter.default is parameter.empty and parameter.kind is not parameter.VAR_POSITIONAL
+    for parameter in _signature(path, target).parameters.values():
+        required = parameter.default is parameter.empty and parameter.kind not in (
+            parameter.VAR_POSITIONAL,
+            parameter.VAR_KEYWORD,
+        )
         if required and parameter.name not in arguments:
             raise ValueError(f"{path} needs the argument {parameter.name!r}.")
+        if parameter.kind is parameter.POSITIONAL_ONLY and parameter.name in arguments:
+            raise ValueError(f"{path} must take the argument {parameter.name!r} by name.")
+    try:
+        check_arguments(target, arguments)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _signature(path: str, target: Callable[..., Any]) -> inspect.Signature:
+    try:
+        return inspect.signature(target)
+    except ValueError as error:
+        raise ValueError(f"{path} says nowhere which arguments it takes. Write a function that calls it.") from error
 
 
 def _check_known(path: str, target: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
-    parameters = inspect.signature(target).parameters
+    parameters = _signature(path, target).parameters
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         return
     for name in arguments:

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 import tomllib
 import typing
 from collections.abc import Mapping
@@ -11,8 +12,15 @@ from typing import Any
 import cattrs
 from cattrs.gen import make_dict_structure_fn, make_dict_unstructure_fn
 
-from kdnas.space import SearchSpace, check_ranges
+from kdnas.plain import printable
+from kdnas.space import SearchSpace
 from kdnas.specs import Spec, algorithms, nearest, resolve
+from kdnas.trust import admit, trusting
+from kdnas.values import check_fields
+
+_DEEPEST = 64  # levels of lists and tables
+_LARGEST = 4 * 2**20  # bytes of a table; that of a converted network has some 100 thousand
+_LONG_KEY = re.compile(r"""(?<![\w\-"'.])(?:(?:[\w-]+|"[^"\n]*"|'[^'\n]*')[ \t]*\.[ \t]*){16}""")
 
 
 def shared_folder(name: str) -> Path:
@@ -22,7 +30,7 @@ def shared_folder(name: str) -> Path:
     return installed if installed.is_dir() else package.parent / name
 
 
-def load_space(table: str | Path) -> SearchSpace:
+def load_space(table: str | Path, *, trust: bool = False) -> SearchSpace:
     """A search space from a TOML file, or by its name in `search_spaces/`.
 
     The key `family` names a module of `kdnas.spaces`, or `package.module:Class`; every other
@@ -30,8 +38,10 @@ def load_space(table: str | Path) -> SearchSpace:
 
     Args:
         table: a path that ends in `.toml`, or a name from `kdnas list spaces`.
+        trust: run what the table names, where that is not kdnas's own.
 
     Raises:
+        Untrusted: it names a family that is not kdnas's own; see `kdnas.trust.admit`.
         ValueError: no such table, not TOML, an unknown family or key (the nearest is offered), a wrong type, a
             number out of range, or a space with fewer than two architectures.
 
@@ -51,9 +61,11 @@ def load_space(table: str | Path) -> SearchSpace:
     if not path.is_file():
         raise ValueError(f"there is no file {path}. Give the path of a TOML table or a name from `kdnas list spaces`.")
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        content = _toml(path)
+    except ValueError as error:
         raise ValueError(f"{path} is not valid TOML: {error}.") from error
+    with trusting(trust):
+        admit(content, path)
     content.setdefault("name", path.stem)
     try:
         space = space_from_table(content)
@@ -67,6 +79,37 @@ def load_space(table: str | Path) -> SearchSpace:
     return space
 
 
+def _toml(path: Path) -> dict[str, Any]:
+    """The content of a TOML file with `printable` texts.
+
+    Raises:
+        ValueError: it is no TOML, or larger or more deeply nested than any table: the parser's time grows with the
+            square of a key's parts.
+    """
+    if path.stat().st_size > _LARGEST:
+        raise ValueError(f"it is larger than {_LARGEST >> 20} MiB")
+    try:
+        text = path.read_bytes().decode("utf-8")
+        if _LONG_KEY.search(text):
+            raise ValueError("a key has more than 16 parts")
+        return _bounded(tomllib.loads(text))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"it is not UTF-8 at byte {error.start}") from None
+    except RecursionError:
+        raise ValueError(f"it is nested more than {_DEEPEST} deep") from None
+
+
+def _bounded(value: Any, depth: int = 0) -> Any:
+    """The value with `printable` texts; a ValueError where it is nested too deeply."""
+    if depth > _DEEPEST:
+        raise ValueError(f"it is nested more than {_DEEPEST} deep")
+    if isinstance(value, dict):
+        return {printable(name): _bounded(entry, depth + 1) for name, entry in value.items()}
+    if isinstance(value, list):
+        return [_bounded(entry, depth + 1) for entry in value]
+    return printable(value) if isinstance(value, str) else value
+
+
 def space_from_table(content: Mapping[str, Any]) -> SearchSpace:
     """A search space from the content of a table; see `load_space`."""
     content = dict(content)
@@ -74,7 +117,7 @@ def space_from_table(content: Mapping[str, Any]) -> SearchSpace:
     if not isinstance(family, str):
         raise ValueError('a search space must have the key `family`, such as family = "mbconv".')
     space: SearchSpace = structure(content, _family(family))
-    check_ranges(space)  # a family of one's own may have a `__post_init__` that does not
+    check_fields(space)  # a family of one's own may have a `__post_init__` that does not
     return space
 
 

@@ -22,3 +22,14 @@ def log(caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger("kdnas"), "propagate", True)
     caplog.set_level(logging.INFO, "kdnas")
     return caplog
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _state(tmp_path_factory):
+    """What kdnas remembers between commands lies in a folder of the tests' own."""
+    before = os.environ.get("XDG_STATE_HOME")
+    os.environ["XDG_STATE_HOME"] = str(tmp_path_factory.mktemp("state"))
+    yield
+    os.environ.pop("XDG_STATE_HOME")
+    if before is not None:
+        os.environ["XDG_STATE_HOME"] = before

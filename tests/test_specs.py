@@ -218,6 +218,7 @@ def literals(target: Any) -> list[str]:
     kinds = {
         name: (parameter.annotation, *typing.get_args(parameter.annotation))
         for name, parameter in inspect.signature(target).parameters.items()
+        if typing.get_origin(parameter.annotation) is not tuple
     }
     return [name for name, parts in kinds.items() if any(typing.get_origin(part) is Literal for part in parts)]
 

@@ -13,6 +13,9 @@ from kdnas.cli.parser import Parser, add_command
 from kdnas.jobs import _texts as texts
 from kdnas.jobs import commands as jobs
 from kdnas.jobs._texts import Values
+from kdnas.plain import printable, show, show_everything
+from kdnas.specs import look_in
+from kdnas.values import Count, check_value
 
 
 class Command(NamedTuple):
@@ -124,7 +127,7 @@ def parser() -> argparse.ArgumentParser:
     for name, command in COMMANDS.items():
         added = add_command(commands, name, command.function, json=command.json is not None)
         if name == "search":
-            added.add_argument("--top", type=_count, default=10, help="number of places to print (default: 10)")
+            added.add_argument("--top", type=int, default=10, help="number of places to print (default: 10)")
             added.add_argument(
                 "--front", action="store_true", help="print the Pareto front of score, MACs and params instead"
             )
@@ -132,17 +135,6 @@ def parser() -> argparse.ArgumentParser:
 
 
 _OUT_OF_MEMORY = re.compile("out of memory|not enough memory|can't allocate memory", re.IGNORECASE)
-
-
-def _count(text: str) -> int:
-    """A number of at least 1."""
-    try:
-        number = int(text)
-    except ValueError:
-        number = 0
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
-    return number
 
 
 def _as_typed(message: str, command: argparse.ArgumentParser) -> str:
@@ -166,7 +158,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.version:
         from importlib.metadata import version
 
-        print(version("kdnas"))
+        show(version("kdnas"))
         return
     if options.command is None:
         top.print_help()
@@ -175,10 +167,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name, value in values.items():
         if value == "" or (isinstance(value, list) and "" in value):
             own.error(f"--{name.replace('_', '-')} is empty; give a value, or leave it out")
-    sys.path.insert(0, str(Path.cwd()))  # package.module:function is looked for where the user stands
+    show_everything()
+    look_in(str(Path.cwd()))
     try:
         _execute(options.command, values)
         sys.stdout.flush()
+    except RecursionError:
+        _end(options.command, "something is nested too deeply. Use fewer levels.", 2)
     except (ValueError, FloatingPointError) as error:
         _end(options.command, _as_typed(str(error), own), 2)
     except (MemoryError, RuntimeError) as error:
@@ -197,19 +192,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _execute(name: str, values: Values) -> None:
     command = COMMANDS[name]
     if command.title is not None:
-        print(f"kdnas {name}: {command.title(values)}", file=sys.stderr, flush=True)
+        show(f"kdnas {name}: {printable(command.title(values))}", sys.stderr)
     display = {key: values.get(key) for key in ("json", "top", "front")}
+    check_value("top", display["top"], Count | None)
     result = command.function(**{key: value for key, value in values.items() if key not in display})
     if display["json"] and command.json is not None:
-        print(json.dumps(command.json(result, values)))
+        show(json.dumps(command.json(result, values)))
     elif result is False:
         raise SystemExit(1)
     elif result is not True:
-        print(command.text(result, values))
+        show(command.text(result, values))
     if command.following is not None and (following := command.following(result, values)):
-        print(f"next: {following}", file=sys.stderr, flush=True)
+        show(f"next: {printable(following)}", sys.stderr)
 
 
 def _end(command: str, message: str, code: int) -> None:
-    print(f"kdnas {command}: {message}", file=sys.stderr)
+    show(f"kdnas {command}: {printable(message)}", sys.stderr)
     raise SystemExit(code) from None

@@ -8,12 +8,13 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn, get_args
+from types import UnionType
+from typing import Annotated, Any, Literal, NoReturn, Union, get_args, get_origin
 
+from kdnas.plain import printable, show
 from kdnas.settings import Recipe
 from kdnas.specs import Spec
-
-_TYPES = {"int": int, "float": float, "Path": Path, "str": str}
+from kdnas.values import hints_of
 
 
 class Parser(argparse.ArgumentParser):
@@ -33,7 +34,7 @@ class Parser(argparse.ArgumentParser):
             known = message.partition("choose from ")[2].rstrip(")").replace("'", "").split(", ")
         near = [name for word in words for name in difflib.get_close_matches(word, known, n=1) if name != word]
         hint = f" Did you mean {near[-1]}?" if near else ""
-        print(f"kdnas: {message}.{hint} See `{self.prog} --help`.", file=sys.stderr)
+        show(f"kdnas: {printable(message)}.{hint} See `{self.prog} --help`.", sys.stderr)
         raise SystemExit(2)
 
 
@@ -56,7 +57,7 @@ def add_command(commands: Any, name: str, function: Callable[..., Any], *, json:
         if parameter.kind is parameter.VAR_KEYWORD:
             _add_recipe(command.add_argument_group("recipe", text), text)
         elif parameter.name not in _OBJECTS.get(name, ()):
-            _add(command, parameter, text)
+            _add(command, parameter, hints_of(function).get(parameter.name), text)
     if json:
         command.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     command.set_defaults(function=function)
@@ -67,7 +68,14 @@ _OBJECTS = dict.fromkeys(("search", "finals", "export", "why", "rank-check"), ("
 """Parameters that take an object in memory only."""
 
 
-def _add(to: Any, parameter: inspect.Parameter, text: str) -> None:
+def _converter(kind: Any) -> Callable[[str], Any]:
+    """What makes a value of a typed text; a text where it may be one, such as a time with its unit."""
+    kinds = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+    plain = [get_args(option)[0] if get_origin(option) is Annotated else option for option in kinds]
+    return next((option for option in (str, int, float, Path) if option in plain), str)
+
+
+def _add(to: Any, parameter: inspect.Parameter, kind: Any, text: str) -> None:
     annotation, default = str(parameter.annotation), parameter.default
     positional = parameter.kind is parameter.POSITIONAL_OR_KEYWORD
     options: dict[str, Any] = {"help": text}
@@ -82,9 +90,7 @@ def _add(to: Any, parameter: inspect.Parameter, text: str) -> None:
     elif annotation.startswith("Literal"):
         options["choices"] = re.findall(r"['\"]([^'\"]+)['\"]", annotation)
     else:
-        first = annotation.partition(" ")[0]
-        # `float | str` is a time with its unit, which the function reads.
-        options["type"] = str if "float | str" in annotation else _TYPES.get(first, str)
+        options["type"] = _converter(kind)
     if positional:
         options |= {"nargs": None if default is parameter.empty else "?"}
         options["metavar"] = None if "choices" in options else parameter.name.upper()
@@ -104,7 +110,7 @@ def _add_recipe(group: Any, text: str) -> None:
         help_ = texts[field.name]
         if (own or "by default" not in text) and field.name not in own:
             help_ += f" (default: {typed(field.default)})"
-        options = get_args(field.type) or None
+        options = get_args(field.type) if get_origin(field.type) is Literal else None
         kind = type(field.default)
         flag = f"--{field.name.replace('_', '-')}"
         group.add_argument(flag, type=kind, choices=options, metavar=None if options else kind.__name__, help=help_)

@@ -203,7 +203,7 @@ def _bound(name: str, bound: float | str) -> float:
                 f"a number, with one of the units {known} or none" if "" in units else f"a number with a unit, {known}"
             )
             raise ValueError(f"the bound of {name} must be {rule}, got {bound!r}.") from None
-    elif isinstance(bound, int | float):
+    elif isinstance(bound, int | float) and not isinstance(bound, bool):
         value = float(bound)
     if not 0 < value < float("inf"):
         raise ValueError(f"the bound of {name} must be positive and finite, got {bound}.")

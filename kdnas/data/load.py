@@ -47,6 +47,8 @@ def load_data(text: str, **options: object) -> Spec:
         (880, 10, (1, 8, 8))
     """
     kind, _, rest = text.partition(":")
+    if kind == "strong" and rest.startswith("strong:"):
+        raise ValueError("strong must be named once: data under strong augmentation cannot be augmented more strongly.")
     if kind == "strong" and rest:
         return spec(strong, data=load_data(rest, **options))
     name, typed = _typed(text)

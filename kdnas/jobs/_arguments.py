@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import math
-import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,9 +24,10 @@ from kdnas.jobs._run import Run
 from kdnas.jobs.retrain import settings_of
 from kdnas.settings import CardTeacher, Experiment, FitTeacher, NoTeacher, Recipe, Retrain, TeacherChoice
 from kdnas.space import SearchSpace
-from kdnas.specs import Spec, find_spec, nearest, parse_spec, resolve, spec
+from kdnas.specs import Spec, find_spec, nearest, parse_spec, resolve, search_last, spec
 from kdnas.tables import load_space, shared_folder
 from kdnas.teachers.load import load_teacher
+from kdnas.values import Seconds, check_value, seconds
 
 _Settings = TypeVar("_Settings")
 
@@ -52,6 +52,8 @@ def load_settings(text: str, kind: type[_Settings]) -> _Settings:
         if place not in known:
             raise ValueError(f"no experiment is named {place!r}.{nearest(place, known)}")
         path = known[place]
+    else:
+        search_last()  # the file is a person's, and imports what lies beside it
     if not path.is_file():
         raise ValueError(f"there is no file {path}. Give a Python file that defines experiment().")
     name = f"kdnas_experiment_{path.stem}"
@@ -91,7 +93,8 @@ def with_overrides(recipe: Recipe, options: Mapping[str, Any]) -> Recipe:
 
 def recipe_for(data: Data, options: Mapping[str, Any]) -> Recipe:
     """The recipe of a whole chain on this data: 30 epochs, at least 300 and at most 20,000 steps, and the options."""
-    batch_size = options.get("batch_size") or min(128, len(data.train))
+    batch_size = options.get("batch_size")
+    batch_size = min(128, len(data.train)) if batch_size is None else batch_size
     steps = min(20_000, max(300, 30 * len(data.train) // batch_size))
     return with_overrides(Recipe(steps=steps, batch_size=batch_size), options)
 
@@ -149,26 +152,14 @@ def listed(value: str | Sequence[str]) -> list[str]:
     return [value] if isinstance(value, str) else list(value)
 
 
-def seconds(value: float | str) -> float:
-    """Seconds from a number, or from a text such as `300s`, `20m`, `2h` or `1h30m`.
+def as_seconds(value: float | str) -> float:
+    """The seconds of a time.
 
     Raises:
         ValueError: another form, or a time that is not positive.
     """
-    text = str(value)
-    parts = re.fullmatch(r"(?:([\d.]+)h)?(?:([\d.]+)m)?(?:([\d.]+)s?)?", text)
-    try:
-        if parts is None or not any(parts.groups()):
-            total = float(text.removesuffix("s"))
-        else:
-            total = sum(
-                float(number) * unit for number, unit in zip(parts.groups(), (3600, 60, 1), strict=True) if number
-            )
-    except ValueError:
-        raise ValueError(f"a time is a number and s, m or h, such as 300s or 1h30m, got {text!r}.") from None
-    if not total > 0:
-        raise ValueError(f"a time must be positive, got {text!r}.")
-    return total
+    check_value("max_time", value, Seconds)
+    return seconds(value) or 0.0
 
 
 def retrain_settings(

@@ -23,6 +23,7 @@ from kdnas.students.folder import read_student, write_student
 from kdnas.students.trust import provenance
 from kdnas.tables import space_from_table, unstructure
 from kdnas.teachers.zoo import student_teacher
+from kdnas.trust import admit
 
 AUTO, CHOICE = "auto", "choice.json"
 _SIZES = 3
@@ -70,6 +71,7 @@ def retrain_assisted(
     if card.space is None:
         raise ValueError(f"{student / CARD} names no search space, which assistants come from. Export it from a run.")
     data, source = provenance(student, card, data, teacher)
+    admit(card.space, student / CARD)
     space = space_from_table(dict(card.space))
     codes = () if assistants == AUTO else _descending(space, assistants, card)
     current: Spec | NoTeacher = source or NoTeacher()

@@ -15,7 +15,22 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, Unpack, get_args
 
-from kdnas.settings import Compare, Control, Finals, FitTeacher, Grow, Prune, RecipeOptions, Retrain, Search
+from kdnas.plain import show
+from kdnas.settings import Compare, Control, Finals, FitTeacher, Grow, Prune, Recipe, RecipeOptions, Retrain, Search
+from kdnas.trust import trusting
+from kdnas.values import (
+    Amount,
+    Count,
+    Factor,
+    Index,
+    Sample,
+    Seconds,
+    Seed,
+    Share,
+    Side,
+    Size,
+    check_arguments,
+)
 
 if TYPE_CHECKING:
     from torch import nn
@@ -35,7 +50,10 @@ _log = logging.getLogger(__name__)
 
 
 def _computes(function: Callable[_P, _R]) -> Callable[_P, _R]:
-    """Run the function on the device that its argument `device` names, insisting if `insist` says so."""
+    """Run the function on the device that its argument `device` names, insisting and trusting if it says so.
+
+    Its numbers are checked against their annotations first.
+    """
 
     @functools.wraps(function)
     def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
@@ -43,13 +61,15 @@ def _computes(function: Callable[_P, _R]) -> Callable[_P, _R]:
 
         from kdnas.network import on_device
 
+        for target in (function, Recipe):
+            check_arguments(target, {name: value for name, value in kwargs.items() if value is not None})
         device, insists = kwargs.get("device"), nullcontext()
         assert device is None or isinstance(device, str)
         if kwargs.get("insist"):
             from kdnas.jobs._run import insisting
 
             insists = insisting(True)
-        with on_device(device), insists:
+        with on_device(device), insists, trusting(bool(kwargs.get("trust"))):
             return function(*args, **kwargs)
 
     return call
@@ -72,9 +92,9 @@ def run(
     out: str | Path,
     data: str | Spec | Data | Dataset[Any] | None = None,
     teacher: str | Spec | FitTeacher | nn.Module = "fit",
-    teacher_members: int = FitTeacher.members,
+    teacher_members: Count = FitTeacher.members,
     space: str | Path | SearchSpace | None = None,
-    size: int | None = None,
+    size: Size | None = None,
     budget: str | Sequence[str] | Budget = (),
     distiller: str | Spec = "sandwich",
     loss: str | Sequence[str] = (),
@@ -83,13 +103,14 @@ def run(
     searcher: str | Spec = Search.searcher,
     contrast: str | Spec | None = None,
     pruner: str | Spec | None = None,
-    num_evaluations: int = Search.num_evaluations,
-    max_time: float | str = Search.max_time,
-    finalists: int = Finals.finalists,
+    num_evaluations: Count = Search.num_evaluations,
+    max_time: Seconds = Search.max_time,
+    finalists: Count = Finals.finalists,
     controls: bool = False,
     deploy: bool = True,
     experiment: str | Experiment | None = None,
     insist: bool = False,
+    trust: bool = False,
     device: str | None = None,
     **recipe: Unpack[RecipeOptions],
 ) -> Run:
@@ -131,6 +152,7 @@ def run(
         experiment: a Python file that defines experiment(), or a name from `kdnas list experiments`, instead of
             everything else.
         insist: train although the teacher or the size of the images speaks against it.
+        trust: run code that files name, though it is none of kdnas's algorithms.
         device: such as cpu or cuda:1 (default: a GPU where there is one).
         **recipe: optimizer settings of teacher, supernet and student. `steps` is by default 30 epochs, at least 300 and
             at most 20,000; `batch_size` 128, or all training images where there are fewer.
@@ -143,7 +165,7 @@ def run(
         True
     """
     options = locals()
-    del device, insist
+    del device, insist, trust
     from kdnas.data.base import Data
     from kdnas.jobs._arguments import as_data, as_experiment, as_space, as_spec, as_teacher, recipe_for, with_losses
     from kdnas.jobs.chain import chain
@@ -238,7 +260,7 @@ def _refuse_options(
     for name, value in {**values, **recipe}.items():
         default = parameters[name].default if name in parameters else None
         if (
-            name in (*allowed, "out", "experiment", "device", "insist", "recipe")
+            name in (*allowed, "out", "experiment", "device", "insist", "trust", "recipe")
             or value == default
             or not (value or default)
         ):
@@ -278,12 +300,12 @@ def search_settings(
     budget: Any = (),
     contrast: Any = None,
     pruner: Any = None,
-    seed: int | None = None,
+    seed: Seed | None = None,
     exact: bool = False,
     **numbers: Any,
 ) -> Search:
     """The default with the options that are not None."""
-    from kdnas.jobs._arguments import as_budget, as_spec, seconds
+    from kdnas.jobs._arguments import as_budget, as_seconds, as_spec
     from kdnas.ranking.early_stopping import parse_pruner
     from kdnas.specs import Spec
 
@@ -296,7 +318,7 @@ def search_settings(
         if value is not None:
             changes[name] = as_spec(f"kdnas.{package}", value)
     if numbers.get("max_time") is not None:
-        changes["max_time"] = seconds(numbers["max_time"])
+        changes["max_time"] = as_seconds(numbers["max_time"])
     if pruner is not None:
         changes["pruner"] = pruner if isinstance(pruner, Spec) else parse_pruner(pruner)
     if budget:
@@ -314,10 +336,11 @@ def fit(
     data: str | Spec | Data | Dataset[Any],
     network: str = "resnet",
     weights: Literal["pretrained", "fresh"] = "pretrained",
-    size: int = 0,
-    blocks: int = 0,
-    width: int | None = None,
+    size: Side = 0,
+    blocks: Side = 0,
+    width: Size | None = None,
     insist: bool = False,
+    trust: bool = False,
     device: str | None = None,
     **recipe: Unpack[RecipeOptions],
 ) -> dict[str, Any]:
@@ -333,6 +356,7 @@ def fit(
         width: channels of resnet's first stage, doubled at each later one; by default 32 on images of up to 16 pixels,
             64 on larger ones.
         insist: train although the teacher or the size of the images speaks against it.
+        trust: run code that files name, though it is none of kdnas's algorithms.
         device: such as cpu or cuda:1 (default: a GPU where there is one).
         **recipe: optimizer settings. `steps` is by default 30 epochs, at least 300 and at most 20,000; `batch_size`
             128, or all training images where there are fewer; `learning_rate` 0.1, and 0.01 for trained weights.
@@ -346,7 +370,7 @@ def fit(
         >>> load_teacher(folder).make
         'kdnas.teachers.zoo:student_teacher'
     """
-    del device, insist
+    del device, insist, trust
     from kdnas.data.base import Data
     from kdnas.jobs import fit as job
     from kdnas.jobs._arguments import as_data, recipe_for
@@ -369,6 +393,7 @@ def train(
     out: str | Path,
     loss: str | Sequence[str] = (),
     insist: bool = False,
+    trust: bool = False,
     device: str | None = None,
     **recipe: Unpack[RecipeOptions],
 ) -> Run:
@@ -379,6 +404,7 @@ def train(
         out: the run folder.
         loss: NAME or NAME=WEIGHT from `kdnas list losses`, a distillation loss beside the labels; repeatable.
         insist: train although the teacher or the size of the images speaks against it.
+        trust: run code that files name, though it is none of kdnas's algorithms.
         device: such as cpu or cuda:1 (default: a GPU where there is one).
         **recipe: optimizer settings of the supernet, by default the experiment's.
 
@@ -391,7 +417,7 @@ def train(
         >>> train(settings, out=tempfile.mkdtemp(), steps=2, batch_size=8).storage.phase("train")["steps"]
         2
     """
-    del device, insist
+    del device, insist, trust
 
     from kdnas.jobs import train as job
     from kdnas.jobs._arguments import as_experiment, with_losses, with_overrides
@@ -415,15 +441,16 @@ def search(
     budget: str | Sequence[str] | Budget = (),
     contrast: str | Spec | None = None,
     pruner: str | Spec | None = None,
-    num_evaluations: int | None = None,
-    max_time: float | str | None = None,
+    num_evaluations: Count | None = None,
+    max_time: Seconds | None = None,
     exact: bool = False,
-    initial: int | None = None,
-    trainings: int | None = None,
+    initial: Index | None = None,
+    trainings: Index | None = None,
     results: str | Path | None = None,
     quality: bool = True,
     teacher: nn.Module | None = None,
     data: Data | Dataset[Any] | None = None,
+    trust: bool = False,
     device: str | None = None,
 ) -> Ranking:
     """Rank subnets of a run by a score, or by trainings of a few of them; the run's ranking grows by the entries.
@@ -448,6 +475,7 @@ def search(
         quality: measure first how long trainings must be for their order to say something.
         teacher: the teacher in memory that the run was started with.
         data: the data in memory that the run was started with.
+        trust: run code that files name, though it is none of kdnas's algorithms.
         device: such as cpu or cuda:1 (default: a GPU where there is one).
 
     Example:
@@ -458,13 +486,13 @@ def search(
         >>> ranking[0].params == max(entry.params for entry in ranking), len(ranking)
         (True, 36)
     """
-    del device
+    del device, trust
     from kdnas.jobs import search as job
-    from kdnas.jobs._arguments import as_run, seconds
+    from kdnas.jobs._arguments import as_run, as_seconds
     from kdnas.jobs.predict import predict
     from kdnas.ranking.table import Ranking
 
-    limit = None if max_time is None else seconds(max_time)
+    limit = None if max_time is None else as_seconds(max_time)
     opened = as_run(run, teacher=teacher, data=data)
     options = {"scorer": scorer, "searcher": searcher, "budget": budget, "contrast": contrast, "pruner": pruner}
     settings = search_settings(
@@ -487,14 +515,15 @@ def search(
 def finals(
     run: str | Path | Run,
     *,
-    finalists: int | None = None,
+    finalists: Count | None = None,
     pruner: str | Spec | None = None,
     controls: bool = False,
-    seeds: int | None = None,
-    max_time: float | str | None = None,
+    seeds: Count | None = None,
+    max_time: Seconds | None = None,
     deploy: bool = True,
     teacher: nn.Module | None = None,
     data: Data | Dataset[Any] | None = None,
+    trust: bool = False,
     device: str | None = None,
     **recipe: Unpack[RecipeOptions],
 ) -> dict[str, Any]:
@@ -515,6 +544,7 @@ def finals(
         deploy: whether to write the student as Python code and ONNX too, and compare all forms.
         teacher: the teacher in memory that the run was started with.
         data: the data in memory that the run was started with.
+        trust: run code that files name, though it is none of kdnas's algorithms.
         device: such as cpu or cuda:1 (default: a GPU where there is one).
         **recipe: optimizer settings of every training, by default the run's.
 
@@ -526,7 +556,7 @@ def finals(
         >>> [row["name"] for row in result["finalists"]]
         ['finalist-4', 'finalist-5']
     """
-    del device
+    del device, trust
     from kdnas.jobs import finals as job
     from kdnas.jobs._arguments import as_run, with_overrides
     from kdnas.report import write_report
@@ -546,11 +576,11 @@ def finals_settings(
     *,
     controls: bool,
     pruner: Any = None,
-    max_time: float | str | None = None,
+    max_time: Seconds | None = None,
     **numbers: int | None,
 ) -> Finals:
     """The default with the options that are not None."""
-    from kdnas.jobs._arguments import seconds
+    from kdnas.jobs._arguments import as_seconds
     from kdnas.ranking.early_stopping import parse_pruner
     from kdnas.specs import Spec
 
@@ -558,7 +588,7 @@ def finals_settings(
     if controls:
         changes["controls"] = get_args(Control)
     if max_time is not None:
-        changes["max_time"] = seconds(max_time)
+        changes["max_time"] = as_seconds(max_time)
     if pruner is not None:
         changes["pruner"] = pruner if isinstance(pruner, Spec) else parse_pruner(pruner)
     return dataclasses.replace(default, **changes)
@@ -571,9 +601,10 @@ def rank_check(
     *,
     scorer: str | Sequence[str] = (),
     column: str = "mean_acc",
-    num_images: int | None = None,
+    num_images: Sample | None = None,
     teacher: nn.Module | None = None,
     data: Data | Dataset[Any] | None = None,
+    trust: bool = False,
     device: str | None = None,
 ) -> dict[str, Any]:
     """Compare a run's scores with a table of true accuracies, beside controls.
@@ -586,9 +617,10 @@ def rank_check(
         num_images: number of images of the search part; by default the run's.
         teacher: the teacher in memory that the run was started with.
         data: the data in memory that the run was started with.
+        trust: run code that files name, though it is none of kdnas's algorithms.
         device: such as cpu or cuda:1 (default: a GPU where there is one).
     """
-    del device
+    del device, trust
     from kdnas.jobs import rank_check as job
     from kdnas.jobs._arguments import as_run, listed
     from kdnas.specs import parse_spec
@@ -604,9 +636,10 @@ def why(
     architecture: str,
     *,
     scorer: str | Spec | None = None,
-    num_images: int | None = None,
+    num_images: Sample | None = None,
     teacher: nn.Module | None = None,
     data: Data | Dataset[Any] | None = None,
+    trust: bool = False,
     device: str | None = None,
 ) -> dict[str, Any]:
     """Explain one subnet: its teacher similarity and cost per stage, and the effect of each choice.
@@ -618,6 +651,7 @@ def why(
         num_images: number of images of the search part; by default the run's.
         teacher: the teacher in memory that the run was started with.
         data: the data in memory that the run was started with.
+        trust: run code that files name, though it is none of kdnas's algorithms.
         device: such as cpu or cuda:1 (default: a GPU where there is one).
 
     Example:
@@ -628,7 +662,7 @@ def why(
         >>> explained["score"] == opened.ranking()[0].score, len(explained["stages"])
         (True, 4)
     """
-    del device
+    del device, trust
     from kdnas.jobs import why as job
     from kdnas.jobs._arguments import as_run, as_spec
 
@@ -641,9 +675,10 @@ def convert(
     source: str,
     *,
     out: str | Path,
-    size: int | None = None,
-    classes: int = 1000,
-    channels: int | None = None,
+    size: Size | None = None,
+    classes: Size = 1000,
+    channels: Size | None = None,
+    trust: bool = False,
     device: str | None = None,
 ) -> Any:
     """Turn a trained network into an elastic supernet to start from.
@@ -654,9 +689,10 @@ def convert(
         size: height and width of the images in pixels (default: the network's own, else 224).
         classes: number of classes of a zoo's network with @WEIGHTS.
         channels: number of image channels (default: the network's own, else 3).
+        trust: run code that files name, though it is none of kdnas's algorithms.
         device: such as cpu or cuda:1 (default: a GPU where there is one).
     """
-    del device
+    del device, trust
     from kdnas.jobs.convert import convert_source
 
     return convert_source(source, Path(out), size=size, classes=classes, channels=channels)
@@ -666,10 +702,11 @@ def convert(
 def export(
     run: str | Path | Run,
     *,
-    place: int = 1,
+    place: Count = 1,
     out: str | Path | None = None,
     teacher: nn.Module | None = None,
     data: Data | Dataset[Any] | None = None,
+    trust: bool = False,
     device: str | None = None,
 ) -> dict[str, Any]:
     """Write the student of a place of the ranking, with weights inherited from the supernet.
@@ -680,6 +717,7 @@ def export(
         out: the student folder; by default RUN/students/place-N.
         teacher: the teacher in memory that the run was started with.
         data: the data in memory that the run was started with.
+        trust: run code that files name, though it is none of kdnas's algorithms.
         device: such as cpu or cuda:1 (default: a GPU where there is one).
 
     Example:
@@ -687,7 +725,7 @@ def export(
         Traceback (most recent call last):
         ValueError: there is no run no/such/run. Make one with `kdnas run` or `kdnas train`.
     """
-    del device
+    del device, trust
     from kdnas.jobs import export as job
     from kdnas.jobs._arguments import as_run
 
@@ -703,11 +741,12 @@ def retrain(
     weights: Literal["fresh", "inherited"] | None = None,
     teacher: str | Spec | nn.Module | NoTeacher | CardTeacher = "card",
     data: str | Spec | Data | Dataset[Any] | None = None,
-    greedy_anchors: float | None = None,
+    greedy_anchors: Factor | None = None,
     assistants: str | None = None,
     distiller: str | Spec | None = None,
     loss: str | Sequence[str] = (),
     insist: bool = False,
+    trust: bool = False,
     device: str | None = None,
     **recipe: Unpack[RecipeOptions],
 ) -> dict[str, Any]:
@@ -726,6 +765,7 @@ def retrain(
         distiller: NAME or NAME,key=value from `kdnas list distillers`, such as mutual; by default the run's.
         loss: NAME or NAME=WEIGHT from `kdnas list losses`, a distillation loss beside the labels; repeatable.
         insist: train although the teacher or the size of the images speaks against it.
+        trust: run code that files name, though it is none of kdnas's algorithms.
         device: such as cpu or cuda:1 (default: a GPU where there is one).
         **recipe: optimizer settings, by default the student's run's.
 
@@ -734,7 +774,7 @@ def retrain(
         Traceback (most recent call last):
         ValueError: there is no student no/such/student. Write one with `kdnas export`.
     """
-    del device, insist
+    del device, insist, trust
     from kdnas.jobs._arguments import as_data, retrain_settings
     from kdnas.jobs._retrain import retrain_with
 
@@ -763,13 +803,14 @@ def prune(
     teacher: str | Spec | FitTeacher | nn.Module = "fit",
     budget: str | Sequence[str] | Budget = (),
     method: Literal["shares", "scale_factors"] = Prune.method,
-    num_candidates: int = Prune.num_candidates,
-    divisor: int = Prune.divisor,
+    num_candidates: Count = Prune.num_candidates,
+    divisor: Side = Prune.divisor,
     loss: str | Sequence[str] = (),
     weights: Literal["chosen", "inherited", "fresh"] = Prune.weights,
     controls: bool = Prune.controls,
-    penalty: float | None = None,
+    penalty: Amount | None = None,
     insist: bool = False,
+    trust: bool = False,
     device: str | None = None,
     **recipe: Unpack[RecipeOptions],
 ) -> dict[str, Any]:
@@ -792,6 +833,7 @@ def prune(
         controls: whether equal shares, random removal and the student without a teacher are retrained whole too.
         penalty: weight of the scale factors' penalty; by default it grows until the budget is met.
         insist: train although the teacher or the size of the images speaks against it.
+        trust: run code that files name, though it is none of kdnas's algorithms.
         device: such as cpu or cuda:1 (default: a GPU where there is one).
         **recipe: optimizer settings of all trainings; by default 400 steps at 0.02 with factors, 1000 steps else.
 
@@ -801,7 +843,7 @@ def prune(
         ValueError: a pruning bounds params and macs and latency, got a bound on memory. Remove that bound.
     """
     options = locals()
-    del device, insist
+    del device, insist, trust
 
     from kdnas.jobs import prune as job
     from kdnas.jobs._arguments import as_budget, as_data, as_teacher, listed, load_settings, terms_of, with_overrides
@@ -842,8 +884,9 @@ def quantize(
     *,
     out: str | Path | None = None,
     data: str | Spec | Data | Dataset[Any] | None = None,
-    num_images: int = 256,
-    most: float = 0.02,
+    num_images: Count = 256,
+    most: Share = 0.02,
+    trust: bool = False,
     device: str | None = None,
 ) -> dict[str, Any]:
     """Write an exported student in 8-bit integers, for ONNX Runtime.
@@ -854,9 +897,10 @@ def quantize(
         data: other data, see `kdnas run --help`; by default the student's.
         num_images: number of training images for calibration.
         most: largest loss of test accuracy that is accepted, as a share of the images.
+        trust: run code that files name, though it is none of kdnas's algorithms.
         device: such as cpu or cuda:1 (default: a GPU where there is one).
     """
-    del device
+    del device, trust
     from kdnas.jobs._arguments import as_data
     from kdnas.jobs.quantize import quantize_student
 
@@ -874,10 +918,11 @@ def compare(
     teacher: str | Spec | FitTeacher = "fit",
     systems: str = "all",
     budget: str | Sequence[str] | Budget = (),
-    max_time: float | str = Compare.max_time,
-    seed: int = Compare.seed,
+    max_time: Seconds = Compare.max_time,
+    seed: Seed = Compare.seed,
     out: str | Path = Path("runs/compare"),
     insist: bool = False,
+    trust: bool = False,
     device: str | None = None,
 ) -> dict[str, Any]:
     """Compare systems on the same data, under one teacher and budget, at equal cost.
@@ -892,11 +937,12 @@ def compare(
         seed: random seed of every system.
         out: the folder of the comparison.
         insist: train although the teacher or the size of the images speaks against it.
+        trust: run code that files name, though it is none of kdnas's algorithms.
         device: such as cpu or cuda:1 (default: a GPU where there is one).
     """
-    del device, insist
+    del device, insist, trust
     from kdnas.jobs import compare as job
-    from kdnas.jobs._arguments import as_budget, as_data, as_space, as_teacher, seconds
+    from kdnas.jobs._arguments import as_budget, as_data, as_seconds, as_space, as_teacher
 
     settings = Compare(
         data=as_data(data),
@@ -904,7 +950,7 @@ def compare(
         teacher=as_teacher(teacher),
         systems=() if systems == "all" else tuple(systems.split(",")),
         budget=as_budget(budget),
-        max_time=seconds(max_time),
+        max_time=as_seconds(max_time),
         seed=seed,
     )
     return job.compare(settings, Path(out))
@@ -917,7 +963,7 @@ def grow(
     out: str | Path,
     data: str | Spec | Data | Dataset[Any] | None = None,
     space: str | Path | SearchSpace | None = None,
-    num_members: int | None = None,
+    num_members: Count | None = None,
     generator: Literal["simple", "dynamic", "random"] | None = None,
     teacher: Literal["ensemble", "last", "none"] | None = None,
     mixture: Literal["uniform", "learned"] | None = None,
@@ -925,6 +971,7 @@ def grow(
     budget: str | Sequence[str] | Budget = (),
     controls: bool = Grow.controls,
     insist: bool = False,
+    trust: bool = False,
     device: str | None = None,
     **recipe: Unpack[RecipeOptions],
 ) -> dict[str, Any]:
@@ -943,10 +990,11 @@ def grow(
         budget: upper bounds on the whole ensemble: params=2M, macs=6e8; repeatable.
         controls: whether to train the controls too.
         insist: train although the teacher or the size of the images speaks against it.
+        trust: run code that files name, though it is none of kdnas's algorithms.
         device: such as cpu or cuda:1 (default: a GPU where there is one).
         **recipe: optimizer settings of every candidate; by default the experiment's.
     """
-    del device, insist
+    del device, insist, trust
 
     from kdnas.jobs import grow as job
     from kdnas.jobs._arguments import as_budget, as_data, as_space, load_settings, with_overrides
@@ -979,7 +1027,7 @@ def report(run: str | Path) -> Path:
     from kdnas.report import write_report
     from kdnas.runs.folder import RunFolder
 
-    return write_report(RunFolder(Path(run)).folder)
+    return write_report(RunFolder(Path(run), builds=False).folder)
 
 
 @_computes
@@ -989,6 +1037,7 @@ def taps(
     *,
     data: str = "digits",
     by: Literal["resolution", "rdm", "order"] = "resolution",
+    trust: bool = False,
     device: str | None = None,
 ) -> str:
     """Print which student stage is compared with which teacher stage, and by which adapter.
@@ -998,9 +1047,10 @@ def taps(
         space: a TOML table, or a name from `kdnas list spaces`.
         data: the data whose image size and channels are used; see `kdnas run --help`.
         by: how stages are paired.
+        trust: run code that files name, though it is none of kdnas's algorithms.
         device: such as cpu or cuda:1 (default: a GPU where there is one).
     """
-    del device
+    del device, trust
     from kdnas.jobs.taps import taps_table
 
     return taps_table(teacher, space, data, by)
@@ -1030,7 +1080,7 @@ def check_losses(*, check: bool = False) -> bool:
     if not check:
         raise ValueError("--check is missing: it is the only action of this command.")
     rows = job.check()
-    print(job.table(rows))
+    show(job.table(rows))
     return all(row.matches for row in rows)
 
 
@@ -1047,7 +1097,7 @@ class _Handler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         mark = "warning: " if record.levelno >= logging.WARNING else ""
-        print(mark + self.format(record), file=sys.stderr, flush=True)
+        show(mark + self.format(record), sys.stderr)
 
 
 def _log_to_stderr() -> None:

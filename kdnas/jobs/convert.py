@@ -17,6 +17,7 @@ from kdnas.specs import Spec
 from kdnas.tables import table_of
 from kdnas.teachers.base import Frozen
 from kdnas.teachers.zoo import declared_size, load_weights, student_teacher, zoo_network
+from kdnas.values import Size, check_value
 
 SPACE, WEIGHTS, REPORT = "space.toml", "supernet.safetensors", "report.txt"
 _SIZE = 224  # of images, for a network that names no size
@@ -111,8 +112,7 @@ def convert_source(
     if out.exists() and any(out.iterdir()):
         raise ValueError(f"the folder {out} must be empty. Choose another one, or remove it.")
     for name, number in (("size", size), ("classes", classes), ("channels", channels)):
-        if number is not None and number < 1:
-            raise ValueError(f"`{name}` must be at least 1, got {number}.")
+        check_value(name, number, Size | None)
     source = load_source(text, size=size or 0, classes=classes)
     image = _image(source, size, channels)
     conversion = convert(source.module, image=image, name=_name(text))

@@ -11,6 +11,7 @@ from kdnas.specs import Spec
 from kdnas.students.folder import read_student
 from kdnas.students.integers import MOST_LOST, quantize
 from kdnas.students.trust import data_of
+from kdnas.values import Count, Share, check_value
 
 
 def quantize_student(
@@ -32,10 +33,8 @@ def quantize_student(
     Raises:
         ValueError: as there; no data known; fewer than 1 image, or a share outside of [0, 1].
     """
-    if num_images < 1:
-        raise ValueError(f"`num_images` must be at least 1, got {num_images}.")
-    if not 0 <= most <= 1:
-        raise ValueError(f"`most` is a share of the images and must be in [0, 1], got {most}.")
+    check_value("num_images", num_images, Count)
+    check_value("most", most, Share)
     _, card = read_student(student)
     loaded: Data = data_of(student, card, data).build(Data)
     indices = torch.randperm(len(loaded.train), generator=torch_rng("calibration", seed))[:num_images]

@@ -12,6 +12,7 @@ from kdnas.report.markup import Column, decimal, finite, join, scaled, table, ta
 from kdnas.report.todo import commands, missing
 from kdnas.runs.folder import CARD, STUDENTS, WEIGHTS, JsonObject
 from kdnas.space import Blueprint
+from kdnas.trust import admit
 
 _MOST_PLACES = 50
 _MOST_CLASSES = 12
@@ -184,10 +185,11 @@ def _student(run: RunContent, names: Sequence[str]) -> Markup:
     if cost:
         parts.append(tag("p", f"{whole(cost.get('params'))} params, {whole(cost.get('macs'))} MACs."))
     try:
+        admit(student["blueprint"], CARD)  # a drawing builds the layers
         blueprint = Blueprint.from_json(student["blueprint"])
     except (KeyError, TypeError, ValueError, AttributeError):
         path = shlex.quote(f"{run.name}/students/{names[0]}")
         folder = shlex.quote(run.name)
-        parts.append(missing(f"{CARD} has no valid blueprint.", f"kdnas export {folder} --out {path}"))
+        parts.append(missing(f"{CARD} has no blueprint that can be drawn here.", f"kdnas export {folder} --out {path}"))
         return join(parts)
     return join([*parts, drawing(blueprint)])

@@ -24,6 +24,7 @@ from kdnas.runs.files import (
     write_text,
 )
 from kdnas.runs.schema import mismatch
+from kdnas.trust import admit, remember
 
 # The files of a run folder.
 MANIFEST, METRICS, RANKING, RESULTS = "run.json", "metrics.jsonl", "ranking.jsonl", "results.json"
@@ -132,12 +133,14 @@ class RunFolder:
         folder: where it is.
         strict: raise on a missing or damaged file; otherwise leave it out and describe it in `problems`, as a report of
             an unfinished run needs it.
+        builds: whether what the manifest names may be built, so that foreign names are refused.
 
     Raises:
+        Untrusted: `strict` and `builds`, and the manifest names foreign code; see `kdnas.trust.admit`.
         ValueError: strict, and the folder is missing, holds something else, or its manifest is damaged.
     """
 
-    def __init__(self, folder: Path, *, strict: bool = True) -> None:
+    def __init__(self, folder: Path, *, strict: bool = True, builds: bool = True) -> None:
         self.folder, self.strict = Path(folder), strict
         self.problems: list[str] = []
         if strict and not self.folder.is_dir():
@@ -145,6 +148,8 @@ class RunFolder:
         if strict and not self.path(MANIFEST).is_file():
             raise ValueError(f"there is no run in {folder}: it has no {MANIFEST}. Give the folder of a run.")
         self.manifest = self.read(MANIFEST, _Manifest, _ELSEWHERE)
+        if strict and builds:
+            admit(self.manifest, self.path(MANIFEST))
 
     @classmethod
     def create(cls, folder: Path, job: Mapping[str, Any], seed: int) -> "RunFolder":
@@ -157,6 +162,7 @@ class RunFolder:
             ValueError: the folder holds something else.
         """
         folder = Path(folder)
+        remember(job)
         if folder.is_file():
             raise ValueError(f"{folder} is a file. Give --out a folder that is new, empty, or a run of the same job.")
         if (folder / MANIFEST).exists():
@@ -205,7 +211,8 @@ class RunFolder:
         return self.folder.joinpath(*names)
 
     def save(self) -> None:
-        """Write the manifest."""
+        """Write the manifest, and remember the code that it names."""
+        remember(self.manifest)
         write_json(self.path(MANIFEST), self.manifest)
 
     def phase(self, name: str) -> dict[str, Any] | None:

@@ -14,6 +14,7 @@ from kdnas.students.card import Card
 from kdnas.students.graph import graph_of, load_graph
 from kdnas.students.parity import Parity
 from kdnas.students.source import check_modules, load_source, shortened, student_source
+from kdnas.trust import Untrusted, admit, remember
 
 _AGAIN = "Export the student again."
 
@@ -56,6 +57,7 @@ def write_student(
         )
     network = copy.deepcopy(network).to("cpu", torch.float32).eval().requires_grad_(False)
     text = card.to_text()
+    remember(card.blueprint.to_json())
     parity = Parity(network, card) if deploy else None
     with new_folder(folder) as draft:
         write_text(draft / CARD, text)
@@ -87,10 +89,13 @@ def read_student(folder: str | Path) -> tuple[Network, Card]:
             raise ValueError(f"there is no student in {folder}: it has no {path.name}. Write one with `kdnas export`.")
     content = read_json(current / CARD, dict, _AGAIN)
     try:
+        admit(content.get("blueprint"), folder / CARD)
         card = Card.from_json(content)
         check_modules(card.blueprint)
         with torch.random.fork_rng(devices=[]):
             network = Network(card.blueprint)
+    except Untrusted:
+        raise
     except Exception as error:  # a layer called with the values of a damaged file may raise anything
         raise ValueError(
             f"{folder / CARD} is damaged or was written by something else: {plain(str(error), 250)}"

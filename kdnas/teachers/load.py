@@ -11,6 +11,7 @@ from kdnas.teachers.combined import Mean, several_teachers, streamed_teacher
 from kdnas.teachers.zoo import own_teacher, student_teacher, zoo_teacher
 
 FIT = "fit"
+_MOST_COLONS = 100
 
 
 def load_teacher(text: str) -> Spec | FitTeacher:
@@ -34,6 +35,8 @@ def load_teacher(text: str) -> Spec | FitTeacher:
         >>> load_teacher("fit").members
         1
     """
+    if text.count(":") > _MOST_COLONS:
+        raise ValueError(f"a teacher must name at most {_MOST_COLONS} others, got {text.count(':')} colons.")
     if text.partition(",")[0] == FIT:
         return _fit(text)
     kind, _, rest = text.partition(":")

@@ -131,7 +131,7 @@ def test_every_list_names_what_there_is(capsys, what):
 def test_a_misspelt_command_or_option_gets_the_nearest(capsys):
     assert "Did you mean search?" in refused(capsys, "serch", "x")
     assert "Did you mean --steps?" in refused(capsys, "train", "demo", "--out", "x", "--setps", "3")
-    assert "is a number" in refused(capsys, "search", "x", "--max-time", "soon")
+    assert "a number and s, m or h" in refused(capsys, "search", "x", "--max-time", "soon")
     assert "Did you mean" not in refused(capsys, "export", "x", "--place", "zero")
 
 
@@ -157,10 +157,13 @@ RUN = ["run", "--data", "tests.toy:data", "--space", "toy", "--out", "OUT"]
         ([*RUN, "--budget", "latency=5"], "the bound of latency must be a number with a unit, s, ms, us, got '5'"),
         ([*RUN, "--num-evaluations", "0"], "`--num-evaluations` must be at least 1, got 0"),
         ([*RUN, "--batch-size", "-1"], "`--batch-size` must be at least 1, got -1"),
-        ([*RUN, "--max-time", "-5s"], "a time must be positive, got '-5s'"),
-        ([*RUN, "--max-time", "1h2x"], "a time is a number and s, m or h, such as 300s or 1h30m, got '1h2x'"),
-        (["search", "OUT", "--top", "0"], "argument --top: must be a whole number of at least 1, got '0'"),
-        (["quantize", "OUT", "--most", "3"], "`--most` is a share of the images and must be in [0, 1], got 3.0"),
+        ([*RUN, "--max-time", "-5s"], "`--max-time` must be positive and finite, got '-5s'"),
+        (
+            [*RUN, "--max-time", "1h2x"],
+            "must be a number and s, m or h, such as 300s or 1h30m, got '1h2x'",
+        ),
+        (["search", "OUT", "--top", "0"], "`--top` must be at least 1, got 0"),
+        (["quantize", "OUT", "--most", "3"], "`--most` must be at most 1, got 3.0"),
         ([*RUN, "--scorer", ""], "--scorer is empty"),
         ([*RUN, "--loss", ""], "--loss is empty"),
         ([*RUN, "--teacher", "torchvision:resnet1@w.safetensors"], "torchvision has no"),
@@ -281,7 +284,7 @@ def test_a_reader_that_has_enough_is_no_error():
     ],
 )
 def test_times_have_units(text, expected):
-    from kdnas.jobs._arguments import seconds
+    from kdnas.values import seconds
 
     assert seconds(text) == expected
 

@@ -211,5 +211,5 @@ def test_a_folder_of_a_fine_tuned_network_is_a_teacher(tmp_path):
 
 @pytest.mark.parametrize("values", [{"interpolation": "cubic"}, {"height": 0}])
 def test_preprocessing_that_cannot_be_done_is_refused(values):
-    with pytest.raises(ValueError, match=r"`interpolation` must be one of|`height` and `width` must be at least 1"):
+    with pytest.raises(ValueError, match=r"`interpolation` must be one of|`height` must be at least 1"):
         Preprocessing(**{"height": 8, "width": 8, "mean": (0.5,), "std": (1.0,)} | values)

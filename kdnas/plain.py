@@ -1,0 +1,50 @@
+"""Text from files and values as a terminal may show it."""
+
+import re
+import sys
+import traceback
+import warnings
+from typing import Any, TextIO
+
+_OBEYED = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(text: str, *, lines: bool = False) -> str:
+    r"""The text with escapes such as `\x1b` in place of what a terminal would obey instead of showing it.
+
+    These are control characters, line ends, marks that turn the direction of writing, and halves of characters, which
+    no output encoding has.
+
+    Args:
+        text: any text.
+        lines: leave line feeds and tabs as they are.
+
+    Example:
+        >>> print(printable("cat\x1b[2J\n"))
+        cat\x1b[2J\n
+    """
+    kept_apart = "\n\t" if lines else ""
+    return _OBEYED.sub(lambda m: m[0] if m[0] in kept_apart else m[0].encode("unicode_escape").decode(), text)
+
+
+def show(text: object, stream: TextIO | None = None) -> None:
+    """Print a text, its control characters as escapes; everything that kdnas prints goes through here.
+
+    Args:
+        text: one or several lines.
+        stream: where to; by default the standard output of now.
+    """
+    print(printable(str(text), lines=True), file=sys.stdout if stream is None else stream, flush=True)
+
+
+def show_everything() -> None:
+    """Let warnings of libraries and tracebacks go through `show` too, for a program that is a command line."""
+
+    def warn(message: Warning | str, *_: Any, **__: Any) -> None:
+        show(f"warning: {message}", sys.stderr)
+
+    def end(_: Any, error: BaseException, __: Any) -> None:
+        show("".join(traceback.format_exception(error)).rstrip(), sys.stderr)
+
+    warnings.showwarning = warn  # type: ignore[assignment]
+    sys.excepthook = end

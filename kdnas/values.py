@@ -1,0 +1,292 @@
+"""Which values an annotation admits: one rule for settings, tables, specs and the command line."""
+
+import contextlib
+import dataclasses
+import functools
+import inspect
+import math
+import re
+import types
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, final, get_args, get_origin
+
+from kdnas.plain import printable
+
+
+@final
+@dataclass(frozen=True)
+class Range:
+    """The numbers that a value may hold: the metadata of an `Annotated` type, for one number or a tuple.
+
+    Attributes:
+        least: the smallest number; None for no bound.
+        most: the largest number; None for no bound.
+        above: every number is larger than this; None for no bound.
+        below: every number is smaller than this; None for no bound.
+        odd: whether every number is odd.
+        ascending: whether each number of a tuple is larger than the one before.
+        empty: whether a tuple may be empty.
+
+    Example:
+        >>> Range(least=1, ascending=True).check("widths", (8, 4, 12))
+        Traceback (most recent call last):
+        ValueError: `widths` must be ascending, got [8, 4, 12].
+    """
+
+    least: float | None = None
+    most: float | None = None
+    above: float | None = None
+    below: float | None = None
+    odd: bool = False
+    ascending: bool = False
+    empty: bool = False
+
+    def check(self, name: str, value: Any) -> None:
+        """Check one number, or a tuple of them.
+
+        Raises:
+            ValueError: a number outside the range; the message has the name.
+        """
+        _raise(name, self.problem(value))
+
+    def problem(self, value: Any) -> str:
+        """What the value must be and is not, such as "be at least 1, got 0"; empty where nothing is wrong."""
+        numbers = value if isinstance(value, tuple | list) else (value,)
+        if not all(isinstance(number, int | float) for number in numbers):
+            return f"be a number or a tuple of numbers, got {_shown(value)}"
+        rules = {
+            "not be empty": self.empty or bool(numbers),
+            "be finite": all(_is_finite(n) for n in numbers),
+            f"be at least {self.least}": self.least is None or all(n >= self.least for n in numbers),
+            f"be above {self.above}": self.above is None or all(n > self.above for n in numbers),
+            f"be below {self.below}": self.below is None or all(n < self.below for n in numbers),
+            f"be at most {self.most}": self.most is None or all(n <= self.most for n in numbers),
+            "be odd": not self.odd or all(n % 2 for n in numbers),
+            "be ascending": not self.ascending or list(numbers) == sorted(set(numbers)),
+        }
+        broken = next((rule for rule, holds in rules.items() if not holds), "")
+        return broken and f"{broken}, got {_shown(value)}"
+
+
+def _is_finite(number: float) -> bool:
+    try:
+        return math.isfinite(number)
+    except OverflowError:  # an integer beyond every float
+        return False
+
+
+@final
+@dataclass(frozen=True)
+class Time:
+    """The metadata of a time: a positive number of seconds, or a text such as `300s`, `20m`, `2h` or `1h30m`."""
+
+    def problem(self, value: Any) -> str:
+        """As `Range.problem`."""
+        total = seconds(value)
+        if total is None:
+            return f"be a number and s, m or h, such as 300s or 1h30m, got {_shown(value)}"
+        return "" if 0 < total < math.inf else f"be positive and finite, got {_shown(value)}"
+
+
+def seconds(value: Any) -> float | None:
+    """The seconds of a time; None for another form.
+
+    Example:
+        >>> seconds("1h30m"), seconds(2), seconds("soon")
+        (5400.0, 2.0, None)
+    """
+    text = str(value)
+    parts = re.fullmatch(r"(?:([\d.]+)h)?(?:([\d.]+)m)?(?:([\d.]+)s?)?", text)
+    try:
+        if parts is None or not any(parts.groups()):
+            return float(text.removesuffix("s"))
+        return sum(float(n) * unit for n, unit in zip(parts.groups(), (3600, 60, 1), strict=True) if n)
+    except ValueError:
+        return None
+
+
+_MOST_SIZE = 2**20  # no network has a million channels, pixels a side or layers in a row
+Size = Annotated[int, Range(least=1, most=_MOST_SIZE)]
+"""A count: channels, layers, pixels, a stride."""
+Sizes = Annotated[tuple[int, ...], Range(least=1, most=_MOST_SIZE)]
+"""Counts, one for each of several places."""
+SizeOptions = Annotated[tuple[int, ...], Range(least=1, most=_MOST_SIZE, ascending=True)]
+"""Options of a choice that are counts."""
+Kernel = Annotated[int, Range(least=1, most=_MOST_SIZE, odd=True)]
+"""The height and width of a kernel; odd, so that padding keeps the resolution."""
+KernelOptions = Annotated[tuple[int, ...], Range(least=1, most=_MOST_SIZE, odd=True, ascending=True)]
+"""Options of a choice that are kernels."""
+Ratios = Annotated[tuple[float, ...], Range(above=0, ascending=True)]
+"""Options of a choice that are factors of a width."""
+Factor = Annotated[float, Range(above=0)]
+"""A factor of a width, or another positive number."""
+Rate = Annotated[float, Range(least=0, below=1)]
+"""The probability of dropping something."""
+Side = Annotated[int, Range(least=0, most=_MOST_SIZE)]
+"""The height and width of images, or 0 for a default; or another size that may be 0."""
+Count = Annotated[int, Range(least=1, most=2**40)]
+"""A number of steps, images or candidates."""
+Sample = Annotated[int, Range(least=3, most=2**40)]
+"""A number of images that correlations are measured on."""
+Index = Annotated[int, Range(least=0, most=2**40)]
+"""A number that may be 0."""
+Seed = Annotated[int, Range(least=0, below=2**63)]
+"""A seed of random numbers."""
+Amount = Annotated[float, Range(least=0)]
+"""A weight or another quantity that may be 0."""
+Seconds = Annotated[float | str, Time()]
+"""A time."""
+Share = Annotated[float, Range(least=0, most=1)]
+"""A part of a whole."""
+
+
+def check_value(name: str, value: Any, kind: Any) -> None:
+    """Check a value against an annotation.
+
+    Numbers are no booleans, and finite. Of other types than numbers, texts, booleans, None, `Literal`, and tuples,
+    unions and `Annotated` types of these, every value is accepted: they check themselves.
+
+    Args:
+        name: of the parameter or setting, for the message.
+        value: what was given.
+        kind: the annotation.
+
+    Raises:
+        ValueError: another type, a number that is none, or one outside its `Range`.
+
+    Example:
+        >>> check_value("steps", True, Count)
+        Traceback (most recent call last):
+        ValueError: `steps` must be a whole number, got True.
+        >>> check_value("warmup", float("nan"), Share)
+        Traceback (most recent call last):
+        ValueError: `warmup` must be finite, got nan.
+    """
+    _raise(name, problem(value, kind))
+
+
+def check_fields(value: Any, where: str = "") -> None:
+    """Check every field of a dataclass against its annotation, and those of the dataclasses in its fields.
+
+    Args:
+        value: the dataclass.
+        where: its own name, before those of its fields.
+
+    Raises:
+        ValueError: as `check_value`; the message has the field's path, such as `stages[1].width`.
+    """
+    hints = hints_of(type(value))
+    for field in dataclasses.fields(value):
+        name, content = f"{where}{field.name}", getattr(value, field.name)
+        check_value(name, content, hints.get(field.name, Any))
+        for index, part in enumerate(content if isinstance(content, tuple) else (content,)):
+            if dataclasses.is_dataclass(part):
+                check_fields(part, f"{name}[{index}]." if isinstance(content, tuple) else f"{name}.")
+
+
+def check_arguments(target: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
+    """Check the arguments of a call against the annotations of a function's or a class's parameters.
+
+    Raises:
+        ValueError: as `check_value`.
+    """
+    hints = hints_of(target)
+    for name, value in arguments.items():
+        if name in hints:
+            check_value(name, value, hints[name])
+
+
+@functools.lru_cache(maxsize=1024)
+def hints_of(target: Any) -> dict[str, Any]:
+    """The types of a dataclass's fields, or of a callable's parameters; those for type checkers only are left out."""
+    call = target
+    if inspect.isclass(target) and not dataclasses.is_dataclass(target):
+        call = next((vars(c)["__init__"] for c in target.__mro__ if "__init__" in vars(c)), None)
+    try:
+        return typing.get_type_hints(call, include_extras=True)
+    except (NameError, TypeError, AttributeError):
+        known = getattr(inspect.unwrap(call), "__globals__", {}) if callable(call) else {}
+    hints = {}
+    for name, kind in getattr(call, "__annotations__", {}).items():
+        alone = types.SimpleNamespace(__annotations__={name: kind})
+        with contextlib.suppress(NameError, TypeError, AttributeError):
+            hints |= typing.get_type_hints(alone, known, include_extras=True)
+    return hints
+
+
+def problem(value: Any, kind: Any) -> str:
+    """What the value must be and is not, such as "be a whole number, got 'a'"; empty where an annotation admits it."""
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        wrong = problem(value, inner[0])
+        ranges = [extra for extra in inner[1:] if isinstance(extra, Range | Time)]
+        return wrong or ("" if value is None else next(filter(None, (r.problem(value) for r in ranges)), ""))
+    if origin in (Union, UnionType):
+        wrong = [problem(value, option) for option in inner]
+        return "" if "" in wrong else _of_union(value, inner, wrong)
+    if origin is Literal:
+        same = any(value == option and type(value) is type(option) for option in inner)
+        return "" if same else f"be one of {', '.join(map(str, inner))}, got {_shown(value)}"
+    if origin is tuple:
+        return _of_tuple(value, inner)
+    word = _WORDS.get(kind)
+    if word is None:
+        return ""
+    if kind is float and type(value) is int:
+        kind = int
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        return f"be {word}, got {_shown(value)}"
+    if kind in (int, float) and not _is_finite(value):
+        return f"be finite, got {_shown(value)}"
+    return ""
+
+
+_WORDS: dict[Any, str] = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "a text",
+    NoneType: "None",
+}
+
+
+def _of_union(value: Any, kinds: tuple[Any, ...], wrong: list[str]) -> str:
+    """What is wrong for the kind that the value is nearest to; else all that it could be."""
+    for kind, words in zip(kinds, wrong, strict=True):
+        plain = get_args(kind)[0] if get_origin(kind) is Annotated else kind
+        numeric = plain in (int, float) and isinstance(value, int | float) and not isinstance(value, bool)
+        if numeric and not words.startswith(f"be {_WORDS[plain]}"):
+            return words
+    heads = dict.fromkeys(words.partition(", got")[0].removeprefix("be ") for words in wrong)
+    heads.pop(_WORDS[NoneType], None)
+    return f"be {' or '.join(heads)}, got {_shown(value)}"
+
+
+def _of_tuple(value: Any, kinds: tuple[Any, ...]) -> str:
+    if not isinstance(value, tuple | list):
+        return f"be a list, got {_shown(value)}"
+    if kinds and kinds[-1] is not ... and len(kinds) != len(value):
+        return f"have {len(kinds)} entries, got {_shown(value)}"
+    each = [kinds[0]] * len(value) if kinds and kinds[-1] is ... else kinds
+    for entry, kind in zip(value, each, strict=False):
+        wrong = problem(entry, kind)
+        if wrong:
+            return f"{wrong} in {_shown(value)}"
+    return ""
+
+
+def _shown(value: Any) -> str:
+    value = list(value) if isinstance(value, tuple) else value
+    try:
+        text = repr(value)
+    except ValueError:  # an integer of thousands of digits
+        text = "a number of thousands of digits"
+    return printable(text if len(text) <= 80 else f"{text[:77]}...")
+
+
+def _raise(name: str, words: str) -> None:
+    if words:
+        raise ValueError(f"`{name}` must {words}.")

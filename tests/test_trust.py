@@ -1,0 +1,311 @@
+"""No file chooses code: what a run, a student or a table may name, and what kdnas remembers."""
+
+import copy
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from kdnas import trust
+from kdnas.cli.commands import main
+from kdnas.data.load import load_data
+from kdnas.jobs._run import Run
+from kdnas.runs.folder import RunFolder
+from kdnas.specs import algorithms, spec
+from kdnas.students.load import load_student
+from kdnas.tables import load_space, space_from_table, table_of
+from kdnas.trust import Untrusted, admit, foreign_specs, is_own, remember, trusting
+from tests.spaces.own_space import Own
+
+GOLDEN = Path(__file__).parent / "golden"
+EVIL = "evil_module:go"
+
+
+@pytest.fixture
+def marker(tmp_path, monkeypatch):
+    """A file that importing or calling the hostile module would write."""
+    folder = tmp_path / "hostile"
+    folder.mkdir()
+    path = folder / "marker"
+    (folder / "evil_module.py").write_text(f"open({str(path)!r}, 'w')\n\ndef go(**kwargs):\n    return kwargs\n")
+    monkeypatch.syspath_prepend(folder)
+    yield path
+    sys.modules.pop("evil_module", None)
+
+
+@pytest.fixture
+def state(tmp_path, monkeypatch):
+    """An empty memory, as in a new process of the same user."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.setattr(trust, "_ADMITTED", set())
+    return tmp_path / "state" / "kdnas"
+
+
+@pytest.fixture
+def stored(tmp_path, monkeypatch):
+    shutil.copytree(GOLDEN, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "run"
+
+
+def places(value, *path):
+    """The path of every text in JSON content."""
+    if isinstance(value, str):
+        yield path
+    for key, entry in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+        yield from places(entry, *path, key)
+
+
+def replaced(content, path, value):
+    changed = copy.deepcopy(content)
+    place = changed
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] = value
+    return changed
+
+
+def refusal(capsys, *arguments):
+    """The message of a command that must end in one sentence and exit code 2."""
+    with pytest.raises(SystemExit) as stopped:
+        main([str(argument) for argument in arguments])
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert stopped.value.code == 2 and "Traceback" not in error and len(error) < 500
+    return error
+
+
+def test_every_algorithm_and_what_people_type_is_kdnass_own():
+    for kind in ("losses", "scorers", "searchers", "distillers", "spaces"):
+        for path in algorithms(f"kdnas.{kind}").values():
+            assert is_own(path), path
+    for text in ("digits", "strong:digits", "folder:x", "cifar10:x", "cifar100:x"):
+        admit(load_data(text).to_json(), text)
+    assert is_own("kdnas.losses:SoftTargets") and is_own("kdnas.data:digits") and is_own("optuna.pruners:MedianPruner")
+
+
+def test_every_layer_of_every_space_is_kdnass_own():
+    for path in sorted(Path("search_spaces").glob("*.toml")):
+        space = load_space(path)
+        admit(space.blueprint(space.sample(random.Random(0))).to_json(), path)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "subprocess:run",
+        "kdnas.specs:resolve",
+        "kdnas.jobs.commands:run",
+        "kdnas.blocks.basic:torch.load",
+        "kdnas.blocks.basic:nn",
+        "kdnas.blocks.basic:resize",
+        "kdnas.data.load:Path",
+        "kdnas.data.files:Image.open",
+        "kdnas.losses.base:Loss.__init__",
+        "kdnas.lossesx:SoftTargets",
+        "kdnas.__main__:main",
+        "kdnas.teachers.weights:load_weights",
+        "kdnas.jobs._memory:keep",
+        "optuna.pruners:os.system",
+        "torch.hub:load",
+        "builtins:eval",
+    ],
+)
+def test_nothing_else_is(path):
+    assert not is_own(path)
+    with pytest.raises(Untrusted, match="names code that is none of kdnas's algorithms"):
+        admit({"make": path, "arguments": {}}, "run.json")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"make": "kdnas.teachers.zoo:own_teacher", "arguments": {"function": EVIL}},
+        {"make": "kdnas.distillers.from_teacher:FromTeacher", "arguments": {"terms": [[1.0, f"{EVIL},a=1"]]}},
+        {"make": "kdnas.distillers.ranked:Ranked", "arguments": {"inner": {"make": EVIL, "arguments": {}}}},
+        {"make": "kdnas.searchers.optuna_sampler:OptunaSampler", "arguments": {"sampler": EVIL}},
+        {"family": EVIL},
+        {"deep": [[{"x": {"family": EVIL}}]]},
+    ],
+)
+def test_names_within_arguments_and_families_are_looked_at(content, marker):
+    with pytest.raises(Untrusted, match=EVIL):
+        admit(content, "a file")
+    assert not marker.exists()
+
+
+def test_no_text_of_a_run_json_runs_code(stored, marker, capsys):
+    path = stored / "run.json"
+    content = json.loads(path.read_text())
+    for where in places(content):
+        path.write_text(json.dumps(replaced(content, where, EVIL)))
+        try:
+            run = Run(stored)
+            _ = run.experiment, run.teacher_spec
+            _ = run.data if "data" in where else None
+        except ValueError as error:
+            assert len(str(error)) < 500 and "\n" not in str(error), where
+        RunFolder(stored, strict=False)
+        assert not marker.exists(), where
+    named = replaced(content, ("job", "train", "data", "make"), "subprocess:run")
+    named["job"]["train"]["data"]["arguments"] = {"args": ["touch", str(marker)]}
+    path.write_text(json.dumps(named))
+    for command in (
+        ["search", stored],
+        ["export", stored],
+        ["why", stored, "00"],
+        ["retrain", stored / "students/place-1"],
+    ):
+        assert "run.json names code that is none of kdnas's algorithms: subprocess:run." in refusal(capsys, *command)
+    main(["report", str(stored)])
+    assert not marker.exists()
+
+
+def test_no_text_of_a_student_json_runs_code(stored, marker, capsys):
+    student = stored.parent / "student"
+    shutil.copytree(stored / "students" / "place-2", student)
+    path = student / "student.json"
+    content = json.loads(path.read_text())
+    for where in places(content):
+        path.write_text(json.dumps(replaced(content, where, EVIL)))
+        try:
+            load_student(student)
+        except ValueError as error:
+            assert len(str(error)) < 500, where
+        assert not marker.exists(), where
+    for where in (("blueprint", "stem", "make"), ("origin", "data", "make"), ("origin", "teacher", "make")):
+        path.write_text(json.dumps(replaced(content, where, EVIL)))
+        assert EVIL in refusal(capsys, "retrain", student, "--steps", "1")
+    path.write_text(json.dumps(replaced(content, ("space", "family"), EVIL)))
+    assert EVIL in refusal(capsys, "retrain", student, "--assistants", "auto")
+    path.write_text(json.dumps(replaced(content, ("origin", "data", "make"), EVIL)))
+    assert EVIL in refusal(capsys, "quantize", student)
+    assert not marker.exists()
+
+
+def test_the_report_of_a_hostile_student_draws_nothing_of_it(stored, marker):
+    path = stored / "students" / "student" / "student.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(replaced(content, ("blueprint", "stem", "make"), EVIL)))
+    main(["report", str(stored)])
+    assert "has no blueprint that can be drawn here" in (stored / "report.html").read_text()
+    assert not marker.exists()
+
+
+def test_a_table_may_name_a_family_of_kdnas_only(tmp_path, marker, state, capsys):
+    table = tmp_path / "mine.toml"
+    table.write_text(f'family = "{EVIL}"\n')
+    assert EVIL in refusal(capsys, "run", "--data", "digits", "--space", table, "--out", tmp_path / "out")
+    assert not marker.exists()
+    table.write_text('family = "tests.spaces.own_space:Own"\nwidths = [4, 8]\nresolutions = [8]\n')
+    with pytest.raises(Untrusted, match="own_space:Own"):
+        load_space(table)
+    assert load_space(table, trust=True).count() > 1
+    assert isinstance(space_from_table(table_of(Own(widths=(4, 8), resolutions=(8,)))), Own)
+
+
+def test_what_was_begun_here_needs_no_flag_in_a_later_process_and_wherever_the_folder_lies(
+    tmp_path, state, monkeypatch
+):
+    job = {"data": spec("tests.toy:data", size=3).to_json()}
+    RunFolder.create(tmp_path / "run", job, 0)
+    (tmp_path / "run").rename(tmp_path / "moved")
+    monkeypatch.setattr(trust, "_ADMITTED", set())
+    RunFolder(tmp_path / "moved")
+    assert (state / "secret").stat().st_mode & 0o777 == 0o600
+    assert all("tests" not in path.name for path in (state / "begun").iterdir())
+    changed = json.loads((tmp_path / "moved" / "run.json").read_text())
+    for value in (4, [3], "3"):
+        changed["job"]["data"]["arguments"]["size"] = value
+        (tmp_path / "moved" / "run.json").write_text(json.dumps(changed))
+        with pytest.raises(Untrusted, match=r"tests\.toy:data"):
+            RunFolder(tmp_path / "moved")
+
+
+def test_a_run_of_another_user_needs_trust_once(tmp_path, state, monkeypatch):
+    content = {"make": "tests.toy:data", "arguments": {"size": 3}}
+    with pytest.raises(Untrusted):
+        admit(content, "run.json")
+    with trusting(True):
+        admit(content, "run.json")
+    monkeypatch.setattr(trust, "_ADMITTED", set())
+    admit(content, "run.json")
+    (state / "secret").write_bytes(bytes(32))
+    monkeypatch.setattr(trust, "_ADMITTED", set())
+    with pytest.raises(Untrusted):
+        admit(content, "run.json")
+
+
+def test_a_module_of_the_same_name_elsewhere_is_another_one(tmp_path, state, monkeypatch):
+    content = {"make": "mine_alone:data", "arguments": {}}
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "mine_alone.py").write_text("def data(): ...\n")
+    with monkeypatch.context() as patch:
+        patch.syspath_prepend(tmp_path / "first")
+        remember(content)
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if str(tmp_path) not in p])
+    monkeypatch.setattr(trust, "_ADMITTED", set())
+    admit(content, "run.json")
+    assert sys.path[-1] == str(tmp_path / "first")
+    sys.path[-1] = str(tmp_path / "second")
+    monkeypatch.setattr(trust, "_ADMITTED", set())
+    with pytest.raises(Untrusted, match="mine_alone:data"):
+        admit(content, "run.json")
+
+
+@pytest.mark.parametrize("place", ["a-file", "relative", "theirs"])
+def test_without_a_memory_of_its_own_a_process_remembers_alone(tmp_path, state, monkeypatch, place):
+    (tmp_path / "a-file").write_text("")
+    (tmp_path / "theirs" / "kdnas").mkdir(parents=True)
+    (tmp_path / "theirs" / "kdnas").chmod(0o777)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "a-file"))
+    monkeypatch.setenv("XDG_STATE_HOME", place if place == "relative" else str(tmp_path / place))
+    content = {"make": "tests.toy:data", "arguments": {}}
+    remember(content)
+    admit(content, "run.json")
+    monkeypatch.setattr(trust, "_ADMITTED", set())
+    with pytest.raises(Untrusted):
+        admit(content, "run.json")
+    assert not (tmp_path / "relative").exists()
+
+
+def test_a_refusal_lists_names_that_a_terminal_shows(capsys):
+    with pytest.raises(Untrusted) as error:
+        admit([{"make": f"m\x1b[2J{i}:f", "arguments": {}} for i in range(9)], "run\n.json")
+    assert "and 4 more" in str(error.value) and len(error.value.names) == 9 and str(error.value).isprintable()
+
+
+def test_specs_are_named_once_and_canonically():
+    content = {"a": {"make": "x:y", "arguments": {"b": 1, "a": [2]}, "bank": "shared"}}
+    other = {"other": [{"arguments": {"a": [2], "b": 1}, "make": "x:y"}]}
+    assert dict(foreign_specs(content)) == dict(foreign_specs(other))
+
+
+def test_a_file_in_the_working_folder_stands_in_for_no_module(tmp_path):
+    marker = tmp_path / "marker"
+    for name in ("json", "torch", "numpy", "logging", "pathlib", "typing", "datetime", "cattrs", "timm", "torchao"):
+        (tmp_path / f"{name}.py").write_text(f"open({str(marker)!r}, 'w').close()\nraise SystemExit(9)\n")
+    script = tmp_path / "bin" / "kdnas"
+    script.parent.mkdir()
+    script.write_text("from kdnas.cli.commands import main\nmain()\n")
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    for start, what in ((["-m", "kdnas"], "data"), ([str(script)], "spaces")):
+        command = [sys.executable, *start, "list", what]
+        subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True)
+        assert not marker.exists()
+
+
+def test_a_module_that_the_command_line_names_is_found_where_the_user_stands(tmp_path, monkeypatch, capsys):
+    (tmp_path / "mymodels_here.py").write_text("def make():\n    return 3\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if p])
+    assert "mymodels_here:make must return a Data, it returned a int" in refusal(
+        capsys, "run", "--data", "mymodels_here:make", "--space", "toy", "--out", tmp_path / "out"
+    )
+    assert sys.path[-1] == str(tmp_path)
