@@ -69,7 +69,8 @@ def read(name: str, folder: Path, run: Path | None) -> Table:
     listed = read_table(folder / f"{name}_public.csv", space, TABLES[name])
     rows = [listed[i] for i in canonical_rows(listed)]
     networks = [row.architecture for row in rows]
-    chosen, size = features.choices(space, networks), features.sizes(space, networks)
+    chosen = features.choices(space, networks)
+    size = np.array([[np.log(row.macs), np.log(row.params), row.non_minimal] for row in rows])
     known = {"choices + size": Features.of(chosen, size)}
     scores: dict[str, tuple[str, np.ndarray] | None] = {"choices + size": None}
     known["choices + size, on the count"] = known["choices + size"]

@@ -203,6 +203,36 @@ def regret(scores: Array, truths: Array, costs: Array, bound: float) -> Array:
     return np.where(count > 0, best - mean, math.nan)
 
 
+def points_lost(scores: Array, truths: Array, costs: Array, bound: float, count: int) -> Array:
+    """Truth of the best network within the bound minus that of the best of the `count` best-scored ones within it.
+
+    What is lost where so many are trained and the best one is kept. In the truth's unit, 0 is best. Where equal scores
+    straddle the last place, the expectation over random tie-breaking. NaN where no network is within the bound.
+    `[..., networks]` to `[...]`.
+
+    Example:
+        >>> truths, costs = np.array([90.0, 92.0, 91.0]), np.ones(3)
+        >>> [float(points_lost(np.array([3.0, 1.0, 2.0]), truths, costs, 1, count)) for count in (1, 2, 3)]
+        [2.0, 1.0, 0.0]
+    """
+    networks = scores.shape[-1]
+    rows = zip(*(np.broadcast_to(a, scores.shape).reshape(-1, networks) for a in (scores, truths, costs)), strict=True)
+    lost = [_points_lost(s[c <= bound], t[c <= bound], count) for s, t, c in rows]
+    return np.array(lost).reshape(scores.shape[:-1])
+
+
+def _points_lost(scores: Array, truths: Array, count: int) -> float:
+    if len(scores) <= count:
+        return 0.0 if len(scores) else math.nan
+    cut = np.partition(scores, -count)[-count]
+    sure, tied = truths[scores > cut], np.sort(truths[scores == cut])
+    drawn = count - len(sure)
+    # The best of those drawn is the j-th smallest of all m tied ones in C(j - 1, drawn - 1) of C(m, drawn) cases.
+    cases = np.array([math.comb(j - 1, drawn - 1) for j in range(drawn, len(tied) + 1)], float)
+    best = np.maximum(tied[drawn - 1 :], sure.max(initial=-math.inf))
+    return float(truths.max() - cases @ best / cases.sum())
+
+
 def apart(candidates: Iterable[_T], count: int, distance: Callable[[_T, _T], float], least: float) -> list[_T]:
     """The first candidates of which each is apart from all before it.
 

@@ -1,5 +1,7 @@
 """Correlations, intervals, claims and fronts, against values by hand, SciPy and their definitions."""
 
+import itertools
+
 import numpy as np
 import pytest
 import scipy.stats
@@ -11,6 +13,7 @@ from kdnas.statistics import (
     interval,
     kendall,
     pareto_front,
+    points_lost,
     precision_at_top,
     regret,
     resampled_kendall,
@@ -118,6 +121,28 @@ def test_regret_by_hand():
     assert regret(scores, truths, macs, 40) == 4.0
     assert regret(np.array([1.0, 1.0, 1.0, 0.0]), truths, macs, 30) == pytest.approx(1.0)  # the mean of 2, 0 and 1
     assert np.isnan(regret(scores, truths, macs, 5))
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_points_lost_are_the_mean_over_all_orders_of_equal_scores(count):
+    rng = np.random.default_rng(count)
+    scores, truths, costs = (
+        rng.integers(3, size=(4, 6)).astype(float),
+        rng.normal(size=(4, 6)),
+        rng.uniform(size=(4, 6)),
+    )
+    for bound in (0.5, 1.0):
+        expected = []
+        for s, t, c in zip(scores, truths, costs, strict=True):
+            within = np.flatnonzero(c <= bound)
+            orders = [sorted(order, key=lambda i, s=s: -s[i]) for order in itertools.permutations(within)]
+            expected.append(np.mean([t[within].max() - t[order[:count]].max() for order in orders]))
+        assert points_lost(scores, truths, costs, bound, count) == pytest.approx(expected)
+
+
+def test_points_lost_of_no_network_are_undefined_and_of_all_zero():
+    three = np.arange(3.0)
+    assert np.isnan(points_lost(three, three, three, -1, 2)) and points_lost(three, -three, three, 9, 3) == 0
 
 
 @pytest.mark.parametrize("ties", [False, True])

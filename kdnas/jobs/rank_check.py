@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from kdnas.jobs._run import Run
-from kdnas.ranking.quality import CONTROLS, quality, read_table
+from kdnas.ranking.quality import CONTROLS, TRAINED, quality, read_table
 from kdnas.scorers.base import LayerCount, score_by_all
 from kdnas.specs import Spec
 
@@ -72,12 +72,22 @@ def rank_check(
 
 
 def rank_check_table(checked: Mapping[str, Any]) -> str:
-    """What `rank_check` returns as tables: correlation per group of rows, then precision and regret."""
+    """What `rank_check` returns as tables: points lost by the best, correlations, precision and regret."""
     names = [*checked["scorers"], *CONTROLS]
     lines = [
         f"{checked['table']}, {checked['column']}: {checked['rows']:,} rows, {checked['canonical']:,} networks, "
         f"{checked['images']:,} images",
         f"{checked['seconds']:.1f} s, {checked['saved']}",
+    ]
+    canonical = checked["groups"].get("canonical", checked["groups"]["all"])["scores"]
+    lines += [
+        "",
+        f"points lost where the {TRAINED} best-scored within a MACs budget are trained and the best is kept",
+        _header("distinct networks", names),
+        *(
+            _line(f"MACs <= {bound:,.0f}", [canonical[n][f"lost {quantile}"] for n in names])
+            for quantile, bound in checked["budgets"].items()
+        ),
     ]
     for statistic, title in (("tau", "Kendall's tau-b"), ("rho", "Spearman's rho")):
         lines += ["", f"{title} [95 % bootstrap interval]", _header("rows", names)]

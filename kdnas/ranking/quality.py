@@ -17,6 +17,7 @@ from kdnas.statistics import (
     Array,
     kendall,
     percentiles,
+    points_lost,
     precision_at_top,
     regret,
     resampled_kendall,
@@ -25,6 +26,7 @@ from kdnas.statistics import (
 )
 
 CONTROLS = ("params", "macs", "layers", "non_minimal")
+TRAINED = 5  # best-scored networks that are trained, of which the best one is kept, for the points lost
 _SHARES = (0.01, 0.05, 0.1)
 _QUANTILES = (0.25, 0.5, 0.75, 1.0)
 _LEAST = 10  # rows below which a rank correlation is meaningless
@@ -154,9 +156,9 @@ def quality(
 
     The result is `{"budgets": {quantile: macs}, "groups": {group: {"rows": n, "scores": {score: statistics}}},
     "within": {kind: {score: statistics}}}`. Statistics are `tau` (Kendall's tau-b) and `rho` (Spearman), on
-    all and canonical rows also `top 1%`, `top 5%`, `top 10%` (precision) and `regret q25` ... `regret q100` (budgets at
-    MACs quantiles of all rows), each a `[value, low, high]`; `tau - NAME` is the difference of tau to the control
-    `NAME`'s on the same resamples.
+    all and canonical rows also `top 1%`, `top 5%`, `top 10%` (precision), `regret q25` ... `regret q100` and `lost q25`
+    ... `lost q100` of the best five (budgets at MACs quantiles of all rows), each a `[value, low, high]`; `tau - NAME`
+    is the difference of tau to the control `NAME`'s on the same resamples.
     `within` has one number per kind of part, `layers`, `non_minimal`, `macs` (quintiles): tau averaged over the parts,
     each counting with its number of pairs. An undefined correlation, such as the tau of a constant score, is 0; a
     regret without a network within the budget is None.
@@ -220,9 +222,11 @@ def _with_interval(value: float, resampled: Array) -> list[float | None]:
 
 
 def _of_choice(scores: Array, truths: Array, macs: Array, budgets: Mapping[str, float]) -> dict[str, Array]:
-    """Precision at the top and regret, of `[..., networks]`."""
+    """Points lost by the best few, precision at the top and regret, of `[..., networks]`."""
     precisions = {f"top {round(100 * share)}%": precision_at_top(scores, truths, share) for share in _SHARES}
-    return precisions | {f"regret {name}": regret(scores, truths, macs, bound) for name, bound in budgets.items()}
+    lost = {f"lost {name}": points_lost(scores, truths, macs, bound, TRAINED) for name, bound in budgets.items()}
+    regrets = {f"regret {name}": regret(scores, truths, macs, bound) for name, bound in budgets.items()}
+    return lost | precisions | regrets
 
 
 def _within(
