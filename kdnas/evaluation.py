@@ -52,7 +52,7 @@ def row_of(result: Mapping[str, Any]) -> dict[str, Any]:
 
 def teacher_accuracy(teacher: Teacher, part: Images) -> float:
     """A teacher's accuracy on a part."""
-    return float(teacher_hits(teacher, part).float().mean())
+    return float(teacher_hits(teacher, part).double().mean())
 
 
 def teacher_hits(teacher: Teacher, part: Images) -> Tensor:
@@ -102,7 +102,7 @@ def health(supernet: Supernet, data: Data, most: int = 1000) -> dict[str, float]
 
 def accuracy(network: nn.Module, part: Images, data: Data) -> float:
     """Accuracy of a network, in evaluation mode, on a part."""
-    return float(correct(network, part, data).float().mean())
+    return float(correct(network, part, data).double().mean())
 
 
 def correct(network: nn.Module, part: Images, data: Data) -> Tensor:

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from kdnas.data.base import Data, prepare
 from kdnas.distillers.base import Batch, Distiller, Step
-from kdnas.distillers.from_labels import FromLabels
 from kdnas.evaluation import accuracy, correct, final_accuracies, teacher_hits, teacher_row
 from kdnas.jobs._preflight import judge_fitted, preflight
 from kdnas.jobs._run import build_teacher, fitted_spec, insisting, record_data
 from kdnas.network import Network, default_device
+from kdnas.outputs import Outputs
 from kdnas.preprocessing import Preprocessing
 from kdnas.randomness import initialised
 from kdnas.runs.folder import MANIFEST, MEMBERS, SNAPSHOTS, TEACHER, RunFolder
@@ -74,7 +74,7 @@ def _fit_member(settings: FitTeacher, data: Data, storage: RunFolder, phase: str
     recipe = dataclasses.replace(settings.recipe, seed=settings.recipe.seed + member - 1)
     blueprint = fitted_teacher(data.image, data.classes, settings.blocks, settings.width)
     network = initialised(lambda: Network(blueprint), recipe.seed)
-    training = Training(network, FromLabels(label_smoothing=0.1), data, None, recipe, default_device())
+    training = Training(network, _Labels(), data, None, recipe, default_device())
     checkpoint = storage.path(f"{phase.replace(' ', '-')}.draft.safetensors")
     card = Card.of(network, data, {"role": "teacher", "seed": recipe.seed})
     snapshot_at = {recipe.steps * k // settings.snapshots: k for k in range(1, settings.snapshots)}
@@ -149,7 +149,9 @@ class _Labels(Distiller):
     def losses(self, model: Any, batch: Batch, step: Step) -> Iterator[tuple[str, Tensor]]:
         """One loss."""
         del step
-        yield "teacher", F.cross_entropy(model(batch.images).float(), batch.labels, label_smoothing=0.1)
+        outputs = model(batch.images)
+        logits = outputs.logits if isinstance(outputs, Outputs) else outputs
+        yield "teacher", F.cross_entropy(logits.float(), batch.labels, label_smoothing=0.1)
 
 
 def _fine_tune(settings: Fit, data: Data, storage: RunFolder) -> None:

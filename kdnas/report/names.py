@@ -48,7 +48,7 @@ def phase_name(phase: str) -> str:
 
 
 def loss_name(loss: str, phase: str) -> str:
-    """A logged loss; training calls that of a single network `student`, also while the network is the teacher."""
+    """A logged loss; runs of earlier versions call a teacher's `student`."""
     return "teacher" if loss == "student" and phase.partition(" ")[0] == "teacher" else loss
 
 

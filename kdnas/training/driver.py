@@ -52,7 +52,7 @@ def train_with_checkpoints(
             losses, warnings = _step(training, guard, watch=cadence.compares(training.index + 1))
             if after_step is not None:
                 after_step(training.index)
-            bar.update(training.index, ", ".join(f"{_loss(name, phase)} {value:.3f}" for name, value in losses.items()))
+            bar.update(training.index, ", ".join(f"{name} {value:.3f}" for name, value in losses.items()))
             if metrics is not None and (cadence.records(training.index) or warnings):
                 seconds = round(seconds_before + time.perf_counter() - began, 3)
                 metrics.write(**_record(training, cadence, losses, warnings, seconds, evaluate, guard))
@@ -61,11 +61,6 @@ def train_with_checkpoints(
                 saved = time.perf_counter()
     remove_drafts(checkpoint)
     return round(seconds_before + time.perf_counter() - began, 3)
-
-
-def _loss(name: str, phase: str) -> str:
-    """A loss as it is printed; training calls that of a single network `student`, also while it is the teacher."""
-    return "loss" if name == "student" and phase.startswith("teacher") else name
 
 
 @final

@@ -53,6 +53,8 @@ def test_a_stopped_fit_goes_on_and_ends_with_the_same_teacher(tmp_path, monkeypa
     assert torch.equal(*logits)
     assert {**whole, "teacher": "", "seconds": 0} == {**resumed, "teacher": "", "seconds": 0}
     assert fit(make(), tmp_path / "stopped") == resumed  # nothing is left to do
+    lines = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
+    assert lines and all(set(line["losses"]) == {"teacher"} for line in lines)
     assert not list((tmp_path / "stopped").glob("*.draft*"))
 
 

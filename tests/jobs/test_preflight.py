@@ -7,20 +7,26 @@ import pytest
 import torch
 from torch import nn
 
+from kdnas.costs.budget import Budget
 from kdnas.data.base import Data, TensorImages
+from kdnas.distillers.from_labels import FromLabels
 from kdnas.jobs._preflight import preflight
+from kdnas.jobs._retrain import retrain_with
 from kdnas.jobs._run import Run, insisting
 from kdnas.jobs.chain import chain
+from kdnas.jobs.compare import compare
 from kdnas.jobs.fit import fit
+from kdnas.jobs.grow import grow
+from kdnas.jobs.prune import prune
 from kdnas.jobs.train import train
 from kdnas.network import Network
-from kdnas.settings import Fit, FitTeacher, Recipe
+from kdnas.settings import Compare, Fit, FitTeacher, Grow, Recipe, Retrain
 from kdnas.specs import spec
 from kdnas.students.card import Card
-from kdnas.students.folder import read_student
+from kdnas.students.folder import read_student, write_student
 from kdnas.tables import load_space
 from kdnas.teachers.load import load_teacher
-from tests.toy import alone, data
+from tests.toy import alone, data, pruned
 
 
 class Knowing(nn.Module):
@@ -285,6 +291,41 @@ def test_a_refused_run_writes_nothing_and_one_that_is_insisted_on_stays_open(tmp
     with insisting(True):
         train(made, tmp_path / "run")
     assert Run(tmp_path / "run").storage.manifest["insists"] is True
+
+
+class Shown(Exception):
+    """Raised in place of a preflight."""
+
+
+def _retrained(folder):
+    blueprint = space().blueprint(space().smallest)
+    origin = {"data": spec("tests.toy:data").to_json()}
+    write_student(folder / "student", Network(blueprint), Card.of(Network(blueprint), data(), origin), deploy=False)
+    options = {"greedy_anchors": None, "assistants": None, "data": spec("tests.toy:data"), "teacher": None}
+    retrain_with(folder / "student", Retrain(distiller=spec(FromLabels)), folder / "out", **options)
+
+
+COMMANDS = {
+    "train": lambda folder: train(alone(), folder / "out"),
+    "fit": lambda folder: fit(Fit(data=spec("tests.toy:data")), folder / "out"),
+    "prune": lambda folder: prune(pruned(), folder / "out"),
+    "grow": lambda folder: grow(Grow(space=load_space("toy"), data=spec("tests.toy:data")), folder / "out"),
+    "compare": lambda folder: compare(
+        Compare(space=load_space("toy"), data=spec("tests.toy:data"), budget=Budget(macs=70_000)), folder / "out"
+    ),
+    "_retrain": _retrained,
+}
+
+
+@pytest.mark.parametrize("module", COMMANDS)
+def test_every_command_that_trains_begins_with_it(tmp_path, monkeypatch, module):
+    def preflight(*_, **__):
+        raise Shown
+
+    monkeypatch.setattr(f"kdnas.jobs.{module}.preflight", preflight)
+    monkeypatch.setattr("kdnas.training.loop.Training.step", lambda *_, **__: pytest.fail("trained before"))
+    with pytest.raises(Shown):
+        COMMANDS[module](tmp_path)
 
 
 def test_a_preflight_leaves_the_global_generator_alone(tmp_path):

@@ -234,8 +234,3 @@ def test_without_a_guard_its_state_is_left_alone_and_without_a_folder_nothing_is
 def test_the_progress_line_shows_the_losses(tmp_path, now, log):
     driven(Fake(2, 2, now), None, tmp_path)
     assert any("2/2" in line and "student 2.000, teacher 2.000" in line for line in log.text.splitlines())
-
-
-def test_the_loss_of_a_teacher_is_not_called_the_students(tmp_path, now, log):
-    train_with_checkpoints(Fake(2, 2, now), "teacher 2", tmp_path / "state.safetensors", None)
-    assert "teacher 2: 2/2 (2 s) loss 2.000" in log.text and "student" not in log.text
