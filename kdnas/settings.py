@@ -275,10 +275,6 @@ class Finals:
     def __post_init__(self) -> None:
         _check_specs(self)
         check_fields(self)
-        known = get_args(Control)
-        for name in self.controls:
-            if name not in known:
-                raise ValueError(f"`controls` must be among {', '.join(known)}, got {name!r}.{nearest(name, known)}")
 
     @property
     def trainings(self) -> tuple[float, float]:

@@ -284,7 +284,8 @@ def _log_memory(**specs: object) -> None:
         verb = "are objects" if len(names) > 1 else "is an object"
         _log.info(
             f"{' and '.join(names)} {verb} of this process; in another one pass them again: kdnas.search(RUN, "
-            f"{arguments}), kdnas.export(RUN, {arguments}), kdnas.retrain(STUDENT, {arguments})"
+            f"{arguments}), kdnas.finals(RUN, {arguments}), kdnas.export(RUN, {arguments}), "
+            f"kdnas.retrain(STUDENT, {arguments})"
         )
 
 

@@ -115,11 +115,12 @@ def finals(run: Run, settings: Finals, retrain: Retrain, *, deploy: bool = True)
         2016, successive halving; each stopping is Optuna's, judged beside all that reached the same mark.
     """
     job = _Finals(run, settings, retrain, Trainings(run))
-    places = finalists(run.ranking(), settings.finalists, settings.distance)
+    ranking = run.ranking()
+    places = finalists(ranking, settings.finalists, settings.distance)
     job.announce(places)
     contest = job.hold("finalist", [entry.architecture for entry in places], job.affordable)
     rows = [
-        {"place": 1 + run.ranking().entries.index(entry), "score": entry.score, **dataclasses.asdict(row)}
+        {"place": 1 + ranking.index(entry), "score": entry.score, **dataclasses.asdict(row)}
         for entry, row in zip(places, contest.rows, strict=False)
     ]
     storage = run.storage
@@ -287,7 +288,7 @@ class _Finals:
         best, first, steps = contest.architecture, contest.architectures[0], self.retrain.recipe.steps
         others: dict[Control, Callable[[], tuple[Architecture | None, Retrain]]] = {
             "labels": lambda: (best, dataclasses.replace(self.retrain, distiller=spec(FromLabels))),
-            "random": lambda: (self.hold("random", self._random(len(contest.rows))).architecture, self.retrain),
+            "random": lambda: (self._best_random(len(contest.rows)), self.retrain),
             "largest": lambda: (largest_within(self.budget, self._largest_entry()), self.retrain),
             "longer": lambda: (first if contest.steps > steps else None, self._seeded(0, contest.steps)),
             "contrast": lambda: (self._contrast(), self.retrain),
@@ -298,17 +299,20 @@ class _Finals:
                 role = "control" if name == "labels" else name
                 yield _Network(_CLAIMS[name].row, architecture, settings, role)
 
-    def _random(self, count: int) -> list[Architecture]:
-        """Random networks within the budget: the first of the search's own random search, or else new draws."""
+    def _best_random(self, count: int) -> Architecture | None:
+        """The best of as many random networks within the budget, trained as the finalists; None where none was drawn.
+
+        They are the first of the search's own random search, or else new draws.
+        """
         entries = [e.architecture for e in self.run.storage.ranking(self.number) if e.searcher == RANDOM]
         if len(entries) < count:
             rng = python_rng(self.retrain.recipe.seed, "random finalists")
             entries = list(RandomSearch(space=self.run.space, admits=self.budget.admits, rng=rng).ask(count))
-        return entries[:count]
+        return self.hold("random", entries[:count]).architecture if entries else None
 
     def _largest_entry(self) -> Architecture:
         entries = [e for e in self.run.storage.ranking(self.number) if self.budget.admits(e.architecture)]
-        return max(entries, key=lambda entry: entry.macs).architecture
+        return max(entries or [self.run.ranking()[0]], key=lambda entry: entry.macs).architecture
 
     def _contrast(self) -> Architecture | None:
         entries = ranked([e for e in self.run.storage.ranking(self.number) if e.searcher == CONTRAST])
@@ -391,4 +395,6 @@ def _claims(hits: dict[str, Array], trained: dict[str, list[TrainingRow]]) -> di
     words, worst = taught[min(taught)]
     lost, low, high = (0.0 - value for value in (worst["value"], *reversed(worst["interval"])))
     sentence = f"Points lost to the best control, {words}: {100 * lost:.2f} [{100 * low:.2f}, {100 * high:.2f}]."
+    if low <= 0 <= high:
+        sentence += " They are not distinguishable from none."
     return {LOST: {"value": lost, "interval": [low, high], "sentence": sentence}, **claims}

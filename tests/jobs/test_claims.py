@@ -56,5 +56,6 @@ def test_several_seeds_are_in_the_interval():
     seeds = np.stack([ALWAYS, NEVER, HALF])
     claims = of({"student": seeds, "control": seeds, "largest": HALF})
     assert claims["distillation"]["value"] == 0.0 and "3 seeds" in claims["distillation"]["sentence"]
+    assert claims[LOST]["sentence"].endswith("They are not distinguishable from none.")
     low, high = claims["size"]["interval"]
     assert low < -0.3 and high > 0.3 and claims["size"]["value"] == pytest.approx(0.0)

@@ -186,9 +186,12 @@ def test_what_finals_cost_by_hand():
     [
         ({"finalists": 0}, "`finalists` must be at least 1, got 0"),
         ({"seeds": 0}, "`seeds` must be at least 1, got 0"),
-        ({"distance": 1.5}, "`distance` is a share and must be in"),
-        ({"max_time": 0.0}, "`max_time` must be positive, got 0"),
-        ({"controls": ("larges",)}, "got 'larges'. Did you mean 'largest'"),
+        ({"distance": 1.5}, "`distance` must be at most 1, got 1.5"),
+        ({"max_time": 0.0}, "`max_time` must be above 0, got 0"),
+        (
+            {"controls": ("larges",)},
+            "`controls` must be one of labels, random, largest, longer, contrast, got",
+        ),
         ({"pruner": "median"}, "`pruner` must be a Spec, got 'median'"),
     ],
 )
