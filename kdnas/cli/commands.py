@@ -1,6 +1,7 @@
 """The command line: a table of commands, each a function; torch is imported when one runs."""
 
 import argparse
+import errno
 import json
 import os
 import re
@@ -12,6 +13,7 @@ from typing import Any, NamedTuple
 from kdnas.cli.parser import Parser, add_command
 from kdnas.jobs import _texts as texts
 from kdnas.jobs import commands as jobs
+from kdnas.jobs._signals import Stopped, stopping
 from kdnas.jobs._texts import Values
 from kdnas.plain import printable, show, show_everything
 from kdnas.specs import look_in
@@ -134,6 +136,8 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+_GOES_ON = "the same command goes on from the last checkpoint."
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _OUT_OF_MEMORY = re.compile("out of memory|not enough memory|can't allocate memory", re.IGNORECASE)
 
 
@@ -170,8 +174,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     show_everything()
     look_in(str(Path.cwd()))
     try:
-        _execute(options.command, values)
-        sys.stdout.flush()
+        with stopping():
+            _execute(options.command, values)
+            sys.stdout.flush()
     except RecursionError:
         _end(options.command, "something is nested too deeply. Use fewer levels.", 2)
     except (ValueError, FloatingPointError) as error:
@@ -184,9 +189,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
-        _end(options.command, f"{place}{error.strerror or error}. Check the path and the disk.", 2)
+        advice = "Make room; the same command goes on." if error.errno in _FULL else "Check the path and the disk."
+        _end(options.command, f"{place}{error.strerror or error}. {advice}", 2)
+    except Stopped as stop:
+        _end(options.command, f"stopped by {stop}; {_GOES_ON}", 128 + stop.number)
     except KeyboardInterrupt:
-        _end(options.command, "stopped; the same command goes on from the last checkpoint.", 130)
+        _end(options.command, f"stopped; {_GOES_ON}", 130)
 
 
 def _execute(name: str, values: Values) -> None:

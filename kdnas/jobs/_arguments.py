@@ -22,6 +22,8 @@ from kdnas.distillers.from_teacher import FromTeacher
 from kdnas.jobs._memory import keep
 from kdnas.jobs._run import Run
 from kdnas.jobs.retrain import settings_of
+from kdnas.runs.folder import RunFolder
+from kdnas.runs.lock import hold
 from kdnas.settings import CardTeacher, Experiment, FitTeacher, NoTeacher, Recipe, Retrain, TeacherChoice
 from kdnas.space import SearchSpace
 from kdnas.specs import Spec, find_spec, nearest, parse_spec, resolve, search_last, spec
@@ -99,13 +101,21 @@ def recipe_for(data: Data, options: Mapping[str, Any]) -> Recipe:
     return with_overrides(Recipe(steps=steps, batch_size=batch_size), options)
 
 
-def as_run(run: str | Path | Run, *, teacher: object = None, data: object = None) -> Run:
+def as_run(run: str | Path | Run, *, teacher: object = None, data: object = None, writes: bool = False) -> Run:
     """A run from its folder; objects in memory that it was started with become known to this process again.
 
+    Args:
+        run: the run or its folder.
+        teacher: the teacher in memory that it was started with.
+        data: the data in memory.
+        writes: lock the run for this command, and read it anew.
+
     Raises:
-        ValueError: no run there, or it was started with another teacher or other data.
+        ValueError: no run there, it was started with another teacher or other data, or another process writes there.
     """
     opened = run if isinstance(run, Run) else Run(Path(run))
+    if writes and hold(opened.folder):
+        opened.storage = RunFolder(opened.folder)
     train = opened.experiment.train
     for name, value, expected in (("teacher", teacher, train.teacher), ("data", data, train.data)):
         if value is not None and keep(value) != expected:

@@ -10,9 +10,10 @@ from kdnas.jobs._assist import retrain_assisted
 from kdnas.jobs._preflight import preflight
 from kdnas.jobs._run import insisting
 from kdnas.jobs.retrain import retrain
+from kdnas.runs.lock import hold
 from kdnas.settings import CardTeacher, Retrain, TeacherChoice
 from kdnas.specs import Spec
-from kdnas.students.folder import read_student
+from kdnas.students.folder import check_place, read_student
 from kdnas.students.trust import provenance
 
 
@@ -25,12 +26,15 @@ def retrain_with(
     assistants: str | None,
     data: Spec | None,
     teacher: TeacherChoice,
+    force: bool = False,
 ) -> dict[str, Any]:
     """Retrain directly, along a route of snapshots, or under assistants.
 
     Raises:
-        ValueError: both schemes at once.
+        ValueError: both schemes at once; or the new folder holds a student, and `force` is off.
     """
+    hold(out)
+    check_place(out, replace=force)
     _preflight(student, settings, out, data, teacher)
     if assistants and greedy_anchors is not None:
         raise ValueError("--assistants and --greedy-anchors are two schemes. Drop one of the two.")

@@ -50,7 +50,7 @@ _log = logging.getLogger(__name__)
 
 
 def _computes(function: Callable[_P, _R]) -> Callable[_P, _R]:
-    """Run the function on the device that its argument `device` names, insisting and trusting if it says so.
+    """Run the function as one command, on the device that `device` names, insisting and trusting if it says so.
 
     Its numbers are checked against their annotations first.
     """
@@ -60,6 +60,7 @@ def _computes(function: Callable[_P, _R]) -> Callable[_P, _R]:
         from contextlib import nullcontext
 
         from kdnas.network import on_device
+        from kdnas.runs.lock import command
 
         for target in (function, Recipe):
             check_arguments(target, {name: value for name, value in kwargs.items() if value is not None})
@@ -69,7 +70,7 @@ def _computes(function: Callable[_P, _R]) -> Callable[_P, _R]:
             from kdnas.jobs._run import insisting
 
             insists = insisting(True)
-        with on_device(device), insists, trusting(bool(kwargs.get("trust"))):
+        with command(), on_device(device), insists, trusting(bool(kwargs.get("trust"))):
             return function(*args, **kwargs)
 
     return call
@@ -494,7 +495,7 @@ def search(
     from kdnas.ranking.table import Ranking
 
     limit = None if max_time is None else as_seconds(max_time)
-    opened = as_run(run, teacher=teacher, data=data)
+    opened = as_run(run, teacher=teacher, data=data, writes=True)
     options = {"scorer": scorer, "searcher": searcher, "budget": budget, "contrast": contrast, "pruner": pruner}
     settings = search_settings(
         opened.experiment.search,
@@ -638,6 +639,7 @@ def why(
     *,
     scorer: str | Spec | None = None,
     num_images: Sample | None = None,
+    read_only: bool = False,
     teacher: nn.Module | None = None,
     data: Data | Dataset[Any] | None = None,
     trust: bool = False,
@@ -650,6 +652,7 @@ def why(
         architecture: its code, as the ranking prints it.
         scorer: NAME or NAME,key=value from `kdnas list scorers`; by default the run's.
         num_images: number of images of the search part; by default the run's.
+        read_only: write no why.json, from which the report draws it; then another command may be writing the run.
         teacher: the teacher in memory that the run was started with.
         data: the data in memory that the run was started with.
         trust: run code that files name, though it is none of kdnas's algorithms.
@@ -668,7 +671,8 @@ def why(
     from kdnas.jobs._arguments import as_run, as_spec
 
     source = None if scorer is None else as_spec("kdnas.scorers", scorer)
-    return job.why(as_run(run, teacher=teacher, data=data), architecture, scorer=source, num_images=num_images)
+    opened = as_run(run, teacher=teacher, data=data, writes=not read_only)
+    return job.why(opened, architecture, scorer=source, num_images=num_images, read_only=read_only)
 
 
 @_computes
@@ -704,7 +708,9 @@ def export(
     run: str | Path | Run,
     *,
     place: Count = 1,
+    search: Count | None = None,
     out: str | Path | None = None,
+    force: bool = False,
     teacher: nn.Module | None = None,
     data: Data | Dataset[Any] | None = None,
     trust: bool = False,
@@ -715,7 +721,9 @@ def export(
     Args:
         run: the run folder.
         place: 1-based place in the ranking.
+        search: 1-based number of the search whose ranking it is; by default the last finished one.
         out: the student folder; by default RUN/students/place-N.
+        force: replace a trained student.
         teacher: the teacher in memory that the run was started with.
         data: the data in memory that the run was started with.
         trust: run code that files name, though it is none of kdnas's algorithms.
@@ -730,8 +738,8 @@ def export(
     from kdnas.jobs import export as job
     from kdnas.jobs._arguments import as_run
 
-    opened = as_run(run, teacher=teacher, data=data)
-    return job.export(opened, place, None if out is None else Path(out))
+    opened = as_run(run, teacher=teacher, data=data, writes=out is None)
+    return job.export(opened, place, None if out is None else Path(out), search=search, force=force)
 
 
 @_computes
@@ -746,6 +754,7 @@ def retrain(
     assistants: str | None = None,
     distiller: str | Spec | None = None,
     loss: str | Sequence[str] = (),
+    force: bool = False,
     insist: bool = False,
     trust: bool = False,
     device: str | None = None,
@@ -765,6 +774,7 @@ def retrain(
         assistants: auto, or codes of the space joined by commas, largest first.
         distiller: NAME or NAME,key=value from `kdnas list distillers`, such as mutual; by default the run's.
         loss: NAME or NAME=WEIGHT from `kdnas list losses`, a distillation loss beside the labels; repeatable.
+        force: replace the student that `out` holds.
         insist: train although the teacher or the size of the images speaks against it.
         trust: run code that files name, though it is none of kdnas's algorithms.
         device: such as cpu or cuda:1 (default: a GPU where there is one).
@@ -791,6 +801,7 @@ def retrain(
         assistants=assistants,
         data=None if data is None else as_data(data),
         teacher=source,
+        force=force,
     )
 
 

@@ -23,6 +23,7 @@ from kdnas.randomness import python_rng
 from kdnas.report.comparison import best_first, read_comparison, verdict, write_comparison
 from kdnas.runs.files import write_json
 from kdnas.runs.folder import COMPARISON, RunFolder
+from kdnas.runs.lock import hold, is_lock
 from kdnas.settings import Compare, FitTeacher, Recipe, systems
 from kdnas.specs import Spec
 from kdnas.tables import structure, unstructure
@@ -199,6 +200,10 @@ def _read_state(settings: Compare, folder: Path) -> ComparisonState:
     Raises:
         ValueError: the folder holds something else, or a comparison with other settings.
     """
+    if folder.is_file() or (folder.is_dir() and not (folder / COMPARISON).exists() and _foreign(folder)):
+        raise ValueError(f"{folder} holds something else. Give --out a new or an empty folder.")
+    folder.mkdir(parents=True, exist_ok=True)
+    hold(folder, inside=True)
     if (folder / COMPARISON).exists():
         content = read_comparison(folder)
         for key, value in settings.to_json().items():
@@ -209,12 +214,13 @@ def _read_state(settings: Compare, folder: Path) -> ComparisonState:
                 )
         known = {key: value for key, value in content.items() if key in ComparisonState.__dataclass_fields__}
         return ComparisonState(**known)
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
-        raise ValueError(f"{folder} holds something else. Give --out a new or an empty folder.")
-    folder.mkdir(parents=True, exist_ok=True)
     state = ComparisonState(settings=settings.to_json(), systems=systems())
     write_json(folder / COMPARISON, dataclasses.asdict(state))
     return state
+
+
+def _foreign(folder: Path) -> bool:
+    return any(not is_lock(path.name) for path in folder.iterdir())
 
 
 def _typical_student(check: BudgetCheck, seed: int) -> Architecture:

@@ -13,6 +13,7 @@ from kdnas.network import Network
 from kdnas.preprocessing import Preprocessing
 from kdnas.runs.checkpoint import save_tensors
 from kdnas.runs.files import new_folder, write_text
+from kdnas.runs.lock import hold
 from kdnas.specs import Spec
 from kdnas.tables import table_of
 from kdnas.teachers.base import Frozen
@@ -109,6 +110,7 @@ def convert_source(
     Raises:
         ValueError: the folder is not empty, or the network cannot be loaded or converted.
     """
+    hold(out)
     if out.exists() and any(out.iterdir()):
         raise ValueError(f"the folder {out} must be empty. Choose another one, or remove it.")
     for name, number in (("size", size), ("classes", classes), ("channels", channels)):

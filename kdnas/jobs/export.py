@@ -1,46 +1,74 @@
 """Taking a student out of a run: a folder that needs no kdnas."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from kdnas.architecture import Architecture
+from kdnas.costs.count import cost
 from kdnas.data.base import Data
 from kdnas.evaluation import accuracy
 from kdnas.jobs._run import Run
 from kdnas.network import Network, calibrate
 from kdnas.randomness import initialised, torch_rng
 from kdnas.runs.entry import Entry
-from kdnas.runs.folder import STUDENTS
+from kdnas.runs.files import Damaged, plain
+from kdnas.runs.folder import RANKING, STUDENTS
+from kdnas.runs.lock import hold
 from kdnas.students.card import Card
-from kdnas.students.folder import write_student
+from kdnas.students.folder import check_place, is_trained, write_student
 from kdnas.tables import unstructure
 
+_AGAIN = "Search again, or restore the file."
 
-def export(run: Run, place: int = 1, out: Path | None = None, *, deploy: bool = True) -> dict[str, Any]:
-    """Write the student of a place of the run's last search, with inherited, re-calibrated weights.
+
+def export(
+    run: Run,
+    place: int = 1,
+    out: Path | None = None,
+    *,
+    search: int | None = None,
+    deploy: bool = True,
+    force: bool = True,
+) -> dict[str, Any]:
+    """Write the student of a place of a search's ranking, with inherited, re-calibrated weights.
 
     Args:
         run: the run.
         place: 1 is the best.
         out: where to; `students/place-N` of the run by default.
+        search: 1-based number of the search; by default the last finished one.
         deploy: write and check every form of the student, or what kdnas reads alone.
+        force: replace a trained student too.
 
     Returns:
-        The folder, the architecture's code, cost, accuracy on the search part, and the parity check's differences.
+        The folder, the search, the architecture's code, cost, accuracy on the search part, and the parity check's
+        differences.
 
     Raises:
-        ValueError: no search yet, no such place, or the parity check fails.
+        ValueError: no search yet, no such place, code or cost in the ranking are not the architecture's, the parity
+            check fails, or the folder holds a trained student and `force` is off.
     """
-    entry = place_of(run, place)
+    entry = place_of(run, place, search)
     folder = Path(out) if out is not None else run.storage.path(STUDENTS, f"place-{place}")
+    hold(folder)
+    check_place(folder, replace=force or not is_trained(folder))
+    _check_entry(run, entry)
     network = inherited(run, entry.architecture)
     search_accuracy = accuracy(network, run.data.search, run.data)
-    origin = {"place": place, "score": entry.score, "scorer": entry.scorer, "search_accuracy": search_accuracy}
+    origin = {
+        "search": entry.search,
+        "place": place,
+        "score": entry.score,
+        "scorer": entry.scorer,
+        "search_accuracy": search_accuracy,
+    }
     checks = write_student(folder, network, card_of(run, network, entry.architecture, origin), deploy=deploy)
     return {
         "student": str(folder),
+        "search": entry.search,
         "place": place,
         "code": entry.code,
         "params": entry.params,
@@ -50,16 +78,44 @@ def export(run: Run, place: int = 1, out: Path | None = None, *, deploy: bool = 
     }
 
 
-def place_of(run: Run, place: int) -> Entry:
-    """The entry of a place of the last finished search.
+def place_of(run: Run, place: int, search: int | None = None) -> Entry:
+    """The entry of a place of a search, by default of the last finished one.
 
     Raises:
-        ValueError: no search yet, or no such place.
+        ValueError: no search yet, no such search, or no such place.
     """
-    entries = run.ranking()
+    entries = run.ranking(search)
+    if not entries:
+        number = search or run.storage.require("search", f"kdnas search {run.folder}")["search"]
+        raise ValueError(
+            f"the ranking of search {number} of {run.folder} is empty. Search again, or give another --search."
+        )
     if not 1 <= place <= len(entries):
         raise ValueError(f"`place` must be between 1 and {len(entries)}, got {place}.")
     return entries[place - 1]
+
+
+def _check_entry(run: Run, entry: Entry) -> None:
+    """Raise a ValueError where a line of the ranking has another code or cost than its architecture."""
+    path = run.storage.path(RANKING)
+    check_architectures(run, run.ranking(entry.search))
+    own: dict[str, Any] = cost(run.space.blueprint(entry.architecture))._asdict()
+    own["code"] = run.space.code(entry.architecture)
+    for name, value in own.items():
+        recorded = getattr(entry, name)
+        if recorded != value:
+            reason = f"has {name} {plain(str(recorded), 40)} for the network {own['code']}, whose {name} is {value}"
+            raise Damaged(path, reason, _AGAIN)
+
+
+def check_architectures(run: Run, entries: Iterable[Entry]) -> None:
+    """Raise a ValueError where a line of the ranking is no architecture of the run's space."""
+    for entry in entries:
+        try:
+            run.space.validate(entry.architecture)
+        except ValueError as error:
+            reason = f"has an entry {plain(entry.code, 40)!r} of another search space: {error}"
+            raise Damaged(run.storage.path(RANKING), reason, _AGAIN) from error
 
 
 def inherited(run: Run, architecture: Architecture) -> Network:

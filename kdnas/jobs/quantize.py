@@ -7,6 +7,7 @@ import torch
 
 from kdnas.data.base import Data, TensorImages
 from kdnas.randomness import torch_rng
+from kdnas.runs.lock import hold
 from kdnas.specs import Spec
 from kdnas.students.folder import read_student
 from kdnas.students.integers import MOST_LOST, quantize
@@ -35,6 +36,7 @@ def quantize_student(
     """
     check_value("num_images", num_images, Count)
     check_value("most", most, Share)
+    hold(out)
     _, card = read_student(student)
     loaded: Data = data_of(student, card, data).build(Data)
     indices = torch.randperm(len(loaded.train), generator=torch_rng("calibration", seed))[:num_images]

@@ -16,6 +16,7 @@ from kdnas.network import Network, default_device
 from kdnas.randomness import initialised
 from kdnas.runs.files import current_folder
 from kdnas.runs.folder import CARD, WEIGHTS, run_around
+from kdnas.runs.lock import hold
 from kdnas.runs.steps import draft_of, forget_drafts
 from kdnas.settings import CardTeacher, Experiment, Recipe, Retrain, TeacherChoice
 from kdnas.specs import Spec
@@ -54,6 +55,7 @@ def retrain(
     Raises:
         ValueError: no student there, no data named, other classes, or the result's self-check fails.
     """
+    hold(out)
     check_place(Path(out))
     prepared = prepare(student, settings, data, teacher)
     network, card, loaded = prepared.network, prepared.card, prepared.data

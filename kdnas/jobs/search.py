@@ -15,6 +15,7 @@ from kdnas.costs.latency import LatencyTable
 from kdnas.jobs._block_rating import best_networks
 from kdnas.jobs._checks import check_search
 from kdnas.jobs._run import Run
+from kdnas.jobs.export import check_architectures
 from kdnas.randomness import python_rng
 from kdnas.ranking import controls
 from kdnas.ranking.early_stopping import EarlyStopping
@@ -261,7 +262,7 @@ def _plan(run: Run, settings: Search) -> _Plan:
     searches: list[dict[str, Any]] = storage.manifest.setdefault("searches", [])
     plain = unstructure(settings)
     resumed = bool(searches) and searches[-1] == {"settings": plain, "state": "running"}
-    number = len(searches) + (not resumed)
+    number = len(searches) if resumed else max([len(searches), *(e.search for e in storage.ranking())]) + 1
     if settings.initial and number == 1:
         raise ValueError("`initial` must be 0 in the first search of a run: there is no earlier search to start from.")
     if not resumed:
@@ -269,6 +270,7 @@ def _plan(run: Run, settings: Search) -> _Plan:
         storage.save()
     storage.forget_controls(lambda name: name.startswith("tau ") or name in controls.SEARCH_CONTROLS)
     recorded = [e for e in storage.ranking() if e.search in (number, number - 1)]
+    check_architectures(run, recorded)
     settings = dataclasses.replace(settings, budget=budget.budget)  # shares as numbers
     return _Plan(run, settings, supernet, budget, evidence, scorer, number, recorded, time.perf_counter() - testing)
 

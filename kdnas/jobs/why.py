@@ -9,7 +9,7 @@ from kdnas.architecture import Architecture, Choice, Value
 from kdnas.costs.count import cost, layer_costs, sum_costs
 from kdnas.jobs._run import Run
 from kdnas.jobs.predict import beliefs_of
-from kdnas.runs.files import write_json
+from kdnas.runs.files import FORMAT, write_json
 from kdnas.runs.folder import WHY
 from kdnas.scorers.base import Evidence, Score, score_all
 from kdnas.similarity import dissimilarity, rdm_similarity
@@ -17,7 +17,9 @@ from kdnas.space import Blueprint, SearchSpace
 from kdnas.specs import Spec
 
 
-def why(run: Run, code: str, *, scorer: Spec | None = None, num_images: int | None = None) -> dict[str, Any]:
+def why(
+    run: Run, code: str, *, scorer: Spec | None = None, num_images: int | None = None, read_only: bool = False
+) -> dict[str, Any]:
     """Explain one subnet of a run; writes `why.json`, which the report draws, and returns its content.
 
     - `similarity`: Pearson correlation of the dissimilarity matrices of every student stage (rows; the logits are the
@@ -34,6 +36,7 @@ def why(run: Run, code: str, *, scorer: Spec | None = None, num_images: int | No
         code: of the architecture, in the space's code.
         scorer: by default that of the run's search.
         num_images: search images; by default as many as the run's search uses.
+        read_only: do not write `why.json`.
 
     Raises:
         ValueError: the code is invalid in the space, or the supernet is not trained.
@@ -46,6 +49,7 @@ def why(run: Run, code: str, *, scorer: Spec | None = None, num_images: int | No
     networks = [architecture, *dict.fromkeys(other for _, _, other in changes)]
     scores = dict(zip(networks, score_all(run.supernet, networks, run.scorer(scorer), evidence), strict=True))
     explanation: dict[str, Any] = {
+        "format": FORMAT,
         "code": space.code(architecture),
         "architecture": dict(architecture),
         "scorer": scorer.name,
@@ -64,7 +68,9 @@ def why(run: Run, code: str, *, scorer: Spec | None = None, num_images: int | No
             choice.update(zip(("accuracy difference", "low", "high"), believed[choice["code"]], strict=True))
         explanation["choices"].sort(key=lambda choice: -choice["accuracy difference"])
         explanation["trainings"] = beliefs
-    write_json(run.storage.path(WHY), explanation)
+    if not read_only:
+        run.storage.own()
+        write_json(run.storage.path(WHY), explanation)
     return explanation
 
 

@@ -11,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, final
 
+from kdnas.runs.lock import hold
 from kdnas.runs.schema import mismatch
 
 FORMAT = 1
@@ -242,7 +243,11 @@ def new_folder(folder: str | Path) -> Iterator[Path]:
 
     No system call swaps two folders everywhere, so the one in place is set aside first; stopped between the two
     renames, `current_folder` finds it there, and the next `new_folder` starts from it.
+
+    Raises:
+        ValueError: another process writes there; see `kdnas.runs.lock.hold`.
     """
+    hold(folder)
     folder = Path(folder).resolve()
     new, aside = folder.with_name(f".{folder.name}.new"), _aside(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -23,6 +23,7 @@ from kdnas.runs.files import (
     write_json,
     write_text,
 )
+from kdnas.runs.lock import Busy, hold, is_lock
 from kdnas.runs.schema import mismatch
 from kdnas.trust import admit, remember
 
@@ -143,6 +144,7 @@ class RunFolder:
     def __init__(self, folder: Path, *, strict: bool = True, builds: bool = True) -> None:
         self.folder, self.strict = Path(folder), strict
         self.problems: list[str] = []
+        self._read_stamp = self._stamp()
         if strict and not self.folder.is_dir():
             raise ValueError(f"there is no run {folder}. Make one with `kdnas run` or `kdnas train`.")
         if strict and not self.path(MANIFEST).is_file():
@@ -165,6 +167,10 @@ class RunFolder:
         remember(job)
         if folder.is_file():
             raise ValueError(f"{folder} is a file. Give --out a folder that is new, empty, or a run of the same job.")
+        if not (folder / MANIFEST).exists():
+            _drafts(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        hold(folder, inside=True)
         if (folder / MANIFEST).exists():
             run = cls(folder)
             differences = list(_differences(run.manifest["job"], dict(job)))
@@ -174,15 +180,7 @@ class RunFolder:
                 raise OtherSettings(folder, differences)
             for path in (run.path(MANIFEST), *(run.path(name) for name in _OF_A_BEGINNING)):
                 path.unlink(missing_ok=True)
-        # A kill before the first manifest leaves its draft; that is ours.
-        drafts = list(folder.glob(f".{MANIFEST}.*.draft")) if folder.is_dir() else []
-        foreign = [p.name for p in folder.iterdir() if p not in drafts] if folder.is_dir() else []
-        if foreign:
-            raise ValueError(
-                f"{folder} holds something else ({sorted(foreign)[0]}). Give --out a new or an empty folder."
-            )
-        folder.mkdir(parents=True, exist_ok=True)
-        for draft in drafts:
+        for draft in _drafts(folder):
             draft.unlink()
         manifest = {
             "format": FORMAT,
@@ -202,7 +200,7 @@ class RunFolder:
     @property
     def is_blank(self) -> bool:
         """Whether nothing was trained, searched or written but the first lines of a log."""
-        names = {path.name for path in self.folder.iterdir() if not path.name.endswith(".draft")}
+        names = {p.name for p in self.folder.iterdir() if not p.name.endswith(".draft") and not is_lock(p.name)}
         done = self.manifest["phases"] or self.manifest.get("searches")
         return not done and names <= {MANIFEST, *_OF_A_BEGINNING}
 
@@ -210,8 +208,23 @@ class RunFolder:
         """A path inside the run."""
         return self.folder.joinpath(*names)
 
+    def own(self) -> None:
+        """Lock the run for the rest of the command, as everything that writes into it does first.
+
+        Raises:
+            ValueError: another process writes there, or has written there since this one read the manifest.
+        """
+        if hold(self.folder) and self._stamp() != self._read_stamp:
+            raise Busy(f"{self.folder} was written by another command meanwhile. Run the same command again.")
+
+    def _stamp(self) -> tuple[int, ...]:
+        path = self.path(MANIFEST)
+        status = path.stat() if path.exists() else None
+        return () if status is None else (status.st_ino, status.st_mtime_ns, status.st_size)
+
     def save(self) -> None:
         """Write the manifest, and remember the code that it names."""
+        self.own()
         remember(self.manifest)
         write_json(self.path(MANIFEST), self.manifest)
 
@@ -238,6 +251,7 @@ class RunFolder:
 
     def metrics(self, phase: str, before: int | None = None) -> "Metrics":
         """Where to write a phase's metrics; lines of this phase at or after step `before` are taken out first."""
+        self.own()
         metrics = self.lines(METRICS, _Metric)
         lines = [m for m in metrics if m["phase"] != phase or (before is not None and m["step"] < before)]
         _write_lines(self.path(METRICS), lines)
@@ -324,6 +338,7 @@ class RunFolder:
 
     def add(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
         """Add objects to a JSON-lines file, on disk when this returns."""
+        self.own()
         path = self.path(name)
         if path.exists() and not path.read_bytes().endswith(b"\n"):
             _write_lines(path, self.lines(name))  # a kill cut the last line short
@@ -341,6 +356,7 @@ class RunFolder:
 
     def record_result(self, row: Mapping[str, Any]) -> None:
         """Add a row of the closing table, or replace the one of that name."""
+        self.own()
         results = self.results()
         results["rows"] = [r for r in results["rows"] if r["name"] != row["name"]] + [dict(row)]
         write_json(self.path(RESULTS), results)
@@ -353,12 +369,14 @@ class RunFolder:
 
     def forget_controls(self, which: Callable[[str], bool]) -> None:
         """Remove the controls whose names `which` accepts: those of an earlier search."""
+        self.own()
         results = self.results()
         results["controls"] = {name: c for name, c in results["controls"].items() if not which(name)}
         write_json(self.path(RESULTS), results)
 
     def record_controls(self, controls: Mapping[str, Mapping[str, Any]]) -> None:
         """Add controls, by name: value, interval, sentence."""
+        self.own()
         results = self.results()
         results["controls"] |= {name: dict(control) for name, control in controls.items()}
         write_json(self.path(RESULTS), results)
@@ -370,6 +388,20 @@ def run_around(folder: Path) -> RunFolder | None:
     if above.name == STUDENTS and (above.parent / MANIFEST).is_file():
         return RunFolder(above.parent)
     return None
+
+
+def _drafts(folder: Path) -> list[Path]:
+    """What a kill before the first manifest left in a folder.
+
+    Raises:
+        ValueError: it holds something else.
+    """
+    paths = [path for path in folder.iterdir() if not is_lock(path.name)] if folder.is_dir() else []
+    drafts = [path for path in paths if path.match(f".{MANIFEST}.*.draft")]
+    foreign = sorted(path.name for path in paths if path not in drafts)
+    if foreign:
+        raise ValueError(f"{folder} holds something else ({foreign[0]}). Give --out a new or an empty folder.")
+    return drafts
 
 
 @final

@@ -9,6 +9,7 @@ from typing import Any, TypedDict, final
 
 from kdnas.runs.files import Damaged, current_folder, read_json, remove_drafts, write_json
 from kdnas.runs.folder import BEGUN
+from kdnas.runs.lock import hold
 from kdnas.runs.schema import mismatch
 
 _AGAIN = "Remove it to decide again."
@@ -28,11 +29,13 @@ class StudentSteps:
         checkpoints: where `checkpoint` is; the folder by default.
 
     Raises:
-        ValueError: the folder was begun with other settings, and its students would be taken for these.
+        ValueError: the folder was begun with other settings, and its students would be taken for these; or another
+            process writes there.
     """
 
     def __init__(self, folder: Path, settings: Any = None, checkpoints: Path | None = None) -> None:
         self.folder, self._checkpoints = folder, checkpoints or folder
+        hold(folder)
         begun, digest = folder / BEGUN, digest_of(settings)
         if settings is not None and begun.exists() and read_json(begun, _Begun, _AGAIN)["settings"] != digest:
             raise ValueError(

@@ -110,8 +110,8 @@ def read_student(folder: str | Path) -> tuple[Network, Card]:
     return network.eval(), card
 
 
-def check_place(folder: Path) -> None:
-    """Raise a ValueError when the folder holds something that is no student."""
+def check_place(folder: Path, *, replace: bool = True) -> None:
+    """Raise a ValueError when the folder holds something that is no student, or a student where none is replaced."""
     for parent in folder.absolute().parents:
         if parent.exists() and not parent.is_dir():
             raise ValueError(f"{folder} cannot be created: {parent} is a file. Write elsewhere.")
@@ -123,3 +123,17 @@ def check_place(folder: Path) -> None:
         raise ValueError(
             f"{folder} exists and holds {foreign[0]}, which is no part of a student. Remove it, or write elsewhere."
         )
+    if names and not replace:
+        raise ValueError(f"{folder} holds a student already. Use another --out, or --force to replace it.")
+
+
+def is_trained(folder: Path) -> bool:
+    """Whether the folder holds a student that a training has written, or whose card cannot say."""
+    path = current_folder(folder) / CARD
+    if not path.exists():
+        return False
+    try:
+        origin = read_json(path, dict, _AGAIN)["origin"]
+    except (ValueError, KeyError):
+        return True
+    return not isinstance(origin, dict) or bool(origin.keys() & {"retrained", "test_accuracy", "role", "grown"})

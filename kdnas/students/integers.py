@@ -56,11 +56,15 @@ def quantize(student: Path, out: Path, calibration: Images, test: Images, most: 
         raise ValueError(f"{student} has no {GRAPH}. Export or retrain the student with every form.")
     if out.suffix != ".onnx":
         raise ValueError(f"`out` must be an .onnx file, got {out.name}.")
+    if current_folder(out.parent) == current_folder(student):
+        raise ValueError(f"`out` must lie outside of the student {student}, which stays as it is, got {out}.")
     with tempfile.TemporaryDirectory() as folder:
-        draft = Path(folder) / "int8.onnx"
+        # ONNX Runtime writes beside the graph that it reads.
+        draft, copy = Path(folder) / "int8.onnx", Path(folder) / GRAPH
+        write_bytes(copy, graph.read_bytes())
         try:
             with _silenced():
-                _quantize(graph, draft, calibration)
+                _quantize(copy, draft, calibration)
             ours, theirs = (_logits(path, test) for path in (draft, graph))
         except Exception as error:  # for an unsupported operator the library may raise anything
             raise ValueError(f"{graph} cannot be quantised by ONNX Runtime: {error}") from error

@@ -1,0 +1,235 @@
+"""One writing command per run: a lock file that names the process which writes."""
+
+import contextlib
+import errno
+import json
+import os
+import secrets
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+LOCK = ".lock"
+_MARKS = ("run.json", "compare.json")
+"""A folder with one of these files has its lock inside; any other path has it beside."""
+_LEVELS = 5
+_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EOPNOTSUPP, errno.EXDEV)
+
+Record = dict[str, Any]
+
+
+class Busy(ValueError):
+    """Another process is writing there."""
+
+
+_mutex = threading.RLock()
+_locks: dict[Path, str] = {}
+"""The lock files of this process, with the id in each."""
+_depth = 0
+
+
+@contextlib.contextmanager
+def command() -> Iterator[None]:
+    """One command: what `hold` locks inside is released at the end of the outermost."""
+    global _depth
+    with _mutex:
+        _depth += 1
+    try:
+        yield
+    finally:
+        with _mutex:
+            _depth -= 1
+            if not _depth:
+                for path, number in _locks.items():
+                    owner = _read(path)  # not of a copy of this process, nor a lock that somebody else has by now
+                    if owner.get("id") == number and owner["pid"] == os.getpid():
+                        path.unlink(missing_ok=True)
+                _locks.clear()
+
+
+def hold(path: str | Path, *, inside: bool = False) -> bool:
+    """Lock the run around a path, or the path itself, for the rest of the command.
+
+    A run and a comparison are locked as a whole, by a file `.lock` in them; any other path by a file beside it. This
+    process and those that it started share a lock. The lock of a process that has ended is taken over; whether one on
+    another machine has ended cannot be known. The file is made by a hard link, which is atomic on network file systems
+    too. Outside of a `command` nothing is kept: then it only says who else writes there.
+
+    Args:
+        path: what is to be written.
+        inside: it is a new folder to be locked as a whole.
+
+    Returns:
+        Whether it is locked now and was not before.
+
+    Raises:
+        Busy: another process has the lock; the message says which.
+    """
+    lock = _lock_of(Path(path).absolute(), inside=inside)
+    with _mutex:
+        if lock in _locks:
+            return False
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        record = _own_record()
+        draft = lock.with_name(f"{lock.name}.{record['id']}")
+        try:
+            draft.write_text(json.dumps(record), encoding="utf-8")
+            is_own = _claim(lock, draft, record)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(lock)) from error
+        finally:
+            draft.unlink(missing_ok=True)
+        if is_own and _depth:
+            _locks[lock] = record["id"]
+        elif is_own:
+            lock.unlink()
+        return is_own and bool(_depth)
+
+
+def is_lock(name: str) -> bool:
+    """Whether a file of a run is its lock."""
+    return name == LOCK or name.startswith(f"{LOCK}.")
+
+
+def _lock_of(path: Path, *, inside: bool) -> Path:
+    if inside:
+        return path.resolve() / LOCK
+    for folder in (path, *path.parents[:_LEVELS]):
+        if any((folder / name).is_file() for name in _MARKS):
+            return folder.resolve() / LOCK
+    return path.parent.resolve() / f".{path.name}{LOCK}"
+
+
+def _claim(lock: Path, draft: Path, record: Record) -> bool:
+    """Put the draft in the lock's place; False where a process has the lock that started this one.
+
+    A dead lock is replaced by whoever first makes the file that bears its id: so one of several claimants does, and
+    none removes the lock of another.
+    """
+    while True:
+        if _linked(draft, lock):
+            return True
+        other = _read(lock)
+        if not other:
+            if lock.exists():
+                raise Busy(f"{lock} is no lock of kdnas. Where no other command writes there, remove it.")
+            continue
+        if _is_alive(other):
+            if _is_near(other) and other["pid"] in _ancestors():
+                return False
+            raise Busy(_words(lock, other))
+        token = lock.with_name(f"{lock.name}.{other['id']}.over")
+        _claim(token, draft, record)
+        if _read(lock).get("id") == other["id"]:
+            token.replace(lock)
+            for left in lock.parent.glob(f"{lock.name}.*"):  # of processes that were killed within this function
+                if (owner := _read(left)) and not _is_alive(owner):
+                    left.unlink(missing_ok=True)
+            return True
+        token.unlink(missing_ok=True)
+
+
+def _linked(draft: Path, lock: Path) -> bool:
+    """Make the lock, whole and only where there is none."""
+    try:
+        os.link(draft, lock)
+        return True
+    except FileExistsError:
+        # On a network file system the answer to a link that was made can get lost.
+        return draft.stat().st_nlink == 2 and draft.samefile(lock)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+    try:
+        with lock.open("x", encoding="utf-8") as handle:
+            handle.write(draft.read_text(encoding="utf-8"))
+        return True
+    except FileExistsError:
+        return False
+
+
+def _read(lock: Path) -> Record:
+    """The record in a lock file; empty where there is none."""
+    try:
+        record = json.loads(lock.read_bytes()[:10_000])
+    except (OSError, ValueError, RecursionError):
+        return {}
+    kinds = {"host": str, "machine": str, "pid": int, "started": str, "since": str, "command": str, "id": str}
+    is_record = isinstance(record, dict) and all(isinstance(record.get(key), kind) for key, kind in kinds.items())
+    return record if is_record and record["id"].isalnum() and record["pid"] > 0 else {}
+
+
+def _own_record() -> Record:
+    return {
+        "host": socket.gethostname(),
+        "machine": _machine(),
+        "pid": os.getpid(),
+        "started": _started(os.getpid()),
+        "since": datetime.now().astimezone().isoformat(sep=" ", timespec="seconds"),
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:2]]),
+        "id": secrets.token_hex(8),
+    }
+
+
+def _machine() -> str:
+    """The machine and, of its namespaces of process numbers, this process's: elsewhere the numbers mean others."""
+    parts = []
+    with contextlib.suppress(OSError):
+        parts.append(str(Path("/proc/self/ns/pid").readlink()))
+    with contextlib.suppress(OSError):
+        parts.append(Path("/etc/machine-id").read_text(encoding="utf-8").strip())
+    return " ".join(parts)
+
+
+def _is_near(other: Record) -> bool:
+    """Whether the process is of this machine, so that its number can be looked up."""
+    return other["host"] == socket.gethostname() and other["machine"] == _machine()
+
+
+def _is_alive(other: Record) -> bool:
+    return not _is_near(other) or (other["started"] != "" and _started(other["pid"]) == other["started"])
+
+
+def _started(pid: int) -> str:
+    """When a process began, in words that no later one of its number has; empty where it has ended."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
+        return "" if fields[0] in "ZX" else f"{boot} {fields[19]}"
+    except OSError:
+        if Path("/proc/self/stat").exists():
+            return ""
+    command = ["ps", "-o", "lstart=", "-p", str(pid)]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+
+
+def _ancestors() -> Iterator[int]:
+    """The processes that started this one, and the process itself."""
+    yield os.getpid()
+    pid = os.getppid()
+    while pid > 0:
+        yield pid
+        try:
+            stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            return
+        pid = int(stat.rpartition(")")[2].split()[1])
+
+
+def _words(lock: Path, other: Record) -> str:
+    place = lock.parent if lock.name == LOCK else lock.with_name(lock.name[1:].removesuffix(LOCK))
+    texts = {
+        name: "".join(c for c in str(other[name]) if c.isprintable())[:60] for name in ("command", "host", "since")
+    }
+    remedy = "wait until it ends, or stop it"
+    if not _is_near(other):
+        remedy += f". Where it runs no more, which cannot be seen from {socket.gethostname()}, remove {lock}"
+    return (
+        f"{place} is being written by `{texts['command']}` (process {other['pid']} on {texts['host']}, since "
+        f"{texts['since']}): {remedy}."
+    )
