@@ -563,7 +563,7 @@ def finals(
     from kdnas.jobs._arguments import as_run, with_overrides
     from kdnas.report import write_report
 
-    opened = as_run(run, teacher=teacher, data=data)
+    opened = as_run(run, teacher=teacher, data=data, writes=True)
     changes = {"pruner": pruner, "max_time": max_time, "finalists": finalists, "seeds": seeds}
     settings = finals_settings(opened.experiment.finals, controls=controls, **changes)
     retrain = opened.experiment.retrain

@@ -65,7 +65,7 @@ class _Record(TypedDict, total=False):
     params: int
     macs: int | None
     seconds: float
-    steps: int
+    steps: int | None
     evaluations: int
     search: int
     stopped: str

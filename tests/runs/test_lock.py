@@ -173,6 +173,7 @@ WRITERS = {
     "fit": [*DATA, "--steps", "1", "--out", "run"],
     "train": ["demo", "--out", "run"],
     "search": ["run"],
+    "finals": ["run"],
     "why": ["run", "000"],
     "convert": ["checkpoint:teacher", "--out", "run/converted"],
     "export": ["run"],
