@@ -1,7 +1,6 @@
 """The command line: a table of commands, each a function; torch is imported when one runs."""
 
 import argparse
-import errno
 import json
 import os
 import re
@@ -13,7 +12,7 @@ from typing import Any, NamedTuple
 from kdnas.cli.parser import Parser, add_command
 from kdnas.jobs import _texts as texts
 from kdnas.jobs import commands as jobs
-from kdnas.jobs._signals import Stopped, stopping
+from kdnas.jobs._signals import disk_error, ending, stopping
 from kdnas.jobs._texts import Values
 from kdnas.plain import printable, show, show_everything
 from kdnas.specs import look_in
@@ -136,8 +135,6 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-_GOES_ON = "the same command goes on from the last checkpoint."
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _OUT_OF_MEMORY = re.compile("out of memory|not enough memory|can't allocate memory", re.IGNORECASE)
 
 
@@ -188,13 +185,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except BrokenPipeError:  # whoever reads the output has enough; the interpreter flushes once more at its end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
-        place = f"{error.filename}: " if error.filename else ""
-        advice = "Make room; the same command goes on." if error.errno in _FULL else "Check the path and the disk."
-        _end(options.command, f"{place}{error.strerror or error}. {advice}", 2)
-    except Stopped as stop:
-        _end(options.command, f"stopped by {stop}; {_GOES_ON}", 128 + stop.number)
-    except KeyboardInterrupt:
-        _end(options.command, f"stopped; {_GOES_ON}", 130)
+        _end(options.command, disk_error(error), 2)
+    except KeyboardInterrupt as stop:
+        _end(options.command, *ending(stop))
 
 
 def _execute(name: str, values: Values) -> None:

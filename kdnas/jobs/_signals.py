@@ -1,10 +1,14 @@
-"""Signals that end a command as Ctrl-C does."""
+"""What ends a command from outside: signals, as Ctrl-C does, and the disk."""
 
 import contextlib
+import errno
 import signal
 import threading
 from collections.abc import Iterator
 from typing import Any, NoReturn, final
+
+_GOES_ON = "the same command goes on from the last checkpoint."
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @final
@@ -39,3 +43,17 @@ def stopping() -> Iterator[None]:
 def _stop(number: int, frame: Any) -> NoReturn:
     del frame
     raise Stopped(number)
+
+
+def ending(stop: KeyboardInterrupt) -> tuple[str, int]:
+    """What is said of a command that was stopped, and its exit code."""
+    if isinstance(stop, Stopped):
+        return f"stopped by {stop}; {_GOES_ON}", 128 + stop.number
+    return f"stopped; {_GOES_ON}", 130
+
+
+def disk_error(error: OSError) -> str:
+    """A sentence on an error of the operating system, with the file where it is known."""
+    place = f"{error.filename}: " if error.filename else ""
+    advice = "Make room; the same command goes on." if error.errno in _FULL else "Check the path and the disk."
+    return f"{place}{error.strerror or error}. {advice}"
