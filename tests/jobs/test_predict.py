@@ -271,3 +271,17 @@ def test_the_score_of_a_search_is_that_of_networks_outside_of_its_budget_too(run
     _, scores = predictions._known(architectures, results)
     space = predictions.run.space
     assert kendall(scores, [cost(space.blueprint(a)).params for a in architectures]) == pytest.approx(1)
+
+
+def test_after_the_first_the_largest_expected_improvement_is_trained(run, trainings):
+    predict(run, WIDE, 5, quality=False)
+    predictions = job._Predictions(Run(run.folder), 1, _trainings.Trainings(Run(run.folder)))
+    results = predictions.results(predictions.known_length)
+    predictor = predictions.fitted(results, falls_back=False)
+    features, scores = predictions._known([e.architecture for e in predictions.entries], results)
+    best = predictor.predict(features.values, scores).max()
+    gains = predictor.improvement(features.values, best, scores)
+    left = [i for i, e in enumerate(predictions.entries) if e.code not in {code for code, _, _ in trainings}]
+    assert gains[left].max() > 2 * np.median(gains[left])
+    predict(Run(run.folder), WIDE, 6, quality=False)
+    assert trainings[5][0] == predictions.entries[left[int(gains[left].argmax())]].code
