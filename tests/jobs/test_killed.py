@@ -19,7 +19,6 @@ from kdnas.runs.folder import RunFolder
 pytestmark = pytest.mark.slow  # each test starts a process of its own
 
 ROOT = Path(__file__).parents[2]
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 # A checkpoint after every step, and a line after every score.
 CODE = """
 import sys, time
@@ -41,8 +40,9 @@ def trained(tmp_path_factory):
 
 def killed(arguments, when):
     """Start a command and kill it as soon as `when()` says so."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}  # with what the tests' own folder of trust is
     started = subprocess.Popen(
-        [sys.executable, "-c", CODE, *arguments], cwd=ROOT, env=ENVIRONMENT, stderr=subprocess.DEVNULL
+        [sys.executable, "-c", CODE, *arguments], cwd=ROOT, env=environment, stderr=subprocess.DEVNULL
     )
     deadline = time.monotonic() + 120
     while not when():
