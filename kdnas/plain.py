@@ -27,6 +27,15 @@ def printable(text: str, *, lines: bool = False) -> str:
     return _OBEYED.sub(lambda m: m[0] if m[0] in kept_apart else m[0].encode("unicode_escape").decode(), text)
 
 
+def printable_content(value: Any) -> Any:
+    """Plain JSON or TOML content with `printable` texts and keys."""
+    if isinstance(value, dict):
+        return {printable(name): printable_content(entry) for name, entry in value.items()}
+    if isinstance(value, list):
+        return [printable_content(entry) for entry in value]
+    return printable(value) if isinstance(value, str) else value
+
+
 def show(text: object, stream: TextIO | None = None) -> None:
     """Print a text, its control characters as escapes; everything that kdnas prints goes through here.
 

@@ -11,6 +11,9 @@ from typing import Any, ClassVar, Self, final
 
 from kdnas.architecture import Architecture, Choice, Value
 from kdnas.specs import Spec, nearest, resolve, spec
+from kdnas.values import Depth as Depth
+from kdnas.values import DepthOptions as DepthOptions
+from kdnas.values import Depths as Depths
 from kdnas.values import Factor as Factor
 from kdnas.values import Kernel as Kernel
 from kdnas.values import KernelOptions as KernelOptions

@@ -12,7 +12,7 @@ from typing import Any
 import cattrs
 from cattrs.gen import make_dict_structure_fn, make_dict_unstructure_fn
 
-from kdnas.plain import printable
+from kdnas.plain import printable_content
 from kdnas.space import SearchSpace
 from kdnas.specs import Spec, algorithms, nearest, resolve
 from kdnas.trust import admit, trusting
@@ -92,22 +92,20 @@ def _toml(path: Path) -> dict[str, Any]:
         text = path.read_bytes().decode("utf-8")
         if _LONG_KEY.search(text):
             raise ValueError("a key has more than 16 parts")
-        return _bounded(tomllib.loads(text))
+        content = tomllib.loads(text)
+        if _depth(content) > _DEEPEST:
+            raise RecursionError
+        return printable_content(content)
     except UnicodeDecodeError as error:
         raise ValueError(f"it is not UTF-8 at byte {error.start}") from None
     except RecursionError:
         raise ValueError(f"it is nested more than {_DEEPEST} deep") from None
 
 
-def _bounded(value: Any, depth: int = 0) -> Any:
-    """The value with `printable` texts; a ValueError where it is nested too deeply."""
-    if depth > _DEEPEST:
-        raise ValueError(f"it is nested more than {_DEEPEST} deep")
-    if isinstance(value, dict):
-        return {printable(name): _bounded(entry, depth + 1) for name, entry in value.items()}
-    if isinstance(value, list):
-        return [_bounded(entry, depth + 1) for entry in value]
-    return printable(value) if isinstance(value, str) else value
+def _depth(value: Any) -> int:
+    """Levels of lists and tables."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return max(map(_depth, inner), default=0) + 1
 
 
 def space_from_table(content: Mapping[str, Any]) -> SearchSpace:

@@ -92,6 +92,22 @@ def admit(content: Any, where: object, advice: str = "") -> None:
         raise Untrusted(where, unknown, advice)
 
 
+def check_links(folder: Path) -> None:
+    """Refuse a folder with a link that leads out of it, which would be written through; not inside `trusting(True)`.
+
+    Raises:
+        ValueError: with the link's name.
+    """
+    whole = folder.resolve()
+    for root, folders, files in os.walk(folder) if not _TRUSTS.get() else ():
+        for path in (Path(root, name) for name in (*folders, *files)):
+            if path.is_symlink() and not path.resolve().is_relative_to(whole):
+                raise ValueError(
+                    f"{printable(str(path))} is a link that leads out of its folder. Copy what it leads to, or add "
+                    "--trust if the link is yours (trust=True)."
+                )
+
+
 def remember(content: Any) -> None:
     """Admit the foreign specs of content from now on, in later processes of this user too.
 

@@ -115,6 +115,13 @@ Sizes = Annotated[tuple[int, ...], Range(least=1, most=_MOST_SIZE)]
 """Counts, one for each of several places."""
 SizeOptions = Annotated[tuple[int, ...], Range(least=1, most=_MOST_SIZE, ascending=True)]
 """Options of a choice that are counts."""
+_MOST_DEPTH = 1000
+Depth = Annotated[int, Range(least=1, most=_MOST_DEPTH)]
+"""A number of layers, blocks or stages."""
+Depths = Annotated[tuple[int, ...], Range(least=0, most=_MOST_DEPTH)]
+"""Numbers of layers, one for each of several places; some may be 0."""
+DepthOptions = Annotated[tuple[int, ...], Range(least=1, most=_MOST_DEPTH, ascending=True)]
+"""Options of a choice that are numbers of layers."""
 Kernel = Annotated[int, Range(least=1, most=_MOST_SIZE, odd=True)]
 """The height and width of a kernel; odd, so that padding keeps the resolution."""
 KernelOptions = Annotated[tuple[int, ...], Range(least=1, most=_MOST_SIZE, odd=True, ascending=True)]

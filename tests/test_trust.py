@@ -1,24 +1,33 @@
 """No file chooses code: what a run, a student or a table may name, and what kdnas remembers."""
 
+import contextlib
 import copy
 import json
+import logging
 import os
 import random
 import shutil
 import subprocess
 import sys
+import time
+import warnings
+import zipfile
 from pathlib import Path
 
 import pytest
+from torch import nn
 
 from kdnas import trust
 from kdnas.cli.commands import main
+from kdnas.data.cifar import cifar10
 from kdnas.data.load import load_data
 from kdnas.jobs._run import Run
+from kdnas.plain import show, show_everything
 from kdnas.runs.folder import RunFolder
 from kdnas.specs import algorithms, spec
 from kdnas.students.load import load_student
 from kdnas.tables import load_space, space_from_table, table_of
+from kdnas.teachers.weights import load_weights
 from kdnas.trust import Untrusted, admit, foreign_specs, is_own, remember, trusting
 from tests.spaces.own_space import Own
 
@@ -309,3 +318,107 @@ def test_a_module_that_the_command_line_names_is_found_where_the_user_stands(tmp
         capsys, "run", "--data", "mymodels_here:make", "--space", "toy", "--out", tmp_path / "out"
     )
     assert sys.path[-1] == str(tmp_path)
+
+
+def test_links_out_of_a_run_are_refused_and_nothing_is_written_through(stored, tmp_path, capsys):
+    outside = tmp_path / "outside.txt"
+    outside.write_text("mine\n")
+    (stored / "ranking.jsonl").unlink()
+    (stored / "ranking.jsonl").symlink_to(outside)
+    for command in (["search", stored, "--num-evaluations", "3"], ["export", stored]):
+        assert "ranking.jsonl is a link that leads out of its folder" in refusal(capsys, *command)
+    (stored / "ranking.jsonl").unlink()
+    shutil.move(stored / "students", tmp_path / "elsewhere")
+    (stored / "students").symlink_to(tmp_path / "elsewhere")
+    assert "students is a link" in refusal(capsys, "export", stored)
+    assert outside.read_text() == "mine\n"
+    with trusting(True):
+        RunFolder(stored)
+    (stored / "students").unlink()
+    (stored / "inside").symlink_to("run.json")
+    RunFolder(stored)
+
+
+HOSTILE = "x\x1b]0;title\x07\x9b2J\u202e\u2066\nnext: rm -rf"
+
+
+def test_no_control_character_of_a_run_reaches_the_terminal(stored, capsys):
+    for name in ("run.json", "results.json", "students/student/student.json"):
+        content = json.loads((stored / name).read_text())
+        for where in places(content):
+            if "make" not in where and "family" not in where:
+                content = replaced(content, where, HOSTILE)
+        (stored / name).write_text(json.dumps(content, ensure_ascii=name == "run.json"))
+    lines = [json.loads(line) for line in (stored / "ranking.jsonl").read_text().splitlines()]
+    (stored / "ranking.jsonl").write_text("".join(json.dumps(line | {"code": HOSTILE}) + "\n" for line in lines))
+    for command in (["report"], ["export"], ["search"], ["why"], ["retrain"]):
+        folder = stored / "students" / "student" if command == ["retrain"] else stored
+        arguments = [*command, str(folder), *([HOSTILE] if command == ["why"] else [])]
+        with contextlib.suppress(SystemExit):
+            main(arguments)
+        captured = capsys.readouterr()
+        for text in (captured.out, captured.err):
+            assert not any(c in text for c in HOSTILE if not c.isprintable() and c != "\n"), command
+            assert not any(line.startswith("next: rm") for line in text.splitlines()), command
+
+
+def test_the_handler_the_table_and_a_traceback_print_escapes(capsys):
+    logging.getLogger("kdnas").warning(f"class {HOSTILE}")
+    show(HOSTILE)
+    before = sys.excepthook, warnings.showwarning
+    try:
+        show_everything()
+        sys.excepthook(ValueError, ValueError(HOSTILE), None)
+        warnings.showwarning(HOSTILE, UserWarning, "file", 1)
+    finally:
+        sys.excepthook, warnings.showwarning = before
+    captured = capsys.readouterr()
+    for text in (captured.out, captured.err):
+        assert "x" in text and all(c.isprintable() or c == "\n" for c in text)
+
+
+def test_what_grows_in_memory_is_refused_before_it_does(tmp_path, stored):
+    weights = tmp_path / "bomb.pth"
+    with zipfile.ZipFile(weights, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", bytes(2**24))
+    with pytest.raises(ValueError, match="bytes of memory"):
+        load_weights(nn.Linear(1, 1), weights)
+    bomb = tmp_path / "bomb.npz"
+    with zipfile.ZipFile(bomb, "w") as archive:
+        archive.writestr("train_jpeg.npy", b"")
+        archive.infolist()[0].file_size = 2**40
+    with pytest.raises(ValueError, match="bytes, more than"):
+        cifar10(str(bomb))
+    path = stored / "students" / "place-2" / "student.json"
+    content = json.loads(path.read_text())
+    wide = replaced(content, ("blueprint", "stem", "arguments", "outputs"), 2**30)
+    path.write_text(json.dumps(wide))
+    with pytest.raises(ValueError, match=r"numbers, and weights\.safetensors is smaller"):
+        load_student(path.parent)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "x = " + "[" * 100_000,
+        "x = " + "{a = " * 100_000,
+        ".".join("a" * 50_000) + " = 1",
+        "[" + ".".join("a" * 50_000) + "]",
+        ".".join(["'a b'"] * 50_000) + " = 1",
+        'family = "toy"\nwidths = [4, 8]\nnum_stages = 100000',
+        'family = "toy"\nwidths = [4, 100000000000000000000]',
+        'family = "toy"\nx = ' + "[" * 70 + "]" * 70,
+        "family = '\udcff'",
+    ],
+    ids=range(9),
+)
+def test_a_table_costs_no_more_than_a_table(tmp_path, text):
+    path = tmp_path / "mine.toml"
+    path.write_text(text, encoding="utf-8", errors="surrogateescape")
+    began = time.perf_counter()
+    with pytest.raises(ValueError) as error:
+        load_space(path)
+    assert time.perf_counter() - began < 10 and len(str(error.value)) < 500
+    path.write_bytes(b"#" * (2**22 + 1))
+    with pytest.raises(ValueError, match="larger than 4 MiB"):
+        load_space(path)

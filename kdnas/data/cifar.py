@@ -15,6 +15,8 @@ from torch import Tensor
 from kdnas.data.base import Data, TensorImages
 from kdnas.randomness import torch_rng
 
+_MOST_BYTES = 2**31  # of a packed file's arrays; those of the data set have 0.2 GB
+
 
 def cifar10(path: str, search: int = 5000, size: int = 32) -> Data:
     """CIFAR-10 from the binary files `data_batch_1.bin` ... `test_batch.bin`, or one `.npz` of JPEG bytes.
@@ -90,14 +92,23 @@ def _records(path: Path, length: int) -> np.ndarray:
 def _packed(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     images, labels = {}, {}
     try:
+        with zipfile.ZipFile(path) as archive:
+            size = sum(entry.file_size for entry in archive.infolist())
+        if size > _MOST_BYTES:
+            raise ValueError(f"it takes {size:,} bytes, more than {_MOST_BYTES:,}")
         with np.load(path, allow_pickle=False) as arrays:
             for part in ("train", "test"):
                 data, offsets = arrays[f"{part}_jpeg"].tobytes(), arrays[f"{part}_offsets"].astype(int)
-                pictures = [
-                    np.asarray(Image.open(io.BytesIO(data[a:b])).convert("RGB")) for a, b in itertools.pairwise(offsets)
-                ]
+                pictures = [_picture(data[a:b]) for a, b in itertools.pairwise(offsets)]
                 images[part] = torch.from_numpy(np.stack(pictures).transpose(0, 3, 1, 2).copy())
                 labels[part] = torch.from_numpy(arrays[f"{part}_labels"].astype(np.int64))
-    except (KeyError, ValueError, OSError, zipfile.BadZipFile, zlib.error) as error:
+    except (KeyError, ValueError, OSError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{path} is not a packed CIFAR file: {error}.") from error
     return images, labels
+
+
+def _picture(content: bytes) -> np.ndarray:
+    with Image.open(io.BytesIO(content)) as picture:
+        if picture.size != (32, 32):
+            raise ValueError(f"an image has {picture.width} x {picture.height} pixels, not 32 x 32")
+        return np.asarray(picture.convert("RGB"))

@@ -27,6 +27,7 @@ from kdnas.teachers.base import Teacher
 from kdnas.teachers.combined import several_teachers
 from kdnas.teachers.zoo import load_weights, student_teacher
 from kdnas.training.loop import Training
+from kdnas.trust import trusting
 
 _log = logging.getLogger(__name__)
 _INSISTS: ContextVar[bool] = ContextVar("insists", default=False)
@@ -38,8 +39,10 @@ class Run:
 
     Args:
         folder: the run folder.
+        trust: build what it names, where that is not kdnas's own.
 
     Raises:
+        Untrusted: it names such code; see `kdnas.trust.admit`.
         ValueError: the folder is no run.
 
     Example:
@@ -48,8 +51,9 @@ class Run:
         ValueError: there is no run no/such/folder. Make one with `kdnas run` or `kdnas train`.
     """
 
-    def __init__(self, folder: str | Path) -> None:
-        self.storage = RunFolder(Path(folder))
+    def __init__(self, folder: str | Path, *, trust: bool = False) -> None:
+        with trusting(trust):
+            self.storage = RunFolder(Path(folder))
 
     @property
     def folder(self) -> Path:

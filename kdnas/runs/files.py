@@ -11,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, final
 
+from kdnas.plain import printable_content
 from kdnas.runs.lock import hold
 from kdnas.runs.schema import mismatch
 
@@ -64,7 +65,7 @@ def plain(text: str, most: int = 160) -> str:
 
 
 def parse_json(content: bytes, path: str | Path, advice: str, depth: int = MOST_DEPTH) -> Any:
-    """The value of a JSON text.
+    """The value of a JSON text; control characters in its texts become escapes, see `kdnas.plain.printable`.
 
     Args:
         content: the text in UTF-8.
@@ -78,15 +79,14 @@ def parse_json(content: bytes, path: str | Path, advice: str, depth: int = MOST_
     try:
         text = content.decode("utf-8")
         value = json.loads(text)
-        if "\\ud" in text.lower():  # halves of surrogate pairs have no UTF-8 form and cannot be printed
-            value = json.loads(json.dumps(value, ensure_ascii=False).encode("utf-8", "replace"))
     except RecursionError:
         raise Damaged(path, f"is nested more than {depth} deep", advice) from None
     except ValueError as error:
         raise Damaged(path, f"cannot be read ({plain(str(error), 100)})", advice) from error
     if text.count("[") + text.count("{") > depth and _depth(value) > depth:
         raise Damaged(path, f"is nested more than {depth} deep", advice)
-    return value
+    # Without escapes, a JSON text is as printable as its strings, apart from its own line ends.
+    return value if text.isascii() and "\\" not in text and "\x7f" not in text else printable_content(value)
 
 
 def read_json(path: Path, kind: Any, advice: str) -> Any:

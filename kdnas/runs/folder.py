@@ -9,6 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict, final
 
+from kdnas.plain import printable_content
 from kdnas.runs.entry import Entry
 from kdnas.runs.files import (
     FORMAT,
@@ -25,7 +26,7 @@ from kdnas.runs.files import (
 )
 from kdnas.runs.lock import Busy, hold, is_lock
 from kdnas.runs.schema import mismatch
-from kdnas.trust import admit, remember
+from kdnas.trust import admit, check_links, remember
 
 # The files of a run folder.
 MANIFEST, METRICS, RANKING, RESULTS = "run.json", "metrics.jsonl", "ranking.jsonl", "results.json"
@@ -152,6 +153,7 @@ class RunFolder:
         self.manifest = self.read(MANIFEST, _Manifest, _ELSEWHERE)
         if strict and builds:
             admit(self.manifest, self.path(MANIFEST))
+            check_links(self.folder)
 
     @classmethod
     def create(cls, folder: Path, job: Mapping[str, Any], seed: int) -> "RunFolder":
@@ -173,7 +175,7 @@ class RunFolder:
         hold(folder, inside=True)
         if (folder / MANIFEST).exists():
             run = cls(folder)
-            differences = list(_differences(run.manifest["job"], dict(job)))
+            differences = list(_differences(run.manifest["job"], printable_content(dict(job))))
             if not differences:
                 return run
             if not run.is_blank:

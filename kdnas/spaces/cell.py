@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import final
 
 from kdnas.architecture import Architecture, Choice
-from kdnas.space import Layer, SearchSpace, Size, Sizes, layer
+from kdnas.space import Depth, Layer, SearchSpace, Sizes, layer
 from kdnas.specs import nearest
 
 _OPERATIONS = ("none", "skip_connect", "avg_pool_3x3", "nor_conv_1x1", "nor_conv_3x3")
@@ -42,7 +42,7 @@ class Cell(SearchSpace):
     """
 
     widths: Sizes = (16, 32, 64)
-    num_cells: Size = 5
+    num_cells: Depth = 5
     operations: tuple[str, ...] = _OPERATIONS
 
     def __post_init__(self) -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self, final
 
 from kdnas.architecture import Architecture, Choice, Value
-from kdnas.space import Layer, Range, SearchSpace, SizeOptions, layer
+from kdnas.space import DepthOptions, Layer, Range, SearchSpace, layer
 
 CLASSES, CHANNELS = "classes", "channels"
 UNIT = 8  # inner widths of a transformer other than the source's are multiples of it
@@ -62,7 +62,7 @@ class PartStage:
     """
 
     parts: tuple[Part, ...]
-    depths: SizeOptions
+    depths: DepthOptions
 
 
 @final

@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, NamedTuple, final
+from typing import NamedTuple, final
 
 from kdnas.architecture import Architecture, Choice, Value
-from kdnas.space import Layer, Range, SearchSpace, Size, Sizes, layer
+from kdnas.space import Depths, Layer, SearchSpace, Size, Sizes, layer
 
 _IDENTITY = "identity"
 _OPERATIONS = (_IDENTITY, "max_pool_3x3", "average_pool_3x3", "separable_3x3", "separable_5x5", "conv_3x3", "conv_5x5")
@@ -55,7 +55,7 @@ class Enlarged(SearchSpace):
     stem_width: Size = 16
     widths: Sizes = (16, 32, 64)
     depths: Sizes = (5, 5, 5)
-    added: Annotated[tuple[int, ...], Range(least=0)] = (2, 2, 2)
+    added: Depths = (2, 2, 2)
     operations: tuple[str, ...] = _OPERATIONS
 
     def __post_init__(self) -> None:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, final
 from kdnas.architecture import Architecture, Choice, Value
 from kdnas.space import (
     Blueprint,
+    DepthOptions,
     Kernel,
     KernelOptions,
     Layer,
@@ -68,7 +69,7 @@ class Stage:
     """
 
     width: SizeOptions
-    depth: SizeOptions = (1,)
+    depth: DepthOptions = (1,)
     kernel: KernelOptions = (3,)
     expansion: SizeOptions = (6,)
     stride: Size = 1

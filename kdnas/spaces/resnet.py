@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import TypeVar, final
 
 from kdnas.architecture import Architecture, Choice
-from kdnas.space import Kernel, Layer, Ratios, SearchSpace, Size, SizeOptions, layer
+from kdnas.space import DepthOptions, Kernel, Layer, Ratios, SearchSpace, Size, SizeOptions, layer
 
 _BLOCKS = {"basic": "BasicBlock", "bottleneck": "Bottleneck"}
 _Option = TypeVar("_Option", int, float)
@@ -23,7 +23,7 @@ class ResNetStage:
     """
 
     widths: SizeOptions
-    depths: SizeOptions
+    depths: DepthOptions
     ratios: Ratios = (1.0,)
     stride: Size = 1
 

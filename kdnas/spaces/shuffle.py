@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import final
 
 from kdnas.architecture import Architecture, Choice
-from kdnas.space import KernelOptions, Layer, Rate, SearchSpace, Size, SizeOptions, layer
+from kdnas.space import Depth, KernelOptions, Layer, Rate, SearchSpace, Size, SizeOptions, layer
 
 _XCEPTION = "xception"
 
@@ -20,7 +20,7 @@ class ShuffleStage:
     """
 
     width: Size
-    depth: Size
+    depth: Depth
 
 
 @final

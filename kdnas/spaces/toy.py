@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import final
 
 from kdnas.architecture import Architecture, Choice
-from kdnas.space import Layer, SearchSpace, Size, SizeOptions, layer
+from kdnas.space import Depth, DepthOptions, Layer, SearchSpace, SizeOptions, layer
 
 
 @final
@@ -19,8 +19,8 @@ class Toy(SearchSpace):
     """
 
     widths: SizeOptions = (4, 8)
-    depths: SizeOptions = (1, 2)
-    num_stages: Size = 2
+    depths: DepthOptions = (1, 2)
+    num_stages: Depth = 2
     resolutions: SizeOptions = (8,)
 
     @property

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Annotated, final
 
 from kdnas.architecture import Architecture, Choice
-from kdnas.space import Factor, Layer, Range, Rate, Ratios, SearchSpace, Size, SizeOptions, layer
+from kdnas.space import DepthOptions, Factor, Layer, Range, Rate, Ratios, SearchSpace, Size, SizeOptions, layer
 
 
 @final
@@ -40,7 +40,7 @@ class ViT(SearchSpace):
 
     patch: Size = 16
     widths: SizeOptions = (192, 216, 240)
-    depths: SizeOptions = (12, 13, 14)
+    depths: DepthOptions = (12, 13, 14)
     heads: SizeOptions = (3, 4)
     ratios: Ratios = (3.5, 4.0)
     head_width: Size = 64

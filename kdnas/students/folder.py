@@ -93,6 +93,10 @@ def read_student(folder: str | Path) -> tuple[Network, Card]:
         card = Card.from_json(content)
         check_modules(card.blueprint)
         with torch.random.fork_rng(devices=[]):
+            with torch.device("meta"):  # takes no memory, whatever the card says
+                numbers = sum(tensor.numel() for tensor in Network(card.blueprint).state_dict().values())
+            if numbers > (current / WEIGHTS).stat().st_size:
+                raise ValueError(f"its network has {numbers:,} numbers, and {WEIGHTS} is smaller")
             network = Network(card.blueprint)
     except Untrusted:
         raise

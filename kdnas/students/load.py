@@ -9,6 +9,7 @@ from kdnas.blocks.basic import resize
 from kdnas.data.base import normalise
 from kdnas.network import Network
 from kdnas.students.folder import Card, read_student
+from kdnas.trust import trusting
 
 
 @final
@@ -37,13 +38,15 @@ class Student(nn.Module):
         return logits
 
 
-def load_student(folder: str | Path) -> Student:
+def load_student(folder: str | Path, *, trust: bool = False) -> Student:
     """The student of a folder, in evaluation mode; its `student.py` is not executed.
 
     Args:
         folder: as `kdnas export` and `kdnas retrain` write it.
+        trust: build layers that are not kdnas's own.
 
     Raises:
+        Untrusted: its card names such layers; see `kdnas.trust.admit`.
         ValueError: a file is missing, damaged, or belongs to another student.
 
     Example:
@@ -51,4 +54,5 @@ def load_student(folder: str | Path) -> Student:
         Traceback (most recent call last):
         ValueError: there is no student no/such/folder. Write one with `kdnas export`.
     """
-    return Student(*read_student(folder)).eval()
+    with trusting(trust):
+        return Student(*read_student(folder)).eval()

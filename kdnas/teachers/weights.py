@@ -87,6 +87,7 @@ def _read(path: Path) -> Any:
             f"{path} is a TorchScript program, which holds code. Save the weights alone: "
             "torch.save(torch.jit.load(PATH).state_dict(), NEW_PATH)."
         )
+    _check_size(path)
     try:
         with torch.serialization.safe_globals(_HARMLESS):
             return torch.load(path, map_location="cpu", weights_only=True)
@@ -103,6 +104,17 @@ def _read(path: Path) -> Any:
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         reason = str(error).partition("\n")[0][:200] or "it is empty"
         raise ValueError(f"{path} is damaged or cut short ({reason}). Write or download it again.") from error
+
+
+def _check_size(path: Path) -> None:
+    """Refuse a compressed file: torch.save compresses nothing, and what grows a thousandfold fills the memory."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            size = sum(entry.file_size for entry in archive.infolist())
+        if size > 2 * path.stat().st_size + 2**20:
+            raise ValueError(
+                f"{path} would take {size:,} bytes of memory, more than its own. Write it with torch.save."
+            )
 
 
 def _is_script(path: Path) -> bool:

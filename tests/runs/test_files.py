@@ -94,7 +94,7 @@ ADVICE = "Write it again."
         (b'{"a": "1"}', "its 'a' must be a whole number, got '1'"),
         (b'{"a": 1, "format": "x"}', "its 'format' must be a whole number"),
         (b'{"a": "' + b"x" * 10_000 + b'"}', "its 'a' must be a whole number"),
-        (b'{"a": "\\u001b[31m"}', r"its 'a' must be a whole number, got '\x1b"),
+        (b'{"a": "\\u001b[31m"}', r"its 'a' must be a whole number, got '\\x1b"),
     ],
 )
 def test_a_damaged_file_is_refused_in_one_short_sentence(tmp_path, content, reason):
@@ -120,9 +120,9 @@ def test_a_pipe_is_not_opened(tmp_path):
         read_json(tmp_path / "a.json", dict, ADVICE)
 
 
-def test_what_is_written_carries_its_format_and_half_a_surrogate_pair_is_read_as_a_question_mark(tmp_path):
+def test_what_is_written_carries_its_format_and_half_a_surrogate_pair_is_read_as_an_escape(tmp_path):
     write_json(tmp_path / "a.json", {"a": "\ud800b"})
-    assert read_json(tmp_path / "a.json", dict, ADVICE) == {"format": FORMAT, "a": "?b"}
+    assert read_json(tmp_path / "a.json", dict, ADVICE) == {"format": FORMAT, "a": "\\ud800b"}
 
 
 def test_a_key_that_an_object_lacks_is_a_damage_of_its_file(tmp_path):
