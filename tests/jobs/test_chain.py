@@ -407,7 +407,7 @@ def test_a_student_from_elsewhere_runs_no_code_of_its_own(tmp_path, searched, ca
     (tmp_path / "taken" / "student.json").write_text(json.dumps(card))
     with pytest.raises(SystemExit):
         main(["retrain", str(tmp_path / "taken")])
-    assert "only kdnas's own makers are trusted" in capsys.readouterr().err
+    assert "none of kdnas's algorithms: subprocess:call" in capsys.readouterr().err
     assert not (tmp_path / "ran").exists()
 
 
