@@ -2,8 +2,10 @@
 
 from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, NamedTuple, final
 
+import torch
 from torch import Tensor
 
 
@@ -62,7 +64,7 @@ class Outputs(NamedTuple):
                 yield from ((f"{kind}[{i}]", x) for i, x in enumerate(getattr(self, kind)))
 
     def check(self, network: str) -> None:
-        """Raise a ValueError unless the fields are tensors, and tuples of tensors.
+        """Raise a ValueError unless the fields are dense tensors of their shapes, and tuples of them.
 
         Args:
             network: whose outputs they are, for the message: `student` or `teacher`.
@@ -74,12 +76,29 @@ class Outputs(NamedTuple):
                     f"`{kind}` of the {network} must be a tuple with one tensor per stage, got a single tensor of "
                     f"shape {tuple(maps.shape)}. Pass a tuple of one: (x,)."
                 )
+            if not isinstance(maps, tuple | list):
+                raise ValueError(f"`{kind}` of the {network} must be a tuple of tensors, got {type(maps).__name__}.")
         for name, x in (*self.select(("logits", "features", "attentions")), ("images", self.images)):
             if x is None and name == "images":
                 continue
-            if not isinstance(x, Tensor) or not x.is_floating_point():
-                kind = f"a tensor of {x.dtype}" if isinstance(x, Tensor) else type(x).__name__
-                raise ValueError(f"`{name}` of the {network} must be a tensor of floating-point numbers, got {kind}.")
+            if not isinstance(x, Tensor) or not x.is_floating_point() or x.layout is not torch.strided:
+                kind = f"a tensor of {x.dtype}, {x.layout}" if isinstance(x, Tensor) else type(x).__name__
+                raise ValueError(
+                    f"`{name}` of the {network} must be a dense tensor of floating-point numbers, got {kind}."
+                )
+            if name.startswith("features") and not 2 <= x.dim() <= 4:
+                raise ValueError(
+                    f"`{name}` of the {network} must be [batch, channels, height, width], [batch, tokens, channels] or "
+                    f"[batch, channels], got shape {tuple(x.shape)}."
+                )
+            if name.startswith("attentions") and (x.dim() != 4 or x.shape[2] != x.shape[3]):
+                raise ValueError(
+                    f"`{name}` of the {network} must be [batch, heads, tokens, tokens], got shape {tuple(x.shape)}."
+                )
+        for member in self.members:
+            if not isinstance(member, Outputs):
+                raise ValueError(f"`members` of the {network} must be Outputs, got {type(member).__name__}.")
+            member.check(f"{network}'s member")
 
     def detach(self) -> "Outputs":
         """The same values, detached from the autograd graph."""
@@ -106,11 +125,26 @@ class Moment:
         remaining: the student's remaining layers: `remaining(stage, map)` gives the logits that the layers after a
             stage give for this map. Losses get it in the stages of their schedule that ask for it (`Stage.through`).
         ids: `[batch]`, the samples' indices in the train part; None outside a training.
+
+    Raises:
+        ValueError: a progress outside of [0, 1], or ids that are not whole numbers of at least 0, one per sample.
     """
 
     progress: float = 0.0
     remaining: Callable[[int, Tensor], Tensor] | None = None
     ids: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.progress, Real) or not 0 <= self.progress <= 1:
+            raise ValueError(f"`progress` of a Moment must be a number in [0, 1], got {self.progress!r}.")
+        ids = self.ids
+        if ids is None:
+            return
+        if not isinstance(ids, Tensor) or ids.dim() != 1 or ids.is_floating_point() or ids.dtype == torch.bool:
+            kind = f"{tuple(ids.shape)} of {ids.dtype}" if isinstance(ids, Tensor) else type(ids).__name__
+            raise ValueError(f"`ids` of a Moment must be whole numbers [batch], got {kind}.")
+        if len(ids) and int(ids.min()) < 0:
+            raise ValueError(f"`ids` of a Moment must be at least 0, got {int(ids.min())}.")
 
 
 START = Moment()

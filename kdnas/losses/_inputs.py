@@ -6,7 +6,7 @@ from collections.abc import Container, Iterable, Mapping
 import torch
 from torch import Tensor
 
-from kdnas.outputs import Outputs
+from kdnas.outputs import Moment, Outputs
 
 IGNORED = -100
 """The label that leaves a sample or a position out."""
@@ -61,11 +61,11 @@ def check_logits(loss: str, logits: Mapping[str, Tensor], *, dense: bool) -> Non
     raise ValueError(f"{loss} needs logits {shapes}, got {values}. {hint}")
 
 
-def check_same_classes(loss: str, student: Tensor, teacher: Tensor, *, dense: bool) -> None:
+def check_same_classes(loss: str, student: Tensor, teacher: Tensor, network: str, *, dense: bool) -> None:
     """Raise a ValueError unless two logits can be compared class by class: equal shapes, for `dense` equal classes."""
     if student.shape[1:2] != teacher.shape[1:2] or (not dense and student.shape[1:] != teacher.shape[1:]):
         raise ValueError(
-            f"{loss} compares logits class by class: the student's have shape {tuple(student.shape)}, the teacher's "
+            f"{loss} compares logits class by class: the student's have shape {tuple(student.shape)}, the {network}'s "
             f"{tuple(teacher.shape)}."
         )
 
@@ -119,6 +119,48 @@ def check_labels(loss: str, labels: object, logits: Tensor) -> Tensor:
                 f"that is left out, got {int(labels[wrong][0])}."
             )
     return labels
+
+
+def check_moment(loss: str, at: object, batch: int) -> None:
+    """Raise a ValueError unless `at` is a Moment, whose ids, if any, are one per sample."""
+    if not isinstance(at, Moment):
+        raise ValueError(f"`at` of {loss} must be a Moment, got {at!r}. Write kdnas.outputs.Moment(progress).")
+    if at.ids is not None and len(at.ids) != batch:
+        raise ValueError(f"`ids` of {loss} must be one per sample, got {len(at.ids)} for a batch of {batch}.")
+
+
+def widths_of(outputs: Outputs, kinds: Container[str]) -> dict[str, int]:
+    """Classes of the logits and channels of every feature among `kinds`, by name."""
+    return {
+        name: x.shape[-1] if x.dim() == 3 else x.shape[1]
+        for name, x in outputs.select(kinds)
+        if not name.startswith("attentions")
+    }
+
+
+def check_widths(
+    loss: str, network: str, widths: Mapping[str, int], prepared: Mapping[str, int], *, elastic: bool
+) -> None:
+    """Raise a ValueError unless the widths are those with which a loss was prepared.
+
+    Args:
+        loss: name of the loss, for messages.
+        network: `student` or `teacher`, for messages.
+        widths: those of this call.
+        prepared: those of `prepare`.
+        elastic: whether features may be narrower.
+    """
+    for name, expected in prepared.items():
+        width = widths.get(name)
+        narrower = elastic and name != "logits" and width is not None and width < expected
+        if width != expected and not narrower:
+            unit = "classes" if name == "logits" else "channels"
+            most = "at most " if elastic and name != "logits" else ""
+            value = "none" if width is None else str(width)
+            raise ValueError(
+                f"{loss} was prepared with {most}{expected} {unit} in the {network}'s {name}, got {value}. Call "
+                "loss.prepare(student, teacher) with outputs of these networks, of the largest subnet for a supernet."
+            )
 
 
 def all_finite(tensors: Iterable[Tensor]) -> bool:

@@ -15,7 +15,10 @@ from kdnas.losses._inputs import (
     check_agreement,
     check_labels,
     check_logits,
+    check_moment,
     check_same_classes,
+    check_widths,
+    widths_of,
 )
 from kdnas.losses._options import recorded
 from kdnas.losses.stage_pairs import Alignment, StagePairs
@@ -88,6 +91,7 @@ class Loss(nn.Module, abc.ABC):
     clipped: ClassVar[bool] = False
     discriminator_rates: ClassVar[Mapping[str, float]] = {}
     options: Mapping[str, Any]
+    _prepared: tuple[dict[str, int], dict[str, int]] | None = None
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -129,7 +133,9 @@ class Loss(nn.Module, abc.ABC):
         student, teacher = self._agreed(student, teacher)
         if any(not len(x) for _, x in student.select(self.needs)):
             raise ValueError(f"{type(self).__name__} is prepared with a batch of outputs, got an empty one.")
+        self._prepared = None
         self.build(student, teacher, elastic=elastic)
+        self._prepared = self._widths(student, teacher)
 
     def build(self, student: Outputs, teacher: Outputs, *, elastic: bool) -> None:
         """Build the learnable parts, if any; the outputs are checked, and float32 or float64.
@@ -173,7 +179,7 @@ class Loss(nn.Module, abc.ABC):
                 finite = torch.stack([x.isfinite().all() for x in tensors]).all()
                 value = self.compute(student, teacher, labels, at)
                 return value * torch.where(finite, 1.0, torch.nan)
-            self._check_parts(student)
+            self._check_call(student, teacher, at)
             student, teacher, labels, at = self._counted(student, teacher, self._labels(student, labels), at)
             if not all(x.numel() for _, x in student.select(self.needs)):
                 return connected_zero(*read)
@@ -244,6 +250,7 @@ class Loss(nn.Module, abc.ABC):
         if type(self).discriminate is Loss.discriminate:
             return None
         student, teacher = self._agreed(student, teacher)
+        self._check_call(student, teacher, at)
         with torch.autocast(student.logits.device.type, enabled=False):
             student, teacher, labels, at = self._counted(student.detach(), teacher, self._labels(student, labels), at)
             parts = [p for p in self.parameters() if p.requires_grad]
@@ -265,13 +272,28 @@ class Loss(nn.Module, abc.ABC):
             networks = sides if "logits" in self.needs else sides[:1]
             check_logits(name, {side: outputs.logits for side, outputs in networks}, dense=self.dense)
         if "logits" in self.needs and self.uses_teacher:
-            check_same_classes(name, student.logits, teacher.logits, dense=self.dense)
+            for outputs in (teacher, *teacher.members):
+                network = "teacher" if outputs is teacher else "teacher's member"
+                check_same_classes(name, student.logits, outputs.logits, network, dense=self.dense)
         tensors = [(f"the student's {field}", x) for field, x in student.select(self.needs)]
         for side, outputs in [("the teacher", teacher), *(("a member", o) for o in teacher.members)]:
             tensors += [(f"{side}'s {field}", x) for field, x in self._teachers(outputs)]
         check_agreement(name, tensors)
 
-    def _check_parts(self, student: Outputs) -> None:
+    def _widths(self, student: Outputs, teacher: Outputs) -> tuple[dict[str, int], dict[str, int]]:
+        theirs = self.teacher_needs or self.needs
+        return widths_of(student, self.needs), widths_of(teacher, theirs) if self.uses_teacher else {}
+
+    def _check_call(self, student: Outputs, teacher: Outputs, at: Moment) -> None:
+        """Raise a ValueError unless moment, parts and prepared widths suit the outputs."""
+        name = type(self).__name__
+        read = [x for _, x in student.select(self.needs)] or [student.logits]
+        check_moment(name, at, len(read[0]))
+        if self._prepared is not None:
+            for network, elastic, widths, prepared in zip(
+                ("student", "teacher"), (True, False), self._widths(student, teacher), self._prepared, strict=True
+            ):
+                check_widths(name, network, widths, prepared, elastic=elastic)
         kinds = {(p.dtype, p.device) for p in self.parameters()}
         ours = next(((x.dtype, x.device) for _, x in student.select(self.needs)), None)
         if kinds and ours and ours not in kinds:
@@ -294,6 +316,10 @@ class Loss(nn.Module, abc.ABC):
     def _labels(self, student: Outputs, labels: Tensor | None) -> Tensor:
         if "labels" in self.needs:
             return check_labels(type(self).__name__, labels, student.logits)
+        if labels is not None and not isinstance(labels, Tensor):
+            raise ValueError(
+                f"`labels` of {type(self).__name__} must be a tensor or None, got {type(labels).__name__}."
+            )
         return torch.zeros(0, dtype=torch.int64) if labels is None else labels
 
     def _counted(

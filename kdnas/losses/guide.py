@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kdnas.losses._inputs import check_labels
 from kdnas.losses.base import Loss
 from kdnas.losses.objective import Objective
 from kdnas.network import hooked
@@ -22,7 +23,8 @@ class Recorder(nn.Module):
     """Any module, with the outputs of some of its submodules as features.
 
     Args:
-        module: returns logits, or Outputs whose logits are used. Its weights stay its own.
+        module: returns logits, or an object whose attribute `logits` is used, such as Outputs or those of transformers.
+            Its weights stay its own.
         stages: names of submodules, shallow to deep, as in `module.named_modules()`; they return maps or tokens.
         attentions: names of attention modules: `nn.MultiheadAttention` (torchvision), timm's, or any that return maps
             `[batch, heads, tokens, tokens]`, alone or last in a tuple, as those of transformers do with
@@ -30,7 +32,7 @@ class Recorder(nn.Module):
             after its dropout, in training.
 
     Raises:
-        ValueError: a submodule does not exist; the nearest name is offered.
+        ValueError: something else than a module or names; a submodule does not exist: the nearest name is offered.
 
     Example:
         >>> import torch
@@ -41,6 +43,10 @@ class Recorder(nn.Module):
 
     def __init__(self, module: nn.Module, stages: Sequence[str], attentions: Sequence[str] = ()) -> None:
         super().__init__()
+        _check_module("module", module)
+        for option, names in (("stages", stages), ("attentions", attentions)):
+            if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+                raise ValueError(f"`{option}` must be a tuple of names of submodules, got {names!r}.")
         known = dict(module.named_modules())
         for name in (*stages, *attentions):
             if not name or name not in known:
@@ -66,7 +72,13 @@ class Recorder(nn.Module):
             logits = self.module(images)
         features = tuple(_tensor(name, values.get(known[name])) for name in self.stages)
         attentions = tuple(_tensor(name, maps.get(known[name])) for name in self.attentions)
-        return Outputs(logits.logits if isinstance(logits, Outputs) else logits, features, attentions, images)
+        logits = getattr(logits, "logits", logits)
+        if not isinstance(logits, Tensor):
+            raise ValueError(
+                f"the module must return logits, or an object with them as its attribute `logits`, got "
+                f"{type(logits).__name__}. Wrap it in a module that does."
+            )
+        return Outputs(logits, features, attentions, images)
 
     def gradients(self, images: Tensor, labels: Tensor) -> Outputs:
         """The logits, and as the only feature the gradient of each sample's cross-entropy with respect to its image.
@@ -77,10 +89,14 @@ class Recorder(nn.Module):
         Args:
             images: `[batch, channels, height, width]`.
             labels: `[batch]`.
+
+        Raises:
+            ValueError: labels that are no class numbers.
         """
         images = images.detach().requires_grad_()
         with torch.enable_grad():
             logits = self(images).logits
+            labels = check_labels("the gradients", labels, logits)
             total = F.cross_entropy(logits, labels, reduction="sum")  # samples do not see each other
             trained = any(p.requires_grad for p in self.parameters())
             (gradient,) = torch.autograd.grad(total, images, create_graph=trained)
@@ -120,6 +136,11 @@ def _enter_output(maps: dict[nn.Module, Any], module: nn.Module, _: Any, output:
     maps[module] = output[-1] if isinstance(output, tuple) else output
 
 
+def _check_module(option: str, module: object) -> None:
+    if not isinstance(module, nn.Module):
+        raise ValueError(f"`{option}` must be a torch.nn.Module, got {type(module).__name__}.")
+
+
 def _tensor(name: str, value: Any) -> Tensor:
     if not isinstance(value, Tensor):
         kind = "was not called" if value is None else f"returned a {type(value).__name__}, not a tensor"
@@ -146,6 +167,7 @@ class Guide(nn.Module):
 
     def __init__(self, terms: Sequence[tuple[float, Spec | Loss | str]], *, student: nn.Module, steps: int) -> None:
         super().__init__()
+        _check_module("student", student)
         if steps < 1:
             raise ValueError(f"`steps` must be at least 1, got {steps}.")
         self.objective, self.steps, self._student = Objective(terms), steps, [student]  # a list: no submodule

@@ -39,8 +39,8 @@ class Objective(nn.Module):
 
     def __init__(self, terms: Sequence[tuple[float, Spec | Loss | str]]) -> None:
         super().__init__()
-        if not terms:
-            raise ValueError("`terms` of an objective must not be empty; a term is (weight, loss).")
+        if not isinstance(terms, Sequence) or isinstance(terms, str) or not terms:
+            raise ValueError(f"`terms` of an objective must be at least one pair (weight, loss), got {terms!r}.")
         self.losses = nn.ModuleDict()
         weights = []
         for term in terms:

@@ -126,6 +126,68 @@ class LossInputContract:
                 _refuses(f"labels {wrong} are accepted", lambda wrong=wrong: loss(student, teacher, wrong))
             assert torch.equal(loss(student, teacher, labels.int()), loss(student, teacher, labels)), "int32 labels"
 
+    def test_fields_of_another_kind_or_shape_are_named(self) -> None:
+        student, teacher, labels = self._example()
+        loss = self._prepared(student, teacher)
+        first, *rest = student.features
+        square = student.attentions[0]
+        nothing: Any = None
+        numbers: Any = (1, 2)
+        faults: tuple[tuple[str, dict[str, Any]], ...] = (
+            ("sparse logits", {"logits": student.logits.to_sparse()}),
+            ("complex logits", {"logits": student.logits.to(torch.complex64)}),
+            ("features of None", {"features": nothing}),
+            ("a stage of None", {"features": (nothing, *rest)}),
+            ("a stage of one dimension", {"features": (first.flatten(1)[:, 0], *rest)}),
+            ("a stage of five dimensions", {"features": (first[..., None], *rest)}),
+            ("attention that is not square", {"attentions": (square[..., 1:],)}),
+            ("attention without heads", {"attentions": (square[:, 0],)}),
+            ("members that are no outputs", {"members": numbers}),
+        )
+        for fault, changes in faults:
+            s, t = student._replace(**changes), teacher._replace(**changes)
+            _refuses(f"{fault} is accepted", lambda s=s, t=t: loss(s, t, labels))
+        for wrong in (labels.tolist(), labels.numpy()):
+            _refuses(f"labels of {type(wrong)} are accepted", lambda wrong=wrong: loss(student, teacher, wrong))
+
+    def test_a_moment_of_another_kind_or_batch_is_refused(self) -> None:
+        student, teacher, labels = self._example()
+        loss = self._prepared(student, teacher)
+        others: tuple[Any, ...] = (None, 0.5, Moment(ids=torch.arange(len(labels) + 1)))
+        for at in others:
+            _refuses(f"{at} is accepted as the moment", lambda at=at: loss(student, teacher, labels, at))
+            if loss.adversary(student, teacher, labels) is not None:
+                _refuses(f"{at} is accepted as the moment", lambda at=at: loss.adversary(student, teacher, labels, at))
+
+    def test_other_widths_than_those_of_prepare_are_refused(self) -> None:
+        student, teacher, labels = self._example()
+        loss = self._prepared(student, teacher)
+
+        def wide(outputs: Outputs) -> Outputs:
+            return outputs._replace(features=tuple(torch.cat([f, f], 1) for f in outputs.features))
+
+        def rich(outputs: Outputs) -> Outputs:
+            return outputs._replace(logits=torch.cat([outputs.logits, outputs.logits], 1))
+
+        def short(outputs: Outputs) -> Outputs:
+            return outputs._replace(features=outputs.features[:-1])
+
+        theirs = (loss.teacher_needs or loss.needs) if loss.uses_teacher else ()
+        for name, kind, s, t in (
+            ("a wider teacher", theirs, student, wide(teacher)),
+            ("a teacher of fewer stages", theirs, student, short(teacher)),
+            ("a wider student", loss.needs, wide(student), teacher),
+            ("a student of fewer stages", loss.needs, short(student), teacher),
+        ):
+            if "features" in kind:
+                _refuses(f"{name} than in prepare is accepted", lambda s=s, t=t: loss(s, t, labels))
+        if "logits" in loss.needs:
+            _refuses("more classes are accepted", lambda: loss(rich(student), rich(teacher), labels))
+        with torch.random.fork_rng():
+            loss.prepare(rich(student), rich(teacher))
+        loss.mark_trained()
+        loss(rich(student), rich(teacher), labels)
+
     def test_logits_alone_will_do_where_nothing_else_is_read(self) -> None:
         student, teacher, labels = self._example()
         loss = self._prepared(student, teacher)

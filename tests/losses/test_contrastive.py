@@ -111,7 +111,7 @@ def test_both_heads_learn():
 def test_faults_are_named():
     with pytest.raises(ValueError, match="not prepared"):
         Contrastive()(STUDENT, TEACHER, LABELS)
-    with pytest.raises(ValueError, match="one index per sample, 4 samples got shape"):
+    with pytest.raises(ValueError, match="one per sample, got 3 for a batch of 4"):
         prepared()(STUDENT, TEACHER, LABELS, Moment(ids=torch.arange(3)))
     with pytest.raises(ValueError, match="`momentum` must be in"):
         Contrastive(momentum=1.0)

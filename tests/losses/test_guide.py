@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
@@ -111,6 +113,31 @@ def test_a_recorder_names_what_is_wrong():
         Recorder(Network(), ("unused",))(torch.randn(2, 3, 8, 8))
     with pytest.raises(ValueError, match="'attention' returned a tuple"):
         Recorder(Network(), ("attention",))(torch.randn(2, 3, 8, 8))
+    for wrong in ("first", (0,)):
+        with pytest.raises(ValueError, match="`stages` must be a tuple of names of submodules, got"):
+            Recorder(Network(), wrong)
+    with pytest.raises(ValueError, match=r"`module` must be a torch\.nn\.Module, got function"):
+        Recorder(lambda x: x, ("first",))
+    with pytest.raises(ValueError, match="`labels` of the gradients must be class numbers from 0 to 4"):
+        Recorder(Network(), ()).gradients(torch.randn(2, 3, 8, 8), torch.tensor([0, 9]))
+
+
+class Returning(nn.Module):
+    def __init__(self, form):
+        super().__init__()
+        self.part, self.form = nn.Flatten(), form
+
+    def forward(self, x):
+        return self.form(self.part(x))
+
+
+def test_a_recorder_takes_logits_alone_or_as_an_attribute():
+    images = torch.randn(2, 3, 1, 1)
+    for form in (lambda x: x, Outputs, lambda x: SimpleNamespace(logits=x)):
+        assert torch.equal(Recorder(Returning(form), ())(images).logits, images.flatten(1))
+    for form, name in ((lambda x: (x, x), "tuple"), (lambda x: {"logits": x}, "dict")):
+        with pytest.raises(ValueError, match=f"the module must return logits, .* got {name}"):
+            Recorder(Returning(form), ())(images)
 
 
 def test_preparation_stages_and_critics_run_by_themselves():

@@ -65,7 +65,7 @@ def test_every_loss_gets_the_progress_and_the_ids():
 
 
 def test_an_empty_objective_is_refused():
-    with pytest.raises(ValueError, match="`terms` of an objective must not be empty"):
+    with pytest.raises(ValueError, match="`terms` of an objective must be at least one pair"):
         Objective(())
 
 
@@ -172,7 +172,7 @@ def test_a_term_is_a_spec_a_loss_or_a_name_with_options():
 @pytest.mark.parametrize(
     "terms, sentence",
     [
-        ((), "must not be empty"),
+        ((), "must be at least one pair"),
         ((1.0, SoftTargets()), "must be a pair"),
         (((1.0, 2.0, SoftTargets()),), "must be a pair"),
         (((float("nan"), "soft_targets"),), "must be a finite number, got nan"),

@@ -134,5 +134,5 @@ def test_what_does_not_fit_is_refused():
         Oracle(share=1.1)
     with pytest.raises(ValueError, match="temperature"):
         Oracle(temperature=0.0)
-    with pytest.raises(ValueError, match="every member's logits"):
+    with pytest.raises(ValueError, match=r"teacher's member's \(4, 3\)"):
         Oracle()(STUDENT, Outputs(STUDENT.logits, members=(Outputs(wave(4, 3)),)), LABELS)

@@ -204,6 +204,12 @@ FAULTS = [
     ),
     ("test_what_is_missing_or_of_another_kind_is_named", variant(forward=unchecked)),
     ("test_what_is_missing_or_of_another_kind_is_named", variant(averaged, ("logits", "labels"), forward=quietly)),
+    ("test_fields_of_another_kind_or_shape_are_named", variant(forward=unchecked)),
+    ("test_a_moment_of_another_kind_or_batch_is_refused", variant(forward=unchecked)),
+    (
+        "test_other_widths_than_those_of_prepare_are_refused",
+        variant(prepare=lambda self, student, teacher, *, elastic=False: None),
+    ),
     ("test_logits_alone_will_do_where_nothing_else_is_read", variant(forward=unchecked)),
     ("test_options_out_of_range_are_refused", with_option(float, 1.0)),
     ("test_options_out_of_range_are_refused", with_option(float, 1.0, ranges={"size": "(0, inf)"})),

@@ -24,7 +24,8 @@ class ChannelWise(FeatureLoss):
     a supernet); or, with `maps="logits"`, dense logits of equal classes. Divisor: batch times channels; positions are
     summed. One position: 0. Adding a number to a channel changes nothing.
 
-    Default weight 10, with T = 1: mmrazor, for the feature maps of detectors (5 for the logits of segmentation).
+    Default weight 10, with T = 1: mmrazor, for the feature maps of detectors (5 for the logits of segmentation, the
+    authors' script there 3 with T = 4).
 
     Args:
         maps: `features`, or `logits` of dense prediction, where a channel is a class; default `features`.

@@ -27,7 +27,7 @@ class KnowledgeReview(FeatureLoss):
     maps from a 1x1 convolution $A_l$. With $u_l = g_l(x_l)$, a 3x3 convolution to the teacher's channels, and $P_k$
     average pooling to $k \times k$,
     $L = \sum_l w_l \frac{1}{\sum_i 2^{-i}} [\mathrm{MSE}(u_l, t_l) + \sum_{i=1}^{3} 2^{-i}\,\mathrm{MSE}(P_{k_i} u_l,
-    P_{k_i} t_l)]$ with $k = 4, 2, 1$, of which sides not below the map's are left out, in the sum of weights too.
+    P_{k_i} t_l)]$ with $k = 4, 2, 1$. Sides not below the map's are left out, and $i$ counts the rest.
 
     Shapes: student `[batch, student channels, h, w]`, teacher `[batch, teacher channels, h', w']`; a pair is
     average-pooled to the smaller height and width; tokens are laid out as a map. Pairs are fused in the order of the
@@ -35,10 +35,11 @@ class KnowledgeReview(FeatureLoss):
 
     Learnable parts: $r$, $A$, $g$, $r$ and $g$ with batch normalisation by the batch's own statistics.
 
-    Default weight 1: mdistiller, and the authors' on ImageNet (0.6 to 8 on CIFAR-100).
+    Default weight 1: mdistiller, and the authors' for ResNet-18 on ImageNet (8 for MobileNet; 0.6 to 8 on CIFAR-100).
 
     Args:
-        width: $m$, the channels of the fused maps, at least 1; default 256; the authors take 64 to 512.
+        width: $m$, the channels of the fused maps, at least 1; default 256; the authors take the student's deepest
+            channels, at most 512.
         taps: how stages are paired: `resolution` (default), `rdm`, `order` or explicit pairs, as in `StagePairs`.
         weights: one weight per pair; default None: 1 each.
 

@@ -33,7 +33,8 @@ class OneForAll(Loss):
     Learnable parts: the exits. Default weight 1, beside the labels at 1: the authors' code.
 
     Args:
-        gamma: $\gamma$, at least 1; default 1.5; the authors take 1 to 1.5 by pair of architectures.
+        gamma: $\gamma$, at least 1; default 1.5, the authors' for ImageNet; 1 is that of their code and
+            for CIFAR-100.
         temperature: $T$, above 0; default 1.
         width: channels of an exit's convolution, at least 1; default 128.
         stages: the student's stages with an exit, negative indices count from the end; default `all`.

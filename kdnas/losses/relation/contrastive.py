@@ -44,14 +44,15 @@ class Contrastive(Loss):
         seed: random seed of the negatives, which also depend on the training's progress; default 0.
 
     Raises:
-        ValueError: an option out of range, a loss that was not prepared, or ids that are not one per sample.
+        ValueError: an option out of range, or a loss that was not prepared.
 
     Reference: Tian, Krishnan, Isola, Contrastive Representation Distillation, ICLR 2020 (arXiv 1910.10699), equations
         17 to 19; HobbitLong/RepDistiller crd for $Z$, the memories and both directions.
     Differs: one set of negatives serves a batch, where the authors draw one per sample, a tensor of batch * 16384 *
         dims. A row of a memory starts as an embedding, not at random, and rows not seen yet are no negatives. $Z$ is
         what the authors measure in the first step, against random rows. The probability is formed in logarithms,
-        without their 1e-7. Negatives of the own class are not left out.
+        without their 1e-7. Negatives of the own class are not left out. The heads have no
+        bias.
     """
 
     needs: ClassVar[tuple[str, ...]] = ("features",)
@@ -99,8 +100,6 @@ class Contrastive(Loss):
             others = ~torch.eye(len(u), dtype=torch.bool, device=u.device)
             return self._estimate(u, v, v, others) + self._estimate(v, u, u, others)
         ids = at.ids.to(u.device)
-        if ids.shape != (len(u),):
-            raise ValueError(f"`at.ids` must be one index per sample, {len(u)} samples got shape {tuple(ids.shape)}.")
         self.students.admit(ids, u.detach())
         self.teachers.admit(ids, v.detach())
         negatives = self._negatives(at)
