@@ -1,6 +1,6 @@
 """The chain on scikit-learn's digits: a small elastic supernet under a ResNet teacher.
 
-kdnas demo --out runs/demo                 # the whole chain, about two minutes on two CPU cores
+kdnas demo --out runs/demo                 # the whole chain, two to three minutes on two CPU cores
 kdnas train demo --out runs/mine           # or phase by phase
 """
 

@@ -38,7 +38,7 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
-    "demo": Command(jobs.demo, lambda v: f"scikit-learn's digits into {v['out']} (about two minutes)"),
+    "demo": Command(jobs.demo, lambda v: f"scikit-learn's digits into {v['out']} (two to three minutes)"),
     "run": Command(jobs.run, texts.into("data")),
     "fit": Command(
         jobs.fit,

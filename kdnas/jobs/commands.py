@@ -78,7 +78,7 @@ def _computes(function: Callable[_P, _R]) -> Callable[_P, _R]:
 
 @_computes
 def demo(*, out: str | Path = Path("runs/demo"), device: str | None = None) -> Run:
-    """Run the whole chain on scikit-learn's digits, in about two minutes on two CPU cores.
+    """Run the whole chain on scikit-learn's digits, in two to three minutes on two CPU cores.
 
     Args:
         out: the run folder.
