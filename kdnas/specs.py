@@ -180,7 +180,8 @@ def _check_returns(path: str, target: Callable[..., Any], expect: type) -> None:
     if not isinstance(promised, type) or promised is inspect.Signature.empty:
         return
     if not issubclass(promised, expect) and not issubclass(expect, promised):
-        raise ValueError(f"{path} must return a {expect.__name__}, it returns a {promised.__name__}.")
+        advice = getattr(expect, "advice", "")
+        raise ValueError(f"{path} must return a {expect.__name__}, it returns a {promised.__name__}.{advice}")
 
 
 def _check_arguments(path: str, target: Callable[..., Any], arguments: Mapping[str, Any]) -> None:

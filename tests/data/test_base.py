@@ -344,7 +344,7 @@ def test_the_fingerprint_follows_every_image_label_and_class_name():
         ("tests", "Did you mean folder:tests"),
         ("digits:somewhere", "digits has no path"),
         ("digits,size=8", "no argument 'size'. It takes none"),
-        ("tests.toy:part", "needs the argument"),
+        ("tests.toy:part", "must return a Data, it returns a TensorImages"),
         ("tests.toy:cnn", "from_dataset"),
     ],
 )
