@@ -4,16 +4,20 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo test zoo check format lock clean
+.PHONY: demo test zoo fuzz check format lock clean
 demo: $(STAMP)
 	$(BIN)/kdnas demo --out runs/demo
 
 test: check
-	$(BIN)/python -m pytest tests -n auto --dist loadfile -m "not zoo"
+	$(BIN)/python -m pytest tests -n auto --dist loadfile -m "not zoo and not fuzz"
 
 # For who changes the conversion: many networks of timm, with random weights.
 zoo: $(STAMP)
 	$(BIN)/python -m pytest tests -n auto -m zoo
+
+# Random tables, stored files and command lines, with fixed seeds.
+fuzz: $(STAMP)
+	$(BIN)/python -m pytest tests -n auto -m fuzz
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .

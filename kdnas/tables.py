@@ -12,12 +12,13 @@ from typing import Any
 import cattrs
 from cattrs.gen import make_dict_structure_fn, make_dict_unstructure_fn
 
-from kdnas.plain import printable_content
+from kdnas.plain import printable, printable_content
 from kdnas.space import SearchSpace
 from kdnas.specs import Spec, algorithms, nearest, resolve
 from kdnas.trust import admit, trusting
-from kdnas.values import check_fields
+from kdnas.values import check_fields, shown
 
+_MOST = 5  # mistakes that a message names
 _DEEPEST = 64  # levels of lists and tables
 _LARGEST = 4 * 2**20  # bytes of a table; that of a converted network has some 100 thousand
 _LONG_KEY = re.compile(r"""(?<![\w\-"'.])(?:(?:[\w-]+|"[^"\n]*"|'[^'\n]*')[ \t]*\.[ \t]*){16}""")
@@ -133,7 +134,9 @@ def structure(content: Any, kind: Any) -> Any:
     try:
         return _converter().structure(content, kind)
     except cattrs.BaseValidationError as error:
-        raise ValueError("; ".join(_explain(error))) from error
+        sentences = _explain(error)
+        more = f"; and {len(sentences) - _MOST} more" if len(sentences) > _MOST else ""
+        raise ValueError("; ".join(sentences[:_MOST]) + more) from error
 
 
 def unstructure(value: Any) -> Any:
@@ -161,7 +164,7 @@ def _converter() -> cattrs.Converter:
             if kind is float and type(value) is int:
                 return float(value)
             if type(value) is not kind:
-                raise ValueError(f"must be {'an' if kind is int else 'a'} {kind.__name__}, got {value!r}")
+                raise ValueError(f"must be {'an' if kind is int else 'a'} {kind.__name__}, got {shown(value)}")
             return value
 
         return check
@@ -223,4 +226,4 @@ def _explain(error: BaseException, where: str = "") -> list[str]:
         return sentences
     if isinstance(error, KeyError):
         return [f"{where or 'table'} is missing"]
-    return [f"{where} {error}".strip()]
+    return [printable(f"{where} {error}".strip())[:200]]

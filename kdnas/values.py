@@ -56,7 +56,7 @@ class Range:
         """What the value must be and is not, such as "be at least 1, got 0"; empty where nothing is wrong."""
         numbers = value if isinstance(value, tuple | list) else (value,)
         if not all(isinstance(number, int | float) for number in numbers):
-            return f"be a number or a tuple of numbers, got {_shown(value)}"
+            return f"be a number or a tuple of numbers, got {shown(value)}"
         rules = {
             "not be empty": self.empty or bool(numbers),
             "be finite": all(_is_finite(n) for n in numbers),
@@ -68,7 +68,7 @@ class Range:
             "be ascending": not self.ascending or list(numbers) == sorted(set(numbers)),
         }
         broken = next((rule for rule, holds in rules.items() if not holds), "")
-        return broken and f"{broken}, got {_shown(value)}"
+        return broken and f"{broken}, got {shown(value)}"
 
 
 def _is_finite(number: float) -> bool:
@@ -87,8 +87,8 @@ class Time:
         """As `Range.problem`."""
         total = seconds(value)
         if total is None:
-            return f"be a number and s, m or h, such as 300s or 1h30m, got {_shown(value)}"
-        return "" if 0 < total < math.inf else f"be positive and finite, got {_shown(value)}"
+            return f"be a number and s, m or h, such as 300s or 1h30m, got {shown(value)}"
+        return "" if 0 < total < math.inf else f"be positive and finite, got {shown(value)}"
 
 
 def seconds(value: Any) -> float | None:
@@ -236,7 +236,7 @@ def problem(value: Any, kind: Any) -> str:
         return "" if "" in wrong else _of_union(value, inner, wrong)
     if origin is Literal:
         same = any(value == option and type(value) is type(option) for option in inner)
-        return "" if same else f"be one of {', '.join(map(str, inner))}, got {_shown(value)}"
+        return "" if same else f"be one of {', '.join(map(str, inner))}, got {shown(value)}"
     if origin is tuple:
         return _of_tuple(value, inner)
     word = _WORDS.get(kind)
@@ -245,9 +245,9 @@ def problem(value: Any, kind: Any) -> str:
     if kind is float and type(value) is int:
         kind = int
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        return f"be {word}, got {_shown(value)}"
+        return f"be {word}, got {shown(value)}"
     if kind in (int, float) and not _is_finite(value):
-        return f"be finite, got {_shown(value)}"
+        return f"be finite, got {shown(value)}"
     return ""
 
 
@@ -269,23 +269,24 @@ def _of_union(value: Any, kinds: tuple[Any, ...], wrong: list[str]) -> str:
             return words
     heads = dict.fromkeys(words.partition(", got")[0].removeprefix("be ") for words in wrong)
     heads.pop(_WORDS[NoneType], None)
-    return f"be {' or '.join(heads)}, got {_shown(value)}"
+    return f"be {' or '.join(heads)}, got {shown(value)}"
 
 
 def _of_tuple(value: Any, kinds: tuple[Any, ...]) -> str:
     if not isinstance(value, tuple | list):
-        return f"be a list, got {_shown(value)}"
+        return f"be a list, got {shown(value)}"
     if kinds and kinds[-1] is not ... and len(kinds) != len(value):
-        return f"have {len(kinds)} entries, got {_shown(value)}"
+        return f"have {len(kinds)} entries, got {shown(value)}"
     each = [kinds[0]] * len(value) if kinds and kinds[-1] is ... else kinds
     for entry, kind in zip(value, each, strict=False):
         wrong = problem(entry, kind)
         if wrong:
-            return f"{wrong} in {_shown(value)}"
+            return f"{wrong} in {shown(value)}"
     return ""
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A value for a message: at most 80 printable characters."""
     value = list(value) if isinstance(value, tuple) else value
     try:
         text = repr(value)
