@@ -1,5 +1,6 @@
 """Latency of networks on a device: a table of layers, each measured once, and their sum."""
 
+import hashlib
 import json
 import platform
 import statistics
@@ -58,6 +59,7 @@ class LatencyTable:
         base: float | None = None
         for row in rows:
             try:
+                row = _verified(row)
                 if "reference" in row:
                     there = {name: row[name] for name in here}
                     if there != here:
@@ -66,16 +68,18 @@ class LatencyTable:
                             f"this is {here['device']} with {here['threads']} threads. Search there, or begin another "
                             "run."
                         )
-                    base = float(row["reference"])
+                    base = _positive(row["reference"])
                 elif "scale" in row:
-                    self.scale = float(row["scale"])
+                    self.scale = _positive(row["scale"])
                 else:
-                    self.layers[row["layer"]] = float(row["seconds"])
-            except (KeyError, TypeError) as error:
-                raise ValueError(f"a row of the latency table is damaged ({error!r}): {row}. Remove it.") from error
+                    self.layers[row["layer"]] = _positive(row["seconds"])
+            except (KeyError, TypeError, OverflowError) as error:
+                raise ValueError(
+                    f"a row of the latency table is damaged ({error!r}): {str(row)[:200]}. Remove it."
+                ) from error
         if base is None:
             base = min(self._times(lambda: self._reference(self._input)))
-            write({"reference": base, **here})
+            self.write(_signed({"reference": base, **here}))
         self.base = base
 
     def seconds(self, blueprint: Blueprint) -> float:
@@ -88,7 +92,7 @@ class LatencyTable:
         if self.scale is None:
             ratios = [self.whole(blueprint) / self.seconds(blueprint) for blueprint in blueprints]
             self.scale = statistics.median(ratios)
-            self.write({"scale": self.scale, "ratios": ratios})
+            self.write(_signed({"scale": self.scale, "ratios": ratios}))
 
     def whole(self, blueprint: Blueprint) -> float:
         """Seconds of the whole network, measured now, relative to the reference as the table's layers are."""
@@ -102,7 +106,7 @@ class LatencyTable:
         key = json.dumps([layer.make.to_json(), shape])
         if key not in self.layers:
             self.layers[key] = self._measure(build(layer), shape)
-            self.write({"layer": key, "seconds": self.layers[key]})
+            self.write(_signed({"layer": key, "seconds": self.layers[key]}))
         return self.layers[key]
 
     def _measure(self, module: nn.Module, shape: tuple[int, ...]) -> float:
@@ -117,6 +121,25 @@ class LatencyTable:
     def _times(self, call: Callable[[], Any], repeats: int | None = None) -> list[float]:
         warm = _WARM if repeats is None else 0
         return timed(call, self.device, repeats or self.repeats, warm)
+
+
+def _positive(value: Any) -> float:
+    if not isinstance(value, int | float) or not 0 < value < float("inf"):
+        raise TypeError(f"must be a number above 0, got {value!r}")
+    return float(value)
+
+
+def _signed(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row with the checksum of its values."""
+    return {**row, "checksum": hashlib.blake2b(json.dumps(dict(row)).encode(), digest_size=8).hexdigest()}
+
+
+def _verified(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row without its checksum; one from before there were any has none."""
+    plain = {key: value for key, value in row.items() if key != "checksum"}
+    if "checksum" in row and _signed(plain) != row:
+        raise TypeError("its checksum is another than when it was written")
+    return plain
 
 
 def timed(call: Callable[[], Any], device: torch.device, repeats: int, warm: int = _WARM) -> list[float]:

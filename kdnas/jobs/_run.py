@@ -133,6 +133,12 @@ class Run:
         supernet = self.fresh_supernet()
         path = self.storage.path(CHECKPOINT)
         load_strictly(supernet, part_of(path, "training", "model"), str(path))
+        broken = [name for name, tensor in supernet.state_dict().items() if not torch.isfinite(tensor).all()]
+        if broken:
+            raise ValueError(
+                f"{path} holds {len(broken)} tensors that are not finite, such as {broken[0]}: the supernet's training "
+                "diverged. Train again with a lower learning rate."
+            )
         return supernet.to(self.device).eval()
 
     def scorer(self, source: Spec) -> Scorer:

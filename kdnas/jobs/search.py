@@ -33,7 +33,8 @@ from kdnas.specs import Spec, spec
 from kdnas.supernet import Supernet
 from kdnas.tables import unstructure
 
-say = logging.getLogger(__name__).info
+log = logging.getLogger(__name__)
+say = log.info
 
 FLUSH_SECONDS = 1.0  # between writings of scores, so that a kill costs little
 _REMEASURED = 5
@@ -64,6 +65,11 @@ def search(run: Run, settings: Search) -> list[Entry]:
         raise ValueError(
             f"no network with {settings.budget} was found ({stopped}). Raise the budget or --max-time, or use another "
             "searcher."
+        )
+    if len(entries) > 1 and len({entry.score for entry in entries}) == 1:
+        log.warning(
+            f"all {len(entries)} scores are {entries[0].score:g}, so their order says nothing. Use another scorer, "
+            "more search images, or a supernet that is trained longer."
         )
     plan.record(entries, stopped, plan.controls(entries))
     return ranked(entries)

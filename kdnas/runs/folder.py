@@ -1,6 +1,7 @@
 """A run: a folder that any later command can open."""
 
 import json
+import os
 import platform
 import subprocess
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -237,7 +238,9 @@ class RunFolder:
 
     def finish(self, name: str, **record: Any) -> None:
         """Record that a phase is done."""
-        self.manifest["phases"][name] = record
+        root = self.folder.resolve()
+        inside = lambda path: str(path.relative_to(root)) if path.is_relative_to(root) else None  # noqa: E731
+        self.manifest["phases"][name] = _paths(record, inside)
         self.save()
 
     def require(self, phase: str, command: str) -> dict[str, Any]:
@@ -390,6 +393,42 @@ def run_around(folder: Path) -> RunFolder | None:
     if above.name == STUDENTS and (above.parent / MANIFEST).is_file():
         return RunFolder(above.parent)
     return None
+
+
+def portable(value: Any, student: Path) -> Any:
+    """JSON content for a student folder; paths inside its run become relative to it, so that the run can be moved."""
+    root = _root(student)
+    if root is None:
+        return value
+    return _paths(value, lambda path: os.path.relpath(path, student.resolve()) if path.is_relative_to(root) else None)
+
+
+def located(value: Any, student: Path) -> Any:
+    """The content that `portable` was given, where the student's run is now."""
+    root = _root(student)
+    if root is None:
+        return value
+
+    def absolute(path: Path) -> str | None:
+        there = (student.resolve() / path).resolve()
+        return str(there) if path.parts[:1] == ("..",) and there.is_relative_to(root) else None
+
+    return _paths(value, absolute)
+
+
+def _root(student: Path) -> Path | None:
+    """The folder of the run that a student folder lies in."""
+    above = student.resolve().parent
+    return above.parent if above.name == STUDENTS and (above.parent / MANIFEST).is_file() else None
+
+
+def _paths(value: Any, convert: Callable[[Path], str | None]) -> Any:
+    """The content with every text that `convert` takes for a path converted."""
+    if isinstance(value, str):
+        return (convert(Path(value)) if os.sep in value and "\0" not in value else None) or value
+    if isinstance(value, Mapping):
+        return {key: _paths(inner, convert) for key, inner in value.items()}
+    return [_paths(inner, convert) for inner in value] if isinstance(value, list | tuple) else value
 
 
 def _drafts(folder: Path) -> list[Path]:

@@ -1,6 +1,7 @@
 """A student as a folder that needs no kdnas: its card, its weights, its network as code and as an ONNX graph."""
 
 import copy
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import torch
 from kdnas.network import Network
 from kdnas.runs.checkpoint import load_tensors, save_tensors
 from kdnas.runs.files import current_folder, new_folder, plain, read_json, write_bytes, write_text
-from kdnas.runs.folder import CARD, GRAPH, INTEGERS, SOURCE, WEIGHTS
+from kdnas.runs.folder import CARD, GRAPH, INTEGERS, SOURCE, WEIGHTS, portable
 from kdnas.students.card import Card
 from kdnas.students.graph import graph_of, load_graph
 from kdnas.students.parity import Parity
@@ -56,7 +57,7 @@ def write_student(
             "the network was built from another blueprint than `Card.blueprint`. Pass the card of this network."
         )
     network = copy.deepcopy(network).to("cpu", torch.float32).eval().requires_grad_(False)
-    text = card.to_text()
+    text = dataclasses.replace(card, origin=portable(card.origin, folder)).to_text()
     remember(card.blueprint.to_json())
     parity = Parity(network, card) if deploy else None
     with new_folder(folder) as draft:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from kdnas.runs.folder import CARD
+from kdnas.runs.folder import CARD, located
 from kdnas.settings import CardTeacher, NoTeacher, TeacherChoice
 from kdnas.specs import Spec
 from kdnas.students.card import Card
@@ -39,7 +39,7 @@ def source_of(student: Path, card: Card, name: str) -> Spec | None:
     Raises:
         Untrusted: the card names foreign code there; see `kdnas.trust.admit`.
     """
-    content = card.origin.get(name)
+    content = located(card.origin.get(name), student)
     if content is None:
         return None
     admit(content, student / CARD, f"Add --{name} to use another {name}, or --trust if you trust whoever wrote it.")

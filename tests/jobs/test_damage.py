@@ -1,0 +1,174 @@
+"""A run whose files are damaged, moved, or hold values that cannot be right."""
+
+import json
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from kdnas.cli.commands import main
+from kdnas.jobs._arguments import settings_of
+from kdnas.jobs._run import Run
+from kdnas.report import write_report
+from kdnas.runs.checkpoint import load_state, save_state
+from kdnas.runs.files import read_json
+from kdnas.students.folder import read_student, write_student
+from kdnas.students.trust import source_of
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+
+
+@pytest.fixture
+def stored(tmp_path, monkeypatch):
+    shutil.copytree(GOLDEN, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "run"
+
+
+@pytest.fixture(scope="module")
+def current(tmp_path_factory):
+    """The stored run with its checkpoint and students in today's format, which has checksums."""
+    folder = tmp_path_factory.mktemp("current") / "run"
+    shutil.copytree(GOLDEN / "run", folder)
+    checkpoint = folder / "checkpoint.safetensors"
+    save_state(checkpoint, load_state(checkpoint))
+    for card in sorted(folder.glob("students/*/student.json")):
+        network, described = read_student(card.parent)
+        write_student(card.parent, network, described, deploy=False)
+    return folder
+
+
+def read_everything(folder):
+    """Everything that commands read of a run, and the weights among it."""
+    run = Run(folder)
+    assert run.experiment and run.storage.results() and run.storage.lines("metrics.jsonl")
+    run.ranking()
+    weights = load_state(folder / "checkpoint.safetensors")["training"]["model"]
+    for student in sorted(folder.glob("students/*")):
+        settings_of(student)
+        network, _ = read_student(student)
+        weights |= {f"{student.name} {name}": tensor for name, tensor in network.state_dict().items()}
+    return weights
+
+
+def test_no_flipped_bit_ends_in_a_traceback_or_in_other_weights(current):
+    whole = read_everything(current)
+    files = sorted(path for path in current.rglob("*") if path.suffix in (".json", ".jsonl", ".safetensors"))
+    rng = random.Random(0)
+    refused = 0
+    for _ in range(500):
+        path = rng.choice(files)
+        content = path.read_bytes()
+        place, bit = rng.randrange(len(content)), rng.randrange(8)
+        path.write_bytes(content[:place] + bytes([content[place] ^ 1 << bit]) + content[place + 1 :])
+        try:
+            weights = read_everything(current)
+        except ValueError as error:
+            refused += 1
+            assert len(str(error)) < 500 and "\n" not in str(error), error
+        else:
+            assert all(torch.equal(tensor, weights[name]) for name, tensor in whole.items())
+        finally:
+            path.write_bytes(content)
+    assert refused > 150
+
+
+def test_the_report_tolerates_every_kind_of_damage(current, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(current, folder)
+    for name in ("run.json", "results.json", "ranking.jsonl", "metrics.jsonl", "students/student/student.json"):
+        content = (folder / name).read_bytes()
+        for damage in (content[:-30], b"\xff\xfe", b"[" * 100_000, b"[]", b"null", b'{"format": 9}'):
+            (folder / name).write_bytes(damage)
+            write_report(folder)
+        (folder / name).write_bytes(content)
+
+
+def edit(path, change):
+    content = json.loads(path.read_text(encoding="utf-8"))
+    change(content)
+    path.write_text(json.dumps(content), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("run.json", b"[" * 100_000, "nested more than 64 deep"),
+        ("run.json", b'{"job": "\xff"}' * 1000, "cannot be read"),
+        ("run.json", b'{"job": {}, "phases": []}', "its 'phases' must be an object"),
+        ("run.json", b'{"job": {}, "phases": {}, "searches": "x"}', "its 'searches' must be a list"),
+        ("run.json", b'{"format": 2, "job": {}, "phases": {}}', "has format 2, and kdnas"),
+        ("ranking.jsonl", b"[1, 2]\n", "line 1, is damaged: it holds no JSON object"),
+        ("ranking.jsonl", b'{"format": 5}\n', "has format 5"),
+        ("ranking.jsonl", b"", "the ranking of search 1"),
+    ],
+)
+def test_damaged_files_are_one_sentence(stored, capsys, name, content, message):
+    (stored / name).write_bytes(content)
+    with pytest.raises(SystemExit) as end:
+        main(["export", str(stored)])
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert end.value.code == 2 and message in error and len(error) < 500
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"macs": 0}, "has macs 0 for the network"),
+        ({"params": 1}, "has params 1 for the network"),
+        ({"code": "ZZZ"}, "has code ZZZ for the network"),
+        ({"architecture": {"nope": 1}}, "of another search space"),
+        ({"architecture": True}, "its 'architecture' must be an object"),
+        ({"score": "high"}, "its 'score' must be a number"),
+    ],
+)
+def test_what_the_ranking_says_of_a_network_is_compared_at_export(stored, capsys, change, message):
+    path = stored / "ranking.jsonl"
+    lines = [json.dumps(json.loads(line) | change) for line in path.read_text().splitlines()]
+    path.write_text("\n".join(lines) + "\n")
+    with pytest.raises(SystemExit) as end:
+        main(["export", str(stored)])
+    assert end.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_export_takes_from_the_search_that_is_asked_for_and_replaces_nothing_trained(stored, capsys):
+    main(["search", str(stored), "--num-evaluations", "4", "--scorer", "params"])
+    capsys.readouterr()
+    for number in (1, 2):
+        main(["export", str(stored), "--search", str(number), "--out", f"s{number}", "--json"])
+        told = json.loads(capsys.readouterr().out)
+        assert told["search"] == number == read_json(Path(f"s{number}/student.json"), dict, "")["origin"]["search"]
+    for arguments in (["--search", "3"], ["--out", str(stored / "students" / "place-2-retrained")]):
+        with pytest.raises(SystemExit) as end:
+            main(["export", str(stored), *arguments])
+        assert end.value.code == 2
+    assert "--force" in capsys.readouterr().err
+
+
+def test_a_student_in_a_run_names_its_teacher_wherever_the_run_is_moved(stored):
+    shutil.copytree(stored.parent / "teacher", stored / "teacher")
+    network, card = read_student(stored / "students" / "student")
+    teacher = {"make": "kdnas.teachers:student_teacher", "arguments": {"path": str(stored / "teacher")}}
+    origin = {**card.origin, "teacher": teacher}
+    write_student(stored / "students" / "new", network, type(card)(**{**card.__dict__, "origin": origin}), deploy=False)
+    assert str(stored.parent) not in (stored / "students" / "new" / "student.json").read_text()
+    moved = stored.rename(stored.with_name("moved"))
+    student = moved / "students" / "new"
+    source = source_of(student, read_student(student)[1], "teacher")
+    assert source is not None and source["path"] == str(moved / "teacher")
+    assert Run(moved).storage.finish("later", student=str(student)) is None
+    assert str(moved.parent) not in (moved / "run.json").read_text()
+
+
+def test_a_supernet_that_is_not_finite_is_not_searched(stored, capsys):
+    path = stored / "checkpoint.safetensors"
+    state = load_state(path)
+    for tensor in state["training"]["model"].values():
+        if tensor.is_floating_point():
+            tensor.fill_(float("nan"))
+    save_state(path, state)
+    with pytest.raises(SystemExit):
+        main(["search", str(stored), "--num-evaluations", "3"])
+    assert "that are not finite" in capsys.readouterr().err
