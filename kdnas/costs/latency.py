@@ -59,7 +59,6 @@ class LatencyTable:
         base: float | None = None
         for row in rows:
             try:
-                row = _verified(row)
                 if "reference" in row:
                     there = {name: row[name] for name in here}
                     if there != here:
@@ -68,11 +67,11 @@ class LatencyTable:
                             f"this is {here['device']} with {here['threads']} threads. Search there, or begin another "
                             "run."
                         )
-                    base = _positive(row["reference"])
+                    base = _positive(_verified(row)["reference"])
                 elif "scale" in row:
-                    self.scale = _positive(row["scale"])
+                    self.scale = _positive(_verified(row)["scale"])
                 else:
-                    self.layers[row["layer"]] = _positive(row["seconds"])
+                    self.layers[row["layer"]] = _positive(_verified(row)["seconds"])
             except (KeyError, TypeError, OverflowError) as error:
                 raise ValueError(
                     f"a row of the latency table is damaged ({error!r}): {str(row)[:200]}. Remove it."

@@ -217,3 +217,14 @@ def test_jobs_that_cannot_bound_it_say_so(trained):
         Prune(data=spec("tests.toy:data"), budget=Budget(memory=1e6))
     with pytest.raises(ValueError, match="a comparison bounds params and macs and memory"):
         Compare(data=spec("tests.toy:data"), space=SPACE, budget=Budget(latency=1.0))
+
+
+@pytest.mark.parametrize(("key", "value"), [("seconds", 1e-9), ("seconds", "1"), ("layer", "other")])
+def test_a_row_that_was_changed_is_refused(key, value):
+    rows = []
+    table = LatencyTable(torch.device("cpu"), write=rows.append, repeats=1)
+    table.calibrate([SPACE.blueprint(SPACE.smallest)])
+    changed = [row | {key: value} if key in row else row for row in rows]
+    assert LatencyTable(torch.device("cpu"), rows, repeats=1).layers == table.layers
+    with pytest.raises(ValueError, match="a row of the latency table is damaged"):
+        LatencyTable(torch.device("cpu"), changed, repeats=1)
