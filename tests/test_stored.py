@@ -1,4 +1,8 @@
-"""A run and its students, written at the commit before the modules moved, are read by today's code."""
+"""Runs and students of every format that was ever written are read by today's code.
+
+`golden/run` is from before the modules moved and has no format in its files; `golden/format_1` is the first with one. A
+golden is never written anew: a change of the format adds another one.
+"""
 
 import json
 import shutil
@@ -42,9 +46,15 @@ def test_a_stored_ranking_keeps_its_order(stored):
     assert places[1].score == card["origin"]["score"]
 
 
-@pytest.mark.parametrize("name", ["student", "place-1", "place-2", "place-2-retrained"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(f"run/students/{name}" for name in ("student", "place-1", "place-2", "place-2-retrained")),
+        "format_1/students/student",
+    ],
+)
 def test_a_stored_student_gives_the_same_logits_as_its_source(stored, name):
-    folder = stored / "students" / name
+    folder = stored.parent / name
     network, card = read_student(folder)
     images = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     p = card.preprocessing
@@ -60,3 +70,30 @@ def test_later_commands_go_on_from_a_stored_run(stored, capsys):
     assert (stored / "report.html").read_text(encoding="utf-8").startswith("<!")
     main(["retrain", str(stored / "students" / "place-2"), "--steps", "2", "--out", str(stored / "again"), "--json"])
     assert json.loads(capsys.readouterr().out)["params"] == 846
+
+
+@pytest.mark.parametrize("name", ["run", "format_1"])
+def test_what_a_stored_run_has_measured_is_read(stored, name):
+    run = Run(stored.parent / name)
+    assert run.experiment.train.recipe.steps == 30 and run.experiment.search.budget.macs == 30_000
+    entries = run.storage.ranking(1)
+    assert len({entry.code for entry in entries}) > 5
+    assert run.ranking()[0].score == max(entry.score for entry in entries if not entry.is_control)
+    names = {row["name"]: row["accuracy"] for row in run.storage.results()["rows"]}
+    assert names.keys() >= {"teacher", "student", "control"} and all(0 < value < 1 for value in names.values())
+    assert torch.isfinite(torch.cat([p.flatten() for p in run.supernet.parameters()])).all()
+
+
+def test_the_finals_of_format_1_are_not_trained_again(stored, capsys):
+    folder = stored.parent / "format_1"
+    before = (folder / "trainings.jsonl").read_bytes(), (folder / "test_hits.jsonl").read_bytes()
+    main(["finals", str(folder), "--finalists", "2", "--steps", "30", "--batch-size", "32", "--json"])
+    assert json.loads(capsys.readouterr().out)["code"]
+    assert ((folder / "trainings.jsonl").read_bytes(), (folder / "test_hits.jsonl").read_bytes()) == before
+
+
+def test_every_file_of_format_1_says_so():
+    files = [path for path in (GOLDEN / "format_1").rglob("*") if path.suffix in (".json", ".jsonl", ".safetensors")]
+    assert len(files) > 10
+    for path in files:
+        assert (b'"kdnas":"1 ' if path.suffix == ".safetensors" else b'"format": 1') in path.read_bytes(), path
