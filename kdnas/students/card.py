@@ -1,5 +1,6 @@
 """The card of a student, `student.json`: its network, cost, input, classes and origin."""
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -113,6 +114,12 @@ class Card:
             "origin": dict(self.origin),
             "blueprint": self.blueprint.to_json(),
         }
+
+    @property
+    def checksum(self) -> str:
+        """Of what the student computes: its blueprint, preprocessing and class names; kept beside its weights."""
+        computed = [self.blueprint.to_json(), unstructure(self.preprocessing), self.class_names]
+        return hashlib.blake2b(json.dumps(computed, sort_keys=True).encode(), digest_size=16).hexdigest()
 
     def to_text(self) -> str:
         """The text of `student.json`.

@@ -62,7 +62,7 @@ def write_student(
     parity = Parity(network, card) if deploy else None
     with new_folder(folder) as draft:
         write_text(draft / CARD, text)
-        save_tensors(draft / WEIGHTS, network.state_dict())
+        save_tensors(draft / WEIGHTS, network.state_dict(), card.checksum)
         if parity is None:
             return {}
         source = student_source(card.blueprint, card.preprocessing, card.class_names)
@@ -89,6 +89,7 @@ def read_student(folder: str | Path) -> tuple[Network, Card]:
         if not path.exists():
             raise ValueError(f"there is no student in {folder}: it has no {path.name}. Write one with `kdnas export`.")
     content = read_json(current / CARD, dict, _AGAIN)
+    weights, checksum = load_tensors(current / WEIGHTS, _AGAIN)
     try:
         admit(content.get("blueprint"), folder / CARD)
         card = Card.from_json(content)
@@ -105,7 +106,11 @@ def read_student(folder: str | Path) -> tuple[Network, Card]:
         raise ValueError(
             f"{folder / CARD} is damaged or was written by something else: {plain(str(error), 250)}"
         ) from error
-    weights, _ = load_tensors(current / WEIGHTS, _AGAIN)
+    if checksum and checksum != card.checksum:
+        raise ValueError(
+            f"{folder / CARD} is damaged or was edited: the blueprint, the preprocessing or the class names are others "
+            f"than when {WEIGHTS} was written. {_AGAIN}"
+        )
     try:
         network.load_state_dict(weights, strict=True)
     except RuntimeError as error:

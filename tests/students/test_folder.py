@@ -379,6 +379,35 @@ def test_a_card_with_a_wrong_value_is_refused(copied, junk):
         (copied / "student.json").write_text(text)
 
 
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("blueprint", "stages", 0, 0, "arguments", "stride"), 2),
+        (("preprocessing", "mean", 0), 0.41),
+        (("class_names", 0), "another"),
+    ],
+    ids=lambda value: str(value[0]) if isinstance(value, tuple) else "",
+)
+def test_a_card_that_computes_something_else_than_was_written_is_refused(copied, path, value):
+    file = copied / "student.json"
+    card = place = json.loads(file.read_text(encoding="utf-8"))
+    for key in path[:-1]:
+        place = place[key]
+    assert place[path[-1]] != value
+    place[path[-1]] = value
+    file.write_text(json.dumps(card), encoding="utf-8")
+    with pytest.raises(ValueError, match="is damaged or was edited: the blueprint, the preprocessing"):
+        read_student(copied)
+
+
+def test_the_origin_of_a_card_may_be_edited(copied):
+    file = copied / "student.json"
+    card = json.loads(file.read_text(encoding="utf-8"))
+    card["origin"]["remark"] = "of the second week"
+    file.write_text(json.dumps(card), encoding="utf-8")
+    assert read_student(copied)[1].origin["remark"] == "of the second week"
+
+
 def test_a_card_of_another_format_or_with_other_keys_says_so(copied):
     text = (copied / "student.json").read_text()
     for changes, message in (
