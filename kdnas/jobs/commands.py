@@ -482,7 +482,7 @@ def search(
 
     Example:
         >>> import tempfile
-        >>> options = {"steps": 1, "batch_size": 8, "num_evaluations": 4, "deploy": False}
+        >>> options = {"scorer": "params", "steps": 1, "batch_size": 8, "num_evaluations": 4, "deploy": False}
         >>> opened = run(data="digits", space="toy", out=tempfile.mkdtemp(), **options)
         >>> ranking = search(opened, scorer="params", searcher="exhaustive", num_evaluations=100)
         >>> ranking[0].params == max(entry.params for entry in ranking), len(ranking)

@@ -19,7 +19,7 @@ from kdnas.tables import load_space
 def storage(tmp_path_factory):
     folder = tmp_path_factory.mktemp("assisted") / "run"
     main(["train", "tests/toy.py", "--out", str(folder)])
-    main(["search", str(folder), "--num-evaluations", "5"])
+    main(["search", str(folder), "--num-evaluations", "5", "--scorer", "rdm"])
     run = Run(folder)
     export(run, place=5)
     return run
@@ -27,7 +27,21 @@ def storage(tmp_path_factory):
 
 def retrained(storage, name, assistants):
     student, out = storage.storage.path("students", "place-5"), storage.storage.path("students", name)
-    main(["retrain", str(student), "--assistants", assistants, "--steps", "4", "--batch-size", "16", "--out", str(out)])
+    main(
+        [
+            "retrain",
+            str(student),
+            "--assistants",
+            assistants,
+            "--steps",
+            "4",
+            "--batch-size",
+            "16",
+            "--force",
+            "--out",
+            str(out),
+        ]
+    )
     return out
 
 
@@ -108,7 +122,21 @@ def test_assistants_trained_otherwise_are_not_taken_for_these(storage, capsys):
     retrained(storage, "once", code)
     student, out = storage.storage.path("students", "place-5"), storage.storage.path("students", "once")
     with pytest.raises(SystemExit):
-        main(["retrain", str(student), "--assistants", code, "--steps", "5", "--batch-size", "16", "--out", str(out)])
+        main(
+            [
+                "retrain",
+                str(student),
+                "--assistants",
+                code,
+                "--steps",
+                "5",
+                "--batch-size",
+                "16",
+                "--force",
+                "--out",
+                str(out),
+            ]
+        )
     assert "other settings" in capsys.readouterr().err
 
 

@@ -20,8 +20,12 @@ def test_a_signal_ends_a_command_like_ctrl_c_and_says_so(tmp_path, monkeypatch, 
         raise AssertionError
 
     monkeypatch.setitem(COMMANDS, "list", COMMANDS["list"]._replace(function=stopped))
-    with pytest.raises(SystemExit) as end:
-        main(["list"])
+    before = signal.signal(getattr(signal, name), signal.SIG_DFL)  # nohup ignores SIGHUP, and so do its children
+    try:
+        with pytest.raises(SystemExit) as end:
+            main(["list"])
+    finally:
+        signal.signal(getattr(signal, name), before)
     assert end.value.code == 128 + getattr(signal, name)
     assert f"kdnas list: stopped by {name}; the same command goes on" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())  # the lock is released
