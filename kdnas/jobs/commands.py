@@ -160,7 +160,7 @@ def run(
 
     Example:
         >>> import tempfile
-        >>> options = {"steps": 1, "batch_size": 8, "num_evaluations": 4, "deploy": False}
+        >>> options = {"scorer": "params", "steps": 1, "batch_size": 8, "num_evaluations": 4, "deploy": False}
         >>> result = run(data="digits", space="toy", budget="macs=60k", out=tempfile.mkdtemp(), **options)
         >>> all(entry.macs <= 60_000 for entry in result.ranking())
         True
@@ -552,7 +552,7 @@ def finals(
 
     Example:
         >>> import tempfile
-        >>> options = {"steps": 1, "batch_size": 8, "num_evaluations": 4, "deploy": False}
+        >>> options = {"scorer": "params", "steps": 1, "batch_size": 8, "num_evaluations": 4, "deploy": False}
         >>> opened = run(data="digits", space="toy", out=tempfile.mkdtemp(), **options)
         >>> result = finals(opened, finalists=2, steps=2, deploy=False)
         >>> [row["name"] for row in result["finalists"]]
@@ -660,7 +660,7 @@ def why(
 
     Example:
         >>> import tempfile
-        >>> options = {"steps": 1, "batch_size": 8, "num_evaluations": 4, "deploy": False}
+        >>> options = {"scorer": "params", "steps": 1, "batch_size": 8, "num_evaluations": 4, "deploy": False}
         >>> opened = run(data="digits", space="toy", out=tempfile.mkdtemp(), **options)
         >>> explained = why(opened, opened.ranking()[0].code)
         >>> explained["score"] == opened.ranking()[0].score, len(explained["stages"])
