@@ -108,8 +108,8 @@ def read_student(folder: str | Path) -> tuple[Network, Card]:
         ) from error
     if checksum and checksum != card.checksum:
         raise ValueError(
-            f"{folder / CARD} is damaged or was edited: the blueprint, the preprocessing or the class names are others "
-            f"than when {WEIGHTS} was written. {_AGAIN}"
+            f"{folder / CARD} is damaged or was edited: the blueprint or the preprocessing is another than when "
+            f"{WEIGHTS} was written. {_AGAIN}"
         )
     try:
         network.load_state_dict(weights, strict=True)
