@@ -59,7 +59,7 @@ class Range:
             return f"be a number or a tuple of numbers, got {shown(value)}"
         rules = {
             "not be empty": self.empty or bool(numbers),
-            "be finite": all(_is_finite(n) for n in numbers),
+            "be finite": all(is_finite(n) for n in numbers),
             f"be at least {self.least}": self.least is None or all(n >= self.least for n in numbers),
             f"be above {self.above}": self.above is None or all(n > self.above for n in numbers),
             f"be below {self.below}": self.below is None or all(n < self.below for n in numbers),
@@ -71,7 +71,8 @@ class Range:
         return broken and f"{broken}, got {shown(value)}"
 
 
-def _is_finite(number: float) -> bool:
+def is_finite(number: Any) -> bool:
+    """Whether a number is neither NaN nor infinite, and a float can hold it."""
     try:
         return math.isfinite(number)
     except OverflowError:  # an integer beyond every float
@@ -239,25 +240,26 @@ def problem(value: Any, kind: Any) -> str:
         return "" if same else f"be one of {', '.join(map(str, inner))}, got {shown(value)}"
     if origin is tuple:
         return _of_tuple(value, inner)
-    word = _WORDS.get(kind)
+    word = WORDS.get(kind)
     if word is None:
         return ""
     if kind is float and type(value) is int:
         kind = int
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         return f"be {word}, got {shown(value)}"
-    if kind in (int, float) and not _is_finite(value):
+    if kind in (int, float) and not is_finite(value):
         return f"be finite, got {shown(value)}"
     return ""
 
 
-_WORDS: dict[Any, str] = {
+WORDS: dict[Any, str] = {
     int: "a whole number",
     float: "a number",
     bool: "true or false",
     str: "a text",
     NoneType: "None",
 }
+"""What a value of a type is called in a message."""
 
 
 def _of_union(value: Any, kinds: tuple[Any, ...], wrong: list[str]) -> str:
@@ -265,10 +267,10 @@ def _of_union(value: Any, kinds: tuple[Any, ...], wrong: list[str]) -> str:
     for kind, words in zip(kinds, wrong, strict=True):
         plain = get_args(kind)[0] if get_origin(kind) is Annotated else kind
         numeric = plain in (int, float) and isinstance(value, int | float) and not isinstance(value, bool)
-        if numeric and not words.startswith(f"be {_WORDS[plain]}"):
+        if numeric and not words.startswith(f"be {WORDS[plain]}"):
             return words
     heads = dict.fromkeys(words.partition(", got")[0].removeprefix("be ") for words in wrong)
-    heads.pop(_WORDS[NoneType], None)
+    heads.pop(WORDS[NoneType], None)
     return f"be {' or '.join(heads)}, got {shown(value)}"
 
 

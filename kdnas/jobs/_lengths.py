@@ -1,6 +1,5 @@
 """How long trainings must be for their order to say something: measured before many of them are paid for."""
 
-import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -8,10 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kdnas.architecture import Architecture
-from kdnas.jobs._preflight import duration, training_seconds
-from kdnas.jobs._trainings import Trainings
-from kdnas.network import Network
-from kdnas.randomness import initialised
+from kdnas.jobs._preflight import duration
+from kdnas.jobs._trainings import Trainings, with_length
 from kdnas.runs.entry import Entry
 from kdnas.settings import Retrain
 from kdnas.statistics import kendall
@@ -37,12 +34,6 @@ class Length(NamedTuple):
 
     steps: int
     noise: float | None
-
-
-def with_length(settings: Retrain, steps: int, seed: int = 0) -> Retrain:
-    """The training of another length, whose learning rate falls to its floor within it, with a seed added."""
-    recipe = dataclasses.replace(settings.recipe, steps=steps, seed=settings.recipe.seed + seed)
-    return dataclasses.replace(settings, recipe=recipe)
 
 
 def shortest_length(trainings: Trainings, settings: Retrain, entries: Sequence[Entry], count: int) -> Length | None:
@@ -76,7 +67,7 @@ def _measured(trainings: Trainings, settings: Retrain, entries: Sequence[Entry])
     lengths = sorted({max(1, whole // share) for share in _SHARES})
     places = np.linspace(0, len(entries) - 1, min(_NETWORKS, len(entries))).round().astype(int)
     networks = [entries[place].architecture for place in dict.fromkeys(places.tolist())]
-    each = seconds_of(trainings, settings, networks[0])
+    each = trainings.seconds_of(networks[0], settings)
     amount = len(networks) * SEEDS * sum(lengths) / whole
     say(
         f"trainings: {len(networks)} networks are trained for {', '.join(f'{n:,}' for n in lengths)} steps with "
@@ -102,13 +93,6 @@ def _accuracy(trainings: Trainings, settings: Retrain, network: Architecture, st
     if row.accuracy is None:
         raise ValueError(f"the training {row.name} failed: {row.problem} Lower --learning-rate in the run's recipe.")
     return row.accuracy
-
-
-def seconds_of(trainings: Trainings, settings: Retrain, architecture: Architecture) -> float:
-    """Rough seconds of a training of one network."""
-    run = trainings.run
-    blueprint = run.space.blueprint(architecture)
-    return training_seconds(initialised(lambda: Network(blueprint), 0), settings.recipe, run.teacher, run.data)
 
 
 def _sentence(record: Mapping[str, Any], count: int) -> str:

@@ -11,6 +11,7 @@ from kdnas.jobs._preflight import preflight
 from kdnas.jobs._run import insisting
 from kdnas.jobs.retrain import retrain
 from kdnas.runs.lock import hold
+from kdnas.runs.steps import drafts_of
 from kdnas.settings import CardTeacher, Retrain, TeacherChoice
 from kdnas.specs import Spec
 from kdnas.students.folder import check_place, read_student
@@ -47,7 +48,7 @@ def retrain_with(
 
 def _preflight(student: Path, settings: Retrain, out: Path, data: Spec | None, teacher: TeacherChoice) -> None:
     """Show what is retrained, on what and by whom, unless the training is under way."""
-    if any(out.parent.glob(f".{out.name}*")):
+    if drafts_of(out):
         return
     network, card = read_student(student)
     source, teacher_spec = provenance(student, card, data, teacher)

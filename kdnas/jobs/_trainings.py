@@ -11,10 +11,12 @@ import torch
 
 from kdnas.architecture import Architecture
 from kdnas.evaluation import accuracy
-from kdnas.jobs._run import Run, insisting
+from kdnas.jobs._preflight import training_seconds
+from kdnas.jobs._run import Run
 from kdnas.jobs.export import card_of, inherited
 from kdnas.jobs.retrain import training_of
 from kdnas.network import Network
+from kdnas.randomness import initialised
 from kdnas.runs.checkpoint import load_state
 from kdnas.runs.folder import STUDENTS, TRAININGS
 from kdnas.runs.steps import digest_of
@@ -31,6 +33,12 @@ _PAUSED = "trainings"  # folder of the states with which trainings go on
 def marks(steps: int) -> tuple[int, ...]:
     """Numbers of steps after which every training is measured on the search part, ascending."""
     return tuple(sorted({max(1, int(steps * share)) for share in SHARES}))
+
+
+def with_length(settings: Retrain, steps: int, seed: int = 0) -> Retrain:
+    """The training of another length, whose learning rate falls to its floor within it, with a seed added."""
+    recipe = dataclasses.replace(settings.recipe, steps=steps, seed=settings.recipe.seed + seed)
+    return dataclasses.replace(settings, recipe=recipe)
 
 
 @final
@@ -106,6 +114,11 @@ class Trainings:
         """The rows of a training, in the order of its steps; none where it has not begun."""
         key = self.run.space.code(architecture), _digest(settings)
         return [row for row in self.rows if (row.code, row.settings) == key]
+
+    def seconds_of(self, architecture: Architecture, settings: Retrain) -> float:
+        """Rough seconds of the training of a network."""
+        network = initialised(lambda: Network(self.run.space.blueprint(architecture)), 0)
+        return training_seconds(network, settings.recipe, self.run.teacher, self.run.data)
 
     def folder(self, row: TrainingRow) -> Path:
         """The student folder of a training."""
@@ -189,8 +202,7 @@ class Trainings:
         else:
             with torch.device("meta"):  # its weights are drawn by `training_of`
                 network = Network(run.space.blueprint(architecture))
-        with insisting(bool(run.storage.manifest.get("insists"))):
-            return training_of(network, settings, run.data, run.teacher_spec)
+        return training_of(network, settings, run.data, lambda: run.teacher)
 
     def _state(self, name: str) -> Path:
         return self.run.storage.path(_PAUSED, f"{name}.safetensors")

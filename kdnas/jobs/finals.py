@@ -16,12 +16,11 @@ from kdnas.costs.check import BudgetCheck, largest_within
 from kdnas.costs.count import cost
 from kdnas.distillers.from_labels import FromLabels
 from kdnas.evaluation import final_accuracies, row_of, student_hits, teacher_row
-from kdnas.jobs._preflight import duration, training_seconds
+from kdnas.jobs._preflight import duration
 from kdnas.jobs._run import Run
-from kdnas.jobs._trainings import TrainingRow, Trainings, marks
+from kdnas.jobs._trainings import TrainingRow, Trainings, marks, with_length
 from kdnas.jobs.search import latency_table
-from kdnas.network import Network
-from kdnas.randomness import initialised, python_rng
+from kdnas.randomness import python_rng
 from kdnas.ranking.early_stopping import survivors
 from kdnas.ranking.order import finalists, ranked
 from kdnas.runs.entry import CONTRAST, RANDOM, Entry
@@ -225,9 +224,7 @@ class _Finals:
     def announce(self, places: Sequence[Entry]) -> None:
         """Log what is about to be trained, and roughly for how long."""
         run, steps = self.run, self.retrain.recipe.steps
-        blueprint = run.space.blueprint(places[0].architecture)
-        network = initialised(lambda: Network(blueprint), 0)
-        each = training_seconds(network, self.retrain.recipe, run.teacher, run.data)
+        each = self.trainings.seconds_of(places[0].architecture, self.retrain)
         apart = "" if len(places) == self.settings.finalists else f" (no more are apart in {run.folder})"
         whole, controls = dataclasses.replace(self.settings, finalists=len(places)).trainings
         say(
@@ -290,7 +287,7 @@ class _Finals:
             "labels": lambda: (best, dataclasses.replace(self.retrain, distiller=spec(FromLabels))),
             "random": lambda: (self._best_random(len(contest.rows)), self.retrain),
             "largest": lambda: (largest_within(self.budget, self._largest_entry()), self.retrain),
-            "longer": lambda: (first if contest.steps > steps else None, self._seeded(0, contest.steps)),
+            "longer": lambda: (first if contest.steps > steps else None, with_length(self.retrain, contest.steps)),
             "contrast": lambda: (self._contrast(), self.retrain),
         }
         for name in self.settings.controls:
@@ -318,18 +315,11 @@ class _Finals:
         entries = ranked([e for e in self.run.storage.ranking(self.number) if e.searcher == CONTRAST])
         return entries[0].architecture if entries else None
 
-    def _seeded(self, offset: int, steps: int | None = None, settings: Retrain | None = None) -> Retrain:
-        """The training with another seed or number of steps."""
-        settings = settings or self.retrain
-        recipe = settings.recipe
-        recipe = dataclasses.replace(recipe, seed=recipe.seed + offset, steps=steps or recipe.steps)
-        return dataclasses.replace(settings, recipe=recipe)
-
     def seeds(self, network: _Network) -> list[TrainingRow]:
         """The whole trainings of a network, one per seed."""
         rows: list[TrainingRow] = []
         for offset in range(self.settings.seeds):
-            settings = self._seeded(offset, settings=network.settings)
+            settings = with_length(network.settings, network.settings.recipe.steps, offset)
             role = f"{rows[0].name}-seed" if rows else network.role
             row = self.trainings.train(role, network.architecture, settings)
             if row.problem:

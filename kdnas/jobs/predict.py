@@ -12,10 +12,10 @@ from typing import Any, NamedTuple, final
 import numpy as np
 
 from kdnas.architecture import Architecture
-from kdnas.jobs._lengths import LENGTHS, ROLE, SEEDS, Length, seconds_of, shortest_length, with_length
+from kdnas.jobs._lengths import LENGTHS, ROLE, SEEDS, Length, shortest_length
 from kdnas.jobs._preflight import duration
 from kdnas.jobs._run import Run
-from kdnas.jobs._trainings import Trainings
+from kdnas.jobs._trainings import Trainings, with_length
 from kdnas.jobs.search import search
 from kdnas.ranking.order import finalists, ranked
 from kdnas.ranking.quality import read_table
@@ -223,7 +223,7 @@ class _Predictions:
                         f"one more training is expected to gain less than the noise of {100 * length.noise:.2f} points"
                     )
             if not announced:
-                each, missing = seconds_of(self.trainings, settings, chosen.architecture), count - len(trained)
+                each, missing = self.trainings.seconds_of(chosen.architecture, settings), count - len(trained)
                 say(f"trainings: up to {missing} of {length.steps:,} steps, roughly {duration(each * missing)}")
                 announced = True
             attempted.add(chosen.architecture)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,6 +25,7 @@ from kdnas.students.card import FINGERPRINT, Card, input_of
 from kdnas.students.folder import check_place, read_student, write_student
 from kdnas.students.trust import provenance
 from kdnas.tables import structure, unstructure
+from kdnas.teachers.base import Teacher
 from kdnas.training.driver import train_with_checkpoints
 from kdnas.training.loop import Training
 
@@ -120,23 +122,24 @@ def prepare(student: Path, settings: Retrain, data: Spec | None, teacher: Teache
     if settings.weights == "inherited":
         identity.append(hashlib.sha256((current_folder(student) / WEIGHTS).read_bytes()).hexdigest())
         loaded = fed_as(loaded, card.preprocessing)
-    return Prepared(card, loaded, training_of(network, settings, loaded, source), identity)
+    build = None if source is None else partial(build_teacher, source, loaded)
+    return Prepared(card, loaded, training_of(network, settings, loaded, build), identity)
 
 
-def training_of(network: Network, settings: Retrain, data: Data, teacher: Spec | None) -> Training:
+def training_of(network: Network, settings: Retrain, data: Data, teacher: Callable[[], Teacher] | None) -> Training:
     """The training of a network, before its first step; `Training.model` has fresh weights if the settings say so.
 
     Args:
         network: with the weights to inherit.
         settings: distiller, recipe and initial weights.
         data: as the network takes it.
-        teacher: makes the teacher, where the distiller uses one.
+        teacher: returns the teacher; called where the distiller uses one.
     """
     distiller = settings.distiller.build(Distiller)
     blueprint = network.blueprint
     if settings.weights == "fresh":
         network = initialised(lambda: Network(blueprint), settings.recipe.seed)
-    module = build_teacher(teacher, data) if teacher is not None and distiller.uses_teacher else None
+    module = teacher() if teacher is not None and distiller.uses_teacher else None
     return Training(network, distiller, data, module, settings.recipe, default_device())
 
 

@@ -2,22 +2,15 @@
 
 import dataclasses
 import functools
-import math
 import reprlib
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NotRequired, Required, Union, is_typeddict
 
-_WORDS: dict[Any, str] = {
-    str: "a text",
-    int: "a whole number",
-    float: "a number",
-    bool: "true or false",
-    dict: "an object",
-    list: "a list",
-    types.NoneType: "null",
-}
+from kdnas.values import WORDS, is_finite
+
+_WORDS: dict[Any, str] = {**WORDS, dict: "an object", list: "a list", types.NoneType: "null"}
 
 
 def mismatch(value: Any, kind: Any, place: str = "") -> str:
@@ -58,14 +51,7 @@ def mismatch(value: Any, kind: Any, place: str = "") -> str:
     accepted = isinstance(value, int | float if base is float else base)
     if not accepted or (isinstance(value, bool) and base is not bool):
         return _wrong(place, _WORDS[base], value)
-    return _wrong(place, "finite", value) if base is float and not _is_finite(value) else ""
-
-
-def _is_finite(value: Any) -> bool:
-    try:
-        return math.isfinite(value)
-    except OverflowError:  # a whole number that no float can hold
-        return False
+    return _wrong(place, "finite", value) if base is float and not is_finite(value) else ""
 
 
 def _fields(value: Any, kind: Any, place: str) -> str:

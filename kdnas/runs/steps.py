@@ -95,12 +95,17 @@ def draft_of(student: Path, settings: Any) -> Path:
     return student.parent / f".{student.name}.{digest_of(settings)[:12]}.draft.safetensors"
 
 
+def drafts_of(student: Path) -> list[Path]:
+    """Every `draft_of` a student that exists, whatever the settings."""
+    own = re.compile(rf"\.?\.{re.escape(student.name)}\.[0-9a-f]{{12}}\.draft\.safetensors(\.\d+\.draft)?")
+    # Not of its neighbours, whose names may begin alike.
+    return [path for path in student.parent.glob(".*") if own.fullmatch(path.name)]
+
+
 def forget_drafts(student: Path) -> None:
     """Remove every `draft_of` a finished student, also of a training with other settings that was never finished."""
-    own = re.compile(rf"\.?\.{re.escape(student.name)}\.[0-9a-f]{{12}}\.draft\.safetensors(\.\d+\.draft)?")
-    for path in student.parent.iterdir():  # not of its neighbours, whose names may begin alike
-        if own.fullmatch(path.name):
-            path.unlink()
+    for path in drafts_of(student):
+        path.unlink()
 
 
 def digest_of(settings: Any) -> str:

@@ -12,9 +12,9 @@ from kdnas.cli.commands import main
 from kdnas.costs.count import cost
 from kdnas.jobs import _lengths, _trainings
 from kdnas.jobs import predict as job
-from kdnas.jobs._lengths import LENGTHS, shortest_length, with_length
+from kdnas.jobs._lengths import LENGTHS, shortest_length
 from kdnas.jobs._run import Run, insisting
-from kdnas.jobs._trainings import TrainingRow
+from kdnas.jobs._trainings import TrainingRow, with_length
 from kdnas.jobs.predict import predict
 from kdnas.jobs.search import search
 from kdnas.jobs.train import train
@@ -121,16 +121,11 @@ def lengths(table, entries=6):
         return SimpleNamespace(accuracy=table[recipe.steps, recipe.seed][architecture], name="x", problem="")
 
     calls = []
-    fake = SimpleNamespace(run=SimpleNamespace(storage=storage), train=train_one)
+    fake = SimpleNamespace(run=SimpleNamespace(storage=storage), train=train_one, seconds_of=lambda *_: 60.0)
     return lambda: shortest_length(fake, with_length(by_params().retrain, 8), names, 20), phases, calls
 
 
-@pytest.fixture
-def timed(monkeypatch):
-    monkeypatch.setattr(_lengths, "seconds_of", lambda *_: 60.0)
-
-
-def test_the_shortest_length_whose_order_agrees_is_used_and_measured_once(timed, caplog):
+def test_the_shortest_length_whose_order_agrees_is_used_and_measured_once(caplog):
     caplog.set_level("INFO")
     rising, mixed = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6], [0.3, 0.1, 0.6, 0.2, 0.5, 0.4]
     table = {(8, 0): rising, (8, 1): rising, (4, 0): rising, (4, 1): [a + 0.02 for a in rising]}
@@ -145,7 +140,7 @@ def test_the_shortest_length_whose_order_agrees_is_used_and_measured_once(timed,
     assert measure() == length and len(calls) == 30
 
 
-def test_where_no_length_agrees_the_cost_is_said(timed, caplog):
+def test_where_no_length_agrees_the_cost_is_said(caplog):
     caplog.set_level("INFO")
     first, second = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6], [0.3, 0.1, 0.6, 0.2, 0.5, 0.4]
     measure, _, _ = lengths({(steps, seed): (first, second)[seed] for steps in (2, 4, 8) for seed in (0, 1)})

@@ -20,6 +20,7 @@ from kdnas.jobs.grow import grow
 from kdnas.jobs.prune import prune
 from kdnas.jobs.train import train
 from kdnas.network import Network
+from kdnas.runs.lock import command
 from kdnas.settings import Compare, Fit, FitTeacher, Grow, Recipe, Retrain
 from kdnas.specs import spec
 from kdnas.students.card import Card
@@ -324,7 +325,7 @@ def test_every_command_that_trains_begins_with_it(tmp_path, monkeypatch, module)
 
     monkeypatch.setattr(f"kdnas.jobs.{module}.preflight", preflight)
     monkeypatch.setattr("kdnas.training.loop.Training.step", lambda *_, **__: pytest.fail("trained before"))
-    with pytest.raises(Shown):
+    with pytest.raises(Shown), command():  # which locks what it writes
         COMMANDS[module](tmp_path)
 
 

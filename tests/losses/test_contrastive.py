@@ -113,6 +113,10 @@ def test_faults_are_named():
         Contrastive()(STUDENT, TEACHER, LABELS)
     with pytest.raises(ValueError, match="one per sample, got 3 for a batch of 4"):
         prepared()(STUDENT, TEACHER, LABELS, Moment(ids=torch.arange(3)))
+    with pytest.raises(
+        ValueError, match=r"`ids` must be the samples' indices from 0 on, below .* got 10000000000003. Num"
+    ):
+        prepared()(STUDENT, TEACHER, LABELS, Moment(ids=torch.arange(4) + 10**13))
     with pytest.raises(ValueError, match="`momentum` must be in"):
         Contrastive(momentum=1.0)
     alone = [Outputs(o.logits[:1], tuple(f[:1] for f in o.features)) for o in (STUDENT, TEACHER)]

@@ -12,6 +12,8 @@ from kdnas.losses.stage_pairs import Adapter
 from kdnas.numerics import safe_normalize
 from kdnas.outputs import Moment, Outputs, embedding
 
+_MOST_SAMPLES = 2**28  # whose rows of 128 numbers take 128 GiB
+
 
 @final
 class Contrastive(Loss):
@@ -146,7 +148,13 @@ class _Memory(nn.Module):
 
     def admit(self, ids: Tensor, rows: Tensor) -> None:
         """Give samples that are new their first rows."""
-        missing = int(ids.max()) + 1 - len(self.is_known)
+        last = int(ids.max())
+        if last >= _MOST_SAMPLES:
+            raise ValueError(
+                f"`ids` must be the samples' indices from 0 on, below {_MOST_SAMPLES:,}: each has a row in memory, "
+                f"got {last}. Number the samples."
+            )
+        missing = last + 1 - len(self.is_known)
         if missing > 0:
             self.rows = torch.cat([self.rows, self.rows.new_zeros(missing, self.rows.shape[1])])
             self.is_known = torch.cat([self.is_known, self.is_known.new_zeros(missing)])
