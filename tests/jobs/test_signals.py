@@ -24,12 +24,12 @@ def test_a_signal_ends_a_command_like_ctrl_c_and_says_so(tmp_path, monkeypatch, 
     try:
         with pytest.raises(SystemExit) as end:
             main(["list"])
+        assert signal.getsignal(getattr(signal, name)) is signal.SIG_DFL
     finally:
         signal.signal(getattr(signal, name), before)
     assert end.value.code == 128 + getattr(signal, name)
     assert f"kdnas list: stopped by {name}; the same command goes on" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())  # the lock is released
-    assert signal.getsignal(getattr(signal, name)) is signal.SIG_DFL
 
 
 def test_a_signal_that_is_ignored_stays_ignored_and_a_thread_sets_none():
