@@ -4,16 +4,21 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo test zoo fuzz check format lock clean
+.PHONY: demo test test-real zoo fuzz check format lock clean
 demo: $(STAMP)
 	$(BIN)/kdnas demo --out runs/demo
 
 test: check
-	$(BIN)/python -m pytest tests -n auto --dist loadfile --no-loadscope-reorder -m "not zoo and not fuzz"
+	$(BIN)/python -m pytest tests -n auto --dist loadfile --no-loadscope-reorder -m "not zoo and not fuzz and not real"
 
 # For who changes the conversion: many networks of timm, with random weights.
 zoo: $(STAMP)
 	$(BIN)/python -m pytest tests -n auto -m zoo
+
+# Against the real libraries of the extras: models, data sets, trackers, targets. All sets are made in the tests.
+test-real: $(STAMP)
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[dev,real]' || $(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,real]'
+	$(BIN)/python -m pytest tests -n auto -m real
 
 # Random tables, stored files and command lines, with fixed seeds.
 fuzz: $(STAMP)
@@ -43,7 +48,7 @@ $(STAMP): pyproject.toml constraints.txt
 
 # For maintainers: a lock file of uv holds the registry's URLs, this file does not.
 lock:
-	$(BIN)/uv pip compile --quiet --universal --no-header --no-annotate --no-emit-index-url --extra dev pyproject.toml -o constraints.txt
+	$(BIN)/uv pip compile --quiet --universal --no-header --no-annotate --no-emit-index-url --extra dev --extra real pyproject.toml -o constraints.txt
 	@! grep -n '://' constraints.txt
 
 clean:
