@@ -1,0 +1,86 @@
+"""What a training is about to do, in one block before its first step; a teacher that cannot teach stops it."""
+
+import logging
+from pathlib import Path
+
+from kdnas.data.base import Data
+from kdnas.jobs._preflight.cost import cost_findings, finals_finding, recipe_findings
+from kdnas.jobs._preflight.cost import duration as duration
+from kdnas.jobs._preflight.cost import training_seconds as training_seconds
+from kdnas.jobs._preflight.data import data_findings, size_findings
+from kdnas.jobs._preflight.findings import Finding, block
+from kdnas.jobs._preflight.machine import device_finding
+from kdnas.jobs._preflight.teacher import fitted_finding, teacher_findings
+from kdnas.jobs._run import insist_or_raise
+from kdnas.network import Network
+from kdnas.settings import FitTeacher, Recipe
+from kdnas.space import SearchSpace
+from kdnas.specs import Spec
+
+_log = logging.getLogger(__name__)
+
+
+def preflight(
+    data: Data,
+    *,
+    folder: Path,
+    teacher: Spec | FitTeacher | None = None,
+    space: SearchSpace | None = None,
+    network: Network | None = None,
+    side: int = 0,
+    recipe: Recipe | None = None,
+    budget: object = None,
+    finals: tuple[float, Recipe] | None = None,
+    size_chosen: bool = False,
+) -> None:
+    """Log what is about to be trained, on what, by whom and for how long; refuse a teacher that cannot teach.
+
+    The teacher sees at most 300 search images, drawn by a generator of this function: no number of a run changes.
+
+    Args:
+        data: the data.
+        folder: where the results go.
+        teacher: its spec, a `FitTeacher`, or None without one.
+        space: the search space, fitted to the data.
+        network: what is trained, where it is a single network.
+        side: of the student's images, where neither space nor network says it.
+        recipe: of the training.
+        budget: of the search, which some network meets.
+        finals: number of whole trainings that the finalists and their controls cost, and their recipe.
+        size_chosen: whether a person decided the size of the student's images.
+
+    Raises:
+        ValueError: unless inside of `insisting(True)`: the teacher fails, gives NaN, equal logits or probabilities, has
+            other class names or an accuracy near chance, is fed another size than it says, or the student's images
+            would be resized by more than a factor of 2.
+    """
+    findings = data_findings(data)
+    sides = space.resolutions if space else (network.blueprint.image[1],) if network else (side,) if side else ()
+    if sides:
+        findings += size_findings(data, sides, decided=size_chosen or space is None)
+    each = 0.0
+    if isinstance(teacher, FitTeacher):
+        findings.append(fitted_finding(teacher, data))
+    elif teacher is not None:
+        of_teacher, each = teacher_findings(teacher, data)
+        findings += of_teacher
+    if budget is not None and str(budget):
+        findings.append(Finding("budget", f"{budget}; there are networks within it"))
+    findings.append(device_finding())
+    if recipe is not None:
+        findings += cost_findings(space, network, recipe, each, folder) + recipe_findings(recipe, data)
+    if finals is not None and space is not None:
+        findings.append(finals_finding(space, *finals, each))
+    _log.info(f"before the training\n{block(findings)}")
+    insist_or_raise([finding.text for finding in findings if finding.kind == "fault"])
+
+
+def judge_fitted(source: Spec, data: Data) -> None:
+    """Log what a teacher that was trained here gives on at most 300 search images.
+
+    Raises:
+        ValueError: outside of `insisting(True)`: its accuracy is near chance.
+    """
+    findings, _ = teacher_findings(source, data, "Train it for more steps, or with another learning rate.")
+    _log.info(f"the teacher that was trained: {findings[0].text}")
+    insist_or_raise([finding.text for finding in findings if finding.kind == "fault"])

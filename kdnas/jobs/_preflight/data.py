@@ -1,0 +1,202 @@
+"""What the images and labels are, and what is wrong with them."""
+
+import hashlib
+import time
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kdnas.data.base import Data, Images
+from kdnas.evaluation import balanced_accuracy
+from kdnas.jobs._preflight.findings import Finding, faults, guessing, notes
+from kdnas.network import Network
+from kdnas.randomness import initialised, torch_rng
+from kdnas.space import SearchSpace
+
+_FEW = 8  # images whose brightest pixel is looked at
+_DARK = 0.25  # a value of 12 bits in 16, or of 8, is below it
+_FAR = 2.0  # a resize by more than this factor is not the command's decision
+_UNEVEN = 10  # times as many images of one class as of another
+_THUMB = 8  # side of the thumbnails that are compared
+_ALIKE = 0.9995  # correlation of two thumbnails
+_BLANK = 1 / 255
+_SECONDS = 15.0  # of reading, for each part
+_NEIGHBOURS = 2000  # training images, for the nearest one
+
+
+def data_findings(data: Data) -> list[Finding]:
+    """What a look at the labels and at a few images says."""
+    parts = {"train": data.train, "search": data.search, "test": data.test}
+    counts = ", ".join(f"{name} {len(part):,}" for name, part in parts.items())
+    names = ", ".join(data.class_names[:5]) + (", ..." if data.classes > 5 else "")
+    channels, height, width = data.image
+    text = f"{counts} images of {channels} x {height} x {width}; {data.classes} classes ({names})"
+    findings = [Finding("data", text)]
+    if data.source:
+        findings.append(Finding("folders", data.source))
+    train = torch.bincount(data.train.labels, minlength=data.classes)
+    few, many = int(train.argmin()), int(train.argmax())
+    line = f"{int(train[few]):,} to {int(train[many]):,} training images each"
+    if data.is_imbalanced:
+        line += f": {data.class_names[few]} has the fewest, {data.class_names[many]} the most; see balanced accuracies"
+    findings.append(Finding("classes", line))
+    brightest = float(data.train.sample(_FEW, torch_rng("brightest"))[0].max())
+    absent = {name: _absent(part, data) for name, part in parts.items() if name != "train"}
+    return findings + notes(
+        "data",
+        f"the brightest pixel of {_FEW} images has {brightest:.1%} of what their type holds: check its bits"
+        if brightest < _DARK
+        else "",
+        "there are fewer training than test images. Check that the parts are not exchanged"
+        if len(data.train) < len(data.test)
+        else "",
+        *(f"the {name} part has no image of {', '.join(missing[:5])}" for name, missing in absent.items() if missing),
+    )
+
+
+def _absent(part: Images, data: Data) -> list[str]:
+    return [name for i, name in enumerate(data.class_names) if not bool((part.labels == i).any())]
+
+
+def size_findings(data: Data, sides: Sequence[int], *, decided: bool) -> list[Finding]:
+    """The size of the student's images, and how far it is from the data's."""
+    own = data.image[1]
+    near = min(sides, key=lambda side: max(side / own, own / side))
+    shown = f"{near} x {near}" if len(sides) == 1 else f"{sides[0]} x {sides[0]} to {sides[-1]} x {sides[-1]}"
+    if own in sides and data.image[2] == own:
+        return [Finding("student", f"images of {shown}, as the data's")]
+    refusals = []
+    if not decided and max(near / own, own / near) > _FAR:
+        refusals.append(
+            f"The student would compute on images of {shown}, the data's are {own} x {data.image[2]}. Decide by --size "
+            f"{own} or --size {near} (in an experiment: `resolutions` of the space)."
+        )
+    line = f"images of {shown}, resized from {own} x {data.image[2]}"
+    return [Finding("student", line), *faults("student", refusals)]
+
+
+def every_image(data: Data) -> list[Finding]:
+    """What reading all images says, at most 15 seconds for each part: doubles, blank ones, labels of no meaning."""
+    prints: dict[str, _Prints] = {}
+    for name in ("train", "search", "test"):
+        try:
+            prints[name] = _prints(getattr(data, name))
+        except (ValueError, RuntimeError, OSError) as error:
+            return faults("data", [f"The {name} part cannot be read: {error}"])
+    count = sum(len(part.thumbs) for part in prints.values())
+    whole = sum(len(part) for part in (data.train, data.search, data.test))
+    findings = [Finding("images", f"{count:,} of {whole:,} were read")]
+    findings += faults("data", filter(None, (_doubles(prints, name) for name in ("test", "search"))))
+    return findings + notes("data", *_blank(prints), *_similar(prints), _uneven(data), _random_labels(data, prints))
+
+
+class _Prints(NamedTuple):
+    """What is kept of a part's images, drawn in random order: a digest, a thumbnail, and the range of the values."""
+
+    digests: list[bytes]
+    thumbs: Tensor
+    ranges: Tensor
+    labels: Tensor
+
+
+def _prints(part: Images) -> _Prints:
+    began = time.perf_counter()
+    digests: list[bytes] = []
+    thumbs, ranges = [], []
+    order = torch.randperm(len(part), generator=torch_rng("doctor"))
+    for indices in order.split(200):
+        pixels = part.take(indices)
+        levels = (pixels * 255).round().to(torch.uint8).flatten(1)
+        digests += [hashlib.blake2b(row.numpy().tobytes(), digest_size=16).digest() for row in levels]
+        thumbs.append(F.adaptive_avg_pool2d(pixels, _THUMB).flatten(1))
+        ranges.append(pixels.flatten(1).amax(1) - pixels.flatten(1).amin(1))
+        if time.perf_counter() - began > _SECONDS:
+            break
+    return _Prints(digests, torch.cat(thumbs), torch.cat(ranges), part.labels[order[: len(digests)]])
+
+
+def _doubles(prints: dict[str, _Prints], name: str) -> str:
+    """A sentence on images of a part that are in the train part too."""
+    known = set(prints["train"].digests)
+    count = sum(digest in known for digest in prints[name].digests)
+    if not count:
+        return ""
+    return (
+        f"{count} of {len(prints[name].digests)} {name} images are training images too, so that accuracies on them are "
+        "too high. Remove them from one of the two parts."
+    )
+
+
+def _similar(prints: dict[str, _Prints]) -> Iterator[str]:
+    """A sentence where many test images are nearly a training image, as neighbouring frames of a film are."""
+    train, test = prints["train"], prints["test"]
+    mean = train.thumbs.mean(0)
+    ours, theirs = (F.normalize(part.thumbs[part.ranges > _BLANK] - mean) for part in (test, train))
+    known = set(train.digests)
+    is_double = torch.tensor([digest in known for digest in test.digests])[test.ranges > _BLANK]
+    if len(ours) and len(theirs):
+        near = torch.cat([(rows @ theirs.T).amax(1) > _ALIKE for rows in ours.split(500)]) & ~is_double
+        if int(near.sum()) > len(ours) // 50:
+            yield (
+                f"{int(near.sum())} of {len(ours)} test images are nearly equal to a training image. Split by what "
+                "they come from (film, patient, place), not image by image."
+            )
+
+
+def _blank(prints: dict[str, _Prints]) -> Iterator[str]:
+    for name, part in prints.items():
+        count = int((part.ranges <= _BLANK).sum())
+        if count:
+            black = int((part.thumbs.amax(1) <= _BLANK).sum())
+            yield (
+                f"{count} of {len(part.ranges)} {name} images have one colour throughout ({black} are black). Check "
+                "how they are read, and remove those that are blank."
+            )
+
+
+def _uneven(data: Data) -> str:
+    counts = torch.bincount(data.train.labels, minlength=data.classes)
+    few, many = int(counts.argmin()), int(counts.argmax())
+    if int(counts[many]) < _UNEVEN * int(counts[few]):
+        return ""
+    return (
+        f"class {data.class_names[many]!r} has {int(counts[many]) / int(counts[few]):.0f} times the training images of "
+        f"{data.class_names[few]!r}. Read balanced accuracies, and add images of the rare class or remove it."
+    )
+
+
+def _random_labels(data: Data, prints: dict[str, _Prints]) -> str:
+    """A sentence where the nearest training image has the label of a search image no more often than by chance."""
+    train, search = prints["train"], prints["search"]
+    neighbours = torch.cdist(search.thumbs, train.thumbs[:_NEIGHBOURS]).argmin(1)
+    share = balanced_accuracy(train.labels[neighbours] == search.labels, search.labels)
+    if share > guessing(data.classes, len(search.labels)):
+        return ""
+    return (
+        f"the nearest training image has the label of a search image for {share:.1%} (chance {1 / data.classes:.1%}): "
+        "labels may belong to other images. Look at some with their labels; where they are right, ignore this."
+    )
+
+
+def stride_findings(space: SearchSpace) -> list[Finding]:
+    """A note where the largest network's feature maps are one pixel before its last stages."""
+    network = initialised(lambda: Network(space.blueprint(space.largest)), 0).eval()
+    side = space.resolutions[-1]
+    try:
+        with torch.no_grad():
+            features = network(torch.zeros(2, *network.blueprint.image)).features
+    except RuntimeError as error:
+        reason = str(error).partition("\n")[0]
+        return faults("student", [f"The student fails on images of {side} x {side} ({reason}). Use a larger --size."])
+    maps = [feature for feature in features if feature.dim() == 4]
+    single = next((i for i, map_ in enumerate(maps, 1) if map_.shape[2:].numel() == 1), len(maps))
+    if single >= len(maps):
+        return []
+    return notes(
+        "student",
+        f"images of {side} x {side} are one pixel after stage {single} of {len(maps)}, below the network's stride. Use "
+        "a larger --size, or a space for small images.",
+    )

@@ -1,0 +1,232 @@
+"""What a teacher is and gives on search images, and what speaks against it."""
+
+import dataclasses
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from kdnas.costs.count import cost
+from kdnas.data.base import Data
+from kdnas.evaluation import balanced_accuracy
+from kdnas.jobs._preflight.findings import Finding, faults, guessing, notes
+from kdnas.jobs._run import other_names
+from kdnas.network import default_device
+from kdnas.randomness import torch_rng
+from kdnas.settings import FitTeacher
+from kdnas.specs import Spec
+from kdnas.teachers.base import Frozen, Teacher
+from kdnas.teachers.fitted import fitted_teacher
+from kdnas.teachers.zoo import declared_names, declared_size
+
+_NUM_IMAGES = 300  # of the search part, for the teacher's accuracy
+_FEW = 100  # of them, for each other normalisation
+_NORMALISATIONS = (
+    ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),  # of ImageNet
+    ((0.5,), (0.5,)),
+    ((0.0,), (1.0,)),
+    ((0.0,), (1 / 255,)),
+)
+_ENOUGH = 5
+CHECK = "Check its weights, the order of its classes, and its size and normalisation."
+_BY_CHANNELS = "Reverse them where the images are read, or in front of the teacher: module(images.flip(1))."
+_BY_NORMALISATION = "Return Frozen(module, preprocessing=...) with the normalisation that it was trained with."
+_SAME = 1e-5  # of logits
+
+
+def fitted_finding(teacher: FitTeacher, data: Data) -> Finding:
+    """What a teacher that is trained here will be."""
+    params, macs = cost(fitted_teacher(data.image, data.classes, teacher.blocks, teacher.width))
+    count = f"{teacher.members} of them, " if teacher.members > 1 else ""
+    return Finding(
+        "teacher",
+        f"trained here on images of {data.image[1]} x {data.image[2]}: {count}{params:,} params, {macs:,} MACs, "
+        f"{teacher.recipe.steps:,} steps; --teacher fit,width=N",
+    )
+
+
+class _Sample(NamedTuple):
+    pixels: Tensor
+    logits: Tensor
+    labels: Tensor
+    seconds: float
+
+
+def teacher_findings(source: Spec, data: Data, advice: str = CHECK) -> tuple[list[Finding], float]:
+    """What the teacher is and gives on at most 300 search images, what speaks against it, and the seconds per image."""
+    with torch.random.fork_rng(devices=[]):  # a teacher may draw its weights, and draws the same in the training
+        return _findings(source, data, advice)
+
+
+def _findings(source: Spec, data: Data, advice: str) -> tuple[list[Finding], float]:
+    teacher = source.build(Teacher, classes=data.classes, preprocessing=data.preprocessing).to(default_device())
+    difference = other_names(teacher, data)
+    refusals = [f"{difference} Use a teacher of these very classes, in their order."] if difference else []
+    known = any(isinstance(m, Teacher) and m.class_names for m in teacher.modules())
+    names = "class names differ" if difference else "class names match" if known else "class names unknown"
+    size = ""
+    if isinstance(teacher, Frozen):
+        own, says = teacher.preprocessing, declared_size(teacher.module)
+        size = f"images of {own.height} x {own.width}, mean {_short(own.mean)}, std {_short(own.std)}; "
+        if teacher.assumes_size and says is not None and says != (own.height, own.width):
+            refusals.append(
+                f"The teacher gets images of {own.height} x {own.width}, but says that it was made for {says[0]} x "
+                f"{says[1]}. Return Frozen(module, preprocessing=...) with the size that it was trained with."
+            )
+    sample = _sample(teacher, data)
+    own_faults = list(_own_faults(teacher, data, sample, known)) if isinstance(teacher, Frozen) else []
+    refusals += own_faults or _output_faults(teacher, sample, data, advice)
+    hits = sample.logits.argmax(1) == sample.labels
+    accuracy = float(hits.float().mean())
+    line = f"{size}{names}; {accuracy:.1%} of {len(hits)} search images"
+    if data.is_imbalanced:
+        line += f", balanced {balanced_accuracy(hits, sample.labels):.1%}"
+    remarks = notes("teacher", _log_probabilities(sample))
+    return [Finding("teacher", line), *remarks, *faults("teacher", refusals)], sample.seconds
+
+
+def _own_faults(teacher: Frozen, data: Data, sample: _Sample, is_known: bool) -> Iterator[str]:
+    """What speaks against a single network: other class names inside, chance, another normalisation."""
+    names, ours = declared_names(teacher.module), [_folded(name) for name in data.class_names]
+    theirs = [_folded(name) for name in names or ()]
+    if theirs != ours and sorted(theirs) == sorted(ours) and names and not is_known:
+        place = next(i for i, pair in enumerate(zip(theirs, ours, strict=True)) if len({*pair}) > 1)
+        yield (
+            f"The teacher has the data's classes in another order: class {place} is {names[place]!r} to it, and "
+            f"{data.class_names[place]!r} in the data. Put its logits into the data's order."
+        )
+    few = sample.pixels[: max(1, len(sample.pixels[:50]) // 2)]
+    again = teacher(few.to(default_device())).logits.cpu()
+    if not torch.allclose(again, sample.logits[: len(few)], rtol=1e-2, atol=1e-3, equal_nan=True):
+        yield (
+            "The teacher gives other logits for an image in another batch: it is random, or uses statistics of the "
+            "batch. Switch that off in evaluation mode."
+        )
+    if not is_known:
+        yield from _other_normalisation(teacher, sample)
+
+
+def _folded(name: str) -> str:
+    return "".join(filter(str.isalnum, name.casefold()))
+
+
+def _other_normalisation(teacher: Frozen, sample: _Sample) -> Iterator[str]:
+    """A sentence where the teacher is right far more often on images that are normalised in another usual way."""
+    own, labels, device = teacher.preprocessing, sample.labels[:_FEW], default_device()
+    pixels = sample.pixels[:_FEW].to(device)
+    hits = sample.logits[:_FEW].argmax(1) == labels
+    best, words = hits, ""
+    if pixels.shape[1] == len(own.mean) == 3:
+        right = teacher(pixels.flip(1)).logits.argmax(1).cpu() == labels
+        if right.sum() > best.sum():
+            best, words = right, "the channels in reverse order (BGR instead of RGB)"
+    for mean, std in _NORMALISATIONS:
+        if len(mean) not in (1, len(own.mean)):
+            continue
+        values = tuple((numbers * len(own.mean))[: len(own.mean)] for numbers in (mean, std))
+        teacher.preprocessing = dataclasses.replace(own, mean=values[0], std=values[1])
+        try:
+            right = teacher(pixels).logits.argmax(1).cpu() == labels
+        finally:
+            teacher.preprocessing = own
+        if right.sum() > best.sum():
+            best, words = right, f"mean {_short(values[0])} and std {_short(values[1])}"
+    gain, differing = int(best.sum() - hits.sum()), int((best != hits).sum())
+    # An eighth of the images, and three standard errors of a difference that is 0.
+    is_far = gain >= len(labels) / 8 and gain >= 3 * math.sqrt(differing)
+    if is_far and int(best.sum()) > len(labels) * guessing(sample.logits.shape[1], len(labels)):
+        yield (
+            f"The teacher is right for {int(hits.sum())} of {len(labels)} search images, but for {int(best.sum())} "
+            f"with {words}. {_BY_CHANNELS if 'BGR' in words else _BY_NORMALISATION}"
+        )
+
+
+def _short(values: Sequence[float]) -> str:
+    return "/".join(f"{value:.3g}" for value in values)
+
+
+def _sample(teacher: Teacher, data: Data) -> _Sample:
+    pixels, labels = data.search.sample(_NUM_IMAGES, torch_rng("preflight"))
+    device, logits = default_device(), []
+    began = time.perf_counter()
+    for chunk, targets in zip(pixels.split(50), labels.split(50), strict=True):
+        try:
+            logits.append(teacher(chunk.to(device), targets.to(device)).logits.cpu())
+        except (RuntimeError, AssertionError, TypeError, IndexError) as error:
+            shape = " x ".join(map(str, pixels.shape[1:]))
+            raise ValueError(
+                f"the teacher fails on the data's images of {shape} ({str(error).partition(chr(10))[0]}). Use a "
+                "teacher for images of these channels, or Frozen with its own preprocessing."
+            ) from error
+    return _Sample(pixels, torch.cat(logits), labels, (time.perf_counter() - began) / len(labels))
+
+
+def _output_faults(teacher: Teacher, sample: _Sample, data: Data, advice: str) -> list[str]:
+    """What speaks against a teacher's logits: NaN, equal ones, probabilities, an accuracy near chance."""
+    logits = sample.logits
+    broken = int((~torch.isfinite(logits)).any(1).sum())
+    if broken:
+        weights = next((n for n, p in teacher.state_dict().items() if not torch.isfinite(p).all()), "")
+        where = f"; {weights} among its weights is not finite" if weights else ""
+        return [
+            f"The teacher gives NaN or infinity for {broken} of {len(logits)} search images{where}. Check its weights."
+        ]
+    if len(logits) > 1 and float((logits.max(0).values - logits.min(0).values).max()) < _SAME:
+        return [
+            f"The teacher gives the same logits for all {len(logits)} search images, so it teaches nothing. Load its "
+            "weights, and check its normalisation and what its last layers do."
+        ]
+    refusals = []
+    if logits.min() >= 0 and logits.max() <= 1 and float(logits.std()) > 0:
+        sums = "that sum to 1" if torch.allclose(logits.sum(1), torch.ones(len(logits)), atol=1e-3) else "in [0, 1]"
+        refusals.append(
+            f"The teacher gives probabilities ({sums}) instead of logits. Return what is before its softmax or sigmoid."
+        )
+    order = _displaced(sample, data)
+    if order:
+        return [*refusals, f"The teacher's classes seem to be in another order than the data's: {order}. {advice}"]
+    share = balanced_accuracy(logits.argmax(1) == sample.labels, sample.labels)
+    if share <= guessing(data.classes, len(logits)):
+        refusals.append(
+            f"The teacher's accuracy on {len(logits)} search images, {share:.1%} (mean over classes), is near chance "
+            f"({1 / data.classes:.1%}). {advice}"
+        )
+    return refusals
+
+
+def _log_probabilities(sample: _Sample) -> str:
+    """A sentence where the logits are logarithms of probabilities."""
+    sums = sample.logits.logsumexp(1)
+    if len(sums) < 2 or not torch.allclose(sums, torch.zeros(len(sums)), atol=1e-3):
+        return ""
+    return (
+        "The teacher gives log-probabilities: losses of probabilities are the same, those that compare logits "
+        "themselves are not. Return what is before its log-softmax."
+    )
+
+
+def _displaced(sample: _Sample, data: Data) -> str:
+    """Classes of at least five images each that the teacher calls by each other's names, in words; else empty."""
+    named: dict[int, int] = {}
+    predictions = sample.logits.argmax(1)
+    for label, count in enumerate(torch.bincount(sample.labels, minlength=data.classes).tolist()):
+        if count >= _ENOUGH:
+            calls = torch.bincount(predictions[sample.labels == label], minlength=data.classes)
+            if int(calls.argmax()) != label and 2 * int(calls.max()) > count:
+                named[label] = int(calls.argmax())
+    in_cycle = [label for label in named if label in _followed(named, label)]
+    return ", ".join(
+        f"it calls most images of {data.class_names[label]} {data.class_names[named[label]]}" for label in in_cycle[:3]
+    )
+
+
+def _followed(steps: Mapping[int, int], start: int) -> Iterator[int]:
+    """Where one gets from a start, in as many steps as there are."""
+    place: int | None = start
+    for _ in steps:
+        place = steps.get(place) if place is not None else None
+        if place is not None:
+            yield place
