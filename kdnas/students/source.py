@@ -18,7 +18,7 @@ from kdnas.specs import Spec, resolve
 from kdnas.students.definitions import Definitions, Import, bracketed
 from kdnas.students.modules import importable
 
-_HEADER = '''"""An image classifier as plain PyTorch code, written by kdnas; it needs torch, and safetensors to load.
+_HEADER = '''"""An image classifier as plain PyTorch code, written by kdnas; it needs torch alone.
 
     from student import load
 
@@ -46,12 +46,27 @@ _STUDENT = '''class Student(nn.Module):
         return self.head(self.stages(self.stem({inner})))
 
 
+def read_weights(path: str | Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file: the length of its header in eight bytes, the header in JSON, the numbers."""
+    content = bytearray(Path(path).read_bytes())
+    end = 8 + int.from_bytes(content[:8], "little")
+    try:
+        entries = {{k: v for k, v in json.loads(content[8:end]).items() if k != "__metadata__"}}
+        tensors = {{}}
+        for name, entry in entries.items():
+            first, last = entry["data_offsets"]
+            dtype = {{"F32": torch.float32, "I64": torch.int64}}[entry["dtype"]]
+            numbers = bytearray(content[end + first : end + last]) or bytearray(8)
+            tensors[name] = torch.frombuffer(numbers, dtype=dtype)[: math.prod(entry["shape"])].reshape(entry["shape"])
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise ValueError(f"{{path}} is damaged or no safetensors file of this student.") from error
+    return tensors
+
+
 def load(path: str | Path) -> Student:
     """The student with the weights of a safetensors file, in eval mode."""
-    from safetensors.torch import load_file
-
     student = Student()
-    student.load_state_dict(load_file(path), strict=True)
+    student.load_state_dict(read_weights(path), strict=True)
     return student.eval()
 
 
@@ -73,6 +88,8 @@ if __name__ == "__main__":
 '''
 
 _IMPORTS = (
+    Import("json"),
+    Import("math"),
     Import("sys"),
     Import("pathlib", "Path"),
     Import("torch"),
@@ -95,7 +112,7 @@ def student_source(blueprint: Blueprint, preprocessing: Preprocessing, class_nam
     check_modules(blueprint)
     makes = [module.make for _, layer in blueprint.named_layers() for module in nested_specs(layer.make)]
     own = {make.partition(":")[0].partition(".")[0] for make in makes}
-    definitions = Definitions({"kdnas", *own}, reserved=("CLASS_NAMES", "Student", "load", "main"))
+    definitions = Definitions({"kdnas", *own}, reserved=("CLASS_NAMES", "Student", "load", "main", "read_weights"))
     for statement in _IMPORTS:
         definitions.name_import(statement)
     resize = definitions.name("kdnas.blocks.basic", "resize")
@@ -221,7 +238,7 @@ def load_source(folder: str | Path) -> nn.Module:
     """
 
     def import_torch_only(name: str, *rest: Any, **more: Any) -> Any:
-        if not importable(name) and name.partition(".")[0] != "safetensors":
+        if not importable(name):
             raise ImportError(f"{SOURCE} imports {name!r}, which users of the student may not have.")
         return builtins.__import__(name, *rest, **more)
 
