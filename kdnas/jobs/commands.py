@@ -483,10 +483,10 @@ def search(
     Example:
         >>> import tempfile
         >>> options = {"scorer": "params", "steps": 1, "batch_size": 8, "num_evaluations": 4, "deploy": False}
-        >>> opened = run(data="digits", space="toy", out=tempfile.mkdtemp(), **options)
-        >>> ranking = search(opened, scorer="params", searcher="exhaustive", num_evaluations=100)
-        >>> ranking[0].params == max(entry.params for entry in ranking), len(ranking)
-        (True, 36)
+        >>> opened = run(data="digits", space="toy", finalists=1, out=tempfile.mkdtemp(), **options)
+        >>> ranking = search(opened, searcher="exhaustive", budget="params=700", num_evaluations=100)
+        >>> [entry.params for entry in ranking]
+        [694, 590, 550, 550, 398]
     """
     del device, trust
     from kdnas.jobs import search as job
@@ -553,10 +553,10 @@ def finals(
     Example:
         >>> import tempfile
         >>> options = {"scorer": "params", "steps": 1, "batch_size": 8, "num_evaluations": 4, "deploy": False}
-        >>> opened = run(data="digits", space="toy", out=tempfile.mkdtemp(), **options)
+        >>> opened = run(data="digits", space="toy", finalists=1, out=tempfile.mkdtemp(), **options)
         >>> result = finals(opened, finalists=2, steps=2, deploy=False)
         >>> [row["name"] for row in result["finalists"]]
-        ['finalist-4', 'finalist-5']
+        ['finalist-2', 'finalist-3']
     """
     del device, trust
     from kdnas.jobs import finals as job
@@ -661,7 +661,7 @@ def why(
     Example:
         >>> import tempfile
         >>> options = {"scorer": "params", "steps": 1, "batch_size": 8, "num_evaluations": 4, "deploy": False}
-        >>> opened = run(data="digits", space="toy", out=tempfile.mkdtemp(), **options)
+        >>> opened = run(data="digits", space="toy", finalists=1, out=tempfile.mkdtemp(), **options)
         >>> explained = why(opened, opened.ranking()[0].code)
         >>> explained["score"] == opened.ranking()[0].score, len(explained["stages"])
         (True, 4)
