@@ -17,7 +17,8 @@ from kdnas.randomness import python_rng
 from kdnas.space import Blueprint
 from kdnas.specs import Spec, find_spec
 from kdnas.supernet import Supernet
-from kdnas.teachers.base import Teacher, find_stages, recorded
+from kdnas.teachers.base import Teacher
+from kdnas.teachers.stages import as_feature, find_stages, recorded
 
 _T = TypeVar("_T")
 
@@ -213,9 +214,10 @@ def outputs_of(student: nn.Module, images: Tensor) -> Outputs:
         names = find_stages(student, images)
     except ValueError:
         return Outputs(outputs, images=images)
-    with recorded(student, names) as features:
+    with recorded(student, names, batch=len(images)) as maps:
         logits = student(images)
-    return Outputs(logits, tuple(features[name] for name in names), images=images)
+    features = (as_feature(student.get_submodule(name), maps[name], images.shape) for name in names)
+    return Outputs(logits, tuple(feature for feature in features if feature is not None), images=images)
 
 
 @final

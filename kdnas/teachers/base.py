@@ -13,7 +13,7 @@ from kdnas.network import Network
 from kdnas.outputs import END, Moment, Outputs
 from kdnas.preprocessing import Preprocessing
 from kdnas.specs import nearest
-from kdnas.teachers.stages import as_feature, find_stages, logits_of, plain_module, recorded
+from kdnas.teachers.stages import as_feature, check_logits, find_stages, logits_of, plain_module, recorded
 
 
 class Teacher(nn.Module, abc.ABC):
@@ -121,19 +121,21 @@ class Frozen(Teacher):
         images = prepare(pixels, self.preprocessing)
         if isinstance(self.module, Network) and not self.stages:
             return self.module(images)
-        with recorded(self.module, self.stages) as outputs:
-            returned = self.module(images.to(self._dtype()))
+        with recorded(self.module, self.stages, batch=len(images)) as outputs:
+            returned = self.module(images.to(self._dtype(), copy=True))  # it may write into them
         if isinstance(returned, Outputs) and not isinstance(self.module, Network):
             return returned
         features = tuple(self._feature(name, outputs, images) for name in self.stages)
         if isinstance(returned, Outputs):
             return returned._replace(features=features)
-        return Outputs(logits_of(returned, self.classes), features, images=images)
+        logits = logits_of(returned, self.classes)
+        check_logits(logits, len(images), type(self.module).__name__)
+        return Outputs(logits, features, images=images)
 
     def _feature(self, name: str, outputs: Mapping[str, Tensor], images: Tensor) -> Tensor:
         if name not in outputs:
             raise ValueError(f"the stage {name!r} of the teacher returned no tensor. Name another submodule.")
-        feature = as_feature(self.module.get_submodule(name), outputs[name], images.shape[2:])
+        feature = as_feature(self.module.get_submodule(name), outputs[name], images.shape)
         if feature is None:
             raise ValueError(
                 f"the stage {name!r} of the teacher must return a map or tokens, got shape "

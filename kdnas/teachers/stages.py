@@ -1,5 +1,6 @@
 """Feature maps of a network that was not written for them: outputs of its submodules, recorded while it runs."""
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,53 +17,72 @@ _NO_STAGE = (
 )
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+_CHANNELS_FIRST = (nn.Conv1d, nn.ConvTranspose1d, nn.BatchNorm1d, nn.InstanceNorm1d, nn.MaxPool1d, nn.AvgPool1d)
+_REACH = 0.5  # the share of a network's layers over positions that must have run before its last stage
 
 
-def first_tensor(output: Any) -> Any:
-    """A tensor, or the first entry of a tuple: attention layers and hubs' blocks return more than their output."""
-    return output[0] if isinstance(output, tuple | list) and output else output
+def _main_tensor(output: Any, batch: int) -> Tensor | None:
+    """A tensor, or the first in a tuple with an entry per image: attention layers return more than their output."""
+    entries = output if isinstance(output, tuple | list) else (output,)
+    tensors = [entry for entry in entries if isinstance(entry, Tensor) and entry.dim()]
+    return next((tensor for tensor in tensors if len(tensor) == batch), tensors[0] if tensors else None)
 
 
 @contextmanager
-def recorded(module: nn.Module, names: Sequence[str], *, copies: bool = True) -> Iterator[dict[str, Tensor]]:
+def recorded(
+    module: nn.Module, names: Sequence[str], *, copies: bool = True, batch: int = 0
+) -> Iterator[dict[str, Tensor]]:
     """Outputs of submodules inside, by name, in order of execution; of several calls the last one's.
 
     They are copies, unless only their shapes are of interest: a layer that works in place would write into the map that
-    the layer before it returned.
+    the layer before it returned. Of several tensors the first of `batch` entries counts, else the first.
+
+    Raises:
+        ValueError: a TorchScript module, whose output cannot be recorded.
     """
     known = dict(module.named_modules())
     names_of = {known[name]: name for name in names}
+    script = next((name for part, name in names_of.items() if isinstance(part, torch.jit.ScriptModule)), None)
+    if script is not None:
+        raise ValueError(
+            f"{script} of the teacher is a TorchScript module, which shows no feature maps. Put the Python module "
+            "there that it was made from, or name other stages: Frozen(module, preprocessing=..., stages=...)."
+        )
     outputs: dict[str, Tensor] = {}
 
     def keep(part: nn.Module, _: Any, output: Any) -> None:
-        output = first_tensor(output)
-        if isinstance(output, Tensor):
+        tensor = _main_tensor(output, batch)
+        if tensor is not None:
             outputs.pop(names_of[part], None)  # a later call comes later in the order, too
-            outputs[names_of[part]] = output.clone() if copies else output
+            outputs[names_of[part]] = tensor.clone() if copies else tensor
 
     with hooked(names_of, after=keep):
         yield outputs
 
 
-def as_feature(part: nn.Module, output: Tensor, image: Sequence[int]) -> Tensor | None:
+def as_feature(part: nn.Module, output: Tensor, images: Sequence[int]) -> Tensor | None:
     """A submodule's output as a feature map `[batch, channels, height, width]` or `[batch, tokens, channels]`.
 
     Whether channels come first or last follows from the layer, where it is a convolution, a linear layer or a layer
-    norm, else from the axes: height and width are in the proportion of the image's.
+    norm, else from the axes: height and width are in the proportion of the image's. Tokens come before the batch where
+    the second axis has an entry per image and the first has not; where both have, as attention inside is built.
 
     Args:
         part: the submodule.
         output: what it returned.
-        image: height and width of the network's input.
+        images: the shape of the network's input.
 
     Returns:
         The map; None for a vector, attention weights, or any other shape.
     """
+    batch, _, height, width = images
     if output.dim() == 3:
-        return output
+        if isinstance(part, _CHANNELS_FIRST):
+            return output.transpose(1, 2)
+        first, second = (size == batch for size in output.shape[:2])
+        return output.transpose(0, 1) if second and (not first or _tokens_first(part)) else output
     if output.dim() != 4 or not output.is_floating_point():
         return None
-    height, width = image
     _, first, middle, last = output.shape
     ahead = abs(middle * width - last * height) < max(height, width)
     behind = abs(first * width - middle * height) < max(height, width)
@@ -73,12 +93,19 @@ def as_feature(part: nn.Module, output: Tensor, image: Sequence[int]) -> Tensor 
     return output.permute(0, 3, 1, 2) if behind and not ahead else None
 
 
+def _tokens_first(part: nn.Module) -> bool:
+    """Whether attention or recurrence inside has the batch as its second axis."""
+    layers = [m for m in part.modules() if isinstance(m, nn.MultiheadAttention | nn.RNNBase)]
+    return bool(layers) and not any(layer.batch_first for layer in layers)
+
+
 def find_stages(module: nn.Module, images: Tensor, most: int = 6, classes: int | None = None) -> tuple[str, ...]:
-    """The submodules whose outputs are the feature maps of a network, in order of execution.
+    """The submodules whose outputs are the feature maps of a network, the deepest last.
 
     Of a transformer these are four of its blocks (modules of one class beside each other that return tokens), evenly
-    spread; of another network the last maps at each resolution, at most `most`, the deepest. What is inside of a block
-    counts only where no outer module returns a map of that resolution.
+    spread, in order of execution; of another network the last maps at each resolution, the finest first, at most
+    `most`, the coarsest. What is inside of a block counts only where no outer module returns a map of that resolution.
+    Where half of the layers follow, these are not taken: a transformer of fewer blocks has all of them as its stages.
 
     Args:
         module: the network, in evaluation mode.
@@ -87,32 +114,71 @@ def find_stages(module: nn.Module, images: Tensor, most: int = 6, classes: int |
         classes: number of classes, which tells the logits among several outputs.
 
     Raises:
-        ValueError: the module fails on these images, or no submodule returns maps or tokens.
+        ValueError: the module fails on these images, no submodule returns maps or tokens, or only early ones do.
     """
     parts = {n: part for n, part in module.named_modules() if n and not isinstance(part, _NO_STAGE)}
-    with recorded(module, list(parts), copies=False) as outputs, torch.no_grad():
+    with recorded(module, list(parts), copies=False, batch=len(images)) as outputs, torch.no_grad():
         returned = run(module, images)
     shapes: dict[str, tuple[int, ...]] = {}
     for name, output in outputs.items():
-        feature = as_feature(parts[name], output, images.shape[2:])
+        feature = as_feature(parts[name], output, images.shape)
         if feature is not None and len(feature) == len(images):
             shapes[name] = tuple(feature.shape[1:])
-    maps = [name for name, shape in shapes.items() if len(shape) == 3 and shape[1] * shape[2] > 1]
-    tokens = [name for name, shape in shapes.items() if len(shape) == 2 and shape[0] > 1]
-    while maps and len(maps) > 1 and shapes[maps[-1]][0] == _num_logits(returned, classes):
-        maps.pop()  # a convolution that classifies
-    order = {name: place for place, name in enumerate(shapes)}
-    blocks = sorted(_token_blocks(module, tokens), key=order.__getitem__)
-    # A transformer may begin with convolutions, but no map follows its blocks.
-    if len(blocks) >= 4 and not any(order[name] > order[blocks[-1]] for name in maps):
-        return tuple(blocks[(i + 1) * len(blocks) // 4 - 1] for i in range(4))
-    last = _last_maps(module, {name: shapes[name] for name in maps})
-    if last or tokens:
-        return tuple(sorted(last, key=order.__getitem__)[-most:]) or tuple((blocks or tokens)[-1:])
+    order = list(outputs)
+    layers = [order.index(name) for name, output in outputs.items() if _computes_positions(parts[name], output)]
+
+    def is_deep(names: Sequence[str]) -> bool:
+        end = max(map(order.index, names))
+        return sum(place <= end for place in layers) >= _REACH * len(layers)
+
+    candidates = [names for names in _candidates(module, shapes, _num_logits(returned, classes), most) if names]
+    deep = next(filter(is_deep, candidates), None)
+    if deep is not None:
+        return deep
+    if candidates:
+        raise ValueError(
+            f"the last submodule of the teacher that returns a feature map or tokens, {candidates[0][-1]!r}, comes "
+            "before most of its layers. Name its stages: Frozen(module, preprocessing=..., stages=...), or pass "
+            "`stages=()` and use losses of logits only."
+        )
     raise ValueError(
         "no submodule of the teacher returns a feature map or tokens. Name its stages, or pass `stages=()` and use "
         "losses of logits only."
     )
+
+
+def _candidates(
+    module: nn.Module, shapes: Mapping[str, tuple[int, ...]], num_logits: int, most: int
+) -> Iterator[tuple[str, ...]]:
+    """Choices of stages, the best first; `shapes` are those of maps and tokens, in order of execution."""
+    order = {name: place for place, name in enumerate(shapes)}
+    tokens = [name for name, shape in shapes.items() if len(shape) == 2 and shape[0] > 1]
+    tokens = _outside(module, tokens, [name for name, shape in shapes.items() if len(shape) == 3])
+    blocks = sorted(_token_blocks(module, tokens), key=order.__getitem__)
+    maps = [name for name, shape in shapes.items() if len(shape) == 3 and shape[1] * shape[2] > 1]
+    maps = [name for name in maps if shapes[name][0] > 1] or maps  # a map of one channel is a gate
+    maps = _outside(module, maps, blocks)
+    while len(maps) > 1 and shapes[maps[-1]][0] == num_logits:
+        maps.pop()  # a convolution that classifies
+    # A transformer may begin with convolutions, but no map follows its blocks.
+    if len(blocks) >= 4 and not any(order[name] > order[blocks[-1]] for name in maps):
+        yield tuple(blocks[(i + 1) * len(blocks) // 4 - 1] for i in range(4))
+    last = _last_maps(module, {name: shapes[name] for name in maps})
+    yield tuple(sorted(last, key=lambda name: (-math.prod(shapes[name][1:]), order[name]))[-most:])
+    yield tuple(blocks[-most:] or tokens[-1:])
+
+
+def _outside(module: nn.Module, names: Sequence[str], others: Sequence[str]) -> list[str]:
+    """The submodules with these names that are not inside of others, by any of their paths."""
+    prefixes = tuple(f"{name}." for name in others)
+    inside = {part for path, part in module.named_modules(remove_duplicate=False) if path.startswith(prefixes)}
+    return [name for name in names if module.get_submodule(name) not in inside]
+
+
+def _computes_positions(part: nn.Module, output: Tensor) -> bool:
+    """Whether it is a single layer with weights whose output has positions."""
+    is_layer = not any(part.children()) and next(part.parameters(), None) is not None
+    return is_layer and (output.dim() == 3 or (output.dim() == 4 and output[0, 0].numel() > 1))
 
 
 def _num_logits(returned: Any, classes: int | None) -> int:
@@ -153,18 +219,22 @@ def _last_maps(module: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> list
     return list(chosen.values())
 
 
+class ImagesRefused(ValueError):
+    """A network fails on images of some size."""
+
+
 def run(module: nn.Module, images: Tensor) -> Any:
     """What the module returns for these images.
 
     Raises:
-        ValueError: it fails on them; the message has the size and the module's own words.
+        ImagesRefused: it fails on them; the message has the size and the module's own words.
     """
     try:
         return module(images)
     except Exception as error:  # other people's networks raise whatever they like
         _, *image = images.shape
         reason = f"{type(error).__name__}: " * (not isinstance(error, RuntimeError)) + str(error).partition("\n")[0]
-        raise ValueError(
+        raise ImagesRefused(
             f"the teacher must accept images of {' x '.join(map(str, image))}, but it fails on them ({reason}). Give "
             "the size that it was trained with: Frozen(module, preprocessing=Preprocessing(height=..., width=..., "
             "mean=..., std=...)), see docs/teachers.md."
@@ -206,8 +276,8 @@ def _may_be_block(child: nn.Module, parent: nn.Module) -> bool:
 def logits_of(outputs: Any, classes: int | None = None) -> Tensor:
     """The logits `[batch, classes]` among what a network returned.
 
-    A tensor; `logits` of a mapping or of an object; else the tensor with two axes of a mapping, a tuple or a list, of
-    several the first with this number of classes. A map of one pixel counts as a vector.
+    A tensor; the entry `logits`, else `out`, `output` or `prediction`, of a mapping, a named tuple or an object; else
+    the only tensor with two axes, and with this number of classes. A map of one pixel counts as a vector.
 
     Args:
         outputs: what the network returned.
@@ -217,21 +287,54 @@ def logits_of(outputs: Any, classes: int | None = None) -> Tensor:
         ValueError: there is none.
     """
     if isinstance(outputs, Tensor):
+        if not outputs.is_floating_point() or outputs.layout is not torch.strided:
+            raise ValueError(
+                f"the teacher's logits must be a dense tensor of floats, got {outputs.dtype}, {outputs.layout}. Return "
+                "what is before its argmax or rounding."
+            )
         pixel = outputs.dim() == 4 and outputs.shape[2:] == (1, 1)
         return (outputs[:, :, 0, 0] if pixel else outputs).float()
-    entry = outputs.get("logits") if isinstance(outputs, Mapping) else getattr(outputs, "logits", None)
-    if isinstance(entry, Tensor):
-        return logits_of(entry)
-    values = outputs.values() if isinstance(outputs, Mapping) else outputs if isinstance(outputs, tuple | list) else ()
-    vectors = [value for value in values if isinstance(value, Tensor) and value.dim() == 2]
-    fitting = [vector for vector in vectors if classes in (None, vector.shape[1])]
-    if fitting:
-        return fitting[0].float()
-    contents = f" of {', '.join(map(_shape, values))}" if values else ""
+    entries = _entries(outputs)
+    named = {name.casefold().rstrip("s"): value for name, value in entries.items() if isinstance(value, Tensor)}
+    main = next((named[name] for name in _LOGITS if name in named), None)
+    if main is not None:
+        return logits_of(main)
+    fitting = {
+        name: value
+        for name, value in entries.items()
+        if isinstance(value, Tensor) and value.dim() == 2 and classes in (None, value.shape[1])
+    }
+    if len(fitting) == 1:
+        return logits_of(*fitting.values())
+    contents = ", ".join(_shape(value) for value in entries.values() if value is not None)
+    contents = contents and f" of {contents}"
+    several = f", of which {' and '.join(fitting)} may be the logits" if fitting else ""
     raise ValueError(
         f"the teacher must return logits [batch, classes], alone, in a tuple or under the name logits, got a "
-        f"{type(outputs).__name__}{contents}. Return the logits alone."
+        f"{type(outputs).__name__}{contents}{several}. Return the logits alone."
     )
+
+
+_LOGITS = ("logit", "out", "output", "prediction")
+
+
+def _entries(outputs: Any) -> dict[str, Any]:
+    """What a mapping, a sequence or an object holds, by name or number."""
+    if isinstance(outputs, Mapping):
+        return {str(name): value for name, value in outputs.items()}
+    if hasattr(outputs, "_asdict"):
+        return outputs._asdict()
+    if isinstance(outputs, tuple | list):
+        return {f"number {index}": value for index, value in enumerate(outputs)}
+    return {**getattr(outputs, "__dict__", {}), "logits": getattr(outputs, "logits", None)}
+
+
+def check_logits(logits: Tensor, count: int, name: str) -> None:
+    """Raise a ValueError for logits that are not one row per image."""
+    if logits.dim() != 2 or len(logits) != count:
+        raise ValueError(
+            f"the teacher {name} must return logits [batch, classes], got {tuple(logits.shape)} for {count} images."
+        )
 
 
 def _shape(value: Any) -> str:

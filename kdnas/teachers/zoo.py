@@ -18,6 +18,7 @@ from kdnas.specs import Spec, check_literals, nearest
 from kdnas.students.folder import read_student
 from kdnas.tables import structure, unstructure
 from kdnas.teachers.base import Frozen, Teacher
+from kdnas.teachers.stages import ImagesRefused, check_logits
 from kdnas.teachers.weights import load_weights as load_weights
 from kdnas.teachers.weights import put_weights
 
@@ -226,7 +227,7 @@ def as_frozen(module: object, name: str, classes: int, preprocessing: Preprocess
         try:
             module = Frozen(module, preprocessing=preprocessing, classes=classes)
             module.assumes_size = True
-        except ValueError:
+        except ImagesRefused:
             if size is None or size == (preprocessing.height, preprocessing.width):
                 raise
             own = dataclasses.replace(preprocessing, height=size[0], width=size[1])
@@ -292,8 +293,7 @@ def _check_classes(teacher: Teacher, classes: int | None, name: str) -> Teacher:
         device = next((p.device for p in teacher.parameters()), torch.device("cpu"))
         probe = torch.zeros(2, len(preprocessing.mean), preprocessing.height, preprocessing.width, device=device)
         logits = teacher(probe).logits
-        if logits.dim() != 2:
-            raise ValueError(f"the teacher {name} must return logits [batch, classes], got {tuple(logits.shape)}.")
+        check_logits(logits, len(probe), name)
         outputs = logits.shape[1]
         if outputs == 1 and classes == 2:
             raise ValueError(

@@ -1,6 +1,7 @@
 """Stages of other people's networks, and logits among what they return."""
 
 from functools import partial
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import pytest
@@ -12,6 +13,7 @@ from torchvision.models.convnext import CNBlockConfig, ConvNeXt
 from torchvision.models.swin_transformer import SwinTransformer
 from torchvision.models.vision_transformer import VisionTransformer
 
+from kdnas.network import hooked
 from kdnas.outputs import Outputs
 from kdnas.preprocessing import Preprocessing
 from kdnas.teachers.base import Frozen, every_layer
@@ -103,6 +105,82 @@ def test_the_stages_of_transformers_are_four_of_their_blocks(make, size, stages)
     assert find_stages(make().eval(), torch.rand(2, 3, size, size)) == tuple(stages)
 
 
+def rows(layers=4, batch_first=False):
+    """A transformer whose tokens are the 16 patches of an image, by default before the batch."""
+
+    class Rows(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.patches = nn.Conv2d(3, 8, 4, 4)
+            layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=batch_first)
+            self.encoder = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
+            self.head = nn.Linear(8, 5)
+
+        def forward(self, x):
+            tokens = self.patches(x).flatten(2).permute((0, 2, 1) if batch_first else (2, 0, 1))
+            return self.head(self.encoder(tokens).mean(1 if batch_first else 0))
+
+    return Rows().eval()
+
+
+@pytest.mark.parametrize("batch", [3, 16])
+def test_tokens_that_come_before_the_batch_are_turned(batch):
+    module = rows()
+    teacher = Frozen(module, preprocessing=Preprocessing(height=16, width=16, mean=(0.0,) * 3, std=(1.0,) * 3))
+    assert teacher.stages == tuple(f"encoder.layers.{i}" for i in range(4))
+    pixels = torch.rand(batch, 3, 16, 16)
+    feature, expected = teacher(pixels).features[-1], []
+    with hooked([module.encoder.layers[3]], after=lambda _, __, output: expected.append(output)):
+        module(pixels)
+    assert torch.equal(feature, expected[0].transpose(0, 1))
+
+
+def test_tokens_of_a_convolution_over_positions_have_their_channels_last():
+    assert as_feature(nn.Conv1d(5, 7, 1), torch.zeros(2, 7, 9), (2, 3, 12, 12)).shape == (2, 9, 7)
+
+
+def test_few_blocks_of_a_transformer_are_its_stages_rather_than_the_convolution_before_them():
+    stages = find_stages(rows(layers=2, batch_first=True), torch.rand(2, 3, 16, 16))
+    assert stages == ("encoder.layers.0", "encoder.layers.1")
+
+
+class Branches(nn.Module):
+    """A branch of low resolution, then one of full resolution."""
+
+    def __init__(self):
+        super().__init__()
+        self.coarse = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.ReLU(), nn.Conv2d(4, 6, 3, 2, 1))
+        self.fine, self.gate, self.head = nn.Conv2d(3, 5, 1), nn.Conv2d(3, 1, 3), nn.Linear(11, 2)
+
+    def forward(self, x):
+        coarse, fine = self.coarse(x).mean((2, 3)), self.fine(x) * self.gate(x).mean()
+        return self.head(torch.cat([coarse, fine.mean((2, 3))], 1))
+
+
+def test_stages_of_branches_are_in_order_of_resolution_and_gates_are_none():
+    assert find_stages(Branches(), torch.rand(2, 3, 16, 16)) == ("fine", "coarse.1", "coarse")
+
+
+def test_stages_that_come_before_most_layers_are_refused():
+    class Folded(nn.Module):
+        """Its blocks see all images of the batch in one sequence."""
+
+        def __init__(self):
+            super().__init__()
+            self.patches, self.blocks = nn.Conv2d(3, 8, 4, 4), nn.ModuleList(nn.Linear(8, 8) for _ in range(4))
+            self.head = nn.Linear(8, 2)
+
+        def forward(self, x):
+            tokens = self.patches(x).flatten(2).transpose(1, 2)
+            sequence = tokens.flatten(0, 1)[None]
+            for block in self.blocks:
+                sequence = block(sequence)
+            return self.head(sequence.unflatten(1, tokens.shape[:2])[0].mean(1))
+
+    with pytest.raises(ValueError, match="feature map or tokens, 'patches', comes before most of its layers"):
+        find_stages(Folded(), torch.rand(2, 3, 16, 16))
+
+
 class Reusing(nn.Module):
     def __init__(self):
         super().__init__()
@@ -154,15 +232,15 @@ def test_a_module_that_cannot_compute_here_is_refused_in_a_sentence(make, messag
 
 
 def test_a_map_in_which_channels_come_last_is_turned():
-    image = (16, 24)
+    image, square = (2, 3, 16, 24), (2, 3, 16, 16)
     turned = as_feature(nn.GELU(), torch.zeros(2, 4, 6, 7), image)
     assert turned.shape == (2, 7, 4, 6)
     assert as_feature(nn.GELU(), torch.zeros(2, 7, 4, 6), image).shape == (2, 7, 4, 6)
-    assert as_feature(nn.Linear(4, 4), torch.zeros(2, 4, 4, 4), (16, 16)).shape == (2, 4, 4, 4)
+    assert as_feature(nn.Linear(4, 4), torch.zeros(2, 4, 4, 4), square).shape == (2, 4, 4, 4)
     layer = torch.arange(32.0).reshape(1, 4, 4, 2)
-    assert torch.equal(as_feature(nn.Linear(2, 2), layer, (16, 16))[0, :, 1, 2], layer[0, 1, 2])
+    assert torch.equal(as_feature(nn.Linear(2, 2), layer, (1, 3, 16, 16))[0, :, 1, 2], layer[0, 1, 2])
     assert as_feature(nn.GELU(), torch.zeros(2, 30, 4, 9), image) is None
-    assert as_feature(nn.Softmax(-1), torch.zeros(2, 3, 4, 4), (16, 16)) is None
+    assert as_feature(nn.Softmax(-1), torch.zeros(2, 3, 4, 4), square) is None
     assert as_feature(nn.GELU(), torch.zeros(2, 9, 7), image).shape == (2, 9, 7)
 
 
@@ -186,9 +264,12 @@ LOGITS, EMBEDDING = torch.arange(6.0).reshape(2, 3), torch.ones(2, 8)
         LOGITS[:, :, None, None],
         {"logits": LOGITS, "embedding": EMBEDDING},
         {"out": LOGITS, "map": torch.ones(2, 3, 4, 4)},
+        {"aux": LOGITS + 1, "out": LOGITS},
+        {"embedding": LOGITS + 1, "Predictions": LOGITS},
         (LOGITS, EMBEDDING),
         (EMBEDDING, LOGITS),
-        [LOGITS, LOGITS + 1],
+        (LOGITS.sum(), LOGITS),
+        SimpleNamespace(scores=LOGITS, hidden=EMBEDDING),
         Pair(LOGITS, LOGITS + 1),
         Hub(LOGITS),
         Outputs(LOGITS),
@@ -206,6 +287,49 @@ def test_outputs_without_logits_are_refused_with_what_they_are(outputs):
         logits_of(outputs, 3)
 
 
+@pytest.mark.parametrize(
+    ("outputs", "names"),
+    [([LOGITS, LOGITS + 1], "number 0 and number 1"), ({"aux": LOGITS, "scores": LOGITS}, "aux and scores")],
+)
+def test_of_several_outputs_that_may_be_the_logits_none_is_guessed(outputs, names):
+    with pytest.raises(ValueError, match=f"of which {names} may be the logits"):
+        logits_of(outputs, 3)
+
+
+@pytest.mark.parametrize("logits", [LOGITS.long(), LOGITS.to(torch.complex64), LOGITS.to_sparse()])
+def test_logits_that_are_no_dense_floats_are_refused(logits):
+    with pytest.raises(ValueError, match="the teacher's logits must be a dense tensor of floats, got"):
+        logits_of({"logits": logits}, 3)
+
+
+@pytest.mark.parametrize(
+    ("change", "shape"),
+    [
+        (lambda logits: logits[:1], r"\(1, 2\) for 4 images"),
+        (lambda logits: logits.t(), r"\(2, 4\) for 4 images"),
+        (lambda logits: logits.flatten(), r"\(8,\) for 4 images"),
+    ],
+)
+def test_logits_are_one_row_per_image(change, shape):
+    class Changed(Reusing):
+        def forward(self, x):
+            return change(super().forward(x))
+
+    with pytest.raises(ValueError, match=rf"must return logits \[batch, classes\], got {shape}"):
+        Frozen(Changed(), preprocessing=PLAIN)(torch.rand(4, 3, 8, 8))
+
+
+def test_a_teacher_that_writes_into_its_images_does_not_change_those_that_losses_see():
+    class Writing(Reusing):
+        def forward(self, x):
+            return super().forward(x.mul_(0))
+
+    pixels = torch.rand(2, 3, 8, 8)
+    images = Frozen(Writing(), preprocessing=PLAIN)(pixels).images
+    assert images is not None
+    torch.testing.assert_close(images, (pixels - 0.5) / 0.5)
+
+
 PLAIN = Preprocessing(height=8, width=8, mean=(0.5,) * 3, std=(0.5,) * 3)
 
 
@@ -221,6 +345,16 @@ def test_compiled_and_parallel_modules_are_used_without_what_is_around_them():
         assert teacher.stages == ("first", "second", "pool")
         assert torch.equal(teacher(pixels).logits, expected.logits)
         assert torch.equal(teacher(pixels).features[0], expected.features[0])
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit")
+def test_a_torchscript_module_inside_is_refused_by_its_name():
+    module = Reusing()
+    module.second = torch.jit.script(module.second)
+    with pytest.raises(ValueError, match="second of the teacher is a TorchScript module"):
+        Frozen(module, preprocessing=PLAIN)
+    assert Frozen(module, preprocessing=PLAIN, stages=("first",)).stages == ("first",)
+    assert Frozen(module, preprocessing=PLAIN, stages=())(torch.rand(2, 3, 8, 8)).logits.shape == (2, 2)
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit")

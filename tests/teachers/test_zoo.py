@@ -170,6 +170,21 @@ def test_a_module_that_fails_on_the_datas_size_gets_the_one_that_it_says(says):
     assert teacher(torch.rand(2, 3, 24, 24)).logits.shape == (2, 3)
 
 
+def test_a_fault_other_than_the_size_is_not_answered_with_the_size():
+    class Silent(nn.Module):
+        image_size = 16
+
+        def forward(self, x):
+            return x.mean((2, 3))
+
+    with pytest.raises(ValueError, match="no submodule of the teacher returns a feature map"):
+        as_frozen(Silent(), "own", 3, DATA)
+    module = Sized(image_size=16)
+    module.conv = nn.LazyConv2d(4, 3)
+    with pytest.raises(ValueError, match="has no values yet"):
+        as_frozen(module, "own", 3, DATA)
+
+
 def test_a_module_that_says_no_size_is_refused_with_its_words():
     assert declared_size(Sized()) is None
     with pytest.raises(ValueError, match=r"fails on them \(ValueError: Input image size \(24\*24\)"):
