@@ -305,7 +305,7 @@ def logits_of(outputs: Any, classes: int | None = None) -> Tensor:
         if isinstance(value, Tensor) and value.dim() == 2 and classes in (None, value.shape[1])
     }
     if len(fitting) == 1:
-        return logits_of(*fitting.values())
+        return logits_of(next(iter(fitting.values())))
     contents = ", ".join(_shape(value) for value in entries.values() if value is not None)
     contents = contents and f" of {contents}"
     several = f", of which {' and '.join(fitting)} may be the logits" if fitting else ""
