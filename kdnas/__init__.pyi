@@ -11,6 +11,7 @@ from kdnas import testing as testing
 from kdnas.costs.budget import Budget as Budget
 from kdnas.data.load import load_data as load_data
 from kdnas.jobs._run import Run as Run
+from kdnas.jobs.commands import doctor as doctor
 from kdnas.jobs.commands import export as export
 from kdnas.jobs.commands import finals as finals
 from kdnas.jobs.commands import fit as fit

@@ -25,7 +25,7 @@ EXAMPLES = {
     "kdnas.costs.budget": ("Budget",),
     "kdnas.data.load": ("load_data",),
     "kdnas.jobs._run": ("Run",),
-    "kdnas.jobs.commands": ("export", "finals", "fit", "prune", "retrain", "run", "search", "train", "why"),
+    "kdnas.jobs.commands": ("doctor", "export", "finals", "fit", "prune", "retrain", "run", "search", "train", "why"),
     "kdnas.ranking.table": ("Ranking",),
     "kdnas.settings": ("Experiment", "FitTeacher", "Recipe"),
     "kdnas.space": ("SearchSpace",),

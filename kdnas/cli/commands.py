@@ -28,6 +28,7 @@ class Command(NamedTuple):
         text: what is printed of the result, from the result and the options.
         following: the command to run next, from the result and the options.
         json: the result as a JSON object, with `--json`; None where there is no such option.
+        is_well: whether the exit code is 0; 1 otherwise.
     """
 
     function: Callable[..., Any]
@@ -35,11 +36,19 @@ class Command(NamedTuple):
     text: Callable[[Any, Values], str] = lambda result, _: str(result)
     following: Callable[[Any, Values], str] | None = None
     json: Callable[[Any, Values], Any] | None = None
+    is_well: Callable[[Any], bool] = lambda result: result is not False
 
 
 COMMANDS = {
     "demo": Command(jobs.demo, lambda v: f"scikit-learn's digits into {v['out']} (two to three minutes)"),
     "run": Command(jobs.run, texts.into("data")),
+    "doctor": Command(
+        jobs.doctor,
+        lambda v: f"{v['experiment'] or v['data'] or 'the installation'}",
+        texts.table("kdnas.jobs.doctor:text_of"),
+        json=lambda result, _: [finding._asdict() for finding in result],
+        is_well=lambda result: all(finding.kind != "fault" for finding in result),
+    ),
     "fit": Command(
         jobs.fit,
         texts.into("data"),
@@ -199,10 +208,10 @@ def _execute(name: str, values: Values) -> None:
     result = command.function(**{key: value for key, value in values.items() if key not in display})
     if display["json"] and command.json is not None:
         show(json.dumps(command.json(result, values)))
-    elif result is False:
-        raise SystemExit(1)
-    elif result is not True:
+    elif not isinstance(result, bool):
         show(command.text(result, values))
+    if not command.is_well(result):
+        raise SystemExit(1)
     if command.following is not None and (following := command.following(result, values)):
         show(f"next: {printable(following)}", sys.stderr)
 

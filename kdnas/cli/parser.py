@@ -41,8 +41,9 @@ class Parser(argparse.ArgumentParser):
 def add_command(commands: Any, name: str, function: Callable[..., Any], *, json: bool = False) -> Parser:
     """Add a sub-command that calls a function.
 
-    Parameters without a default and those that are not keyword-only are positional arguments; `**recipe` adds the
-    fields of `Recipe`; the type is read from the annotation, whose first name decides.
+    Parameters without a default and those that are not keyword-only are positional arguments, which may be options of
+    that name too where they have a default; `**recipe` adds the fields of `Recipe`; the type is read from the
+    annotation, whose first name decides.
 
     Args:
         commands: what `add_subparsers` returned.
@@ -94,7 +95,14 @@ def _add(to: Any, parameter: inspect.Parameter, kind: Any, text: str) -> None:
     if positional:
         options |= {"nargs": None if default is parameter.empty else "?"}
         options["metavar"] = None if "choices" in options else parameter.name.upper()
-        to.add_argument(parameter.name, **{key: value for key, value in options.items() if value is not None})
+        known = {key: value for key, value in options.items() if value is not None}
+        if default is parameter.empty:
+            to.add_argument(parameter.name, **known)
+            return
+        # By its name too, as one remembers it from Python; the default is the option's.
+        to.add_argument(parameter.name, **{**known, "default": argparse.SUPPRESS})
+        plain = {key: value for key, value in known.items() if key not in ("nargs", "help", "default")}
+        to.add_argument(f"--{parameter.name.replace('_', '-')}", **plain, default=default, help=argparse.SUPPRESS)
     else:
         options["required"] = default is parameter.empty
         if options.get("action") in (None, "append") and "choices" not in options:

@@ -11,6 +11,7 @@ import functools
 import inspect
 import logging
 import sys
+import types
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, Unpack, get_args
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
     from kdnas.costs.budget import Budget
     from kdnas.data.base import Data
+    from kdnas.jobs._preflight.findings import Finding
     from kdnas.jobs._run import Run
     from kdnas.ranking.table import Ranking
     from kdnas.settings import CardTeacher, Experiment, NoTeacher
@@ -76,6 +78,35 @@ def _computes(function: Callable[_P, _R]) -> Callable[_P, _R]:
     return call
 
 
+def _like(other: Callable[..., Any], **defaults: Any) -> Callable[[Callable[[dict[str, Any]], _R]], Callable[..., _R]]:
+    """Give a function of all arguments the signature of another one, and the text on its arguments.
+
+    Args:
+        other: the function whose arguments it takes.
+        **defaults: of arguments that it does not need.
+    """
+
+    def decorate(function: Callable[[dict[str, Any]], _R]) -> Callable[..., _R]:
+        parameters = dict(inspect.signature(other).parameters)
+        parameters |= {name: parameters[name].replace(default=value) for name, value in defaults.items()}
+        signature = inspect.Signature(list(parameters.values()))
+
+        @functools.wraps(function)
+        def call(*args: Any, **kwargs: Any) -> _R:
+            bound = signature.bind(*args, **kwargs)
+            bound.apply_defaults()
+            return function(dict(bound.arguments))
+
+        summary, _, example = (inspect.getdoc(function) or "").partition("\n\nExample:")
+        texts = (inspect.getdoc(other) or "").partition("\nArgs:\n")[2].partition("\n\n")[0]
+        call.__doc__ = f"{summary}\n\nArgs:\n{texts}\n" + (f"\nExample:{example}" if example else "")
+        call.__annotations__ = {**other.__annotations__, "return": function.__annotations__["return"]}
+        call.__signature__ = signature  # type: ignore[attr-defined]
+        return call
+
+    return decorate
+
+
 @_computes
 def demo(*, out: str | Path = Path("runs/demo"), device: str | None = None) -> Run:
     """Run the whole chain on scikit-learn's digits, in two to three minutes on two CPU cores.
@@ -89,6 +120,7 @@ def demo(*, out: str | Path = Path("runs/demo"), device: str | None = None) -> R
 
 @_computes
 def run(
+    experiment: str | Experiment | None = None,
     *,
     out: str | Path,
     data: str | Spec | Data | Dataset[Any] | None = None,
@@ -109,7 +141,6 @@ def run(
     finalists: Count = Finals.finalists,
     controls: bool = False,
     deploy: bool = True,
-    experiment: str | Experiment | None = None,
     insist: bool = False,
     trust: bool = False,
     device: str | None = None,
@@ -124,6 +155,8 @@ def run(
     memory) are used by this process; commands in another process need them again, and a message says so.
 
     Args:
+        experiment: a Python file that defines experiment(), or a name from `kdnas list experiments`, instead of
+            everything else.
         out: the run folder.
         data: digits, folder:PATH, cifar10:PATH, cifar100:PATH or package.module:function; strong:DATA augments more.
         teacher: fit (or fit,blocks=1,width=16), torchvision:NAME or timm:NAME (each with @WEIGHTS, and options such as
@@ -150,8 +183,6 @@ def run(
         controls: train all controls too: as many random networks, the largest within the budget, and place 1 for the
             whole cost; without --space all controls are trained in any case.
         deploy: whether to write the student as Python code and ONNX too, and compare all forms.
-        experiment: a Python file that defines experiment(), or a name from `kdnas list experiments`, instead of
-            everything else.
         insist: train although the teacher or the size of the images speaks against it.
         trust: run code that files name, though it is none of kdnas's algorithms.
         device: such as cpu or cuda:1 (default: a GPU where there is one).
@@ -166,42 +197,53 @@ def run(
         True
     """
     options = locals()
-    del device, insist, trust
+    from kdnas.jobs.chain import chain
+    from kdnas.jobs.prune import prune as cut
+    from kdnas.settings import Experiment
+
+    settings = _run_settings(options)
+    if isinstance(settings, Experiment):
+        return chain(settings, Path(out), deploy=deploy, size_chosen=size is not None)
+    from kdnas.jobs._run import Run
+
+    cut(settings, Path(out), deploy=deploy)
+    return Run(out)
+
+
+def _run_settings(options: dict[str, Any]) -> Experiment | Prune:
+    """What the arguments of `run` ask for: a search, or without a space a pruning."""
     from kdnas.data.base import Data
     from kdnas.jobs._arguments import as_data, as_experiment, as_space, as_spec, as_teacher, recipe_for, with_losses
-    from kdnas.jobs.chain import chain
     from kdnas.settings import Experiment, Train
 
-    if experiment is not None:
+    arguments = types.SimpleNamespace(**options)
+    if arguments.experiment is not None:
         _refuse_options(run, options, "deploy")
-        return chain(as_experiment(experiment), Path(out), deploy=deploy)
-    if data is None or (space is None and not budget):
-        name = "--data" if data is None else "--budget (or --space)"
+        return as_experiment(arguments.experiment)
+    if arguments.data is None or (arguments.space is None and not arguments.budget):
+        name = "--data" if arguments.data is None else "--budget (or --space)"
         raise ValueError(f"{name} is missing. Give it, or an --experiment that holds everything.")
-    if space is None:
+    if arguments.space is None:
         return _cut(options)
-    search = search_settings(
-        Search(),
-        scorer=scorer,
-        searcher=searcher,
-        budget=budget,
-        contrast=contrast,
-        pruner=pruner,
-        num_evaluations=num_evaluations,
-        max_time=max_time,
-        seed=recipe.get("seed"),
+    names = ("scorer", "searcher", "budget", "contrast", "pruner", "num_evaluations", "max_time")
+    search = search_settings(Search(), seed=arguments.recipe.get("seed"), **{name: options[name] for name in names})
+    space_value, data_spec, teacher_spec = (
+        as_space(arguments.space),
+        as_data(arguments.data),
+        as_teacher(arguments.teacher),
     )
-    space_value, data_spec, teacher_spec = as_space(space), as_data(data), as_teacher(teacher)
-    if size is not None:
-        space_value = dataclasses.replace(space_value, resolutions=(size,))
-    supernet_distiller = with_losses(None if distiller == "none" else as_spec("kdnas.distillers", distiller), loss)
-    if not isinstance(teacher_spec, FitTeacher) and teacher_members != 1:
-        raise ValueError(f"--teacher-members must be 1 where --teacher is not fit, got {teacher_members}.")
+    if arguments.size is not None:
+        space_value = dataclasses.replace(space_value, resolutions=(arguments.size,))
+    supernet_distiller = with_losses(
+        None if arguments.distiller == "none" else as_spec("kdnas.distillers", arguments.distiller), arguments.loss
+    )
+    if not isinstance(teacher_spec, FitTeacher) and arguments.teacher_members != 1:
+        raise ValueError(f"--teacher-members must be 1 where --teacher is not fit, got {arguments.teacher_members}.")
     _log_space(space_value)
     _log_memory(teacher=teacher_spec, data=data_spec)
-    settings = recipe_for(data_spec.build(Data), recipe)
+    settings = recipe_for(data_spec.build(Data), arguments.recipe)
     if isinstance(teacher_spec, FitTeacher):
-        members = teacher_spec.members if teacher_members == FitTeacher.members else teacher_members
+        members = teacher_spec.members if arguments.teacher_members == FitTeacher.members else arguments.teacher_members
         teacher_spec = dataclasses.replace(teacher_spec, recipe=settings, members=members)
     training = Train(
         space=space_value,
@@ -209,30 +251,27 @@ def run(
         teacher=teacher_spec,
         distiller=supernet_distiller,
         recipe=settings,
-        weights="" if weights is None else str(Path(weights).resolve()),
+        weights="" if arguments.weights is None else str(Path(arguments.weights).resolve()),
     )
-    chosen = finals_settings(Finals(), controls=controls, finalists=finalists)
-    whole = Experiment(train=training, search=search, retrain=Retrain(recipe=settings), finals=chosen)
-    return chain(whole, Path(out), deploy=deploy, size_chosen=size is not None)
+    chosen = finals_settings(Finals(), controls=arguments.controls, finalists=arguments.finalists)
+    return Experiment(train=training, search=search, retrain=Retrain(recipe=settings), finals=chosen)
 
 
-def _cut(options: dict[str, Any]) -> Run:
+def _cut(options: dict[str, Any]) -> Prune:
     """A run without a space: the teacher's own network is pruned.
 
     Raises:
         ValueError: an option of supernet or search is not at its default.
     """
     from kdnas.data.base import Data
-    from kdnas.jobs import prune as job
     from kdnas.jobs._arguments import as_budget, as_data, as_teacher, listed, recipe_for, terms_of
-    from kdnas.jobs._run import Run
 
     allowed = ("data", "teacher", "budget", "loss", "num_evaluations", "finalists", "controls", "deploy")
     _refuse_options(run, options, *allowed, beside="--space")
     data, teacher = as_data(options["data"]), as_teacher(options["teacher"])
     recipe = recipe_for(data.build(Data), options["recipe"])
     rate = Prune.retrain.learning_rate if options["recipe"].get("learning_rate") is None else recipe.learning_rate
-    settings = Prune(
+    return Prune(
         data=data,
         budget=as_budget(options["budget"]),
         teacher=dataclasses.replace(teacher, recipe=recipe) if isinstance(teacher, FitTeacher) else teacher,
@@ -241,8 +280,24 @@ def _cut(options: dict[str, Any]) -> Run:
         finalists=options["finalists"],
         retrain=dataclasses.replace(recipe, learning_rate=rate),
     )
-    job.prune(settings, Path(options["out"]), deploy=options["deploy"])
-    return Run(options["out"])
+
+
+@_computes
+@_like(run, out=Path("runs/checked"))
+def doctor(options: dict[str, Any]) -> list[Finding]:
+    """Check installation, data, teacher and settings, and take a step of every phase; the arguments are those of run.
+
+    Whatever is not named is not checked; nothing is written into `out`. A fault is what a run would stop at, or what
+    makes its numbers wrong.
+
+    Example:
+        >>> findings = doctor(data="digits")
+        >>> [finding.text for finding in findings if finding.subject == "images"]
+        ['1,797 of 1,797 were read']
+    """
+    from kdnas.jobs import doctor as job
+
+    return job.doctor(options, lambda: _run_settings(options))
 
 
 def _refuse_options(

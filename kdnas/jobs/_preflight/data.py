@@ -90,11 +90,11 @@ def every_image(data: Data) -> list[Finding]:
     whole = sum(len(part) for part in (data.train, data.search, data.test))
     findings = [Finding("images", f"{count:,} of {whole:,} were read")]
     findings += faults("data", filter(None, (_doubles(prints, name) for name in ("test", "search"))))
-    return findings + notes("data", *_blank(prints), *_similar(prints), _uneven(data), _random_labels(data, prints))
+    return findings + notes("data", _blank(prints), *_similar(prints), _uneven(data), _random_labels(data, prints))
 
 
 class _Prints(NamedTuple):
-    """What is kept of a part's images, drawn in random order: a digest, a thumbnail, and the range of the values."""
+    """Of a part's images, in random order: a digest (none of a blank one), a thumbnail, and the range of the values."""
 
     digests: list[bytes]
     thumbs: Tensor
@@ -110,9 +110,12 @@ def _prints(part: Images) -> _Prints:
     for indices in order.split(200):
         pixels = part.take(indices)
         levels = (pixels * 255).round().to(torch.uint8).flatten(1)
-        digests += [hashlib.blake2b(row.numpy().tobytes(), digest_size=16).digest() for row in levels]
-        thumbs.append(F.adaptive_avg_pool2d(pixels, _THUMB).flatten(1))
         ranges.append(pixels.flatten(1).amax(1) - pixels.flatten(1).amin(1))
+        thumbs.append(F.adaptive_avg_pool2d(pixels, _THUMB).flatten(1))
+        digests += [
+            hashlib.blake2b(row.numpy().tobytes(), digest_size=16).digest() if contrast > _BLANK else b""
+            for row, contrast in zip(levels, ranges[-1], strict=True)
+        ]
         if time.perf_counter() - began > _SECONDS:
             break
     return _Prints(digests, torch.cat(thumbs), torch.cat(ranges), part.labels[order[: len(digests)]])
@@ -120,7 +123,7 @@ def _prints(part: Images) -> _Prints:
 
 def _doubles(prints: dict[str, _Prints], name: str) -> str:
     """A sentence on images of a part that are in the train part too."""
-    known = set(prints["train"].digests)
+    known = {*prints["train"].digests} - {b""}
     count = sum(digest in known for digest in prints[name].digests)
     if not count:
         return ""
@@ -146,15 +149,16 @@ def _similar(prints: dict[str, _Prints]) -> Iterator[str]:
             )
 
 
-def _blank(prints: dict[str, _Prints]) -> Iterator[str]:
-    for name, part in prints.items():
-        count = int((part.ranges <= _BLANK).sum())
-        if count:
-            black = int((part.thumbs.amax(1) <= _BLANK).sum())
-            yield (
-                f"{count} of {len(part.ranges)} {name} images have one colour throughout ({black} are black). Check "
-                "how they are read, and remove those that are blank."
-            )
+def _blank(prints: dict[str, _Prints]) -> str:
+    counts = {name: int((part.ranges <= _BLANK).sum()) for name, part in prints.items()}
+    if not any(counts.values()):
+        return ""
+    black = sum(int((part.thumbs.amax(1) <= _BLANK).sum()) for part in prints.values())
+    places = ", ".join(f"{count} of {len(prints[name].ranges)} {name}" for name, count in counts.items() if count)
+    return (
+        f"{places} images have one colour throughout ({black} are black). Check how they are read, and remove those "
+        "that are blank."
+    )
 
 
 def _uneven(data: Data) -> str:
