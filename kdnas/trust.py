@@ -1,23 +1,21 @@
 """Whose code a file may name: kdnas's own, and what this user's earlier commands named."""
 
 import functools
-import hashlib
-import hmac
 import importlib.util
 import json
 import os
 import pkgutil
 import re
-import secrets
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, final
 
 from kdnas.plain import printable
 from kdnas.specs import algorithms
+from kdnas.state import key_of, recall, record
 
 _ALGORITHMS = tuple(f"kdnas.{kind}" for kind in ("losses", "scorers", "searchers", "distillers", "spaces"))
 _BLOCKS = "kdnas.blocks"
@@ -30,6 +28,7 @@ _MAKERS = {
 """Packages whose functions and classes are no folder of algorithms, with those that a file may name."""
 _PRUNERS = "optuna.pruners"
 _MOST_NAMES = 5
+_BEGUN = "begun"
 _TRUSTS: ContextVar[bool] = ContextVar("trusts", default=False)
 _ADMITTED: set[str] = set()
 """Specs that this process may build, as JSON texts."""
@@ -119,11 +118,7 @@ def remember(content: Any) -> None:
     """
     for text, names in foreign_specs(content):
         _ADMITTED.add(text)
-        with suppress(OSError):
-            folder = _state(create=True)
-            if folder is not None:
-                record = folder / "begun" / _digest(folder, text)
-                record.write_text(json.dumps({name: _place(name) for name in names}), encoding="utf-8")
+        record(_BEGUN, key_of(text), json.dumps({name: _place(name) for name in names}))
 
 
 def foreign_specs(content: Any) -> Iterator[tuple[str, tuple[str, ...]]]:
@@ -203,20 +198,21 @@ def _is_known(text: str) -> bool:
     """
     if text in _ADMITTED:
         return True
-    with suppress(OSError, ValueError):
-        folder = _state()
-        if folder is None:
+    content = recall(_BEGUN, key_of(text))
+    try:
+        places = json.loads(content or "null")
+    except ValueError:
+        return False
+    if not isinstance(places, dict):
+        return False
+    for name, place in places.items():
+        if _place(name) is None and place:
+            sys.path.append(place)
+            importlib.invalidate_caches()
+        if _place(name) != place:
             return False
-        places = json.loads((folder / "begun" / _digest(folder, text)).read_text(encoding="utf-8"))
-        for name, place in places.items():
-            if _place(name) is None and place:
-                sys.path.append(place)
-                importlib.invalidate_caches()
-            if _place(name) != place:
-                return False
-        _ADMITTED.add(text)
-        return True
-    return False
+    _ADMITTED.add(text)
+    return True
 
 
 def _place(name: str) -> str | None:
@@ -232,34 +228,3 @@ def _place(name: str) -> str | None:
     if folders:
         return str(Path(folders[0]).resolve().parent)
     return str(Path(module.origin).resolve().parent) if module.has_location and module.origin else ""
-
-
-def _state(*, create: bool = False) -> Path | None:
-    """The folder of what kdnas remembers; None where there is none, or others may write to it."""
-    base = os.environ.get("XDG_STATE_HOME", "")
-    try:
-        folder = (Path(base) if Path(base).is_absolute() else Path.home() / ".local" / "state") / "kdnas"
-    except RuntimeError:
-        return None
-    if create:
-        (folder / "begun").mkdir(mode=0o700, parents=True, exist_ok=True)
-    if not folder.is_dir():
-        return None
-    status = folder.stat()
-    own = not hasattr(os, "getuid") or (status.st_uid == os.getuid() and not status.st_mode & 0o022)
-    return folder if own else None
-
-
-def _digest(folder: Path, text: str) -> str:
-    """The name under which a spec is remembered."""
-    return hmac.new(_secret(folder), text.encode(), hashlib.sha256).hexdigest()
-
-
-def _secret(folder: Path) -> bytes:
-    """This user's key; made when first needed."""
-    path = folder / "secret"
-    with suppress(FileExistsError):
-        descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
-        os.write(descriptor, secrets.token_bytes(32))
-        os.close(descriptor)
-    return path.read_bytes()

@@ -143,6 +143,13 @@ def pruned() -> Prune:
     )
 
 
+def files_with(folder: Path, *texts: object) -> list[str]:
+    """The files below a folder that hold one of these texts, such as a path."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    assert len(files) > 3
+    return [path.name for path in files if any(str(text).encode() in path.read_bytes() for text in texts)]
+
+
 class SealedImages(TensorImages):
     """Images that must not be read, but for the one by which Data knows their shape, before a run has chosen.
 

@@ -57,16 +57,12 @@ def add_command(commands: Any, name: str, function: Callable[..., Any], *, json:
         text = texts[parameter.name]
         if parameter.kind is parameter.VAR_KEYWORD:
             _add_recipe(command.add_argument_group("recipe", text), text)
-        elif parameter.name not in _OBJECTS.get(name, ()):
+        else:
             _add(command, parameter, hints_of(function).get(parameter.name), text)
     if json:
         command.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     command.set_defaults(function=function)
     return command
-
-
-_OBJECTS = dict.fromkeys(("search", "finals", "export", "why", "rank-check"), ("teacher", "data"))
-"""Parameters that take an object in memory only."""
 
 
 def _converter(kind: Any) -> Callable[[str], Any]:

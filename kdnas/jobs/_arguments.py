@@ -6,7 +6,7 @@ import dataclasses
 import importlib.util
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,10 +24,11 @@ from kdnas.jobs._run import Run
 from kdnas.jobs.retrain import settings_of
 from kdnas.runs.folder import RunFolder
 from kdnas.runs.lock import hold
+from kdnas.runs.places import moved
 from kdnas.settings import CardTeacher, Experiment, FitTeacher, NoTeacher, Recipe, Retrain, TeacherChoice
 from kdnas.space import SearchSpace
 from kdnas.specs import Spec, find_spec, nearest, parse_spec, resolve, search_last, spec
-from kdnas.tables import load_space, shared_folder
+from kdnas.tables import load_space, shared_folder, unstructure
 from kdnas.teachers.load import load_teacher
 from kdnas.values import Seconds, check_value, seconds
 
@@ -102,12 +103,12 @@ def recipe_for(data: Data, options: Mapping[str, Any]) -> Recipe:
 
 
 def as_run(run: str | Path | Run, *, teacher: object = None, data: object = None, writes: bool = False) -> Run:
-    """A run from its folder; objects in memory that it was started with become known to this process again.
+    """A run from its folder, with what it was started with and what is not there any more, or was in memory only.
 
     Args:
         run: the run or its folder.
-        teacher: the teacher in memory that it was started with.
-        data: the data in memory.
+        teacher: the teacher that it was started with, in memory or where it lies now; see `as_teacher`.
+        data: its data, likewise.
         writes: lock the run for this command, and read it anew.
 
     Raises:
@@ -118,8 +119,15 @@ def as_run(run: str | Path | Run, *, teacher: object = None, data: object = None
         opened.storage = RunFolder(opened.folder)
     train = opened.experiment.train
     for name, value, expected in (("teacher", teacher, train.teacher), ("data", data, train.data)):
-        if value is not None and keep(value) != expected:
-            raise ValueError(f"`{name}` must be the one that {opened.storage.folder} was started with.")
+        read: Callable[[Any], Spec | FitTeacher] = as_teacher if name == "teacher" else as_data
+        source = None if value is None else read(value)
+        if source not in (None, expected):
+            new = unstructure(source)
+            old, pairs = moved(unstructure(expected), new)
+            if old != new:
+                raise ValueError(f"`{name}` must be the one that {opened.storage.folder} was started with.")
+            opened.storage.name_again(pairs)
+            vars(opened).pop("experiment", None)
     return opened
 
 

@@ -1,5 +1,6 @@
 """A run's parts, built from its manifest when first asked for."""
 
+import dataclasses
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from kdnas.ranking.order import ranked
 from kdnas.ranking.table import Ranking
 from kdnas.runs.checkpoint import part_of
 from kdnas.runs.folder import CHECKPOINT, MANIFEST, MEMBERS, REPORT, SNAPSHOTS, TEACHER, RunFolder
+from kdnas.runs.places import check_places
 from kdnas.scorers.base import BlockRater, Evidence, Scorer
 from kdnas.settings import Experiment, FitTeacher, Train
 from kdnas.space import SearchSpace
@@ -88,8 +90,10 @@ class Run:
     @cached_property
     def data(self) -> Data:
         """The data set; a warning is logged where it has changed since the run began."""
-        data: Data = self.experiment.train.data.build(Data)
-        report_changes(self.storage.manifest.get("data"), data, f"run {self.folder}")
+        source = self.experiment.train.data
+        check_places(source, f"the run {self.folder}", "--data DATA")
+        data: Data = source.build(Data)
+        compare_data(self.storage, data)
         return data
 
     @cached_property
@@ -106,17 +110,21 @@ class Run:
     @cached_property
     def teacher(self) -> Teacher:
         """The teacher."""
+        source = self.teacher_spec
+        check_places(source, f"the run {self.folder}", "--teacher TEACHER")
+        self.storage.report_inputs(source.to_json())
         with insisting(bool(self.storage.manifest.get("insists"))):
-            return build_teacher(self.teacher_spec, self.data)
+            return build_teacher(source, self.data)
 
     @cached_property
     def device(self) -> torch.device:
         """Where to compute."""
         return default_device()
 
-    def fresh_supernet(self) -> Supernet:
-        """The supernet before training."""
-        return initial_supernet(self.experiment.train, self.space)
+    def fresh_supernet(self, *, trained: bool = False) -> Supernet:
+        """The supernet before training; `trained` leaves out initial weights, which the checkpoint replaces."""
+        settings = self.experiment.train
+        return initial_supernet(dataclasses.replace(settings, weights="") if trained else settings, self.space)
 
     @cached_property
     def supernet(self) -> Supernet:
@@ -130,7 +138,7 @@ class Run:
             with torch.device("meta"):
                 return Supernet(space).eval()
         self.storage.require("train", f"kdnas train EXPERIMENT --out {self.storage.folder}")
-        supernet = self.fresh_supernet()
+        supernet = self.fresh_supernet(trained=True)
         path = self.storage.path(CHECKPOINT)
         load_strictly(supernet, part_of(path, "training", "model"), str(path))
         broken = [name for name, tensor in supernet.state_dict().items() if not torch.isfinite(tensor).all()]
@@ -162,7 +170,7 @@ class Run:
             raise ValueError(f"{self.storage.folder} trains no supernet. Begin a run with a distiller.")
         distiller = settings.distiller.build(Distiller)
         # A training of its own makes the parts, in the shapes that the first batch gives them.
-        Training(self.fresh_supernet(), distiller, self.data, self.teacher, settings.recipe, self.device)
+        Training(self.fresh_supernet(trained=True), distiller, self.data, self.teacher, settings.recipe, self.device)
         path = self.storage.path(CHECKPOINT)
         load_strictly(distiller, part_of(path, "training", "distiller"), str(path))
         return distiller.to(self.device).eval()
@@ -268,10 +276,17 @@ def record_data(storage: RunFolder, data: Data) -> None:
     """Write the fingerprint of a new run's data and whether its user insists, or warn of data that have changed."""
     additions = {} if "data" in storage.manifest else {"data": data.fingerprint}
     additions |= {"insists": True} if _INSISTS.get() else {}
+    compare_data(storage, data)
     if not additions.items() <= storage.manifest.items():
         storage.manifest |= additions
         storage.save()
-    report_changes(storage.manifest["data"], data, f"run {storage.folder}")
+
+
+def compare_data(storage: RunFolder, data: Data) -> None:
+    """Log a warning where data have changed since a run began; of data that were named again, raise a ValueError."""
+    fingerprint = storage.manifest.get("data")
+    storage.verify(changes(fingerprint or {}, data))
+    report_changes(fingerprint, data, f"run {storage.folder}")
 
 
 def report_changes(fingerprint: Mapping[str, str] | None, data: Data, whose: str) -> None:

@@ -505,8 +505,8 @@ def search(
     trainings: Index | None = None,
     results: str | Path | None = None,
     quality: bool = True,
-    teacher: nn.Module | None = None,
-    data: Data | Dataset[Any] | None = None,
+    teacher: str | Spec | nn.Module | None = None,
+    data: str | Spec | Data | Dataset[Any] | None = None,
     trust: bool = False,
     device: str | None = None,
 ) -> Ranking:
@@ -530,8 +530,8 @@ def search(
         results: a CSV file of accuracies of trained networks, with codes in the column arch, or in the first one, and
             accuracies in the column accuracy; they are stored in the run and count as trainings.
         quality: measure first how long trainings must be for their order to say something.
-        teacher: the teacher in memory that the run was started with.
-        data: the data in memory that the run was started with.
+        teacher: the run's own teacher, where it was in memory or lies elsewhere now; see `kdnas run --help`.
+        data: the run's own data, likewise.
         trust: run code that files name, though it is none of kdnas's algorithms.
         device: such as cpu or cuda:1 (default: a GPU where there is one).
 
@@ -578,8 +578,8 @@ def finals(
     seeds: Count | None = None,
     max_time: Seconds | None = None,
     deploy: bool = True,
-    teacher: nn.Module | None = None,
-    data: Data | Dataset[Any] | None = None,
+    teacher: str | Spec | nn.Module | None = None,
+    data: str | Spec | Data | Dataset[Any] | None = None,
     trust: bool = False,
     device: str | None = None,
     **recipe: Unpack[RecipeOptions],
@@ -599,8 +599,8 @@ def finals(
         seeds: number of seeds with which the student and each control are trained; by default the run's, 1.
         max_time: time of the finalists' trainings, in seconds or such as 2h; there are fewer where it is too short.
         deploy: whether to write the student as Python code and ONNX too, and compare all forms.
-        teacher: the teacher in memory that the run was started with.
-        data: the data in memory that the run was started with.
+        teacher: the run's own teacher, where it was in memory or lies elsewhere now; see `kdnas run --help`.
+        data: the run's own data, likewise.
         trust: run code that files name, though it is none of kdnas's algorithms.
         device: such as cpu or cuda:1 (default: a GPU where there is one).
         **recipe: optimizer settings of every training, by default the run's.
@@ -659,8 +659,8 @@ def rank_check(
     scorer: str | Sequence[str] = (),
     column: str = "mean_acc",
     num_images: Sample | None = None,
-    teacher: nn.Module | None = None,
-    data: Data | Dataset[Any] | None = None,
+    teacher: str | Spec | nn.Module | None = None,
+    data: str | Spec | Data | Dataset[Any] | None = None,
     trust: bool = False,
     device: str | None = None,
 ) -> dict[str, Any]:
@@ -672,8 +672,8 @@ def rank_check(
         scorer: NAME or NAME,key=value from `kdnas list scorers`; repeatable; by default the run's.
         column: the column of the true accuracies.
         num_images: number of images of the search part; by default the run's.
-        teacher: the teacher in memory that the run was started with.
-        data: the data in memory that the run was started with.
+        teacher: the run's own teacher, where it was in memory or lies elsewhere now; see `kdnas run --help`.
+        data: the run's own data, likewise.
         trust: run code that files name, though it is none of kdnas's algorithms.
         device: such as cpu or cuda:1 (default: a GPU where there is one).
     """
@@ -695,8 +695,8 @@ def why(
     scorer: str | Spec | None = None,
     num_images: Sample | None = None,
     read_only: bool = False,
-    teacher: nn.Module | None = None,
-    data: Data | Dataset[Any] | None = None,
+    teacher: str | Spec | nn.Module | None = None,
+    data: str | Spec | Data | Dataset[Any] | None = None,
     trust: bool = False,
     device: str | None = None,
 ) -> dict[str, Any]:
@@ -708,8 +708,8 @@ def why(
         scorer: NAME or NAME,key=value from `kdnas list scorers`; by default the run's.
         num_images: number of images of the search part; by default the run's.
         read_only: write no why.json, from which the report draws it; then another command may be writing the run.
-        teacher: the teacher in memory that the run was started with.
-        data: the data in memory that the run was started with.
+        teacher: the run's own teacher, where it was in memory or lies elsewhere now; see `kdnas run --help`.
+        data: the run's own data, likewise.
         trust: run code that files name, though it is none of kdnas's algorithms.
         device: such as cpu or cuda:1 (default: a GPU where there is one).
 
@@ -766,8 +766,8 @@ def export(
     search: Count | None = None,
     out: str | Path | None = None,
     force: bool = False,
-    teacher: nn.Module | None = None,
-    data: Data | Dataset[Any] | None = None,
+    teacher: str | Spec | nn.Module | None = None,
+    data: str | Spec | Data | Dataset[Any] | None = None,
     trust: bool = False,
     device: str | None = None,
 ) -> dict[str, Any]:
@@ -779,8 +779,8 @@ def export(
         search: 1-based number of the search whose ranking it is; by default the last finished one.
         out: the student folder; by default RUN/students/place-N.
         force: replace a trained student.
-        teacher: the teacher in memory that the run was started with.
-        data: the data in memory that the run was started with.
+        teacher: the run's own teacher, where it was in memory or lies elsewhere now; see `kdnas run --help`.
+        data: the run's own data, likewise.
         trust: run code that files name, though it is none of kdnas's algorithms.
         device: such as cpu or cuda:1 (default: a GPU where there is one).
 

@@ -1,6 +1,7 @@
 """Several systems on the same data, under the same teacher and budget, at equal cost: one table."""
 
 import dataclasses
+import os
 import time
 from dataclasses import dataclass, field
 from functools import partial
@@ -24,6 +25,7 @@ from kdnas.report.comparison import best_first, read_comparison, verdict, write_
 from kdnas.runs.files import write_json
 from kdnas.runs.folder import COMPARISON, RunFolder
 from kdnas.runs.lock import hold, is_lock
+from kdnas.runs.places import located, moved, name_again, portable, settle
 from kdnas.settings import Compare, FitTeacher, Recipe, systems
 from kdnas.specs import Spec
 from kdnas.tables import structure, unstructure
@@ -105,7 +107,7 @@ class _Comparison:
     def save(self) -> None:
         """Write the state."""
         self.state.seconds = round(time.perf_counter() - self._began, 3)
-        write_json(self.folder / COMPARISON, dataclasses.asdict(self.state))
+        _write_state(self.state, self.folder)
 
     @property
     def seconds_left(self) -> float:
@@ -114,7 +116,7 @@ class _Comparison:
 
     def leave_out(self, name: str, error: Exception) -> None:
         """Record why a system has no result."""
-        self.state.results[name] = {"reason": str(error)}
+        self.state.results[name] = {"reason": str(error).replace(f"{self.folder}{os.sep}", "")}
         say(f"compare: {name} is left out: {error}")
 
     def task(self) -> Task:
@@ -206,17 +208,26 @@ def _read_state(settings: Compare, folder: Path) -> ComparisonState:
     hold(folder, inside=True)
     if (folder / COMPARISON).exists():
         content = read_comparison(folder)
+        known, pairs = moved(located(content["settings"], folder, folder), settings.to_json())
         for key, value in settings.to_json().items():
-            if content["settings"].get(key) != value:
+            if known.get(key) != value:
                 raise ValueError(
                     f"{folder} holds a comparison with another {key}. Use another --out, or the settings of that "
                     "comparison to resume it."
                 )
-        known = {key: value for key, value in content.items() if key in ComparisonState.__dataclass_fields__}
-        return ComparisonState(**known)
+        name_again(pairs)
+        settle(pairs)
+        content = content | {name: located(content.get(name), folder, folder) for name in ("settings", "teacher_job")}
+        return ComparisonState(**{k: v for k, v in content.items() if k in ComparisonState.__dataclass_fields__})
     state = ComparisonState(settings=settings.to_json(), systems=systems())
-    write_json(folder / COMPARISON, dataclasses.asdict(state))
+    _write_state(state, folder)
     return state
+
+
+def _write_state(state: ComparisonState, folder: Path) -> None:
+    content = dataclasses.asdict(state)
+    paths = {name: portable(content[name], folder, folder) for name in ("settings", "teacher_job")}
+    write_json(folder / COMPARISON, content | paths)
 
 
 def _foreign(folder: Path) -> bool:

@@ -18,6 +18,7 @@ from kdnas.randomness import initialised
 from kdnas.runs.files import current_folder
 from kdnas.runs.folder import CARD, WEIGHTS, run_around
 from kdnas.runs.lock import hold
+from kdnas.runs.places import missing
 from kdnas.runs.steps import draft_of, forget_drafts
 from kdnas.settings import CardTeacher, Experiment, Recipe, Retrain, TeacherChoice
 from kdnas.specs import Spec
@@ -113,7 +114,8 @@ def prepare(student: Path, settings: Retrain, data: Spec | None, teacher: Teache
     loaded: Data = data.build(Data)
     if loaded.class_names != card.class_names:
         raise ValueError(f"{other_classes(card.class_names, loaded, 'the student')} Give the data it was found on.")
-    if data.to_json() == card.origin.get("data"):
+    own = card.origin.get("data")
+    if data.to_json() == own or missing(own):
         report_changes(card.origin.get(FINGERPRINT), loaded, f"the student {student}")
     if source is None and settings.distiller.build(Distiller).uses_teacher:
         raise ValueError(f"{settings.distiller.name} uses a teacher, and {student / CARD} names none. Add --teacher.")

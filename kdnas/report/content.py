@@ -56,7 +56,7 @@ class RunContent:
     """Everything a report shows, read once.
 
     Attributes:
-        name: the run folder as the user wrote it.
+        name: the run folder as the user wrote it; of an absolute path the last part, since the report is in the folder.
         manifest: `run.json`, empty if there is none.
         metrics: per phase its lines by ascending step; of several with one step, as after a resumption, the last.
         rankings: one per search, in their order.
@@ -86,7 +86,7 @@ class RunContent:
         # A folder with a dot is one that is being written.
         cards = sorted(folder.glob(f"{STUDENTS}/[!.]*/{CARD}"), key=lambda path: (path.parent.name != "student", path))
         return cls(
-            name=str(folder),
+            name=folder.name if folder.is_absolute() else str(folder),
             manifest=run.manifest,
             metrics=_by_phase(run.lines(METRICS)),
             rankings=_rankings(run.lines(RANKING)),

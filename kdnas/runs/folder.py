@@ -1,7 +1,7 @@
 """A run: a folder that any later command can open."""
 
 import json
-import os
+import logging
 import platform
 import subprocess
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -26,8 +26,11 @@ from kdnas.runs.files import (
     write_text,
 )
 from kdnas.runs.lock import Busy, hold, is_lock
+from kdnas.runs.places import by_name, digests, forget, located, moved, name_again, portable, settle, weights_digest
 from kdnas.runs.schema import mismatch
 from kdnas.trust import admit, check_links, remember
+
+_log = logging.getLogger(__name__)
 
 # The files of a run folder.
 MANIFEST, METRICS, RANKING, RESULTS = "run.json", "metrics.jsonl", "ranking.jsonl", "results.json"
@@ -76,12 +79,20 @@ class _Record(TypedDict, total=False):
     budget: dict[str, float]
 
 
+class _Input(TypedDict):
+    """A file outside of the run, or a folder with weights."""
+
+    path: str
+    sha256: str
+
+
 class _Manifest(TypedDict):
     job: JsonObject
     phases: dict[str, _Record]
     searches: NotRequired[list[_Search]]
     seed: NotRequired[int]
     data: NotRequired[dict[str, Any]]
+    inputs: NotRequired[list[_Input]]
     insists: NotRequired[bool]
 
 
@@ -152,7 +163,10 @@ class RunFolder:
         if strict and not self.path(MANIFEST).is_file():
             raise ValueError(f"there is no run in {folder}: it has no {MANIFEST}. Give the folder of a run.")
         self.manifest = self.read(MANIFEST, _Manifest, _ELSEWHERE)
-        if strict and builds:
+        self._named_again: dict[str, str] = {}
+        opens = strict and builds
+        self.manifest = located(self.manifest, self.folder, top_of(self.folder)) if opens else by_name(self.manifest)
+        if opens:
             admit(self.manifest, self.path(MANIFEST))
             check_links(self.folder)
 
@@ -176,8 +190,9 @@ class RunFolder:
         hold(folder, inside=True)
         if (folder / MANIFEST).exists():
             run = cls(folder)
-            differences = list(_differences(run.manifest["job"], printable_content(dict(job))))
+            differences, pairs = run.compare_job(job)
             if not differences:
+                run.name_again(pairs)
                 return run
             if not run.is_blank:
                 raise OtherSettings(folder, differences)
@@ -185,6 +200,7 @@ class RunFolder:
                 path.unlink(missing_ok=True)
         for draft in _drafts(folder):
             draft.unlink()
+        top = _whole(folder)
         manifest = {
             "format": FORMAT,
             "kdnas": version("kdnas"),
@@ -193,12 +209,61 @@ class RunFolder:
             "commit": _commit(),
             "seed": seed,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "job": dict(job),
+            "job": portable(job, folder, top),
             "phases": {},
             "searches": [],
+            "inputs": [{"path": portable(path, folder, top), "sha256": d} for path, d in digests(job).items()],
         }
         write_json(folder / MANIFEST, manifest)
         return cls(folder)
+
+    def compare_job(self, job: Mapping[str, Any]) -> tuple[list[tuple[str, Any, Any]], dict[str, str]]:
+        """The differences between the run's job and another, and what lies elsewhere now.
+
+        See `OtherSettings.differences` and `kdnas.runs.places.moved`.
+        """
+        new = printable_content(json.loads(json.dumps(job)))
+        old, pairs = moved(self.manifest["job"], new)
+        return list(_differences(old, new)), pairs
+
+    def name_again(self, pairs: Mapping[str, str]) -> None:
+        """Take data and files of the run from other places; data are compared when they are read, see `verify`.
+
+        Args:
+            pairs: by path in the job, or what stands for it, the new path.
+
+        Raises:
+            ValueError: a file or the weights in a folder are others than when the run began.
+        """
+        for old, path in pairs.items():
+            digest = self._digest_of(old)
+            if digest and weights_digest(path) != digest:
+                raise ValueError(f"{path} has another content than the {by_name(old)!r} of the run {self.folder}.")
+        name_again(pairs)
+        settle({old: path for old, path in pairs.items() if self._digest_of(old)})
+        self._named_again = {old: path for old, path in pairs.items() if not self._digest_of(old)}
+        self.manifest = located(self.manifest, self.folder, top_of(self.folder))
+
+    def _digest_of(self, path: str) -> str:
+        return next((entry["sha256"] for entry in self.manifest.get("inputs", []) if entry["path"] == path), "")
+
+    def report_inputs(self, source: Any) -> None:
+        """Log a warning where files that a spec names, or weights in folders, have changed since the run began."""
+        for path, digest in digests(source).items():
+            if (before := self._digest_of(path)) and before != digest:
+                _log.warning(f"{path} has changed since the run {self.folder} began, so what it trains now is another.")
+
+    def verify(self, difference: str) -> None:
+        """Remember the new place of data that were named again, unless they differ from those the run began with.
+
+        Raises:
+            ValueError: they differ; the message says how.
+        """
+        pairs, self._named_again = self._named_again, {}
+        if pairs and difference:
+            forget(pairs)
+            raise ValueError(f"{next(iter(pairs.values()))} is not what {self.folder} began with: {difference}.")
+        settle(pairs)
 
     @property
     def is_blank(self) -> bool:
@@ -229,7 +294,7 @@ class RunFolder:
         """Write the manifest, and remember the code that it names."""
         self.own()
         remember(self.manifest)
-        write_json(self.path(MANIFEST), self.manifest)
+        write_json(self.path(MANIFEST), portable(self.manifest, self.folder, top_of(self.folder)))
 
     def phase(self, name: str) -> dict[str, Any] | None:
         """The record of a finished phase, or None."""
@@ -238,9 +303,7 @@ class RunFolder:
 
     def finish(self, name: str, **record: Any) -> None:
         """Record that a phase is done."""
-        root = self.folder.resolve()
-        inside = lambda path: str(path.relative_to(root)) if path.is_relative_to(root) else None  # noqa: E731
-        self.manifest["phases"][name] = _paths(record, inside)
+        self.manifest["phases"][name] = record
         self.save()
 
     def require(self, phase: str, command: str) -> dict[str, Any]:
@@ -395,40 +458,15 @@ def run_around(folder: Path) -> RunFolder | None:
     return None
 
 
-def portable(value: Any, student: Path) -> Any:
-    """JSON content for a student folder; paths inside its run become relative to it, so that the run can be moved."""
-    root = _root(student)
-    if root is None:
-        return value
-    return _paths(value, lambda path: os.path.relpath(path, student.resolve()) if path.is_relative_to(root) else None)
+def top_of(folder: Path) -> Path:
+    """What is moved as a whole: the run that a folder is or lies in, or the comparison of runs; else the folder."""
+    folder = folder.resolve()
+    return _whole(next((run for run in (folder, *folder.parents[:2]) if (run / MANIFEST).is_file()), folder))
 
 
-def located(value: Any, student: Path) -> Any:
-    """The content that `portable` was given, where the student's run is now."""
-    root = _root(student)
-    if root is None:
-        return value
-
-    def absolute(path: Path) -> str | None:
-        there = (student.resolve() / path).resolve()
-        return str(there) if path.parts[:1] == ("..",) and there.is_relative_to(root) else None
-
-    return _paths(value, absolute)
-
-
-def _root(student: Path) -> Path | None:
-    """The folder of the run that a student folder lies in."""
-    above = student.resolve().parent
-    return above.parent if above.name == STUDENTS and (above.parent / MANIFEST).is_file() else None
-
-
-def _paths(value: Any, convert: Callable[[Path], str | None]) -> Any:
-    """The content with every text that `convert` takes for a path converted."""
-    if isinstance(value, str):
-        return (convert(Path(value)) if os.sep in value and "\0" not in value else None) or value
-    if isinstance(value, Mapping):
-        return {key: _paths(inner, convert) for key, inner in value.items()}
-    return [_paths(inner, convert) for inner in value] if isinstance(value, list | tuple) else value
+def _whole(run: Path) -> Path:
+    above = run.resolve().parent
+    return above if (above / COMPARISON).is_file() else run
 
 
 def _drafts(folder: Path) -> list[Path]:

@@ -10,7 +10,8 @@ import torch
 from kdnas.network import Network
 from kdnas.runs.checkpoint import load_tensors, save_tensors
 from kdnas.runs.files import current_folder, new_folder, plain, read_json, write_bytes, write_text
-from kdnas.runs.folder import CARD, GRAPH, INTEGERS, SOURCE, WEIGHTS, portable
+from kdnas.runs.folder import CARD, GRAPH, INTEGERS, SOURCE, WEIGHTS, top_of
+from kdnas.runs.places import located, portable
 from kdnas.students.card import Card
 from kdnas.students.graph import graph_of, load_graph
 from kdnas.students.parity import Parity
@@ -57,7 +58,7 @@ def write_student(
             "the network was built from another blueprint than `Card.blueprint`. Pass the card of this network."
         )
     network = copy.deepcopy(network).to("cpu", torch.float32).eval().requires_grad_(False)
-    text = dataclasses.replace(card, origin=portable(card.origin, folder)).to_text()
+    text = dataclasses.replace(card, origin=portable(card.origin, folder, top_of(folder))).to_text()
     remember(card.blueprint.to_json())
     parity = Parity(network, card) if deploy else None
     with new_folder(folder) as draft:
@@ -93,6 +94,7 @@ def read_student(folder: str | Path) -> tuple[Network, Card]:
     try:
         admit(content.get("blueprint"), folder / CARD)
         card = Card.from_json(content)
+        card = dataclasses.replace(card, origin=located(card.origin, folder, top_of(folder)))
         check_modules(card.blueprint)
         with torch.random.fork_rng(devices=[]):
             with torch.device("meta"):  # takes no memory, whatever the card says

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from kdnas.runs.folder import CARD, located
+from kdnas.runs.folder import CARD
+from kdnas.runs.places import check_places
 from kdnas.settings import CardTeacher, NoTeacher, TeacherChoice
 from kdnas.specs import Spec
 from kdnas.students.card import Card
@@ -38,9 +39,12 @@ def source_of(student: Path, card: Card, name: str) -> Spec | None:
 
     Raises:
         Untrusted: the card names foreign code there; see `kdnas.trust.admit`.
+        ValueError: it names a file or folder that is not there.
     """
-    content = located(card.origin.get(name), student)
+    content = card.origin.get(name)
     if content is None:
         return None
     admit(content, student / CARD, f"Add --{name} to use another {name}, or --trust if you trust whoever wrote it.")
-    return Spec.from_json(content)
+    source = Spec.from_json(content)
+    check_places(source, f"the {name} of {student / CARD}", f"--{name} {name.upper()}")
+    return source

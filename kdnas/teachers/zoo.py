@@ -13,7 +13,8 @@ from torch import nn
 from kdnas.preprocessing import Interpolation, Preprocessing
 from kdnas.runs.checkpoint import save_tensors
 from kdnas.runs.files import Damaged, current_folder, new_folder, read_json, write_json
-from kdnas.runs.folder import MANIFEST, TEACHER, WEIGHTS
+from kdnas.runs.folder import MANIFEST, TEACHER, WEIGHTS, top_of
+from kdnas.runs.places import portable
 from kdnas.specs import Spec, check_literals, nearest
 from kdnas.students.folder import read_student
 from kdnas.tables import structure, unstructure
@@ -187,7 +188,7 @@ def write_zoo_teacher(
     """
     card = {**source, "preprocessing": unstructure(preprocessing), "class_names": list(names)}
     with new_folder(folder) as new:
-        write_json(new / ZOO_CARD, card)
+        write_json(new / ZOO_CARD, portable(card, folder, top_of(folder)))
         save_tensors(new / WEIGHTS, module.state_dict())
 
 

@@ -24,7 +24,7 @@ from kdnas.settings import FitTeacher, Recipe
 from kdnas.spaces.converted import Node, Part
 from kdnas.students.folder import read_student
 from kdnas.training.loop import Training
-from tests.toy import Cnn, data, narrow_cnn
+from tests.toy import Cnn, data, files_with, narrow_cnn
 
 
 def norm_conv(inputs, outputs, kernel=3, stride=1, groups=1):
@@ -462,6 +462,7 @@ def test_one_command_prunes_retrains_and_puts_the_controls_beside(run, capsys):
     removal = held.phase("removal")
     page = (run / "report.html").read_text()
     assert f"{removal['candidates']} removals were scored" in page
+    assert not files_with(run, run.parent)
     assert removal["left"]["macs"] <= 350_000 and len(held.lines("removals.jsonl")) >= removal["candidates"]
     assert f"{removal['whole']['macs']:,} MACs" in page and "kdnas search" not in page and "not finished" not in page
     main(["prune", "tests/toy.py:pruned", "--out", str(run), "--json"])

@@ -12,6 +12,7 @@ from kdnas.report import write_report
 from kdnas.settings import Compare, systems
 from kdnas.specs import spec
 from kdnas.tables import load_space
+from tests.toy import files_with
 
 
 def settings(**changes):
@@ -49,6 +50,7 @@ def test_students_are_within_budget_and_retrained_for_equally_many_steps(compare
     assert jobs[0]["train"]["teacher"] == jobs[1]["train"]["teacher"]
     assert all(Budget(**job["search"]["budget"]) == Budget(macs=70_000) for job in jobs)
     assert jobs[0]["train"]["recipe"]["steps"] == found["plans"]["spos"]["steps"]
+    assert not files_with(folder, folder.parent)
 
 
 def test_a_system_that_does_not_fit_is_listed_with_the_reason(compared):
