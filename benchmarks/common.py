@@ -180,6 +180,7 @@ def agree(facts: Row, place: Path, growing: str = "") -> None:
     fresh = json.loads(json.dumps(facts))
     if place.exists():
         there = json.loads(place.read_text(encoding="utf-8"))
+        there.pop("format", None)  # of the file, which `write_json` adds
         if growing:
             fresh[growing] = there[growing] | fresh[growing]
             there[growing] = {**fresh[growing], **there[growing]}

@@ -51,3 +51,12 @@ def test_means_and_differences_of_a_table_are_those_of_its_rows(comparison):
     assert lines[0] == "| retrained 700 steps | ResNet, 50 % | against the best peer |"
     assert [line.split("|")[2].strip() for line in lines[2:]] == ["100.0", "50.0", "25.0"]
     assert lines[2].split("|")[3].startswith(" +75.00 [") and lines[3].split("|")[3].startswith(" +25.00 [")
+
+
+def test_what_all_rows_share_agrees_with_itself_grows_and_differs(comparison, tmp_path):
+    agree = sys.modules["common"].agree
+    place = tmp_path / "facts.json"
+    for name in ("first", "second", "first"):
+        agree({"steps": 3, "teachers": {name: 1.5}}, place, growing="teachers")
+    with pytest.raises(SystemExit, match="has another steps: 3, now 4"):
+        agree({"steps": 4, "teachers": {}}, place, growing="teachers")
