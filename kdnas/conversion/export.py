@@ -9,6 +9,7 @@ from typing import Any, final
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from kdnas.network import hooked
@@ -17,10 +18,17 @@ BATCH = 2
 
 
 def check_forward(module: nn.Module, image: tuple[int, int, int]) -> None:
-    """Refuse a network that does not map images of this size to logits."""
-    if isinstance(module, torch.jit.ScriptModule):
-        raise ValueError("a TorchScript module cannot be converted. Convert the Python module that it was made from.")
+    """Refuse a network that does not map images of this size to logits, or has parts that cannot be traced."""
+    for name, part in module.named_modules():
+        kind = _untraceable(part)
+        if kind:
+            place = f"{name} is {kind}, which" if name else kind
+            raise ValueError(
+                f"{place} cannot be converted. Put the Python module of floats there that it was made from."
+            )
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        if is_lazy(tensor) or tensor.is_meta:
+            raise ValueError(f"{name} has no values yet. Run the network on images, or load its weights, before.")
         if (tensor.is_floating_point() and tensor.dtype != torch.float32) or tensor.device.type != "cpu":
             raise ValueError(
                 f"{name} must be float32 on the CPU for a conversion, it is {tensor.dtype} on {tensor.device}. "
@@ -39,6 +47,15 @@ def check_forward(module: nn.Module, image: tuple[int, int, int]) -> None:
         raise ValueError(f"the network must return one tensor of logits [batch, classes], it returns {what}.")
 
 
+def _untraceable(part: nn.Module) -> str:
+    """What a module is, where it has no plain tensor operations; empty where it may be traced."""
+    if isinstance(part, torch.jit.ScriptModule):
+        return "a TorchScript module"
+    if isinstance(part, nn.RNNBase):
+        return f"a recurrent layer ({type(part).__name__})"
+    return "a quantised layer" if ".quantized" in type(part).__module__ else ""
+
+
 def export(module: nn.Module, image: tuple[int, int, int]) -> torch.export.ExportedProgram:
     """The network's tensor operations for images of one size.
 
@@ -54,6 +71,8 @@ def export(module: nn.Module, image: tuple[int, int, int]) -> torch.export.Expor
         reason = _reason(error)
         if "data-dependent" in reason or type(error).__name__.startswith("GuardOnDataDependent"):
             reason = "its forward depends on the values of a tensor"
+        elif "fake tensor" in reason:
+            reason = "its forward changes its own weights, or keeps a tensor from one call to the next"
         raise ValueError(
             f"the network cannot be traced: {_place(error, module)}{reason}. Its forward must be the same operations "
             "for every image."

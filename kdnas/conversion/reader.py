@@ -61,6 +61,15 @@ class Constant:
     name: str = ""
 
 
+class _Claim(NamedTuple):
+    """Who uses a weight: path and call of the module, number of the operation, and whether the use is a part."""
+
+    path: str
+    call: str
+    number: int
+    partial: bool
+
+
 @dataclass(frozen=True)
 class View:
     """The output of an operation, by its number, with its axes in another order or shape."""
@@ -99,7 +108,7 @@ class Reader:
         self.values: dict[fx.Node, Any] = {}
         self.roots: dict[fx.Node, fx.Node] = {}  # whose memory a node's output may share
         self.node = next(iter(program.graph.nodes))
-        self.owners: dict[int, str] = {}
+        self.owners: dict[int, _Claim] = {}
         self.materials: dict[tuple[str, int, Axes], int] = {}
         self.windows = Windows(module, image)
 
@@ -111,6 +120,8 @@ class Reader:
             self.node = node
             if node.op == "call_function":
                 self.values[node] = self._call()
+            elif node.op == "get_attr":
+                self.values[node] = None  # the graph of an operation on graphs, which no handler takes
             elif node.op == "output":
                 outputs = [value for value in fx.node.map_arg(node.args[0], lambda n: self.values[n])]
         if len(outputs) != 1 or not isinstance(outputs[0], View):
@@ -251,7 +262,7 @@ class Reader:
             path = owner if not path or owner.startswith(f"{path}.") else path
         computed = sorted(kind for kind, constant in weights.items() if constant.learned and not constant.name)
         note = f"its {' and '.join(computed)}, computed in the source, becomes a plain tensor" if computed else ""
-        self._claim(path, weights)
+        self._claim(op, path, weights)
         self.traced.append(
             TracedOperation(
                 operation,
@@ -264,18 +275,25 @@ class Reader:
         )
         return len(self.traced) - 1
 
-    def _claim(self, path: str, weights: Mapping[str, Constant]) -> None:
+    def _claim(self, op: str, path: str, weights: Mapping[str, Constant]) -> None:
         for kind, constant in weights.items():
-            if constant.learned or kind.startswith("running"):
-                for origin in constant.origins:
-                    first = self.owners.setdefault(origin, path)
-                    if self.owners[origin] is not path:
-                        again = "is called more than once" if first == path else f"has the weights of {first}"
-                        place = path or "the network's forward"
-                        raise ValueError(
-                            f"{place} {again}, so its places share weights, which a converted network cannot: "
-                            "each place would get a copy. Give each place weights of its own, or convert another one."
-                        )
+            if not (constant.learned or kind.startswith("running")):
+                continue
+            # A norm written out in one call computes its factor and its summand from the same weights.
+            claim = _Claim(path, self._call_key(), len(self.traced), op in ("scale", "shift") and not constant.name)
+            for origin in constant.origins:
+                first = self.owners.setdefault(origin, claim)
+                if first.number != claim.number and not (first.call == claim.call and first.partial and claim.partial):
+                    again = "is called more than once" if first.path == path else f"has the weights of {first.path}"
+                    place = path or "the network's forward"
+                    raise ValueError(
+                        f"{place} {again}, so its places share weights, which a converted network cannot: "
+                        "each place would get a copy. Give each place weights of its own, or convert another one."
+                    )
+
+    def _call_key(self) -> str:
+        """The current call of a module; another one of the same module has another key."""
+        return next(reversed(self.node.meta.get("nn_module_stack", {})), "")
 
     def whole(self, number: int) -> View:
         """An operation's output with its own axes."""

@@ -2,6 +2,7 @@
 
 import re
 import statistics
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,37 +20,39 @@ Files = Mapping[str, Sequence[Path]]
 _PARTS = {
     "train": {"train", "training", "trn"},
     "validation": {"val", "valid", "validation", "dev", "eval", "evaluation"},
-    "test": {"test", "testing", "tst"},
+    "test": {"test", "testing", "tst", "holdout"},
 }
+_SYSTEM = {"@eadir", "#recycle", "$recycle.bin", "system volume information", "lost+found", "__pycache__"}
+_MOST_SIDE = 8192
 _SPLIT = "a fifth of each class is for test, a tenth of the rest for search"
 
 
 def folder(path: str, size: int = 0, seed: int = 0, skip_broken: bool = False, merge: bool = False) -> Data:
     """Images in class folders, whole or in parts.
 
-    Recognised are `train` and `training`; `val`, `valid`, `validation`, `dev`, `eval` and `evaluation`; `test` and
-    `testing`, in any case and with a word before or after (`seg_train`, `Test Set`), above the class folders or inside
-    each of them. `Data.source` says what was recognised.
+    Recognised are `train` and `training`; `val`, `valid`, `validation`, `dev`, `eval` and `evaluation`; `test`,
+    `testing` and `holdout`, in any case and with a word before or after (`seg_train`, `Test Set`), above the class
+    folders or inside each of them. `Data.source` says what was recognised.
 
     Of `train`, `val` and `test`, the second is the search part and the third the test part. Without one of the two, the
     other is the test part, and a tenth of each training class (at least one image) is for search. Without parts a fifth
     of each class (at least one image) is for test.
 
     Args:
-        path: holds `train/CLASS/*` and so on, `CLASS/train/*` and so on, or just `CLASS/*`. Hidden files are left out,
-            and those whose suffix is no image's.
+        path: holds `train/CLASS/*` and so on, `CLASS/train/*` and so on, or just `CLASS/*`. Left out are hidden files,
+            those whose suffix is no image's, and what systems put beside files (`__MACOSX`, `@eaDir`).
         size: side in pixels of the square that images are resized and cropped to; 0 for the median of the training
             images' shorter sides, 224 at most.
         seed: random seed of the split.
         skip_broken: leave out files that cannot be decoded, and count them in `Data.source`.
-        merge: merge the sub-folders of a class where every class has sub-folders of the same names.
+        merge: merge the sub-folders of each class where no class has images of its own.
 
     Raises:
         ValueError: no such folder, no class folders, other classes in a part, a class with too few images, folders
-            whose role is not clear, or files that cannot be decoded.
+            whose role is not clear, a file that links put into two classes or parts, or files that cannot be decoded.
     """
-    if size < 0:
-        raise ValueError(f"`size` must be at least 0, got {size}.")
+    if not 0 <= size <= _MOST_SIDE:
+        raise ValueError(f"`size` must be 0 to {_MOST_SIDE}, got {size}.")
     root = Path(path)
     if not root.is_dir():
         if root.exists():
@@ -63,6 +66,7 @@ def folder(path: str, size: int = 0, seed: int = 0, skip_broken: bool = False, m
         layout = layout.without(broken)
         notes.append(f"{len(broken)} files that cannot be decoded are left out")
     _check_classes(layout)
+    _check_links(layout)
     parts, split = _split(layout.parts, names, seed)
     notes += [split, layout.left_out]
     try:
@@ -120,9 +124,9 @@ def _layout(root: Path, merge: bool) -> _Layout:
     roles = [{_role(part.name): part for part in _folders(folder)} for folder in inside]
     if roles and all("train" in each and None not in each for each in roles):
         return _classes_above_parts(root, inside, roles, merge)
-    files = {folder.name: _image_files(folder) for folder in inside}
     _check_nesting(root, inside, merge)
-    return _Layout({"train": files}, f"{len(inside)} class folders", _left_out(inside))
+    files = _by_class(inside)
+    return _Layout({"train": files}, f"{len(files)} class folders{_merged(inside)}", _left_out(inside))
 
 
 def _parts_above_classes(root: Path, inside: Sequence[Path], parts: Mapping[Path, str], merge: bool) -> _Layout:
@@ -140,13 +144,15 @@ def _parts_above_classes(root: Path, inside: Sequence[Path], parts: Mapping[Path
             "folders, or move them away."
         )
     files: dict[str, Files] = {}
+    inner: list[Path] = []
     for folder, role in parts.items():
         top = _unwrapped(folder)
+        inner += _folders(top)
         _check_nesting(top, _folders(top), merge)
-        files[role] = {inner.name: _image_files(inner) for inner in _folders(top)}
+        files[role] = _by_class(_folders(top))
     named = ", ".join(f"{folder.name} ({role})" for folder, role in parts.items())
     left = [f"folder {folder.name}" for folder in others]
-    return _Layout(files, f"folders {named}", _left_out(list(parts), left))
+    return _Layout(files, f"folders {named}{_merged(inner)}", _left_out(list(parts), left))
 
 
 def _classes_above_parts(
@@ -168,8 +174,22 @@ def _role(name: str) -> str | None:
 
 
 def _folders(folder: Path) -> list[Path]:
-    """Sub-folders, by name; hidden ones and what macOS leaves in archives are none."""
-    return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith((".", "__MACOSX")))
+    """Sub-folders, by name; hidden ones and those that systems make are none."""
+    return sorted(p for p in folder.iterdir() if p.is_dir() and not _is_system(p))
+
+
+def _is_system(path: Path) -> bool:
+    """Whether it is hidden, or what macOS leaves in archives, or a folder that a file system makes for itself."""
+    return path.name.startswith((".", "__MACOSX")) or path.name.casefold() in _SYSTEM
+
+
+def _by_class(folders: Sequence[Path]) -> dict[str, Sequence[Path]]:
+    """The image files of class folders, by their names with composed letters: macOS writes them decomposed."""
+    files: dict[str, Sequence[Path]] = {}
+    for folder in folders:
+        name = unicodedata.normalize("NFC", folder.name)
+        files[name] = [*files.get(name, ()), *_image_files(folder)]
+    return files
 
 
 def _unwrapped(folder: Path) -> Path:
@@ -196,7 +216,7 @@ def _visible(folder: Path, passed: frozenset[Path] = frozenset()) -> Iterator[Pa
     """Everything below that is no folder, and neither hidden nor in a hidden folder; links are followed, but not up."""
     passed |= {folder.resolve(), *folder.resolve().parents}
     for path in sorted(folder.iterdir()):
-        if path.name.startswith((".", "__MACOSX")):
+        if _is_system(path):
             continue
         if not path.is_dir():
             yield path
@@ -219,17 +239,44 @@ def _left_out(folders: Sequence[Path], others: Sequence[str] = ()) -> str:
     return f"left out: {', '.join(words)}" if words else ""
 
 
+def _merged(classes: Sequence[Path]) -> str:
+    """A note on the class folders whose sub-folders are merged, if there are any."""
+    names = sorted({each.name for each in classes if len([p for p in _folders(each) if _image_files(p)]) > 1})
+    return f", the sub-folders of {', '.join(names[:3])}{', ...' * (len(names) > 3)} merged" if names else ""
+
+
 def _check_nesting(root: Path, classes: Sequence[Path], merge: bool) -> None:
-    """Raise a ValueError where the folders taken for classes all hold the same two or more folders."""
-    inside = [{folder.name for folder in _folders(each) if _image_files(folder)} for each in classes]
-    common = sorted(set.intersection(*inside)) if len(inside) > 1 else []
-    if len(common) > 1 and not merge and all(_holds_folders(each) for each in classes):
+    """Raise a ValueError where every folder taken for a class holds folders alone, and some of them several."""
+    inside = [[folder.name for folder in _folders(each) if _image_files(folder)] for each in classes]
+    if len(classes) > 1 and max(map(len, inside)) > 1 and not merge and all(map(_holds_folders, classes)):
         names = ", ".join(str(each.relative_to(root)) for each in classes[:3])
+        below = ", ".join(dict.fromkeys(name for folders in inside for name in folders[:2]))
         raise ValueError(
-            f"the class folders of {root} ({names}) all hold the same folders ({', '.join(common[:3])}), which "
-            "may be the classes. Give a folder of class folders, name the parts "
-            "train and test, or merge what is inside by folder:PATH,merge=true."
+            f"the class folders of {root} ({names}) hold folders and no images ({below}), which may be the classes. "
+            "Give a folder of class folders, name the parts train and test, or merge what is inside by "
+            "folder:PATH,merge=true."
         )
+
+
+def _check_links(layout: _Layout) -> None:
+    """Raise a ValueError for a file that links put into two classes, or into two parts."""
+    places: dict[Path, tuple[str, str, Path]] = {}
+    for part, classes in layout.parts.items():
+        for name, files in classes.items():
+            for file, real in zip(files, _real_paths(files), strict=True):
+                first = places.setdefault(real, (part, name, file))
+                if first[:2] != (part, name):
+                    roles = " and ".join(dict.fromkeys((f"{first[1]!r} of {first[0]}", f"{name!r} of {part}")))
+                    raise ValueError(f"{first[2]} and {file} are one file, in {roles}. Remove one of the links.")
+
+
+def _real_paths(files: Sequence[Path]) -> Iterator[Path]:
+    """Files without links; each folder is resolved once."""
+    parents: dict[Path, Path] = {}
+    for file in files:
+        if file.parent not in parents:
+            parents[file.parent] = file.parent.resolve()
+        yield file.resolve() if file.is_symlink() else parents[file.parent] / file.name
 
 
 def _check_classes(layout: _Layout) -> None:

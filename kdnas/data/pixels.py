@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+_MOST_LABEL = 2**62
 _FEW = 4  # channels of a gray, gray-alpha, colour or colour-alpha image
 
 
@@ -59,7 +60,8 @@ def _check_floats(pixels: Tensor) -> None:
         )
     low, high = float(pixels.min()), float(pixels.max())
     if low < 0 or high > 1:
-        fix = "Divide by 255" if low >= 0 and high > 2 else "Clamp them" if -0.5 < low and high < 1.5 else ""
+        largest = "255" if high > 128 else "the largest value they can have"
+        fix = f"Divide by {largest}" if low >= 0 and high > 2 else "Clamp them" if -0.5 < low and high < 1.5 else ""
         fix = fix or "Hand over pixels that are not normalised: kdnas normalises them"
         raise ValueError(f"float `images` must be in [0, 1], got {low:.3g} to {high:.3g}. {fix}.")
 
@@ -166,4 +168,7 @@ def as_labels(labels: Any, count: int) -> Tensor:
             raise ValueError(
                 f"`labels` must be whole numbers, image {int(broken.nonzero()[0])} has {float(indices[broken][0]):g}."
             )
+    numbers = indices.double()  # torch compares no unsigned integers of more than 8 bits
+    if len(numbers) and float(numbers.abs().max()) > _MOST_LABEL:
+        raise ValueError(f"`labels` must be below 2^62, got {float(numbers[numbers.abs().argmax()]):g}.")
     return indices.long()

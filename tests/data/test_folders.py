@@ -37,6 +37,7 @@ TWO = {"cat": 6, "dog": 6}
         (("train2017", "val2017"), ((10, 20), {10}, {20})),
         (("train", "valid"), ((10, 20), {10}, {20})),
         (("trainset", "validation"), ((10, 20), {10}, {20})),
+        (("train", "Holdout"), ((10, 20), {10}, {20})),
         (("train", "test", "val"), ((10, 20, 30), {30}, {20})),
         (("Train Images", "Test Images", "Validation Images"), ((10, 20, 30), {30}, {20})),
     ],
@@ -91,7 +92,8 @@ def test_hidden_files_and_folders_are_no_images_and_no_classes(tmp_path):
             ["train/cat", "train/dog", "training/cat", "training/dog"],
             "must have one train part, got train and training",
         ),
-        (["fold1/cat", "fold1/dog", "fold2/cat", "fold2/dog"], r"all hold the same folders \(cat, dog\)"),
+        (["fold1/cat", "fold1/dog", "fold2/cat", "fold2/dog"], r"fold2\) hold folders and no images \(cat, dog\)"),
+        (["animal/cat", "animal/dog", "plant/elm", "plant/oak"], r"no images \(cat, dog, elm, oak\).*merge=true"),
         (["val/cat", "val/dog", "test/cat", "test/dog"], "no training part"),
         (["train", "test"], "no training part with one folder per class"),
         (["train/cat", "train/dog", "test"], "test must hold one folder per class.*but holds images"),
@@ -183,7 +185,7 @@ def test_images_beside_masks_of_the_same_classes_are_not_two_classes(tmp_path):
     for kind in ("images", "masks"):
         for part in ("train", "val"):
             write(tmp_path / kind / part, TWO)
-    with pytest.raises(ValueError, match=r"images/train, masks/train\) all hold the same folders \(cat, dog\)"):
+    with pytest.raises(ValueError, match=r"images/train, masks/train\) hold folders and no images \(cat, dog\)"):
         folder(str(tmp_path))
 
 
@@ -191,3 +193,41 @@ def test_a_file_in_place_of_a_folder_is_said_to_be_one(tmp_path):
     (tmp_path / "pets.zip").write_bytes(b"PK")
     with pytest.raises(ValueError, match=r"pets.zip is a file. Unpack it"):
         folder(str(tmp_path / "pets.zip"))
+
+
+def test_folders_that_systems_make_are_no_classes(tmp_path):
+    write(tmp_path, {**TWO, "@eaDir": 6, "$RECYCLE.BIN": 6, "lost+found": 1, "cat/@eaDir": 3, "__pycache__": 1})
+    data = folder(str(tmp_path))
+    assert data.class_names == ("cat", "dog")
+    assert sum(map(len, (data.train, data.search, data.test))) == 12
+
+
+def test_composed_and_decomposed_names_are_one_class(tmp_path):
+    write(tmp_path / "train", {"caf\u00e9": 6, "dog": 6})
+    write(tmp_path / "test", {"cafe\u0301": 2, "dog": 2})
+    assert folder(str(tmp_path)).class_names == ("caf\u00e9", "dog")
+
+
+def test_sub_folders_of_a_single_class_are_merged_and_that_is_said(tmp_path):
+    write(tmp_path, {**TWO, "fox/red": 4, "fox/gray": 4})
+    data = folder(str(tmp_path))
+    assert data.class_names == ("cat", "dog", "fox")
+    assert "3 class folders, the sub-folders of fox merged" in data.source
+
+
+def test_a_file_that_links_put_into_two_classes_or_parts_is_refused(tmp_path):
+    write(tmp_path / "train", TWO)
+    link = tmp_path / "train" / "dog" / "z.png"
+    link.symlink_to(tmp_path / "train" / "cat" / "0-0.png")
+    with pytest.raises(ValueError, match=r"0-0.png and .*z.png are one file, in 'cat' of train and 'dog' of train"):
+        folder(str(tmp_path))
+    link.unlink()
+    (tmp_path / "test").symlink_to(tmp_path / "train")
+    with pytest.raises(ValueError, match="are one file, in 'cat' of test and 'cat' of train"):
+        folder(str(tmp_path))
+
+
+@pytest.mark.parametrize("size", [-1, 100_000])
+def test_a_size_that_no_image_can_have_is_refused(tmp_path, size):
+    with pytest.raises(ValueError, match=f"`size` must be 0 to 8192, got {size}"):
+        folder(str(write(tmp_path, TWO)), size=size)

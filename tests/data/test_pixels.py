@@ -35,6 +35,7 @@ def test_every_type_of_pixels_arrives_in_0_to_1(images, value):
     ("images", "message"),
     [
         (torch.full(SHAPE, 255.0), "255 to 255. Divide by 255"),
+        (torch.full(SHAPE, 16.0), "16 to 16. Divide by the largest value they can have"),
         (torch.full(SHAPE, 1.02), "1.02. Clamp"),
         (torch.full(SHAPE, -2.0), "not normalised"),
         (torch.zeros(SHAPE, dtype=torch.int16), "int16 from 0 to 0. Convert them to uint8"),
@@ -97,6 +98,8 @@ def test_whole_numbers_of_any_type_are_labels(labels):
         ([None, 1], "got 'None'"),
         ([0.5, 1], "image 0 has 0.5"),
         ([0.0, float("nan")], "image 1 has nan"),
+        (torch.tensor([1e30, 0.0]), r"below 2\^62, got 1e\+30"),
+        (np.array([2**64 - 1, 0], np.uint64), r"below 2\^62, got 1.84467e\+19"),
         ([0, 1, 2], "3 labels for 2 images"),
         (1, "one class index per image"),
     ],
