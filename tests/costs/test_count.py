@@ -3,7 +3,6 @@
 import dataclasses
 import random
 import statistics
-import time
 
 import pytest
 import torch
@@ -15,6 +14,7 @@ from kdnas.network import Network
 from kdnas.space import Blueprint, layer
 from kdnas.spaces.toy import Toy
 from kdnas.tables import load_space
+from tests.counting import counted
 
 SPACE = Toy()
 SMALLEST = SPACE.blueprint(SPACE.smallest)
@@ -101,17 +101,13 @@ def test_a_wrong_budget_is_refused(texts, message):
         Budget.parse(texts)
 
 
-def test_a_warm_cost_takes_less_than_fifty_milliseconds():
+def test_a_warm_cost_builds_no_layer_again():
     space, rng = load_space("nas_bench_macro"), random.Random(0)
     for _ in range(30):
         cost(space.blueprint(space.sample(rng)))
-    used = []
-    for _ in range(20):
-        architecture = space.sample(rng)
-        before = time.process_time()
-        cost(space.blueprint(architecture))
-        used.append(time.process_time() - before)
-    assert statistics.median(used) < 0.05
+    architectures = [space.sample(rng) for _ in range(20)]
+    used = [counted(lambda a=a: cost(space.blueprint(a)))[1] for a in architectures]
+    assert statistics.median(used) < 2000
 
 
 @pytest.mark.parametrize(
