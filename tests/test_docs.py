@@ -46,8 +46,8 @@ def commands(text):
 @pytest.mark.parametrize("page", PAGES)
 def test_every_block_of_a_page_runs(page, tmp_path, monkeypatch, capsys):
     # Every graph takes seconds to convert, and has tests of its own.
-    monkeypatch.setattr("kdnas.students.folder.graph_of", lambda *_: b"")
-    monkeypatch.setattr("kdnas.students.folder.load_graph", lambda path: load_source(path.parent))
+    monkeypatch.setattr("kdnas.students.forms.graph_of", lambda *_: b"")
+    monkeypatch.setattr("kdnas.students.forms.load_graph", lambda path: load_source(path.parent))
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     # Another page's package of the same name must not answer.

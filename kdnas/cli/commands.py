@@ -90,8 +90,8 @@ COMMANDS = {
     "export": Command(
         jobs.export,
         lambda v: f"place {v['place']} of {v['run']}",
-        texts.lines,
-        lambda result, _: f"kdnas retrain {result['student']}",
+        texts.exported,
+        lambda result, _: f"kdnas retrain {result['student']}" if "place" in result else "",
         texts.unchanged,
     ),
     "retrain": Command(

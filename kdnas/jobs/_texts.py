@@ -33,6 +33,14 @@ def lines(result: Values, _: Values) -> str:
     return "\n".join(f"{name:<16} {text(value)}" for name, value in result.items())
 
 
+def exported(result: Values, values: Values) -> str:
+    """The same, with the forms of the student below."""
+    from kdnas.students.forms import forms_table
+
+    above = {name: value for name, value in result.items() if name not in ("forms", "checks")}
+    return "\n".join([lines(above, values), "", forms_table(result["forms"])]).rstrip()
+
+
 def table(path: str) -> Callable[[Any, Values], str]:
     """What the function at an import path makes of the result."""
     return lambda result, _: resolve(path)(result)

@@ -762,6 +762,9 @@ def convert(
 def export(
     run: str | Path | Run,
     *,
+    forms: str | Sequence[str] = (),
+    input: Literal["pixels", "normalised"] = "pixels",
+    output: Literal["logits", "probabilities"] = "logits",
     place: Count = 1,
     search: Count | None = None,
     out: str | Path | None = None,
@@ -771,13 +774,17 @@ def export(
     trust: bool = False,
     device: str | None = None,
 ) -> dict[str, Any]:
-    """Write the student of a place of the ranking, with weights inherited from the supernet.
+    """Write the student of a place of the ranking, with inherited weights; or further forms of a student folder.
 
     Args:
-        run: the run folder.
+        run: the run folder, or a student folder, which then gets further forms.
+        forms: onnx, pt2 (torch.export), int8 (ONNX), pte (ExecuTorch) and timm, joined by commas; repeatable; by
+            default onnx, where its packages are installed. A form that fails is left out, which student.json says.
+        input: whether forms take pixels in [0, 1] and normalise them inside, or normalised images.
+        output: whether forms return logits, or their softmax.
         place: 1-based place in the ranking.
         search: 1-based number of the search whose ranking it is; by default the last finished one.
-        out: the student folder; by default RUN/students/place-N.
+        out: the student folder; by default RUN/students/place-N, or the student folder itself.
         force: replace a trained student.
         teacher: the run's own teacher, where it was in memory or lies elsewhere now; see `kdnas run --help`.
         data: the run's own data, likewise.
@@ -791,10 +798,19 @@ def export(
     """
     del device, trust
     from kdnas.jobs import export as job
-    from kdnas.jobs._arguments import as_run
+    from kdnas.jobs._arguments import as_run, listed
+    from kdnas.students.folder import is_student
+    from kdnas.students.forms import Interface
 
+    names, interface = [name for text in listed(forms) for name in text.split(",")], Interface(input, output)
+    folder = None if out is None else Path(out)
+    if isinstance(run, str | Path) and is_student(Path(run)):
+        if place != 1 or search is not None:
+            raise ValueError(f"`place` and `search` are of a run, and {run} is a student. Drop them, or name the run.")
+        return job.export_forms(Path(run), names, folder or Path(run), interface)
     opened = as_run(run, teacher=teacher, data=data, writes=out is None)
-    return job.export(opened, place, None if out is None else Path(out), search=search, force=force)
+    options = {"forms": names or None, "interface": interface}
+    return job.export(opened, place, folder, search=search, force=force, **options)
 
 
 @_computes

@@ -1,6 +1,6 @@
 """Taking a student out of a run: a folder that needs no kdnas."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,9 @@ from kdnas.runs.files import Damaged, plain
 from kdnas.runs.folder import RANKING, STUDENTS
 from kdnas.runs.lock import hold
 from kdnas.students.card import Card
-from kdnas.students.folder import check_place, is_trained, write_student
+from kdnas.students.folder import add_forms, check_place, is_trained, read_student, write_student
+from kdnas.students.forms import Interface, available_forms, chosen_forms
+from kdnas.students.trust import data_of
 from kdnas.tables import unstructure
 
 _AGAIN = "Search again, or restore the file."
@@ -31,6 +33,8 @@ def export(
     *,
     search: int | None = None,
     deploy: bool = True,
+    forms: Sequence[str] | None = None,
+    interface: Interface = Interface(),  # noqa: B008
     force: bool = True,
 ) -> dict[str, Any]:
     """Write the student of a place of a search's ranking, with inherited, re-calibrated weights.
@@ -41,11 +45,13 @@ def export(
         out: where to; `students/place-N` of the run by default.
         search: 1-based number of the search; by default the last finished one.
         deploy: write and check every form of the student, or what kdnas reads alone.
+        forms: names of forms, and what they take and return; see `kdnas.students.folder.write_student`.
+        interface: of the forms.
         force: replace a trained student too.
 
     Returns:
-        The folder, the search, the architecture's code, cost, accuracy on the search part, and the parity check's
-        differences.
+        The folder, the search, the architecture's code, cost, accuracy on the search part, the parity check's
+        differences, and a record of every form.
 
     Raises:
         ValueError: no search yet, no such place, code or cost in the ranking are not the architecture's, the parity
@@ -65,7 +71,9 @@ def export(
         "scorer": entry.scorer,
         "search_accuracy": search_accuracy,
     }
-    checks = write_student(folder, network, card_of(run, network, entry.architecture, origin), deploy=deploy)
+    card = card_of(run, network, entry.architecture, origin)
+    options = {"deploy": deploy, "forms": forms, "interface": interface, "data": run.data}
+    checks = write_student(folder, network, card, **options)
     return {
         "student": str(folder),
         "search": entry.search,
@@ -75,7 +83,29 @@ def export(
         "macs": entry.macs,
         "search_accuracy": search_accuracy,
         "checks": checks,
+        "forms": dict(read_student(folder)[1].forms),
     }
+
+
+def export_forms(student: Path, forms: Sequence[str], out: Path, interface: Interface) -> dict[str, Any]:
+    """Write further forms of a student folder; the integers' ranges are those of the data that its card names.
+
+    Args:
+        student: the student folder.
+        forms: names of forms; none for the default ones that can be written here.
+        out: the folder to write, by default the same.
+        interface: of the forms.
+
+    Returns:
+        The folder, and a record of every form that there is.
+
+    Raises:
+        ValueError: as `kdnas.students.folder.add_forms`, or the card names no data where it is needed.
+    """
+    hold(out)
+    names = chosen_forms(forms) if forms else available_forms()
+    data = data_of(student, read_student(student)[1], None).build(Data) if "int8" in names else None
+    return {"student": str(out), "forms": add_forms(student, out, names, interface, data)}
 
 
 def place_of(run: Run, place: int, search: int | None = None) -> Entry:

@@ -3,14 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from kdnas.data.base import Data, TensorImages
-from kdnas.randomness import torch_rng
+from kdnas.data.base import Data
 from kdnas.runs.lock import hold
 from kdnas.specs import Spec
 from kdnas.students.folder import read_student
-from kdnas.students.integers import MOST_LOST, quantize
+from kdnas.students.integers import MOST_LOST, calibration_images, quantize
 from kdnas.students.trust import data_of
 from kdnas.values import Count, Share, check_value
 
@@ -39,6 +36,5 @@ def quantize_student(
     hold(out)
     _, card = read_student(student)
     loaded: Data = data_of(student, card, data).build(Data)
-    indices = torch.randperm(len(loaded.train), generator=torch_rng("calibration", seed))[:num_images]
-    images = TensorImages(loaded.train.take(indices), loaded.train.labels[indices])
+    images = calibration_images(loaded.train, num_images, seed)
     return {"graph": str(out), **quantize(student, out, images, loaded.test, most)}

@@ -169,7 +169,30 @@ def usage(run: RunContent, name: str) -> Markup:
         ("8-bit integers", f"kdnas quantize {shlex.quote(path)}"),
     ]
     columns = [Column("To load it", text, numeric=False), Column("Command", text, numeric=False, code=True)]
-    return join([tag("p", " ".join(facts)) if facts else Markup(""), table(columns, lines)])
+    return join([tag("p", " ".join(facts)) if facts else Markup(""), table(columns, lines), _forms(student)])
+
+
+def _forms(student: JsonObject) -> Markup:
+    """The files of a student with their size, speed and difference from the network, and what was left out."""
+    records = {name: mapping(record) for name, record in mapping(student.get("forms")).items()}
+    rows = [
+        (r.get("file"), r.get("bytes"), r.get("milliseconds"), r.get("threads"), r.get("difference", r.get("error")))
+        for r in records.values()
+        if "problem" not in r
+    ]
+    columns = [
+        Column("Form", text, numeric=False, code=True),
+        Column("Bytes", whole),
+        Column("ms for one image", decimal),
+        Column("Threads", whole),
+        Column("Difference of the logits", lambda value: "–" if finite(value) is None else f"{finite(value):.1e}"),
+    ]
+    left = [
+        tag("p", f"{name} is left out: {r['problem']}", class_="missing")
+        for name, r in records.items()
+        if "problem" in r
+    ]
+    return join([*([table(columns, rows)] if rows else []), *left])
 
 
 def _student(run: RunContent, names: Sequence[str]) -> Markup:

@@ -39,7 +39,9 @@ SNAPSHOTS, MEMBERS, WHY, LATENCIES = "teacher-snapshots", "teacher-members", "wh
 TRAININGS, HITS, IMPORTED = "trainings.jsonl", "test_hits.jsonl", "imported.jsonl"
 # The files of a student folder.
 CARD, WEIGHTS, SOURCE, GRAPH = "student.json", "weights.safetensors", "student.py", "student.onnx"
-INTEGERS = "student-int8.onnx"
+INTEGERS, PROGRAM, XNNPACK = "student-int8.onnx", "student.pt2", "student.pte"
+README, CONFIG, MODEL = "README.md", "config.json", "model.safetensors"
+STUDENT_FILES = frozenset({CARD, WEIGHTS, SOURCE, GRAPH, INTEGERS, PROGRAM, XNNPACK, README, CONFIG, MODEL})
 # The file of a comparison's folder, whose sub-folders are runs.
 COMPARISON = "compare.json"
 # The file of a folder of intermediate students: a digest of their settings.

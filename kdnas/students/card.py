@@ -40,6 +40,8 @@ class Card:
         preprocessing: how images become its input.
         class_names: one per logit.
         origin: where it comes from (run, place, scorer, accuracy), plain JSON.
+        forms: by name, what is recorded of each form that lies beside the card; see `kdnas.students.forms`. It is no
+            part of what makes two cards equal.
 
     Raises:
         ValueError: the preprocessing is for another number of channels than the network, or there are no class names.
@@ -52,6 +54,7 @@ class Card:
     preprocessing: Preprocessing
     class_names: tuple[str, ...]
     origin: Mapping[str, Any] = field(default_factory=dict)
+    forms: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     def __post_init__(self) -> None:
         channels = self.blueprint.image[0]
@@ -112,6 +115,7 @@ class Card:
             "preprocessing": unstructure(p),
             "class_names": list(self.class_names),
             "origin": dict(self.origin),
+            "forms": dict(self.forms),
             "blueprint": self.blueprint.to_json(),
         }
 
@@ -155,11 +159,14 @@ class Card:
             if key not in known:
                 raise ValueError(f"unknown key {key!r}.{nearest(key, known)}")
         for key in cls.__dataclass_fields__:
-            if key not in value:
+            if key not in value and key != "forms":
                 raise ValueError(f"`{key}` is missing.")
         for key, kind in (("class_names", list), ("origin", dict), ("blueprint", dict), ("cost", dict)):
             if not isinstance(value[key], kind):
                 raise ValueError(f"`{key}` must be a JSON {kind.__name__}, got {value[key]!r}.")
+        forms = value.get("forms", {})
+        if not isinstance(forms, dict) or not all(isinstance(record, dict) for record in forms.values()):
+            raise ValueError(f"`forms` must be a JSON dict of dicts, got {forms!r:.80}.")
         architecture, space = value["architecture"], value["space"]
         try:
             return cls(
@@ -170,6 +177,7 @@ class Card:
                 preprocessing=structure(value["preprocessing"], Preprocessing),
                 class_names=structure(value["class_names"], tuple[str, ...]),
                 origin=value["origin"],
+                forms=forms,
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"a value has the wrong form ({type(error).__name__}: {error}).") from error

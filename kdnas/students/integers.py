@@ -14,11 +14,13 @@ import torch
 from torch import Tensor
 
 from kdnas.blocks.basic import resize
-from kdnas.data.base import Data, Images, normalise
+from kdnas.data.base import Data, Images, TensorImages, normalise
 from kdnas.network import Network
 from kdnas.preprocessing import Preprocessing
+from kdnas.randomness import torch_rng
 from kdnas.runs.files import current_folder, write_atomically, write_bytes
 from kdnas.runs.folder import GRAPH, INTEGERS
+from kdnas.runtimes import require
 from kdnas.students.graph import graph_of
 
 _BATCH = 64
@@ -51,6 +53,7 @@ def quantize(student: Path, out: Path, calibration: Images, test: Images, most: 
     Reference: Jacob et al., Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only
         Inference, CVPR 2018, section 3; the passes are ONNX Runtime's.
     """
+    require("onnx", "quantisation")
     graph = current_folder(student) / GRAPH
     if not graph.is_file():
         raise ValueError(f"{student} has no {GRAPH}. Export or retrain the student with every form.")
@@ -58,29 +61,60 @@ def quantize(student: Path, out: Path, calibration: Images, test: Images, most: 
         raise ValueError(f"`out` must be an .onnx file, got {out.name}.")
     if current_folder(out.parent) == current_folder(student):
         raise ValueError(f"`out` must lie outside of the student {student}, which stays as it is, got {out}.")
+    content = graph.read_bytes()
+    try:
+        integers = integers_of(content, calibration)
+        ours, theirs = _logits(integers, test), _logits(content, test)
+    except Exception as error:  # for an unsupported operator the library may raise anything
+        raise ValueError(f"{graph} cannot be quantised by ONNX Runtime: {error}") from error
+    comparison = _compare(ours, theirs, test.labels.numpy())
+    _check_loss(comparison, most)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(out, lambda path: write_bytes(path, integers))
+    return comparison | {"bytes": float(len(integers)), "float bytes": float(len(content))}
+
+
+def _check_loss(comparison: dict[str, float], most: float) -> None:
+    loss = comparison["float accuracy"] - comparison["accuracy"]
+    if loss > most:
+        raise ValueError(
+            f"in int8 the student loses {loss:.2%} of accuracy (relative error of the logits "
+            f"{comparison['error']:.3f}), more than {most:.2%}. Calibrate on more images (--num-images), or accept "
+            "more (--most)."
+        )
+
+
+def calibration_images(images: Images, count: int = 256, seed: int = 0) -> Images:
+    """Some images of a part, for the ranges of activations."""
+    indices = torch.randperm(len(images), generator=torch_rng("calibration", seed))[:count]
+    return TensorImages(images.take(indices), images.labels[indices])
+
+
+def write_integers(path: Path, graph: bytes, data: Data) -> dict[str, float]:
+    """Write an int8 graph of a float one, calibrated on training images and compared on the search part.
+
+    Returns:
+        `error`, `agreement`, `accuracy` and `float accuracy` of `quantize`, on the search part.
+
+    Raises:
+        ValueError: the accuracy falls by more than `MOST_LOST`.
+    """
+    integers = integers_of(graph, calibration_images(data.train))
+    comparison = _compare(*(_logits(g, data.search) for g in (integers, graph)), data.search.labels.numpy())
+    _check_loss(comparison, MOST_LOST)
+    write_bytes(path, integers)
+    return comparison
+
+
+def integers_of(graph: bytes, calibration: Images) -> bytes:
+    """A graph in 8-bit integers, by ONNX Runtime's static quantisation."""
     with tempfile.TemporaryDirectory() as folder:
         # ONNX Runtime writes beside the graph that it reads.
         draft, copy = Path(folder) / "int8.onnx", Path(folder) / GRAPH
-        write_bytes(copy, graph.read_bytes())
-        try:
-            with _silenced():
-                _quantize(copy, draft, calibration)
-            ours, theirs = (_logits(path, test) for path in (draft, graph))
-        except Exception as error:  # for an unsupported operator the library may raise anything
-            raise ValueError(f"{graph} cannot be quantised by ONNX Runtime: {error}") from error
-        comparison = _compare(ours, theirs, test.labels.numpy())
-        comparison |= {"bytes": float(draft.stat().st_size), "float bytes": float(graph.stat().st_size)}
-        loss = comparison["float accuracy"] - comparison["accuracy"]
-        if loss > most:
-            raise ValueError(
-                f"in int8 the student loses {loss:.2%} of accuracy (relative error of the logits "
-                f"{comparison['error']:.3f}), more than {most:.2%}. Calibrate on more images (--num-images), or accept "
-                "more (--most)."
-            )
-        content = draft.read_bytes()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(out, lambda path: write_bytes(path, content))
-    return comparison
+        write_bytes(copy, graph)
+        with _silenced():
+            _quantize(copy, draft, calibration)
+        return draft.read_bytes()
 
 
 class _Pixels(torch.nn.Module):
@@ -146,7 +180,7 @@ def write_trained(prepared: torch.fx.GraphModule, folder: Path, data: Data, netw
     content = _unshared(content)
     write_bytes(folder / INTEGERS, content)
     labels = data.test.labels.numpy()
-    comparison = _compare(_logits(folder / INTEGERS, data.test), theirs, labels)
+    comparison = _compare(_logits(content, data.test), theirs, labels)
     if not comparison["error"] <= MOST_APART:
         raise ValueError(
             f"{INTEGERS} gives other logits in ONNX Runtime than in training: the relative error is "
@@ -180,13 +214,13 @@ def _quantize(graph: Path, draft: Path, images: Images) -> None:
     )
 
 
-def _logits(graph: Path, images: Images) -> np.ndarray:
+def _logits(graph: bytes, images: Images) -> np.ndarray:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     # Without the newest integer instructions, sums of two products saturate at 16 bits unless this is set.
     options.add_session_config_entry("session.x64quantprecision", "1")
-    session = onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     entry = session.get_inputs()[0]
     batches = _batches(images, entry.shape[2:])
     return np.concatenate([np.asarray(session.run(None, {entry.name: batch})[0]) for batch in batches])

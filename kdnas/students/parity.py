@@ -35,7 +35,7 @@ class Parity:
     """
 
     def __init__(self, network: Network, card: Card) -> None:
-        p = card.preprocessing
+        p = self._preprocessing = card.preprocessing
         check_card(network, card)
         rng = torch_rng("parity")
         # Brightness and contrast of their own, or pooling would make all images one.
@@ -53,35 +53,51 @@ class Parity:
         self._scale = sizes.clamp(min=1) if largest >= 0.1 else torch.full_like(sizes, largest)
         self.differences = {"largest_logit": largest}
 
-    def compare(self, name: str, form: Callable[[Tensor], Tensor]) -> None:
-        """Compare one form at every batch size.
+    def compare(
+        self,
+        name: str,
+        form: Callable[[Tensor], Tensor],
+        *,
+        any_batch: bool = True,
+        tolerance: float | None = None,
+        input: str = "pixels",
+        output: str = "logits",
+    ) -> float:
+        """Compare one form at every batch size, and return the largest difference.
 
         Args:
             name: of its file, for the message.
-            form: images in [0, 1] to logits.
+            form: images to logits.
+            any_batch: whether it takes any batch size, else one image.
+            tolerance: of the difference; None for `TOLERANCE`.
+            input: `pixels` in [0, 1], or `normalised`.
+            output: `logits`, or `probabilities`, whose differences are compared as they are.
 
         Raises:
-            ValueError: it cannot be run, or its logits differ by more than `TOLERANCE`.
+            ValueError: it cannot be run, or its logits differ by more than the tolerance.
         """
-        difference = 0.0
-        for size in _BATCH_SIZES:
+        images = self._images if input == "pixels" else normalise(self._images, self._preprocessing)
+        expected, scale = self._logits, self._scale
+        if output == "probabilities":
+            expected, scale = expected.softmax(1), torch.ones_like(scale)
+        difference, tolerance = 0.0, TOLERANCE if tolerance is None else tolerance
+        for size in _BATCH_SIZES if any_batch else (1,):
             try:
                 with torch.inference_mode():
-                    logits = torch.cat([form(batch) for batch in self._images.split(size)])
+                    outputs = torch.cat([form(batch) for batch in images.split(size)])
             except Exception as error:
                 raise ValueError(f"{name} cannot be run on {size} images ({shortened(error)}).") from error
-            if logits.shape != self._logits.shape:
-                raise ValueError(
-                    f"{name} gives logits of shape {tuple(logits.shape)}, not {tuple(self._logits.shape)}."
-                )
-            apart = (logits - self._logits).abs().flatten(1).amax(1) / self._scale
+            if outputs.shape != expected.shape:
+                raise ValueError(f"{name} gives {output} of shape {tuple(outputs.shape)}, not {tuple(expected.shape)}.")
+            apart = (outputs - expected).abs().flatten(1).amax(1) / scale
             difference = max(difference, float(apart.nan_to_num(math.inf).amax()))
-        if difference > TOLERANCE:
+        if difference > tolerance:
             raise ValueError(
-                f"{name} gives other logits than the network: the difference is {difference:.2g}, the tolerance "
-                f"{TOLERANCE:g}. Look for a layer that depends on the batch, on the mode or on the device."
+                f"{name} gives other {output} than the network: the difference is {difference:.2g}, the tolerance "
+                f"{tolerance:g}. Look for a layer that depends on the batch, on the mode or on the device."
             )
         self.differences[name] = difference
+        return difference
 
 
 def check_card(network: Network, card: Card) -> None:

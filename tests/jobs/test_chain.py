@@ -217,6 +217,8 @@ def test_export_and_retrain_write_students_that_need_no_kdnas(searched, capsys):
     assert {"student", "code", "params", "macs", "checks"} <= set(exported)
     folder = Path(exported["student"])
     assert sorted(p.name for p in folder.iterdir() if p.is_file()) == [
+        "README.md",
+        "config.json",
         "student.json",
         "student.onnx",
         "student.py",

@@ -48,16 +48,16 @@ SETTINGS = Grow(
 @pytest.fixture(autouse=True)
 def no_graph(monkeypatch):
     """The ONNX graph takes seconds, and has a test of its own."""
-    monkeypatch.setattr("kdnas.students.folder.graph_of", lambda *_: b"")
-    monkeypatch.setattr("kdnas.students.folder.load_graph", lambda path: load_source(path.parent))
+    monkeypatch.setattr("kdnas.students.forms.graph_of", lambda *_: b"")
+    monkeypatch.setattr("kdnas.students.forms.load_graph", lambda path: load_source(path.parent))
 
 
 @pytest.fixture(scope="module")
 def grown(tmp_path_factory):
     folder = tmp_path_factory.mktemp("grow") / "whole"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("kdnas.students.folder.graph_of", lambda *_: b"")
-        patch.setattr("kdnas.students.folder.load_graph", lambda path: load_source(path.parent))
+        patch.setattr("kdnas.students.forms.graph_of", lambda *_: b"")
+        patch.setattr("kdnas.students.forms.load_graph", lambda path: load_source(path.parent))
         return folder, grow(SETTINGS, folder)
 
 

@@ -40,8 +40,8 @@ DATA = spec("tests.jobs.test_input_size:data")
 @pytest.fixture(autouse=True)
 def no_graph(monkeypatch):
     """The ONNX graph takes seconds, and has a test of its own."""
-    monkeypatch.setattr("kdnas.students.folder.graph_of", lambda *_: b"")
-    monkeypatch.setattr("kdnas.students.folder.load_graph", lambda path: load_source(path.parent))
+    monkeypatch.setattr("kdnas.students.forms.graph_of", lambda *_: b"")
+    monkeypatch.setattr("kdnas.students.forms.load_graph", lambda path: load_source(path.parent))
 
 
 def sizes(student):

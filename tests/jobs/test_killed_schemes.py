@@ -41,9 +41,9 @@ CHECKPOINT = {"given": "import kdnas.training.driver", "name": "save_state"}
 def no_graph():
     """ONNX graphs take seconds, that of integers half a minute, and no kill is about them."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("kdnas.students.folder.graph_of", lambda *_: b"")
+        patch.setattr("kdnas.students.forms.graph_of", lambda *_: b"")
         patch.setattr("kdnas.distillers.quantization_aware.write_trained", lambda *_: {})
-        patch.setattr("kdnas.students.folder.load_graph", lambda path: load_source(path.parent))
+        patch.setattr("kdnas.students.forms.load_graph", lambda path: load_source(path.parent))
         yield
 
 

@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import kdnas.students.folder
+import kdnas.students.forms
 from kdnas.costs.budget import Cost
 from kdnas.costs.count import cost
 from kdnas.data.builtin import digits
@@ -22,7 +23,7 @@ from kdnas.supernet import Supernet
 from kdnas.tables import load_space, shared_folder, table_of
 from tests.alone import run_alone
 
-FILES = ["student.json", "student.onnx", "student.py", "weights.safetensors"]
+FILES = ["README.md", "config.json", "student.json", "student.onnx", "student.py", "weights.safetensors"]
 SPACE = load_space("toy")
 PREPROCESSING = Preprocessing(height=8, width=8, mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3))
 ORIGIN = {"run": "first", "place": 1, "scores": {"similarity": 0.5}, "note": None}
@@ -92,7 +93,7 @@ def student(tmp_path_factory, blueprint):
 def without_exporter(student, monkeypatch):
     """The graph of the written student in the place of every other, which would take seconds each."""
     graph = (student[0] / "student.onnx").read_bytes()
-    monkeypatch.setattr(kdnas.students.folder, "graph_of", lambda *_: graph)
+    monkeypatch.setattr(kdnas.students.forms, "graph_of", lambda *_: graph)
 
 
 @pytest.fixture
@@ -105,7 +106,7 @@ def copied(student, tmp_path):
     return folder
 
 
-def test_a_student_folder_holds_four_files_that_compute_the_same(student):
+def test_the_files_of_a_student_folder_compute_the_same(student):
     folder, _, _, parity = student
     assert sorted(path.name for path in folder.iterdir()) == FILES
     assert [path.name for path in folder.parent.iterdir()] == ["best"]
@@ -226,11 +227,16 @@ def test_logits_that_prove_nothing_are_refused(tmp_path, blueprint):
     refuse(tmp_path / "a", network, card_of(blueprint), "every logit .* is zero")
 
 
-def test_a_graph_of_other_weights_is_refused(tmp_path, blueprint, without_exporter):
+def test_a_graph_of_other_weights_is_left_out_and_the_card_says_so(tmp_path, blueprint, without_exporter, log):
     network = trained(blueprint)
     with torch.no_grad():
         network.head.linear.bias[3] += 1e-3
-    refuse(tmp_path / "a", network, card_of(blueprint), "student.onnx gives other logits")
+    parity = write_student(tmp_path / "a", network, card_of(blueprint))
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == [f for f in FILES if f != "student.onnx"]
+    forms = read_student(tmp_path / "a")[1].forms
+    assert "student.onnx gives other logits" in forms["onnx"]["problem"] and "student.onnx" not in parity
+    assert "student.onnx is left out: student.onnx gives other logits" in log.text
+    assert "`onnx` is left out" in (tmp_path / "a" / "README.md").read_text()
 
 
 def test_small_logits_are_compared_by_their_own_size(tmp_path, blueprint, monkeypatch):
@@ -269,14 +275,16 @@ def test_a_network_whose_logits_depend_on_the_batch_is_refused(tmp_path, bluepri
 
 
 @pytest.mark.slow
-def test_a_layer_that_makes_a_number_of_the_batch_size_is_refused_and_len_is_none(tmp_path, blueprint):
+def test_a_layer_that_makes_a_number_of_the_batch_size_has_no_graph_and_len_has(tmp_path, blueprint):
     first, *rest = blueprint.stages
     for block in (Counting, Sized):
         changed = dataclasses.replace(blueprint, stages=((*first, layer(block)), *rest))
         if block is Sized:
             assert write_student(tmp_path / "a", trained(changed), card_of(changed))["student.onnx"] <= 1e-5
         else:
-            refuse(tmp_path / "a", trained(changed), card_of(changed), r"one batch size only.*x\.shape\[0\]")
+            write_student(tmp_path / "a", trained(changed), card_of(changed))
+            problem = read_student(tmp_path / "a")[1].forms["onnx"]["problem"]
+            assert "one batch size only" in problem and "x.shape[0]" in problem
 
 
 def test_another_form_is_written_into_the_folder_and_its_measurements_are_returned(tmp_path, student, without_exporter):

@@ -53,8 +53,8 @@ def test_accuracy_that_is_lost_is_refused_and_accuracy_that_is_gained_is_not(stu
     right, wrong = (torch.nn.functional.one_hot((part.labels + k) % 3, 3).float().numpy() for k in (0, 1))
     monkeypatch.setattr("kdnas.students.integers._quantize", lambda graph, draft, _: draft.write_bytes(b"int8"))
     for ours, theirs in ((wrong, right), (right, wrong)):
-        shown = {"int8.onnx": ours, "student.onnx": theirs}
-        monkeypatch.setattr("kdnas.students.integers._logits", lambda path, _, shown=shown: shown[path.name])
+        shown = {True: ours, False: theirs}
+        monkeypatch.setattr("kdnas.students.integers._logits", lambda graph, _, shown=shown: shown[graph == b"int8"])
         if ours is wrong:
             with pytest.raises(ValueError, match=r"loses 100\.00% of accuracy"):
                 quantize(student, tmp_path / "bad.onnx", data().train, part)

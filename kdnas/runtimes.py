@@ -1,0 +1,183 @@
+"""A module in the forms that other programs run: torch.export, ONNX Runtime, ExecuTorch; each is imported when used."""
+
+import importlib.util
+import io
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_OPSET = 20
+_EXTRAS = {
+    "onnx": ("onnx", "onnxscript", "onnxruntime"),
+    "executorch": ("executorch",),
+    "timm": ("timm",),
+    "hub": ("huggingface_hub",),
+}
+"""The extras of pyproject.toml that are needed here, with the modules that each brings."""
+
+Function = Callable[[Tensor], Tensor]
+
+
+def lacking(extra: str) -> str:
+    """A sentence on the modules of an extra that are not installed; empty where all are.
+
+    Example:
+        >>> lacking("onnx")
+        ''
+    """
+    absent = [module for module in _EXTRAS[extra] if not _is_installed(module)]
+    if not absent:
+        return ""
+    verb = "are" if len(absent) > 1 else "is"
+    return f"{' and '.join(absent)} {verb} not installed. Run: pip install 'kdnas[{extra}]'"
+
+
+def require(extra: str, purpose: str) -> None:
+    """Raise a ValueError where a module of an extra is not installed.
+
+    Args:
+        extra: of pyproject.toml.
+        purpose: what needs it, such as `student.onnx`.
+    """
+    if reason := lacking(extra):
+        raise ValueError(f"{purpose} needs the extra {extra!r}: {reason}")
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ImportError:
+        return False
+
+
+def exported(module: nn.Module, example: Tensor, *, any_batch: bool) -> torch.export.ExportedProgram:
+    """The module as a program of `torch.export`, without notes on where its code was.
+
+    Args:
+        module: from one tensor to one tensor.
+        example: an input; of at least two images where the batch size is free, as one would be taken for a constant.
+        any_batch: whether the batch size is free.
+    """
+    shapes = ({0: torch.export.Dim("batch")},) if any_batch else None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's own deprecations
+        program = torch.export.export(module, (example,), dynamic_shapes=shapes)
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)
+    return program
+
+
+def pt2_bytes(module: nn.Module, example: Tensor) -> bytes:
+    """The content of a `.pt2` file for any batch size."""
+    buffer = io.BytesIO()
+    torch.export.save(exported(module, example, any_batch=True), buffer)
+    return buffer.getvalue()
+
+
+def pt2_function(path: Path) -> Function:
+    """The program of a `.pt2` file."""
+    module: Function = torch.export.load(path).module()
+    return module
+
+
+def onnx_bytes(
+    module: nn.Module,
+    example: Tensor,
+    *,
+    any_batch: bool = True,
+    names: tuple[str, str] = ("images", "logits"),
+    metadata: Mapping[str, str] = {},
+) -> bytes:
+    """The content of an ONNX file.
+
+    Args:
+        module: from one tensor to one tensor.
+        example: an input; of at least two images where the batch size is free.
+        any_batch: whether the batch size is free.
+        names: of input and output.
+        metadata: texts by name, stored in the file.
+
+    Raises:
+        ValueError: the batch size is to be free, and the module turns it into a number.
+        torch.onnx.OnnxExporterError: an operation that ONNX does not have.
+    """
+    import onnx  # slow to import, and all else does without
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's own deprecations; who writes a graph compares it
+        program = torch.onnx.export(
+            module,
+            (example,),
+            dynamo=True,
+            dynamic_shapes=({0: torch.export.Dim("batch")},) if any_batch else None,
+            input_names=[names[0]],
+            output_names=[names[1]],
+            opset_version=_OPSET,
+            verbose=False,
+        )
+        assert program is not None
+        model = program.model_proto
+    if any_batch and model.graph.input[0].type.tensor_type.shape.dim[0].HasField("dim_value"):
+        raise ValueError(
+            "the graph would take one batch size only: a layer turns it into a number. Write x.shape[0] or -1 there, "
+            "not int(x.shape[0])."
+        )
+    _remove_notes(model)
+    for name, text in metadata.items():
+        model.metadata_props.add(key=name, value=text)
+    onnx.checker.check_model(model)
+    return bytes(model.SerializeToString(deterministic=True))
+
+
+def _remove_notes(message: Any) -> None:
+    """Remove, at every depth, the exporter's notes on where the code was: paths of this machine."""
+    for descriptor, value in message.ListFields():
+        if descriptor.name in ("doc_string", "metadata_props"):
+            message.ClearField(descriptor.name)
+        elif descriptor.message_type is not None:
+            for part in [value] if hasattr(value, "ListFields") else value:
+                _remove_notes(part)
+
+
+def onnx_function(graph: bytes | Path, threads: int) -> Function:
+    """A graph of one input and one output in ONNX Runtime on the CPU."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    return lambda images: torch.from_numpy(session.run(None, {name: images.numpy()})[0])
+
+
+def executorch_bytes(module: nn.Module, example: Tensor) -> bytes:
+    """The content of a `.pte` file for the example's shape, lowered to XNNPACK where that has the operation."""
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+    from executorch.exir import to_edge_transform_and_lower
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = exported(module, example, any_batch=False)
+        return bytes(to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()]).to_executorch().buffer)
+
+
+def executorch_function(program: bytes | Path, threads: int) -> Function:
+    """The method `forward` of a `.pte` file in ExecuTorch; the number of threads is that of the whole process."""
+    from executorch.extension.pybindings import portable_lib
+    from executorch.runtime import Runtime
+
+    portable_lib._unsafe_reset_threadpool(threads)
+    content = program.read_bytes() if isinstance(program, Path) else program
+    loaded = Runtime.get().load_program(content)
+    method = loaded.load_method("forward")
+
+    def call(images: Tensor, keep: Any = (content, loaded)) -> Tensor:  # the method refers to both without owning them
+        outputs: Any = method.execute([images.contiguous()])
+        result: Tensor = outputs[0].clone()
+        return result
+
+    return call
