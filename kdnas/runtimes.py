@@ -156,8 +156,8 @@ def onnx_function(graph: bytes | Path, threads: int) -> Function:
 
 def executorch_bytes(module: nn.Module, example: Tensor) -> bytes:
     """The content of a `.pte` file for the example's shape, lowered to XNNPACK where that has the operation."""
-    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
-    from executorch.exir import to_edge_transform_and_lower
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner  # pyrefly: ignore
+    from executorch.exir import to_edge_transform_and_lower  # pyrefly: ignore[missing-import]
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -167,8 +167,8 @@ def executorch_bytes(module: nn.Module, example: Tensor) -> bytes:
 
 def executorch_function(program: bytes | Path, threads: int) -> Function:
     """The method `forward` of a `.pte` file in ExecuTorch; the number of threads is that of the whole process."""
-    from executorch.extension.pybindings import portable_lib
-    from executorch.runtime import Runtime
+    from executorch.extension.pybindings import portable_lib  # pyrefly: ignore[missing-import]
+    from executorch.runtime import Runtime  # pyrefly: ignore[missing-import]
 
     portable_lib._unsafe_reset_threadpool(threads)
     content = program.read_bytes() if isinstance(program, Path) else program

@@ -100,7 +100,8 @@ def write_integers(path: Path, graph: bytes, data: Data) -> dict[str, float]:
         ValueError: the accuracy falls by more than `MOST_LOST`.
     """
     integers = integers_of(graph, calibration_images(data.train))
-    comparison = _compare(*(_logits(g, data.search) for g in (integers, graph)), data.search.labels.numpy())
+    ours, theirs = _logits(integers, data.search), _logits(graph, data.search)
+    comparison = _compare(ours, theirs, data.search.labels.numpy())
     _check_loss(comparison, MOST_LOST)
     write_bytes(path, integers)
     return comparison
