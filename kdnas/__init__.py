@@ -23,6 +23,7 @@ __getattr__, __dir__ = face(
         # What is done: commands of the command line, with the same arguments.
         "run": "kdnas.jobs.commands",
         "doctor": "kdnas.jobs.commands",
+        "plan": "kdnas.jobs.commands",
         "fit": "kdnas.jobs.commands",
         "train": "kdnas.jobs.commands",
         "search": "kdnas.jobs.commands",

@@ -15,6 +15,7 @@ from kdnas.jobs.commands import doctor as doctor
 from kdnas.jobs.commands import export as export
 from kdnas.jobs.commands import finals as finals
 from kdnas.jobs.commands import fit as fit
+from kdnas.jobs.commands import plan as plan
 from kdnas.jobs.commands import prune as prune
 from kdnas.jobs.commands import retrain as retrain
 from kdnas.jobs.commands import run as run

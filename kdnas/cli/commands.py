@@ -49,6 +49,12 @@ COMMANDS = {
         json=lambda result, _: [finding._asdict() for finding in result],
         is_well=lambda result: all(finding.kind != "fault" for finding in result),
     ),
+    "plan": Command(
+        jobs.plan,
+        lambda v: f"{v['experiment'] or v['data'] or 'nothing yet'}",
+        texts.table("kdnas.jobs.plan:text_of"),
+        json=lambda result, _: result.to_json(),
+    ),
     "fit": Command(
         jobs.fit,
         texts.into("data"),

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import torch
 
-from kdnas.jobs._run import Run, insisting
+from kdnas.jobs._run import insisting
 from kdnas.jobs.export import export
 from kdnas.jobs.finals import finals
 from kdnas.jobs.search import search
@@ -102,20 +102,20 @@ def _cheaper(scorer: Spec) -> Spec:
     return changed
 
 
-def phases(experiment: Experiment, folder: Path, *, deploy: bool) -> Iterator[tuple[str, float, Run | None]]:
+def phases(experiment: Experiment, folder: Path, *, deploy: bool) -> Iterator[tuple[str, float]]:
     """Run the phases one by one; each is yielded before it begins, with the seconds of the one before."""
-    yield "training", 0.0, None
+    yield "training", 0.0
     began = time.perf_counter()
     run = train(experiment, folder, size_chosen=True)
-    yield "search", time.perf_counter() - began, run
+    yield "search", time.perf_counter() - began
     began = time.perf_counter()
     search(run, experiment.search)
     if experiment.second is not None:
         search(run, experiment.second)
-    yield "export", time.perf_counter() - began, run
+    yield "export", time.perf_counter() - began
     began = time.perf_counter()
     run.storage.finish("export", **export(run, deploy=False))
-    yield "finals", time.perf_counter() - began, run
+    yield "finals", time.perf_counter() - began
     began = time.perf_counter()
     finals(run, experiment.finals, experiment.retrain, deploy=deploy)
-    yield "", time.perf_counter() - began, run
+    yield "", time.perf_counter() - began

@@ -137,7 +137,7 @@ class Trainings:
             deploy: whether to write every form.
             **origin: further facts for the card.
         """
-        training = self._training(architecture, settings)
+        training = self.training(architecture, settings)
         training.load(load_state(self._state(row.name))["training"])
         return self._write(out, training, architecture, settings, row, deploy=deploy, **origin)
 
@@ -151,7 +151,7 @@ class Trainings:
 
     def _advance(self, own: list[TrainingRow], architecture: Architecture, settings: Retrain, end: int) -> TrainingRow:
         """Train up to a mark, write the student as it is there, and record this mark and those before it."""
-        training, data, storage = self._training(architecture, settings), self.run.data, self.run.storage
+        training, data, storage = self.training(architecture, settings), self.run.data, self.run.storage
         network, begun = _network(training), own[-1]
         state = self._state(begun.name)
         state.parent.mkdir(exist_ok=True)
@@ -194,7 +194,7 @@ class Trainings:
         extras = partial(training.distiller.cpu().export_extras, network, run.data)
         return write_student(out, network, card, deploy=deploy, more=extras)
 
-    def _training(self, architecture: Architecture, settings: Retrain) -> Training:
+    def training(self, architecture: Architecture, settings: Retrain) -> Training:
         """The training before its first step."""
         run = self.run
         if settings.weights == "inherited":

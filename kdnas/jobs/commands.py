@@ -12,7 +12,7 @@ import inspect
 import logging
 import sys
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, Unpack, get_args
 
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from kdnas.data.base import Data
     from kdnas.jobs._preflight.findings import Finding
     from kdnas.jobs._run import Run
+    from kdnas.jobs.plan import Plan
     from kdnas.ranking.table import Ranking
     from kdnas.settings import CardTeacher, Experiment, NoTeacher
     from kdnas.space import SearchSpace
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 _log = logging.getLogger(__name__)
+_CHECKED, _PLANNED = Path("runs/checked"), Path("runs/planned")  # where a run would be, if nobody says
 
 
 def _computes(function: Callable[_P, _R]) -> Callable[_P, _R]:
@@ -78,18 +80,22 @@ def _computes(function: Callable[_P, _R]) -> Callable[_P, _R]:
     return call
 
 
-def _like(other: Callable[..., Any], **defaults: Any) -> Callable[[Callable[[dict[str, Any]], _R]], Callable[..., _R]]:
-    """Give a function of all arguments the signature of another one, and the text on its arguments.
+def _like(
+    other: Callable[..., Any], times: Mapping[str, str], **defaults: Any
+) -> Callable[[Callable[[dict[str, Any]], _R]], Callable[..., _R]]:
+    """Give a function of all arguments the signature of another one, and the texts on its arguments.
 
     Args:
         other: the function whose arguments it takes.
+        times: names of further arguments, each a time or None, and their texts.
         **defaults: of arguments that it does not need.
     """
 
     def decorate(function: Callable[[dict[str, Any]], _R]) -> Callable[..., _R]:
-        parameters = dict(inspect.signature(other).parameters)
-        parameters |= {name: parameters[name].replace(default=value) for name, value in defaults.items()}
-        signature = inspect.Signature(list(parameters.values()))
+        *known, last = inspect.signature(other).parameters.values()
+        more = [inspect.Parameter(name, last.KEYWORD_ONLY, annotation="Seconds | None", default=None) for name in times]
+        known = [each.replace(default=defaults.get(each.name, each.default)) for each in known]
+        signature = inspect.Signature([*known, *more, last])
 
         @functools.wraps(function)
         def call(*args: Any, **kwargs: Any) -> _R:
@@ -98,9 +104,14 @@ def _like(other: Callable[..., Any], **defaults: Any) -> Callable[[Callable[[dic
             return function(dict(bound.arguments))
 
         summary, _, example = (inspect.getdoc(function) or "").partition("\n\nExample:")
+        own = "\n".join(f"    {name}: {text}" for name, text in times.items())
         texts = (inspect.getdoc(other) or "").partition("\nArgs:\n")[2].partition("\n\n")[0]
-        call.__doc__ = f"{summary}\n\nArgs:\n{texts}\n" + (f"\nExample:{example}" if example else "")
-        call.__annotations__ = {**other.__annotations__, "return": function.__annotations__["return"]}
+        call.__doc__ = f"{summary}\n\nArgs:\n{texts}\n{own}\n\nExample:{example}"
+        call.__annotations__ = {
+            **other.__annotations__,
+            **dict.fromkeys(times, "Seconds | None"),
+            "return": function.__annotations__["return"],
+        }
         call.__signature__ = signature  # type: ignore[attr-defined]
         return call
 
@@ -283,7 +294,7 @@ def _cut(options: dict[str, Any]) -> Prune:
 
 
 @_computes
-@_like(run, out=Path("runs/checked"))
+@_like(run, {}, out=_CHECKED)
 def doctor(options: dict[str, Any]) -> list[Finding]:
     """Check installation, data, teacher and settings, and take a step of every phase; the arguments are those of run.
 
@@ -298,6 +309,31 @@ def doctor(options: dict[str, Any]) -> list[Finding]:
     from kdnas.jobs import doctor as job
 
     return job.doctor(options, lambda: _run_settings(options))
+
+
+@_computes
+@_like(
+    run, {"time": "the time that there is, such as 2h; steps and candidates that fit it are proposed."}, out=_PLANNED
+)
+def plan(options: dict[str, Any]) -> Plan:
+    """Predict time, memory and disk of every phase of a run from a few steps; the arguments are those of run, and time.
+
+    Nothing is written into `out`. Runs without a space, which cut down the teacher's own network, are not planned yet.
+
+    Example:
+        >>> plan(data="digits", teacher="fit", budget="macs=25%")
+        Traceback (most recent call last):
+        ValueError: --space is missing: only runs of a search space can be planned. Give one.
+    """
+    from kdnas.jobs import plan as job
+    from kdnas.jobs._arguments import as_seconds
+
+    limit = options.pop("time")
+    settings = _run_settings(options)
+    if isinstance(settings, Prune):
+        raise ValueError("--space is missing: only runs of a search space can be planned. Give one.")
+    seconds = None if limit is None else as_seconds(limit)
+    return job.plan(settings, Path(options["out"]), deploy=options["deploy"], seconds=seconds)
 
 
 def _refuse_options(

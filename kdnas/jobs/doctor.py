@@ -140,7 +140,7 @@ def _rehearse(diagnosis: _Diagnosis, settings: Experiment | Prune, *, deploy: bo
 def _steps(settings: Experiment | Prune, folder: Path, *, deploy: bool) -> Iterator[str]:
     """Run every phase in small; yields the name of the one that comes next."""
     if isinstance(settings, Experiment):
-        for name, _, _ in phases(shortened(settings, _STEPS, _EVALUATIONS, cheap=True), folder, deploy=deploy):
+        for name, _ in phases(shortened(settings, _STEPS, _EVALUATIONS, cheap=True), folder, deploy=deploy):
             yield name
         return
     teacher = settings.teacher

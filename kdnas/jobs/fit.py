@@ -71,10 +71,9 @@ def fit_teacher(settings: FitTeacher, data: Data, storage: RunFolder) -> Spec:
 
 
 def _fit_member(settings: FitTeacher, data: Data, storage: RunFolder, phase: str, member: int) -> dict[str, Any]:
-    recipe = dataclasses.replace(settings.recipe, seed=settings.recipe.seed + member - 1)
-    blueprint = fitted_teacher(data.image, data.classes, settings.blocks, settings.width)
-    network = initialised(lambda: Network(blueprint), recipe.seed)
-    training = Training(network, _Labels(), data, None, recipe, default_device())
+    training = member_training(settings, data, member)
+    network, recipe = training.model, training.recipe
+    assert isinstance(network, Network)
     checkpoint = storage.path(f"{phase.replace(' ', '-')}.draft.safetensors")
     card = Card.of(network, data, {"role": "teacher", "seed": recipe.seed})
     snapshot_at = {recipe.steps * k // settings.snapshots: k for k in range(1, settings.snapshots)}
@@ -91,6 +90,14 @@ def _fit_member(settings: FitTeacher, data: Data, storage: RunFolder, phase: str
     storage.finish(phase, seconds=seconds, **accuracies, params=card.cost.params, macs=card.cost.macs)
     checkpoint.unlink(missing_ok=True)
     return storage.require(phase, "kdnas train")
+
+
+def member_training(settings: FitTeacher, data: Data, member: int = 1) -> Training:
+    """The training of a teacher, or of the member of this 1-based number, before its first step."""
+    recipe = dataclasses.replace(settings.recipe, seed=settings.recipe.seed + member - 1)
+    blueprint = fitted_teacher(data.image, data.classes, settings.blocks, settings.width)
+    network = initialised(lambda: Network(blueprint), recipe.seed)
+    return Training(network, _Labels(), data, None, recipe, default_device())
 
 
 def fit(settings: Fit, folder: Path) -> dict[str, Any]:

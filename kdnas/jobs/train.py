@@ -7,12 +7,12 @@ from kdnas.distillers.base import Distiller
 from kdnas.evaluation import health
 from kdnas.jobs._checks import check_experiment, open_run
 from kdnas.jobs._preflight import preflight
-from kdnas.jobs._run import Run, record_data
+from kdnas.jobs._run import Run, initial_supernet, record_data
 from kdnas.jobs.fit import fit_teacher
 from kdnas.runs.files import remove_drafts
 from kdnas.runs.folder import CHECKPOINT, MANIFEST, RunFolder
-from kdnas.settings import Experiment, FitTeacher
-from kdnas.specs import Spec
+from kdnas.settings import Experiment, FitTeacher, Train
+from kdnas.supernet import Supernet
 from kdnas.teachers.cache import open_cache
 from kdnas.training.driver import train_with_checkpoints
 from kdnas.training.guard import Guard
@@ -57,20 +57,31 @@ def train(experiment: Experiment, folder: Path, *, size_chosen: bool = False) ->
     if isinstance(experiment.train.teacher, FitTeacher):
         fit_teacher(experiment.train.teacher, run.data, run.storage)
     if run.storage.phase("train") is None and experiment.train.distiller is not None:
-        _train_supernet(run, experiment.train.distiller)
+        _train_supernet(run)
     return run
 
 
-def _train_supernet(run: Run, source: Spec) -> None:
-    settings, storage = run.experiment.train, run.storage
-    supernet = run.fresh_supernet()
-    distiller = source.build(Distiller)
-    teacher, data, device = run.teacher, run.data, run.device
-    cache = None
+def supernet_training(run: Run, settings: Train) -> Training:
+    """The training of a run's supernet before its first step, with a cache if one is asked for.
+
+    Args:
+        run: whose data and teacher it uses.
+        settings: with a distiller.
+    """
+    assert settings.distiller is not None
+    teacher, data, device, cache = run.teacher, run.data, run.device, None
+    supernet = initial_supernet(settings, run.space)
     if settings.teacher_views:
         options = {"seed": settings.recipe.seed, "views": settings.teacher_views, "limit": settings.cache_limit}
-        cache = open_cache(storage.path(TEACHER_CACHE), teacher.to(device), data, device=device, **options)
-    training = Training(supernet, distiller, data, teacher, settings.recipe, device, cache)
+        cache = open_cache(run.storage.path(TEACHER_CACHE), teacher.to(device), data, device=device, **options)
+    return Training(supernet, settings.distiller.build(Distiller), data, teacher, settings.recipe, device, cache)
+
+
+def _train_supernet(run: Run) -> None:
+    settings, storage = run.experiment.train, run.storage
+    training = supernet_training(run, settings)
+    supernet = training.model
+    assert isinstance(supernet, Supernet)
     guard = Guard(training, storage.path("healthy.safetensors"), rollback=settings.rollback)
     seconds = train_with_checkpoints(
         training, "train", storage.path(CHECKPOINT), storage, lambda: health(supernet, run.data), guard=guard

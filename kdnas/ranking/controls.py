@@ -30,7 +30,7 @@ SEARCH_CONTROLS = ("trainings", "stopping", "random search", "contrast", "latenc
 
 # Enough for an interval of about +-0.2, and little beside the search itself: about ten seconds on one core. Numbers
 # of networks and of multiply-accumulates, not seconds, so that another load on the machine gives the same result.
-_TRAINING_FREE_ENTRIES = 50
+TRAINING_FREE_ENTRIES = 50
 _TRAINING_FREE_MACS = 3e11
 _COMPARED = 10
 
@@ -67,7 +67,7 @@ def training_free(
     On 50 entries, or as many as cost 300 G multiply-accumulates on the images; with fewer than 10 of them, or where the
     seconds end, a score is left out, with the reason in the sentence.
     """
-    sample = python_rng(evidence.seed, "training-free").sample(entries, min(_TRAINING_FREE_ENTRIES, len(entries)))
+    sample = python_rng(evidence.seed, "training-free").sample(entries, min(TRAINING_FREE_ENTRIES, len(entries)))
     spent = itertools.accumulate(len(evidence.images) * e.macs for e in sample)
     affordable = sum(macs <= _TRAINING_FREE_MACS for macs in spent)
     until = time.perf_counter() + seconds

@@ -45,7 +45,7 @@ def train_with_checkpoints(
     seconds_before = _resume(training, checkpoint, guard)
     began = saved = time.perf_counter()
     metrics = None if storage is None else storage.metrics(phase, before=training.index)
-    cadence = _Cadence.of(training, guarded=guard is not None)
+    cadence = Cadence.of(training.recipe.steps, training.epoch_steps, guarded=guard is not None)
     end = training.recipe.steps if until is None else min(until, training.recipe.steps)
     with progress(phase, end, training.index) as bar:
         while training.index < end:
@@ -65,7 +65,7 @@ def train_with_checkpoints(
 
 @final
 @dataclass(frozen=True)
-class _Cadence:
+class Cadence:
     """Every how many steps something is recorded, evaluated, and the gradients' conflict compared."""
 
     total: int
@@ -74,19 +74,22 @@ class _Cadence:
     comparison: int | None
 
     @classmethod
-    def of(cls, training: Training, *, guarded: bool) -> Self:
-        total, epoch = training.recipe.steps, training.epoch_steps
+    def of(cls, total: int, epoch: int, *, guarded: bool) -> Self:
+        """Of a training of so many steps, of which an epoch has so many; `guarded` where a guard watches it."""
         record = max(1, total // 200)
         comparison = record * max(1, total // 50 // record) if guarded else None
         return cls(total, record, epoch if guarded else max(epoch, total // 8), comparison)
 
     def evaluates(self, step: int) -> bool:
+        """Whether accuracies are measured after so many steps."""
         return step % self.evaluation == 0 or step == self.total
 
     def records(self, step: int) -> bool:
+        """Whether a line is written after so many steps."""
         return step % self.record == 0 or self.evaluates(step)
 
     def compares(self, step: int) -> bool:
+        """Whether the step that makes so many is watched."""
         return self.comparison is not None and (self.evaluates(step) or step % self.comparison == 0)
 
 
@@ -123,7 +126,7 @@ def _step(training: Training, guard: Guard | None, *, watch: bool) -> tuple[dict
 
 def _record(
     training: Training,
-    cadence: _Cadence,
+    cadence: Cadence,
     losses: dict[str, float],
     warnings: list[str],
     seconds: float,

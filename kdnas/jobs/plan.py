@@ -1,0 +1,429 @@
+"""What a run will take, phase by phase, from a few measured steps; and settings that fit a given time."""
+
+import dataclasses
+import math
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, final
+
+import torch
+
+from kdnas.evaluation import accuracy, health
+from kdnas.jobs._preflight.cost import duration, existing
+from kdnas.jobs._rehearsal import phases, rehearsal, shortened
+from kdnas.jobs._run import Run
+from kdnas.jobs._trainings import Trainings
+from kdnas.jobs.fit import member_training
+from kdnas.jobs.search import search
+from kdnas.jobs.train import supernet_training
+from kdnas.network import Network
+from kdnas.ranking.controls import TRAINING_FREE_ENTRIES
+from kdnas.runs.checkpoint import save_state
+from kdnas.runs.folder import RANKING, TEACHER
+from kdnas.settings import Experiment, FitTeacher, Recipe, Retrain, Search
+from kdnas.specs import spec
+from kdnas.supernet import Supernet
+from kdnas.training.driver import CHECKPOINT_SECONDS, Cadence
+from kdnas.training.loop import Training
+
+_STEPS, _EVALUATIONS, _MORE = 6, 4, 12  # of the rehearsal
+_WARM, _TIMED = 2, 12  # steps
+_LIMIT = 20.0  # seconds that the steps of one training are timed
+_LEAST = 10  # steps of a training that is proposed
+_SEARCHING = 0.25  # share of the time that is proposed for the search
+
+
+class Pace(NamedTuple):
+    """Seconds of the parts of a training.
+
+    Attributes:
+        step: a step.
+        watched: what a step takes longer whose gradients are compared.
+        evaluation: measuring accuracies once.
+        saving: writing a checkpoint once.
+        epoch: steps of an epoch.
+        guarded: whether a guard watches the training.
+    """
+
+    step: float
+    watched: float
+    evaluation: float
+    saving: float
+    epoch: int
+    guarded: bool
+
+    def seconds(self, steps: int) -> float:
+        """Of a training of so many steps.
+
+        Example:
+            >>> Pace(1.0, 2.0, 10.0, 0.5, 50, False).seconds(100)
+            225.0
+        """
+        cadence = Cadence.of(steps, self.epoch, guarded=self.guarded)
+        numbers = range(1, steps + 1)
+        pure = steps * self.step + sum(map(cadence.compares, numbers)) * self.watched
+        pure += sum(map(cadence.evaluates, numbers)) * self.evaluation
+        return pure + (pure // CHECKPOINT_SECONDS + 1) * self.saving
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class Phase:
+    """What a phase takes.
+
+    Attributes:
+        name: teacher, supernet, search, finals, or other: all checks and readings.
+        seconds: of wall time.
+        memory: largest number of bytes at once: of the device where that is a GPU, else of the process.
+        disk: bytes that the run folder grows by.
+    """
+
+    name: str
+    seconds: float
+    memory: int
+    disk: int
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What a run takes.
+
+    Attributes:
+        phases: in their order.
+        free: bytes that the disk has left.
+        proposal: settings that fit the time that was asked for, by the names of their options; empty without one.
+        fitted: seconds that the run takes with them.
+    """
+
+    phases: tuple[Phase, ...]
+    free: int
+    proposal: dict[str, int] = dataclasses.field(default_factory=dict)
+    fitted: float = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Of the whole run."""
+        return sum(phase.seconds for phase in self.phases)
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object."""
+        return {**dataclasses.asdict(self), "seconds": self.seconds}
+
+
+def plan(experiment: Experiment, folder: Path, *, deploy: bool, seconds: float | None = None) -> Plan:
+    """Time, memory and disk of every phase; and settings with which the run ends within a time.
+
+    Every phase is run with a few steps and candidates in a temporary folder. What steps, evaluations, checkpoints and
+    candidates take is measured apart, and what the run has more of them is added. Finalists are those of the rehearsed
+    search, whose supernet is hardly trained.
+
+    Args:
+        experiment: all settings.
+        folder: where the run would be.
+        deploy: whether every form of the student would be written.
+        seconds: the time that there is.
+
+    Raises:
+        ValueError: as the phases; or no settings fit the time.
+    """
+    with rehearsal() as place:
+        rehearsed = _Rehearsed.of(experiment, place, deploy=deploy)
+    free = shutil.disk_usage(existing(folder)).free
+    whole = Plan(rehearsed.phases(1.0, experiment.search.num_evaluations), free)
+    return whole if seconds is None else dataclasses.replace(whole, **_fitting(rehearsed, experiment, seconds))
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class _Rehearsed:
+    """What was measured.
+
+    Attributes:
+        experiment: the run's settings.
+        short: those of the rehearsal.
+        measured: seconds, memory and disk of each phase of the rehearsal.
+        paces: of teacher, supernet, and of the students with and without a teacher.
+        evaluation: seconds of a candidate, with its share of the controls.
+        free: of these, the part of the first 50 candidates only.
+        line: bytes of a line of the ranking.
+        candidates: number of candidates that there are at most.
+    """
+
+    experiment: Experiment
+    short: Experiment
+    measured: Mapping[str, Phase]
+    paces: Mapping[str, Pace]
+    evaluation: float
+    free: float
+    line: int
+    candidates: int
+
+    @classmethod
+    def of(cls, experiment: Experiment, folder: Path, *, deploy: bool) -> "_Rehearsed":
+        short = shortened(experiment, _STEPS, _EVALUATIONS, cheap=False)
+        meter, measured = Meter(folder), dict[str, Phase]()
+        names: list[str] = []
+        for name, spent in phases(short, folder, deploy=deploy):
+            if names:
+                measured[names[-1]] = meter.phase(names[-1], spent)
+            names.append(name)
+        run = Run(folder)
+        for phase, source in (("teacher", "teacher"), ("supernet", "train")):
+            record = run.storage.phase(source) or {}
+            disk = _size(run.storage.path(TEACHER)) if phase == "teacher" else measured["training"].disk
+            measured[phase] = dataclasses.replace(
+                measured["training"], name=phase, seconds=record.get("seconds", 0.0), disk=disk if record else 0
+            )
+        lines = run.storage.path(RANKING).read_bytes().splitlines()
+        count = run.space.count()
+        evaluation, free = _candidate(run, short.search, measured["search"].seconds, count)
+        return cls(
+            experiment=experiment,
+            short=short,
+            measured=measured,
+            paces=_paces(run, experiment),
+            evaluation=evaluation,
+            free=free,
+            line=sum(map(len, lines)) // max(1, len(lines)),
+            candidates=count,
+        )
+
+    def phases(self, scale: float, evaluations: int) -> tuple[Phase, ...]:
+        """Every phase of the run with this share of its steps, and so many candidates."""
+        training = self.measured["training"]
+        teacher, supernet = (self.measured[name] for name in ("teacher", "supernet"))
+        other = max(0.0, training.seconds - teacher.seconds - supernet.seconds) + self.measured["export"].seconds
+        predicted = [
+            dataclasses.replace(teacher, seconds=teacher.seconds + self._teacher(scale)),
+            dataclasses.replace(supernet, seconds=supernet.seconds + self._more("supernet", scale)),
+            self._search(evaluations),
+            dataclasses.replace(self.measured["finals"], seconds=self.measured["finals"].seconds + self._finals(scale)),
+            dataclasses.replace(self.measured["export"], name="other", seconds=other),
+        ]
+        return tuple(phase for phase in predicted if phase.seconds > 0)
+
+    def _teacher(self, scale: float) -> float:
+        teacher = self.experiment.train.teacher
+        return self._more("teacher", scale) * teacher.members if isinstance(teacher, FitTeacher) else 0.0
+
+    def _finals(self, scale: float) -> float:
+        finals = self.experiment.finals
+        labels = finals.seeds * ("labels" in finals.controls)
+        taught = sum(finals.trainings) - labels
+        return taught * self._more("student", scale) + labels * self._more("labels", scale)
+
+    def _more(self, name: str, scale: float) -> float:
+        """Seconds that one training takes longer than in the rehearsal."""
+        if name not in self.paces:
+            return 0.0
+        pace, long, short = self.paces[name], *(_recipes(e)[_KINDS[name]] for e in (self.experiment, self.short))
+        return pace.seconds(max(1, round(scale * long.steps))) - pace.seconds(short.steps)
+
+    def _search(self, evaluations: int) -> Phase:
+        phase, short = self.measured["search"], self.short.search.num_evaluations
+        count = min(evaluations, self.candidates)
+        seconds = (count - short) * self.evaluation
+        seconds -= max(0, count - TRAINING_FREE_ENTRIES) * self.free
+        if (second := self.experiment.second) is not None and self.short.second is not None:
+            seconds += (
+                min(second.num_evaluations, self.candidates) - self.short.second.num_evaluations
+            ) * self.evaluation
+        lines = (1 + self.short.search.control) * (count - short)
+        return dataclasses.replace(
+            phase, seconds=phase.seconds + max(0.0, seconds), disk=phase.disk + lines * self.line
+        )
+
+
+_KINDS = {"teacher": "teacher", "supernet": "supernet", "student": "students", "labels": "students"}
+
+
+def _recipes(experiment: Experiment) -> dict[str, Recipe]:
+    """The recipes of a run by what they train."""
+    teacher = experiment.train.teacher
+    fit = {"teacher": teacher.recipe} if isinstance(teacher, FitTeacher) else {}
+    return fit | {"supernet": experiment.train.recipe, "students": experiment.retrain.recipe}
+
+
+def _candidate(run: Run, settings: Search, before: float, count: int) -> tuple[float, float]:
+    """Seconds of one more candidate, and the part of it that the controls of the first 50 take.
+
+    From a second search of more candidates: what both have alike falls out.
+    """
+    few, more = min(settings.num_evaluations, count), min(_MORE, count)
+    if more <= few:
+        return before / max(1, few), 0.0
+    began = time.perf_counter()
+    search(run, settings)
+    middle = time.perf_counter()
+    search(run, dataclasses.replace(settings, num_evaluations=more, initial=0))
+    end = time.perf_counter()
+    entries = run.ranking()
+    scored = sum(entry.seconds for entry in entries) / max(1, len(entries)) * (1 + settings.control)
+    each = max(scored, ((end - middle) - (middle - began)) / (more - few))
+    return each, each - scored
+
+
+def _paces(run: Run, experiment: Experiment) -> dict[str, Pace]:
+    """The pace of every kind of training of a rehearsed run, with the run's own recipes."""
+    data, train = run.data, experiment.train
+    paces = {}
+    if isinstance(train.teacher, FitTeacher):
+        training = member_training(train.teacher, data)
+        paces["teacher"] = _pace(training, lambda: accuracy(_network(training), data.search, data))
+    if train.distiller is not None:
+        supernets = supernet_training(run, train)
+        supernet = supernets.model
+        assert isinstance(supernet, Supernet)
+        paces["supernet"] = _pace(supernets, lambda: health(supernet, data), guarded=True)
+    names = {row["training"] for row in run.storage.results()["rows"] if "training" in row}
+    known = Trainings(run)
+    codes = {row.code for row in known.rows if row.name in names or row.name.startswith("finalist")}
+    taught = [_of_student(run, code, experiment.retrain) for code in sorted(codes)]
+    paces["student"] = _mean(taught)
+    labels = dataclasses.replace(experiment.retrain, distiller=spec("kdnas.distillers.from_labels:FromLabels"))
+    paces["labels"] = _mean([_of_student(run, code, labels) for code in sorted(codes)[:1]])
+    return paces
+
+
+def _of_student(run: Run, code: str, settings: Retrain) -> Pace:
+    training = Trainings(run).training(run.space.parse(code), settings)
+    return _pace(training, lambda: accuracy(_network(training), run.data.search, run.data))
+
+
+def _network(training: Training) -> Network:
+    assert isinstance(training.model, Network)
+    return training.model
+
+
+def _mean(paces: list[Pace]) -> Pace:
+    step, watched, evaluation, saving = (sum(values) / len(paces) for values in list(zip(*paces, strict=True))[:4])
+    return paces[0]._replace(step=step, watched=watched, evaluation=evaluation, saving=saving)
+
+
+def _pace(training: Training, evaluate: Callable[[], object], *, guarded: bool = False) -> Pace:
+    """Time a few steps of a training, after two that are not timed."""
+    began = time.perf_counter()
+    for _ in range(_WARM):
+        training.step()
+    steps = [_timed(training.step)]
+    while len(steps) < _TIMED and time.perf_counter() - began < _LIMIT and not training.done:
+        steps.append(_timed(training.step))
+    step = sum(steps) / len(steps)
+    watched = sum(_timed(lambda: training.step(watch=True)) for _ in range(3)) / 3 - step
+    _timed(evaluate)
+    evaluation = _timed(evaluate)
+    with tempfile.TemporaryDirectory(prefix="kdnas-") as folder:
+        saving = _timed(lambda: save_state(Path(folder) / "state.safetensors", {"training": training.state()}))
+    return Pace(step, max(0.0, watched), evaluation, saving, training.epoch_steps, guarded)
+
+
+def _timed(action: Callable[[], object]) -> float:
+    synchronize = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
+    synchronize()
+    began = time.perf_counter()
+    action()
+    synchronize()
+    return time.perf_counter() - began
+
+
+@final
+class Meter:
+    """Memory and disk of one phase after the other."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._bytes = folder, 0
+        _forget_peak()
+
+    def phase(self, name: str, seconds: float) -> Phase:
+        """The phase that ends now."""
+        size = _size(self._folder)
+        grown, self._bytes = size - self._bytes, size
+        phase = Phase(name, seconds, _peak(), max(0, grown))
+        _forget_peak()
+        return phase
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def _peak() -> int:
+    """The largest number of bytes since `_forget_peak`; since the process began where the system keeps no other."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+    except (OSError, StopIteration):
+        import resource  # not on every system
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def _forget_peak() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        return
+    try:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    except OSError:  # another system, or not allowed
+        return
+
+
+def _fitting(rehearsed: _Rehearsed, experiment: Experiment, seconds: float) -> dict[str, Any]:
+    """The most steps and candidates with which the run ends within a time.
+
+    Raises:
+        ValueError: there are none.
+    """
+    most = experiment.search.num_evaluations
+
+    def total(scale: float, evaluations: int) -> float:
+        return sum(phase.seconds for phase in rehearsed.phases(scale, evaluations))
+
+    recipes = _recipes(experiment)
+    least = min(1.0, _LEAST / min(recipe.steps for recipe in recipes.values()))
+    searching = lambda count: rehearsed._search(count).seconds  # noqa: E731
+    count = most
+    while count > 1 and searching(count) > _SEARCHING * seconds:
+        count //= 2
+    count = max(count, min(most, rehearsed.short.search.num_evaluations))
+    if total(least, count) > seconds:
+        raise ValueError(
+            f"`time` must be at least {duration(total(least, count))} for {_LEAST} steps of every training, got "
+            f"{duration(seconds)}. Raise it, or use smaller networks, a smaller teacher or fewer finalists."
+        )
+    low, high = least, max(1.0, seconds / total(1.0, count) * 2)
+    for _ in range(40):
+        middle = (low + high) / 2
+        low, high = (middle, high) if total(middle, count) <= seconds else (low, middle)
+    steps = {name: max(1, math.floor(low * recipe.steps)) for name, recipe in recipes.items()}
+    same = len({*steps.values()}) == 1
+    proposal = {"steps": next(iter(steps.values()))} if same else {f"steps of {n}": s for n, s in steps.items()}
+    return {"proposal": proposal | {"num_evaluations": count}, "fitted": total(low, count)}
+
+
+def text_of(whole: Plan) -> str:
+    """A row per phase, the sum, and the proposal."""
+    rows = [("phase", "time", "memory", "disk")]
+    rows += [(p.name, duration(p.seconds), _bytes(p.memory), _bytes(p.disk)) for p in whole.phases]
+    memory, disk = max(p.memory for p in whole.phases), sum(p.disk for p in whole.phases)
+    rows.append(("whole run", duration(whole.seconds), _bytes(memory), _bytes(disk)))
+    lines = [f"{name:<12}{seconds:>10}{memory:>12}{disk:>12}" for name, seconds, memory, disk in rows]
+    if disk > whole.free:
+        lines.append(f"the disk has {_bytes(whole.free)} left, less than the run needs. Use another --out.")
+    if whole.proposal:
+        options = " ".join(
+            f"--{name.replace('_', '-')} {value}" if " " not in name else f"{name}: {value},"
+            for name, value in whole.proposal.items()
+        )
+        lines += ["", f"within the time that there is: {options} ({duration(whole.fitted)})"]
+    return "\n".join(lines)
+
+
+def _bytes(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"

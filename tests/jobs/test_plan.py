@@ -1,0 +1,163 @@
+"""What is predicted of a run, from numbers by hand and from one that is rehearsed."""
+
+import dataclasses
+import json
+
+import pytest
+
+import kdnas
+from kdnas.cli.commands import main
+from kdnas.jobs import plan as job
+from kdnas.jobs.plan import Meter, Pace, Phase, Plan, text_of
+from kdnas.settings import Finals, Search
+from kdnas.training.driver import Cadence
+from tests.toy import experiment
+
+PACE = Pace(step=1.0, watched=2.0, evaluation=10.0, saving=0.5, epoch=50, guarded=False)
+PHASE = Phase("", 5.0, 100, 1000)
+
+
+def test_a_training_takes_its_steps_evaluations_comparisons_and_checkpoints():
+    # 400 steps of an epoch of 50: measured every 50, so 8 times.
+    assert PACE.seconds(400) == 400 + 80 + (480 // 10 + 1) * 0.5
+    # A guarded one is also compared: every 8th step, and where it is measured (50, 100, 150, 250, ...).
+    guarded = PACE._replace(guarded=True, saving=0.0)
+    assert guarded.seconds(400) == 400 + 80 + (50 + 6) * 2
+    counted = sum(Cadence.of(400, 50, guarded=True).compares(step) for step in range(1, 401))
+    assert counted == 56
+
+
+def _rehearsed(**changes):
+    whole = experiment()
+    whole = dataclasses.replace(
+        whole, search=Search(num_evaluations=80), finals=Finals(finalists=1, controls=("labels",), seeds=2)
+    )
+    short = dataclasses.replace(whole, search=Search(num_evaluations=4))
+    short = job.shortened(short, 2, 4, cheap=False)
+    flat = PACE._replace(watched=0.0, evaluation=0.0, saving=0.0)
+    made = {
+        "experiment": whole,
+        "short": short,
+        "measured": {
+            name: dataclasses.replace(PHASE, name=name, seconds=seconds)
+            for name, seconds in {
+                "training": 20.0, "teacher": 5.0, "supernet": 6.0, "search": 7.0, "export": 1.0, "finals": 9.0
+            }.items()
+        },
+        "paces": {
+            "teacher": flat,
+            "supernet": flat._replace(step=3.0),
+            "student": flat._replace(step=2.0),
+            "labels": flat._replace(step=0.5),
+        },
+        "evaluation": 0.1,
+        "free": 0.04,
+        "line": 300,
+        "candidates": 1000,
+    }  # fmt: skip
+    return job._Rehearsed(**(made | changes))
+
+
+def test_what_a_run_has_more_of_is_added_to_what_its_rehearsal_took():
+    # Steps of the run: teacher 3, supernet 12, students 3; of the rehearsal 2 each.
+    phases = {phase.name: phase for phase in _rehearsed().phases(1.0, 80)}
+    assert phases["teacher"].seconds == 5 + 1
+    assert phases["supernet"].seconds == 6 + 3 * 10
+    # 76 candidates more, of which 30 are not among the first 50.
+    assert phases["search"].seconds == pytest.approx(7 + 76 * 0.1 - 30 * 0.04)
+    assert phases["search"].disk == 1000 + 2 * 76 * 300
+    # One finalist and its second seed under the teacher, and two of the control.
+    assert phases["finals"].seconds == 9 + 2 * 2 + 2 * 0.5
+    assert phases["other"].seconds == 20 - 5 - 6 + 1
+    assert {phase.name: phase for phase in _rehearsed().phases(2.0, 80)}["supernet"].seconds == 6 + 3 * 22
+
+
+def test_there_are_no_more_candidates_than_the_space_has():
+    few, many = (_rehearsed(candidates=36).phases(1.0, count)[2] for count in (36, 5000))
+    assert few == many
+
+
+@pytest.mark.parametrize("seconds", [80.0, 100.0, 1000.0])
+def test_the_settings_that_are_proposed_fit_the_time_and_nearly_fill_it(seconds):
+    rehearsed = _rehearsed()
+    proposal = job._fitting(rehearsed, rehearsed.experiment, seconds)
+    assert proposal["fitted"] <= seconds
+    steps = proposal["proposal"]
+    assert abs(steps["steps of supernet"] - 4 * steps["steps of teacher"]) < 4  # 12 and 3 of the run
+    if seconds == 1000.0:
+        assert proposal["fitted"] > 0.97 * seconds
+    assert 1 <= proposal["proposal"]["num_evaluations"] <= 80
+
+
+def test_a_time_that_is_too_short_is_refused_with_the_least():
+    rehearsed = _rehearsed()
+    with pytest.raises(ValueError, match=r"`time` must be at least \d+ s for 10 steps of every training, got 5 s"):
+        job._fitting(rehearsed, rehearsed.experiment, 5.0)
+
+
+def test_a_row_per_phase_the_sum_and_a_full_disk():
+    whole = Plan((Phase("search", 7200.0, 2 * 10**9, 5 * 10**6), Phase("finals", 30.0, 10**9, 10**6)), free=100)
+    text = text_of(whole)
+    assert "search           2.0 h      2.0 GB      5.0 MB" in text
+    assert "whole run        2.0 h      2.0 GB      6.0 MB" in text
+    assert "the disk has 0.0 MB left, less than the run needs. Use another --out." in text
+    fitted = dataclasses.replace(whole, free=10**9, proposal={"steps": 500, "num_evaluations": 50}, fitted=60.0)
+    assert text_of(fitted).endswith("within the time that there is: --steps 500 --num-evaluations 50 (60 s)")
+
+
+@pytest.fixture(scope="module")
+def planned(tmp_path_factory):
+    """The plan of a small run, and the folder where the run would be."""
+    folder = tmp_path_factory.mktemp("plans") / "run"
+    options = {"scorer": "params", "steps": 300, "batch_size": 16, "num_evaluations": 12, "deploy": False}
+    options |= {"data": "tests.toy:data", "teacher": "fit,width=4", "space": "toy", "finalists": 1}
+    return kdnas.plan(**options, out=folder, time="1h"), folder
+
+
+def test_a_small_run_is_planned_and_nothing_is_written(planned):
+    plan, folder = planned
+    assert [phase.name for phase in plan.phases] == ["teacher", "supernet", "search", "finals", "other"]
+    assert all(phase.seconds > 0 and phase.memory > 10**6 for phase in plan.phases)
+    supernet, search = plan.phases[1], plan.phases[2]
+    assert supernet.seconds > search.seconds and supernet.disk > 10_000
+    assert not folder.exists() and list(plan.proposal) == ["steps", "num_evaluations"] and plan.fitted <= 3600
+    assert json.loads(json.dumps(plan.to_json()))["seconds"] == pytest.approx(plan.seconds)
+
+
+def test_disk_is_what_a_phase_adds(tmp_path):
+    meter = Meter(tmp_path)
+    for size in (1000, 3000):
+        (tmp_path / "file").write_bytes(b"x" * size)
+        phase = meter.phase("search", 1.0)
+    assert phase.disk == 2000
+
+
+def test_the_command_prints_the_plan(monkeypatch, capsys, tmp_path):
+    seen = {}
+
+    def plan(settings, folder, **options):
+        seen.update(options, steps=settings.train.recipe.steps)
+        return Plan((Phase("search", 60.0, 10**6, 10**6),), free=10**9)
+
+    monkeypatch.setattr(job, "plan", plan)
+    arguments = ["plan", "--data", "digits", "--space", "toy", "--steps", "7", "--no-deploy", "--time", "1h30m"]
+    main([*arguments, "--out", str(tmp_path / "run")])
+    assert "whole run         60 s" in capsys.readouterr().out
+    assert seen == {"deploy": False, "seconds": 5400.0, "steps": 7}
+    main(["plan", "demo", "--json"])
+    assert json.loads(capsys.readouterr().out)["phases"][0]["name"] == "search"
+
+
+def test_a_run_without_a_space_is_refused(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["plan", "--data", "digits", "--budget", "macs=25%"])
+    assert stopped.value.code == 2 and "only runs of a search space can be planned" in capsys.readouterr().err
+
+
+def test_a_rehearsal_takes_few_steps_at_the_highest_rate_and_leaves_the_rest():
+    whole = experiment()
+    short = job.shortened(whole, 2, 4, cheap=False)
+    assert short.train.recipe.steps == 2 and short.train.recipe.rate(0) == whole.train.recipe.learning_rate
+    assert short.search.num_evaluations == 4 and short.search.scorer == whole.search.scorer
+    cheap = job.shortened(whole, 2, 4, cheap=True)
+    assert cheap.search.scorer["num_reference"] == 8 and cheap.finals.finalists == 1
