@@ -22,10 +22,7 @@ def check_forward(module: nn.Module, image: tuple[int, int, int]) -> None:
     for name, part in module.named_modules():
         kind = _untraceable(part)
         if kind:
-            place = f"{name} is {kind}, which" if name else kind
-            raise ValueError(
-                f"{place} cannot be converted. Put the Python module of floats there that it was made from."
-            )
+            raise ValueError(f"{f'{name} is {kind}, which' if name else kind} cannot be converted. {_FIXES[kind]}")
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):
         if is_lazy(tensor) or tensor.is_meta:
             raise ValueError(f"{name} has no values yet. Run the network on images, or load its weights, before.")
@@ -47,12 +44,19 @@ def check_forward(module: nn.Module, image: tuple[int, int, int]) -> None:
         raise ValueError(f"the network must return one tensor of logits [batch, classes], it returns {what}.")
 
 
+_FIXES = {
+    "a TorchScript module": "Convert the Python module that it was made from.",
+    "a recurrent layer": "Use convolutions and linear layers in its place.",
+    "a quantised layer": "Convert the network of floats that it was made from.",
+}
+
+
 def _untraceable(part: nn.Module) -> str:
     """What a module is, where it has no plain tensor operations; empty where it may be traced."""
     if isinstance(part, torch.jit.ScriptModule):
         return "a TorchScript module"
     if isinstance(part, nn.RNNBase):
-        return f"a recurrent layer ({type(part).__name__})"
+        return "a recurrent layer"
     return "a quantised layer" if ".quantized" in type(part).__module__ else ""
 
 

@@ -62,12 +62,12 @@ class Constant:
 
 
 class _Claim(NamedTuple):
-    """Who uses a weight: path and call of the module, number of the operation, and whether the use is a part."""
+    """Who uses a weight: path and call of the module, number of the operation, and which part of a norm it is."""
 
     path: str
     call: str
     number: int
-    partial: bool
+    part: str
 
 
 @dataclass(frozen=True)
@@ -280,11 +280,14 @@ class Reader:
             if not (constant.learned or kind.startswith("running")):
                 continue
             # A norm written out in one call computes its factor and its summand from the same weights.
-            claim = _Claim(path, self._call_key(), len(self.traced), op in ("scale", "shift") and not constant.name)
+            part = op if op in ("scale", "shift") and not constant.name else ""
+            claim = _Claim(path, self._call_key(), len(self.traced), part)
             for origin in constant.origins:
                 first = self.owners.setdefault(origin, claim)
-                if first.number != claim.number and not (first.call == claim.call and first.partial and claim.partial):
-                    again = "is called more than once" if first.path == path else f"has the weights of {first.path}"
+                same, parts = first.call == claim.call, {first.part, claim.part}
+                if first.number != claim.number and not (same and parts == {"scale", "shift"}):
+                    again = "uses a weight more than once" if same else "is called more than once"
+                    again = again if first.path == path else f"has the weights of {first.path}"
                     place = path or "the network's forward"
                     raise ValueError(
                         f"{place} {again}, so its places share weights, which a converted network cannot: "

@@ -252,6 +252,39 @@ def halved():
     return Small(nn.Conv2d(16, 16, 1).half())
 
 
+class Weighted(nn.Module):
+    """Uses a weight of its own twice, by a function of both."""
+
+    def __init__(self, function, *shape):
+        super().__init__()
+        self.w = nn.Parameter(torch.rand(shape) / 8)
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x, self.w)
+
+
+def letter():
+    """A layer of one letter, called twice."""
+    module = Small()
+    module.blocks = nn.Identity()
+    module.c = nn.Conv2d(16, 16, 3, padding=1)
+    module.forward = lambda x: module.head(module.c(module.c(module.stem(x)).relu()))
+    return module
+
+
+def scripted_part():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return Small(torch.jit.script(nn.Conv2d(16, 16, 1)))
+
+
+def quantised_part():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.ao.quantization.quantize_dynamic(small(), {nn.Linear}, dtype=torch.qint8)
+
+
 def untracked():
     return Small(nn.BatchNorm2d(16, track_running_stats=False))
 
@@ -305,6 +338,21 @@ def untracked():
         (Small(nn.BatchNorm2d(16, momentum=None)), r"blocks\.0 \(BatchNorm2d\): .*momentum=None"),
         (Repeated(Residual(16, 16)), r"blocks\.0\.one\.0 is called more than once, so its places share weights"),
         (tied(), r"blocks\.1 has the weights of blocks\.0, so its places share weights"),
+        (letter(), "c is called more than once, so its places share weights"),
+        (
+            Small(Weighted(lambda x, w: F.conv2d(F.conv2d(x, w).relu(), w), 16, 16, 1, 1)),
+            r"blocks\.0 uses a weight more than once, so its places share weights",
+        ),
+        (
+            Small(Weighted(lambda x, w: (x * w[:, None, None]).relu() * w[:, None, None], 16)),
+            r"blocks\.0 uses a weight",
+        ),
+        (Small(nn.Sequential(*[nn.PReLU()] * 2)), r"blocks\.0\.1 has the weights of blocks\.0\.0"),
+        (scripted_part(), r"blocks\.0 is a TorchScript module, which cannot be converted"),
+        (quantised_part(), r"is a quantised layer, which cannot be converted\. Convert the network of floats"),
+        (Small(nn.GRU(16, 16)), r"blocks\.0 is a recurrent layer, which cannot be converted"),
+        (Small(nn.LazyConv2d(16, 1)), r"blocks\.0\.weight has no values yet"),
+        (Small(Weighted(lambda x, w: x + w.data.mul_(1.0).sum(), 1)), "its forward changes its own weights"),
         (halved(), r"blocks\.0\.weight must be float32 on the CPU for a conversion, it is torch\.float16"),
         (nn.Sequential(conv(3, 16), conv(16, 16)), r"logits \[batch, classes\], it returns a tensor \[2, 16, 16, 16\]"),
         (Several(), r"one tensor of logits \[batch, classes\], it returns a tuple"),
@@ -316,6 +364,23 @@ def test_what_cannot_be_converted_is_refused_by_name(module, message, capsys):
     with pytest.raises(ValueError, match=message):
         convert(module.eval(), image=(3, 16, 16))
     assert capsys.readouterr() == ("", "")
+
+
+class WrittenNorm(nn.Module):
+    """A batch norm in four operations."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.rand(16)), nn.Parameter(torch.rand(16))
+        self.register_buffer("mean", torch.rand(16))
+
+    def forward(self, x):
+        factor = self.weight / 2
+        return x * factor[:, None, None] + (self.bias - self.mean * factor)[:, None, None]
+
+
+def test_a_norm_written_out_may_use_its_weight_for_factor_and_summand():
+    assert convert(Small(WrittenNorm()), image=(3, 16, 16)).error <= TOLERANCE
 
 
 def test_images_that_are_not_square_are_refused():
