@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import UnionType
-from typing import Any, ClassVar, Literal, Union, final, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, Union, final, get_args, get_origin
 
 from kdnas.values import check_arguments
 
@@ -410,7 +410,8 @@ _ALGORITHMS = {
 
 def _kinds(parameter: inspect.Parameter) -> tuple[Any, ...]:
     annotation = parameter.annotation
-    return get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+    kinds = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+    return tuple(get_args(kind)[0] if get_origin(kind) is Annotated else kind for kind in kinds)
 
 
 def _flat(kinds: Sequence[Any]) -> list[Any]:
@@ -449,6 +450,10 @@ def check_typed(name: str, path: str, arguments: Mapping[str, Any]) -> None:
                 _TYPED.get(kind, "made in an experiment file") for kind in kinds if kind is not type(None)
             )
             raise ValueError(f"{key} of {name} must be {expected}, got {arguments[key]!r}.")
+    try:
+        check_arguments(target, {key: value for key, value in arguments.items() if isinstance(value, int | float)})
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
 
 
 _TYPED = {bool: "true or false", int: "a whole number", float: "a number"}

@@ -147,6 +147,8 @@ Amount = Annotated[float, Range(least=0)]
 """A weight or another quantity that may be 0."""
 Seconds = Annotated[float | str, Time()]
 """A time."""
+Real = Annotated[float, Range()]
+"""A number that may be negative; an option of an algorithm with no other annotation of its own may not."""
 Share = Annotated[float, Range(least=0, most=1)]
 """A part of a whole."""
 

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kdnas import settings
+from kdnas import settings, trust
 from kdnas.cli.commands import COMMANDS, main, parser, sub_parsers
 from kdnas.costs.budget import Budget
 from kdnas.preprocessing import Preprocessing
@@ -22,7 +22,7 @@ from kdnas.settings import Experiment
 from kdnas.space import SearchSpace
 from kdnas.specs import Spec, algorithms, resolve, spec
 from kdnas.tables import load_space, space_from_table
-from kdnas.values import Count, Range, Share, Sizes, check_fields, check_value, hints_of, problem
+from kdnas.values import Count, Range, Real, Share, Sizes, check_fields, check_value, hints_of, problem
 
 NONE = (math.nan, math.inf, -math.inf, 10**400, True)
 ROOT = Path(__file__).parents[1]
@@ -137,6 +137,28 @@ def replaced(content, path, value):
     return changed
 
 
+@pytest.mark.parametrize(
+    ("command", "option", "text"),
+    [
+        ("run", "--scorer", "rdm,premature={}"),
+        ("run", "--searcher", "nsga2,rate={}"),
+        ("run", "--data", "folder:x,seed={}"),
+        ("run", "--teacher", "timm:resnet18,size={}"),
+        ("run", "--loss", "soft_targets={}"),
+        ("run", "--budget", "macs={}"),
+    ],
+)
+@pytest.mark.parametrize("value", ["nan", "-1"])
+def test_a_number_within_an_option_is_one(capsys, tmp_path, command, option, text, value):
+    given = {"--data": "digits", "--space": "toy", option: text.format(value), "--out": str(tmp_path / "out")}
+    with pytest.raises(SystemExit) as stopped:
+        main([command, *(word for pair in given.items() for word in pair)])
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert stopped.value.code == 2 and "Traceback" not in error and len(error) < 500
+    assert value in error or "whole number" in error, error
+    assert not (tmp_path / "out").exists()
+
+
 def test_every_number_of_a_run_json_is_one():
     job = json.loads((ROOT / "tests" / "golden" / "run" / "run.json").read_text())["job"]
     Experiment.from_json(job)
@@ -162,14 +184,20 @@ def test_every_number_of_every_table_is_one(path):
             assert len(str(error.value)) < 500, (where, value)
 
 
-def test_every_number_of_every_algorithm_is_one():
+KINDS = ("losses", "scorers", "searchers", "distillers")
+MAKERS = [f"{module}:{name}" for module, names in trust._MAKERS.items() for name in names]
+
+
+def test_every_number_of_every_algorithm_and_every_maker_is_one():
     count = 0
-    for kind in ("losses", "scorers", "searchers", "distillers"):
-        for path in algorithms(f"kdnas.{kind}").values():
+    for paths in (*(algorithms(f"kdnas.{kind}").values() for kind in KINDS), MAKERS):
+        for path in paths:
             for name, hint in hints_of(resolve(path)).items():
-                if numeric(hint) and name in inspect.signature(resolve(path)).parameters:
+                option = inspect.signature(resolve(path)).parameters.get(name)
+                if numeric(hint) and option is not None and (path not in MAKERS or option.default is not option.empty):
                     count += 1
-                    for value in NONE if get_origin(hint) is not tuple else NONE[:-1]:
+                    values = NONE if get_origin(hint) is not tuple else NONE[:-1]
+                    for value in (*values, *(() if hint is Real else (-1,))):
                         parameters = inspect.signature(resolve(path)).parameters.values()
                         more = {p.name: object() for p in parameters if p.default is p.empty and p.name != name}
                         refused(partial(spec(path, **{name: value}).build, **more), name, value)

@@ -14,11 +14,12 @@ from torch import Tensor
 
 from kdnas.data.base import Data, TensorImages
 from kdnas.randomness import torch_rng
+from kdnas.values import Count, Size
 
 _MOST_BYTES = 2**31  # of a packed file's arrays; those of the data set have 0.2 GB
 
 
-def cifar10(path: str, search: int = 5000, size: int = 32) -> Data:
+def cifar10(path: str, search: Count = 5000, size: Size = 32) -> Data:
     """CIFAR-10 from the binary files `data_batch_1.bin` ... `test_batch.bin`, or one `.npz` of JPEG bytes.
 
     Args:
@@ -34,7 +35,7 @@ def cifar10(path: str, search: int = 5000, size: int = 32) -> Data:
     return _cifar(Path(path), names, files, "test_batch.bin", 1, search, size)
 
 
-def cifar100(path: str, search: int = 5000, size: int = 32) -> Data:
+def cifar100(path: str, search: Count = 5000, size: Size = 32) -> Data:
     """CIFAR-100 (fine labels) from the binary files `train.bin` and `test.bin`; see `cifar10`."""
     names = tuple(f"class {i}" for i in range(100))
     label_file = Path(path) / "fine_label_names.txt"

@@ -13,6 +13,7 @@ import torch
 from kdnas.data.base import Data, Images, TensorImages
 from kdnas.data.files import SUFFIXES, FileImages, problems, sides
 from kdnas.randomness import torch_rng
+from kdnas.values import Seed, Side
 
 Files = Mapping[str, Sequence[Path]]
 """The files of each class."""
@@ -27,7 +28,7 @@ _MOST_SIDE = 8192
 _SPLIT = "a fifth of each class is for test, a tenth of the rest for search"
 
 
-def folder(path: str, size: int = 0, seed: int = 0, skip_broken: bool = False, merge: bool = False) -> Data:
+def folder(path: str, size: Side = 0, seed: Seed = 0, skip_broken: bool = False, merge: bool = False) -> Data:
     """Images in class folders, whole or in parts.
 
     Recognised are `train` and `training`; `val`, `valid`, `validation`, `dev`, `eval` and `evaluation`; `test`,

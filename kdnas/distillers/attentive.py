@@ -19,6 +19,7 @@ from kdnas.distillers.sandwich import Sandwich
 from kdnas.space import SearchSpace
 from kdnas.specs import Spec, check_literals, spec
 from kdnas.supernet import Supernet
+from kdnas.values import Amount
 
 
 @final
@@ -108,7 +109,7 @@ class Attentive(Wrapping):
         inner: Spec = spec(Sandwich),
         pick: Literal["best", "worst"] = "best",
         num_candidates: int = 3,
-        bin_macs: float = 0.0,
+        bin_macs: Amount = 0.0,
         num_sampled: int = 2000,
     ) -> None:
         super().__init__(inner)

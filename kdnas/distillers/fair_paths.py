@@ -12,6 +12,7 @@ from kdnas.distillers.base import Batch, Model, ObjectiveDistiller, Step
 from kdnas.space import SearchSpace
 from kdnas.specs import Spec
 from kdnas.supernet import Supernet
+from kdnas.values import Count, Rate
 
 
 @final
@@ -40,7 +41,7 @@ class FairPaths(ObjectiveDistiller):
     model_type: ClassVar[type[Supernet]] = Supernet
 
     def __init__(
-        self, *, terms: tuple[tuple[float, Spec], ...] = (), label_smoothing: float = 0.0, most: int = 12
+        self, *, terms: tuple[tuple[float, Spec], ...] = (), label_smoothing: Rate = 0.0, most: Count = 12
     ) -> None:
         super().__init__(terms, label_smoothing=label_smoothing)
         self.most = most

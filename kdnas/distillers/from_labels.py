@@ -8,6 +8,7 @@ from torch import Tensor
 
 from kdnas.distillers.base import Batch, Distiller, Model, Step
 from kdnas.network import Network
+from kdnas.values import Rate
 
 
 @final
@@ -22,7 +23,7 @@ class FromLabels(Distiller):
 
     model_type: ClassVar[type[Network]] = Network
 
-    def __init__(self, *, label_smoothing: float = 0.0) -> None:
+    def __init__(self, *, label_smoothing: Rate = 0.0) -> None:
         super().__init__()
         self.label_smoothing = label_smoothing
 

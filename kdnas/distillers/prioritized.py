@@ -18,6 +18,7 @@ from kdnas.outputs import Moment, Outputs
 from kdnas.space import SearchSpace
 from kdnas.specs import Spec, check_literals, spec
 from kdnas.supernet import Supernet
+from kdnas.values import Amount, Rate
 
 SOFT = spec("kdnas.losses.response.soft_targets:SoftTargets", temperature=1.0)
 _ABSENT = -1  # code of a choice that a path does not have
@@ -106,11 +107,11 @@ class Prioritized(Distiller):
         slice_size: int = 4,
         warmup: float = 1 / 6,
         every: int = 200,
-        meta_rate: float = 1e-4,
-        look_ahead: float = 0.1,
+        meta_rate: Amount = 1e-4,
+        look_ahead: Amount = 0.1,
         admission: Literal["paper", "dominance"] = "paper",
         soft: Spec = SOFT,
-        label_smoothing: float = 0.0,
+        label_smoothing: Rate = 0.0,
     ) -> None:
         super().__init__()
         for name, value in (("size", size), ("slice_size", slice_size), ("every", every)):

@@ -16,6 +16,7 @@ from kdnas.sharing import sort_channels
 from kdnas.space import SearchSpace
 from kdnas.specs import Spec, check_literals, spec
 from kdnas.supernet import Supernet
+from kdnas.values import Amount, Rate
 
 # Epochs of the released code, warm-up included; the full network's are those of the paper.
 STAGES = (
@@ -84,9 +85,9 @@ class Progressive(ObjectiveDistiller):
         stages: tuple[tuple[str, int, float, int], ...] = STAGES,
         source: Literal["largest", "teacher"] = "largest",
         soft: Spec = SOFT,
-        weight: float = 1.0,
+        weight: Amount = 1.0,
         terms: tuple[tuple[float, Spec], ...] = (),
-        label_smoothing: float = 0.0,
+        label_smoothing: Rate = 0.0,
     ) -> None:
         super().__init__(terms, label_smoothing=label_smoothing)
         self.phases = tuple(Phase(*stage) for stage in stages)

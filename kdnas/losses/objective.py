@@ -30,8 +30,8 @@ class Objective(nn.Module):
     """`sum_k weight_k * loss_k(student, teacher, labels)`.
 
     Args:
-        terms: pairs of weight and loss: a Spec, a Loss, or a name with options, `"soft_targets,temperature=2"`. Names
-            in logs are the losses' file names.
+        terms: pairs of weight and loss: a Spec, a Loss, or a name with options, `"soft_targets,temperature=2"`. A loss
+            with a negative weight grows. Names in logs are the losses' file names.
 
     Raises:
         ValueError: no terms, something else than a pair, a weight that is not a finite number, or an unknown loss.

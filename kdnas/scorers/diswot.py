@@ -12,6 +12,7 @@ from kdnas.randomness import seed_of
 from kdnas.scorers._probing import Weights, probed, watching
 from kdnas.scorers.base import Evidence, Score, Scorer, outputs_of
 from kdnas.specs import check_literals
+from kdnas.values import Amount
 
 
 @final
@@ -45,7 +46,7 @@ class Diswot(Scorer):
     """
 
     def __init__(
-        self, *, relation: float = 1.0, semantic: float = 1.0, num_images: int = 64, weights: Weights = "fresh"
+        self, *, relation: Amount = 1.0, semantic: Amount = 1.0, num_images: int = 64, weights: Weights = "fresh"
     ) -> None:
         check_literals(type(self), locals())
         if num_images < 2:

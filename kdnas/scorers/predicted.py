@@ -8,6 +8,7 @@ import numpy as np
 from kdnas.scorers._predictor import Predictor, fit
 from kdnas.scorers.base import CombinedScorer, Evidence, Score, Scorer, score_all
 from kdnas.specs import Spec, check_literals, find_spec
+from kdnas.values import Sample
 
 
 @final
@@ -38,7 +39,7 @@ class Predicted(CombinedScorer):
         *,
         members: tuple[Spec | str, ...] | str = ("in_place", "macs", "params"),
         target: Spec | str = "short_training",
-        num_fitted: int = 30,
+        num_fitted: Sample = 30,
         kind: Literal["linear", "gaussian_process"] = "gaussian_process",
     ) -> None:
         check_literals(type(self), locals())

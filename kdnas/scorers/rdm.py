@@ -9,6 +9,7 @@ from torch import Tensor
 from kdnas.scorers.base import Evidence, OutputScorer, Score
 from kdnas.similarity import dissimilarity, pearson, triangle
 from kdnas.specs import check_literals
+from kdnas.values import Amount
 
 
 @final
@@ -28,7 +29,7 @@ class Rdm(OutputScorer):
     Differs: the paper uses every layer, here the stages' outputs and the logits.
     """
 
-    def __init__(self, *, compare: Literal["pearson", "spearman"] = "pearson", premature: float = 0.0) -> None:
+    def __init__(self, *, compare: Literal["pearson", "spearman"] = "pearson", premature: Amount = 0.0) -> None:
         check_literals(type(self), locals())
         self.compare, self.premature = compare, premature
 

@@ -5,6 +5,7 @@ from typing import Literal, final
 
 from kdnas.scorers.base import CombinedScorer, Evidence, Score
 from kdnas.specs import Spec, check_literals
+from kdnas.values import Real
 
 
 @final
@@ -34,7 +35,7 @@ class Reward(CombinedScorer):
         scorer: Spec | str = "short_training",
         cost: Literal["macs", "params", "latency"] = "macs",
         target: float = 1e6,
-        exponent: float = -0.07,
+        exponent: Real = -0.07,
     ) -> None:
         check_literals(type(self), locals())
         if not target > 0:

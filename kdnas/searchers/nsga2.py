@@ -12,6 +12,7 @@ from kdnas.runs.entry import Entry
 from kdnas.searchers.base import Searcher
 from kdnas.space import SearchSpace
 from kdnas.statistics import pareto_front
+from kdnas.values import Share
 
 
 @final
@@ -49,8 +50,8 @@ class Nsga2(Searcher):
         admits: Callable[[Architecture], bool],
         rng: random.Random,
         population: int = 40,
-        rate: float = 0.1,
-        crossover: float = 0.9,
+        rate: Share = 0.1,
+        crossover: Share = 0.9,
         batch: int = 20,
         costs: tuple[str, ...] = ("params", "macs"),
     ) -> None:

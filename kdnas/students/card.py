@@ -4,7 +4,8 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, final
+from pathlib import Path
+from typing import Any, TypedDict, final
 
 from kdnas.architecture import Architecture
 from kdnas.costs.budget import Cost
@@ -12,12 +13,15 @@ from kdnas.costs.count import cost
 from kdnas.data.base import Data
 from kdnas.network import Network
 from kdnas.preprocessing import Preprocessing
+from kdnas.runs.files import Damaged, current_folder, read_json
 from kdnas.runs.folder import CARD, GRAPH, SOURCE
 from kdnas.space import Blueprint, SearchSpace
 from kdnas.specs import nearest
 from kdnas.tables import structure, table_of, unstructure
 
 FINGERPRINT = "fingerprint"  # of the data, in a card's origin
+_FILES = "files"  # SHA-256 by name of the files beside the card
+_AGAIN = "Export the student again."
 _FORMAT = 1
 
 
@@ -97,7 +101,7 @@ class Card:
     def to_json(self) -> dict[str, Any]:
         """A JSON object that `from_json` turns back into an equal Card.
 
-        Its keys `format`, `input` and `output` describe how to use the files beside it.
+        Its keys `format`, `input` and `output` describe how to use the files beside it; `to_text` adds their checksums.
         """
         p = self.preprocessing
         return {
@@ -125,8 +129,11 @@ class Card:
         computed = [self.blueprint.to_json(), unstructure(self.preprocessing)]
         return hashlib.blake2b(json.dumps(computed, sort_keys=True).encode(), digest_size=16).hexdigest()
 
-    def to_text(self) -> str:
+    def to_text(self, files: Mapping[str, Path] | None = None) -> str:
         """The text of `student.json`.
+
+        Args:
+            files: the files beside it, by name, whose SHA-256 it will hold.
 
         Raises:
             ValueError: the origin holds something that JSON cannot, or would change.
@@ -138,7 +145,8 @@ class Card:
             raise ValueError(f"`Card.origin` must be plain JSON ({error}).") from error
         if revived != content:
             raise ValueError("`Card.origin` must be plain JSON: text keys, lists, finite numbers.")
-        return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+        digests = {name: digest_of(path) for name, path in sorted((files or {}).items())}
+        return json.dumps(content | ({_FILES: digests} if digests else {}), indent=2, ensure_ascii=False) + "\n"
 
     @classmethod
     def from_json(cls, value: Any) -> "Card":
@@ -154,7 +162,7 @@ class Card:
                 f"`format` must be {_FORMAT}, got {value.get('format')!r}. Read it with the version of kdnas that "
                 "wrote it."
             )
-        known = ["format", "input", "output", *cls.__dataclass_fields__]
+        known = ["format", "input", "output", _FILES, *cls.__dataclass_fields__]
         for key in value:
             if key not in known:
                 raise ValueError(f"unknown key {key!r}.{nearest(key, known)}")
@@ -181,3 +189,32 @@ class Card:
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"a value has the wrong form ({type(error).__name__}: {error}).") from error
+
+
+def form_of(student: Path, name: str) -> Path:
+    """The path of a form of a student, such as `student.onnx`, whose checksum is the one in the card.
+
+    Cards that were written before there were checksums have none, and nothing is compared.
+
+    Raises:
+        ValueError: there is no such form.
+        Damaged: it has another checksum, or the card cannot be read.
+    """
+    folder = current_folder(student)
+    path, card = folder / name, folder / CARD
+    if not path.is_file():
+        raise ValueError(f"{student} has no {name}. Export or retrain the student with every form.")
+    files = read_json(card, _Files, _AGAIN).get(_FILES, {}) if card.exists() else {}
+    if name in files and digest_of(path) != files[name]:
+        raise Damaged(student / name, f"its checksum is another than the one in {CARD}", _AGAIN)
+    return path
+
+
+def digest_of(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+class _Files(TypedDict, total=False):
+    files: dict[str, str]

@@ -26,7 +26,7 @@ from kdnas.runs.folder import (
     top_of,
 )
 from kdnas.runs.places import located, portable
-from kdnas.students.card import Card
+from kdnas.students.card import Card, form_of
 from kdnas.students.forms import FORMS, Draft, Interface, Record, available_forms, chosen_forms, write_forms
 from kdnas.students.parity import Parity
 from kdnas.students.readme import readme_text
@@ -105,7 +105,9 @@ def write_student(
             if not (draft / CONFIG).exists():
                 write_text(draft / CONFIG, config_text(card, timm=False))
             write_text(draft / README, readme_text(card, _controls_of(folder if before is None else before)))
-        write_text(draft / CARD, card.to_text())
+        # The weights have their checksum inside; README.md is for people, who may edit it.
+        files = {path.name: path for path in draft.iterdir() if path.is_file() and path.name not in (WEIGHTS, README)}
+        write_text(draft / CARD, card.to_text(files))
     return {} if parity is None else parity.differences | measurements
 
 
@@ -144,7 +146,7 @@ def _carried(before: Path, card: Card, draft: Path, names: Sequence[str]) -> dic
         sources = [current_folder(before) / file for file in files]
         if sources and all(path.is_file() for path in sources):
             for path in sources:
-                write_bytes(draft / path.name, path.read_bytes())
+                write_bytes(draft / path.name, form_of(before, path.name).read_bytes())
             records[name] = dict(record)
     return records
 

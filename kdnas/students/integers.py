@@ -21,6 +21,7 @@ from kdnas.randomness import torch_rng
 from kdnas.runs.files import current_folder, write_atomically, write_bytes
 from kdnas.runs.folder import GRAPH, INTEGERS
 from kdnas.runtimes import require
+from kdnas.students.card import form_of
 from kdnas.students.graph import graph_of
 
 _BATCH = 64
@@ -54,9 +55,7 @@ def quantize(student: Path, out: Path, calibration: Images, test: Images, most: 
         Inference, CVPR 2018, section 3; the passes are ONNX Runtime's.
     """
     require("onnx", "quantisation")
-    graph = current_folder(student) / GRAPH
-    if not graph.is_file():
-        raise ValueError(f"{student} has no {GRAPH}. Export or retrain the student with every form.")
+    graph = form_of(student, GRAPH)
     if out.suffix != ".onnx":
         raise ValueError(f"`out` must be an .onnx file, got {out.name}.")
     if current_folder(out.parent) == current_folder(student):

@@ -12,9 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from kdnas.preprocessing import Preprocessing
+from kdnas.runs.checkpoint import load_tensors
 from kdnas.runs.folder import SOURCE, WEIGHTS
 from kdnas.space import Blueprint
 from kdnas.specs import Spec, resolve
+from kdnas.students.card import form_of
 from kdnas.students.definitions import Definitions, Import, bracketed
 from kdnas.students.modules import importable
 
@@ -234,7 +236,7 @@ def load_source(folder: str | Path) -> nn.Module:
     """The module that the folder's student.py builds from its weights, while it cannot import kdnas.
 
     Raises:
-        ValueError: it imports more than torch and the standard library, or does not run.
+        ValueError: it imports more than torch and the standard library, does not run, or is damaged.
     """
 
     def import_torch_only(name: str, *rest: Any, **more: Any) -> Any:
@@ -247,7 +249,8 @@ def load_source(folder: str | Path) -> nn.Module:
 
     # len is the batch size made a number, which the exporter would take for a constant of the graph.
     known = {**vars(builtins), "__import__": import_torch_only, "len": length}
-    code = compile(Path(folder, SOURCE).read_text(encoding="utf-8"), SOURCE, "exec")
+    load_tensors(Path(folder, WEIGHTS), "Export the student again.")  # compares the checksum; the code does not
+    code = compile(form_of(Path(folder), SOURCE).read_text(encoding="utf-8"), SOURCE, "exec")
     names: dict[str, Any] = {"__name__": "student", "__builtins__": known}
     try:
         with torch.random.fork_rng(devices=[]):

@@ -22,6 +22,7 @@ from kdnas.teachers.base import Frozen, Teacher
 from kdnas.teachers.stages import ImagesRefused, check_logits
 from kdnas.teachers.weights import load_weights as load_weights
 from kdnas.teachers.weights import put_weights
+from kdnas.values import Side
 
 ZOO_CARD = "teacher.json"
 _AGAIN = "Train the teacher again with `kdnas fit`."
@@ -61,7 +62,7 @@ def zoo_teacher(
     classes: int,
     preprocessing: Preprocessing,
     stages: tuple[str, ...] = (),
-    size: int = 0,
+    size: Side = 0,
     normalise: Literal["zoo", "data"] = "zoo",
     interpolation: Interpolation | Literal[""] = "",
 ) -> Teacher:

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+from functools import partial
 from pathlib import Path
 
 import onnx
@@ -15,9 +16,11 @@ from kdnas.costs.count import cost
 from kdnas.data.builtin import digits
 from kdnas.network import Network
 from kdnas.preprocessing import Preprocessing
+from kdnas.runs.files import Damaged
 from kdnas.space import layer
-from kdnas.students.card import Card
+from kdnas.students.card import Card, form_of
 from kdnas.students.folder import read_student, write_student
+from kdnas.students.integers import quantize
 from kdnas.students.source import load_source
 from kdnas.supernet import Supernet
 from kdnas.tables import load_space, shared_folder, table_of
@@ -403,6 +406,25 @@ def test_a_card_that_computes_something_else_than_was_written_is_refused(copied,
     file.write_text(json.dumps(card), encoding="utf-8")
     with pytest.raises(ValueError, match="is damaged or was edited: the blueprint or the preprocessing"):
         read_student(copied)
+
+
+@pytest.mark.parametrize("name", ["student.py", "student.onnx", "student-int8.onnx", "weights.safetensors"])
+def test_every_form_of_a_student_is_compared_with_its_checksum_when_it_is_read(
+    tmp_path, student, copied, blueprint, without_exporter, name
+):
+    _, network, card, _ = student
+    more = lambda draft: (draft / "student-int8.onnx").write_text("another form") and {}  # noqa: E731
+    write_student(copied, network, card, more=more)
+    path, read = copied / name, partial(form_of, copied, name)
+    if name in ("student.py", "weights.safetensors"):
+        read = partial(load_source, copied)
+    elif name == "student.onnx":
+        read = partial(quantize, copied, tmp_path / "int8.onnx", None, None)
+    content = path.read_bytes()
+    path.write_bytes(content[:-9] + bytes([content[-9] ^ 1]) + content[-8:])
+    with pytest.raises(Damaged, match="checksum is another than"):
+        read()
+    assert form_of(copied, "student.py" if name != "student.py" else "student.onnx").is_file()
 
 
 def test_the_origin_and_the_class_names_of_a_card_may_be_edited(copied):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from kdnas.losses.base import Loss, frozen
 from kdnas.numerics import safe_norm, same_positions
 from kdnas.outputs import Moment, Outputs
+from kdnas.values import Seed
 
 
 @final
@@ -48,12 +49,12 @@ class Holistic(Loss):
     """
 
     weight: ClassVar[float] = 0.1
-    ranges: ClassVar[Mapping[str, str]] = {"penalty": "[0, inf)", "width": "[1, inf)", "seed": "(-inf, inf)"}
+    ranges: ClassVar[Mapping[str, str]] = {"penalty": "[0, inf)", "width": "[1, inf)", "seed": "[0, inf)"}
     golden: ClassVar[float] = 0.2240961839213031
     discriminator_rates: ClassVar[Mapping[str, float]] = {"discriminator": 4e-4}
     dense: ClassVar[bool] = True
 
-    def __init__(self, *, penalty: float = 10.0, width: int = 64, seed: int = 0) -> None:
+    def __init__(self, *, penalty: float = 10.0, width: int = 64, seed: Seed = 0) -> None:
         super().__init__()
         self.penalty, self.width, self.seed = penalty, width, seed
         self.sees_images = False

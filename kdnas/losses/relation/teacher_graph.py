@@ -12,6 +12,7 @@ from kdnas.losses.base import Loss
 from kdnas.losses.stage_pairs import Adapter
 from kdnas.numerics import safe_normalize, squared_distances
 from kdnas.outputs import Moment, Outputs, embedding
+from kdnas.values import Seed
 
 Distance = Literal["total_variation", "ordered"]
 Fusion = Literal["compact_bilinear", "bilinear", "concatenation"]
@@ -72,7 +73,7 @@ class TeacherGraph(Loss):
         "logits_weight": "[0, inf)",
         "representation_weight": "[0, inf)",
         "dims": "[1, inf)",
-        "seed": "(-inf, inf)",
+        "seed": "[0, inf)",
     }
     golden: ClassVar[float | None] = 1.2523684568226288
 
@@ -86,7 +87,7 @@ class TeacherGraph(Loss):
         logits_weight: float = 1.0,
         representation_weight: float = 1.0,
         dims: int = 512,
-        seed: int = 0,
+        seed: Seed = 0,
     ) -> None:
         super().__init__()
         if isinstance(edges, tuple) and not (min(edges, default=-1) >= 0 and sum(edges) > 0):

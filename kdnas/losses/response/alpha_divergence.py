@@ -9,6 +9,7 @@ from torch import Tensor
 
 from kdnas.losses.base import Loss
 from kdnas.outputs import Moment, Outputs
+from kdnas.values import Real
 
 # The divergence of one sample is e to the power of the logit gap: no number format holds it at a gap of 1e4.
 LARGEST_LOG = 60.0
@@ -66,8 +67,8 @@ class AlphaDivergence(Loss):
     def __init__(
         self,
         *,
-        alpha_min: float = -1.0,
-        alpha_max: float = 1.0,
+        alpha_min: Real = -1.0,
+        alpha_max: Real = 1.0,
         clip: float = 5.0,
         value: Literal["clipped", "divergence"] = "clipped",
     ) -> None:
