@@ -90,7 +90,7 @@ def _toml(path: Path) -> dict[str, Any]:
     if path.stat().st_size > _LARGEST:
         raise ValueError(f"it is larger than {_LARGEST >> 20} MiB")
     try:
-        text = path.read_bytes().decode("utf-8")
+        text = path.read_bytes().decode("utf-8-sig")  # Windows marks the beginning
         if _LONG_KEY.search(text):
             raise ValueError("a key has more than 16 parts")
         content = tomllib.loads(text)
@@ -226,4 +226,7 @@ def _explain(error: BaseException, where: str = "") -> list[str]:
         return sentences
     if isinstance(error, KeyError):
         return [f"{where or 'table'} is missing"]
+    match = re.fullmatch(r"'(\w+)' object (is not iterable|has no attribute 'keys')", str(error))
+    if match:  # Python's own words
+        return [f"{where} must be a {'list' if 'iterable' in match[2] else 'table'}, got a value of type {match[1]}"]
     return [printable(f"{where} {error}".strip())[:200]]

@@ -82,6 +82,8 @@ def test_spaces_and_specs_inside_other_values_have_their_own_json():
         ('family = "toy"\nwidth = [4]', "unknown key 'width'. Did you mean 'widths'?"),
         ('family = "toy"\nwidths = [4, "8"]', "widths[1] must be an int, got '8'"),
         ('family = "toy"\nwidths = [4, 8.0]', "widths[1] must be an int, got 8.0"),
+        ('family = "toy"\nwidths = 8', "widths must be a list, got a value of type int"),
+        ('family = "mbconv"\nstem = 8\nstages = [5]', "stages[0] must be a table, got a value of type int"),
         ('family = "toy"\nnum_stages = true', "num_stages must be an int, got True"),
         ('family = "mbconv"\nstem = {width = [8]}\nstages = [{width = [8], kernal = [3]}]', "stages[0]: unknown key"),
         ('family = "mbconv"\nstages = [{width = [8]}]', "stem is missing"),
@@ -115,6 +117,12 @@ def test_an_unknown_name_offers_the_nearest_and_a_missing_file_says_so(tmp_path)
         load_space("alphanett")
     with pytest.raises(ValueError, match="there is no file"):
         load_space(tmp_path / "none.toml")
+
+
+def test_a_table_that_begins_with_the_mark_of_windows_is_read(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_bytes(b'\xef\xbb\xbffamily = "toy"\nwidths = [4, 8]\n')
+    assert load_space(path).widths == (4, 8)
 
 
 def test_binary_content_is_no_table(tmp_path):
