@@ -169,13 +169,21 @@ def _converter() -> cattrs.Converter:
 
         return check
 
+    def table_only(function: Any) -> Any:
+        def check(value: Any, kind: Any) -> Any:
+            if not isinstance(value, Mapping):
+                raise ValueError(f"must be a table, got a value of type {type(value).__name__}")
+            return function(value, kind)
+
+        return check
+
     for kind in (int, float, bool, str):
         converter.register_structure_hook(kind, strict(kind))
     for union in (int | float | str, int | float, str | int):
         converter.register_structure_hook(union, lambda value, _: value)
     converter.register_structure_hook_factory(
         lambda kind: hasattr(kind, "__dataclass_fields__"),
-        lambda kind: make_dict_structure_fn(kind, converter, _cattrs_forbid_extra_keys=True),
+        lambda kind: table_only(make_dict_structure_fn(kind, converter, _cattrs_forbid_extra_keys=True)),
     )
     converter.register_structure_hook_factory(
         lambda kind: Spec in typing.get_args(kind),
@@ -226,7 +234,7 @@ def _explain(error: BaseException, where: str = "") -> list[str]:
         return sentences
     if isinstance(error, KeyError):
         return [f"{where or 'table'} is missing"]
-    match = re.fullmatch(r"'(\w+)' object (is not iterable|has no attribute 'keys')", str(error))
+    match = re.fullmatch(r"'(\w+)' object is not iterable", str(error))
     if match:  # Python's own words
-        return [f"{where} must be a {'list' if 'iterable' in match[2] else 'table'}, got a value of type {match[1]}"]
+        return [f"{where} must be a list, got a value of type {match[1]}"]
     return [printable(f"{where} {error}".strip())[:200]]
