@@ -26,7 +26,7 @@ from kdnas.ranking.quality import BenchmarkRow, canonical_rows, read_table
 from kdnas.scorers import _features as features
 from kdnas.scorers._features import Features
 from kdnas.scorers._predictor import fit
-from kdnas.statistics import interval, kendall, precision_at_top, resampled_mean
+from kdnas.statistics import interval, kendall, points_lost, precision_at_top, resampled_mean
 
 TABLES = {
     "nas_bench_macro": "mean_acc",
@@ -36,6 +36,8 @@ TABLES = {
 }
 ROWS = Path(__file__).with_name("trainings.csv")
 NUMBERS = (10, 20, 50, 100)
+DRAWS = 50
+BUDGETS = (0.25, 0.5, 0.75, 1.0)
 DEFAULTS = (
     "in_place",
     "in_place,scorer=loss",
@@ -111,13 +113,15 @@ def measured(table: Table, name: str, trainings: int, draw: int) -> dict[str, An
     )
     beliefs = predictor.believe(known.values[others], None if score is None else score[others])
     truth = table.accuracy[others]
-    best_five = others[np.argsort(-beliefs.mean, kind="stable")[:5]]
+    macs = np.array([table.rows[i].macs for i in others], float)
+    lost = [100 * float(points_lost(beliefs.mean, truth, macs, q, 5)) for q in np.quantile(macs, BUDGETS)]
     return {
         "tau": kendall(beliefs.mean, truth),
         "score_tau": "" if score is None else kendall(score[others], truth),
         "covered": np.mean((beliefs.low <= truth) & (truth <= beliefs.high)),
         "top_tenth": float(precision_at_top(beliefs.mean, truth, 0.1)),
-        "lost_of_five": 100 * (truth.max() - table.accuracy[best_five].max()),
+        "lost_of_five": lost[-1],
+        **{f"lost_q{round(100 * share)}": value for share, value in zip(BUDGETS, lost, strict=True)},
         "falls_back": int(predictor.falls_back),
         "seconds": round(time.perf_counter() - began, 3),
     }
@@ -194,7 +198,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="the folder of the public rows")
     parser.add_argument("--run", type=Path, help="a trained run of NAS-Bench-Macro")
     parser.add_argument("--rows", type=Path, default=ROWS)
-    parser.add_argument("--draws", type=int, default=50)
+    parser.add_argument("--draws", type=int, default=DRAWS)
     parser.add_argument("--spaces", nargs="+", choices=TABLES, default=list(TABLES))
     parser.add_argument("--table", action="store_true", help="print the rows that there are")
     options = parser.parse_args()

@@ -6,9 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from kdnas.architecture import Architecture
 from kdnas.jobs._preflight import duration
-from kdnas.jobs._trainings import Trainings, with_length
+from kdnas.jobs._trainings import Job, TrainingRow, Trainings, with_length
 from kdnas.runs.entry import Entry
 from kdnas.settings import Retrain
 from kdnas.statistics import kendall
@@ -74,7 +73,10 @@ def _measured(trainings: Trainings, settings: Retrain, entries: Sequence[Entry])
         f"{SEEDS} seeds, to see which length tells them apart; {amount:.1f} trainings of {whole:,} steps, roughly "
         f"{duration(each * amount)}"
     )
-    table = {n: [[_accuracy(trainings, settings, a, n, s) for a in networks] for s in range(SEEDS)] for n in lengths}
+    settings_of = [with_length(settings, n, seed) for n in lengths for seed in range(SEEDS)]
+    jobs = [Job(ROLE, network, own) for own in settings_of for network in networks]
+    rows = iter(trainings.train_all(jobs))
+    table = {n: [[_accuracy(next(rows)) for _ in networks] for _ in range(SEEDS)] for n in lengths}
     longest = table[whole]
     agreement = {n: float(np.mean([kendall(a[0], longest[1]), kendall(a[1], longest[0])])) for n, a in table.items()}
     noise = {n: float(np.sqrt(np.mean(np.subtract(a[0], a[1]) ** 2) / 2)) for n, a in table.items()}
@@ -88,8 +90,7 @@ def _measured(trainings: Trainings, settings: Retrain, entries: Sequence[Entry])
     }
 
 
-def _accuracy(trainings: Trainings, settings: Retrain, network: Architecture, steps: int, seed: int) -> float:
-    row = trainings.train(ROLE, network, with_length(settings, steps, seed))
+def _accuracy(row: TrainingRow) -> float:
     if row.accuracy is None:
         raise ValueError(f"the training {row.name} failed: {row.problem} Lower --learning-rate in the run's recipe.")
     return row.accuracy

@@ -15,6 +15,8 @@ from kdnas.specs import Spec, spec
 from kdnas.teachers.base import Teacher
 from kdnas.teachers.zoo import as_frozen
 
+IN_MEMORY = __name__
+"""The module that the specs of such objects name."""
 _KEPT: dict[str, Any] = {}
 
 

@@ -1,11 +1,13 @@
 """Networks of a run that are trained by themselves, each once: a row per mark, a student folder, a paused state."""
 
+import contextlib
 import dataclasses
 import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, final
+from typing import Any, NamedTuple, final
 
 import torch
 
@@ -13,18 +15,20 @@ from kdnas.architecture import Architecture
 from kdnas.evaluation import accuracy
 from kdnas.jobs._preflight import training_seconds
 from kdnas.jobs._run import Run
+from kdnas.jobs._workers import Wire, Workers
 from kdnas.jobs.export import card_of, inherited
 from kdnas.jobs.retrain import training_of
 from kdnas.network import Network
 from kdnas.randomness import initialised
 from kdnas.runs.checkpoint import load_state
-from kdnas.runs.folder import STUDENTS, TRAININGS
+from kdnas.runs.folder import STUDENTS, TRAININGS, Metrics
+from kdnas.runs.progress import progress
 from kdnas.runs.steps import digest_of
 from kdnas.settings import SHARES, Retrain
 from kdnas.students.card import FINGERPRINT, input_of
 from kdnas.students.folder import write_student
-from kdnas.tables import unstructure
-from kdnas.training.driver import train_with_checkpoints
+from kdnas.tables import structure, unstructure
+from kdnas.training.driver import Recorder, train_with_checkpoints
 from kdnas.training.loop import Training
 
 _PAUSED = "trainings"  # folder of the states with which trainings go on
@@ -69,46 +73,118 @@ class TrainingRow:
     problem: str = ""
 
 
+class Job(NamedTuple):
+    """A training to be taken to a mark.
+
+    Attributes:
+        role: what a network that has no training yet is named after: `ROLE-N`.
+        architecture: the network.
+        settings: distiller, recipe and initial weights.
+        step: one of `marks(steps)`; None for the last.
+    """
+
+    role: str
+    architecture: Architecture
+    settings: Retrain
+    step: int | None = None
+
+
 @final
 @dataclass
 class Trainings:
     """All trainings of a run's networks; what is trained is never trained again.
 
     A training is known by its architecture and its settings, seed included. It pauses at a mark, and a later call, also
-    of another process, goes on from there, bit for bit as if it had not paused.
+    of another process, goes on from there, bit for bit as if it had not paused. On a CPU it has one thread, here as in
+    a worker, so that its numbers depend on neither.
 
     Attributes:
         run: the run; its data, teacher and supernet are those of every training.
-        rows: the lines of `trainings.jsonl`.
+        workers: processes that train side by side; None trains here, one after another.
+        rows: the lines of `trainings.jsonl`, those of one training side by side.
     """
 
     run: Run
+    workers: Workers | None = None
     rows: list[TrainingRow] = field(init=False)
 
     def __post_init__(self) -> None:
         names = [known.name for known in dataclasses.fields(TrainingRow)]
         lines = self.run.storage.lines(TRAININGS, TrainingRow)
         self.rows = [TrainingRow(**{name: line[name] for name in names if name in line}) for line in lines]
+        self._sort()
 
     def train(self, role: str, architecture: Architecture, settings: Retrain, step: int | None = None) -> TrainingRow:
-        """Train a network up to a mark, and measure it there; each earlier mark too.
+        """Train one network up to a mark; see `train_all`."""
+        return self.train_all([Job(role, architecture, settings, step)])[0]
+
+    def train_all(self, jobs: Sequence[Job]) -> list[TrainingRow]:
+        """Train networks up to their marks, and measure them there; at each earlier mark too.
 
         Args:
-            role: what a network that has no training yet is named after: `ROLE-N`.
-            architecture: the network.
-            settings: distiller, recipe and initial weights.
-            step: one of `marks(steps)`; by default the last.
+            jobs: the trainings; those of one network and settings are one training.
 
         Returns:
-            The row at that mark; one with a `problem` where a loss was not finite.
+            A row per job, at its mark; one with a `problem` where a loss was not finite.
 
         Raises:
-            ValueError: the distiller or the teacher does not fit.
+            ValueError: the distiller or the teacher does not fit, or a worker was killed twice.
         """
-        mark = step or settings.recipe.steps
-        own = self.of(architecture, settings) or [self._begin(role, architecture, settings)]
-        row = next((row for row in own if row.step == mark or row.problem), None)
-        return row or self._advance(own, architecture, settings, mark)
+        for job in jobs:
+            if not self.of(job.architecture, job.settings):
+                self._begin(job)
+        missing = [job for job in jobs if self._row(job) is None]
+        missing = list({_key(job): job for job in sorted(missing, key=_mark)}.values())  # the last mark of each
+        if self.workers is None or self.workers.count == 1 or len(missing) < 2:
+            for job in missing:
+                self._advance(job)
+        else:
+            self._share(missing, self.workers)
+        rows = [self._row(job) for job in jobs]
+        return [row for row in rows if row is not None]
+
+    def _row(self, job: Job) -> TrainingRow | None:
+        """The row at a job's mark, or that of the problem that ended its training."""
+        own = self.of(job.architecture, job.settings)
+        return next((row for row in own if row.step == _mark(job) or row.problem), None)
+
+    def _share(self, jobs: Sequence[Job], workers: Workers) -> None:
+        """Have jobs done by the workers, and record what they tell."""
+        requests = [
+            {
+                "name": self.of(job.architecture, job.settings)[0].name,
+                "code": self.run.space.code(job.architecture),
+                "settings": unstructure(job.settings),
+                "step": job.step,
+                "rows": [dataclasses.asdict(row) for row in self.of(job.architecture, job.settings)],
+            }
+            for job in jobs
+        ]
+        steps = {request["name"]: request["rows"][-1]["step"] for request in requests}
+        total = sum(map(_mark, jobs))
+        metrics: dict[str, Metrics] = {}
+        with progress(f"{len(jobs)} trainings", total, sum(steps.values())) as bar:
+
+            def tell(message: Mapping[str, Any]) -> None:
+                if "row" in message:
+                    self._add(TrainingRow(**message["row"]))
+                elif "metrics" in message:
+                    phase = message["metrics"]
+                    metrics[phase] = self.run.storage.metrics(phase, message["before"])
+                elif "line" in message:
+                    metrics[message["phase"]].write(**message["line"])
+                else:
+                    steps[message["name"]] = message["step"]
+                    bar.update(sum(steps.values()), ", ".join(f"{name} {step}" for name, step in steps.items()))
+
+            workers.answers(requests, tell)
+            bar.update(total)
+        self._sort()
+
+    def _sort(self) -> None:
+        """Order rows by the first one of their training: workers record in the order in which they come to marks."""
+        first = {row.name: place for place, row in reversed(list(enumerate(self.rows)))}
+        self.rows.sort(key=lambda row: (first[row.name], row.step))
 
     def of(self, architecture: Architecture, settings: Retrain) -> list[TrainingRow]:
         """The rows of a training, in the order of its steps; none where it has not begun."""
@@ -141,17 +217,38 @@ class Trainings:
         training.load(load_state(self._state(row.name))["training"])
         return self._write(out, training, architecture, settings, row, deploy=deploy, **origin)
 
-    def _begin(self, role: str, architecture: Architecture, settings: Retrain) -> TrainingRow:
+    def _begin(self, job: Job) -> None:
         """Name a new training."""
-        number = 1 + len({row.name for row in self.rows if row.name.rpartition("-")[0] == role})
-        code, recipe = self.run.space.code(architecture), settings.recipe
-        row = TrainingRow(f"{role}-{number}", code, _digest(settings), recipe.seed, 0, recipe.steps)
-        self._add(row)
-        return row
+        number = 1 + len({row.name for row in self.rows if row.name.rpartition("-")[0] == job.role})
+        code, recipe = self.run.space.code(job.architecture), job.settings.recipe
+        self._add(TrainingRow(f"{job.role}-{number}", code, _digest(job.settings), recipe.seed, 0, recipe.steps))
 
-    def _advance(self, own: list[TrainingRow], architecture: Architecture, settings: Retrain, end: int) -> TrainingRow:
-        """Train up to a mark, write the student as it is there, and record this mark and those before it."""
-        training, data, storage = self.training(architecture, settings), self.run.data, self.run.storage
+    def _advance(self, job: Job) -> None:
+        """Train up to a mark here."""
+        own = self.of(job.architecture, job.settings)
+        with one_thread():
+            self.advance(own, job, self.run.storage, self._add)
+
+    def advance(
+        self,
+        own: Sequence[TrainingRow],
+        job: Job,
+        recorder: Recorder,
+        add: Callable[[TrainingRow], None],
+        watch: Callable[[int], None] = lambda _: None,
+    ) -> None:
+        """Train up to a mark, write the student as it is there, and record this mark and those before it.
+
+        Args:
+            own: the rows of the training so far.
+            job: the training.
+            recorder: of metrics.
+            add: records a row; returns when it is on the disk.
+            watch: called with the number of steps after each.
+        """
+        architecture, settings = job.architecture, job.settings
+        end = _mark(job)
+        training, data = self.training(architecture, settings), self.run.data
         network, begun = _network(training), own[-1]
         state = self._state(begun.name)
         state.parent.mkdir(exist_ok=True)
@@ -160,19 +257,19 @@ class Trainings:
         measure = lambda: {"accuracy": accuracy(network, data.search, data)}  # noqa: E731
 
         def record(step: int) -> None:
+            watch(step)
             if step in missing:
                 seconds = round(begun.seconds + time.perf_counter() - began, 3)
-                self._add(dataclasses.replace(begun, step=step, seconds=seconds, **measure()))
+                add(dataclasses.replace(begun, step=step, seconds=seconds, **measure()))
 
         try:
-            seconds = train_with_checkpoints(training, begun.name, state, storage, measure, record, until=end)
+            seconds = train_with_checkpoints(training, begun.name, state, recorder, measure, record, until=end)
         except FloatingPointError as error:
             row = dataclasses.replace(begun, step=training.index, accuracy=None, problem=str(error))
         else:
             row = dataclasses.replace(begun, step=end, seconds=seconds, **measure())
             self._write(self.folder(row), training, architecture, settings, row, deploy=False)
-        self._add(row)
-        return row
+        add(row)
 
     def _write(
         self,
@@ -210,6 +307,39 @@ class Trainings:
     def _add(self, row: TrainingRow) -> None:
         self.run.storage.add(TRAININGS, [dataclasses.asdict(row)])
         self.rows.append(row)
+
+
+def answer(run: Run, request: Mapping[str, Any], wire: Wire) -> dict[str, Any]:
+    """What a worker does with a request of `Trainings`."""
+    architecture, settings = run.space.parse(request["code"]), structure(request["settings"], Retrain)
+    rows = [TrainingRow(**row) for row in request["rows"]]
+    Trainings(run).advance(
+        rows,
+        Job("", architecture, settings, request["step"]),
+        wire,
+        lambda row: wire.ask(row=dataclasses.asdict(row)),
+        lambda step: wire.step(request["name"], step),
+    )
+    return {}
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Inside, torch computes on one thread of the CPU."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _mark(job: Job) -> int:
+    return job.step or job.settings.recipe.steps
+
+
+def _key(job: Job) -> tuple[Architecture, str]:
+    return job.architecture, _digest(job.settings)
 
 
 def _network(training: Training) -> Network:

@@ -17,7 +17,9 @@ from kdnas.tables import unstructure
 say = logging.getLogger(__name__).info
 
 
-def chain(experiment: Experiment, folder: Path, *, deploy: bool = True, size_chosen: bool = False) -> Run:
+def chain(
+    experiment: Experiment, folder: Path, *, deploy: bool = True, size_chosen: bool = False, workers: int | None = None
+) -> Run:
     """Teacher, supernet, ranking, export of place 1, training of the finalists and their controls, report.
 
     Finished phases are skipped, so that the same call resumes. After each phase the command for the next one is logged.
@@ -27,6 +29,7 @@ def chain(experiment: Experiment, folder: Path, *, deploy: bool = True, size_cho
         folder: the run folder.
         deploy: whether to write and compare every form of the student.
         size_chosen: whether a person decided the size of the student's images.
+        workers: number of trainings of finalists and controls side by side; by default see `default_workers`.
     """
     run = train(experiment, folder, size_chosen=size_chosen)
     say(f"next: kdnas search {folder}")
@@ -41,7 +44,7 @@ def chain(experiment: Experiment, folder: Path, *, deploy: bool = True, size_cho
         run.storage.finish("export", **export(run, deploy=False))
     say(f"next: kdnas finals {folder}")
     if run.storage.phase("student") is None:
-        finals(run, experiment.finals, experiment.retrain, deploy=deploy)
+        finals(run, experiment.finals, experiment.retrain, deploy=deploy, workers=workers)
     say(f"next: kdnas report {folder}")
     write_report(run.folder)
     return run

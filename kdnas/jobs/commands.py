@@ -151,6 +151,7 @@ def run(
     max_time: Seconds = Search.max_time,
     finalists: Count = Finals.finalists,
     controls: bool = False,
+    workers: Count | None = None,
     deploy: bool = True,
     insist: bool = False,
     trust: bool = False,
@@ -193,6 +194,8 @@ def run(
             part is the student.
         controls: train all controls too: as many random networks, the largest within the budget, and place 1 for the
             whole cost; without --space all controls are trained in any case.
+        workers: number of trainings side by side, each on one thread or one device; by default one per device, or per
+            core on a CPU. No result depends on it.
         deploy: whether to write the student as Python code and ONNX too, and compare all forms.
         insist: train although the teacher or the size of the images speaks against it.
         trust: run code that files name, though it is none of kdnas's algorithms.
@@ -214,7 +217,7 @@ def run(
 
     settings = _run_settings(options)
     if isinstance(settings, Experiment):
-        return chain(settings, Path(out), deploy=deploy, size_chosen=size is not None)
+        return chain(settings, Path(out), deploy=deploy, size_chosen=size is not None, workers=workers)
     from kdnas.jobs._run import Run
 
     cut(settings, Path(out), deploy=deploy)
@@ -229,7 +232,7 @@ def _run_settings(options: dict[str, Any]) -> Experiment | Prune:
 
     arguments = types.SimpleNamespace(**options)
     if arguments.experiment is not None:
-        _refuse_options(run, options, "deploy")
+        _refuse_options(run, options, "deploy", "workers")
         return as_experiment(arguments.experiment)
     if arguments.data is None or (arguments.space is None and not arguments.budget):
         name = "--data" if arguments.data is None else "--budget (or --space)"
@@ -541,6 +544,7 @@ def search(
     trainings: Index | None = None,
     results: str | Path | None = None,
     quality: bool = True,
+    workers: Count | None = None,
     teacher: str | Spec | nn.Module | None = None,
     data: str | Spec | Data | Dataset[Any] | None = None,
     trust: bool = False,
@@ -566,6 +570,8 @@ def search(
         results: a CSV file of accuracies of trained networks, with codes in the column arch, or in the first one, and
             accuracies in the column accuracy; they are stored in the run and count as trainings.
         quality: measure first how long trainings must be for their order to say something.
+        workers: number of trainings side by side, each on one thread or one device; by default one per device, or per
+            core on a CPU. No result depends on it.
         teacher: the run's own teacher, where it was in memory or lies elsewhere now; see `kdnas run --help`.
         data: the run's own data, likewise.
         trust: run code that files name, though it is none of kdnas's algorithms.
@@ -597,11 +603,12 @@ def search(
         initial=initial,
     )
     if trainings is None and results is None:
-        if not quality:
-            raise ValueError("`quality` is of trainings, got it without --trainings. Add them, or drop it.")
+        for name, is_set in {"quality": not quality, "workers": workers is not None}.items():
+            if is_set:
+                raise ValueError(f"`{name}` is of trainings, got it without --trainings. Add them, or drop it.")
         return Ranking(job.search(opened, settings))
     path = None if results is None else Path(results)
-    return Ranking(predict(opened, settings, trainings or 0, results=path, quality=quality))
+    return Ranking(predict(opened, settings, trainings or 0, results=path, quality=quality, workers=workers))
 
 
 @_computes
@@ -613,6 +620,7 @@ def finals(
     controls: bool = False,
     seeds: Count | None = None,
     max_time: Seconds | None = None,
+    workers: Count | None = None,
     deploy: bool = True,
     teacher: str | Spec | nn.Module | None = None,
     data: str | Spec | Data | Dataset[Any] | None = None,
@@ -634,6 +642,8 @@ def finals(
             whole cost; by default the run's, which are at least the student without a teacher.
         seeds: number of seeds with which the student and each control are trained; by default the run's, 1.
         max_time: time of the finalists' trainings, in seconds or such as 2h; there are fewer where it is too short.
+        workers: number of trainings side by side, each on one thread or one device; by default one per device, or per
+            core on a CPU. No result depends on it.
         deploy: whether to write the student as Python code and ONNX too, and compare all forms.
         teacher: the run's own teacher, where it was in memory or lies elsewhere now; see `kdnas run --help`.
         data: the run's own data, likewise.
@@ -659,7 +669,7 @@ def finals(
     settings = finals_settings(opened.experiment.finals, controls=controls, **changes)
     retrain = opened.experiment.retrain
     retrain = dataclasses.replace(retrain, recipe=with_overrides(retrain.recipe, recipe))
-    result = job.finals(opened, settings, retrain, deploy=deploy)
+    result = job.finals(opened, settings, retrain, deploy=deploy, workers=workers)
     write_report(opened.folder)
     return result
 

@@ -18,7 +18,7 @@ from kdnas.jobs._contestants import LEAST_STEPS, RETRAIN_SHARE, Plan, Task, cont
 from kdnas.jobs._preflight import preflight
 from kdnas.jobs._run import build_teacher
 from kdnas.jobs.chain import say
-from kdnas.jobs.fit import fit_teacher
+from kdnas.jobs.fit import fit_teacher, teacher_result
 from kdnas.network import Network
 from kdnas.randomness import python_rng
 from kdnas.report.comparison import best_first, read_comparison, verdict, write_comparison
@@ -90,6 +90,7 @@ def compare(settings: Compare, folder: Path) -> dict[str, Any]:
     comparison.measure_steps(task)
     comparison.plan_retraining(task, check)
     comparison.run_systems(task)
+    comparison.measure_teacher(task)
     write_comparison(comparison.folder)
     return dataclasses.asdict(comparison.state)
 
@@ -146,10 +147,13 @@ class _Comparison:
             self.save()
         fit = structure(self.state.teacher_job["teacher"], FitTeacher)
         storage = RunFolder.create(self.folder / "teacher", self.state.teacher_job, fit.recipe.seed)
-        teacher = fit_teacher(fit, self.data, storage)
-        self.state.teacher = storage.require("teacher", "kdnas compare")
-        self.save()
-        return teacher
+        return fit_teacher(fit, self.data, storage)
+
+    def measure_teacher(self, task: Task) -> None:
+        """The row of a teacher that was fitted here, once every system has chosen its student."""
+        if self.state.teacher_job is not None and self.state.teacher is None:
+            self.state.teacher = teacher_result(RunFolder(self.folder / "teacher"), task.teacher, self.data)
+            self.save()
 
     def measure_steps(self, task: Task) -> None:
         """Time a training step of every system, or leave it out."""

@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple, TypedDict, final
 
@@ -15,10 +15,12 @@ from kdnas.architecture import Architecture
 from kdnas.costs.check import BudgetCheck, largest_within
 from kdnas.costs.count import cost
 from kdnas.distillers.from_labels import FromLabels
-from kdnas.evaluation import final_accuracies, row_of, student_hits, teacher_row
+from kdnas.evaluation import final_accuracies, row_of, student_hits
 from kdnas.jobs._preflight import duration
 from kdnas.jobs._run import Run
-from kdnas.jobs._trainings import TrainingRow, Trainings, marks, with_length
+from kdnas.jobs._trainings import Job, TrainingRow, Trainings, marks, with_length
+from kdnas.jobs._workers import Workers, check_workers
+from kdnas.jobs.fit import teacher_result
 from kdnas.jobs.search import latency_table
 from kdnas.randomness import python_rng
 from kdnas.ranking.early_stopping import survivors
@@ -29,7 +31,7 @@ from kdnas.runs.folder import HITS, STUDENTS, WEIGHTS
 from kdnas.searchers.random_search import RandomSearch
 from kdnas.settings import SHARES, Control, Finals, Retrain, Search, contest_cost
 from kdnas.settings import rungs as compared
-from kdnas.specs import spec
+from kdnas.specs import Spec, spec
 from kdnas.statistics import Array, compare_accuracy
 from kdnas.tables import structure
 
@@ -88,7 +90,9 @@ CLAIMS = (LOST, *(claim.name for claim in _CLAIMS.values()))
 """The names of the claims about a student, in the order in which they are printed."""
 
 
-def finals(run: Run, settings: Finals, retrain: Retrain, *, deploy: bool = True) -> dict[str, Any]:
+def finals(
+    run: Run, settings: Finals, retrain: Retrain, *, deploy: bool = True, workers: int | None = None
+) -> dict[str, Any]:
     """Train the best of the last ranking, choose the student on the search part, and compare it with its controls.
 
     The finalists are trained to their first mark (half of the steps, or a quarter where there are four or more), the
@@ -102,6 +106,7 @@ def finals(run: Run, settings: Finals, retrain: Retrain, *, deploy: bool = True)
         settings: number of finalists, controls, pruner, seeds and time.
         retrain: distiller, recipe and initial weights of every training.
         deploy: whether to write and compare every form of `students/student`.
+        workers: number of trainings side by side; by default see `default_workers`. No result depends on it.
 
     Returns:
         Folder, code, params, MACs and seconds of the student, its accuracy on the search part and on the test part (a
@@ -113,21 +118,26 @@ def finals(run: Run, settings: Finals, retrain: Retrain, *, deploy: bool = True)
     Reference: Jamieson and Talwalkar, Non-stochastic Best Arm Identification and Hyperparameter Optimization, AISTATS
         2016, successive halving; each stopping is Optuna's, judged beside all that reached the same mark.
     """
-    job = _Finals(run, settings, retrain, Trainings(run))
+    with Workers(run, check_workers(run, workers)) as processes:
+        return _held(_Finals(run, settings, retrain, Trainings(run, processes)), deploy=deploy)
+
+
+def _held(job: "_Finals", *, deploy: bool) -> dict[str, Any]:
+    run, retrain, storage = job.run, job.retrain, job.run.storage
     ranking = run.ranking()
-    places = finalists(ranking, settings.finalists, settings.distance)
+    places = finalists(ranking, job.settings.finalists, job.settings.distance)
     job.announce(places)
-    contest = job.hold("finalist", [entry.architecture for entry in places], job.affordable)
+    contests = job.contests([entry.architecture for entry in places])
+    contest = contests["finalist"]
     rows = [
         {"place": 1 + ranking.index(entry), "score": entry.score, **dataclasses.asdict(row)}
         for entry, row in zip(places, contest.rows, strict=False)
     ]
-    storage = run.storage
     storage.finish("finals", search=job.number, winner=contest.best.name, rows=rows)
     say(f"finals: {contest.best.name} is the best of {len(contest.rows)} on the search part; next: its controls")
     student = _Network("student", contest.architecture, retrain, "finalist")
-    networks = [student, *job.controls(contest)]
-    trained = {network.name: job.seeds(network) for network in networks}
+    networks = [student, *job.controls(contest, contests.get("random"))]
+    trained = job.seeds(networks)
     results = job.measure(networks, trained)
     folder = storage.path(STUDENTS, "student")
     test_accuracy = results["student"]["accuracy"]
@@ -149,24 +159,62 @@ def finals(run: Run, settings: Finals, retrain: Retrain, *, deploy: bool = True)
 
 
 @final
-@dataclass(frozen=True)
+@dataclass
 class _Contest:
-    """Networks trained under a pruner.
+    """Networks trained from mark to mark; a pruner stops some at each.
 
     Attributes:
-        architectures: those that took part.
-        rows: the last row of each.
-        steps: of all trainings together.
+        role: what their students are named after.
+        architectures: those that take part, best first.
+        rungs: the numbers of steps at which they are compared.
+        curves: of each, the rows at these so far.
+        alive: indices of those that go on.
     """
 
+    role: str
     architectures: Sequence[Architecture]
-    rows: Sequence[TrainingRow]
+    rungs: Sequence[int]
+    curves: list[list[TrainingRow]] = field(init=False)
+    alive: list[int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.curves = [[] for _ in self.architectures]
+        self.alive = list(range(len(self.architectures)))
+
+    def jobs(self, rung: int, settings: Retrain) -> list[Job]:
+        """The trainings up to a mark of those that go on; none where they are not compared at it."""
+        alive = self.alive if rung in self.rungs else []
+        return [Job(self.role, self.architectures[index], settings, rung) for index in alive]
+
+    def compare(self, rows: Sequence[TrainingRow], pruner: Spec) -> None:
+        """Take the rows of `jobs`, and stop some networks.
+
+        Raises:
+            ValueError: none could be trained.
+        """
+        for index, row in zip(self.alive, rows, strict=True):
+            self.curves[index].append(row)
+        self.alive = [index for index in self.alive if not self.curves[index][-1].problem]
+        if not self.alive:
+            name = "random network" if self.role == "random" else self.role
+            raise ValueError(f"no {name} could be trained: {self.curves[0][-1].problem}")
+        if rows[0].step < self.rungs[-1]:
+            values = [[row.accuracy for row in curve if row.accuracy is not None] for curve in self.curves]
+            others = [values[index] for index in range(len(values)) if index not in self.alive and values[index]]
+            kept = survivors(pruner, self.rungs, [values[index] for index in self.alive] + others)
+            self.alive = [self.alive[index] for index in kept]
+
+    @property
+    def rows(self) -> list[TrainingRow]:
+        """The last row of each."""
+        return [curve[-1] for curve in self.curves]
 
     @property
     def index(self) -> int:
         """That of the best network that was trained whole; of equal ones the first."""
-        whole = [i for i, row in enumerate(self.rows) if row.step == row.steps and row.accuracy is not None]
-        return max(whole, key=lambda i: self.rows[i].accuracy or 0.0)
+        rows = self.rows
+        whole = [i for i, row in enumerate(rows) if row.step == row.steps and row.accuracy is not None]
+        return max(whole, key=lambda i: rows[i].accuracy or 0.0)
 
     @property
     def best(self) -> TrainingRow:
@@ -178,6 +226,7 @@ class _Contest:
 
     @property
     def steps(self) -> int:
+        """Of all trainings together."""
         return sum(row.step for row in self.rows)
 
 
@@ -209,6 +258,11 @@ class _Finals:
     retrain: Retrain
     trainings: Trainings
 
+    @property
+    def workers(self) -> int:
+        """Number of trainings side by side."""
+        return 1 if self.trainings.workers is None else self.trainings.workers.count
+
     @cached_property
     def number(self) -> int:
         """That of the search."""
@@ -227,41 +281,30 @@ class _Finals:
         each = self.trainings.seconds_of(places[0].architecture, self.retrain)
         apart = "" if len(places) == self.settings.finalists else f" (no more are apart in {run.folder})"
         whole, controls = dataclasses.replace(self.settings, finalists=len(places)).trainings
+        side = f", one after another; {self.workers} go side by side" if self.workers > 1 else ""
         say(
             f"finals: {len(places)} finalists{apart} cost {whole:.1f} trainings of {steps:,} steps, roughly "
-            f"{duration(each * whole)}; seeds and controls {controls:.1f}, roughly {duration(each * controls)}"
+            f"{duration(each * whole)}; seeds and controls {controls:.1f}, roughly {duration(each * controls)}{side}"
         )
 
-    def hold(
-        self,
-        role: str,
-        architectures: Sequence[Architecture],
-        affordable: Callable[[int, TrainingRow], int] = lambda count, _: count,
-    ) -> _Contest:
-        """Train networks from mark to mark; the pruner stops some at each.
-
-        Args:
-            role: what their students are named after.
-            architectures: best first.
-            affordable: how many of so many there is time for, from the first row.
-        """
-        rungs = marks(self.retrain.recipe.steps)[-compared(len(architectures)) :]
-        train = lambda architecture, rung: self.trainings.train(role, architecture, self.retrain, rung)  # noqa: E731
-        architectures = architectures[: affordable(len(architectures), train(architectures[0], rungs[0]))]
-        curves: list[list[TrainingRow]] = [[] for _ in architectures]
-        alive = list(range(len(architectures)))
-        for rung in rungs:
-            for index in alive:
-                curves[index].append(train(architectures[index], rung))
-            alive = [index for index in alive if not curves[index][-1].problem]
-            if not alive:
-                raise ValueError(f"no finalist could be trained: {curves[0][-1].problem}")
-            if rung < rungs[-1]:
-                values = [[row.accuracy for row in curve if row.accuracy is not None] for curve in curves]
-                others = [values[index] for index in range(len(curves)) if index not in alive and values[index]]
-                kept = survivors(self.settings.pruner, rungs, [values[index] for index in alive] + others)
-                alive = [alive[index] for index in kept]
-        return _Contest(architectures, [curve[-1] for curve in curves])
+    def contests(self, architectures: Sequence[Architecture]) -> dict[str, _Contest]:
+        """Train the finalists, and as many random networks where there is that control, side by side."""
+        steps = marks(self.retrain.recipe.steps)
+        if self.settings.max_time <= _LIMITED:
+            rung = steps[-compared(len(architectures))]
+            first = self.trainings.train("finalist", architectures[0], self.retrain, rung)
+            architectures = architectures[: self.affordable(len(architectures), first)]
+        entrants = {"finalist": architectures}
+        if "random" in self.settings.controls and (drawn := self._random(len(architectures))):
+            entrants["random"] = drawn
+        contests = {role: _Contest(role, own, steps[-compared(len(own)) :]) for role, own in entrants.items()}
+        for rung in steps:
+            jobs = {role: contest.jobs(rung, self.retrain) for role, contest in contests.items()}
+            rows = iter(self.trainings.train_all([job for listed in jobs.values() for job in listed]))
+            for role, listed in jobs.items():
+                if listed:
+                    contests[role].compare([next(rows) for _ in listed], self.settings.pruner)
+        return contests
 
     def affordable(self, count: int, first: TrainingRow) -> int:
         """How many finalists there is time for, from the seconds of the first one's first steps."""
@@ -269,23 +312,29 @@ class _Finals:
         if limit > _LIMITED or first.problem:
             return count
         each = first.seconds / first.step * first.steps
+        shares = SHARES[-compared(count) :]
         if each > limit:
             raise ValueError(
                 f"`max_time` must be at least {each:.0f} s, the time of one training, got {limit:g} s. Raise it, or "
                 "lower --steps."
             )
-        shares = SHARES[-compared(count) :]
-        fitting = max(n for n in range(1, count + 1) if n == 1 or each * contest_cost(n, shares) <= limit)
+        cost_of = lambda n: max(1.0, contest_cost(n, shares) / min(n, self.workers))  # noqa: E731
+        fitting = max(n for n in range(1, count + 1) if n == 1 or each * cost_of(n) <= limit)
         if fitting < count:
             say(f"finals: {limit:g} s are enough for {fitting} of {count} finalists, each of {each:.0f} s when whole")
         return fitting
 
-    def controls(self, contest: _Contest) -> Iterator[_Network]:
-        """The networks of the controls that the settings name, as far as there are any."""
+    def controls(self, contest: _Contest, drawn: _Contest | None) -> Iterator[_Network]:
+        """The networks of the controls that the settings name, as far as there are any.
+
+        Args:
+            contest: the finalists'.
+            drawn: that of as many random networks.
+        """
         best, first, steps = contest.architecture, contest.architectures[0], self.retrain.recipe.steps
         others: dict[Control, Callable[[], tuple[Architecture | None, Retrain]]] = {
             "labels": lambda: (best, dataclasses.replace(self.retrain, distiller=spec(FromLabels))),
-            "random": lambda: (self._best_random(len(contest.rows)), self.retrain),
+            "random": lambda: (drawn and drawn.architecture, self.retrain),
             "largest": lambda: (largest_within(self.budget, self._largest_entry()), self.retrain),
             "longer": lambda: (first if contest.steps > steps else None, with_length(self.retrain, contest.steps)),
             "contrast": lambda: (self._contrast(), self.retrain),
@@ -296,42 +345,55 @@ class _Finals:
                 role = "control" if name == "labels" else name
                 yield _Network(_CLAIMS[name].row, architecture, settings, role)
 
-    def _best_random(self, count: int) -> Architecture | None:
-        """The best of as many random networks within the budget, trained as the finalists; None where none was drawn.
+    def _random(self, count: int) -> list[Architecture]:
+        """As many random networks within the budget; fewer where there are no more.
 
         They are the first of the search's own random search, or else new draws.
         """
-        entries = [e.architecture for e in self.run.storage.ranking(self.number) if e.searcher == RANDOM]
+        entries = [e.architecture for e in self._searched if e.searcher == RANDOM]
         if len(entries) < count:
             rng = python_rng(self.retrain.recipe.seed, "random finalists")
             entries = list(RandomSearch(space=self.run.space, admits=self.budget.admits, rng=rng).ask(count))
-        return self.hold("random", entries[:count]).architecture if entries else None
+        return entries[:count]
+
+    @cached_property
+    def _searched(self) -> list[Entry]:
+        """What was scored, controls included; of a ranking by trainings that of the search that it predicts."""
+        number = self.run.storage.manifest["searches"][self.number - 1].get("of", self.number)
+        return self.run.storage.ranking(number)
 
     def _largest_entry(self) -> Architecture:
-        entries = [e for e in self.run.storage.ranking(self.number) if self.budget.admits(e.architecture)]
+        entries = [e for e in self._searched if self.budget.admits(e.architecture)]
         return max(entries or [self.run.ranking()[0]], key=lambda entry: entry.macs).architecture
 
     def _contrast(self) -> Architecture | None:
-        entries = ranked([e for e in self.run.storage.ranking(self.number) if e.searcher == CONTRAST])
+        entries = ranked([e for e in self._searched if e.searcher == CONTRAST])
         return entries[0].architecture if entries else None
 
-    def seeds(self, network: _Network) -> list[TrainingRow]:
-        """The whole trainings of a network, one per seed."""
-        rows: list[TrainingRow] = []
+    def seeds(self, networks: Sequence[_Network]) -> dict[str, list[TrainingRow]]:
+        """The whole trainings of every network by its name, one per seed.
+
+        Raises:
+            ValueError: one ended early.
+        """
+        trained: dict[str, list[TrainingRow]] = {network.name: [] for network in networks}
         for offset in range(self.settings.seeds):
-            settings = with_length(network.settings, network.settings.recipe.steps, offset)
-            role = f"{rows[0].name}-seed" if rows else network.role
-            row = self.trainings.train(role, network.architecture, settings)
-            if row.problem:
-                raise ValueError(f"the training {row.name} failed: {row.problem}")
-            rows.append(row)
-        return rows
+            jobs = []
+            for network in networks:
+                first = trained[network.name]
+                role = f"{first[0].name}-seed" if first else network.role
+                settings = with_length(network.settings, network.settings.recipe.steps, offset)
+                jobs.append(Job(role, network.architecture, settings))
+            for network, row in zip(networks, self.trainings.train_all(jobs), strict=True):
+                if row.problem:
+                    raise ValueError(f"the training {row.name} failed: {row.problem}")
+                trained[network.name].append(row)
+        return trained
 
     def measure(self, networks: Sequence[_Network], trained: dict[str, list[TrainingRow]]) -> dict[str, dict[str, Any]]:
         """Read the test part, after the choice, and record the closing table and the claims."""
         run, storage = self.run, self.run.storage
-        teacher = next((row for row in storage.results()["rows"] if row["name"] == "teacher"), None)
-        rows = [teacher or {"name": "teacher", **teacher_row(run.teacher, run.data)}]
+        rows = [teacher_result(storage, run.teacher, run.data)]
         hits: dict[str, Array] = {}
         for network in networks:
             if network.name != "student" and trained[network.name] == trained["student"]:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from kdnas.data.base import Data, prepare
 from kdnas.distillers.base import Batch, Distiller, Step
-from kdnas.evaluation import accuracy, correct, final_accuracies, teacher_hits, teacher_row
+from kdnas.evaluation import accuracy, teacher_accuracy, teacher_row
 from kdnas.jobs._preflight import judge_fitted, preflight
 from kdnas.jobs._run import build_teacher, fitted_spec, insisting, record_data
 from kdnas.network import Network, default_device
@@ -26,6 +26,7 @@ from kdnas.specs import Spec, spec
 from kdnas.students.card import FINGERPRINT, Card
 from kdnas.students.folder import write_student
 from kdnas.tables import unstructure
+from kdnas.teachers.base import Teacher
 from kdnas.teachers.fitted import fitted_teacher
 from kdnas.teachers.stages import logits_of, run
 from kdnas.teachers.zoo import load_weights, student_teacher, write_zoo_teacher, zoo_network
@@ -34,6 +35,7 @@ from kdnas.training.loop import Training
 
 _log = logging.getLogger(__name__)
 _FEW_STEPS = 10
+_COSTS = ("params", "macs", "seconds")
 
 
 def fit_teacher(settings: FitTeacher, data: Data, storage: RunFolder) -> Spec:
@@ -42,7 +44,7 @@ def fit_teacher(settings: FitTeacher, data: Data, storage: RunFolder) -> Spec:
     Args:
         settings: size, number and training of the teachers.
         data: what they are trained on.
-        storage: the run; its phase `teacher` and its row `teacher` of the closing table are recorded.
+        storage: the run; its phase `teacher` is recorded, without an accuracy on the test part: see `teacher_result`.
 
     Raises:
         ValueError: the trained teacher's accuracy on the search part is near chance, unless inside of
@@ -55,9 +57,8 @@ def fit_teacher(settings: FitTeacher, data: Data, storage: RunFolder) -> Spec:
             rows.append(storage.phase(phase) or _fit_member(settings, data, storage, phase, member))
         if settings.members > 1:
             ensemble = build_teacher(fitted_spec(settings, storage), data).to(default_device())
-            sums = {name: sum(row[name] for row in rows) for name in ("params", "macs", "seconds")}
-            storage.finish("teacher", **final_accuracies(teacher_hits(ensemble, data.test), data), **sums)
-        storage.record_result({"name": "teacher", **storage.require("teacher", "kdnas train")})
+            sums = {name: sum(row[name] for row in rows) for name in _COSTS}
+            storage.finish("teacher", search_accuracy=teacher_accuracy(ensemble, data.search), **sums)
     # What a kill left between the last line of a finished teacher and the end of its draft.
     for draft in (*storage.folder.glob("teacher*.draft.safetensors"), *storage.folder.glob(".teacher*.draft")):
         draft.unlink(missing_ok=True)
@@ -84,10 +85,10 @@ def _fit_member(settings: FitTeacher, data: Data, storage: RunFolder, phase: str
 
     watch = lambda: {"accuracy": accuracy(network, data.search, data)}  # noqa: E731
     seconds = train_with_checkpoints(training, phase, checkpoint, storage, watch, keep_snapshot)
-    accuracies = final_accuracies(correct(network, data.test, data), data)
+    facts = {"search_accuracy": accuracy(network, data.search, data), **card.cost._asdict()}
     folder = storage.path(TEACHER) if member == settings.members else storage.path(MEMBERS, str(member))
     write_student(folder, network.cpu(), card, deploy=False)
-    storage.finish(phase, seconds=seconds, **accuracies, params=card.cost.params, macs=card.cost.macs)
+    storage.finish(phase, seconds=seconds, **facts)
     checkpoint.unlink(missing_ok=True)
     return storage.require(phase, "kdnas train")
 
@@ -98,6 +99,23 @@ def member_training(settings: FitTeacher, data: Data, member: int = 1) -> Traini
     blueprint = fitted_teacher(data.image, data.classes, settings.blocks, settings.width)
     network = initialised(lambda: Network(blueprint), recipe.seed)
     return Training(network, _Labels(), data, None, recipe, default_device())
+
+
+def teacher_result(storage: RunFolder, teacher: Teacher, data: Data) -> dict[str, Any]:
+    """The teacher's row of the closing table: that of before, or measured on the test part now.
+
+    Whoever chooses by anything calls it after the choice.
+
+    Args:
+        storage: the run; costs and seconds of a teacher that was fitted in it are those of its training.
+        teacher: the teacher.
+        data: the data.
+    """
+    row = next((row for row in storage.results()["rows"] if row["name"] == "teacher"), None)
+    if row is not None:
+        return dict(row)
+    own = storage.phase("teacher") or {}
+    return {"name": "teacher", **teacher_row(teacher, data), **{name: own[name] for name in _COSTS if name in own}}
 
 
 def fit(settings: Fit, folder: Path) -> dict[str, Any]:
@@ -118,10 +136,18 @@ def fit(settings: Fit, folder: Path) -> dict[str, Any]:
     record_data(storage, data)
     if settings.network == "resnet":
         with insisting(True):  # whoever asked for the teacher alone gets it, with its accuracy
-            fit_teacher(settings.teacher, data, storage)
+            source = fit_teacher(settings.teacher, data, storage)
+        if "accuracy" not in storage.require("teacher", "kdnas fit"):
+            row = teacher_result(storage, build_teacher(source, data), data)
+            storage.record_result(row)
+            storage.finish("teacher", **storage.require("teacher", "kdnas fit"), **_accuracies(row))
     elif storage.phase("teacher") is None:
         _fine_tune(settings, data, storage)
     return {"teacher": str(folder), **storage.require("teacher", "kdnas fit")}
+
+
+def _accuracies(row: Mapping[str, Any]) -> dict[str, float]:
+    return {name: row[name] for name in ("accuracy", "balanced_accuracy") if name in row}
 
 
 class _Classifier(nn.Module):

@@ -15,7 +15,8 @@ from kdnas.architecture import Architecture
 from kdnas.jobs._lengths import LENGTHS, ROLE, SEEDS, Length, shortest_length
 from kdnas.jobs._preflight import duration
 from kdnas.jobs._run import Run
-from kdnas.jobs._trainings import Trainings, with_length
+from kdnas.jobs._trainings import Job, Trainings, with_length
+from kdnas.jobs._workers import Workers, check_workers
 from kdnas.jobs.search import search
 from kdnas.ranking.order import finalists, ranked
 from kdnas.ranking.quality import read_table
@@ -36,6 +37,7 @@ say = logging.getLogger(__name__).info
 TRAININGS = "trainings"
 """The control of a search that says what its trainings showed; and the scorer of entries that are predicted."""
 
+_BATCH = 4  # trainings chosen at once, however many go side by side
 _FIRST = 5  # the first trainings are those of the best networks by score, kept apart
 _LEAST = 3  # results below which nothing can be fitted
 
@@ -71,15 +73,22 @@ class ImportedRow:
 
 
 def predict(
-    run: Run, settings: Search, count: int = 0, *, results: Path | None = None, quality: bool = True
+    run: Run,
+    settings: Search,
+    count: int = 0,
+    *,
+    results: Path | None = None,
+    quality: bool = True,
+    workers: int | None = None,
 ) -> list[Entry]:
     """Rank a search's networks by trainings; appends a search of predicted accuracies, and returns it, best first.
 
     The search itself is that of `settings`: the run's last one where it has the same, else a new one. Networks are
     trained as `kdnas retrain` trains a student, with the run's settings and the length that `shortest_length` chooses:
-    first the best by score that differ in their choices, then those of largest expected improvement over the best
-    predicted accuracy, until there are as many results as asked for, or one more is expected to gain less than the
-    noise of a training, where that was measured. Results of earlier searches and imported ones count. Each entry's
+    first the best by score that differ in their choices, then, four at a time, those of largest expected improvement
+    over the best predicted accuracy (the later ones of four as if the earlier had what is predicted of them), until
+    there are as many results as asked for, or one more is expected to gain less than the noise of a training, where
+    that was measured. Results of earlier searches and imported ones count. Each entry's
     score is its predicted accuracy, with the ends of its 90 % interval (`low`, `high`) and the score before (`score`)
     among its parts.
 
@@ -92,6 +101,7 @@ def predict(
         results: a CSV file of accuracies, with codes in the column `arch` (or the first one) and accuracies, in [0, 1]
             or percent, in `accuracy` (or `mean_acc`); its rows are stored in the run.
         quality: whether to measure first how long trainings must be; else they are as long as a student's.
+        workers: number of trainings side by side; by default see `default_workers`. No result depends on it.
 
     Raises:
         ValueError: as `search`; the file is no such table; or there are fewer than 3 results or networks.
@@ -99,7 +109,11 @@ def predict(
     if results is not None:
         _import(run, results)
     number = _searched(run, settings)
-    job = _Predictions(run, number, Trainings(run))
+    with Workers(run, check_workers(run, workers)) as processes:
+        return _ranked_by(_Predictions(run, number, Trainings(run, processes)), count, quality=quality)
+
+
+def _ranked_by(job: "_Predictions", count: int, *, quality: bool) -> list[Entry]:
     known = len({result.architecture for result in job.results(job.known_length)})
     length = job.known_length if known >= max(count, _LEAST) else job.length(count, quality=quality)
     if length is None:
@@ -208,35 +222,54 @@ class _Predictions:
         while True:
             results = self.results(length)
             trained = {result.architecture for result in results}
-            if len(trained) >= count:
+            missing = count - len(trained)
+            if missing <= 0:
                 return f"there are {len(trained)} trained networks"
-            candidates = [e for e in self.entries if e.architecture not in trained | attempted]
+            candidates = [e.architecture for e in self.entries if e.architecture not in trained | attempted]
             if not candidates:
                 return "every network of the search is trained"
-            if len(trained) < min(_FIRST, count) or len(results) < _LEAST:
-                apart = [e for e in finalists(self.entries, _FIRST) if e in candidates]
-                chosen = [*apart, *candidates][0]
+            first = min(_FIRST, count) - len(trained)
+            if first > 0 or len(results) < _LEAST:
+                apart = [e.architecture for e in finalists(self.entries, _FIRST) if e.architecture in candidates]
+                chosen = list(dict.fromkeys([*apart, *candidates]))[: max(1, first)]
             else:
-                chosen, gain = self._next(candidates, results)
-                if length.noise is not None and gain < length.noise:
+                chosen = self._next(candidates, results, min(_BATCH, missing), length.noise or 0.0)
+                if not chosen:
                     return (
-                        f"one more training is expected to gain less than the noise of {100 * length.noise:.2f} points"
+                        f"one more training is expected to gain less than the noise of {100 * (length.noise or 0):.2f} "
+                        "points"
                     )
             if not announced:
-                each, missing = self.trainings.seconds_of(chosen.architecture, settings), count - len(trained)
+                each = self.trainings.seconds_of(chosen[0], settings)
                 say(f"trainings: up to {missing} of {length.steps:,} steps, roughly {duration(each * missing)}")
                 announced = True
-            attempted.add(chosen.architecture)
-            self.trainings.train(ROLE, chosen.architecture, settings)
+            attempted.update(chosen)
+            self.trainings.train_all([Job(ROLE, architecture, settings) for architecture in chosen])
 
-    def _next(self, candidates: Sequence[Entry], results: Sequence[Result]) -> tuple[Entry, float]:
-        """The candidate of largest expected improvement over the best prediction, and that improvement."""
+    def _next(
+        self, candidates: Sequence[Architecture], results: Sequence[Result], count: int, least: float
+    ) -> list[Architecture]:
+        """Candidates of largest expected improvement over the best prediction, of at least so much.
+
+        Each is chosen as if those before it had what is predicted of them.
+        """
+        chosen: list[Architecture] = []
+        results, candidates = list(results), list(candidates)
+        while candidates and len(chosen) < count:
+            gains, means = self._gains(candidates, results)
+            place = int(np.argmax(gains))
+            if gains[place] < least:
+                break
+            chosen.append(candidates.pop(place))
+            results.append(Result(chosen[-1], float(means[place]), True))
+        return chosen
+
+    def _gains(self, candidates: Sequence[Architecture], results: Sequence[Result]) -> tuple[np.ndarray, np.ndarray]:
+        """Expected improvement of candidates over the best prediction, and their predicted accuracies."""
         predictor = self.fitted(results, falls_back=False)
         best = float(self._predicted(predictor, [e.architecture for e in self.entries], results).mean.max())
-        features, scores = self._known([e.architecture for e in candidates], results)
-        gains = predictor.improvement(features.values, best, scores)
-        place = int(np.argmax(gains))
-        return candidates[place], float(gains[place])
+        features, scores = self._known(candidates, results)
+        return predictor.improvement(features.values, best, scores), predictor.believe(features.values, scores).mean
 
     def fitted(self, results: Sequence[Result], *, falls_back: bool = True) -> Predictor:
         """The predictor of accuracies, fitted to results; see `fit`.
@@ -350,8 +383,8 @@ class _Predictions:
     ) -> dict[str, Any]:
         """What the trainings showed: value, interval and sentence of a control."""
         trained = {result.architecture for result in results}
-        left = [e for e in self.entries if e.architecture not in trained]
-        gain = self._next(left, results)[1] if left else 0.0
+        left = [e.architecture for e in self.entries if e.architecture not in trained]
+        gain = float(self._gains(left, results)[0].max()) if left else 0.0
         sentence = (
             f"{len(trained)} trained networks, {length.steps:,} steps each where trained here: accuracies predicted by "
             f"the others have tau {predictor.tau:.2f} with the measured ones and an error of "

@@ -25,8 +25,8 @@ from kdnas.jobs._preflight import preflight
 from kdnas.jobs._run import build_teacher, record_data
 from kdnas.jobs._source import Source, fed_as, load
 from kdnas.jobs._trials import MIXTURES, Variant, compare, mixture
-from kdnas.jobs.chain import say, teacher_row
-from kdnas.jobs.fit import fit_teacher
+from kdnas.jobs.chain import say
+from kdnas.jobs.fit import fit_teacher, teacher_result
 from kdnas.jobs.retrain import retrain
 from kdnas.network import Network, calibrate, default_device, image_batches
 from kdnas.randomness import initialised, python_rng, torch_rng
@@ -110,11 +110,12 @@ def prune(settings: Prune, folder: Path, *, deploy: bool = True) -> dict[str, An
     """
     storage = RunFolder.create(folder, settings.to_json(), settings.recipe.seed)
     job = _prepare(settings, storage)
-    if all(row["name"] != "teacher" for row in storage.results()["rows"]):
-        storage.record_result({"name": "teacher", **teacher_row(job.teacher, job.data)})
     if storage.phase("removal") is None:
         job.remove()
-    rows = job.train(job.decide(), deploy=deploy)
+    variants = job.decide()
+    if all(row["name"] != "teacher" for row in storage.results()["rows"]):
+        storage.record_result(teacher_result(storage, job.teacher, job.data))
+    rows = job.train(variants, deploy=deploy)
     write_report(storage.folder)
     controls = {name: rows[name] for name in _CONTROLS if name in rows}
     return {"student": str(storage.path(STUDENTS, "student")), **rows["student"], "controls": controls}

@@ -4,11 +4,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self, final
+from typing import Any, Protocol, Self, final
 
 from kdnas.runs.checkpoint import load_state, save_state
 from kdnas.runs.files import Damaged, remove_drafts
-from kdnas.runs.folder import RunFolder
 from kdnas.runs.progress import progress
 from kdnas.training.guard import Guard
 from kdnas.training.loop import Training
@@ -17,11 +16,19 @@ CHECKPOINT_SECONDS = 10.0
 Evaluate = Callable[[], dict[str, float]]
 
 
+class Recorder(Protocol):
+    """Where a training's metrics go: a run's folder, or the process that asked for the training."""
+
+    def metrics(self, phase: str, before: int | None = None) -> Any:
+        """What writes a phase's lines; those at or after step `before` are taken out first."""
+        ...
+
+
 def train_with_checkpoints(
     training: Training,
     phase: str,
     checkpoint: Path,
-    storage: RunFolder | None,
+    storage: Recorder | None,
     evaluate: Evaluate | None = None,
     after_step: Callable[[int], None] | None = None,
     guard: Guard | None = None,

@@ -1,5 +1,6 @@
 """A teacher trained by itself, in a folder that `--teacher` takes."""
 
+import dataclasses
 import json
 
 import pytest
@@ -7,13 +8,16 @@ import torch
 from torchvision import models
 
 from kdnas.cli.commands import main
+from kdnas.data.base import Data
 from kdnas.data.builtin import digits
 from kdnas.evaluation import teacher_accuracy
-from kdnas.jobs._run import build_teacher
-from kdnas.jobs.fit import fit
+from kdnas.jobs._run import build_teacher, insisting
+from kdnas.jobs.fit import fit, fit_teacher, teacher_result
+from kdnas.runs.folder import RunFolder
 from kdnas.settings import Fit, FitTeacher, Recipe
 from kdnas.specs import spec
 from kdnas.teachers.load import load_teacher
+from tests.toy import SealedImages, by_params
 
 RECIPE = Recipe(steps=6, batch_size=32, learning_rate=0.05)
 
@@ -104,3 +108,18 @@ def test_the_command_fits_and_names_the_next_one(tmp_path, capsys, monkeypatch):
     with pytest.raises(SystemExit):
         main(["fit", "--data", "digits", "--network", "timm:nothing@gone.pth", "--out", "u"])
     assert "timm has no 'nothing'" in capsys.readouterr().err or "timm is not installed" in capsys.readouterr().err
+
+
+def test_a_run_s_teacher_is_not_measured_on_test_images_before_a_choice(tmp_path, monkeypatch):
+    monkeypatch.setattr(SealedImages, "run", None)
+    data = by_params().train.data.build(Data)
+    storage = RunFolder.create(tmp_path / "run", {}, 0)
+    with insisting(True):
+        source = fit_teacher(FitTeacher(recipe=Recipe(steps=1, batch_size=8)), data, storage)
+    record = storage.phase("teacher")
+    assert "accuracy" not in record and 0 <= record["search_accuracy"] <= 1 and not storage.results()["rows"]
+    teacher = build_teacher(source, data)
+    with pytest.raises(AssertionError, match="before the choice"):
+        teacher_result(storage, teacher, data)
+    row = teacher_result(storage, teacher, dataclasses.replace(data, test=data.search))
+    assert row["accuracy"] == record["search_accuracy"] and row["seconds"] == record["seconds"] > 0

@@ -15,12 +15,14 @@ from kdnas.jobs import predict as job
 from kdnas.jobs._lengths import LENGTHS, shortest_length
 from kdnas.jobs._run import Run, insisting
 from kdnas.jobs._trainings import TrainingRow, with_length
+from kdnas.jobs.finals import _Finals
 from kdnas.jobs.predict import predict
 from kdnas.jobs.search import search
 from kdnas.jobs.train import train
 from kdnas.ranking.order import difference
 from kdnas.ranking.table import Ranking
-from kdnas.settings import Search
+from kdnas.runs.entry import RANDOM
+from kdnas.settings import Finals, Search
 from kdnas.statistics import kendall
 from tests.toy import by_params
 
@@ -54,18 +56,13 @@ def trainings(monkeypatch):
     """Trainings that take no time; `calls` has what was trained."""
     calls = []
 
-    def train_one(self, role, architecture, settings, step=None):
-        rows = self.of(architecture, settings)
-        if rows:
-            return rows[-1]
-        recipe = settings.recipe
+    def advance(self, training):
+        architecture, recipe = training.architecture, training.settings.recipe
         calls.append((self.run.space.code(architecture), recipe.steps, recipe.seed))
-        row = self._begin(role, architecture, settings)
-        row = dataclasses.replace(row, step=recipe.steps, accuracy=truth(architecture, recipe.steps))
-        self._add(row)
-        return row
+        begun = self.of(architecture, training.settings)[-1]
+        self._add(dataclasses.replace(begun, step=recipe.steps, accuracy=truth(architecture, recipe.steps)))
 
-    monkeypatch.setattr(_trainings.Trainings, "train", train_one)
+    monkeypatch.setattr(_trainings.Trainings, "_advance", advance)
     return calls
 
 
@@ -100,6 +97,14 @@ def test_the_same_call_and_other_budgets_train_nothing_again(run, trainings):
     assert len(trainings) == 9
 
 
+def test_finals_of_a_ranking_by_trainings_have_the_random_networks_of_its_search(run, trainings):
+    predict(run, dataclasses.replace(WIDE, num_evaluations=6, control=True), 3, quality=False)
+    opened = Run(run.folder)
+    drawn = [e.architecture for e in opened.storage.ranking(1) if e.searcher == RANDOM]
+    assert drawn and opened.storage.manifest["searches"][1]["of"] == 1
+    assert _Finals(opened, Finals(), by_params().retrain, _trainings.Trainings(opened))._random(2) == drawn[:2]
+
+
 def test_trainings_stop_where_one_more_gains_less_than_the_noise(run, trainings, monkeypatch):
     monkeypatch.setattr(job._Predictions, "known_length", _lengths.Length(8, 0.2))
     entries = predict(run, WIDE, 30, quality=False)
@@ -121,7 +126,11 @@ def lengths(table, entries=6):
         return SimpleNamespace(accuracy=table[recipe.steps, recipe.seed][architecture], name="x", problem="")
 
     calls = []
-    fake = SimpleNamespace(run=SimpleNamespace(storage=storage), train=train_one, seconds_of=lambda *_: 60.0)
+    fake = SimpleNamespace(
+        run=SimpleNamespace(storage=storage),
+        train_all=lambda jobs: [train_one(*j[:3]) for j in jobs],
+        seconds_of=lambda *_: 60.0,
+    )
     return lambda: shortest_length(fake, with_length(by_params().retrain, 8), names, 20), phases, calls
 
 
