@@ -137,7 +137,7 @@ class Workers:
             with self._mutex:
                 if self._ended:
                     raise ValueError("the command has ended.") from None
-                worker = _Worker(self.run.folder, self._device, len(self._started))
+                worker = _Worker(self.run, self._device, len(self._started))
                 self._started.append(worker)
                 return worker
 
@@ -152,7 +152,7 @@ class Workers:
 class _Worker:
     """A process, and the lines that go to and fro."""
 
-    def __init__(self, folder: Path, device: torch.device, number: int) -> None:
+    def __init__(self, run: Run, device: torch.device, number: int) -> None:
         if device.type == "cuda" and device.index is None:
             device = torch.device("cuda", number % torch.cuda.device_count())
         paths = os.pathsep.join(str(Path(path).resolve()) for path in sys.path if path)
@@ -165,7 +165,7 @@ class _Worker:
             text=True,
             encoding="utf-8",
         )
-        self._write({"folder": str(folder.resolve()), "device": str(device)})
+        self._write({"folder": str(run.folder.resolve()), "device": str(device), "renamed": run.storage.renamed})
 
     def conversation(self, request: Message) -> Iterator[Message]:
         """What the process answers; nothing more once it has ended."""
@@ -250,6 +250,8 @@ def serve() -> None:
     first, wire = lines.get(), Wire(out, lines)
     with on_device(first["device"]):
         run = Run(first["folder"], trust=True)  # the process that started this one has admitted it
+        if first["renamed"]:
+            run.storage.name_again(first["renamed"])
         while True:
             _answer(run, lines.get(), wire, answer)
 

@@ -159,6 +159,7 @@ class RunFolder:
     def __init__(self, folder: Path, *, strict: bool = True, builds: bool = True) -> None:
         self.folder, self.strict = Path(folder), strict
         self.problems: list[str] = []
+        self.renamed: dict[str, str] = {}
         self._read_stamp = self._stamp()
         if strict and not self.folder.is_dir():
             raise ValueError(f"there is no run {folder}. Make one with `kdnas run` or `kdnas train`.")
@@ -237,6 +238,7 @@ class RunFolder:
         Raises:
             ValueError: a file or the weights in a folder are others than when the run began.
         """
+        self.renamed |= pairs
         for old, path in pairs.items():
             digest = self._digest_of(old)
             if digest and weights_digest(path) != digest:
