@@ -21,7 +21,10 @@ _ALGORITHMS = tuple(f"kdnas.{kind}" for kind in ("losses", "scorers", "searchers
 _BLOCKS = "kdnas.blocks"
 _MAKERS = {
     "kdnas.data": ("digits", "folder", "cifar10", "cifar100", "strong"),
-    "kdnas.teachers": ("own_teacher", "several_teachers", "streamed_teacher", "student_teacher", "zoo_teacher"),
+    "kdnas.teachers": (  # without export_teacher: what torch.export wrote is a program
+        *("hf_teacher", "onnx_teacher", "own_teacher", "several_teachers"),
+        *("streamed_teacher", "student_teacher", "zoo_teacher"),
+    ),
     "kdnas.sharing": ("KernelTransform",),
     "kdnas.jobs._memory": ("data_in_memory", "teacher_in_memory"),
 }

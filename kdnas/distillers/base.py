@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from kdnas.architecture import Architecture, Choice, Value
 from kdnas.data.base import Data
+from kdnas.losses.base import Loss
 from kdnas.losses.objective import Objective
 from kdnas.network import Network
 from kdnas.outputs import Moment, Outputs
@@ -131,6 +132,11 @@ class Distiller(nn.Module, abc.ABC):
     def uses_teacher(self) -> bool:
         """Whether it uses the teacher's outputs; if not, a training needs no teacher."""
         return True
+
+    @property
+    def reads_attentions(self) -> bool:
+        """Whether one of its losses reads attention maps: a teacher that must be asked for its own is."""
+        return any("attentions" in part.needs for part in self.modules() if isinstance(part, Loss))
 
     def prepare(self, model: Model, batch: Batch) -> None:
         """Build learnable parts from one batch; called once, before the optimizer is built."""

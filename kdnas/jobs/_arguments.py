@@ -30,6 +30,7 @@ from kdnas.space import SearchSpace
 from kdnas.specs import Spec, find_spec, nearest, parse_spec, resolve, search_last, spec
 from kdnas.tables import load_space, shared_folder, unstructure
 from kdnas.teachers.load import load_teacher
+from kdnas.teachers.zoo import Function
 from kdnas.values import Seconds, check_value, seconds
 
 _Settings = TypeVar("_Settings")
@@ -158,11 +159,17 @@ def as_data(value: str | Spec | Data | Dataset[Any]) -> Spec:
     return value if isinstance(value, Spec) else keep(value)
 
 
-def as_teacher(value: str | Spec | FitTeacher | nn.Module) -> Spec | FitTeacher:
-    """A teacher from its text form, a spec, or a module in memory."""
+def as_teacher(value: str | Spec | FitTeacher | nn.Module | Callable[..., Any]) -> Spec | FitTeacher:
+    """A teacher from its text form, a spec, or a module or a function in memory."""
     if isinstance(value, str):
         return load_teacher(value)
-    return value if isinstance(value, Spec | FitTeacher) else keep(value)
+    return value if isinstance(value, Spec | FitTeacher) else keep(_module(value))
+
+
+def _module(value: Any) -> Any:
+    """A function of images as a module; anything else as it is."""
+    plain = isinstance(value, nn.Module | type) or hasattr(value, "__getitem__")
+    return value if plain or not callable(value) else Function(value)
 
 
 def listed(value: str | Sequence[str]) -> list[str]:

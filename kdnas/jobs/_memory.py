@@ -13,7 +13,7 @@ from kdnas.data.datasets import from_dataset
 from kdnas.preprocessing import Preprocessing
 from kdnas.specs import Spec, spec
 from kdnas.teachers.base import Teacher
-from kdnas.teachers.zoo import as_frozen
+from kdnas.teachers.zoo import Function, as_frozen
 
 IN_MEMORY = __name__
 """The module that the specs of such objects name."""
@@ -30,15 +30,17 @@ def keep(value: object) -> Spec:
     Raises:
         ValueError: another type.
     """
-    if isinstance(value, nn.Module):
+    if isinstance(value, Function):
+        key, make = _digest(*_told_apart(value.function)), teacher_in_memory
+    elif isinstance(value, nn.Module):
         key, make = _digest(type(value).__qualname__, *value.state_dict().values()), teacher_in_memory
     elif isinstance(value, Data | Dataset | DataLoader | tuple) or hasattr(value, "__getitem__"):
         value = value if isinstance(value, Data) else from_dataset(*(value if isinstance(value, tuple) else (value,)))
         key, make = _digest(f"Data.{value.augmentation}{value.fingerprint}"), data_in_memory
     else:
         raise ValueError(
-            f"a teacher must be a text, a spec or a torch module, and data a text, a spec, a Data or a torch Dataset, "
-            f"got {type(value).__name__}."
+            "a teacher must be a text, a spec, a torch module or a function, and data a text, a spec, a Data or a "
+            f"torch Dataset, got {type(value).__name__}."
         )
     _KEPT[key] = value
     return spec(make, key=key)
@@ -68,6 +70,15 @@ def _recall(key: str, name: str) -> Any:
             f"{name}=...), and likewise kdnas.export, kdnas.why and kdnas.retrain."
         )
     return _KEPT[key]
+
+
+def _told_apart(function: Any) -> tuple[Any, ...]:
+    """What tells a function from another one: a text of its name and code, and the weights that it closes over."""
+    code = getattr(function, "__code__", None)
+    name = getattr(function, "__qualname__", type(function).__qualname__)
+    values = [cell.cell_contents for cell in getattr(function, "__closure__", None) or ()]
+    weights = [w for value in values if isinstance(value, nn.Module) for w in value.state_dict().values()]
+    return f"function.{name}{code and (code.co_code, code.co_names)}", *weights
 
 
 def _digest(name: str, *tensors: Tensor) -> str:

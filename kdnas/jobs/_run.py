@@ -25,7 +25,7 @@ from kdnas.settings import Experiment, FitTeacher, Train
 from kdnas.space import SearchSpace
 from kdnas.specs import Spec, resolve, spec
 from kdnas.supernet import Supernet, corner
-from kdnas.teachers.base import Teacher
+from kdnas.teachers.base import Teacher, made_for
 from kdnas.teachers.combined import several_teachers
 from kdnas.teachers.zoo import load_weights, student_teacher
 from kdnas.training.loop import Training
@@ -236,7 +236,7 @@ def build_teacher(source: Spec, data: Data) -> Teacher:
     Raises:
         ValueError: as its maker; or the classes of it or of a member differ from the data's, or their order does.
     """
-    teacher = source.build(Teacher, classes=data.classes, preprocessing=data.preprocessing)
+    teacher = made_for(source, data.classes, data.preprocessing, data.class_names)
     difference = other_names(teacher, data)
     if difference:
         insist_or_raise([f"{difference} Use a teacher of these very classes, in their order."])

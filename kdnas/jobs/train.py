@@ -70,11 +70,13 @@ def supernet_training(run: Run, settings: Train) -> Training:
     """
     assert settings.distiller is not None
     teacher, data, device, cache = run.teacher, run.data, run.device, None
-    supernet = initial_supernet(settings, run.space)
+    supernet, distiller = initial_supernet(settings, run.space), settings.distiller.build(Distiller)
+    if distiller.reads_attentions:
+        teacher = teacher.with_attentions()
     if settings.teacher_views:
         options = {"seed": settings.recipe.seed, "views": settings.teacher_views, "limit": settings.cache_limit}
         cache = open_cache(run.storage.path(TEACHER_CACHE), teacher.to(device), data, device=device, **options)
-    return Training(supernet, settings.distiller.build(Distiller), data, teacher, settings.recipe, device, cache)
+    return Training(supernet, distiller, data, teacher, settings.recipe, device, cache)
 
 
 def _train_supernet(run: Run) -> None:

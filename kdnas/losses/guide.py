@@ -1,9 +1,6 @@
 """Losses in a training loop of one's own: recorded stages, and everything that a loop owes to its losses."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from functools import partial
-from inspect import signature
+from collections.abc import Sequence
 from typing import Any, final
 
 import torch
@@ -11,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdnas.losses._inputs import check_labels
+from kdnas.losses.attention_layers import called_attention
 from kdnas.losses.base import Loss
 from kdnas.losses.objective import Objective
 from kdnas.network import hooked
@@ -67,7 +65,7 @@ class Recorder(nn.Module):
 
         with (
             hooked([known[name] for name in self.stages], after=keep),
-            _attention_maps([known[name] for name in self.attentions]) as maps,
+            called_attention([known[name] for name in self.attentions]) as maps,
         ):
             logits = self.module(images)
         features = tuple(_tensor(name, values.get(known[name])) for name in self.stages)
@@ -101,39 +99,6 @@ class Recorder(nn.Module):
             trained = any(p.requires_grad for p in self.parameters())
             (gradient,) = torch.autograd.grad(total, images, create_graph=trained)
         return Outputs(logits, (gradient,), images=images.detach())
-
-
-@contextmanager
-def _attention_maps(modules: Sequence[nn.Module]) -> Iterator[dict[nn.Module, Any]]:
-    """Inside, calls of these modules enter their attention maps into the dictionary."""
-    maps: dict[nn.Module, Any] = {}
-    with ExitStack() as stack:
-        for module in modules:
-            drop = getattr(module, "attn_drop", None)
-            if isinstance(module, nn.MultiheadAttention):
-                stack.callback(module.register_forward_pre_hook(_with_weights, with_kwargs=True).remove)
-            if isinstance(drop, nn.Module) and isinstance(module.__dict__.get("fused_attn"), bool):
-                # timm's: the dropout is called with the map, unless all is one fused operation.
-                stack.callback(setattr, module, "fused_attn", module.fused_attn)
-                module.fused_attn = False  # type: ignore[assignment]
-                enter = partial(_enter_input, maps, module)
-                stack.enter_context(hooked([drop], after=enter))
-            else:
-                stack.enter_context(hooked([module], after=partial(_enter_output, maps)))
-        yield maps
-
-
-def _with_weights(module: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any]) -> tuple[Any, Any]:
-    bound = signature(module.forward).bind(*arguments, **options).arguments
-    return (), {**bound, "need_weights": True, "average_attn_weights": False}
-
-
-def _enter_input(maps: dict[nn.Module, Any], owner: nn.Module, _: Any, inputs: tuple[Any, ...], __: Any) -> None:
-    maps[owner] = inputs[0]
-
-
-def _enter_output(maps: dict[nn.Module, Any], module: nn.Module, _: Any, output: Any) -> None:
-    maps[module] = output[-1] if isinstance(output, tuple) else output
 
 
 def _check_module(option: str, module: object) -> None:

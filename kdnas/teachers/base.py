@@ -1,18 +1,22 @@
 """Teachers: frozen networks, always in evaluation mode, each with its own preprocessing."""
 
 import abc
+import copy
 from collections.abc import Mapping, Sequence
-from typing import Self, final
+from dataclasses import replace
+from inspect import signature
+from typing import Any, Self, final
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from kdnas.data.base import prepare
+from kdnas.losses.attention_layers import called_attention, find_attention
 from kdnas.network import Network
 from kdnas.outputs import END, Moment, Outputs
 from kdnas.preprocessing import Preprocessing
-from kdnas.specs import nearest
+from kdnas.specs import Spec, nearest, resolve
 from kdnas.teachers.stages import as_feature, check_logits, find_stages, logits_of, plain_module, recorded
 
 
@@ -24,10 +28,12 @@ class Teacher(nn.Module, abc.ABC):
     Attributes:
         class_names: one per logit; None if unknown.
         assumes_size: whether nobody said the size of its images, so that it gets the data's.
+        note: what is worth knowing of its origin, in words; empty for nothing.
     """
 
     class_names: tuple[str, ...] | None = None
     assumes_size: bool = False
+    note: str = ""
 
     @final
     def train(self, mode: bool = True) -> Self:
@@ -39,6 +45,10 @@ class Teacher(nn.Module, abc.ABC):
     def freeze(self) -> Self:
         """Evaluation mode, no gradients; called at the end of a constructor."""
         return self.requires_grad_(False).train(False)
+
+    def with_attentions(self) -> "Teacher":
+        """The same teacher, with the maps of its attention layers among its outputs, where it can show any."""
+        return self
 
     @final
     def forward(self, pixels: Tensor, labels: Tensor | None = None, at: Moment = END) -> Outputs:
@@ -75,11 +85,19 @@ class Frozen(Teacher):
         stages: names of submodules whose outputs are the features. By default a Network's stages, else those that
             `find_stages` finds; none for losses and scorers of logits alone.
         classes: number of classes, which tells the logits among several outputs.
+        crop: share of the images' sides that the module sees, around their centre; above 0, 1 for all.
+        batch: number of images in every call of a module that takes no other; 0 for any.
+
+    Attributes:
+        columns: the places among the module's logits of those that it gives, in their order; empty for all of them.
 
     Raises:
         ValueError: a stage that does not exist (the message suggests the nearest name), a module that fails on images
-            of this size, or a TorchScript module without `stages=()`.
+            of this size, a TorchScript module without `stages=()`, or a share that is none.
     """
+
+    columns: tuple[int, ...] = ()
+    attentions: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -88,12 +106,17 @@ class Frozen(Teacher):
         preprocessing: Preprocessing,
         stages: Sequence[str] | None = None,
         classes: int | None = None,
+        crop: float = 1.0,
+        batch: int = 0,
     ) -> None:
         super().__init__()
+        if not 0 < crop <= 1:
+            raise ValueError(f"`crop` must be above 0 and at most 1, got {crop}.")
         empty = next((n for n, p in module.named_parameters() if is_lazy(p) or p.is_meta), None)
         if empty is not None:
             raise ValueError(f"the teacher's parameter {empty} has no values yet. Run or load it before you return it.")
         self.module, self.preprocessing, self.classes = plain_module(module), preprocessing, classes
+        self.crop, self.batch = crop, batch
         try:
             self.freeze()
         except NotImplementedError as error:
@@ -117,20 +140,58 @@ class Frozen(Teacher):
         self.stages = tuple(stages)
 
     def teach(self, pixels: Tensor, labels: Tensor | None, at: Moment) -> Outputs:
-        """Logits and the named stages' maps."""
-        images = prepare(pixels, self.preprocessing)
+        """Logits, the named stages' maps, and those of the named attention layers."""
+        images = self._images(pixels)
+        if not self.batch:
+            return self._outputs(images)
+        # The last batch is filled with copies of its last image.
+        filled = torch.cat([images, images[-1:].expand(-len(images) % self.batch, -1, -1, -1)])
+        parts = [self._outputs(part) for part in filled.split(self.batch)]
+        return _joined(parts).map(lambda tensor: tensor[: len(images)])
+
+    def with_attentions(self) -> Teacher:
+        """The same teacher, with the maps of its attention layers among its outputs, where it can show any."""
+        if isinstance(self.module, Network):
+            return self  # which always shows them
+        return self._with(attentions=find_attention(self.module, self._probe()))
+
+    def _with(self, **attributes: Any) -> "Frozen":
+        """A copy that shares the module, with some attributes changed."""
+        other = copy.copy(self)
+        vars(other).update(attributes)
+        return other
+
+    def _images(self, pixels: Tensor) -> Tensor:
+        """The module's input."""
+        own = self.preprocessing
+        if self.crop == 1:
+            return prepare(pixels, own)
+        large = replace(own, height=round(own.height / self.crop), width=round(own.width / self.crop))
+        top, left = (large.height - own.height) // 2, (large.width - own.width) // 2
+        return prepare(pixels, large)[..., top : top + own.height, left : left + own.width]
+
+    def _outputs(self, images: Tensor) -> Outputs:
         if isinstance(self.module, Network) and not self.stages:
-            return self.module(images)
-        with recorded(self.module, self.stages, batch=len(images)) as outputs:
+            return self._chosen(self.module(images))
+        layers = {name: self.module.get_submodule(name) for name in self.attentions}
+        with (
+            recorded(self.module, self.stages, batch=len(images)) as outputs,
+            called_attention(list(layers.values())) as maps,
+        ):
             returned = self.module(images.to(self._dtype(), copy=True))  # it may write into them
         if isinstance(returned, Outputs) and not isinstance(self.module, Network):
-            return returned
+            return self._chosen(returned)
         features = tuple(self._feature(name, outputs, images) for name in self.stages)
         if isinstance(returned, Outputs):
-            return returned._replace(features=features)
+            return self._chosen(returned._replace(features=features))
         logits = logits_of(returned, self.classes)
         check_logits(logits, len(images), type(self.module).__name__)
-        return Outputs(logits, features, images=images)
+        attentions = tuple(maps[layer].float() for layer in layers.values())
+        return self._chosen(Outputs(logits, features, attentions, images=images))
+
+    def _chosen(self, outputs: Outputs) -> Outputs:
+        """The same with the logits of the chosen classes."""
+        return outputs._replace(logits=outputs.logits[:, list(self.columns)]) if self.columns else outputs
 
     def _feature(self, name: str, outputs: Mapping[str, Tensor], images: Tensor) -> Tensor:
         if name not in outputs:
@@ -148,7 +209,24 @@ class Frozen(Teacher):
 
     def _probe(self) -> Tensor:
         p, parameter = self.preprocessing, next(self.module.parameters(), torch.zeros(()))
-        return torch.zeros(2, len(p.mean), p.height, p.width, device=parameter.device, dtype=self._dtype())
+        return torch.zeros(
+            self.batch or 2, len(p.mean), p.height, p.width, device=parameter.device, dtype=self._dtype()
+        )
+
+
+def made_for(source: Spec, classes: int, preprocessing: Preprocessing, class_names: tuple[str, ...] = ()) -> Teacher:
+    """The teacher of a spec for a data set.
+
+    Args:
+        source: its maker.
+        classes: number of the data's classes.
+        preprocessing: the data's.
+        class_names: the data's, for makers that have this argument.
+    """
+    options = {"classes": classes, "preprocessing": preprocessing, "class_names": class_names}
+    if "class_names" not in signature(resolve(source.make)).parameters:
+        del options["class_names"]
+    return source.build(Teacher, **options)
 
 
 def every_layer(teacher: Teacher) -> Teacher:
@@ -171,8 +249,15 @@ def every_layer(teacher: Teacher) -> Teacher:
         names = [f"stages.{i}.{j}" for i, stage in enumerate(module.stages) for j in range(len(stage))]  # type: ignore[arg-type]
     else:
         names = _blocks(module, teacher._probe())
-    stages = names if len(names) >= 2 else None
-    return Frozen(module, preprocessing=teacher.preprocessing, stages=stages, classes=teacher.classes)
+    return teacher._with(stages=tuple(names)) if len(names) >= 2 else teacher
+
+
+def _joined(parts: Sequence[Outputs]) -> Outputs:
+    """The outputs of several batches as those of one."""
+    maps = [(part.features, part.attentions) for part in parts]
+    features, attentions = (tuple(map(torch.cat, zip(*kind, strict=True))) for kind in zip(*maps, strict=True))
+    images = None if parts[0].images is None else torch.cat([part.images for part in parts if part.images is not None])
+    return Outputs(torch.cat([part.logits for part in parts]), features, attentions, images)
 
 
 def _blocks(module: nn.Module, images: Tensor) -> list[str]:

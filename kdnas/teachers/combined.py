@@ -13,7 +13,7 @@ from kdnas.outputs import Moment, Outputs
 from kdnas.preprocessing import Preprocessing
 from kdnas.randomness import seed_of
 from kdnas.specs import Spec, check_literals
-from kdnas.teachers.base import Teacher
+from kdnas.teachers.base import Teacher, made_for
 
 Mean = Literal["probabilities", "logits", "random", "reliable"]
 
@@ -65,6 +65,11 @@ class Ensemble(Teacher):
         self.weights = tuple(w / total for w in (weights or (1.0,) * len(teachers)))
         self.freeze()
 
+    def with_attentions(self) -> Teacher:
+        """The same ensemble of members that show their attention maps; its own are those of the first."""
+        weights = self.weights if self.mean in ("probabilities", "logits") else ()
+        return Ensemble([t.with_attentions() for t in _teachers(self.teachers)], mean=self.mean, weights=weights)
+
     def teach(self, pixels: Tensor, labels: Tensor | None, at: Moment) -> Outputs:
         """The joint logits, the first teacher's features, and every teacher's own outputs."""
         if self.mean == "random":
@@ -100,6 +105,10 @@ class Streamed(Teacher):
         super().__init__()
         self.make = make
 
+    def with_attentions(self) -> Teacher:
+        """The same, whose teacher shows its attention maps."""
+        return Streamed(lambda: self.make().with_attentions())
+
     def teach(self, pixels: Tensor, labels: Tensor | None, at: Moment) -> Outputs:
         """The outputs of a teacher that is built for this call."""
         return self.make().to(pixels.device)(pixels, labels, at)
@@ -129,11 +138,19 @@ class Route(Teacher):
         self.snapshots = nn.ModuleList(snapshots)
         self.freeze()
 
+    def with_attentions(self) -> Teacher:
+        """The same route of snapshots that show their attention maps."""
+        return Route([snapshot.with_attentions() for snapshot in _teachers(self.snapshots)])
+
     def teach(self, pixels: Tensor, labels: Tensor | None, at: Moment) -> Outputs:
         """The outputs of the snapshot that the progress selects."""
         count = len(self.snapshots)
         # The step at which a part begins belongs to it, whatever the product of the shares is rounded to.
         return self.snapshots[min(int(at.progress * count + 1e-9), count - 1)](pixels, labels, at)
+
+
+def _teachers(modules: nn.ModuleList) -> list[Teacher]:
+    return [module for module in modules if isinstance(module, Teacher)]
 
 
 def several_teachers(
@@ -142,20 +159,23 @@ def several_teachers(
     classes: int,
     preprocessing: Preprocessing,
     weights: tuple[float, ...] = (),
+    class_names: tuple[str, ...] = (),
 ) -> Teacher:
     """Several teachers as an `Ensemble` (`ensemble`, `ensemble+MEAN`), or one's snapshots as a `Route` (`route`)."""
     if kind == "route" and weights:
         raise ValueError(f"snapshots of a route have no weights, got {weights}.")
-    teachers: list[Teacher] = [m.build(Teacher, classes=classes, preprocessing=preprocessing) for m in members]
+    teachers: list[Teacher] = [made_for(m, classes, preprocessing, class_names) for m in members]
     if kind == "route":
         return Route(teachers)
     mean: Any = kind.partition("+")[2] or "probabilities"
     return Ensemble(teachers, mean=mean, weights=weights)
 
 
-def streamed_teacher(member: Spec, classes: int, preprocessing: Preprocessing) -> Teacher:
+def streamed_teacher(
+    member: Spec, classes: int, preprocessing: Preprocessing, class_names: tuple[str, ...] = ()
+) -> Teacher:
     """A teacher that is built for every batch; once now too, so that errors come early."""
-    make = partial(member.build, Teacher, classes=classes, preprocessing=preprocessing)
+    make = partial(made_for, member, classes, preprocessing, class_names)
     teacher: Teacher = make()
     streamed = Streamed(make)
     streamed.class_names = teacher.class_names

@@ -8,7 +8,7 @@ from typing import get_args
 from kdnas.settings import FitTeacher
 from kdnas.specs import Spec, check_typed, nearest, resolve, spec, split_options
 from kdnas.teachers.combined import Mean, several_teachers, streamed_teacher
-from kdnas.teachers.zoo import own_teacher, student_teacher, zoo_teacher
+from kdnas.teachers.zoo import own_teacher, zoo_teacher
 
 FIT = "fit"
 _MOST_COLONS = 100
@@ -18,13 +18,14 @@ def load_teacher(text: str) -> Spec | FitTeacher:
     """The spec of a teacher from its text form; a `FitTeacher` for `fit`.
 
     Args:
-        text: `fit` (`fit,blocks=1,width=16` for a smaller one), `torchvision:NAME` or `timm:NAME`, either with a file
-            of weights and with options, as in `timm:NAME@WEIGHTS,size=96,normalise=data`; `checkpoint:FOLDER`
-            or `FOLDER` (a student folder, or one of `kdnas fit`), or `package.module:function` that returns a Teacher
-            or a module; of several of these, `ensemble:SPEC,SPEC` (or `ensemble+logits:`, `ensemble+random:`,
-            `ensemble+reliable:`; the first two also weighted, `ensemble:SPEC=2,SPEC=1`) and `route:SPEC,SPEC`
-            (snapshots of one teacher, in the order of its training). `streamed:SPEC` is a teacher that is in memory
-            only while it runs.
+        text: `fit` (`fit,blocks=1,width=16` for a smaller one); `torchvision:NAME` or `timm:NAME`, either with a file
+            of weights and with options, as in `timm:NAME@WEIGHTS,size=96,normalise=data`; `timm:FOLDER`;
+            `hf:FOLDER_OR_NAME` of transformers; `export:FILE` of torch.export; `onnx:FILE`; `checkpoint:FOLDER`
+            or `FOLDER` (a student folder, or one of `kdnas fit`); or `package.module:function` that returns a Teacher,
+            a module or a function of images. Of several of these, `ensemble:SPEC,SPEC` (or `ensemble+logits:`,
+            `ensemble+random:`, `ensemble+reliable:`; the first two also weighted, `ensemble:SPEC=2,SPEC=1`) and
+            `route:SPEC,SPEC` (snapshots of one teacher, in the order of its training). `streamed:SPEC` is a teacher
+            that is in memory only while it runs.
 
     Raises:
         ValueError: another form, or an unknown option.
@@ -42,22 +43,24 @@ def load_teacher(text: str) -> Spec | FitTeacher:
     kind, _, rest = text.partition(":")
     if kind in ("torchvision", "timm") and rest:
         return _zoo(kind, rest)
+    if kind in _OF_FILES and rest:
+        return _of_file(kind, rest)
     if kind == "streamed" and rest:
         return spec(streamed_teacher, member=_finished(rest, text))
     if kind in ("route", "ensemble", *(f"ensemble+{mean}" for mean in get_args(Mean))) and rest:
         parts, weights = _split_weights(_members(rest))
         options = {"weights": weights} if weights else {}
         return spec(several_teachers, kind=kind, members=tuple(_finished(part, text) for part in parts), **options)
-    if kind == "checkpoint" and rest:
-        return spec(student_teacher, path=str(Path(rest).expanduser().resolve()))
     if text and Path(text).is_dir():
-        return spec(student_teacher, path=str(Path(text).resolve()))
-    if rest.isidentifier():
-        resolve(text)
-        return spec(own_teacher, function=text)
+        return _of_file("checkpoint", text)
+    name, options = _typed(text)
+    if name.partition(":")[2].isidentifier():
+        resolve(name)
+        return _checked(name, spec(own_teacher, function=name, **options), options)
     file = " A file of weights needs its network: torchvision:NAME@FILE." if Path(text).is_file() else ""
     raise ValueError(
-        "a teacher is fit, torchvision:NAME or timm:NAME (with @WEIGHTS, or ,size=N), checkpoint:FOLDER, "
+        "a teacher is fit, torchvision:NAME or timm:NAME (with @WEIGHTS, or ,size=N), timm:FOLDER, hf:FOLDER_OR_NAME, "
+        "export:FILE, onnx:FILE, checkpoint:FOLDER, "
         f"package.module:function, ensemble:SPEC,SPEC, route:SPEC,SPEC or streamed:SPEC, got {text!r}.{file}"
     )
 
@@ -74,14 +77,52 @@ def _fit(text: str) -> FitTeacher:
 
 
 def _zoo(kind: str, rest: str) -> Spec:
-    text = re.sub(r"(,\w+=[^,/]*)+$", "", rest)
-    _, options = split_options(kind + rest[len(text) :])
+    text, options = _typed(rest)
     name, at, weights = text.partition("@")
     if not name or (at and not weights):
         raise ValueError(f"a teacher of {kind} is {kind}:NAME or {kind}:NAME@WEIGHTS, got {kind}:{rest!r}.")
+    name = _place(name) if kind == "timm" else name
     fixed = {"zoo": kind, "name": name, "weights": str(Path(weights).expanduser().resolve()) if weights else ""}
-    source = spec(zoo_teacher, **fixed, **options)
-    check_typed(f"{kind}:{name}", source.make, options)
+    return _checked(f"{kind}:{name}", spec(zoo_teacher, **fixed, **options), options)
+
+
+_OF_FILES = {
+    "hf": "kdnas.teachers.hf:hf_teacher",
+    "export": "kdnas.teachers.export:export_teacher",
+    "onnx": "kdnas.teachers.onnx:onnx_teacher",
+    "checkpoint": "kdnas.teachers.zoo:student_teacher",
+}
+"""Teachers of one file or folder."""
+
+
+def _of_file(kind: str, rest: str) -> Spec:
+    name, options = _typed(rest)
+    path = _place(name) if kind == "hf" else str(Path(name).expanduser().resolve())
+    return _checked(f"{kind}:{name}", spec(_OF_FILES[kind], path=path, **options), options)
+
+
+def _place(name: str) -> str:
+    """A folder's whole path; another text is a name elsewhere, unless it looks like a path.
+
+    Raises:
+        ValueError: it does, and there is no such folder.
+    """
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return str(path.resolve())
+    if name.startswith((".", "/", "~")) or path.exists():
+        raise ValueError(f"{name} is no folder. Give the folder of config.json and model.safetensors.")
+    return name
+
+
+def _typed(text: str) -> tuple[str, dict[str, object]]:
+    """A text without its options, and these; a path may have commas."""
+    name = re.sub(r"(,\w+=[^,/]*)+$", "", text)
+    return name, split_options("_" + text[len(name) :])[1]
+
+
+def _checked(name: str, source: Spec, options: dict[str, object]) -> Spec:
+    check_typed(name, source.make, options)
     return source
 
 

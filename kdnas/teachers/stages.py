@@ -14,6 +14,7 @@ from kdnas.network import hooked
 _NO_STAGE = (
     *(nn.Identity, nn.Dropout, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout),  # the same map again
     *(nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d),  # the head's
+    *(nn.ZeroPad2d, nn.ConstantPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d),  # the map and its border
 )
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
@@ -199,8 +200,13 @@ def _token_blocks(module: nn.Module, tokens: Sequence[str]) -> list[str]:
 
 
 def _last_maps(module: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
-    """The last of the outermost maps at each resolution; `shapes` are in order of execution."""
-    blocks = tuple(f"{name}." for name in _repeated(module, list(shapes)))
+    """The last of the outermost maps at each resolution; `shapes` are in order of execution.
+
+    A block is taken before an earlier module that is none, however deep it lies: a stem has the resolution of the first
+    stage.
+    """
+    repeated = frozenset(_repeated(module, list(shapes)))
+    blocks = tuple(f"{name}." for name in repeated)
     outer = {name: shape for name, shape in shapes.items() if not name.startswith(blocks)}
     if len({shape[1:] for shape in outer.values()}) < 2:
         outer = dict(shapes)
@@ -214,7 +220,8 @@ def _last_maps(module: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> list
 
     chosen: dict[tuple[int, ...], str] = {}
     for name, shape in outer.items():
-        if shape[1:] not in chosen or depth(name) <= depth(chosen[shape[1:]]):
+        before = chosen.get(shape[1:])
+        if before is None or depth(name) <= depth(before) or (name in repeated and before not in repeated):
             chosen[shape[1:]] = name
     return list(chosen.values())
 
@@ -270,7 +277,7 @@ def _may_be_block(child: nn.Module, parent: nn.Module) -> bool:
     """Whether it is no single layer of torch, and no sequence beside others that may be anything."""
     if type(child) is nn.Sequential:
         return type(parent) in _CONTAINERS
-    return any(child.children()) or not type(child).__module__.startswith("torch.nn")
+    return any(child.children()) or not type(child).__module__.startswith("torch.")
 
 
 def logits_of(outputs: Any, classes: int | None = None) -> Tensor:

@@ -52,6 +52,18 @@ def load_weights(module: nn.Module, path: Path, *, new_head: bool = False) -> No
     put_weights(module, _read(path), str(path), new_head=new_head)
 
 
+def head_size(module: nn.Module, path: Path) -> int | None:
+    """The number of classes in a file of weights that differs from the module's in that alone; else None."""
+    if not path.is_file():
+        return None
+    expected = module.state_dict()
+    for weights in (_renamed(each, set(expected)) for each in _dictionaries(_read(path))):
+        head = _head(expected, weights)
+        if head:
+            return weights[head[0]].shape[0]
+    return None
+
+
 def put_weights(module: nn.Module, content: Any, path: str, *, new_head: bool = False) -> None:
     """Load a module's weights from what a file held; see `load_weights`."""
     expected = module.state_dict()

@@ -5,10 +5,10 @@ import importlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, TypedDict, final
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from kdnas.preprocessing import Interpolation, Preprocessing
 from kdnas.runs.checkpoint import save_tensors
@@ -19,9 +19,11 @@ from kdnas.specs import Spec, check_literals, nearest
 from kdnas.students.folder import read_student
 from kdnas.tables import structure, unstructure
 from kdnas.teachers.base import Frozen, Teacher
+from kdnas.teachers.classes import columns_of, same_names
 from kdnas.teachers.stages import ImagesRefused, check_logits
+from kdnas.teachers.timm_folder import built, interpolation_of, timm_folder, timm_preprocessing
+from kdnas.teachers.weights import head_size, put_weights
 from kdnas.teachers.weights import load_weights as load_weights
-from kdnas.teachers.weights import put_weights
 from kdnas.values import Side
 
 ZOO_CARD = "teacher.json"
@@ -36,10 +38,16 @@ class _ZooCard(TypedDict):
     class_names: list[str]
 
 
-def student_teacher(path: str, classes: int | None, preprocessing: Preprocessing | None = None) -> Teacher:
+def student_teacher(
+    path: str,
+    classes: int | None,
+    preprocessing: Preprocessing | None = None,
+    class_names: tuple[str, ...] = (),
+    select: str = "",
+) -> Teacher:
     """The network of a student folder, of a folder of `kdnas fit`, or the teacher that a run trained, as a teacher.
 
-    Any number of classes is accepted where `classes` is None.
+    Any number of classes is accepted where `classes` is None; for `select` see `columns_of`.
     """
     del preprocessing
     folder = Path(path)
@@ -48,11 +56,12 @@ def student_teacher(path: str, classes: int | None, preprocessing: Preprocessing
         if not current_folder(folder).is_dir():
             raise ValueError(f"{path} has no finished teacher yet. Let the command that trains it finish.")
     if (current_folder(folder) / ZOO_CARD).is_file():
-        return _from_folder(folder, classes)
-    network, card = read_student(folder)
-    teacher = _check_classes(Frozen(network, preprocessing=card.preprocessing), classes, path)
-    teacher.class_names = card.class_names
-    return teacher
+        teacher = _from_folder(folder)
+    else:
+        network, card = read_student(folder)
+        teacher = Frozen(network, preprocessing=card.preprocessing)
+        teacher.class_names = card.class_names
+    return with_classes_of(teacher, path, classes, class_names, select)
 
 
 def zoo_teacher(
@@ -65,15 +74,19 @@ def zoo_teacher(
     size: Side = 0,
     normalise: Literal["zoo", "data"] = "zoo",
     interpolation: Interpolation | Literal[""] = "",
+    crop: float = 0.0,
+    select: str = "",
+    class_names: tuple[str, ...] = (),
 ) -> Teacher:
     """A network of torchvision or timm, with images of the size and normalisation that the zoo trains it with.
 
-    With a weights file it is built for the data's classes and loads that file; without, it has the zoo's own pretrained
-    weights (downloaded by the zoo if they are not in its cache).
+    With a weights file it is built for the data's classes, or with `select` for those of the file, and loads that file;
+    without, it has the zoo's own pretrained weights (downloaded by the zoo if they are not in its cache).
 
     Args:
         zoo: `torchvision` or `timm`.
-        name: the network's name there.
+        name: the network's name there; of timm also a folder with `config.json` and `model.safetensors`, as timm's
+            `save_for_hf` writes it.
         weights: a file, see `load_weights`, or empty.
         classes: number of classes of the data.
         preprocessing: the data's.
@@ -81,6 +94,10 @@ def zoo_teacher(
         size: height and width of its images; 0 for the zoo's.
         normalise: by the mean and standard deviation of the zoo, or of the data.
         interpolation: how images are resized; empty for the zoo's way.
+        crop: share of the images' sides that it sees, around their centre; 0 for the zoo's share with the zoo's weights
+            or a folder's, and all with those of a file.
+        select: the network's class of each of the data's, see `columns_of`; empty to go by the names.
+        class_names: the data's.
 
     Raises:
         ValueError: an unknown network, weights that cannot be loaded or do not fit, other classes.
@@ -89,14 +106,19 @@ def zoo_teacher(
     if size < 0:
         raise ValueError(f"`size` must be at least 0, got {size}.")
     module, own = zoo_network(zoo, name, classes if weights else None, size)
+    if weights and select and (count := head_size(module, Path(weights))):
+        module, own = zoo_network(zoo, name, count, size)
     if weights:
         load_weights(module, Path(weights))
     if normalise == "data":
         own = dataclasses.replace(own, mean=preprocessing.mean, std=preprocessing.std)
     if interpolation:
         own = dataclasses.replace(own, interpolation=interpolation)
-    teacher = Frozen(module, preprocessing=own, stages=stages or None, classes=classes)
-    return _check_classes(teacher, classes, f"{zoo}:{name}")
+    names = None if weights else zoo_names(zoo, name, module)
+    count = None if names is None else len(names)
+    crop = crop or (1.0 if weights else zoo_crop(zoo, name, module))
+    teacher = Frozen(module, preprocessing=own, stages=stages or None, classes=count or classes, crop=crop)
+    return with_classes_of(teacher, f"{zoo}:{name}", classes, class_names, select, names)
 
 
 def zoo_network(
@@ -119,6 +141,33 @@ def zoo_network(
     return module, dataclasses.replace(own, height=size, width=size) if size else own
 
 
+def zoo_names(zoo: str, name: str, module: nn.Module) -> tuple[str, ...] | None:
+    """The names of a pretrained network's classes; None where the zoo has none."""
+    if zoo == "torchvision":
+        models: Any = importlib.import_module("torchvision.models")
+        return tuple(models.get_model_weights(name).DEFAULT.meta["categories"])
+    config: Any = getattr(module, "pretrained_cfg", {})
+    if config.get("label_names"):
+        return tuple(config["label_names"])
+    data: Any = importlib.import_module("timm.data")
+    subset = data.infer_imagenet_subset(module)
+    if subset is None:
+        return None
+    info = data.ImageNetInfo(subset)
+    # Class folders may be named by the numbers of WordNet.
+    return tuple(f"{info.index_to_label_name(i)}, {info.index_to_description(i)}" for i in range(info.num_classes()))
+
+
+def zoo_crop(zoo: str, name: str, module: nn.Module) -> float:
+    """The share of the images' sides that a zoo's network sees where its accuracy is measured."""
+    if zoo == "timm":
+        config: Any = module.pretrained_cfg
+        return min(1.0, float(config.get("crop_pct") or 1.0))
+    models: Any = importlib.import_module("torchvision.models")
+    transforms = models.get_model_weights(name).DEFAULT.transforms()
+    return min(1.0, transforms.crop_size[0] / transforms.resize_size[0])
+
+
 def _torchvision_network(
     name: str, classes: int | None, size: int, pretrained: bool
 ) -> tuple[nn.Module, Preprocessing]:
@@ -133,11 +182,11 @@ def _torchvision_network(
         module = _download(lambda: models.get_model(name, weights=weights), f"torchvision:{name}")
     else:
         sized = ({"image_size": size}, {"input_size": (size, size)}) if size not in (0, side) else ()
-        module = _built(partial(models.get_model, name, weights=None, num_classes=classes), *sized)
+        module = built(partial(models.get_model, name, weights=None, num_classes=classes), *sized)
         if pretrained:
             content = _download(lambda: weights.get_state_dict(progress=False), f"torchvision:{name}")
             put_weights(module, content, f"the pretrained weights of torchvision:{name}", new_head=True)
-    kind = _interpolation(transforms.interpolation.value)
+    kind = interpolation_of(transforms.interpolation.value)
     mean, std = tuple(transforms.mean), tuple(transforms.std)
     return module, Preprocessing(height=side, width=side, mean=mean, std=std, interpolation=kind)
 
@@ -147,32 +196,15 @@ def _timm_network(name: str, classes: int | None, size: int, pretrained: bool) -
         timm: Any = importlib.import_module("timm")
     except ImportError:
         raise ValueError("timm is not installed. Run: pip install 'kdnas[timm]'") from None
+    if Path(name).is_dir():
+        return timm_folder(Path(name), classes, size)
     if not timm.is_model(name):
         raise ValueError(f"timm has no {name!r}.{nearest(name.partition('.')[0], timm.list_models())}")
     options: dict[str, Any] = {"pretrained": pretrained or classes is None}
     options |= {} if classes is None else {"num_classes": classes}
     make = partial(timm.create_model, name, **options)
-    module = _download(lambda: _built(make, *(({"img_size": size},) if size else ())), f"timm:{name}")
-    config: Any = module.pretrained_cfg
-    _, height, width = config["input_size"]
-    kind = _interpolation(config["interpolation"])
-    mean, std = tuple(config["mean"]), tuple(config["std"])
-    return module, Preprocessing(height=height, width=width, mean=mean, std=std, interpolation=kind)
-
-
-def _built(make: Callable[..., nn.Module], *sized: dict[str, Any]) -> nn.Module:
-    """The module, made with the first of these arguments that it takes: only some networks are made for one size."""
-    for options in sized:
-        try:
-            return make(**options)
-        except TypeError:
-            continue
-    return make()
-
-
-def _interpolation(name: str) -> Interpolation:
-    """The nearest of the ways that there are here."""
-    return "bilinear" if name in ("bilinear", "box", "hamming") else "nearest" if "nearest" in name else "bicubic"
+    module = _download(lambda: built(make, *(({"img_size": size},) if size else ())), f"timm:{name}")
+    return module, timm_preprocessing(module)
 
 
 def write_zoo_teacher(
@@ -193,7 +225,7 @@ def write_zoo_teacher(
         save_tensors(new / WEIGHTS, module.state_dict())
 
 
-def _from_folder(folder: Path, classes: int | None) -> Teacher:
+def _from_folder(folder: Path) -> Teacher:
     current = current_folder(folder)
     card = read_json(current / ZOO_CARD, _ZooCard, _AGAIN)
     try:
@@ -205,29 +237,41 @@ def _from_folder(folder: Path, classes: int | None) -> Teacher:
     load_weights(module, current / WEIGHTS)
     teacher = Frozen(module, preprocessing=preprocessing, classes=len(names))
     teacher.class_names = names
-    return _check_classes(teacher, classes, str(folder))
+    return teacher
 
 
-def own_teacher(function: str, classes: int, preprocessing: Preprocessing) -> Teacher:
+def own_teacher(
+    function: str, classes: int, preprocessing: Preprocessing, class_names: tuple[str, ...] = (), select: str = ""
+) -> Teacher:
     """The teacher that a user's function without arguments returns; see `as_frozen`."""
-    return as_frozen(Spec(function).build(), function, classes, preprocessing)
+    return as_frozen(Spec(function).build(), function, classes, preprocessing, class_names, select)
 
 
-def as_frozen(module: object, name: str, classes: int, preprocessing: Preprocessing) -> Teacher:
-    """A Teacher, or a module that takes the data's images, as a frozen teacher.
+def as_frozen(
+    module: object,
+    name: str,
+    classes: int,
+    preprocessing: Preprocessing,
+    class_names: tuple[str, ...] = (),
+    select: str = "",
+) -> Teacher:
+    """A Teacher, or a module or another callable that takes the data's images, as a frozen teacher.
 
     A module that fails on the data's size and says which size it was made for (a hub's `config.image_size`,
     torchvision's `image_size`, timm's `patch_embed.img_size`) gets that size.
 
     Raises:
-        ValueError: it is no torch module, or has another number of classes.
+        ValueError: it is no torch module and cannot be called, or has other classes.
     """
     if not isinstance(module, Teacher):
-        if not isinstance(module, nn.Module):
-            raise ValueError(f"{name} must return a torch module, it returned a {type(module).__name__}.")
-        size = declared_size(module)
+        if not callable(module) or isinstance(module, type):
+            raise ValueError(
+                f"{name} must return a torch module, or a function of images, it returned a {type(module).__name__}."
+            )
+        module = module if isinstance(module, nn.Module) else Function(module)
+        size, stages = declared_size(module), () if isinstance(module, Function) else None
         try:
-            module = Frozen(module, preprocessing=preprocessing, classes=classes)
+            module = Frozen(module, preprocessing=preprocessing, stages=stages, classes=classes)
             module.assumes_size = True
         except ImagesRefused:
             if size is None or size == (preprocessing.height, preprocessing.width):
@@ -235,7 +279,25 @@ def as_frozen(module: object, name: str, classes: int, preprocessing: Preprocess
             own = dataclasses.replace(preprocessing, height=size[0], width=size[1])
             module = Frozen(module, preprocessing=own, classes=classes)
             module.assumes_size = True
-    return _check_classes(module.freeze(), classes, name)
+    names = declared_names(module.module) if isinstance(module, Frozen) else None
+    return with_classes_of(module.freeze(), name, classes, class_names, select, names)
+
+
+@final
+class Function(nn.Module):
+    """A function of images as a module; it shows no feature maps, unless it returns Outputs.
+
+    Args:
+        function: from images `[batch, channels, height, width]` to logits or Outputs.
+    """
+
+    def __init__(self, function: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, images: Tensor) -> Any:
+        """What the function returns."""
+        return self.function(images)
 
 
 def declared_size(module: nn.Module) -> tuple[int, int] | None:
@@ -289,21 +351,52 @@ def _download(make: Callable[[], Any], name: str) -> Any:
         ) from error
 
 
-def _check_classes(teacher: Teacher, classes: int | None, name: str) -> Teacher:
+def with_classes_of(
+    teacher: Teacher,
+    name: str,
+    classes: int | None,
+    class_names: tuple[str, ...] = (),
+    select: str = "",
+    names: tuple[str, ...] | None = None,
+) -> Teacher:
+    """The teacher, giving logits of the data's classes in their order.
+
+    Args:
+        teacher: a Frozen, or another whose outputs are taken as they are.
+        name: for messages.
+        classes: number of the data's classes; None to take whatever there are.
+        class_names: the data's.
+        select: see `columns_of`.
+        names: what the network calls its classes, where the teacher itself does not know; None if unknown.
+
+    Raises:
+        ValueError: other classes, see `columns_of`, or logits of another shape.
+    """
     preprocessing = getattr(teacher, "preprocessing", None)
-    if preprocessing is not None and classes is not None:
-        device = next((p.device for p in teacher.parameters()), torch.device("cpu"))
-        probe = torch.zeros(2, len(preprocessing.mean), preprocessing.height, preprocessing.width, device=device)
-        logits = teacher(probe).logits
-        check_logits(logits, len(probe), name)
-        outputs = logits.shape[1]
-        if outputs == 1 and classes == 2:
-            raise ValueError(
-                f"the teacher {name} has 1 output, the data 2 classes. Return two logits: torch.cat([0 * x, x], 1)."
-            )
-        if outputs != classes:
-            raise ValueError(
-                f"the teacher {name} has {outputs} classes, the data {classes}. Fine-tune it on this data: kdnas fit "
-                "--network NETWORK --data DATA --out FOLDER; then --teacher FOLDER."
-            )
+    if preprocessing is None or classes is None:
+        if select:
+            raise ValueError(f"`select` must be of a teacher of one network, {name} is a {type(teacher).__name__}.")
+        return teacher
+    device = next((p.device for p in teacher.parameters()), torch.device("cpu"))
+    probe = torch.zeros(2, len(preprocessing.mean), preprocessing.height, preprocessing.width, device=device)
+    logits = teacher(probe).logits
+    check_logits(logits, len(probe), name)
+    known = teacher.class_names or names
+    known = known if known is None or len(known) == logits.shape[1] else None
+    columns = columns_of(name, logits.shape[1], known, class_names, classes, select)
+    if not columns:
+        if known and same_names(known, class_names):
+            teacher.class_names = class_names
+        return teacher
+    if not isinstance(teacher, Frozen):
+        raise ValueError(
+            f"the teacher {name} must have the data's classes in their order: of a {type(teacher).__name__} they "
+            "cannot be chosen. Return its logits in that order."
+        )
+    teacher.columns, teacher.class_names = columns, class_names or None
+    which = "its classes in the data's order"
+    if len(columns) < logits.shape[1]:
+        which = f"{len(columns)} of its {logits.shape[1]} classes"
+    chosen = f"{which}, {'as chosen' if select else 'by their names'}"
+    teacher.note = "; ".join(filter(None, (teacher.note, chosen)))
     return teacher

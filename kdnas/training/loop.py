@@ -66,6 +66,8 @@ class Training:
             )
         if distiller.every_layer and teacher is not None:
             teacher = every_layer(teacher)
+        if distiller.reads_attentions and teacher is not None and cache is None:
+            teacher = teacher.with_attentions()
         self.model, self.distiller = model.to(self.device), distiller.to(self.device)
         self.teacher = None if teacher is None else teacher.to(self.device)
         self.data, self.recipe, self.index, self.cache = data, recipe, 0, cache

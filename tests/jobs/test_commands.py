@@ -91,7 +91,7 @@ def test_equal_objects_are_one_and_other_objects_are_not():
     first, second = Cnn(), Cnn()
     assert keep(first) == keep(first) != keep(second)
     assert keep(data()) == keep(data())
-    with pytest.raises(ValueError, match="must be a text, a spec or a torch module, and data"):
+    with pytest.raises(ValueError, match="must be a text, a spec, a torch module or a function, and data"):
         keep(3)
 
 

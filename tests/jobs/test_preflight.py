@@ -181,7 +181,6 @@ def test_the_block_shows_data_student_teacher_device_and_time(tmp_path, log):
         ("sigmoid", r"probabilities \(in \[0, 1\]\) instead of logits"),
         ("broken", "NaN or infinity for 1 of 30 search images"),
         ("swapped", "calls most images of b c, it calls most images of c b"),
-        ("in_another_order", "another order: class 0 is 'C' to it, and 'a' in the data"),
         ("random", "in another batch: it is random"),
         ("by_the_batch", "in another batch: it is random, or uses statistics of the batch"),
         ("plain", r"but for 30 with mean 0/0/0 and std 1/1/1\. Return Frozen"),
@@ -200,6 +199,11 @@ def test_a_teacher_that_cannot_teach_is_refused_unless_one_insists(tmp_path, log
 @pytest.mark.parametrize("name", ["in_order", "knowing"])
 def test_a_teacher_of_these_classes_passes(tmp_path, name):
     preflight(data(), folder=tmp_path, teacher=teacher(name))
+
+
+def test_a_teacher_that_names_its_classes_gives_them_in_the_datas_order(tmp_path, log):
+    preflight(data(), folder=tmp_path, teacher=teacher("in_another_order"))
+    assert "its classes in the data's order, by their names; class names match; 100.0% of" in log.records[0].message
 
 
 def test_a_teacher_that_fails_on_these_images_is_a_sentence(tmp_path):

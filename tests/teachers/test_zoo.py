@@ -1,5 +1,8 @@
 """A zoo's network is fed as the zoo trains it; what a person may change of that; networks that say their size."""
 
+import dataclasses
+import json
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -113,7 +116,7 @@ def test_one_output_for_two_classes_is_told_from_other_classes():
 
 
 def test_a_file_of_weights_alone_is_told_that_it_needs_a_network(weights):
-    with pytest.raises(ValueError, match="A file of weights needs its network: torchvision:NAME@FILE"):
+    with pytest.raises(ValueError, match=r"A file of weights needs its network: torchvision:NAME@FILE"):
         load_teacher(str(weights))
 
 
@@ -220,7 +223,7 @@ def test_a_folder_of_a_fine_tuned_network_is_a_teacher(tmp_path):
         built(str(tmp_path / "t"))
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "run.json").write_text("{}")
-    with pytest.raises(ValueError, match="has no finished teacher yet"):
+    with pytest.raises(ValueError, match=r"has no finished teacher yet"):
         built(str(tmp_path / "run"))
 
 
@@ -228,3 +231,60 @@ def test_a_folder_of_a_fine_tuned_network_is_a_teacher(tmp_path):
 def test_preprocessing_that_cannot_be_done_is_refused(values):
     with pytest.raises(ValueError, match=r"`interpolation` must be one of|`height` must be at least 1"):
         Preprocessing(**{"height": 8, "width": 8, "mean": (0.5,), "std": (1.0,)} | values)
+
+
+def timm_folder(folder, **options):
+    timm = pytest.importorskip("timm")
+    module = timm.create_model("test_resnet", num_classes=3).eval()
+    timm.models.save_for_hf(module, folder, safe_serialization=True, **options)
+    return module
+
+
+def test_a_folder_of_timm_is_a_teacher_with_its_configuration(tmp_path):
+    config = {
+        "input_size": (3, 48, 48),
+        "mean": (0.1,) * 3,
+        "std": (0.4,) * 3,
+        "crop_pct": 0.75,
+        "interpolation": "bilinear",
+    }
+    module = timm_folder(tmp_path, model_config={"label_names": ["a", "b", "c"], **config})
+    content = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(content | {"pretrained_cfg": config}))
+    teacher = built(f"timm:{tmp_path}", class_names=("c", "a", "b"))
+    own = Preprocessing(height=48, width=48, mean=(0.1,) * 3, std=(0.4,) * 3, interpolation="bilinear")
+    assert teacher.preprocessing == own and teacher.crop == 0.75 and teacher.columns == (2, 0, 1)
+    pixels = torch.rand(2, 3, 24, 24)
+    large = prepare(pixels, dataclasses.replace(own, height=64, width=64))[..., 8:56, 8:56]
+    torch.testing.assert_close(teacher(pixels).logits, module(large).detach()[:, [2, 0, 1]])
+    assert built(f"timm:{tmp_path},crop=1").crop == 1
+
+
+def test_a_folder_that_is_none_of_timm_is_refused(tmp_path):
+    timm_folder(tmp_path)
+    with pytest.raises(ValueError, match=r"is a network of 3 classes, got 5"):
+        zoo_network("timm", str(tmp_path), 5)
+    content = json.loads((tmp_path / "config.json").read_text())
+    for change, message in (
+        ({"architecture": "test_resnt"}, "timm has no 'test_resnt', .*Did you mean"),
+        ({"architecture": "hf-hub:x/y"}, "timm has no 'hf-hub:x/y'"),
+        ({"architecture": "test_vit"}, "does not fit the network"),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps(content | change))
+        with pytest.raises(ValueError, match=message):
+            built(f"timm:{tmp_path}")
+    (tmp_path / "config.json").write_text(json.dumps(content | {"model_args": {"checkpoint_path": "/x.pth"}}))
+    assert built(f"timm:{tmp_path}").class_names is None  # which would load another file
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"has no model.safetensors. Write it with timm.models.save_for_hf"):
+        built(f"timm:{tmp_path}")
+
+
+def test_a_files_network_keeps_the_classes_of_the_file_where_some_are_selected(tmp_path):
+    module = models.get_model("mobilenet_v3_small", num_classes=5)
+    torch.save(module.state_dict(), tmp_path / "w.pth")
+    teacher = built(f"torchvision:mobilenet_v3_small@{tmp_path / 'w.pth'},size=32,select=4+0+2")
+    pixels = torch.rand(2, 3, 32, 32)
+    expected = module.eval()(prepare(pixels, teacher.preprocessing)).detach()[:, [4, 0, 2]]
+    torch.testing.assert_close(teacher(pixels).logits, expected)
+    assert teacher.crop == 1

@@ -18,9 +18,9 @@ from kdnas.network import default_device
 from kdnas.randomness import torch_rng
 from kdnas.settings import FitTeacher
 from kdnas.specs import Spec
-from kdnas.teachers.base import Frozen, Teacher
+from kdnas.teachers.base import Frozen, Teacher, made_for
 from kdnas.teachers.fitted import fitted_teacher
-from kdnas.teachers.zoo import declared_names, declared_size
+from kdnas.teachers.zoo import declared_size
 
 _NUM_IMAGES = 300  # of the search part, for the teacher's accuracy
 _FEW = 100  # of them, for each other normalisation
@@ -62,7 +62,7 @@ def teacher_findings(source: Spec, data: Data, advice: str = CHECK) -> tuple[lis
 
 
 def _findings(source: Spec, data: Data, advice: str) -> tuple[list[Finding], float]:
-    teacher = source.build(Teacher, classes=data.classes, preprocessing=data.preprocessing).to(default_device())
+    teacher = made_for(source, data.classes, data.preprocessing, data.class_names).to(default_device())
     difference = other_names(teacher, data)
     refusals = [f"{difference} Use a teacher of these very classes, in their order."] if difference else []
     known = any(isinstance(m, Teacher) and m.class_names for m in teacher.modules())
@@ -70,14 +70,16 @@ def _findings(source: Spec, data: Data, advice: str) -> tuple[list[Finding], flo
     size = ""
     if isinstance(teacher, Frozen):
         own, says = teacher.preprocessing, declared_size(teacher.module)
-        size = f"images of {own.height} x {own.width}, mean {_short(own.mean)}, std {_short(own.std)}; "
+        cut = f", the inner {teacher.crop:.3g} of each side" if teacher.crop < 1 else ""
+        size = f"images of {own.height} x {own.width} ({own.interpolation}{cut}), mean {_short(own.mean)}, std "
+        size += f"{_short(own.std)}; " + (f"{teacher.note}; " if teacher.note else "")
         if teacher.assumes_size and says is not None and says != (own.height, own.width):
             refusals.append(
                 f"The teacher gets images of {own.height} x {own.width}, but says that it was made for {says[0]} x "
                 f"{says[1]}. Return Frozen(module, preprocessing=...) with the size that it was trained with."
             )
     sample = _sample(teacher, data)
-    own_faults = list(_own_faults(teacher, data, sample, known)) if isinstance(teacher, Frozen) else []
+    own_faults = list(_own_faults(teacher, sample, known)) if isinstance(teacher, Frozen) else []
     refusals += own_faults or _output_faults(teacher, sample, data, advice)
     hits = sample.logits.argmax(1) == sample.labels
     accuracy = float(hits.float().mean())
@@ -88,16 +90,8 @@ def _findings(source: Spec, data: Data, advice: str) -> tuple[list[Finding], flo
     return [Finding("teacher", line), *remarks, *faults("teacher", refusals)], sample.seconds
 
 
-def _own_faults(teacher: Frozen, data: Data, sample: _Sample, is_known: bool) -> Iterator[str]:
-    """What speaks against a single network: other class names inside, chance, another normalisation."""
-    names, ours = declared_names(teacher.module), [_folded(name) for name in data.class_names]
-    theirs = [_folded(name) for name in names or ()]
-    if theirs != ours and sorted(theirs) == sorted(ours) and names and not is_known:
-        place = next(i for i, pair in enumerate(zip(theirs, ours, strict=True)) if len({*pair}) > 1)
-        yield (
-            f"The teacher has the data's classes in another order: class {place} is {names[place]!r} to it, and "
-            f"{data.class_names[place]!r} in the data. Put its logits into the data's order."
-        )
+def _own_faults(teacher: Frozen, sample: _Sample, is_known: bool) -> Iterator[str]:
+    """What speaks against a single network: chance, another normalisation."""
     few = sample.pixels[: max(1, len(sample.pixels[:50]) // 2)]
     again = teacher(few.to(default_device())).logits.cpu()
     if not torch.allclose(again, sample.logits[: len(few)], rtol=1e-2, atol=1e-3, equal_nan=True):
@@ -107,10 +101,6 @@ def _own_faults(teacher: Frozen, data: Data, sample: _Sample, is_known: bool) ->
         )
     if not is_known:
         yield from _other_normalisation(teacher, sample)
-
-
-def _folded(name: str) -> str:
-    return "".join(filter(str.isalnum, name.casefold()))
 
 
 def _other_normalisation(teacher: Frozen, sample: _Sample) -> Iterator[str]:
