@@ -1,12 +1,12 @@
 """Which ranking chooses well? Supernets of four published spaces, their scores against published accuracies.
 
     python benchmarks/ranking_proof.py --data cifar10.npz --tables FOLDER --out runs/ranking_proof
-        [--space NAME ...] [--way NAME ...] [--seeds N] [--limit N] [--full] [--check]
+        [--space NAME ...] [--way NAME ...] [--seeds N] [--limit N] [--table [--picture FILE]]
 
 FOLDER holds the public rows (`nas_bench_macro_public.csv` and the like). A supernet is trained per space, seed and way:
 `labels` and `taught` train a uniform single path, on labels or under a teacher of another family; `sandwich` the
 largest, the smallest and two random subnets, all but the largest under the largest, without any other teacher. All take
-about the same time, 8 to 10 minutes of one thread for NAS-Bench-Macro, 3 to 6 for the others, on CIFAR-10 averaged
+about the same time, 9 minutes of one idle thread for NAS-Bench-Macro, 3 to 6 for the others, on CIFAR-10 averaged
 down to 16x16, spaces reduced as `SPACES` says.
 
 Then every network of the table (1,000 of them, where there are more) gets every score on 256 images of the search
@@ -16,10 +16,8 @@ and the best one is kept (budgets at quarters of the table's MACs), and the prec
 --trainings` was fitted to them, a mean over 50 draws, on the networks that were not drawn. `similarity` features are
 those to the supernet's largest subnet.
 
-Two teachers are compared: `outside`, the ResNet of `own_students.py`, and `family`, the largest network of the space
-trained alone on labels. A finished supernet is rows at once, and nothing is done twice: the same command goes on where
-it was stopped. `--table` prints what the rows say. `--full` takes 32x32 images, the published widths and as many steps
-as the benchmarks' own (one GPU, see benchmarks/README.md).
+The teacher is the ResNet of `own_students.py`, another family than any of the spaces. A finished supernet is rows at
+once, and nothing is done twice: the same command goes on where it was stopped. `--table` prints what the rows say.
 """
 
 import argparse
@@ -35,16 +33,15 @@ import torch
 from channel_widths import divided
 from common import Row, append, cifar, open_rows, rows_in, trained
 from own_students import teacher_of
+from proof_tables import picture, report
 from trainings import DRAWS, NUMBERS, TABLES, Table, measured
 
 from kdnas.data.base import Data
 from kdnas.distillers.base import Distiller
-from kdnas.distillers.from_labels import FromLabels
 from kdnas.distillers.sandwich import Sandwich
 from kdnas.distillers.single_path import SinglePath
 from kdnas.evaluation import accuracy
 from kdnas.losses.response.soft_targets import SoftTargets
-from kdnas.network import Network
 from kdnas.randomness import initialised, torch_rng
 from kdnas.ranking.quality import BenchmarkRow, canonical_rows, read_table
 from kdnas.runs.files import write_json
@@ -58,7 +55,7 @@ from kdnas.specs import parse_spec, spec
 from kdnas.statistics import kendall, points_lost, precision_at_top
 from kdnas.supernet import Supernet
 from kdnas.tables import load_space
-from kdnas.teachers.base import Frozen, Teacher
+from kdnas.teachers.base import Teacher
 from kdnas.training.loop import Training
 
 IMAGE_SIZE, BATCH, IMAGES, NETWORKS, TRAINED = 16, 64, 256, 1000, 5
@@ -69,7 +66,6 @@ STEPS = {
     "channel_bench_macro_resnet": 5000,
 }
 """Of a single path; a sandwich has four subnets a step, and a quarter of the steps."""
-FAMILY_STEPS = 1500
 KL = ((1.0, spec(SoftTargets, temperature=1.0)),)
 WAYS: dict[str, Distiller] = {
     "labels": SinglePath(),
@@ -127,16 +123,6 @@ def train_supernet(part: Part, data: Data, teacher: Teacher, place: Path) -> tup
     training = Training(supernet, WAYS[part.way], data, teacher if part.way == "taught" else None, recipe)
     seconds = trained(training, "-".join(map(str, part)), place)
     return supernet.eval(), {"steps": steps, "batch_size": BATCH, "train_seconds": seconds}
-
-
-def family_teacher(name: str, data: Data, folder: Path) -> Frozen:
-    """The largest network of a space, trained alone on labels."""
-    space = reduced(name)
-    network = initialised(lambda: Network(space.blueprint(space.largest)), 0)
-    recipe = Recipe(steps=FAMILY_STEPS, batch_size=BATCH, learning_rate=0.1)
-    training = Training(network, FromLabels(), data, None, recipe)
-    trained(training, f"{name}-family", folder / f"{name}-family.safetensors")
-    return Frozen(network.eval(), preprocessing=data.preprocessing)
 
 
 def evidence_of(supernet: Supernet, data: Data, teacher: Teacher) -> Evidence:
@@ -287,7 +273,14 @@ def main() -> None:
     parser.add_argument("--way", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--limit", type=int, default=0, help="stop after so many supernets; 0 for all")
+    parser.add_argument("--table", action="store_true", help="train nothing, print the tables and the aims")
+    parser.add_argument("--picture", type=Path, help="with --table: write the picture, an SVG file")
     options = parser.parse_args()
+    if options.table:
+        print("\n".join(report(rows_in(options.rows))))
+        if options.picture:
+            options.picture.write_text(picture(rows_in(options.rows)), encoding="utf-8")
+        return
     if options.data is None or options.tables is None or options.out is None:
         parser.error("--data, --tables and --out are needed to train")
     torch.set_num_threads(1)
