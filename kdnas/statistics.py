@@ -299,3 +299,26 @@ def _beaten(points: Array, by: Array) -> NDArray[np.bool_]:
     least = np.minimum.accumulate(by[:, 1])
     place = np.searchsorted(by[:, 0], points[:, 0], side="right")
     return (place > 0) & (least[np.maximum(place - 1, 0)] <= points[:, 1])
+
+
+MOST_SHARE, LEAST_SHARE = 0.95, 0.01
+
+
+def share_sentence(term: str, share: float, count: int = 2) -> str:
+    """A sentence on a loss term that makes nearly all of the gradient, or nearly none; empty otherwise.
+
+    Args:
+        term: its name.
+        share: its part in the sum of the norms of all terms' gradients.
+        count: of the terms; one alone has all of it.
+
+    Example:
+        >>> share_sentence("hint", 0.004)
+        "the loss 'hint' makes 0.4% of the gradient, so that it hardly acts. Raise its weight, or leave it out."
+    """
+    if count < 2 or LEAST_SHARE <= share <= MOST_SHARE:
+        return ""
+    words = f"the loss {term!r} makes {share:.1%} of the gradient, so that"
+    if share < LEAST_SHARE:
+        return f"{words} it hardly acts. Raise its weight, or leave it out."
+    return f"{words} the others hardly act. Lower its weight, or raise theirs."

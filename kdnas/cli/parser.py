@@ -80,7 +80,7 @@ def _add(to: Any, parameter: inspect.Parameter, kind: Any, text: str) -> None:
         options["default"] = default
         if "by default" not in text and default is not False and default not in (None, ()):
             options["help"] = f"{text} (default: {typed(default)})"
-    if "Sequence[str]" in annotation:
+    if "Sequence[str" in annotation:
         options |= {"action": "append", "default": []}
     elif annotation.startswith("bool"):
         options["action"] = argparse.BooleanOptionalAction if default else "store_true"
@@ -91,6 +91,8 @@ def _add(to: Any, parameter: inspect.Parameter, kind: Any, text: str) -> None:
     if positional:
         options |= {"nargs": None if default is parameter.empty else "?"}
         options["metavar"] = None if "choices" in options else parameter.name.upper()
+        if options.get("action") == "append":
+            options |= {"action": None, "default": None, "nargs": "+"}
         known = {key: value for key, value in options.items() if value is not None}
         if default is parameter.empty:
             to.add_argument(parameter.name, **known)

@@ -58,12 +58,14 @@ class Step:
         total: number of all steps.
         seed: seed of the training.
         rate: learning rate of the step.
+        weigh: whether the share of every loss term is measured; see `Objective.teach`.
     """
 
     index: int
     total: int
     seed: int
     rate: float = 0.0
+    weigh: bool = False
 
     @property
     def progress(self) -> float:
@@ -219,7 +221,13 @@ class ObjectiveDistiller(Distiller):
             assert architecture is not None
             at = Moment(step.progress, partial(model.remaining_layers, architecture=architecture), batch.ids)
         yield from self.objective.teach(
-            name, student, self.teacher_outputs(batch, student), batch.labels, at, learner=model
+            name,
+            student,
+            self.teacher_outputs(batch, student),
+            batch.labels,
+            at,
+            learner=model,
+            weigh=step.weigh,
         )
 
     def teacher_outputs(self, batch: Batch, student: Outputs) -> Outputs:

@@ -1147,16 +1147,49 @@ def grow(
     return job.grow(dataclasses.replace(settings, recipe=with_overrides(settings.recipe, recipe)), Path(out))
 
 
-def report(run: str | Path) -> Path:
-    """Write the run's report, one self-contained HTML file.
+def report(run: str | Path | Sequence[str | Path], *, out: str | Path = Path("runs.html")) -> Path:
+    """Write a run's report, one self-contained HTML file; of several runs, one page that compares them.
 
     Args:
-        run: the run folder.
+        run: the run folder; several are compared.
+        out: the page of a comparison; the report of a single run is in its folder.
+
+    Example:
+        >>> report("no/such/run")
+        Traceback (most recent call last):
+        ValueError: there is no run no/such/run. Make one with `kdnas run` or `kdnas train`.
     """
-    from kdnas.report import write_report
+    from kdnas.report import write_report, write_side_by_side
     from kdnas.runs.folder import RunFolder
 
-    return write_report(RunFolder(Path(run), builds=False).folder)
+    paths = [run] if isinstance(run, str | Path) else run
+    folders = [RunFolder(Path(path), builds=False).folder for path in paths]
+    return write_report(folders[0]) if len(folders) == 1 else write_side_by_side(folders, Path(out))
+
+
+def track(
+    run: str | Path,
+    *,
+    to: Literal["tensorboard", "wandb", "mlflow"],
+    follow: bool = False,
+    online: bool = False,
+) -> dict[str, Any]:
+    """Write a run's metrics and results to a tracker; the same call later writes what is new, and nothing twice.
+
+    Args:
+        run: the run folder, whose training may be going on.
+        to: the tracker; its files are in RUN/tracking.
+        follow: go on until the run has a student.
+        online: send to the tracker's server, as its own environment variables say.
+
+    Example:
+        >>> track("no/such/run", to="tensorboard")
+        Traceback (most recent call last):
+        ValueError: there is no run no/such/run. Make one with `kdnas run` or `kdnas train`.
+    """
+    from kdnas.jobs import track as job
+
+    return job.track(Path(run), to, follow=follow, online=online)
 
 
 @_computes

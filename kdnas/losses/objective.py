@@ -1,7 +1,7 @@
 """A weighted sum of losses, with their values, schedules and discriminators."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from numbers import Real
 from typing import Any, NamedTuple, final
@@ -22,12 +22,22 @@ class Term(NamedTuple):
     loss: Spec | Loss | str
 
 
+class Share(NamedTuple):
+    """A term's part in one step: its weighted value, and its share of the gradient's norms, summed over the terms."""
+
+    value: float
+    gradient: float
+
+
 JOINT = Stage("joint", 1.0)
 
 
 @final
 class Objective(nn.Module):
     """`sum_k weight_k * loss_k(student, teacher, labels)`.
+
+    Attributes:
+        shares: of the terms of the last step that was weighed, by name; empty before.
 
     Args:
         terms: pairs of weight and loss: a Spec, a Loss, or a name with options, `"soft_targets,temperature=2"`. A loss
@@ -50,6 +60,7 @@ class Objective(nn.Module):
             self.losses[name] = loss
             weights.append(weight)
         self.weights = tuple(weights)
+        self.shares: dict[str, Share] = {}
 
     @property
     def uses_teacher(self) -> bool:
@@ -91,6 +102,7 @@ class Objective(nn.Module):
         at: Moment,
         *,
         learner: nn.Module,
+        weigh: bool = False,
     ) -> Iterator[tuple[str, Tensor]]:
         """The losses that a distiller yields for one student, before all others of a step.
 
@@ -105,6 +117,7 @@ class Objective(nn.Module):
             labels: `[batch]`.
             at: where in the training.
             learner: the student's module.
+            weigh: also measure `shares`, which costs a backward pass per term; the losses are the same.
         """
         terms = {n: weight * value for n, weight, value in self._terms(student, teacher, labels, at)}
         clipped = [n for n, loss in self.losses.items() if isinstance(loss, Loss) and loss.clipped]
@@ -112,6 +125,8 @@ class Objective(nn.Module):
         if len(apart) == len(terms):
             apart = {}  # nothing to clip by
         parameters = [p for module in (learner, self) for p in module.parameters() if p.requires_grad]
+        if weigh:
+            self.shares = _shares(terms, [p for p in learner.parameters() if p.requires_grad])
         # Before the sum is yielded: its backward pass frees the graph that they share.
         gradients_of = {
             n: torch.autograd.grad(t, parameters, retain_graph=True, allow_unused=True) for n, t in apart.items()
@@ -200,6 +215,17 @@ def _checked(term: Any) -> tuple[float, str, Loss]:
     if isinstance(loss, Loss):
         return float(weight), type(loss).__module__.rpartition(".")[2], loss
     raise ValueError(f"a term's loss must be a Spec, a Loss or its name, got {loss!r}. Write (1.0, 'soft_targets').")
+
+
+def _shares(terms: Mapping[str, Tensor], parameters: Sequence[Tensor]) -> dict[str, Share]:
+    """The share of each term with a gradient; all 0 where no term has any."""
+    norms = {}
+    for name, term in terms.items():
+        known = term.requires_grad and torch.autograd.grad(term, parameters, retain_graph=True, allow_unused=True)
+        gradients = [gradient for gradient in known or () if gradient is not None]
+        norms[name] = float(torch.nn.utils.get_total_norm(gradients)) if gradients else 0.0
+    total = sum(norms.values())
+    return {n: Share(float(term.detach()), norms[n] / total if total else 0.0) for n, term in terms.items()}
 
 
 def _clipped(gradient: Tensor, task: Tensor | None) -> Tensor:

@@ -31,6 +31,7 @@ from kdnas.report.names import loss_name, phase_name
 from kdnas.report.outcome import controls, result
 from kdnas.report.todo import commands, missing, next_command
 from kdnas.runs.folder import COMPARISON, MANIFEST, JsonObject
+from kdnas.statistics import share_sentence
 
 _HIGH = 1000.0
 
@@ -117,12 +118,18 @@ def _training(run: RunContent) -> Iterator[Markup]:
         accuracies = _series(lines, lambda line: {**mapping(line.get("health")), "accuracy": line.get("accuracy")})
         charts = [curves(losses, x_label="step", y_label="loss", x_end=end)] if losses else []
         charts += [curves(accuracies, x_label="step", y_label="accuracy", y_unit="%", x_end=end)] if accuracies else []
+        terms = _series(
+            lines, lambda line: {n: mapping(t).get("gradient") for n, t in mapping(line.get("terms")).items()}
+        )
+        if len(terms) > 1:
+            charts.append(curves(terms, x_label="step", y_label="share of the gradient", y_unit="%", x_end=end))
         traces = _series(lines, lambda line: mapping(line.get("trace")))
         charts += [curves({name: s}, x_label="networks", y_label=name, x_end=end) for name, s in traces.items()]
         yield tag("div", *charts, class_="pair")
-        high = _highest(losses, end)
-        if high:
-            yield tag("p", high, class_="missing")
+        shares = [share_sentence(name, series[-1][1], len(terms)) for name, series in terms.items()]
+        for sentence in (_highest(losses, end), *shares):
+            if sentence:
+                yield tag("p", sentence[0].upper() + sentence[1:], class_="missing")
         num_omitted = sum(1 for line in lines for v in mapping(line.get("losses")).values() if finite(v) is None)
         if num_omitted:
             sentence = f"{num_omitted:,} logged losses are not finite and are left out of the curve."

@@ -1,6 +1,7 @@
 """Progress with time left: a bar on a terminal, log messages elsewhere."""
 
 import contextlib
+import importlib.util
 import logging
 import sys
 import time
@@ -40,16 +41,24 @@ class Bar:
         _log.info("%s", f"{self._name}: {done}/{self._total} ({times}) {note}".rstrip())
 
 
+def _is_notebook() -> bool:
+    """Whether this is the kernel of a notebook that can show what changes."""
+    return "ipykernel" in sys.modules and importlib.util.find_spec("ipywidgets") is not None
+
+
 @contextlib.contextmanager
 def progress(name: str, total: int, done: int = 0) -> Iterator[Bar]:
-    """A bar for one job on a terminal, unless the logger `kdnas` is silenced; log messages elsewhere.
+    """A bar for one job on a terminal or in a notebook, unless the logger `kdnas` is silenced; log messages elsewhere.
+
+    A notebook needs `ipywidgets` for it.
 
     Args:
         name: of the job.
         total: number of steps.
         done: steps that an earlier call has taken.
     """
-    if not (sys.stderr.isatty() and _log.isEnabledFor(logging.INFO)):
+    notebook = _is_notebook()
+    if not ((notebook or sys.stderr.isatty()) and _log.isEnabledFor(logging.INFO)):
         yield Bar(name, total, done, None)
         return
     from rich.console import Console  # slow to import
@@ -71,5 +80,5 @@ def progress(name: str, total: int, done: int = 0) -> Iterator[Bar]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, console=Console(stderr=True)) as bars:
+    with Progress(*columns, console=Console(stderr=not notebook, force_jupyter=notebook)) as bars:
         yield Bar(name, total, done, bars)

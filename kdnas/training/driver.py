@@ -1,5 +1,6 @@
 """Training with checkpoints, metrics and progress."""
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,10 +10,13 @@ from typing import Any, Protocol, Self, final
 from kdnas.runs.checkpoint import load_state, save_state
 from kdnas.runs.files import Damaged, remove_drafts
 from kdnas.runs.progress import progress
+from kdnas.statistics import share_sentence
 from kdnas.training.guard import Guard
 from kdnas.training.loop import Training
 
 CHECKPOINT_SECONDS = 10.0
+_RARE = 50
+_log = logging.getLogger(__name__)
 Evaluate = Callable[[], dict[str, float]]
 
 
@@ -54,15 +58,18 @@ def train_with_checkpoints(
     metrics = None if storage is None else storage.metrics(phase, before=training.index)
     cadence = Cadence.of(training.recipe.steps, training.epoch_steps, guarded=guard is not None)
     end = training.recipe.steps if until is None else min(until, training.recipe.steps)
+    reported: frozenset[str] = frozenset()
     with progress(phase, end, training.index) as bar:
         while training.index < end:
-            losses, warnings = _step(training, guard, watch=cadence.compares(training.index + 1))
+            number = training.index + 1
+            losses, warnings = _step(training, guard, watch=cadence.compares(number), weigh=cadence.weighs(number))
             if after_step is not None:
                 after_step(training.index)
             bar.update(training.index, ", ".join(f"{name} {value:.3f}" for name, value in losses.items()))
             if metrics is not None and (cadence.records(training.index) or warnings):
                 seconds = round(seconds_before + time.perf_counter() - began, 3)
                 metrics.write(**_record(training, cadence, losses, warnings, seconds, evaluate, guard))
+                reported = _warn_of_shares(phase, training, reported) if cadence.weighs(training.index) else reported
             if time.perf_counter() - saved >= CHECKPOINT_SECONDS or training.index == end:
                 _save(training, checkpoint, guard, seconds_before + time.perf_counter() - began)
                 saved = time.perf_counter()
@@ -79,13 +86,16 @@ class Cadence:
     record: int
     evaluation: int
     comparison: int | None
+    weighing: int
 
     @classmethod
     def of(cls, total: int, epoch: int, *, guarded: bool) -> Self:
         """Of a training of so many steps, of which an epoch has so many; `guarded` where a guard watches it."""
         record = max(1, total // 200)
         comparison = record * max(1, total // 50 // record) if guarded else None
-        return cls(total, record, epoch if guarded else max(epoch, total // 8), comparison)
+        # At most every 50th step: a backward pass for each term is then some hundredths of the whole.
+        weighing = record * -(-max(_RARE, total // 20) // record)
+        return cls(total, record, epoch if guarded else max(epoch, total // 8), comparison, weighing)
 
     def evaluates(self, step: int) -> bool:
         """Whether accuracies are measured after so many steps."""
@@ -94,6 +104,10 @@ class Cadence:
     def records(self, step: int) -> bool:
         """Whether a line is written after so many steps."""
         return step % self.record == 0 or self.evaluates(step)
+
+    def weighs(self, step: int) -> bool:
+        """Whether the shares of the loss terms are measured in the step that makes so many."""
+        return step % self.weighing == 0
 
     def compares(self, step: int) -> bool:
         """Whether the step that makes so many is watched."""
@@ -119,10 +133,10 @@ def _save(training: Training, checkpoint: Path, guard: Guard | None, seconds: fl
     save_state(checkpoint, state if guard is None else state | {"guard": guard.state()})
 
 
-def _step(training: Training, guard: Guard | None, *, watch: bool) -> tuple[dict[str, float], list[str]]:
+def _step(training: Training, guard: Guard | None, *, watch: bool, weigh: bool) -> tuple[dict[str, float], list[str]]:
     """One step's losses; after an error that the guard rolls back, the guard's warnings instead."""
     try:
-        return training.step(watch=watch), []
+        return training.step(watch=watch, weigh=weigh), []
     except FloatingPointError as error:
         if guard is None:
             raise
@@ -146,6 +160,8 @@ def _record(
     record["lr"] = training.rate(step - 1)
     if cadence.compares(step) and training.conflict is not None:
         record["conflict"] = training.conflict
+    if cadence.weighs(step) and training.shares:
+        record["terms"] = {name: share._asdict() for name, share in training.shares.items()}
     accuracies = evaluate() if evaluate is not None and cadence.evaluates(step) else None
     if accuracies is not None:
         record |= {"accuracy": accuracies["accuracy"]} if "accuracy" in accuracies else {"health": accuracies}
@@ -155,3 +171,14 @@ def _record(
         warnings = warnings + guard.examine(accuracies)
         record |= {"warnings": warnings} if warnings else {}
     return record
+
+
+def _warn_of_shares(phase: str, training: Training, before: frozenset[str]) -> frozenset[str]:
+    """Warn of terms that make nearly all of the gradient, or nearly none, each once; returns those warned of so far."""
+    sentences = {
+        name: share_sentence(name, share.gradient, len(training.shares)) for name, share in training.shares.items()
+    }
+    new = {name for name, sentence in sentences.items() if sentence and name not in before}
+    for name in sorted(new):
+        _log.warning(f"{phase}, step {training.index}: {sentences[name]}")
+    return before | new

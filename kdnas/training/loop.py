@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from kdnas.data.base import Data
 from kdnas.distillers.base import Batch, Distiller, Model, Step
 from kdnas.losses.base import Loss
+from kdnas.losses.objective import Objective, Share
 from kdnas.network import Network, load_strictly
 from kdnas.outputs import Moment
 from kdnas.randomness import seed_of
@@ -33,6 +34,7 @@ class Training:
         gradient_norm: Euclidean norm of the last step's whole gradient, before clipping.
         conflict: cosine between the last watched step's gradient from its first loss (a sandwich's largest subnet) and
             from all others; None if there was one loss only, or one of the gradients was zero.
+        shares: of the terms of the losses in the last step that was weighed, by name; empty where there are none.
 
     Args:
         model: a supernet or a network.
@@ -83,6 +85,7 @@ class Training:
         self.schedule = distiller.schedule(recipe.steps)
         self.gradient_norm = torch.zeros(())
         self.conflict: float | None = None
+        self.shares: dict[str, Share] = {}
 
     @property
     def done(self) -> bool:
@@ -94,17 +97,18 @@ class Training:
         """Steps in one pass over the train part."""
         return max(1, len(self.data.train) // min(self.recipe.batch_size, len(self.data.train)))
 
-    def step(self, *, watch: bool = False) -> dict[str, float]:
+    def step(self, *, watch: bool = False, weigh: bool = False) -> dict[str, float]:
         """One step: backward of each loss, one optimizer step. Returns the losses' values by name.
 
         Args:
             watch: also measure `conflict`, which costs a copy of the gradient; nothing else changes.
+            weigh: also measure `shares`, which costs a backward pass per loss term; nothing else changes.
 
         Raises:
             FloatingPointError: a loss is not finite; the weights are as they were before the step.
         """
         recipe = self.recipe
-        step = Step(self.index, recipe.steps, recipe.seed, self.rate(self.index))
+        step = Step(self.index, recipe.steps, recipe.seed, self.rate(self.index), weigh)
         if self.index in self.schedule.restarts and self.index > 0:
             self.optimizer = _optimizer([self.model, self.distiller], recipe)
         for group in self.optimizer.param_groups:
@@ -142,6 +146,9 @@ class Training:
             if watch and len(losses) == 1:
                 first = [(p, p.grad.clone()) for p in self.model.parameters() if p.grad is not None]
         values = self._values(losses)
+        if step.weigh:
+            known = (module.shares for module in self.distiller.modules() if isinstance(module, Objective))
+            self.shares = next((shares for shares in known if shares), {})
         if watch:
             self.conflict = _conflict(first) if len(losses) > 1 else None
         return values

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torch import nn
 
 from kdnas.losses.example import example
 from kdnas.losses.objective import Objective
@@ -185,3 +186,30 @@ def test_a_term_is_a_spec_a_loss_or_a_name_with_options():
 def test_other_terms_are_refused(terms, sentence):
     with pytest.raises(ValueError, match=sentence):
         Objective(terms)
+
+
+@pytest.mark.parametrize("weights", [(1.0, 3.0), (0.0, 1.0), (0.0, 0.0)])
+def test_the_shares_are_those_of_each_terms_own_gradient_and_change_no_loss(weights):
+    made = objective((weights[0], "cross_entropy", {}), (weights[1], "soft_targets", {}))
+    layer = nn.Linear(5, STUDENT.logits.shape[1])
+    images = torch.randn(len(LABELS), 5, generator=torch.Generator().manual_seed(0))
+
+    def taught(weigh):
+        student = STUDENT._replace(logits=layer(images))
+        losses = dict(made.teach("sum", student, TEACHER, LABELS, START, learner=layer, weigh=weigh))
+        return losses["sum"], torch.autograd.grad(losses["sum"], layer.weight)[0]
+
+    plain, gradient = taught(False)
+    assert made.shares == {}
+    weighed, again = taught(True)
+    assert torch.equal(plain, weighed) and torch.equal(gradient, again)
+    norms = []
+    for weight, loss in zip(made.weights, made.losses.values(), strict=True):
+        value = weight * loss(STUDENT._replace(logits=layer(images)), TEACHER, LABELS)
+        gradients = torch.autograd.grad(value, list(layer.parameters()))
+        norms.append(float(torch.cat([g.flatten() for g in gradients]).norm()))
+        assert made.shares[["cross_entropy", "soft_targets"][len(norms) - 1]].value == pytest.approx(
+            float(value.detach())
+        )
+    expected = [norm / sum(norms) if sum(norms) else 0.0 for norm in norms]
+    assert [share.gradient for share in made.shares.values()] == pytest.approx(expected, rel=1e-5)

@@ -1,11 +1,13 @@
 """When something is recorded, evaluated, compared and saved: a training without a network, a clock that stands."""
 
+import logging
 import time
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+from kdnas.losses.objective import Share
 from kdnas.runs.checkpoint import load_state, save_state
 from kdnas.runs.folder import METRICS, RunFolder
 from kdnas.training.driver import train_with_checkpoints
@@ -18,12 +20,16 @@ class Fake:
         self.recipe, self.epoch_steps, self.index = SimpleNamespace(steps=steps), epoch_steps, 0
         self.gradient_norm, self.conflict = torch.tensor(0.5), None
         self.now, self.seconds, self.failures, self.watched = now, seconds, failures, []
+        self.weighed, self.shares = [], {}
 
     @property
     def done(self):
         return self.index >= self.recipe.steps
 
-    def step(self, *, watch):
+    def step(self, *, watch, weigh):
+        if weigh:
+            self.weighed.append(self.index)
+            self.shares = {"hint": Share(2.0, 0.004), "soft_targets": Share(1.0, 0.996)}
         self.now["seconds"] += self.seconds
         if self.index in self.failures:
             raise FloatingPointError(f"the loss is not finite at step {self.index}")
@@ -155,7 +161,7 @@ def test_comparisons_fall_on_records(run, tmp_path, now):
 
 def test_a_conflict_that_cannot_be_measured_is_left_out(run, tmp_path, now):
     training = Fake(3, 3, now)
-    training.step = lambda watch: setattr(training, "index", training.index + 1) or {}
+    training.step = lambda **_: setattr(training, "index", training.index + 1) or {}
     _, lines = driven(training, run, tmp_path, guard=Watch())
     assert steps(lines) == [0, 1, 2] and not steps(lines, "conflict")
 
@@ -234,3 +240,25 @@ def test_without_a_guard_its_state_is_left_alone_and_without_a_folder_nothing_is
 def test_the_progress_line_shows_the_losses(tmp_path, now, log):
     driven(Fake(2, 2, now), None, tmp_path)
     assert any("2/2" in line and "student 2.000, teacher 2.000" in line for line in log.text.splitlines())
+
+
+@pytest.mark.parametrize(("steps", "weighed"), [(49, []), (130, [49, 99]), (4000, list(range(199, 4000, 200)))])
+def test_the_shares_of_the_terms_are_measured_rarely_and_on_records(run, tmp_path, now, steps, weighed):
+    training = Fake(steps, 1000, now)
+    _, lines = driven(training, run, tmp_path)
+    assert training.weighed == weighed
+    assert [line["step"] for line in lines if "terms" in line] == weighed
+
+
+def test_a_term_that_makes_nearly_all_or_nothing_of_the_gradient_is_warned_of_once(run, tmp_path, now, log):
+    _, lines = driven(Fake(150, 1000, now), run, tmp_path)
+    assert lines[-1]["terms"] == {
+        "hint": {"value": 2.0, "gradient": 0.004},
+        "soft_targets": {"value": 1.0, "gradient": 0.996},
+    }
+    warnings = [r.getMessage() for r in log.records if r.levelno == logging.WARNING]
+    assert len(warnings) == 2
+    assert warnings[0].startswith("train, step 50: the loss 'hint' makes 0.4% of the gradient, so that it hardly acts")
+    assert warnings[1].startswith(
+        "train, step 50: the loss 'soft_targets' makes 99.6% of the gradient, so that the others"
+    )

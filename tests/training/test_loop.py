@@ -516,3 +516,16 @@ def test_a_restart_at_the_first_step_is_none_and_rates_follow_the_curve_of_their
     assert [made.rate(i) for i in range(6)] == [recipe.rate(i, 2) for i in range(2)] + [
         recipe.rate(i, 4) for i in range(4)
     ]
+
+
+def test_weighing_the_terms_changes_nothing_else():
+    def taught():
+        teacher = Frozen(network().eval(), preprocessing=DATA.preprocessing)
+        return Training(network(), FromTeacher(), DATA, teacher, RECIPE)
+
+    weighed, plain = taught(), taught()
+    assert weighed.step(weigh=True) == plain.step()
+    assert set(weighed.shares) and sum(share.gradient for share in weighed.shares.values()) == pytest.approx(1)
+    assert plain.shares == {}
+    for name, value in plain.model.state_dict().items():
+        assert torch.equal(value, weighed.model.state_dict()[name]), name
