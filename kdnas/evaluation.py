@@ -1,5 +1,6 @@
 """Accuracy of teachers, subnets and students on a part of the data."""
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,12 @@ from kdnas.data.base import Data, Images
 from kdnas.network import default_device, modes
 from kdnas.outputs import Outputs
 from kdnas.randomness import torch_rng
+from kdnas.statistics import guessing
 from kdnas.students.folder import read_student
 from kdnas.supernet import Supernet
 from kdnas.teachers.base import Teacher
 
+_log = logging.getLogger(__name__)
 _ROW = ("accuracy", "balanced_accuracy", "params", "macs", "seconds")
 
 
@@ -34,15 +37,30 @@ def balanced_accuracy(hits: Tensor, labels: Tensor) -> float:
     return float(torch.stack([hits[labels == label].double().mean() for label in labels.unique()]).mean())
 
 
-def final_accuracies(hits: Tensor, data: Data) -> dict[str, float]:
+def final_accuracies(hits: Tensor, data: Data, name: str = "") -> dict[str, float]:
     """`accuracy` on the test part, and `balanced_accuracy` where the data's classes are imbalanced.
 
     Args:
         hits: whether each test image is classified correctly, or how often, `[count]`.
         data: the data.
+        name: of the network, for a warning where the accuracy is near chance; "" for none.
     """
+    if name and (sentence := near_chance(hits, data, name)):
+        _log.warning(sentence)
     rows = {"accuracy": float(hits.double().mean())}
     return rows | ({"balanced_accuracy": balanced_accuracy(hits, data.test.labels)} if data.is_imbalanced else {})
+
+
+def near_chance(hits: Tensor, data: Data, name: str) -> str:
+    """A sentence on a network whose accuracy on the test part guessing could have; empty where it is higher."""
+    share = balanced_accuracy(hits, data.test.labels)
+    if share > guessing(data.classes, len(hits)):
+        return ""
+    return (
+        f"The accuracy of {name} on {len(hits)} test images, {share:.1%} (mean over classes), is near chance "
+        f"({1 / data.classes:.1%}): nothing shows that it has learnt. Train for more steps, or with another learning "
+        "rate."
+    )
 
 
 def row_of(result: Mapping[str, Any]) -> dict[str, Any]:

@@ -322,3 +322,13 @@ def share_sentence(term: str, share: float, count: int = 2) -> str:
     if share < LEAST_SHARE:
         return f"{words} it hardly acts. Raise its weight, or leave it out."
     return f"{words} the others hardly act. Lower its weight, or raise theirs."
+
+
+def guessing(classes: int, count: int) -> float:
+    """The accuracy that guessing stays below on so many images: its mean and two standard errors.
+
+    Example:
+        >>> guessing(2, 100)
+        0.6
+    """
+    return 1 / classes + 2 * math.sqrt((1 - 1 / classes) / classes / count)

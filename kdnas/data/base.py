@@ -13,6 +13,7 @@ from torch import Tensor
 
 from kdnas.data.augmentation import Augmentation, augment
 from kdnas.data.pixels import as_labels, as_pixels
+from kdnas.plain import printable
 from kdnas.preprocessing import Preprocessing
 from kdnas.randomness import torch_rng
 from kdnas.specs import check_literals
@@ -119,7 +120,11 @@ class Data:
         if len(set(names)) < len(names):
             twice = next(name for name in names if list(names).count(name) > 1)
             raise ValueError(f"`class_names` must differ, {twice!r} is there twice.")
+        hidden = next((name for name in names if printable(name) != name), None)
+        if hidden is not None:
+            raise ValueError(f"`class_names` must be printable, got {printable(hidden)!r}. Rename that class.")
         object.__setattr__(self, "class_names", tuple(names))
+        object.__setattr__(self, "source", printable(self.source))
         check_literals(type(self), {"augmentation": self.augmentation})
         shapes = {name: self._checked(name) for name in ("train", "search", "test")}
         if len(set(shapes.values())) > 1:

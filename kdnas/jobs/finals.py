@@ -15,7 +15,7 @@ from kdnas.architecture import Architecture
 from kdnas.costs.check import BudgetCheck, largest_within
 from kdnas.costs.count import cost
 from kdnas.distillers.from_labels import FromLabels
-from kdnas.evaluation import final_accuracies, row_of, student_hits
+from kdnas.evaluation import final_accuracies, near_chance, row_of, student_hits
 from kdnas.jobs._preflight import duration
 from kdnas.jobs._run import Run
 from kdnas.jobs._trainings import Job, TrainingRow, Trainings, marks, with_length
@@ -35,7 +35,8 @@ from kdnas.specs import Spec, spec
 from kdnas.statistics import Array, compare_accuracy
 from kdnas.tables import structure
 
-say = logging.getLogger(__name__).info
+log = logging.getLogger(__name__)
+say = log.info
 
 _LIMITED = 1e8  # seconds; a longer time is no limit
 
@@ -85,8 +86,8 @@ _CLAIMS: dict[Control, _Claim] = {
         "the other score chose better",
     ),
 }
-LOST = "points lost"
-CLAIMS = (LOST, *(claim.name for claim in _CLAIMS.values()))
+CHANCE, LOST = "chance", "points lost"
+CLAIMS = (CHANCE, LOST, *(claim.name for claim in _CLAIMS.values()))
 """The names of the claims about a student, in the order in which they are printed."""
 
 
@@ -411,7 +412,11 @@ class _Finals:
                 }
             )
         storage.forget_controls(lambda name: name in CLAIMS)
-        storage.replace_results(rows, _claims(hits, trained))
+        claims = _claims(hits, trained)
+        if sentence := near_chance(torch.from_numpy(hits["student"].mean(0)), run.data, "the student"):
+            log.warning(sentence)
+            claims = {CHANCE: {"sentence": sentence}, **claims}
+        storage.replace_results(rows, claims)
         return {row["name"]: row for row in rows}
 
     def _hits(self, row: TrainingRow) -> Array:

@@ -133,7 +133,7 @@ def _record(ensembles: dict[str, SubnetEnsemble], storage: RunFolder, data: Data
     for name, ensemble in ensembles.items():
         is_right = correct(ensemble.network(data).to(default_device()), data.test, data)
         hits[name] = is_right.double().numpy()
-        rows[name] = {**final_accuracies(is_right, data), **ensemble.cost._asdict()}
+        rows[name] = {**final_accuracies(is_right, data, f"the ensemble {name!r}"), **ensemble.cost._asdict()}
         rows[name]["seconds"] = round(ensemble.seconds, 3)
     storage.record_controls(
         {

@@ -66,7 +66,7 @@ def retrain(
     watch = lambda: {"accuracy": accuracy(network, loaded.search, loaded)}  # noqa: E731
     draft = draft_of(out, prepared.identity)
     seconds = train_with_checkpoints(prepared.training, phase, draft, run_around(out), watch)
-    accuracies = final_accuracies(correct(network, loaded.test, loaded), loaded)
+    accuracies = final_accuracies(correct(network, loaded.test, loaded), loaded, f"the student {out.name}")
     origin = {**card.origin, "retrained": unstructure(settings), "test_accuracy": accuracies["accuracy"]}
     origin |= {"seconds": seconds, FINGERPRINT: loaded.fingerprint}
     card = dataclasses.replace(card, preprocessing=input_of(network, loaded), origin=origin)

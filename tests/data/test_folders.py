@@ -5,6 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
+from kdnas.cli.commands import main
 from kdnas.data.base import Data
 from kdnas.data.folders import folder
 from kdnas.data.load import load_data
@@ -231,3 +232,39 @@ def test_a_file_that_links_put_into_two_classes_or_parts_is_refused(tmp_path):
 def test_a_size_that_no_image_can_have_is_refused(tmp_path, size):
     with pytest.raises(ValueError, match=f"`size` must be 0 to 8192, got {size}"):
         folder(str(write(tmp_path, TWO)), size=size)
+
+
+HOSTILE = "x\x1b]0;t\x07\x9b2J\u202e\u2066\nnext: rm"
+
+
+@pytest.mark.parametrize("name", [f"cat{c}" for c in "\x1b\n\r\x9b\u202e\u2066"])
+def test_a_class_whose_name_a_terminal_would_obey_is_refused_in_one_sentence(tmp_path, name, capsys):
+    write(tmp_path, {name: 6, "dog": 6})
+    with pytest.raises(SystemExit) as end:
+        main(["run", "--data", f"folder:{tmp_path}", "--space", "toy", "--out", str(tmp_path / "out")])
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert end.value.code == 2 and "`class_names` must be printable, got 'cat\\" in error and error.isprintable()
+
+
+@pytest.mark.parametrize("place", ["file", "part", "other", "suffix"])
+def test_no_name_of_a_file_or_folder_reaches_a_terminal_as_it_is(tmp_path, place, capsys):
+    hostile, classes = HOSTILE, tmp_path
+    if place == "part":
+        classes = tmp_path / f"train {hostile}"
+        write(tmp_path / "test", TWO)
+    write(classes, TWO)
+    if place == "other":
+        (classes / "cat" / hostile).mkdir()
+    if place == "suffix":
+        (classes / "cat" / f"a.{hostile}").write_text("")
+    if place == "file":
+        (classes / "cat" / f"{hostile}.png").write_text("no image")
+    else:
+        assert folder(str(tmp_path), skip_broken=True).source.isprintable()
+    with pytest.raises(SystemExit) as end:
+        main(
+            ["run", "--data", f"folder:{tmp_path}", "--space", "toy", "--budget", "macs=1", "--out", f"{tmp_path}/out"]
+        )
+    error = capsys.readouterr().err
+    assert end.value.code == 2 and error.replace("\n", "").isprintable()
+    assert not any(line.startswith("next: rm") for line in error.splitlines())

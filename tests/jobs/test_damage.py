@@ -2,7 +2,9 @@
 
 import json
 import random
+import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,9 +13,13 @@ import torch
 from kdnas.cli.commands import main
 from kdnas.jobs._arguments import settings_of
 from kdnas.jobs._run import Run
+from kdnas.jobs.retrain import retrain
+from kdnas.jobs.search import search
 from kdnas.report import write_report
 from kdnas.runs.checkpoint import load_state, save_state
 from kdnas.runs.files import read_json
+from kdnas.settings import Recipe, Retrain
+from kdnas.specs import spec
 from kdnas.students.folder import read_student, write_student
 from kdnas.students.trust import source_of
 
@@ -172,3 +178,33 @@ def test_a_supernet_that_is_not_finite_is_not_searched(stored, capsys):
     with pytest.raises(SystemExit):
         main(["search", str(stored), "--num-evaluations", "3"])
     assert "that are not finite" in capsys.readouterr().err
+
+
+def test_equal_scores_are_said(stored, log):
+    path = stored / "checkpoint.safetensors"
+    state = load_state(path)
+    for name, tensor in state["training"]["model"].items():
+        if tensor.is_floating_point() and not name.endswith("running_var"):
+            tensor.zero_()
+    save_state(path, state)
+    few = {"num_evaluations": 3, "num_images": 8, "control": False, "max_time": 5.0}
+    search(Run(stored), replace(Run(stored).experiment.search, scorer=spec("kdnas.scorers.rdm:Rdm"), **few))
+    assert "all 3 scores are 0, so their order says nothing" in log.text
+
+
+def test_a_student_at_chance_is_said_and_a_better_one_is_not(stored, log):
+    student = stored / "students" / "place-2"
+    recipe = Recipe(steps=1, batch_size=8, learning_rate=1e-9)
+    settings = Retrain(distiller=spec("kdnas.distillers.from_labels:FromLabels"), recipe=recipe)
+    retrain(student, settings, stored.parent / "new", deploy=False)
+    assert re.search(r"The accuracy of the student new on \d+ test images, .*, is near chance \(10\.0%\)", log.text)
+    log.clear()
+    retrain(student, replace(settings, weights="inherited"), stored.parent / "other", deploy=False)
+    assert "near chance" not in log.text
+
+
+def test_a_student_at_chance_stands_in_the_closing_table(stored, monkeypatch, capsys):
+    monkeypatch.setattr("kdnas.jobs.finals.near_chance", lambda hits, data, name: f"{name} is near chance")
+    folder = str(stored.parent / "format_1")
+    main(["finals", folder, "--finalists", "2", "--steps", "30", "--batch-size", "32"])
+    assert "the student is near chance" in capsys.readouterr().out

@@ -11,10 +11,11 @@ from torch import Tensor
 
 from kdnas.data.base import Data, Images
 from kdnas.evaluation import balanced_accuracy
-from kdnas.jobs._preflight.findings import Finding, faults, guessing, notes
+from kdnas.jobs._preflight.findings import Finding, faults, notes
 from kdnas.network import Network
 from kdnas.randomness import initialised, torch_rng
 from kdnas.space import SearchSpace
+from kdnas.statistics import guessing
 
 _FEW = 8  # images whose brightest pixel is looked at
 _DARK = 0.25  # a value of 12 bits in 16, or of 8, is below it

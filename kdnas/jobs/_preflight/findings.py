@@ -1,6 +1,5 @@
 """What a check says: a fact, a note, or a fault."""
 
-import math
 from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
@@ -36,8 +35,3 @@ def block(findings: Iterable[Finding]) -> str:
     lines = [("note" if f.kind == "note" else f.subject, f.text) for f in findings if f.kind != "fault"]
     width = max(len(name) for name, _ in lines)
     return "\n".join(f"  {name:<{width}}  {line}" for name, line in lines)
-
-
-def guessing(classes: int, count: int) -> float:
-    """The accuracy that guessing stays below on so many images: its mean and two standard errors."""
-    return 1 / classes + 2 * math.sqrt((1 - 1 / classes) / classes / count)

@@ -12,12 +12,13 @@ from torch import Tensor
 from kdnas.costs.count import cost
 from kdnas.data.base import Data
 from kdnas.evaluation import balanced_accuracy
-from kdnas.jobs._preflight.findings import Finding, faults, guessing, notes
+from kdnas.jobs._preflight.findings import Finding, faults, notes
 from kdnas.jobs._run import other_names
 from kdnas.network import default_device
 from kdnas.randomness import torch_rng
 from kdnas.settings import FitTeacher
 from kdnas.specs import Spec
+from kdnas.statistics import guessing
 from kdnas.teachers.base import Frozen, Teacher, made_for
 from kdnas.teachers.fitted import fitted_teacher
 from kdnas.teachers.zoo import declared_size
