@@ -1,15 +1,13 @@
 """What a few results of trainings tell about the other networks of a table: the predictor on published accuracies.
 
-    python benchmarks/trainings.py --data FOLDER [--run RUN] [--draws 50] [--spaces NAME ...] [--table]
+    python benchmarks/trainings.py --data FOLDER [--draws 50] [--spaces NAME ...] [--table]
 
 FOLDER holds the public rows of the benchmarks (`nas_bench_macro_public.csv` and the like). N rows are drawn, the
 predictor of `kdnas search --trainings` is fitted to their accuracies, and the other networks (at most 1,000) are
 predicted. A line per draw is appended to `benchmarks/trainings.csv`, and the same command goes on where it was stopped;
 `--table` prints the means over the draws with their 95 % bootstrap intervals.
 
-Choices and size need no supernet. `--run` is a trained run of `experiments/nas_bench_macro.py:labels` (its three
-commands are in experiments/nas_bench_macro.md; half an hour of one thread): then similarities to its largest subnet
-are features too, the prior score is KL to the largest subnet, and the scorers that may be the default are compared.
+Choices and size need no supernet; `ranking_proof.py` adds similarities to the largest subnet of one.
 """
 
 import argparse
@@ -38,13 +36,6 @@ ROWS = Path(__file__).with_name("trainings.csv")
 NUMBERS = (10, 20, 50, 100)
 DRAWS = 50
 BUDGETS = (0.25, 0.5, 0.75, 1.0)
-DEFAULTS = (
-    "in_place",
-    "in_place,scorer=loss",
-    "rank_ensemble,members=in_place,scorer=loss+nwot",
-    "rank_ensemble",
-    "rdm",
-)
 MEASURES = ("tau", "score_tau", "covered", "top_tenth", "lost_of_five", "falls_back")
 NAMES = ("space", "features", "score", "trainings", "draw", *MEASURES, "seconds")
 
@@ -65,7 +56,7 @@ class Table(NamedTuple):
     scores: dict[str, tuple[str, np.ndarray] | None]
 
 
-def read(name: str, folder: Path, run: Path | None) -> Table:
+def read(name: str, folder: Path) -> Table:
     """The public rows of a benchmark, with what is known of the networks before any is trained."""
     space = load_space(name)
     listed = read_table(folder / f"{name}_public.csv", space, TABLES[name])
@@ -77,23 +68,7 @@ def read(name: str, folder: Path, run: Path | None) -> Table:
     scores: dict[str, tuple[str, np.ndarray] | None] = {"choices + size": None}
     known["choices + size, on the count"] = known["choices + size"]
     scores["choices + size, on the count"] = ("choices above their smallest option", size[:, 2])
-    if run is not None and name == "nas_bench_macro":
-        alike = similarities(run, networks)
-        prior = ("KL to the largest", alike[:, -1])
-        known |= {
-            "size + similarity": Features.of(size, alike),
-            "choices + size + similarity": Features.of(chosen, size, alike),
-        }
-        scores |= {"size + similarity": prior, "choices + size + similarity": prior}
     return Table(rows, np.array([row.truth for row in rows]) / 100, known, scores)
-
-
-def similarities(run: Path, networks: Sequence[Any]) -> np.ndarray:
-    """Similarities of networks to the largest subnet of a trained run."""
-    from kdnas.jobs._run import Run
-
-    trained = Run(run)
-    return features.similarities(trained.supernet, networks, trained.evidence(256, 0))
 
 
 def measured(table: Table, name: str, trainings: int, draw: int) -> dict[str, Any]:
@@ -131,7 +106,7 @@ def run_missing(options: argparse.Namespace) -> None:
     """Append what is not measured yet."""
     done = {tuple(row[name] for name in NAMES[:5]) for row in read_rows(options.rows)}
     for space in options.spaces:
-        table = read(space, options.data, options.run)
+        table = read(space, options.data)
         for name in table.features:
             score = (table.scores[name] or ("",))[0]
             for trainings in NUMBERS:
@@ -182,21 +157,10 @@ def table_lines(rows: Sequence[dict[str, str]]) -> Iterator[str]:
         yield "| " + " | ".join((space, name, trainings, *texts)) + " |"
 
 
-def compare_defaults(run: Path, table: Path) -> Iterator[str]:
-    """Tau, regret and points lost by the best five of the scorers that may be the default, on a trained run."""
-    from kdnas.jobs._run import Run
-    from kdnas.jobs.rank_check import rank_check, rank_check_table
-    from kdnas.specs import parse_spec
-
-    scorers = {name: parse_spec("kdnas.scorers", name) for name in DEFAULTS}
-    yield rank_check_table(rank_check(Run(run), table, scorers=scorers))
-
-
 def main() -> None:
     """Measure what is not measured yet, and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="the folder of the public rows")
-    parser.add_argument("--run", type=Path, help="a trained run of NAS-Bench-Macro")
     parser.add_argument("--rows", type=Path, default=ROWS)
     parser.add_argument("--draws", type=int, default=DRAWS)
     parser.add_argument("--spaces", nargs="+", choices=TABLES, default=list(TABLES))
@@ -206,8 +170,6 @@ def main() -> None:
         if options.data is None or not options.data.is_dir():
             raise SystemExit("--data must be the folder of the public rows")
         run_missing(options)
-        if options.run is not None:
-            print("\n".join(compare_defaults(options.run, options.data / "nas_bench_macro_public.csv")))
     print("\n".join(table_lines(read_rows(options.rows))))
 
 
