@@ -1,12 +1,16 @@
 """A module in the forms that other programs run: torch.export, ONNX Runtime, ExecuTorch; each is imported when used."""
 
+import contextlib
 import importlib.util
 import io
+import logging
+import tempfile
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -152,6 +156,63 @@ def onnx_function(graph: bytes | Path, threads: int) -> Function:
     session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
     return lambda images: torch.from_numpy(session.run(None, {name: images.numpy()})[0])
+
+
+def input_size(graph: bytes) -> list[int]:
+    """Height and width that a graph takes."""
+    import onnx
+
+    shape = onnx.load_from_string(graph).graph.input[0].type.tensor_type.shape
+    return [axis.dim_value for axis in shape.dim[2:]]
+
+
+def quantized(graph: bytes, batches: Iterable[np.ndarray]) -> bytes:
+    """A graph in 8-bit integers, by ONNX Runtime's static quantisation.
+
+    Weights are symmetric per output channel, activations asymmetric per tensor, their ranges those that the batches
+    reach.
+
+    Args:
+        graph: of one input.
+        batches: what it is calibrated on.
+    """
+    import onnx
+    from onnxruntime import quantization
+
+    name = onnx.load_from_string(graph).graph.input[0].name
+    inputs = iter([{name: batch} for batch in batches])
+
+    class Reader(quantization.CalibrationDataReader):
+        def get_next(self) -> Any:
+            return next(inputs, None)
+
+    with tempfile.TemporaryDirectory() as folder, _silenced():
+        # The library writes beside the graph that it reads.
+        source, draft = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
+        source.write_bytes(graph)
+        quantization.quantize_static(
+            str(source),
+            str(draft),
+            Reader(),
+            quant_format=quantization.QuantFormat.QDQ,
+            activation_type=quantization.QuantType.QUInt8,
+            weight_type=quantization.QuantType.QInt8,
+            per_channel=True,
+        )
+        return draft.read_bytes()
+
+
+@contextlib.contextmanager
+def _silenced() -> Iterator[None]:
+    """Without the library's advice to preprocess, which the exporter has done already."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
 
 
 def executorch_bytes(module: nn.Module, example: Tensor) -> bytes:

@@ -462,7 +462,7 @@ class Prune:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        self.budget.only((*COUNTS, "latency") if self.method == "shares" else COUNTS, "a pruning", shares=True)
+        self.budget.only((*COUNTS, "latency", "size") if self.method == "shares" else COUNTS, "a pruning", shares=True)
 
     def to_json(self) -> dict[str, Any]:
         """What must be equal for a pruning to be resumed."""

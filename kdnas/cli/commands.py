@@ -100,6 +100,13 @@ COMMANDS = {
         lambda result, _: f"kdnas retrain {result['student']}" if "place" in result else "",
         texts.unchanged,
     ),
+    "latency": Command(
+        jobs.latency,
+        lambda v: f"{v['space']} on {v['target']} into {v['write_script']}",
+        texts.lines,
+        lambda _, v: f"python {v['write_script']} table.json, on the device",
+        texts.unchanged,
+    ),
     "retrain": Command(
         jobs.retrain,
         lambda v: f"{v['student']} into {texts.beside(v, 'student', '-retrained')}",

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple, final
 
+from kdnas.costs.target import Target
 from kdnas.specs import nearest
 
 
@@ -22,10 +23,14 @@ class Cost(NamedTuple):
 
 
 COUNTS = Cost._fields
-_NAMES = (*COUNTS, "memory", "latency")
+_NAMES = (*COUNTS, "memory", "latency", "size")
+FORMATS = ("fp32", "int8")
+"""The forms of a student whose bytes may be bounded: its weights, and its graph in 8-bit integers."""
 _UNITS = {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9}
+_BYTES = {**_UNITS, "B": 1.0, "kB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 2.0**10, "MiB": 2.0**20, "GiB": 2.0**30}
 _OF = {
-    "memory": {**_UNITS, "B": 1.0, "kB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 2.0**10, "MiB": 2.0**20, "GiB": 2.0**30},
+    "memory": _BYTES,
+    "size": _BYTES,
     "latency": {"s": 1.0, "ms": 1e-3, "us": 1e-6},
 }
 
@@ -40,16 +45,19 @@ class Budget:
         macs: multiply-accumulates for one image.
         memory: bytes of activations alive at once, for one image in float32: `peak_memory`. Weights come on top, four
             bytes each.
-        latency: seconds for one image, as a `LatencyTable` of the device predicts.
+        latency: seconds of one call, as a `LatencyTable` of the target predicts.
+        size: bytes of the file that is shipped, see `format`.
         shares: bounds given as shares of a source's cost, such as `macs="25%"`: pairs of name and share. `of` turns
             them into numbers; until then the budget admits nothing.
+        target: what the latency is measured on, written after `@`: `latency="5ms@onnxruntime,threads=2"`.
+        format: `fp32` for `weights.safetensors`, `int8` for `student-int8.onnx`, written after `@`: `size="2MB@int8"`.
 
     Raises:
         ValueError: a bound that is not a positive number, or a share of 100 % or more.
 
     Example:
         >>> Budget(macs="20M", latency="5ms")
-        Budget(params=None, macs=20000000.0, memory=None, latency=0.005, shares=())
+        Budget(params=None, macs=20000000.0, memory=None, latency=0.005, size=None, shares=(), target=Target(...), ...)
         >>> Budget(macs="20M") == Budget.parse("macs=20M")
         True
         >>> Budget(macs="25%").of({"macs": 8e6}) == Budget(macs=2e6)
@@ -60,7 +68,10 @@ class Budget:
     macs: float | None
     memory: float | None
     latency: float | None
+    size: float | None
     shares: tuple[tuple[str, float], ...]
+    target: Target
+    format: str
     own_json: ClassVar[bool] = True
 
     def __init__(
@@ -69,9 +80,17 @@ class Budget:
         macs: float | str | None = None,
         memory: float | str | None = None,
         latency: float | str | None = None,
+        size: float | str | None = None,
     ) -> None:
         shares = []
-        for name, bound in (("params", params), ("macs", macs), ("memory", memory), ("latency", latency)):
+        target, latency = _after("latency", latency)
+        form, size = _after("size", size)
+        if form not in ("", *FORMATS):
+            raise ValueError(f"a size is that of {' or '.join(FORMATS)}, got {form!r}. Write size=2MB@int8.")
+        object.__setattr__(self, "target", Target.parse(target) if target else Target())
+        object.__setattr__(self, "format", form or FORMATS[0])
+        bounds = {"params": params, "macs": macs, "memory": memory, "latency": latency, "size": size}
+        for name, bound in bounds.items():
             value = bound
             if isinstance(bound, str) and bound.strip().endswith("%"):
                 value = None
@@ -91,12 +110,31 @@ class Budget:
             costs: of the source; at least those whose shares are bounded.
         """
         absolute = {name: share * costs[name] for name, share in self.shares}
-        return Budget(**{**self.bounds(), **absolute})
+        return Budget.from_json({**self.to_json(), **self._qualified({**self.bounds(), **absolute})})
+
+    def with_target(self, target: Target) -> "Budget":
+        """The same bounds, with the latency of another target."""
+        budget = Budget.from_json(self.to_json())
+        object.__setattr__(budget, "target", target)
+        return budget
 
     def to_json(self) -> dict[str, float | str | None]:
-        """The arguments that make an equal budget."""
+        """The arguments that make an equal budget; a size only where it is bounded, as in files of earlier versions."""
         texts = {name: f"{100 * share:.12g}%" for name, share in self.shares}
-        return {name: texts.get(name, getattr(self, name)) for name in _NAMES}
+        values = self._qualified({**self.bounds(), **texts})
+        return {name: values.get(name) for name in _NAMES if name != "size" or name in values}
+
+    def _qualified(self, values: Mapping[str, float | str]) -> dict[str, float | str]:
+        """The bounds with what stands after `@` where that is not the default."""
+        qualified = dict(values)
+        for name, unit, qualifier, default in (
+            ("latency", "s", str(self.target), str(Target())),
+            ("size", "B", self.format, FORMATS[0]),
+        ):
+            if name in values and qualifier != default:
+                value = values[name]
+                qualified[name] = f"{value if isinstance(value, str) else f'{value!r}{unit}'}@{qualifier}"
+        return qualified
 
     def admits(self, cost: Cost, **measured: float) -> bool:
         """Whether the network is within every bound."""
@@ -107,7 +145,7 @@ class Budget:
 
         Args:
             cost: params and macs.
-            **measured: memory and latency, where they are bounded.
+            **measured: memory, latency and size, where they are bounded.
         """
         spent = {**cost._asdict(), **measured}
         self.only(tuple(spent), "this")
@@ -132,8 +170,9 @@ class Budget:
             raise ValueError(f"{job} bounds {' and '.join(names)}, got a bound on {others[0]}. Remove that bound.")
 
     def __str__(self) -> str:
-        texts = [f"{name} <= {amount(name, bound)}" for name, bound in self.bounds().items()]
-        texts += [f"{name} <= {100 * share:g}%" for name, share in self.shares]
+        of = {"latency": "" if self.target == Target() else f" on {self.target.words}", "size": f" in {self.format}"}
+        texts = [f"{name} <= {amount(name, bound)}{of.get(name, '')}" for name, bound in self.bounds().items()]
+        texts += [f"{name} <= {100 * share:g}%{of.get(name, '')}" for name, share in self.shares]
         return ", ".join(texts) or "no bound"
 
     @classmethod
@@ -152,7 +191,7 @@ class Budget:
 
     @classmethod
     def parse(cls, texts: str | Iterable[str]) -> "Budget":
-        """A budget from texts such as `macs=5e6`, `params=2M`, `memory=256KiB`, `latency=5ms` or `macs=25%`.
+        """A budget from texts such as `macs=5e6`, `params=2M`, `memory=256KiB`, `latency=5ms@compile` or `macs=25%`.
 
         Raises:
             ValueError: another form, an unknown or repeated name, or a bound that is not a positive number.
@@ -163,7 +202,7 @@ class Budget:
             name, separator, number = text.partition("=")
             if not separator:
                 raise ValueError(f"a budget must be name=number, such as macs=5e6, got {text!r}.")
-            if "," in number:
+            if "," in number.partition("@")[0]:
                 raise ValueError(
                     f"a bound must be a number without commas, got {text!r}. Write each bound by itself: --budget "
                     "macs=20M --budget params=1M."
@@ -176,6 +215,16 @@ class Budget:
                 raise ValueError(f"{name} is bounded twice. Name it once.")
             bounds[name] = number
         return cls(**bounds)
+
+
+def _after(name: str, bound: float | str | None) -> tuple[str, float | str | None]:
+    """What stands after `@` in a bound, and the bound without it."""
+    if not isinstance(bound, str):
+        return "", bound
+    text, at, qualifier = bound.partition("@")
+    if at and not qualifier.strip():
+        raise ValueError(f"the bound of {name} must name something after @, got {bound!r}. Remove the @.")
+    return qualifier.strip(), text
 
 
 def _share(name: str, text: str) -> float:
@@ -214,4 +263,4 @@ def amount(name: str, value: float) -> str:
     """A cost as people read it: milliseconds, bytes, or a whole number."""
     if name == "latency":
         return f"{1e3 * value:,.3g} ms"
-    return f"{value:,.0f} bytes" if name == "memory" else f"{value:,.0f}"
+    return f"{value:,.0f} bytes" if name in ("memory", "size") else f"{value:,.0f}"

@@ -1,5 +1,6 @@
 """Whether architectures of a space are within a budget."""
 
+import logging
 import math
 import random
 import time
@@ -10,8 +11,11 @@ from typing import final
 from kdnas.architecture import Architecture, Choice, Value
 from kdnas.costs.budget import Budget, amount
 from kdnas.costs.count import cost, peak_memory
-from kdnas.costs.latency import LatencyTable
-from kdnas.space import SearchSpace
+from kdnas.costs.latency import LatencyTable, NotMeasured
+from kdnas.costs.size import check_format, shipped_bytes
+from kdnas.space import Blueprint, SearchSpace
+
+_log = logging.getLogger(__name__)
 
 
 @final
@@ -36,6 +40,9 @@ class BudgetCheck:
                     "a bound on latency needs a latency table of the device, and none is available. Remove the bound."
                 )
             self.table = table()
+        if "size" in budget.names:
+            check_format(budget.format)
+        self._warned = False
         self.budget = self._absolute(budget)
         self.measured = lru_cache(maxsize=100_000)(self._measured)
 
@@ -46,17 +53,31 @@ class BudgetCheck:
         costs: dict[str, float] = {**cost(largest)._asdict(), "memory": peak_memory(largest)}
         if self.table is not None:
             costs["latency"] = self.table.seconds(largest)
+        if "size" in budget.names:
+            costs["size"] = shipped_bytes(largest, budget.format)
         return budget.of(costs)
 
     def _measured(self, architecture: Architecture) -> dict[str, float]:
-        """Bytes of memory and seconds of latency, where they are bounded."""
+        """Bytes of memory and of the shipped file and seconds of latency, where they are bounded."""
         blueprint = self.space.blueprint(architecture)
         costs: dict[str, float] = {}
         if self.budget.memory is not None:
             costs["memory"] = peak_memory(blueprint)
         if self.table is not None:
-            costs["latency"] = self.table.seconds(blueprint)
+            costs["latency"] = self._seconds(self.table, blueprint)
+        if self.budget.size is not None:
+            costs["size"] = shipped_bytes(blueprint, self.budget.format)
         return costs
+
+    def _seconds(self, table: LatencyTable, blueprint: Blueprint) -> float:
+        """Predicted seconds; of a network with a layer that was not measured elsewhere infinite, with a warning."""
+        try:
+            return table.seconds(blueprint)
+        except NotMeasured as error:
+            if not self._warned:
+                _log.warning(f"{error} Networks with such layers are left out; measure more networks (--num-networks).")
+                self._warned = True
+            return math.inf
 
     def excess(self, architecture: Architecture) -> float:
         """The largest relative overshoot over a bound; not positive when the budget admits it."""

@@ -5,42 +5,141 @@ import json
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, final
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from kdnas.architecture import Architecture, Choice, Value
 from kdnas.costs.count import layer_inputs
+from kdnas.costs.target import Target
 from kdnas.network import Network, build
-from kdnas.space import Blueprint, Layer
+from kdnas.randomness import python_rng
+from kdnas.runtimes import executorch_bytes, executorch_function, onnx_bytes, onnx_function, require
+from kdnas.space import Blueprint, Layer, SearchSpace
 
 REPEATS = 15
+_SPREAD = 1.2  # of sums that an offset can be told from
 _WARM = 2  # calls that are not timed: the first ones choose algorithms and fill caches
 
 
+class LayerTable(ABC):
+    r"""A cost of whole networks from one number per layer: $a + s \sum_l t_l$.
+
+    a and s correct what layers alone cannot show; they are fitted to a few whole networks (`calibrate`).
+    """
+
+    def __init__(self, write: Callable[[dict[str, Any]], None]) -> None:
+        self.write = write
+        self.offset, self.scale = 0.0, None
+        self.layers: dict[str, float] = {}
+
+    offset: float
+    scale: float | None
+
+    @abstractmethod
+    def whole(self, blueprint: Blueprint) -> float:
+        """The cost of the whole network, measured now."""
+
+    @abstractmethod
+    def _alone(self, layer: Layer, shape: tuple[int, ...]) -> float:
+        """The cost of a layer alone on an input of this shape for one image."""
+
+    def sum(self, blueprint: Blueprint) -> float:
+        """The sum over the layers; those that are not in the table yet are measured."""
+        return sum(self._layer(layer, shape) for _, layer, shape in layer_inputs(blueprint))
+
+    def predict(self, blueprint: Blueprint) -> float:
+        """The cost of a network by its layers."""
+        return self.offset + self.sum(blueprint) * (1.0 if self.scale is None else self.scale)
+
+    def calibrate(self, blueprints: Sequence[Blueprint]) -> None:
+        """Fit offset and scale to whole networks, once."""
+        if self.scale is None:
+            sums, wholes = [self.sum(b) for b in blueprints], [self.whole(b) for b in blueprints]
+            self.offset, self.scale = linear_fit(sums, wholes)
+            fit = {"scale": self.scale, "offset": self.offset, "sums": sums, "wholes": wholes}
+            self.write(signed(fit))
+
+    def _layer(self, layer: Layer, shape: tuple[int, ...]) -> float:
+        key = json.dumps([layer.make.to_json(), shape])
+        if key not in self.layers:
+            self.layers[key] = self._alone(layer, shape)
+            self.write(signed({"layer": key, "seconds": self.layers[key]}))
+        return self.layers[key]
+
+
+def linear_fit(sums: Sequence[float], wholes: Sequence[float]) -> tuple[float, float]:
+    """Offset and scale with the least squares of relative errors; no offset where it would be negative, or sums alike.
+
+    Args:
+        sums: of each network's layers.
+        wholes: what each network costs.
+
+    Example:
+        >>> offset, scale = linear_fit([1.0, 2.0, 4.0], [2.5, 4.5, 8.5])
+        >>> round(offset, 9), round(scale, 9)
+        (0.5, 2.0)
+    """
+    x, y = np.asarray(sums), np.asarray(wholes)
+    if len(x) > 2 and x.max() > _SPREAD * x.min():
+        (offset, scale), *_ = np.linalg.lstsq(np.stack([1 / y, x / y], 1), np.ones(len(x)))
+        if offset >= 0 and scale > 0:
+            return float(offset), float(scale)
+    return 0.0, statistics.median(float(ratio) for ratio in y / x)
+
+
+def calibration_networks(space: SearchSpace, count: int = 8) -> list[Architecture]:
+    """The smallest and the largest network, and others whose options are drawn around levels between them."""
+    rng = python_rng(0, "latency")
+    networks = [space.smallest, space.largest]
+    for place in range(count - 2):
+        level = (place + 0.5) / (count - 2)
+
+        def pick(choice: Choice, level: float = level) -> Value:
+            last = len(choice.options) - 1
+            return choice.options[min(last, max(0, round(level * last + rng.uniform(-1, 1))))]
+
+        networks.append(space.decide(pick))
+    return list(dict.fromkeys(networks))
+
+
+class NotMeasured(ValueError):
+    """A table that was measured elsewhere lacks a layer."""
+
+
 @final
-class LatencyTable:
-    r"""Seconds for one image: $s \sum_l t_l$, with $t_l$ the seconds of layer l alone, each measured once.
+class LatencyTable(LayerTable):
+    r"""Seconds of one call of a network: $a + s \sum_l (t_l - t_0)$, with $t_l$ the seconds of layer l alone.
 
     A time is the least of several calls: other processes on the machine only add to it. Every layer is timed in turn
     with one reference convolution, call by call; its seconds are the ratio of the two times the seconds of the
     convolution when the table was created. So a machine that slows down while the table grows does not make later
-    layers look slower. The factor s is the median ratio of whole networks to the sums of their layers (`calibrate`):
-    layers in a network find their input in the cache.
+    layers look slower. $t_0$ is the time of a call that does nothing, which a whole network has once and not for every
+    layer; in `eager` it has it for every layer, and $t_0$ is 0. Offset a and scale s are fitted to whole networks
+    (`calibrate`): layers in a network find their input in the cache.
 
     Args:
-        device: where to measure.
-        rows: rows that `write` received earlier; their layers are not measured again.
+        device: where to measure `eager` and `compile`; the other runtimes are measured on the CPU.
+        rows: rows that `write` received earlier; their layers are not measured again. Those of other targets are left
+            out.
         write: called with every new row, a JSON object.
         repeats: timed calls of each layer.
+        target: the runtime, its threads, and the batch; with a `table`, rows are those of another device, and nothing
+            is measured.
 
     Raises:
-        ValueError: the rows are from another device or number of threads, or damaged.
+        ValueError: the rows are from another device or number of threads, or damaged; the target's extra is not
+            installed; or it is a table that is not known here.
 
     Reference: additive tables: Cai et al., ProxylessNAS, ICLR 2019, appendix B; Cai et al., Once for All, ICLR 2020,
         section 3.3 and appendix.
-    Differs: the least instead of the mean; relative to a reference timed beside it; a scale fitted to whole networks.
+    Differs: the least instead of the mean; relative to a reference timed beside it; offset and scale fitted to whole
+        networks.
     """
 
     def __init__(
@@ -49,72 +148,100 @@ class LatencyTable:
         rows: Iterable[Mapping[str, Any]] = (),
         write: Callable[[dict[str, Any]], None] = lambda row: None,
         repeats: int = REPEATS,
+        target: Target = Target(),  # noqa: B008
     ) -> None:
-        self.device, self.write, self.repeats = device, write, repeats
-        self.scale: float | None = None
-        self.layers: dict[str, float] = {}
-        self._reference = nn.Conv2d(32, 32, 3, padding=1).to(device).eval()
-        self._input = torch.zeros(1, 32, 32, 32, device=device)
-        here = {"device": _name(device), "threads": torch.get_num_threads()}
-        base: float | None = None
-        for row in rows:
-            try:
-                if "reference" in row:
-                    there = {name: row[name] for name in here}
-                    if there != here:
-                        raise ValueError(
-                            f"the latency table was measured on {there['device']} with {there['threads']} threads, "
-                            f"this is {here['device']} with {here['threads']} threads. Search there, or begin another "
-                            "run."
-                        )
-                    base = _positive(_verified(row)["reference"])
-                elif "scale" in row:
-                    self.scale = _positive(_verified(row)["scale"])
-                else:
-                    self.layers[row["layer"]] = _positive(_verified(row)["seconds"])
-            except (KeyError, TypeError, OverflowError) as error:
-                raise ValueError(
-                    f"a row of the latency table is damaged ({error!r}): {str(row)[:200]}. Remove it."
-                ) from error
-        if base is None:
-            base = min(self._times(lambda: self._reference(self._input)))
-            self.write(_signed({"reference": base, **here}))
-        self.base = base
+        name = "" if target == Target() else str(target)
+        super().__init__(lambda row: write(row | {"target": name} if name else row))
+        check_runtime(target)
+        self.target, self.repeats = target, repeats
+        self.threads = target.threads or torch.get_num_threads()
+        self.device = device if target.runtime in ("eager", "compile") else torch.device("cpu")
+        self.base, self.call = None, None
+        own = [{k: v for k, v in row.items() if k != "target"} for row in rows if row.get("target", "") == name]
+        if target.table and not own:
+            own = adopted(target.table)
+            for row in own:
+                self.write(row)
+        for row in own:
+            self._read(row)
+        if target.table:
+            self.base = self.base or 1.0
+            return
+        self._reference = nn.Conv2d(32, 32, 3, padding=1).to(self.device).eval()
+        self._input = torch.zeros(1, 32, 32, 32, device=self.device)
+        if self.base is None:
+            self.base = min(self._times(lambda: self._reference(self._input)))
+            self.write(signed({"reference": self.base, **self._here}))
+
+    base: float | None
+    call: float | None
+
+    @property
+    def _here(self) -> dict[str, Any]:
+        return {"device": _name(self.device), "threads": self.threads}
+
+    def _read(self, row: Mapping[str, Any]) -> None:
+        """Take a stored row."""
+        try:
+            if "reference" in row:
+                here = self._here
+                there = {name: row[name] for name in here}
+                if there != here and not self.target.table:
+                    raise ValueError(
+                        f"the latency table was measured on {there['device']} with {there['threads']} threads, "
+                        f"this is {here['device']} with {here['threads']} threads. Search there, or begin another "
+                        "run."
+                    )
+                self.base = _positive(verified(row)["reference"])
+            elif "scale" in row:
+                self.scale = _positive(verified(row)["scale"])
+                self.offset = _positive(row.get("offset", 0.0), or_zero=True)
+            elif "call" in row:
+                self.call = _positive(verified(row)["call"], or_zero=True)
+            else:
+                self.layers[row["layer"]] = _positive(verified(row)["seconds"], or_zero=True)
+        except (KeyError, TypeError, OverflowError) as error:
+            raise ValueError(
+                f"a row of the latency table is damaged ({error!r}): {str(row)[:200]}. Remove it."
+            ) from error
 
     def seconds(self, blueprint: Blueprint) -> float:
-        """Predicted seconds of a network; layers that are not in the table yet are measured."""
-        total = sum(self._layer(layer, shape) for _, layer, shape in layer_inputs(blueprint))
-        return total * (1.0 if self.scale is None else self.scale)
-
-    def calibrate(self, blueprints: Sequence[Blueprint]) -> None:
-        """Fit the scale to whole networks, once."""
-        if self.scale is None:
-            ratios = [self.whole(blueprint) / self.seconds(blueprint) for blueprint in blueprints]
-            self.scale = statistics.median(ratios)
-            self.write(_signed({"scale": self.scale, "ratios": ratios}))
+        """Predicted seconds of a call; layers that are not in the table yet are measured."""
+        return self.predict(blueprint)
 
     def whole(self, blueprint: Blueprint) -> float:
         """Seconds of the whole network, measured now, relative to the reference as the table's layers are."""
-        return self._measure(Network(blueprint), tuple((1, *blueprint.image)))
+        return self._measure(Logits(Network(blueprint)), tuple((1, *blueprint.image)))
 
     def drift(self) -> float:
         """How much slower the reference runs now than when the table was created: 0.1 is 10 %."""
+        assert self.base is not None
         return min(self._times(lambda: self._reference(self._input))) / self.base - 1
 
-    def _layer(self, layer: Layer, shape: tuple[int, ...]) -> float:
-        key = json.dumps([layer.make.to_json(), shape])
-        if key not in self.layers:
-            self.layers[key] = self._measure(build(layer), shape)
-            self.write(_signed({"layer": key, "seconds": self.layers[key]}))
-        return self.layers[key]
+    def _alone(self, layer: Layer, shape: tuple[int, ...]) -> float:
+        if self.target.table:
+            raise NotMeasured(
+                f"the latency table {self.target.table} has no layer {layer} for inputs of {list(shape)}."
+            )
+        if self.call is None and self.target.runtime != "eager":
+            self.call = self._measure(nn.Identity(), (1, 8))
+            self.write(signed({"call": self.call}))
+        try:
+            return max(0.0, self._measure(build(layer), shape) - (self.call or 0.0))
+        except (ValueError, RuntimeError) as error:
+            raise ValueError(
+                f"the layer {layer} cannot be run on {self.target.runtime}: {str(error)[:300]} Use another target."
+            ) from error
 
     def _measure(self, module: nn.Module, shape: tuple[int, ...]) -> float:
-        module = module.to(self.device).eval()
-        image = torch.zeros(shape, device=self.device)
-        seconds, reference = [], []
-        for _ in range(_WARM + self.repeats):
-            reference += self._times(lambda: self._reference(self._input), 1)
-            seconds += self._times(lambda: module(image), 1)
+        assert self.base is not None
+        image = torch.zeros((shape[0] * self.target.batch, *shape[1:]), device=self.device)
+        with threads(self.threads):
+            call = runner(self.target.runtime, module.to(self.device).eval(), image, self.threads)
+            seconds, reference = [], []
+            for _ in range(_WARM + self.repeats):
+                reference += self._times(lambda: self._reference(self._input), 1)
+                seconds += self._times(call, 1)
         return min(seconds[_WARM:]) / min(reference[_WARM:]) * self.base
 
     def _times(self, call: Callable[[], Any], repeats: int | None = None) -> list[float]:
@@ -122,21 +249,87 @@ class LatencyTable:
         return timed(call, self.device, repeats or self.repeats, warm)
 
 
-def _positive(value: Any) -> float:
-    if not isinstance(value, int | float) or not 0 < value < float("inf"):
+@contextmanager
+def threads(number: int) -> Iterator[None]:
+    """Inside, PyTorch computes with so many threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+class Logits(nn.Module):
+    """A network whose only output are its logits, layer after layer."""
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(network.stem, *(layer for stage in network.stages for layer in stage), network.head)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """The logits of images of the network's size."""
+        logits: Tensor = self.layers(images)
+        return logits
+
+
+def check_runtime(target: Target) -> None:
+    """Raise a ValueError where what a target needs is not installed; a table from elsewhere needs nothing."""
+    extra = {"onnxruntime": "onnx", "executorch": "executorch"}.get(target.runtime)
+    if extra is not None and not target.table:
+        require(extra, f"latency on {target.runtime}")
+
+
+def runner(runtime: str, module: nn.Module, image: Tensor, threads: int) -> Callable[[], Any]:
+    """A function that runs the module on the image in a runtime."""
+    if runtime == "eager":
+        return lambda: module(image)
+    if runtime == "compile":
+        compiled = torch.compile(module, dynamic=False)
+        return lambda: compiled(image)
+    if runtime == "onnxruntime":
+        form = onnx_function(onnx_bytes(module, image, any_batch=False), threads)
+    else:
+        form = executorch_function(executorch_bytes(module, image), threads)
+    return lambda: form(image)
+
+
+_ADOPTED: dict[str, list[dict[str, Any]]] = {}
+"""Rows of tables that were measured elsewhere, by digest, until a run stores them."""
+
+
+def adopt_rows(digest: str, rows: list[dict[str, Any]]) -> None:
+    """Let this process know a table that was measured elsewhere."""
+    _ADOPTED[digest] = rows
+
+
+def adopted(digest: str) -> list[dict[str, Any]]:
+    """The rows of a table that `kdnas.costs.elsewhere.adopt` has read in this process.
+
+    Raises:
+        ValueError: it has read none of this digest.
+    """
+    if digest not in _ADOPTED:
+        raise ValueError(f"the latency table {digest} is not known here. Give it again with --latency-table FILE.")
+    return _ADOPTED[digest]
+
+
+def _positive(value: Any, *, or_zero: bool = False) -> float:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not (0 < value < float("inf") or (or_zero and value == 0)):
         raise TypeError(f"must be a number above 0, got {value!r}")
     return float(value)
 
 
-def _signed(row: Mapping[str, Any]) -> dict[str, Any]:
+def signed(row: Mapping[str, Any]) -> dict[str, Any]:
     """A row with the checksum of its values."""
     return {**row, "checksum": hashlib.blake2b(json.dumps(dict(row)).encode(), digest_size=8).hexdigest()}
 
 
-def _verified(row: Mapping[str, Any]) -> dict[str, Any]:
+def verified(row: Mapping[str, Any]) -> dict[str, Any]:
     """A row without its checksum; one from before there were any has none."""
     plain = {key: value for key, value in row.items() if key != "checksum"}
-    if "checksum" in row and _signed(plain) != row:
+    if "checksum" in row and signed(plain) != row:
         raise TypeError("its checksum is another than when it was written")
     return plain
 

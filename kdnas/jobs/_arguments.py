@@ -14,6 +14,8 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from kdnas.costs.budget import Budget
+from kdnas.costs.elsewhere import adopt
+from kdnas.costs.target import Target
 from kdnas.data.base import Data
 from kdnas.data.load import load_data
 from kdnas.distillers.base import Distiller
@@ -147,9 +149,21 @@ def as_space(value: str | Path | SearchSpace) -> SearchSpace:
     return value if isinstance(value, SearchSpace) else load_space(value)
 
 
-def as_budget(value: str | Sequence[str] | Budget) -> Budget:
-    """A budget from texts such as `macs=20M`, or itself."""
-    return value if isinstance(value, Budget) else Budget.parse(listed(value))
+def as_budget(value: str | Sequence[str] | Budget, table: str | Path | None = None) -> Budget:
+    """A budget from texts such as `macs=20M`, or itself; its latency is that of a table from another device, if given.
+
+    Raises:
+        ValueError: a text is no bound, the table is damaged, or it is given without a bound on latency.
+    """
+    budget = value if isinstance(value, Budget) else Budget.parse(listed(value))
+    if table is None:
+        return budget
+    if "latency" not in budget.names or budget.target != Target():
+        raise ValueError(
+            f"`latency_table` is for a bound on latency without a target, got the budget {budget}. Add --budget "
+            "latency=5ms."
+        )
+    return budget.with_target(adopt(Path(table)))
 
 
 def as_data(value: str | Spec | Data | Dataset[Any]) -> Spec:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from kdnas.costs.budget import Budget, amount
 from kdnas.costs.check import BudgetCheck, Infeasible, check_feasible
-from kdnas.costs.latency import LatencyTable
+from kdnas.costs.latency import LatencyTable, check_runtime
 from kdnas.distillers.base import Distiller
 from kdnas.distillers.block_wise import BlockWise
 from kdnas.jobs._run import build_scorer, check_model_type, initial_supernet
@@ -67,16 +67,19 @@ def check_search(settings: Search, space: SearchSpace, distiller: Spec | None) -
 def _check_budget(space: SearchSpace, settings: Search) -> None:
     """Refuse a budget that no network meets; of latency, one below half of the smallest network's."""
     budget = settings.budget
-    counted = Budget(**{**budget.to_json(), "latency": None})
+    counted = Budget.from_json({**budget.to_json(), "latency": None})
     check_feasible(BudgetCheck(space, counted), python_rng(settings.seed, "feasible"), seconds=settings.max_time)
     if budget.latency is not None:
-        seconds = LatencyTable(default_device()).whole(space.blueprint(space.smallest))
+        table, smallest = LatencyTable(default_device(), target=budget.target), space.blueprint(space.smallest)
+        seconds = table.seconds(smallest) if budget.target.table else table.whole(smallest)
         if seconds > 2 * budget.latency:
             raise Infeasible(
                 f"infeasible: the smallest network {space.code(space.smallest)} takes {amount('latency', seconds)}, "
                 f"more than twice the bound of {amount('latency', budget.latency)}. Raise the budget or use a space "
                 "with smaller networks."
             )
+    elif "latency" in budget.names:
+        check_runtime(budget.target)
 
 
 def open_run(folder: Path, experiment: Experiment) -> RunFolder:

@@ -140,6 +140,7 @@ def run(
     space: str | Path | SearchSpace | None = None,
     size: Size | None = None,
     budget: str | Sequence[str] | Budget = (),
+    latency_table: str | Path | None = None,
     distiller: str | Spec = "sandwich",
     loss: str | Sequence[str] = (),
     weights: str | Path | None = None,
@@ -179,8 +180,10 @@ def run(
         space: a TOML table, or a name from `kdnas list spaces`; by default the teacher's own network is cut down.
         size: height and width of the student's images; by default the space's, unless the data's are more than twice as
             large or small: then it must be chosen.
-        budget: upper bounds: params=2M, macs=6e8, memory=256KiB (activations), latency=5ms, or shares such as macs=25%,
-            of the teacher's network or of the space's largest; repeatable.
+        budget: upper bounds: params=2M, macs=6e8, memory=256KiB (activations), latency=5ms, size=2MB, or shares such as
+            macs=25%, of the teacher's network or of the space's largest; repeatable. latency=5ms@onnxruntime,threads=2
+            is on another target (eager, compile, onnxruntime, executorch), size=2MB@int8 of the graph in integers.
+        latency_table: a JSON file that `kdnas latency` had measured on another device; the bound on latency is for it.
         distiller: NAME or NAME,key=value from `kdnas list distillers`; none trains no supernet.
         loss: NAME or NAME=WEIGHT from `kdnas list losses`, a distillation loss beside the labels; repeatable.
         weights: a safetensors file with the supernet's initial weights, as `kdnas convert` writes it.
@@ -227,7 +230,16 @@ def run(
 def _run_settings(options: dict[str, Any]) -> Experiment | Prune:
     """What the arguments of `run` ask for: a search, or without a space a pruning."""
     from kdnas.data.base import Data
-    from kdnas.jobs._arguments import as_data, as_experiment, as_space, as_spec, as_teacher, recipe_for, with_losses
+    from kdnas.jobs._arguments import (
+        as_budget,
+        as_data,
+        as_experiment,
+        as_space,
+        as_spec,
+        as_teacher,
+        recipe_for,
+        with_losses,
+    )
     from kdnas.settings import Experiment, Train
 
     arguments = types.SimpleNamespace(**options)
@@ -239,6 +251,7 @@ def _run_settings(options: dict[str, Any]) -> Experiment | Prune:
         raise ValueError(f"{name} is missing. Give it, or an --experiment that holds everything.")
     if arguments.space is None:
         return _cut(options)
+    options = options | {"budget": as_budget(arguments.budget, arguments.latency_table)}
     names = ("scorer", "searcher", "budget", "contrast", "pruner", "num_evaluations", "max_time")
     search = search_settings(Search(), seed=arguments.recipe.get("seed"), **{name: options[name] for name in names})
     space_value, data_spec, teacher_spec = (
@@ -535,6 +548,7 @@ def search(
     scorer: str | Spec | None = None,
     searcher: str | Spec | None = None,
     budget: str | Sequence[str] | Budget = (),
+    latency_table: str | Path | None = None,
     contrast: str | Spec | None = None,
     pruner: str | Spec | None = None,
     num_evaluations: Count | None = None,
@@ -556,8 +570,8 @@ def search(
         run: the run folder.
         scorer: NAME or NAME,key=value from `kdnas list scorers`; by default the run's.
         searcher: NAME or NAME,key=value from `kdnas list searchers`; by default the run's.
-        budget: upper bounds: params=2M, macs=6e8, memory=256KiB (activations), latency=5ms; repeatable; by default the
-            run's.
+        budget: upper bounds, see `kdnas run --help`; repeatable; by default the run's.
+        latency_table: a JSON file that `kdnas latency` had measured on another device; the bound on latency is for it.
         contrast: a second scorer; the search is run under it too, and the two rankings are compared.
         pruner: stops evaluations early: successive_halving, hyperband, median and others of Optuna, or NAME,key=value.
         num_evaluations: number of distinct candidates to score; by default the run's.
@@ -587,13 +601,14 @@ def search(
     """
     del device, trust
     from kdnas.jobs import search as job
-    from kdnas.jobs._arguments import as_run, as_seconds
+    from kdnas.jobs._arguments import as_budget, as_run, as_seconds
     from kdnas.jobs.predict import predict
     from kdnas.ranking.table import Ranking
 
     limit = None if max_time is None else as_seconds(max_time)
     opened = as_run(run, teacher=teacher, data=data, writes=True)
-    options = {"scorer": scorer, "searcher": searcher, "budget": budget, "contrast": contrast, "pruner": pruner}
+    bounds = as_budget(budget, latency_table) if budget or latency_table else ()
+    options = {"scorer": scorer, "searcher": searcher, "budget": bounds, "contrast": contrast, "pruner": pruner}
     settings = search_settings(
         opened.experiment.search,
         **options,
@@ -860,6 +875,48 @@ def export(
 
 
 @_computes
+def latency(
+    space: str | Path | SearchSpace,
+    *,
+    write_script: str | Path,
+    target: str = "onnxruntime,threads=1",
+    classes: Size | None = None,
+    channels: Size | None = None,
+    size: Size | None = None,
+    num_networks: Count = 10,
+    trust: bool = False,
+    device: str | None = None,
+) -> dict[str, Any]:
+    """Write a script that measures the layers of a space on another device, for --latency-table.
+
+    The script needs onnxruntime alone, or torch alone, and no kdnas: `python SCRIPT table.json`.
+
+    Args:
+        space: a run folder, whose space is taken as it is; or a TOML table, or a name from `kdnas list spaces`.
+        write_script: the Python file to write.
+        target: onnxruntime, eager or compile, with threads and batch, such as onnxruntime,threads=4,batch=1.
+        classes: of a space that is no run's; by default the table's.
+        channels: of the images of a space that is no run's; by default the table's.
+        size: height and width of its images; by default the table's.
+        num_networks: number of whole networks that are measured, which correct the sums of the layers.
+        trust: run code that files name, though it is none of kdnas's algorithms.
+        device: such as cpu or cuda:1 (default: a GPU where there is one).
+
+    Example:
+        >>> import tempfile
+        >>> result = latency("toy", write_script=Path(tempfile.mkdtemp()) / "measure.py", target="eager,threads=1")
+        >>> result["layers"]
+        20
+    """
+    del device, trust
+    from kdnas.costs.target import Target
+    from kdnas.jobs.latency import space_of, write_measuring_script
+
+    searched = space_of(space, classes=classes, channels=channels, size=size)
+    return write_measuring_script(searched, Path(write_script), Target.parse(target), num_networks)
+
+
+@_computes
 def retrain(
     student: str | Path,
     *,
@@ -951,7 +1008,7 @@ def prune(
         data: see `kdnas run --help`.
         source: the network to prune: teacher (its own), checkpoint:FOLDER, or as `kdnas convert` takes it.
         teacher: see `kdnas run --help`.
-        budget: upper bounds: params=2M, macs=6e8, latency=5ms, or shares of the source's such as macs=25%; repeatable.
+        budget: upper bounds on params, macs, latency and size, see `kdnas run --help`; repeatable.
         method: shares of each group of channels, searched under the source; or scale_factors, trained under the
             teacher.
         num_candidates: number of removals that are scored.
@@ -969,7 +1026,7 @@ def prune(
     Example:
         >>> prune(data="digits", budget="memory=5MB", out="runs/pruned")
         Traceback (most recent call last):
-        ValueError: a pruning bounds params and macs and latency, got a bound on memory. Remove that bound.
+        ValueError: a pruning bounds params and macs and latency and size, got a bound on memory. Remove that bound.
     """
     options = locals()
     del device, insist, trust

@@ -274,7 +274,7 @@ class _Finals:
     def budget(self) -> BudgetCheck:
         """That of the search."""
         search = structure(self.run.storage.manifest["searches"][self.number - 1]["settings"], Search)
-        return BudgetCheck(self.run.space, search.budget, lambda: latency_table(self.run))
+        return BudgetCheck(self.run.space, search.budget, lambda: latency_table(self.run, search.budget.target))
 
     def announce(self, places: Sequence[Entry]) -> None:
         """Log what is about to be trained, and roughly for how long."""

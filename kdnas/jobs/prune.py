@@ -18,6 +18,7 @@ from kdnas.conversion.shares import ShareSearch, agreement, leading
 from kdnas.costs.budget import Budget, Cost
 from kdnas.costs.count import cost
 from kdnas.costs.latency import LatencyTable
+from kdnas.costs.size import shipped_bytes
 from kdnas.data.base import Data, Images
 from kdnas.distillers.from_labels import FromLabels
 from kdnas.evaluation import accuracy, row_of, student_hits
@@ -140,10 +141,12 @@ def _prepare(settings: Prune, storage: RunFolder) -> "_Job":
     table = None
     if "latency" in settings.budget.names:
         rows = storage.lines(LATENCIES)
-        table = LatencyTable(default_device(), rows, lambda row: storage.add(LATENCIES, [row]))
-        table.calibrate([whole])
+        target = settings.budget.target
+        table = LatencyTable(default_device(), rows, lambda row: storage.add(LATENCIES, [row]), target=target)
+        if not target.table:
+            table.calibrate([whole])
     size = cost(whole)
-    measured = {} if table is None else {"latency": table.seconds(whole)}
+    measured = _measured(settings.budget, table, whole)
     budget = settings.budget.of({**size._asdict(), **measured})
     if budget.admits(size, **measured):
         raise _nothing_to_remove(size, budget)
@@ -159,20 +162,30 @@ def _untrained(choice: FitTeacher, data: Data, seed: int) -> Source:
 
 def _check_budget(settings: Prune, source: Source) -> None:
     """Refuse bounds on params and MACs that the whole network meets, or no share of its channels."""
-    size = cost(source.space.blueprint(source.space.largest))
-    bounds = {name: bound for name, bound in settings.budget.to_json().items() if name in Cost._fields}
-    budget = Budget(**bounds).of(size._asdict())
-    if budget.names == settings.budget.names and budget.admits(size):
+    whole = source.space.blueprint(source.space.largest)
+    size, measured = cost(whole), _measured(settings.budget, None, whole)
+    budget = Budget.from_json({**settings.budget.to_json(), "latency": None}).of({**size._asdict(), **measured})
+    if budget.names == settings.budget.names and budget.admits(size, **measured):
         raise _nothing_to_remove(size, budget)
     divisor = settings.divisor or 1
     removal = Removal(source.space, units(source.space))
-    search = ShareSearch(removal, lambda blueprint: budget.admits(cost(blueprint)), lambda counts: 0.0, divisor)
+
+    def admits(blueprint: Blueprint) -> bool:
+        return budget.admits(cost(blueprint), **_measured(budget, None, blueprint))
+
+    search = ShareSearch(removal, admits, lambda counts: 0.0, divisor)
     tilts, blocks = {group.key: 1.0 for group in search.groups}, frozenset(block.key for block in search.blocks)
     if search.fit(tilts, blocks) is None:
         raise ValueError(
             f"no share of the channels is within the budget ({budget}), also without all blocks that may go. Raise it, "
             "or start from a smaller network."
         )
+
+
+def _measured(budget: Budget, table: LatencyTable | None, blueprint: Blueprint) -> dict[str, float]:
+    """Latency and size of a network, where they are bounded and can be known."""
+    measured = {} if table is None else {"latency": table.seconds(blueprint)}
+    return measured | ({"size": shipped_bytes(blueprint, budget.format)} if "size" in budget.names else {})
 
 
 def _nothing_to_remove(size: Cost, budget: Budget) -> ValueError:
@@ -335,8 +348,7 @@ class _Job:
         return search
 
     def _admits(self, blueprint: Blueprint) -> bool:
-        measured = {} if self.table is None else {"latency": self.table.seconds(blueprint)}
-        return self.budget.admits(cost(blueprint), **measured)
+        return self.budget.admits(cost(blueprint), **_measured(self.budget, self.table, blueprint))
 
     def _sorted(self, removal: str, importance: Importance, images: Tensor) -> Reconstruction:
         """The source with its channels in this order, stored for a removal, and its layers' inputs on the images."""

@@ -11,7 +11,8 @@ from typing import Any, final
 
 from kdnas.architecture import Architecture
 from kdnas.costs.check import BudgetCheck, check_feasible
-from kdnas.costs.latency import LatencyTable
+from kdnas.costs.latency import LatencyTable, calibration_networks
+from kdnas.costs.target import Target
 from kdnas.jobs._block_rating import best_networks
 from kdnas.jobs._checks import check_search
 from kdnas.jobs._run import Run
@@ -259,7 +260,7 @@ def _plan(run: Run, settings: Search) -> _Plan:
     if settings.exact:
         settings = dataclasses.replace(settings, scorer=spec(Blocks))
     supernet = run.supernet
-    budget = BudgetCheck(run.space, settings.budget, partial(latency_table, run))
+    budget = BudgetCheck(run.space, settings.budget, partial(latency_table, run, settings.budget.target))
     tested = time.perf_counter()
     check_feasible(budget, python_rng(settings.seed, "feasible"), seconds=settings.max_time)
     testing = time.perf_counter() - tested
@@ -285,13 +286,17 @@ def _same_score(entry: Entry, purpose: str) -> bool:
     return (entry.searcher == CONTRAST) == (purpose == CONTRAST)
 
 
-def latency_table(run: Run) -> LatencyTable:
-    """The run's latency table on its device; rows are stored, so that a resumed search has the same costs."""
+def latency_table(run: Run, target: Target) -> LatencyTable:
+    """The run's latency table of a target; rows are stored, so that a resumed search has the same costs."""
     storage, space = run.storage, run.space
-    table = LatencyTable(run.device, storage.lines(LATENCIES), lambda row: storage.add(LATENCIES, [row]))
-    rng = python_rng(0, "latency")
-    samples = (space.smallest, space.largest, *(space.sample(rng) for _ in range(3)))
-    table.calibrate([space.blueprint(a) for a in samples])
+    rows = storage.lines(LATENCIES)
+    table = LatencyTable(run.device, rows, lambda row: storage.add(LATENCIES, [row]), target=target)
+    if table.scale is None and not target.table:
+        say(
+            f"latency: measured on {target.runtime} with {table.threads} thread{'s' * (table.threads != 1)}, batch "
+            f"{target.batch} ({table.device.type}). Another: --budget latency=5ms@onnxruntime,threads=4,batch=1"
+        )
+        table.calibrate([space.blueprint(a) for a in calibration_networks(space)])
     return table
 
 

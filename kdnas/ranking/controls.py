@@ -25,6 +25,7 @@ from kdnas.supernet import Supernet
 SIZES = {"params": "parameters", "macs": "multiply-accumulates", "layers": "the number of layers"}
 TRAINING_FREE = ("depth", "nwot", "synflow", "zen")
 TAUS = tuple(f"tau {name}" for name in (*SIZES, *TRAINING_FREE))
+_ROUNDS = 3
 SEARCH_CONTROLS = ("trainings", "stopping", "random search", "contrast", "latency")
 """With `TAUS`, the names of all controls of a search, in the order in which they are printed."""
 
@@ -170,11 +171,21 @@ def contrast(
 
 def measured_latency(entries: Sequence[Entry], table: LatencyTable, space: SearchSpace, bound: float) -> dict[str, Any]:
     """Measured latency of the first entries of a ranking, to check the prediction by the table of layers."""
-    seconds = [table.whole(space.blueprint(e.architecture)) for e in entries]
+    target, threads = table.target, f"{table.threads} thread{'s' * (table.threads != 1)}"
+    words = f"on {target.runtime} with {threads}, batch {target.batch}"
+    if target.table:
+        return {"sentence": f"Latency {words} is predicted by a table of another device: measure the student there."}
+    blueprints = [space.blueprint(e.architecture) for e in entries]
+    rounds = [
+        [table.whole(blueprint) for blueprint in blueprints] for _ in range(_ROUNDS)
+    ]  # in turn: load comes and goes
+    seconds = [sorted(values)[_ROUNDS // 2] for values in zip(*rounds, strict=True)]
+    spread = max((max(v) - min(v)) / 2 / s for v, s in zip(zip(*rounds, strict=True), seconds, strict=True))
     ratios = [s / e.spent["latency"] for s, e in zip(seconds, entries, strict=True)]
     worst = max(ratios, key=lambda r: abs(r - 1))
     sentence = (
-        f"Latency of places 1 to {len(entries)} measured whole: {', '.join(f'{1e3 * s:.3g}' for s in seconds)} ms, for "
+        f"Latency of places 1 to {len(entries)} measured whole {words}: "
+        f"{', '.join(f'{1e3 * s:.3g}' for s in seconds)} ms (medians of {_ROUNDS}, spread up to ± {spread:.0%}), for "
         f"{amount('latency', bound)} allowed; the table of layers is off by at most {abs(worst - 1):.0%}."
     )
     over = [place for place, s in enumerate(seconds, 1) if s > bound]
@@ -182,4 +193,4 @@ def measured_latency(entries: Sequence[Entry], table: LatencyTable, space: Searc
         sentence += f" Over the bound as measured: place {', '.join(map(str, over))}."
     if abs(drift := table.drift()) > 0.1:
         sentence += f" The machine runs {drift:+.0%} slower than when the table was begun: take the seconds with care."
-    return {"value": worst - 1, "seconds": seconds, "sentence": sentence}
+    return {"value": worst - 1, "seconds": seconds, "spread": spread, "sentence": sentence}

@@ -1,13 +1,8 @@
 """An exported student in 8-bit integers, for ONNX Runtime, compared with the float one before it is written."""
 
-import contextlib
-import io
-import logging
-import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +15,7 @@ from kdnas.preprocessing import Preprocessing
 from kdnas.randomness import torch_rng
 from kdnas.runs.files import current_folder, write_atomically, write_bytes
 from kdnas.runs.folder import GRAPH, INTEGERS
-from kdnas.runtimes import require
+from kdnas.runtimes import input_size, quantized, require
 from kdnas.students.card import form_of
 from kdnas.students.graph import graph_of
 
@@ -108,13 +103,7 @@ def write_integers(path: Path, graph: bytes, data: Data) -> dict[str, float]:
 
 def integers_of(graph: bytes, calibration: Images) -> bytes:
     """A graph in 8-bit integers, by ONNX Runtime's static quantisation."""
-    with tempfile.TemporaryDirectory() as folder:
-        # ONNX Runtime writes beside the graph that it reads.
-        draft, copy = Path(folder) / "int8.onnx", Path(folder) / GRAPH
-        write_bytes(copy, graph)
-        with _silenced():
-            _quantize(copy, draft, calibration)
-        return draft.read_bytes()
+    return quantized(graph, _batches(calibration, input_size(graph)))
 
 
 class _Pixels(torch.nn.Module):
@@ -191,29 +180,6 @@ def write_trained(prepared: torch.fx.GraphModule, folder: Path, data: Data, netw
     return measurements | {"float accuracy": float_accuracy, "int8 bytes": float(len(content))}
 
 
-def _quantize(graph: Path, draft: Path, images: Images) -> None:
-    import onnx
-    from onnxruntime import quantization
-
-    entry = onnx.load(graph, load_external_data=False).graph.input[0]
-    size = [axis.dim_value for axis in entry.type.tensor_type.shape.dim[2:]]
-    batches = iter([{entry.name: batch} for batch in _batches(images, size)])
-
-    class Reader(quantization.CalibrationDataReader):
-        def get_next(self) -> Any:
-            return next(batches, None)
-
-    quantization.quantize_static(
-        str(graph),
-        str(draft),
-        Reader(),
-        quant_format=quantization.QuantFormat.QDQ,
-        activation_type=quantization.QuantType.QUInt8,
-        weight_type=quantization.QuantType.QInt8,
-        per_channel=True,
-    )
-
-
 def _logits(graph: bytes, images: Images) -> np.ndarray:
     import onnxruntime
 
@@ -239,16 +205,3 @@ def _compare(ours: np.ndarray, theirs: np.ndarray, labels: np.ndarray) -> dict[s
         "accuracy": float((ours.argmax(1) == labels).mean()),
         "float accuracy": float((theirs.argmax(1) == labels).mean()),
     }
-
-
-@contextlib.contextmanager
-def _silenced() -> Iterator[None]:
-    """Without the library's advice to preprocess, which the exporter has done already."""
-    level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(level)

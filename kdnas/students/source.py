@@ -170,7 +170,7 @@ def _flat(values: Iterable[Any]) -> Iterator[Any]:
 
 def _layer_lines(blueprint: Blueprint, preprocessing: Preprocessing, definitions: Definitions) -> list[str]:
     def call(before: str, make: Spec, after: str, indent: int) -> list[str]:
-        return _call(before, make, after, indent, definitions)
+        return layer_code(before, make, after, indent, definitions)
 
     lines = []
     for name in ("mean", "std"):
@@ -188,7 +188,8 @@ def _layer_lines(blueprint: Blueprint, preprocessing: Preprocessing, definitions
     return lines + call("self.head = ", blueprint.head.make, "", 8)
 
 
-def _call(before: str, make: Spec, after: str, indent: int, definitions: Definitions) -> list[str]:
+def layer_code(before: str, make: Spec, after: str, indent: int, definitions: Definitions) -> list[str]:
+    """The lines of a call that makes a layer, between two texts."""
     order = list(inspect.signature(resolve(make.make)).parameters)
     arguments = sorted(make.arguments, key=lambda pair: order.index(pair[0]) if pair[0] in order else len(order))
     start = f"{before}{_class(make, definitions)}("
@@ -205,7 +206,7 @@ def _nested(before: str, value: Any, indent: int, definitions: Definitions) -> l
     """An argument, or an entry of one, that may hold modules; one a line."""
     space = " " * indent
     if isinstance(value, Spec):
-        return _call(before, value, ",", indent, definitions)
+        return layer_code(before, value, ",", indent, definitions)
     if not any(isinstance(leaf, Spec) for leaf in _flat((value,))):
         return [f"{space}{before}{_literal(value)},"]
     inner = [line for entry in value for line in _nested("", entry, indent + 4, definitions)]

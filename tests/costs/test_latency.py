@@ -137,7 +137,11 @@ def test_the_scale_is_fitted_to_whole_networks_once(clock, monkeypatch):
     plain = table.seconds(blueprints[0])
     monkeypatch.setattr(table, "whole", lambda blueprint: 0.7 * table.seconds(blueprint))
     table.calibrate(blueprints)
-    assert table.scale == pytest.approx(0.7) and table.seconds(blueprints[0]) == pytest.approx(0.7 * plain)
+    assert (
+        table.offset == 0
+        and table.scale == pytest.approx(0.7)
+        and table.seconds(blueprints[0]) == pytest.approx(0.7 * plain)
+    )
     table.calibrate(blueprints)
     assert table.scale == pytest.approx(0.7)
     assert LatencyTable(CPU, rows).scale == table.scale
