@@ -265,7 +265,8 @@ class Logits(nn.Module):
 
     def __init__(self, network: Network) -> None:
         super().__init__()
-        self.layers = nn.Sequential(network.stem, *(layer for stage in network.stages for layer in stage), network.head)
+        stages: Any = network.stages
+        self.layers = nn.Sequential(network.stem, *(layer for stage in stages for layer in stage), network.head)
 
     def forward(self, images: Tensor) -> Tensor:
         """The logits of images of the network's size."""
