@@ -35,6 +35,7 @@ TABLES = {
 ROWS = Path(__file__).with_name("trainings.csv")
 NUMBERS = (10, 20, 50, 100)
 DRAWS = 50
+_COLOURS = ("#1b5e9b", "#b5541c", "#2b7a3d", "#7b3f94")
 BUDGETS = (0.25, 0.5, 0.75, 1.0)
 MEASURES = ("tau", "score_tau", "covered", "top_tenth", "lost_of_five", "falls_back")
 NAMES = ("space", "features", "score", "trainings", "draw", *MEASURES, "seconds")
@@ -157,6 +158,50 @@ def table_lines(rows: Sequence[dict[str, str]]) -> Iterator[str]:
         yield "| " + " | ".join((space, name, trainings, *texts)) + " |"
 
 
+def summary(rows: Sequence[dict[str, str]]) -> Iterator[str]:
+    """Mean tau and the share of the predicted best tenth that is truly there, a row per space: the README's table."""
+    yield "| space | " + " | ".join(f"{n} trainings" for n in NUMBERS) + " | of the best tenth, with 50 |"
+    yield "| --- " * (2 + len(NUMBERS)) + "|"
+    for space, means in _means(rows, "tau").items():
+        cells = (f"{means[n]:.2f}" for n in NUMBERS)
+        yield f"| {space} | " + " | ".join(cells) + f" | {_means(rows, 'top_tenth')[space][50]:.2f} |"
+
+
+def _means(rows: Sequence[dict[str, str]], measure: str) -> dict[str, dict[int, float]]:
+    """Means over the draws by space and number of trainings, of choices and size without a prior score."""
+    values: dict[str, dict[int, list[float]]] = {}
+    for row in rows:
+        if row["features"] == "choices + size":
+            values.setdefault(row["space"], {}).setdefault(int(row["trainings"]), []).append(float(row[measure]))
+    return {space: {n: float(np.mean(v)) for n, v in own.items()} for space, own in values.items()}
+
+
+def picture(rows: Sequence[dict[str, str]]) -> str:
+    """The taus of `summary` over the number of trainings, a line per space, as SVG."""
+    width, height, left, bottom = 640, 300, 50, 260
+    place = lambda n, tau: (left + 150 * np.log(n / 10), bottom - 240 * tau)  # noqa: E731
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" '
+        'font-size="13"><rect width="100%" height="100%" fill="white"/>',
+        f'<text x="{left}" y="{height - 6}">trainings, a logarithmic scale; upwards: tau with the truth</text>',
+    ]
+    for n in NUMBERS:
+        parts.append(f'<text x="{place(n, 0)[0]:.0f}" y="{bottom + 18}" text-anchor="middle">{n}</text>')
+    for tau in (0.0, 0.5, 1.0):
+        y = place(10, tau)[1]
+        parts.append(f'<line x1="{left}" x2="{left + 360}" y1="{y}" y2="{y}" stroke="#bbb"/>')
+        parts.append(f'<text x="{left - 8}" y="{y + 4}" text-anchor="end">{tau:g}</text>')
+    above = 0.0  # the label before: two are at least 15 pixels apart
+    lines = sorted(_means(rows, "tau").items(), key=lambda line: -line[1][NUMBERS[-1]])
+    for colour, (space, means) in zip(_COLOURS, lines, strict=True):
+        points = [place(n, means[n]) for n in NUMBERS]
+        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+        parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2.5"/>')
+        above = max(points[-1][1] + 4, above + 15)
+        parts.append(f'<text x="{points[-1][0] + 8:.1f}" y="{above:.1f}" fill="{colour}">{space}</text>')
+    return "\n".join([*parts, "</svg>"]) + "\n"
+
+
 def main() -> None:
     """Measure what is not measured yet, and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -165,12 +210,16 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=DRAWS)
     parser.add_argument("--spaces", nargs="+", choices=TABLES, default=list(TABLES))
     parser.add_argument("--table", action="store_true", help="print the rows that there are")
+    parser.add_argument("--picture", type=Path, help="with --table: write the picture, an SVG file")
     options = parser.parse_args()
     if not options.table:
         if options.data is None or not options.data.is_dir():
             raise SystemExit("--data must be the folder of the public rows")
         run_missing(options)
-    print("\n".join(table_lines(read_rows(options.rows))))
+    rows = read_rows(options.rows)
+    print("\n".join([*table_lines(rows), "", *summary(rows)]))
+    if options.picture:
+        options.picture.write_text(picture(rows), encoding="utf-8")
 
 
 if __name__ == "__main__":

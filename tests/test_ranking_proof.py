@@ -49,3 +49,15 @@ def test_the_report_and_the_picture_show_every_score_of_the_rows(tables):
     assert f"| 20 trainings, {tables.BEST} | 0.90 |" in text and "0.90 |\n" in text
     drawing = tables.picture(rows)
     assert drawing.count("<circle") == 7 * 4 and "2.00 points" in drawing
+
+
+def test_the_readme_s_table_and_picture_are_those_of_the_committed_rows(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import trainings
+
+    rows = trainings.read_rows(ROOT / "benchmarks" / "trainings.csv")
+    assert "\n".join(trainings.summary(rows)) in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert trainings.picture(rows) == (ROOT / "docs" / "trainings.svg").read_text(encoding="utf-8")
+    rows[0]["tau"] = "40"
+    assert "\n".join(trainings.summary(rows)) not in (ROOT / "README.md").read_text(encoding="utf-8")
+    sys.modules.pop("trainings")
