@@ -2,6 +2,7 @@
 
 import argparse
 import collections
+import logging
 import pickle
 import re
 import zipfile
@@ -16,12 +17,14 @@ from torch import Tensor, nn
 from kdnas.network import load_strictly
 from kdnas.runs.checkpoint import load_tensors
 
+_log = logging.getLogger(__name__)
+
 Weights = Mapping[str, Tensor]
 
 
 _HARMLESS: list[Any] = [
     *(argparse.Namespace, collections.defaultdict, dict, np.dtype, np.ndarray),
-    *(type(np.dtype(kind)) for kind in ("f8", "f4", "i8", "i4")),
+    *(type(np.dtype(kind)) for kind in ("f8", "f4", "f2", "i8", "i4", "i2", "i1", "u8", "u4", "u2", "u1", "?")),
     *(
         (getattr(np._core.multiarray, name), f"numpy.{core}.multiarray.{name}")
         for core in ("core", "_core")
@@ -34,13 +37,14 @@ _HARMLESS: list[Any] = [
 def load_weights(module: nn.Module, path: Path, *, new_head: bool = False) -> None:
     """Load a module's weights from a file, strictly.
 
-    The file is safetensors, or what `torch.save` wrote: the weights, or a dictionary with them at some key, of which
-    the one that fits best is used. What wrappers put before every name (`module.`, `_orig_mod.`, `model.`) is removed,
+    The file is safetensors, or what `torch.save` wrote, whatever its suffix: the weights, or a dictionary with them at
+    some key, of which the one that fits best is used, and of equal ones the first that is no moving average (a log line
+    says which). What wrappers put before every name (`module.`, `_orig_mod.`, `model.`) is removed,
     and missing counts of batch norms' batches are 0.
 
     Args:
         module: the network.
-        path: `.safetensors`, or any other suffix for a file of `torch.save`; read with `weights_only=True`.
+        path: the file; what `torch.save` wrote is read with `weights_only=True`.
         new_head: let the head keep its own weights where the file's is for another number of classes.
 
     Raises:
@@ -68,10 +72,16 @@ def put_weights(module: nn.Module, content: Any, path: str, *, new_head: bool = 
     """Load a module's weights from what a file held; see `load_weights`."""
     expected = module.state_dict()
     names = set(expected)
-    candidates = [_renamed(weights, names) for weights in _dictionaries(content)]
+    candidates = {key: _renamed(weights, names) for key, weights in _dictionaries(content)}
     if not candidates:
         raise ValueError(f"{path} holds no weights: it must be names and tensors, as `state_dict()` gives them.")
-    weights = dict(max(candidates, key=lambda candidate: len(names & set(candidate))))
+    matches = {key: len(names & set(weights)) for key, weights in candidates.items()}
+    best = [key for key, count in matches.items() if count == max(matches.values())]
+    key = min(best, key=lambda key: "ema" in key.casefold())
+    if len(best) > 1:
+        _log.info(f"{path} holds weights of the network at {' and '.join(best)}; those at {key} are loaded")
+    weights = dict(candidates[key])
+    _check_numbers(expected, weights, path)
     for name, value in expected.items():
         if name.endswith(".num_batches_tracked") and name not in weights:
             weights[name] = torch.zeros_like(value)
@@ -91,8 +101,25 @@ def put_weights(module: nn.Module, content: Any, path: str, *, new_head: bool = 
         raise ValueError(f"{error}{size}") from error
 
 
+def _check_numbers(expected: Weights, weights: Weights, path: str) -> None:
+    """Raise a ValueError for weights that are no plain floats where the network has floats."""
+    for name, value in weights.items():
+        if value.is_quantized or value.is_meta or value.layout is not torch.strided:
+            raise ValueError(f"{path} must hold dense tensors with values, {name} is none. Save plain weights.")
+        if name in expected and expected[name].is_floating_point() and not value.is_floating_point():
+            raise ValueError(
+                f"{path} must hold floats, {name} has {str(value.dtype).removeprefix('torch.')}. Quantised weights "
+                "cannot be loaded: use those that they were made from."
+            )
+
+
 def _read(path: Path) -> Any:
-    if path.suffix == ".safetensors":
+    with path.open("rb") as file:
+        head = file.read(64)
+    if head.startswith((b"version https://git-lfs", b"<")):
+        kind = "a web page" if head.startswith(b"<") else "a pointer of Git LFS (run `git lfs pull`)"
+        raise ValueError(f"{path} is {kind}, and not the file that it stands for. Download it again.")
+    if head[8:9] == b"{" or (path.suffix == ".safetensors" and not head.startswith(b"PK")):
         return load_tensors(path, "Write or download it again.")[0]
     if _is_script(path):
         raise ValueError(
@@ -101,21 +128,23 @@ def _read(path: Path) -> Any:
         )
     _check_size(path)
     try:
-        with torch.serialization.safe_globals(_HARMLESS):
-            return torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(_HARMLESS), path.open("rb") as file:  # of a path torch reads the suffix
+            return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         blocked = re.search(r"GLOBAL ([\w.]+)", str(error))
-        if blocked is None:
+        if blocked is not None:
             raise ValueError(
-                f"{path} is damaged or cut short, or no file of torch.save. Write or download it again."
+                f"{path} holds more than weights ({blocked[1]}), and nothing in a file is run. Where it was written, "
+                "save the weights alone: torch.save(network.state_dict(), PATH)."
             ) from error
-        raise ValueError(
-            f"{path} holds more than weights ({blocked[1]}), and nothing in a file is run. Where it was written, save "
-            "the weights alone: torch.save(network.state_dict(), PATH)."
-        ) from error
+        raise _damaged(path) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        reason = str(error).partition("\n")[0][:200] or "it is empty"
-        raise ValueError(f"{path} is damaged or cut short ({reason}). Write or download it again.") from error
+        raise _damaged(path) from error
+
+
+def _damaged(path: Path) -> ValueError:
+    reason = "" if path.stat().st_size else " (it is empty)"
+    return ValueError(f"{path} is damaged or cut short, or no file of torch.save{reason}. Write or download it again.")
 
 
 def _check_size(path: Path) -> None:
@@ -136,16 +165,16 @@ def _is_script(path: Path) -> bool:
         return any(name.endswith("constants.pkl") for name in archive.namelist())
 
 
-def _dictionaries(content: Any, depth: int = 3) -> Iterator[dict[str, Tensor]]:
-    """Every dictionary of names and tensors in what a file holds."""
+def _dictionaries(content: Any, depth: int = 3, key: str = "its top") -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """Every dictionary of names and tensors in what a file holds, with its key."""
     if not isinstance(content, Mapping):
         return
     tensors = {name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, Tensor)}
     if tensors and len(tensors) > len(content) / 2:
-        yield tensors
+        yield key, tensors
     if depth:
-        for value in content.values():
-            yield from _dictionaries(value, depth - 1)
+        for name, value in content.items():
+            yield from _dictionaries(value, depth - 1, str(name) if key == "its top" else f"{key}.{name}")
 
 
 def _renamed(weights: Weights, names: set[str]) -> Weights:

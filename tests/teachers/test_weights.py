@@ -32,6 +32,8 @@ def prefixed(prefix):
         prefixed("module._orig_mod."),
         prefixed("model.net."),
         {"student": {"0.weight": torch.ones(1)}, "teacher": prefixed("module.backbone.")},
+        {"model_ema": {name: 0.5 * value for name, value in WEIGHTS.items()}, "model": WEIGHTS},
+        {"model": WEIGHTS, "random": np.random.RandomState(0).get_state()},
         {"n_averaged": torch.tensor(3), **prefixed("module.")},
         {name: value for name, value in WEIGHTS.items() if "num_batches" not in name},
     ],
@@ -50,6 +52,22 @@ def test_older_files_and_other_suffixes_are_read(tmp_path):
         loaded = network()
         load_weights(loaded, tmp_path / name)
         assert torch.equal(loaded[3].weight, WEIGHTS["3.weight"])
+
+
+def test_the_content_decides_and_not_the_suffix(tmp_path):
+    save_file(prefixed(""), tmp_path / "w.safetensors")
+    torch.save(WEIGHTS, tmp_path / "w.pth")
+    for name, other in (("w.safetensors", "x.pth"), ("w.pth", "x.safetensors")):
+        (tmp_path / name).rename(tmp_path / other)
+        loaded = network()
+        load_weights(loaded, tmp_path / other)
+        assert torch.equal(loaded[3].weight, WEIGHTS["3.weight"])
+
+
+def test_of_several_equal_sets_the_one_that_is_loaded_is_named(tmp_path, log):
+    torch.save({"state_dict_ema": WEIGHTS, "state_dict": WEIGHTS}, tmp_path / "w.pth")
+    load_weights(network(), tmp_path / "w.pth")
+    assert "at state_dict_ema and state_dict; those at state_dict are loaded" in log.text
 
 
 def written(path, content):
@@ -77,6 +95,14 @@ class Evil:
         ("w.pth", b"", "damaged or cut short"),
         ("w.pth", b"no file of torch", "damaged or"),
         ("w.safetensors", b"", "damaged: it is cut short"),
+        ("w.pth", b"version https://git-lfs.github.com/spec/v1", "a pointer of Git LFS.*git lfs pull"),
+        ("w.safetensors", b"<!DOCTYPE html>", "is a web page"),
+        ("w.pth", {name: (9 * value).to(torch.int8) for name, value in WEIGHTS.items()}, "floats, 0.weight has int8"),
+        (
+            "w.pth",
+            {**WEIGHTS, "3.weight": torch.empty(2, 16, device="meta")},
+            "dense tensors with values, 3.weight is none",
+        ),
         ("w.pth", [1, 2], "holds no weights"),
         (
             "w.pth",
