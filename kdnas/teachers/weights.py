@@ -61,7 +61,7 @@ def head_size(module: nn.Module, path: Path) -> int | None:
     if not path.is_file():
         return None
     expected = module.state_dict()
-    for weights in (_renamed(each, set(expected)) for each in _dictionaries(_read(path))):
+    for weights in (_renamed(each, set(expected)) for _, each in _dictionaries(_read(path))):
         head = _head(expected, weights)
         if head:
             return weights[head[0]].shape[0]
