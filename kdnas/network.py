@@ -213,6 +213,8 @@ def on_device(name: str | None) -> Iterator[None]:
         try:
             device = torch.device(name)
             torch.empty(1, device=device)
+            if device.type == "cpu" and device.index:  # torch takes any
+                raise RuntimeError("all cores are one device, cpu")
         except (RuntimeError, AssertionError, NotImplementedError) as error:
             reason = str(error).splitlines()[0]
             raise ValueError(f"`device` must be one of this machine, such as cpu, got {name!r} ({reason}).") from error

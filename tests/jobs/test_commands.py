@@ -138,7 +138,7 @@ def test_a_device_is_used_inside_and_refused_where_there_is_none():
         with on_device(None):
             assert default_device() == torch.device("meta")
     assert default_device() == outside
-    for wrong in ("gpu0", "cuda:99"):
+    for wrong in ("gpu0", "cuda:99", "cpu:1"):
         with pytest.raises(ValueError, match=f"`device` must be one of this machine, such as cpu, got '{wrong}'"):
             kdnas.search("no/such/run", device=wrong)
 

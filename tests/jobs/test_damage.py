@@ -153,6 +153,19 @@ def test_export_takes_from_the_search_that_is_asked_for_and_replaces_nothing_tra
     assert "--force" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("out", [["--out", "student"], []])
+def test_a_retraining_replaces_no_student_unless_that_is_forced(stored, capsys, monkeypatch, out):
+    students = stored / "students"
+    monkeypatch.chdir(students)
+    source = "student" if out else "place-2"
+    before = {path: path.read_bytes() for path in students.rglob("*") if path.is_file()}
+    with pytest.raises(SystemExit) as end:
+        main(["retrain", source, "--steps", "5", *out])
+    assert end.value.code == 2
+    assert "holds a student already. Use another --out, or --force" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in before} == before
+
+
 def test_a_student_in_a_run_names_its_teacher_wherever_the_run_is_moved(stored):
     shutil.copytree(stored.parent / "teacher", stored / "teacher")
     network, card = read_student(stored / "students" / "student")
