@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo test test-real zoo fuzz check format lock clean
+.PHONY: demo test test-real docs zoo fuzz check format lock clean
 demo: $(STAMP)
 	$(BIN)/kdnas demo --out runs/demo
 
@@ -19,6 +19,11 @@ zoo: $(STAMP)
 test-real: $(STAMP)
 	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[dev,real]' || $(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,real]'
 	$(BIN)/python -m pytest tests -n auto -m real
+
+# The site of docs/ and of the pages that it links to, in site/; a link that leads nowhere is an error.
+docs: $(STAMP)
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[dev,docs]' || $(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,docs]'
+	$(BIN)/python -m mkdocs build --strict
 
 # Random tables, stored files and command lines, with fixed seeds.
 fuzz: $(STAMP)

@@ -1,9 +1,12 @@
 """Every code block in docs/ that is Python or a kdnas command runs, or has the reason why not in a comment above it."""
 
+import ast
 import functools
 import importlib
 import re
+import runpy
 import shlex
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -76,13 +79,84 @@ def test_every_block_of_a_page_runs(page, tmp_path, monkeypatch, capsys):
     capsys.readouterr()
 
 
-def test_every_page_is_on_the_map_and_every_link_leads_somewhere():
+def test_every_page_is_on_the_map_and_in_the_site():
     index = (DOCS / "index.md").read_text(encoding="utf-8")
+    navigation = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
     for page in PAGES:
         assert page == "index.md" or f"({page})" in index, page
-        text = re.sub(r"```.*?```", "", (DOCS / page).read_text(encoding="utf-8"), flags=re.DOTALL)  # code has no links
-        for link in re.findall(r"\]\(([^)#]+)\)", text):
-            assert link.startswith("https://") or (DOCS / link).exists(), f"{page}: {link}"
+        assert re.search(rf"^ +- (.*: )?{page}$", navigation, re.MULTILINE), page
+
+
+LINKED = sorted(p.relative_to(ROOT).as_posix() for p in [*ROOT.glob("*.md"), *ROOT.glob("[deb]*/*.md")])
+
+
+def anchors(path):
+    """The anchors of a page's headings, as both code hosts and mkdocs make them of headings without odd signs."""
+    text = re.sub(r"```.*?```", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
+    heads = re.findall(r"^#+ +(.+?) *$", text, re.MULTILINE)
+    plain = [re.sub(r"[^\w\s-]", "", re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", head)).strip().lower() for head in heads]
+    return {re.sub(r"[-\s]+", "-", head) for head in plain}
+
+
+@pytest.mark.parametrize("page", LINKED)
+def test_every_link_and_anchor_leads_somewhere(page):
+    path = ROOT / page
+    text = re.sub(r"```.*?```|`[^`\n]*`", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)  # code has no links
+    for target, _, anchor in re.findall(r"\]\(([^)#\s]*)(#([^)\s]+))?\)", text):
+        if "://" in target:
+            continue
+        there = (path.parent / target).resolve() if target else path
+        assert there.exists() and there.is_relative_to(ROOT), f"{page}: {target}"
+        assert not anchor or anchor in anchors(there), f"{page}: {target}#{anchor}"
+
+
+def messages():
+    """Every text in the code, with a sign in place of what is put in."""
+    for path in (ROOT / "kdnas").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.JoinedStr):
+                yield "".join(part.value if isinstance(part, ast.Constant) else "…" for part in node.values)
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                yield node.value
+
+
+def test_every_message_of_the_troubleshooting_page_is_one_of_the_code():
+    known = list(messages())
+    rows = re.findall(r"^\| (`.*?) \|", (DOCS / "troubleshooting.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(rows) > 30
+    for row in rows:
+        parts = [
+            re.escape(part) for words in re.findall(r"`([^`]+)`", row) for part in words.split("…") if part.strip()
+        ]
+        pattern = re.compile(".*?".join(parts), re.DOTALL)
+        assert any(map(pattern.search, known)), row
+
+
+@pytest.mark.parametrize(
+    ("page", "text", "translated"),
+    [
+        ("jobs.md", "[a](../experiments/README.md#x)", "[a](experiments/README.md#x)"),
+        (
+            "experiments/README.md",
+            "[a](../README.md) [b](dna.py) [c](schemes.md)",
+            "[a](../index.md) b [c](schemes.md)",
+        ),
+        ("zh.md", "[a](../README.md) [b](https://x.org/y) [c](#d)", "[a](index.md) [b](https://x.org/y) [c](#d)"),
+        ("CONTRIBUTING.md", "`[a](b.md)` [c](docs/jobs.md#exit-codes)", "`[a](b.md)` [c](jobs.md#exit-codes)"),
+    ],
+)
+def test_links_between_docs_and_other_pages_are_those_of_the_site(page, text, translated):
+    assert runpy.run_path(str(ROOT / ".ci" / "site.py"))["translated"](text, page) == translated
+
+
+@pytest.mark.real
+def test_the_site_is_built_without_a_warning(tmp_path):
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    api = (tmp_path / "site" / "api.html").read_text(encoding="utf-8")
+    for name in ("run", "doctor", "SearchSpace", "Objective"):
+        assert re.search(rf'id="kdnas[\w.]*\.{name}"', api), name
 
 
 def test_the_python_example_of_the_readme_is_short_and_runs(tmp_path, monkeypatch, capsys):
@@ -95,13 +169,6 @@ def test_the_python_example_of_the_readme_is_short_and_runs(tmp_path, monkeypatc
     exec(compile(example, "README.md", "exec"), names)
     assert "place" in capsys.readouterr().out
     assert names["student"](torch.rand(2, 1, 8, 8)).shape == (2, 10)
-
-
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "experiments/README.md", "benchmarks/README.md"])
-def test_every_link_of_the_pages_outside_docs_leads_somewhere(page):
-    path = ROOT / page
-    for link in re.findall(r"\]\(([^)#]+)\)", path.read_text(encoding="utf-8")):
-        assert link.startswith("https://") or (path.parent / link).exists(), link
 
 
 def test_every_name_and_path_in_contributing_exists():
