@@ -100,6 +100,7 @@ COMMANDS = {
         lambda result, _: f"kdnas retrain {result['student']}" if "place" in result else "",
         texts.unchanged,
     ),
+    "push": Command(jobs.push, lambda v: f"{v['student']} to {v['repo']}"),
     "latency": Command(
         jobs.latency,
         lambda v: f"{v['space']} on {v['target']} into {v['write_script']}",

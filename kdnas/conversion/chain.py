@@ -69,7 +69,9 @@ class _Chain:
         yield "head", "head", self.head
 
 
-def chain(module: nn.Module, image: tuple[int, int, int], name: str, importance: Importance) -> Conversion:
+def chain(
+    module: nn.Module, image: tuple[int, int, int], name: str, importance: Importance, divisor: int = 0
+) -> Conversion:
     """An elastic supernet from a network that can be traced.
 
     1. The network is traced to a graph of operations and cut wherever a single tensor carries everything on. What
@@ -88,13 +90,14 @@ def chain(module: nn.Module, image: tuple[int, int, int], name: str, importance:
         image: channels, height and width, which are equal.
         name: of the space.
         importance: by which channels are sorted.
+        divisor: narrower widths are multiples of it; 0 for 8, and for 4 below 64 channels.
 
     Raises:
         ValueError: see `kdnas.conversion.convert.convert`.
     """
     traced = trace(module, image)
     parts = _cut(traced)
-    streams = _choose_widths(traced, parts)
+    streams = _choose_widths(traced, parts, divisor)
     space = _space(traced, parts, streams, name)
     supernet = Supernet(space).eval()
     layers = dict(space.blueprint(space.largest).named_layers())
@@ -218,7 +221,7 @@ def _head_start(traced: list[TracedOperation], segments: list[_Segment]) -> int:
     return segments[-1].start
 
 
-def _choose_widths(traced: list[TracedOperation], parts: _Chain) -> list[tuple[int, ...]]:
+def _choose_widths(traced: list[TracedOperation], parts: _Chain, divisor: int) -> list[tuple[int, ...]]:
     """Options for the channel groups inside each segment; returns those of the groups that cross segments.
 
     Of groups without options, the segments have the reasons.
@@ -232,7 +235,7 @@ def _choose_widths(traced: list[TracedOperation], parts: _Chain) -> list[tuple[i
         data = {_IMAGES: CHANNELS, _LOGITS: CLASSES}.get(group.fixed)
         if data is not None:
             _name_widths(traced, owners, outputs, readers, data)
-        unit = math.lcm(_UNIT if group.size >= _SMALL else _SMALL_UNIT, group.multiple)
+        unit = math.lcm(divisor or (_UNIT if group.size >= _SMALL else _SMALL_UNIT), group.multiple)
         options = tuple(width for width in narrower(group.size, unit, _SHARES) if width >= min(_FLOOR, group.size))
         reason = group.fixed
         if not reason and len(options) == 1:

@@ -17,6 +17,7 @@ def convert(
     name: str = "converted",
     needs_choices: bool = True,
     importance: Importance = channel_importance,
+    divisor: int = 0,
 ) -> Conversion:
     """An elastic supernet from a trained network.
 
@@ -33,6 +34,7 @@ def convert(
         needs_choices: whether a network in which nothing is elastic is refused; scale factors need no choices.
         importance: by which the channels of a traced network are sorted, such as
             `functools.partial(channel_importance, method="activation", images=images)`.
+        divisor: widths that are narrower than the source's are multiples of it; 0 for 8, and for 4 below 64 channels.
 
     Raises:
         ValueError: the network cannot be traced or has an unsupported operation, nothing in it is elastic, the images
@@ -41,7 +43,7 @@ def convert(
     if image[1] != image[2]:
         raise ValueError(f"a search space's images must be square, got {image[1]} x {image[2]}. Resize them.")
     module = module.eval()
-    conversion = transformer(module, image, name) or chain(module, image, name, importance)
+    conversion = transformer(module, image, name, divisor) or chain(module, image, name, importance, divisor)
     if needs_choices and not any(row.elastic for row in conversion.report):
         raise ValueError(
             "nothing in the network can be made elastic: no block may be left out and no width narrowed. "

@@ -127,7 +127,7 @@ class _Dimensions(NamedTuple):
     classes: int
 
 
-def transformer(module: nn.Module, image: tuple[int, int, int], name: str) -> Conversion | None:
+def transformer(module: nn.Module, image: tuple[int, int, int], name: str, divisor: int = 0) -> Conversion | None:
     r"""A plain vision transformer as a supernet, or None for a network without attention.
 
     The space is one of `kdnas.spaces.vit`. *Depth*: the last blocks may be left out, at most a half. *Heads* of each
@@ -145,6 +145,7 @@ def transformer(module: nn.Module, image: tuple[int, int, int], name: str) -> Co
         module: in evaluation mode.
         image: channels, height and width, which are equal.
         name: of the space.
+        divisor: narrower inner widths are multiples of it; 0 for 8.
 
     Raises:
         ValueError: a network with attention that is not a plain vision transformer, or is for other images.
@@ -181,7 +182,7 @@ def transformer(module: nn.Module, image: tuple[int, int, int], name: str) -> Co
         widths=(sizes.width,),
         depths=tuple(range(least, len(blocks) + 1)),
         heads=narrower(sizes.heads, 1),
-        ratios=tuple(option / sizes.width for option in narrower(sizes.hidden, UNIT)),
+        ratios=tuple(option / sizes.width for option in narrower(sizes.hidden, divisor or UNIT)),
         head_width=sizes.head_width,
         reach=0,
         cuts=tuple(sorted({least // 3, 2 * least // 3} - {0})),

@@ -141,6 +141,7 @@ def run(
     size: Size | None = None,
     budget: str | Sequence[str] | Budget = (),
     latency_table: str | Path | None = None,
+    divisor: Side = 0,
     distiller: str | Spec = "sandwich",
     loss: str | Sequence[str] = (),
     weights: str | Path | None = None,
@@ -184,6 +185,8 @@ def run(
             macs=25%, of the teacher's network or of the space's largest; repeatable. latency=5ms@onnxruntime,threads=2
             is on another target (eager, compile, onnxruntime, executorch), size=2MB@int8 of the graph in integers.
         latency_table: a JSON file that `kdnas latency` had measured on another device; the bound on latency is for it.
+        divisor: without --space, widths narrower than the teacher's are multiples of it; 0 for 8 under a budget on
+            latency, else 1. The widths of a space are those of its table.
         distiller: NAME or NAME,key=value from `kdnas list distillers`; none trains no supernet.
         loss: NAME or NAME=WEIGHT from `kdnas list losses`, a distillation loss beside the labels; repeatable.
         weights: a safetensors file with the supernet's initial weights, as `kdnas convert` writes it.
@@ -251,6 +254,10 @@ def _run_settings(options: dict[str, Any]) -> Experiment | Prune:
         raise ValueError(f"{name} is missing. Give it, or an --experiment that holds everything.")
     if arguments.space is None:
         return _cut(options)
+    if arguments.divisor:
+        raise ValueError(
+            f"`divisor` is for a run without --space, whose table has the widths, got {arguments.divisor}. Drop it."
+        )
     options = options | {"budget": as_budget(arguments.budget, arguments.latency_table)}
     names = ("scorer", "searcher", "budget", "contrast", "pruner", "num_evaluations", "max_time")
     search = search_settings(Search(), seed=arguments.recipe.get("seed"), **{name: options[name] for name in names})
@@ -293,7 +300,7 @@ def _cut(options: dict[str, Any]) -> Prune:
     from kdnas.data.base import Data
     from kdnas.jobs._arguments import as_budget, as_data, as_teacher, listed, recipe_for, terms_of
 
-    allowed = ("data", "teacher", "budget", "loss", "num_evaluations", "finalists", "controls", "deploy")
+    allowed = ("data", "teacher", "budget", "divisor", "loss", "num_evaluations", "finalists", "controls", "deploy")
     _refuse_options(run, options, *allowed, beside="--space")
     data, teacher = as_data(options["data"]), as_teacher(options["teacher"])
     recipe = recipe_for(data.build(Data), options["recipe"])
@@ -304,6 +311,7 @@ def _cut(options: dict[str, Any]) -> Prune:
         teacher=dataclasses.replace(teacher, recipe=recipe) if isinstance(teacher, FitTeacher) else teacher,
         distiller=terms_of(listed(options["loss"])) if options["loss"] else None,
         num_candidates=options["num_evaluations"],
+        divisor=options["divisor"],
         finalists=options["finalists"],
         retrain=dataclasses.replace(recipe, learning_rate=rate),
     )
@@ -799,6 +807,7 @@ def convert(
     size: Size | None = None,
     classes: Size = 1000,
     channels: Size | None = None,
+    divisor: Side = 0,
     trust: bool = False,
     device: str | None = None,
 ) -> Any:
@@ -810,13 +819,14 @@ def convert(
         size: height and width of the images in pixels (default: the network's own, else 224).
         classes: number of classes of a zoo's network with @WEIGHTS.
         channels: number of image channels (default: the network's own, else 3).
+        divisor: widths narrower than the source's are multiples of it; 0 for 8, and for 4 below 64 channels.
         trust: run code that files name, though it is none of kdnas's algorithms.
         device: such as cpu or cuda:1 (default: a GPU where there is one).
     """
     del device, trust
     from kdnas.jobs.convert import convert_source
 
-    return convert_source(source, Path(out), size=size, classes=classes, channels=channels)
+    return convert_source(source, Path(out), size=size, classes=classes, channels=channels, divisor=divisor)
 
 
 @_computes
@@ -872,6 +882,33 @@ def export(
     opened = as_run(run, teacher=teacher, data=data, writes=out is None)
     options = {"forms": names or None, "interface": interface}
     return job.export(opened, place, folder, search=search, force=force, **options)
+
+
+@_computes
+def push(
+    student: str | Path, repo: str, *, public: bool = False, revision: str | None = None, trust: bool = False
+) -> str:
+    """Upload a student folder to the Hugging Face hub; nothing else in kdnas uploads anything.
+
+    It needs the extra `hub` and a login of its own (`hf auth login`). What is uploaded are the files of the student; they
+    name data and teacher, and no paths.
+
+    Args:
+        student: a student folder, as `kdnas export` and `kdnas finals` write it.
+        repo: OWNER/NAME; it is created where there is none.
+        public: create it for everybody to see; by default it is private.
+        revision: the branch; by default the main one.
+        trust: read a student whose layers are none of kdnas's.
+
+    Example:
+        >>> push("no/such/student", "owner/name")
+        Traceback (most recent call last):
+        ValueError: there is no student no/such/student. Write one with `kdnas export`.
+    """
+    del trust
+    from kdnas.students.hub import push_student
+
+    return push_student(Path(student), repo, private=not public, revision=revision)
 
 
 @_computes

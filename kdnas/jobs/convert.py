@@ -18,7 +18,7 @@ from kdnas.specs import Spec
 from kdnas.tables import table_of
 from kdnas.teachers.base import Frozen
 from kdnas.teachers.zoo import declared_size, load_weights, student_teacher, zoo_network
-from kdnas.values import Size, check_value
+from kdnas.values import Side, Size, check_value
 
 SPACE, WEIGHTS, REPORT = "space.toml", "supernet.safetensors", "report.txt"
 _SIZE = 224  # of images, for a network that names no size
@@ -93,7 +93,13 @@ def _hint(text: str) -> str:
 
 
 def convert_source(
-    text: str, out: Path, *, size: int | None = None, classes: int = 1000, channels: int | None = None
+    text: str,
+    out: Path,
+    *,
+    size: int | None = None,
+    classes: int = 1000,
+    channels: int | None = None,
+    divisor: int = 0,
 ) -> Conversion:
     """Convert a network and write its space, its weights and the report into a folder, whole or not at all.
 
@@ -106,6 +112,7 @@ def convert_source(
         size: height and width of the images; by default the network's own, or 224 where it names none.
         classes: of a zoo's network.
         channels: of the images; by default the network's own, or 3.
+        divisor: narrower widths are multiples of it; 0 for 8, and for 4 below 64 channels.
 
     Raises:
         ValueError: the folder is not empty, or the network cannot be loaded or converted.
@@ -115,9 +122,10 @@ def convert_source(
         raise ValueError(f"the folder {out} must be empty. Choose another one, or remove it.")
     for name, number in (("size", size), ("classes", classes), ("channels", channels)):
         check_value(name, number, Size | None)
+    check_value("divisor", divisor, Side)
     source = load_source(text, size=size or 0, classes=classes)
     image = _image(source, size, channels)
-    conversion = convert(source.module, image=image, name=_name(text))
+    conversion = convert(source.module, image=image, name=_name(text), divisor=divisor)
     with new_folder(out) as new:
         write_text(new / SPACE, _toml(table_of(conversion.space)))
         save_tensors(new / WEIGHTS, conversion.supernet.state_dict())
