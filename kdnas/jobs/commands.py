@@ -890,8 +890,8 @@ def push(
 ) -> str:
     """Upload a student folder to the Hugging Face hub; nothing else in kdnas uploads anything.
 
-    It needs the extra `hub` and a login of its own (`hf auth login`). What is uploaded are the files of the student; they
-    name data and teacher, and no paths.
+    It needs the extra `hub` and a login of its own (`hf auth login`). The files of the student are uploaded, which name
+    data and teacher, but no paths.
 
     Args:
         student: a student folder, as `kdnas export` and `kdnas finals` write it.
