@@ -101,13 +101,7 @@ COMMANDS = {
         texts.unchanged,
     ),
     "push": Command(jobs.push, lambda v: f"{v['student']} to {v['repo']}"),
-    "latency": Command(
-        jobs.latency,
-        lambda v: f"{v['space']} on {v['target']} into {v['write_script']}",
-        texts.lines,
-        lambda _, v: f"python {v['write_script']} table.json, on the device",
-        texts.unchanged,
-    ),
+    "latency": Command(jobs.latency, lambda v: f"{v['space']} on {v['target']}", texts.lines, json=texts.unchanged),
     "retrain": Command(
         jobs.retrain,
         lambda v: f"{v['student']} into {texts.beside(v, 'student', '-retrained')}",

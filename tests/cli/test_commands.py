@@ -70,7 +70,7 @@ def test_every_command_that_computes_takes_a_device():
     parsers = sub_parsers(parser())
     # The reference values of losses are those of a CPU.
     without = {name for name in parsers if all(action.dest != "device" for action in parsers[name]._actions)}
-    assert without == {"report", "track", "list", "losses"}
+    assert without == {"report", "track", "push", "list", "losses"}
     for name in parsers.keys() - without:
         assert "default: a GPU" in " ".join(parsers[name].format_help().split()), name
 
