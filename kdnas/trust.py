@@ -103,7 +103,7 @@ def check_links(folder: Path) -> None:
     whole = folder.resolve()
     for root, folders, files in os.walk(folder) if not _TRUSTS.get() else ():
         for path in (Path(root, name) for name in (*folders, *files)):
-            if path.is_symlink() and not path.resolve().is_relative_to(whole):
+            if path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(whole):  # of a loop, itself
                 raise ValueError(
                     f"{printable(str(path))} is a link that leads out of its folder. Copy what it leads to, or add "
                     "--trust if the link is yours (trust=True)."

@@ -339,6 +339,15 @@ def test_links_out_of_a_run_are_refused_and_nothing_is_written_through(stored, t
     RunFolder(stored)
 
 
+@pytest.mark.parametrize("name", ["ranking.jsonl", "students/place-2", "run.json"])
+def test_a_link_that_leads_to_itself_is_one_sentence(stored, capsys, name):
+    path = stored / name
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    path.symlink_to(path.name)
+    for command in (["export", stored], ["retrain", stored / "students" / "place-2"])[name == "students/place-2" :]:
+        refusal(capsys, *command)
+
+
 HOSTILE = "x\x1b]0;title\x07\x9b2J\u202e\u2066\nnext: rm -rf"
 
 

@@ -197,6 +197,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (ValueError, FloatingPointError) as error:
         _end(options.command, _as_typed(str(error), own), 2)
     except (MemoryError, RuntimeError) as error:
+        if "Symlink loop" in str(error):
+            _end(options.command, f"{error}. Remove that link.", 2)
         if not isinstance(error, MemoryError) and not _OUT_OF_MEMORY.search(str(error)):
             raise
         _end(options.command, "not enough memory. Lower --batch-size or --num-images, or use a smaller space.", 2)

@@ -11,6 +11,7 @@ import numpy as np
 
 from kdnas.architecture import Architecture
 from kdnas.costs.count import cost
+from kdnas.runs.files import plain
 from kdnas.space import SearchSpace
 from kdnas.specs import nearest
 from kdnas.statistics import (
@@ -24,6 +25,7 @@ from kdnas.statistics import (
     resampled_spearman,
     spearman,
 )
+from kdnas.values import shown
 
 CONTROLS = ("params", "macs", "layers", "non_minimal")
 TRAINED = 5  # best-scored networks that are trained, of which the best one is kept, for the points lost
@@ -84,11 +86,15 @@ def read_table(
             truths = next((name for name in columns if name in names), None)
             if truths is None:
                 how = " Name it with --column." if isinstance(column, str) else ""
-                raise ValueError(f"{path} has no column {columns[0]!r}.{nearest(columns[0], names)}{how}")
+                raise ValueError(
+                    f"{path} has no column {columns[0]!r}.{nearest(columns[0], [shown(n)[1:-1] for n in names])}{how}"
+                )
             codes = "arch" if "arch" in names else names[0]
             rows = [_row(line, codes, truths, space, f"{path}, line {reader.line_num}") for line in reader]
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is no text file ({error.reason}). Pass a CSV file.") from error
+    except csv.Error as error:
+        raise ValueError(f"{path} is no table ({error}). Pass a CSV file.") from error
     if len(rows) < least:
         raise ValueError(f"{path} must have at least {least} rows, got {len(rows)}.")
     return rows
@@ -100,14 +106,14 @@ def _row(line: Mapping[str, Any], codes: str, column: str, space: SearchSpace, p
         architecture = space.parse(code)
     except (ValueError, KeyError) as error:
         raise ValueError(
-            f"{place}: column {codes!r} must be a code of {space.name or 'the space'}, got {code!r}: {error}"
+            f"{place}: column {codes!r} must be a code of {space.name or 'the space'}, got {shown(code)}: {plain(str(error))}"
         ) from error
     try:
         truth = float(line[column])
     except (TypeError, ValueError):
         truth = math.nan
     if not math.isfinite(truth):
-        raise ValueError(f"{place}: column {column!r} must be a finite number, got {line[column]!r}.")
+        raise ValueError(f"{place}: column {column!r} must be a finite number, got {shown(line[column])}.")
     blueprint = space.blueprint(architecture)
     c = cost(blueprint)
     non_minimal = sum(architecture.get(choice.name, choice.options[0]) != choice.options[0] for choice in space.choices)

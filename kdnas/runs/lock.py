@@ -6,6 +6,7 @@ import json
 import os
 import secrets
 import socket
+import stat
 import subprocess
 import sys
 import threading
@@ -116,7 +117,7 @@ def _claim(lock: Path, draft: Path, record: Record) -> bool:
             return True
         other = _read(lock)
         if not other:
-            if lock.exists():
+            if os.path.lexists(lock):
                 raise Busy(f"{lock} is no lock of kdnas. Where no other command writes there, remove it.")
             continue
         if _is_alive(other):
@@ -156,6 +157,8 @@ def _linked(draft: Path, lock: Path) -> bool:
 def _read(lock: Path) -> Record:
     """The record in a lock file; empty where there is none."""
     try:
+        if not stat.S_ISREG(lock.lstat().st_mode):  # a pipe would block, a link leads elsewhere
+            return {}
         record = json.loads(lock.read_bytes()[:10_000])
     except (OSError, ValueError, RecursionError):
         return {}

@@ -163,3 +163,23 @@ def test_a_missing_file_and_too_few_rows_are_refused(tmp_path):
         read_table(tmp_path / "none.csv", TOY, "mean_acc")
     with pytest.raises(ValueError, match="at least 10 rows, got 2"):
         read_table(write(tmp_path / "t.csv", "arch,mean_acc", [f"{c},1" for c in CODES[:2]]), TOY, "mean_acc")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"arch,mean_acc\n\0,1\n",
+        b"arch,mean_acc\n\xe9,1\n",
+        b"arch,mean_acc\n" + b'"' + b"x" * 200_000 + b'",1\n',
+        b"arch,mean_acc\n" + b"x" * 5000 + b",1\n",
+        b"arch,mean_acc\n000000," + b"9" * 5000 + b"\n",
+        b"arch,acc\x1b[2J\n0,1\n",
+        b"arch,mean_acc\n\x1b[2J,1\n",
+        b"",
+    ],
+)
+def test_a_damaged_table_is_refused_in_one_short_printable_sentence(tmp_path, content):
+    (tmp_path / "t.csv").write_bytes(content)
+    with pytest.raises(ValueError) as refusal:
+        read_table(tmp_path / "t.csv", TOY, "mean_acc")
+    assert len(str(refusal.value)) < 500 and str(refusal.value).isprintable()

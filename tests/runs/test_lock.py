@@ -93,6 +93,15 @@ def test_a_file_that_is_no_lock_is_named(run, content):
         hold(run)
 
 
+@pytest.mark.parametrize(
+    "make", [os.mkfifo, Path.mkdir, lambda path: path.symlink_to("nowhere"), lambda path: path.symlink_to(path)]
+)
+def test_what_is_no_regular_file_is_no_lock_and_nothing_waits_for_it(run, make):
+    make(run / ".lock")
+    with command(), pytest.raises(Busy, match=r"\.lock is no lock of kdnas"):
+        hold(run)
+
+
 def test_a_process_that_this_one_started_shares_the_lock(run):
     with command():
         hold(run)
