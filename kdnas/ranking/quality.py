@@ -106,7 +106,8 @@ def _row(line: Mapping[str, Any], codes: str, column: str, space: SearchSpace, p
         architecture = space.parse(code)
     except (ValueError, KeyError) as error:
         raise ValueError(
-            f"{place}: column {codes!r} must be a code of {space.name or 'the space'}, got {shown(code)}: {plain(str(error))}"
+            f"{place}: column {codes!r} must be a code of {space.name or 'the space'}, got {shown(code)}: "
+            f"{plain(str(error))}"
         ) from error
     try:
         truth = float(line[column])

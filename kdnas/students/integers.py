@@ -59,6 +59,8 @@ def quantize(student: Path, out: Path, calibration: Images, test: Images, most: 
     try:
         integers = integers_of(content, calibration)
         ours, theirs = _logits(integers, test), _logits(content, test)
+    except OSError:  # a full disk, not the graph
+        raise
     except Exception as error:  # for an unsupported operator the library may raise anything
         raise ValueError(f"{graph} cannot be quantised by ONNX Runtime: {error}") from error
     comparison = _compare(ours, theirs, test.labels.numpy())
