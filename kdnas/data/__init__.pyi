@@ -11,3 +11,8 @@ from kdnas.data.files import FileImages as FileImages
 from kdnas.data.folders import folder as folder
 from kdnas.data.load import load_data as load_data
 from kdnas.data.load import strong as strong
+from kdnas.data.sources import csv as csv
+from kdnas.data.sources import hf as hf
+from kdnas.data.sources import npz as npz
+from kdnas.data.sources import parquet as parquet
+from kdnas.data.sources import wds as wds

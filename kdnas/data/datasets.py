@@ -47,7 +47,7 @@ def from_dataset(train: Dataset[Any] | Any, test: Dataset[Any] | Any = None, *, 
     test_images, test_labels = ([], []) if test is None else _read(test)
     if test is not None and _class_names(test) not in (None, names):
         raise ValueError(f"both parts must have the same classes in one order, got {names} and {_class_names(test)}.")
-    classes, numbers = _numbered(labels + test_labels, names)
+    classes, numbers = numbered(labels + test_labels, names)
     pixels, indices = _stacked(images), numbers[: len(labels)]
     order = torch.randperm(len(images), generator=torch_rng("dataset", seed))
     num_search = max(1, round(_SEARCH * len(images)))
@@ -156,7 +156,7 @@ def _stacked(images: list[Tensor]) -> Tensor:
     return torch.stack(images)
 
 
-def _numbered(labels: list[Any], classes: tuple[str, ...] | None) -> tuple[tuple[str, ...], Tensor]:
+def numbered(labels: list[Any], classes: tuple[str, ...] | None) -> tuple[tuple[str, ...], Tensor]:
     """Class names and labels as numbers.
 
     Raises:

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
@@ -22,7 +23,35 @@ SUFFIXES = frozenset(
 )
 """Suffixes of files that count as images."""
 
-Source = Path | bytes
+
+@final
+@dataclass(frozen=True)
+class Piece:
+    """An encoded picture within a larger file: a tar, or a table.
+
+    Attributes:
+        path: the file.
+        start: of its first byte.
+        size: number of its bytes.
+        name: what it is called there, for messages.
+    """
+
+    path: Path
+    start: int
+    size: int
+    name: str
+
+    def read_bytes(self) -> bytes:
+        """The encoded picture."""
+        with self.path.open("rb") as handle:
+            handle.seek(self.start)
+            return handle.read(self.size)
+
+    def __str__(self) -> str:
+        return self.name
+
+
+Source = Path | bytes | Piece
 
 
 @final
@@ -55,12 +84,11 @@ class FileImages(Images):
         """Of labels, names and sizes of all files, and the content of 256 of them, evenly spread."""
         digest = hashlib.blake2b(self.labels.numpy().tobytes(), digest_size=8)
         for number, source in enumerate(self.sources):
-            name = str(number) if isinstance(source, bytes) else "/".join(source.parts[-2:])
-            size = len(source) if isinstance(source, bytes) else source.stat().st_size
-            digest.update(f"{name} {size} ".encode())
+            name = "/".join(source.parts[-2:]) if isinstance(source, Path) else str(number)
+            digest.update(f"{name} {_size(source)} ".encode())
         for number in torch.linspace(0, len(self) - 1, min(256, len(self))).long().tolist():
             source = self.sources[number]
-            digest.update(source if isinstance(source, bytes) else source.read_bytes())
+            digest.update(_bytes(source))
         return digest.hexdigest()
 
     def _decode(self, source: Source) -> Tensor:
@@ -112,11 +140,11 @@ def _opened(source: Source) -> Iterator[Image.Image]:
     Raises:
         ValueError: it cannot be opened, or what is done with it inside fails; the message names it.
     """
-    name = source if isinstance(source, Path) else "an image"
+    name = "an image" if isinstance(source, bytes) else source
     try:
         if isinstance(source, Path) and not source.is_file():  # a pipe would block
             raise ValueError("it is no file" if source.exists() else "it leads nowhere")
-        with Image.open(source if isinstance(source, Path) else io.BytesIO(source)) as picture:
+        with Image.open(source if isinstance(source, Path) else io.BytesIO(_bytes(source))) as picture:
             yield picture
     except Image.UnidentifiedImageError:
         reason = "it is empty" if _is_empty(source) else "it is in no known image format"
@@ -129,7 +157,17 @@ def _opened(source: Source) -> Iterator[Image.Image]:
 
 
 def _is_empty(source: Source) -> bool:
-    return not (source if isinstance(source, bytes) else source.stat().st_size)
+    return not _size(source)
+
+
+def _size(source: Source) -> int:
+    if isinstance(source, Path):
+        return source.stat().st_size
+    return len(source) if isinstance(source, bytes) else source.size
+
+
+def _bytes(source: Source) -> bytes:
+    return source if isinstance(source, bytes) else source.read_bytes()
 
 
 def pixels_of(picture: Image.Image, mode: str = "", size: int = 0) -> np.ndarray:

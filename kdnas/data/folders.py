@@ -1,31 +1,17 @@
 """Images in one folder per class."""
 
-import re
-import statistics
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, final
+from typing import Any
 
-import torch
-
-from kdnas.data.base import Data, Images, TensorImages
-from kdnas.data.files import SUFFIXES, FileImages, problems, sides
-from kdnas.randomness import torch_rng
+from kdnas.data.assembly import PARTS, Files, Layout, assembled, role_of
+from kdnas.data.base import Data
+from kdnas.data.files import SUFFIXES
 from kdnas.values import Seed, Side
 
-Files = Mapping[str, Sequence[Path]]
-"""The files of each class."""
-
-_PARTS = {
-    "train": {"train", "training", "trn"},
-    "validation": {"val", "valid", "validation", "dev", "eval", "evaluation"},
-    "test": {"test", "testing", "tst", "holdout"},
-}
 _SYSTEM = {"@eadir", "#recycle", "$recycle.bin", "system volume information", "lost+found", "__pycache__"}
-_MOST_SIDE = 8192
-_SPLIT = "a fifth of each class is for test, a tenth of the rest for search"
 
 
 def folder(path: str, size: Side = 0, seed: Seed = 0, skip_broken: bool = False, merge: bool = False) -> Data:
@@ -52,93 +38,49 @@ def folder(path: str, size: Side = 0, seed: Seed = 0, skip_broken: bool = False,
         ValueError: no such folder, no class folders, other classes in a part, a class with too few images, folders
             whose role is not clear, a file that links put into two classes or parts, or files that cannot be decoded.
     """
-    if not 0 <= size <= _MOST_SIDE:
-        raise ValueError(f"`size` must be 0 to {_MOST_SIDE}, got {size}.")
     root = Path(path)
     if not root.is_dir():
         if root.exists():
             raise ValueError(f"{root} is a file. Unpack it, and give the folder that holds one folder per class.")
         raise ValueError(f"there is no folder {root}. Use a folder that holds one folder per class.")
     layout = _layout(_unwrapped(root), merge)
-    names = sorted(layout.parts["train"])
-    notes = [layout.recognised]
-    if skip_broken:
-        broken = problems([file for files in layout.parts.values() for file in _all_files(files)])
-        layout = layout.without(broken)
-        notes.append(f"{len(broken)} files that cannot be decoded are left out")
-    _check_classes(layout)
     _check_links(layout)
-    parts, split = _split(layout.parts, names, seed)
-    notes += [split, layout.left_out]
-    try:
-        side = size or _median_side([file for file, _ in parts["train"]], seed)
-        loaded = {
-            name: _in_memory(FileImages([f for f, _ in part], torch.tensor([label for _, label in part]), side))
-            for name, part in parts.items()
-        }
-    except ValueError:
-        everything = [file for part in parts.values() for file, _ in part]
-        broken = problems(everything)
-        shown = " ".join(broken[:3]) + (" ..." if len(broken) > 3 else "")
-        raise ValueError(
-            f"{len(broken)} of {len(everything)} files cannot be decoded: {shown} Repair or remove them, or leave them "
-            "out by folder:PATH,skip_broken=true."
-        ) from None
-    source = "; ".join(note for note in notes if note)
-    return Data(**loaded, class_names=tuple(names), augmentation="crop_flip", source=source)
+    return assembled(layout, f"folder:{path}", size=size, seed=seed, skip_broken=skip_broken)
 
 
-@final
-class _Layout(NamedTuple):
-    """The files of each part and class, and a sentence on what was recognised and what was left out."""
-
-    parts: dict[str, Files]
-    recognised: str
-    left_out: str
-
-    def without(self, broken: Sequence[str]) -> "_Layout":
-        """The same without the files that begin these sentences."""
-        bad = {sentence.partition(" cannot be read")[0] for sentence in broken}
-        parts: dict[str, Files] = {
-            part: {name: [file for file in files if str(file) not in bad] for name, files in classes.items()}
-            for part, classes in self.parts.items()
-        }
-        return self._replace(parts=parts)
-
-
-def _layout(root: Path, merge: bool) -> _Layout:
+def _layout(root: Path, merge: bool) -> Layout:
     """What a folder's sub-folders are: parts with class folders, class folders with parts, or class folders.
 
     Raises:
         ValueError: it is not clear which.
     """
     inside = _folders(root)
-    parts = {folder: role for folder in inside if (role := _role(folder.name)) and _holds_folders(folder)}
+    parts = {folder: role for folder in inside if (role := role_of(folder.name)) and _holds_folders(folder)}
     if "train" in parts.values():
         return _parts_above_classes(root, inside, parts, merge)
-    if inside and all(_role(folder.name) for folder in inside):
+    if inside and all(role_of(folder.name) for folder in inside):
         names = ", ".join(folder.name for folder in inside)
         raise ValueError(
             f"{root} holds {names}: parts of a data set, but no training part with one folder per class. Sort the "
             "images as train/CLASS/image.jpg, or give the folder whose sub-folders are the classes."
         )
-    roles = [{_role(part.name): part for part in _folders(folder)} for folder in inside]
+    roles = [{role_of(part.name): part for part in _folders(folder)} for folder in inside]
     if roles and all("train" in each and None not in each for each in roles):
         return _classes_above_parts(root, inside, roles, merge)
     _check_nesting(root, inside, merge)
     files = _by_class(inside)
-    return _Layout({"train": files}, f"{len(files)} class folders{_merged(inside)}", _left_out(inside))
+    return Layout({"train": files}, f"{len(files)} class folders{_merged(inside)}", _left_out(inside))
 
 
-def _parts_above_classes(root: Path, inside: Sequence[Path], parts: Mapping[Path, str], merge: bool) -> _Layout:
-    for role in _PARTS:
+def _parts_above_classes(root: Path, inside: Sequence[Path], parts: Mapping[Path, str], merge: bool) -> Layout:
+    for role in PARTS:
         several = [folder.name for folder in parts if parts[folder] == role]
         if len(several) > 1:
             raise ValueError(
                 f"{root} must have one {role} part, got {' and '.join(several)}. Rename or move the others."
             )
     others = [folder for folder in inside if folder not in parts]
-    flat = next((folder for folder in others if _role(folder.name) and _image_files(folder)), None)
+    flat = next((folder for folder in others if role_of(folder.name) and _image_files(folder)), None)
     if flat is not None:
         raise ValueError(
             f"{flat} must hold one folder per class, as the training part does, but holds images. Sort them into class "
@@ -153,25 +95,18 @@ def _parts_above_classes(root: Path, inside: Sequence[Path], parts: Mapping[Path
         files[role] = _by_class(_folders(top))
     named = ", ".join(f"{folder.name} ({role})" for folder, role in parts.items())
     left = [f"folder {folder.name}" for folder in others]
-    return _Layout(files, f"folders {named}{_merged(inner)}", _left_out(list(parts), left))
+    return Layout(files, f"folders {named}{_merged(inner)}", _left_out(list(parts), left))
 
 
 def _classes_above_parts(
     root: Path, inside: Sequence[Path], roles: Sequence[Mapping[str | None, Path]], merge: bool
-) -> _Layout:
+) -> Layout:
     files: dict[str, dict[str, list[Path]]] = {}
     _check_nesting(root, [parts["train"] for parts in roles], merge)
     for folder, parts in zip(inside, roles, strict=True):
         for role, part in parts.items():
             files.setdefault(str(role), {})[folder.name] = _image_files(part)
-    return _Layout(dict(files), f"{len(inside)} class folders with {', '.join(files)} inside", _left_out(inside))
-
-
-def _role(name: str) -> str | None:
-    """The part that a folder's name stands for, by one of its words; None for none, or for several."""
-    words = {re.sub(r"(sets?|data|images?|imgs?|\d+)$", "", word) for word in re.split(r"[^a-z0-9]+", name.lower())}
-    roles = [part for part, known in _PARTS.items() if words & known]
-    return roles[0] if len(roles) == 1 else None
+    return Layout(dict(files), f"{len(inside)} class folders with {', '.join(files)} inside", _left_out(inside))
 
 
 def _folders(folder: Path) -> list[Path]:
@@ -229,10 +164,6 @@ def _image_files(folder: Path) -> list[Path]:
     return [path for path in _visible(folder) if _is_image(path)]
 
 
-def _all_files(files: Files) -> list[Path]:
-    return [file for name in sorted(files) for file in files[name]]
-
-
 def _left_out(folders: Sequence[Path], others: Sequence[str] = ()) -> str:
     """A sentence on files that are no images, and on folders that are no parts."""
     suffixes = Counter(p.suffix.lower() or "no suffix" for f in folders for p in _visible(f) if not _is_image(p))
@@ -259,9 +190,9 @@ def _check_nesting(root: Path, classes: Sequence[Path], merge: bool) -> None:
         )
 
 
-def _check_links(layout: _Layout) -> None:
+def _check_links(layout: Layout) -> None:
     """Raise a ValueError for a file that links put into two classes, or into two parts."""
-    places: dict[Path, tuple[str, str, Path]] = {}
+    places: dict[Path, tuple[str, str, Any]] = {}
     for part, classes in layout.parts.items():
         for name, files in classes.items():
             for file, real in zip(files, _real_paths(files), strict=True):
@@ -271,76 +202,10 @@ def _check_links(layout: _Layout) -> None:
                     raise ValueError(f"{first[2]} and {file} are one file, in {roles}. Remove one of the links.")
 
 
-def _real_paths(files: Sequence[Path]) -> Iterator[Path]:
+def _real_paths(files: Sequence[Any]) -> Iterator[Path]:
     """Files without links; each folder is resolved once."""
     parents: dict[Path, Path] = {}
     for file in files:
         if file.parent not in parents:
             parents[file.parent] = file.parent.resolve()
         yield file.resolve() if file.is_symlink() else parents[file.parent] / file.name
-
-
-def _check_classes(layout: _Layout) -> None:
-    """Raise a ValueError for fewer than two classes, a class with too few images, or other classes in a part."""
-    train = layout.parts["train"]
-    if len(train) < 2:
-        raise ValueError(
-            f"there must be at least 2 class folders (CLASS/image.jpg), got {len(train)}: {sorted(train)}."
-        )
-    least = 4 - sum(part in layout.parts for part in ("validation", "test"))
-    few = next((name for name in sorted(train) if len(train[name]) < least), None)
-    if few is not None:
-        raise ValueError(
-            f"every class must have at least {least} images to train, search and test, class {few!r} has "
-            f"{len(train[few])}. Add images or remove the folder." + (layout.left_out and f" {layout.left_out}.")
-        )
-    for part, files in layout.parts.items():
-        differing = sorted(set(files) ^ set(train))
-        if differing:
-            raise ValueError(f"train and {part} must have the same classes, {differing[:5]} are in one of them only.")
-
-
-def _split(
-    parts: Mapping[str, Files], names: Sequence[str], seed: int
-) -> tuple[dict[str, list[tuple[Path, int]]], str]:
-    """Files and labels of the three parts, and how they were cut from the folders."""
-    pairs = {part: [(f, i) for i, name in enumerate(names) for f in files[name]] for part, files in parts.items()}
-    if {"validation", "test"} <= set(parts):
-        return {"train": pairs["train"], "search": pairs["validation"], "test": pairs["test"]}, ""
-    outer = pairs.get("test") or pairs.get("validation")
-    train, search, test = [], [], list(outer or ())
-    for label, name in enumerate(names):
-        files = parts["train"][name]
-        order = torch.randperm(len(files), generator=torch_rng(seed, "folder", label)).tolist()
-        shuffled = [(files[i], label) for i in order]
-        if outer is None:
-            cut = max(1, len(shuffled) // 5)
-            test += shuffled[:cut]
-            shuffled = shuffled[cut:]
-        cut = max(1, len(shuffled) // 10)
-        search += shuffled[:cut]
-        train += shuffled[cut:]
-    note = _SPLIT if outer is None else "a tenth of train is for search"
-    note += "" if outer is None or "test" in parts else ", validation is for test"
-    return {"train": train, "search": search, "test": test}, note
-
-
-def _median_side(files: Sequence[Path], seed: int, most: int = 200) -> int:
-    """The median of the shorter sides of images drawn from these files, 224 at most."""
-    order = torch.randperm(len(files), generator=torch_rng(seed, "size"))[:most].tolist()
-    return min(224, round(statistics.median(sides([files[i] for i in order]))))
-
-
-def _in_memory(files: FileImages, limit: int = 2**30) -> Images:
-    """Files decoded once into memory where they fit in a gibibyte, as uint8 if they hold no more than that."""
-    if len(files) * 3 * files.size**2 > limit:
-        return files
-    chunks, deep = [], False
-    for images, _ in files.batches(256):
-        levels = (images * 255).round()
-        if not deep and bool((images * 255 - levels).abs().max() > 1e-3):
-            deep, chunks = True, [chunk.float() / 255 for chunk in chunks]
-        chunks.append(images if deep else levels.to(torch.uint8))
-        if deep and len(files) * 12 * files.size**2 > limit:
-            return files
-    return TensorImages(torch.cat(chunks), files.labels)

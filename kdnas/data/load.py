@@ -10,9 +10,13 @@ from kdnas.data.base import Data
 from kdnas.data.builtin import digits
 from kdnas.data.cifar import cifar10, cifar100
 from kdnas.data.folders import folder
+from kdnas.data.sources import csv, hf, npz, parquet, wds
 from kdnas.specs import Spec, check_typed, nearest, resolve, spec, split_options
 
-_FORMS = "digits, folder:PATH, cifar10:PATH, cifar100:PATH, package.module:function or strong:TEXT"
+_FORMS = (
+    "digits, folder:PATH, hf:FOLDER_OR_NAME, parquet:FILES, wds:FILES, csv:FILE, npz:FILE, cifar10:PATH, "
+    "cifar100:PATH, package.module:function or strong:TEXT"
+)
 
 
 def strong(data: Spec) -> Data:
@@ -32,8 +36,10 @@ def load_data(text: str, **options: object) -> Spec:
     """The Spec of a data set by its name on the command line.
 
     Args:
-        text: `digits`, `folder:PATH`, `cifar10:PATH`, `cifar100:PATH`, or `package.module:function`; `strong:TEXT` is
-            one of them under strong augmentation. Arguments of the loader follow as in `folder:PATH,size=64`.
+        text: `digits`, `folder:PATH`, `hf:FOLDER_OR_NAME` of the library datasets, `parquet:FILES`, `wds:FILES` of
+            webdataset, `csv:FILE`, `npz:FILE`, `cifar10:PATH`, `cifar100:PATH`, or `package.module:function`;
+            `strong:TEXT` is one of them under strong augmentation. Arguments of the loader follow as in
+            `folder:PATH,size=64`.
         **options: arguments of the loader, such as `size`.
 
     Raises:
@@ -54,12 +60,15 @@ def load_data(text: str, **options: object) -> Spec:
     name, typed = _typed(text)
     kind, colon, path = name.partition(":")
     loaders = {"digits": digits, "folder": folder, "cifar10": cifar10, "cifar100": cifar100}
+    loaders |= {"hf": hf, "parquet": parquet, "wds": wds, "csv": csv, "npz": npz}
     if kind in loaders:
         if kind != "digits" and not path:
             raise ValueError(f"{kind} must have a path: {kind}:PATH.")
         if kind == "digits" and colon:
             raise ValueError(f"digits has no path, got {text!r}.")
-        paths = {} if kind == "digits" else {"path": str(Path(path).expanduser().resolve())}
+        place = Path(path).expanduser()
+        is_name = kind == "hf" and not place.exists() and not path.startswith((".", "/", "~"))
+        paths = {} if kind == "digits" else {"path": path if is_name else str(place.resolve())}
         source = spec(loaders[kind], **paths, **typed, **options)
     elif path.isidentifier() and not difflib.get_close_matches(kind, loaders, cutoff=0.8):
         try:

@@ -172,10 +172,12 @@ def run(
         experiment: a Python file that defines experiment(), or a name from `kdnas list experiments`, instead of
             everything else.
         out: the run folder.
-        data: digits, folder:PATH, cifar10:PATH, cifar100:PATH or package.module:function; strong:DATA augments more.
+        data: digits, folder:PATH, hf:FOLDER_OR_NAME, parquet:FILES, wds:FILES, csv:FILE, npz:FILE, cifar10:PATH,
+            cifar100:PATH or package.module:function; strong:DATA augments more.
         teacher: fit (or fit,blocks=1,width=16), torchvision:NAME or timm:NAME (each with @WEIGHTS, and options such as
-            ,size=96), FOLDER of `kdnas fit` or of a student, package.module:function, ensemble:TEACHER,TEACHER (also
-            ensemble+logits:, ensemble+random:, ensemble+reliable:, and weighted, ensemble:TEACHER=2,TEACHER=1),
+            ,size=96), timm:FOLDER, hf:FOLDER_OR_NAME of transformers, export:FILE of torch.export, onnx:FILE, FOLDER of
+            `kdnas fit` or of a student, package.module:function, ensemble:TEACHER,TEACHER (also ensemble+logits:,
+            ensemble+random:, ensemble+reliable:, and weighted, ensemble:TEACHER=2,TEACHER=1),
             route:TEACHER,TEACHER or streamed:TEACHER.
         teacher_members: number of teachers that fit trains; they are used as an ensemble.
         space: a TOML table, or a name from `kdnas list spaces`; by default the teacher's own network is cut down.

@@ -340,7 +340,7 @@ def test_the_fingerprint_follows_every_image_label_and_class_name():
         ("flder:pets", "Did you mean 'folder'"),
         ("folder:pets,sze=3", "Did you mean 'size'"),
         ("folder:pets,size=big", "size of folder:pets must be a whole number"),
-        ("hf:cifar10", "cannot import 'hf'.*Data are digits, folder:PATH"),
+        ("mine_own:cifar10", "cannot import 'mine_own'.*Data are digits, folder:PATH"),
         ("tests", "Did you mean folder:tests"),
         ("digits:somewhere", "digits has no path"),
         ("digits,size=8", "no argument 'size'. It takes none"),

@@ -99,7 +99,7 @@ def test_hidden_files_and_folders_are_no_images_and_no_classes(tmp_path):
         (["train", "test"], "no training part with one folder per class"),
         (["train/cat", "train/dog", "test"], "test must hold one folder per class.*but holds images"),
         (["train/cat", "train/dog", "val/cat"], r"train and validation must have the same classes, \['dog'\]"),
-        (["train/cat"], "at least 2 class folders"),
+        (["train/cat"], "at least 2 classes"),
     ],
 )
 def test_folders_whose_roles_are_not_clear_are_refused(tmp_path, paths, message):

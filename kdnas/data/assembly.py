@@ -1,0 +1,179 @@
+"""Images of all sources become one Data: parts, classes, decoding and refusals."""
+
+import re
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, final
+
+import torch
+
+from kdnas.data.base import Data, Images, TensorImages
+from kdnas.data.files import FileImages, Source, problems, sides
+from kdnas.randomness import torch_rng
+
+Files = Mapping[str, Sequence[Source]]
+"""The pictures of each class."""
+
+PARTS = {
+    "train": {"train", "training", "trn"},
+    "validation": {"val", "valid", "validation", "dev", "eval", "evaluation"},
+    "test": {"test", "testing", "tst", "holdout"},
+}
+_MOST_SIDE = 8192
+_SPLIT = "a fifth of each class is for test, a tenth of the rest for search"
+
+
+def assembled(
+    layout: "Layout", form: str, *, size: int = 0, seed: int = 0, skip_broken: bool = False, most: int = 2**30
+) -> Data:
+    """The data of a layout.
+
+    Of train, validation and test, the second is the search part and the third the test part. Without one of the two,
+    the other is the test part, and a tenth of each training class (at least one image) is for search. Without both a
+    fifth of each class (at least one image) is for test.
+
+    Args:
+        layout: pictures by part and class.
+        form: the text that names the data, for messages.
+        size: side in pixels of the square that images are resized and cropped to; 0 for the median of the training
+            images' shorter sides, 224 at most.
+        seed: random seed of the split.
+        skip_broken: leave out pictures that cannot be decoded, and count them in `Data.source`.
+        most: bytes of decoded pictures that are held in memory; where there are more, they are decoded again and again.
+
+    Raises:
+        ValueError: another size, other classes in a part, a class with too few images, or pictures that cannot be
+            decoded.
+    """
+    if not 0 <= size <= _MOST_SIDE:
+        raise ValueError(f"`size` must be 0 to {_MOST_SIDE}, got {size}.")
+    names = layout.names or sorted(layout.parts["train"])
+    notes = [layout.recognised]
+    if skip_broken:
+        broken = problems([file for files in layout.parts.values() for file in all_files(files)])
+        layout = layout.without(broken)
+        notes.append(f"{len(broken)} files that cannot be decoded are left out")
+    _check_classes(layout)
+    parts, cut = split(layout.parts, names, seed)
+    notes += [cut, layout.left_out]
+    try:
+        side = size or _median_side([file for file, _ in parts["train"]], seed)
+        loaded = {
+            name: _in_memory(FileImages([f for f, _ in part], torch.tensor([label for _, label in part]), side), most)
+            for name, part in parts.items()
+        }
+    except ValueError:
+        everything = [file for part in parts.values() for file, _ in part]
+        broken = problems(everything)
+        shown = " ".join(broken[:3]) + (" ..." if len(broken) > 3 else "")
+        raise ValueError(
+            f"{len(broken)} of {len(everything)} files cannot be decoded: {shown} Repair or remove them, or leave them "
+            f"out by {form},skip_broken=true."
+        ) from None
+    source = "; ".join(note for note in notes if note)
+    return Data(**loaded, class_names=tuple(names), augmentation="crop_flip", source=source)
+
+
+@final
+class Layout(NamedTuple):
+    """Pictures by part and class.
+
+    Attributes:
+        parts: `train`, and perhaps `validation` and `test`.
+        recognised: what was recognised, in words.
+        left_out: what was left out, in words; empty for nothing.
+        names: the classes in their order; empty for the alphabet's.
+    """
+
+    parts: dict[str, Files]
+    recognised: str
+    left_out: str = ""
+    names: tuple[str, ...] = ()
+
+    def without(self, broken: Sequence[str]) -> "Layout":
+        """The same without the files that begin these sentences."""
+        bad = {sentence.partition(" cannot be read")[0] for sentence in broken}
+        parts: dict[str, Files] = {
+            part: {name: [file for file in files if str(file) not in bad] for name, files in classes.items()}
+            for part, classes in self.parts.items()
+        }
+        return self._replace(parts=parts)
+
+
+def role_of(name: str) -> str | None:
+    """The part that a folder's name stands for, by one of its words; None for none, or for several."""
+    words = {re.sub(r"(sets?|data|images?|imgs?|\d+)$", "", word) for word in re.split(r"[^a-z0-9]+", name.lower())}
+    roles = [part for part, known in PARTS.items() if words & known]
+    return roles[0] if len(roles) == 1 else None
+
+
+def all_files(files: Files) -> list[Source]:
+    """The pictures of all classes."""
+    return [file for name in sorted(files) for file in files[name]]
+
+
+def _check_classes(layout: Layout) -> None:
+    """Raise a ValueError for fewer than two classes, a class with too few images, or other classes in a part."""
+    train = layout.parts["train"]
+    if len(train) < 2:
+        raise ValueError(
+            "there must be at least 2 classes, of a folder class folders (CLASS/image.jpg), got "
+            f"{len(train)}: {sorted(train)}."
+        )
+    least = 4 - sum(part in layout.parts for part in ("validation", "test"))
+    few = next((name for name in sorted(train) if len(train[name]) < least), None)
+    if few is not None:
+        raise ValueError(
+            f"every class must have at least {least} images to train, search and test, class {few!r} has "
+            f"{len(train[few])}. Add images or remove the class." + (layout.left_out and f" {layout.left_out}.")
+        )
+    for part, files in layout.parts.items():
+        differing = sorted(set(files) ^ set(train))
+        if differing:
+            raise ValueError(f"train and {part} must have the same classes, {differing[:5]} are in one of them only.")
+
+
+def split(
+    parts: Mapping[str, Files], names: Sequence[str], seed: int
+) -> tuple[dict[str, list[tuple[Source, int]]], str]:
+    """Pictures and labels of the three parts, as `assembled` says, and how they were cut off, in words."""
+    pairs = {part: [(f, i) for i, name in enumerate(names) for f in files[name]] for part, files in parts.items()}
+    if {"validation", "test"} <= set(parts):
+        return {"train": pairs["train"], "search": pairs["validation"], "test": pairs["test"]}, ""
+    outer = pairs.get("test") or pairs.get("validation")
+    train, search, test = [], [], list(outer or ())
+    for label, name in enumerate(names):
+        files = parts["train"][name]
+        order = torch.randperm(len(files), generator=torch_rng(seed, "folder", label)).tolist()
+        shuffled = [(files[i], label) for i in order]
+        if outer is None:
+            cut = max(1, len(shuffled) // 5)
+            test += shuffled[:cut]
+            shuffled = shuffled[cut:]
+        cut = max(1, len(shuffled) // 10)
+        search += shuffled[:cut]
+        train += shuffled[cut:]
+    note = _SPLIT if outer is None else "a tenth of train is for search"
+    note += "" if outer is None or "test" in parts else ", validation is for test"
+    return {"train": train, "search": search, "test": test}, note
+
+
+def _median_side(files: Sequence[Source], seed: int, most: int = 200) -> int:
+    """The median of the shorter sides of images drawn from these files, 224 at most."""
+    order = torch.randperm(len(files), generator=torch_rng(seed, "size"))[:most].tolist()
+    return min(224, round(statistics.median(sides([files[i] for i in order]))))
+
+
+def _in_memory(files: FileImages, limit: int) -> Images:
+    """Files decoded once into memory where they fit in a gibibyte, as uint8 if they hold no more than that."""
+    if len(files) * 3 * files.size**2 > limit:
+        return files
+    chunks, deep = [], False
+    for images, _ in files.batches(256):
+        levels = (images * 255).round()
+        if not deep and bool((images * 255 - levels).abs().max() > 1e-3):
+            deep, chunks = True, [chunk.float() / 255 for chunk in chunks]
+        chunks.append(images if deep else levels.to(torch.uint8))
+        if deep and len(files) * 12 * files.size**2 > limit:
+            return files
+    return TensorImages(torch.cat(chunks), files.labels)
