@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -149,7 +150,7 @@ class Wandb:
         """Open the run, or go on with it: its id is kept beside its files."""
         mark = self._place / "id"
         if not mark.exists():
-            mark.write_text(self._wandb.util.generate_id(), encoding="utf-8")
+            mark.write_text(secrets.token_hex(4), encoding="utf-8")
         self._run = self._wandb.init(
             project=os.environ.get("WANDB_PROJECT", "kdnas"),
             name=self._name,
