@@ -141,7 +141,7 @@ WRITES = {
 }
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO])
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO])
 @pytest.mark.parametrize("name", sorted(WRITES.keys() - {"metrics"}))
 def test_a_disk_that_fails_is_named_with_the_file_and_nothing_is_lost(tmp_path, monkeypatch, name, number):
     path = tmp_path / "file"

@@ -1,6 +1,9 @@
 """A student in 8-bit integers: close to the float one, or not written."""
 
+import errno
 import json
+import os
+import signal
 
 import onnxruntime
 import pytest
@@ -9,6 +12,7 @@ import torch
 from kdnas.cli.commands import main
 from kdnas.jobs._run import Run
 from kdnas.jobs.export import export
+from kdnas.students import integers
 from kdnas.students.integers import quantize
 from tests.toy import data
 
@@ -77,3 +81,32 @@ def test_what_is_no_student_or_no_graph_is_refused(student, tmp_path):
         quantize(tmp_path, tmp_path / "x.onnx", part, part)
     with pytest.raises(ValueError, match=r"an \.onnx file"):
         quantize(student, tmp_path / "x.bin", part, part)
+
+
+def test_a_kill_leaves_the_student_as_it_is_and_the_same_command_goes_on(student, tmp_path, monkeypatch, capsys):
+    def contents():
+        return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in student.iterdir()}
+
+    before, out = contents(), tmp_path / "out" / "small.onnx"
+    arguments = ["quantize", str(student), "--out", str(out), "--data", "tests.toy:data"]
+    pid = os.fork()
+    if not pid:
+        try:
+            integers.integers_of = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+            main(arguments)
+        finally:
+            os._exit(9)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+    assert contents() == before and not out.exists()
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/tmp/graph")
+
+    monkeypatch.setattr(integers, "integers_of", full)
+    with pytest.raises(SystemExit) as end:
+        main(arguments)
+    assert end.value.code == 2 and "/tmp/graph: No space left on device. Make room" in capsys.readouterr().err
+    monkeypatch.setattr(integers, "integers_of", lambda graph, _: graph)
+    main(arguments)
+    assert out.read_bytes() == (student / "student.onnx").read_bytes() and contents() == before
+    assert [path.name for path in out.parent.iterdir()] == ["small.onnx"]
