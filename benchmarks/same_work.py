@@ -54,6 +54,7 @@ from kdnas.data.base import Data
 from kdnas.distillers.from_labels import FromLabels
 from kdnas.distillers.from_teacher import FromTeacher
 from kdnas.evaluation import accuracy, correct
+from kdnas.jobs._trials import matching
 from kdnas.losses.feature.leading_channels import LeadingChannels
 from kdnas.losses.response.cross_entropy import CrossEntropy
 from kdnas.losses.response.soft_targets import SoftTargets
@@ -308,7 +309,7 @@ def retrain(network: Network, way: str, source: Network | None, steps: int, seed
     terms, recipe = WAYS[way], replace(RECIPE, steps=steps, seed=seed)
     teacher: Teacher | None = None if way == "labels" else world.memory(seed, steps)
     if source is not None:
-        terms = (*terms, (LeadingChannels.weight, spec(LeadingChannels)))
+        terms = (*terms, (LeadingChannels.weight, matching(steps)))
         teacher = Frozen(source, preprocessing=world.data.preprocessing)
     distiller = FromTeacher(terms=terms)
     training = Training(copy.deepcopy(network), distiller, world.data, teacher, recipe)

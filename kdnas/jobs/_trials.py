@@ -18,6 +18,7 @@ from kdnas.specs import Spec, spec
 from kdnas.training.driver import train_with_checkpoints
 
 SHARE = 10  # a trial has a tenth of the steps
+_MATCHED = 1000  # steps after which the source's channels are not matched any more; see `LeadingChannels`
 MIXTURES = {"half labels, half teacher": (0.5, 0.5), "labels": (1.0, 0.0), "a tenth labels": (0.1, 0.9)}
 
 
@@ -35,16 +36,23 @@ class Variant(NamedTuple):
     teacher: Spec
 
 
-def mixture(name: str, *, features: bool) -> Spec:
+def matching(steps: int) -> Spec:
+    """The loss that matches channels in the first 1,000 of so many steps, with a weight that falls to 0."""
+    return spec(LeadingChannels, until=_MATCHED / steps) if steps > _MATCHED else spec(LeadingChannels)
+
+
+def mixture(name: str, steps: int, *, features: bool) -> Spec:
     """The distiller of one of `MIXTURES`; temperature 4.
 
     Args:
         name: a key of `MIXTURES`.
-        features: whether the student's channels are the teacher's first ones and are matched too (`LeadingChannels`).
+        steps: of the training.
+        features: whether the student's channels are the teacher's first ones and are matched too (`LeadingChannels`),
+            in the first 1,000 steps.
     """
     labels, teacher = MIXTURES[name]
     terms = [(labels, spec(CrossEntropy)), (teacher, spec(SoftTargets))]
-    terms += [(LeadingChannels.weight, spec(LeadingChannels))] * features
+    terms += [(LeadingChannels.weight, matching(steps))] * features
     return spec(FromTeacher, terms=tuple(term for term in terms if term[0]))
 
 

@@ -314,7 +314,7 @@ class _Job:
 
     def _variant(self, name: str, mix: str, weights: Literal["fresh", "inherited"]) -> tuple[str, Variant]:
         """A way to train what a removal leaves, and its name."""
-        distiller = self.settings.distiller or mixture(mix, features=self.matches_features)
+        distiller = self.settings.distiller or mixture(mix, self.settings.retrain.steps, features=self.matches_features)
         settings = Retrain(distiller=distiller, recipe=self.settings.retrain, weights=weights)
         loss = "the given loss" if self.settings.distiller else mix
         words = f"{name.removeprefix(_REMOVAL)} removal, {loss}, {weights} weights"

@@ -45,8 +45,16 @@ def test_the_weight_falls_to_zero_unless_it_is_constant():
     student, teacher, labels = example()
     start, middle, end = (LeadingChannels()(student, teacher, labels, Moment(p)).item() for p in (0.0, 0.25, 1.0))
     assert middle == pytest.approx(0.75 * start) and end == 0
-    constant = LeadingChannels(falling=False)
+    constant, early = LeadingChannels(until=None), LeadingChannels(until=0.5)
     assert constant(student, teacher, labels, Moment(0.9)).item() == pytest.approx(start)
+    assert early(student, teacher, labels, Moment(0.25)).item() == pytest.approx(0.5 * start)
+    assert early(student, teacher, labels, Moment(0.7)).item() == 0
+
+
+@pytest.mark.parametrize("until", [0.0, -0.5, 1.5, float("nan")])
+def test_the_share_of_the_training_is_checked(until):
+    with pytest.raises(ValueError, match="`until` must be above 0 and at most 1"):
+        LeadingChannels(until=until)
 
 
 def test_constant_channels_stay_finite():
