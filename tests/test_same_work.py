@@ -53,6 +53,16 @@ def test_means_and_differences_of_a_table_are_those_of_its_rows(comparison):
     assert lines[2].split("|")[3].startswith(" +75.00 [") and lines[3].split("|")[3].startswith(" +25.00 [")
 
 
+def test_what_run_hands_over_is_the_better_on_the_search_part_at_the_cost_of_both(comparison):
+    row = next(row for row in read_rows() if row["contestant"] == "kdnas-run")
+    pair = [row | {"search_accuracy": "0.70"}, row | {"search_accuracy": "0.71", "contestant": "kdnas-equal"}]
+    pair[1]["test_hits"] = ""
+    (better,) = comparison.returned([*pair, row | {"contestant": "kdnas-equal", "seed": "9"}])
+    assert (better["contestant"], better["test_hits"], better["seed"]) == ("kdnas", "", row["seed"])
+    assert better["retrain_cpu_seconds"] == pytest.approx(2 * float(row["retrain_cpu_seconds"]))
+    assert comparison.returned(pair[:1]) == []
+
+
 def test_what_all_rows_share_agrees_with_itself_grows_and_differs(comparison, tmp_path):
     agree = sys.modules["common"].agree
     place = tmp_path / "facts.json"
