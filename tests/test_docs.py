@@ -17,6 +17,7 @@ import torch
 
 import kdnas
 from kdnas.cli.commands import main
+from kdnas.scorers.base import CombinedScorer
 from kdnas.students.source import load_source
 
 ROOT = Path(__file__).parents[1]
@@ -46,6 +47,14 @@ def commands(text):
     return [line.removeprefix("$ ") for line in text.splitlines() if re.match(r"(\$ )?kdnas ", line)]
 
 
+@pytest.fixture
+def few_references(monkeypatch):
+    """The default score compares with 200 random networks, which takes longer than all the rest of a run of four."""
+    reference = CombinedScorer.reference
+    monkeypatch.setattr(CombinedScorer, "reference", lambda self, evidence, count: reference(self, evidence, 4))
+
+
+@pytest.mark.usefixtures("few_references")
 @pytest.mark.parametrize("page", PAGES)
 def test_every_block_of_a_page_runs(page, tmp_path, monkeypatch, capsys):
     # Every graph takes seconds to convert, and has tests of its own.
@@ -159,6 +168,7 @@ def test_the_site_is_built_without_a_warning(tmp_path):
         assert re.search(rf'id="kdnas[\w.]*\.{name}"', api), name
 
 
+@pytest.mark.usefixtures("few_references")
 def test_the_python_example_of_the_readme_is_short_and_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     short = functools.partial(kdnas.run, steps=2, batch_size=32, num_evaluations=4, deploy=False)

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import functools
 import inspect
 import json
 import math
@@ -15,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kdnas import settings, trust
+from kdnas.cli import commands
 from kdnas.cli.commands import COMMANDS, main, parser, sub_parsers
 from kdnas.costs.budget import Budget
 from kdnas.preprocessing import Preprocessing
@@ -47,9 +49,14 @@ def refused(make, name, value):
     assert name in message and len(message) < 500, (name, value, message)
 
 
+@functools.cache
+def once():
+    return parser()
+
+
 def numbers_of_commands():
     for name, command in COMMANDS.items():
-        for action in sub_parsers(parser())[name]._actions:
+        for action in sub_parsers(once())[name]._actions:
             kind = hints_of(command.function).get(action.dest) or hints_of(settings.Recipe).get(action.dest)
             if numeric(kind) or action.type in (int, float):
                 yield name, action, numeric(kind)
@@ -58,15 +65,16 @@ def numbers_of_commands():
 def needed(name):
     """A command with something for everything that it requires."""
     arguments = [name]
-    for action in sub_parsers(parser())[name]._actions:
+    for action in sub_parsers(once())[name]._actions:
         if action.required or (not action.option_strings and action.nargs is None and action.dest != "help"):
             value = next(iter(action.choices)) if action.choices else "nowhere"
             arguments += [action.option_strings[0], value] if action.option_strings else [value]
     return arguments
 
 
-def test_every_number_of_every_command_is_one(capsys):
+def test_every_number_of_every_command_is_one(capsys, monkeypatch):
     walked = list(numbers_of_commands())
+    monkeypatch.setattr(commands, "parser", once)  # it is the same for all of the command lines
     assert len(walked) > 60 and {name for name, _, _ in walked} >= {"run", "search", "quantize", "export", "compare"}
     for name, action, kind in walked:
         for text in ("nan", "inf", "-inf", "-1", "1e400", "true", "9" * 5000):

@@ -21,6 +21,7 @@ from kdnas.tables import load_space
 from kdnas.teachers.base import Frozen
 from kdnas.training.loop import Training
 from tests.distillers.spaces import DATA, TOY
+from tests.patterns import traced_once  # noqa: F401
 
 RECIPE = Recipe(steps=8, batch_size=12, learning_rate=0.05, warmup=0.0, clip=0.0)
 

@@ -1,13 +1,7 @@
 """SIGKILL in every phase that trains or searches: the same command then ends as if nothing had happened."""
 
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,20 +9,9 @@ from safetensors.torch import load_file
 
 from kdnas.cli.commands import main
 from kdnas.runs.folder import RunFolder
+from tests.killing import CHECKPOINT, drafts, killed, no_graph  # noqa: F401
 
 pytestmark = pytest.mark.slow  # each test starts a process of its own
-
-ROOT = Path(__file__).parents[2]
-# A checkpoint after every step, and a line after every score.
-CODE = """
-import sys, time
-import kdnas.training.driver as driver
-driver.CHECKPOINT_SECONDS = 0.0
-import kdnas.jobs.search as search
-search.FLUSH_SECONDS = 0.0
-from kdnas.cli.commands import main
-main(sys.argv[1:])
-"""
 
 
 @pytest.fixture(scope="module")
@@ -36,25 +19,6 @@ def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "whole"
     main(["train", "tests/toy.py", "--out", str(folder)])
     return folder
-
-
-def killed(arguments, when):
-    """Start a command and kill it as soon as `when()` says so."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}  # with what the tests' own folder of trust is
-    started = subprocess.Popen(
-        [sys.executable, "-c", CODE, *arguments], cwd=ROOT, env=environment, stderr=subprocess.DEVNULL
-    )
-    deadline = time.monotonic() + 120
-    while not when():
-        assert started.poll() is None, "it ended before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
-    os.kill(started.pid, signal.SIGKILL)
-    started.wait()
-
-
-def drafts(folder):
-    return sorted(p.name for p in folder.rglob("*") if "draft" in p.name and not p.name.startswith(".run.json"))
 
 
 def same_weights(one, other):
@@ -66,7 +30,8 @@ def same_weights(one, other):
 def test_a_teacher_s_training(tmp_path, trained):
     folder = tmp_path / "run"
     arguments = ["train", "tests/toy.py", "--out", str(folder)]
-    killed(arguments, lambda: (folder / "teacher.draft.safetensors").exists())
+    killed(arguments, "given[0].name.startswith('teacher.') and given[1]['training']['index'] == 2", **CHECKPOINT)
+    assert (folder / "teacher.draft.safetensors").exists()
     assert RunFolder(folder).phase("teacher") is None
     main(arguments)
     same_weights(folder / "teacher", trained / "teacher")
@@ -79,8 +44,13 @@ def test_a_search(tmp_path, trained):
     shutil.copytree(trained, folder)
     options = ["--num-evaluations", "20"]
     main(["search", str(whole), *options])
-    ranking = folder / "ranking.jsonl"
-    killed(["search", str(folder), *options], lambda: ranking.exists() and ranking.read_text().count("\n") >= 3)
+    killed(
+        ["search", str(folder), *options],
+        "len(given[0].ranking()) == 3",
+        given="from kdnas.runs.folder import RunFolder",
+        name="append",
+    )
+    assert len(RunFolder(folder).ranking()) == 3
     assert RunFolder(folder).phase("search") is None
     main(["search", str(folder), *options])
 
@@ -97,7 +67,8 @@ def test_a_retraining(tmp_path, trained):
     students = trained / "students"
     arguments = ["retrain", str(students / "place-1"), "--steps", "12", "--out"]
     main([*arguments, str(students / "whole")])
-    killed([*arguments, str(students / "killed")], lambda: any(students.glob(".killed.*.draft.safetensors")))
+    killed([*arguments, str(students / "killed")], "given[1]['training']['index'] == 5", **CHECKPOINT)
+    assert any(students.glob(".killed.*.draft.safetensors"))
     assert not (students / "killed").exists()
     main([*arguments, str(students / "killed")])
     same_weights(students / "killed", students / "whole")
@@ -114,8 +85,8 @@ def test_finals(tmp_path, trained):
         shutil.copytree(trained, place, ignore=shutil.ignore_patterns("students"))
     options = ["--steps", "12", "--no-deploy"]
     main(["finals", str(whole), *options])
-    state = folder / "trainings" / "finalist-2.safetensors"
-    killed(["finals", str(folder), *options], state.exists)
+    here = "given[0].name.startswith('finalist-2.') and given[1]['training']['index'] == 2"
+    killed(["finals", str(folder), *options], here, **CHECKPOINT)
     before = RunFolder(folder).lines("trainings.jsonl")
     assert all(row["step"] == 0 for row in before if row["name"] == "finalist-2")  # in the midst of it
     main(["finals", str(folder), *options])

@@ -1,6 +1,6 @@
 """SIGKILL within a contrast, a pruning, a chain of assistants, a student's own scheme, a growth: nothing is lost.
 
-A process waits at a named place, in the midst of its work, until it is killed there; then the same command goes on.
+A process dies at a named place, in the midst of its work; then the same command goes on.
 """
 
 import json
@@ -8,56 +8,16 @@ import shutil
 
 import pytest
 
-import tests.jobs.test_killed
 from kdnas.cli.commands import main
 from kdnas.jobs._assist import between
 from kdnas.runs.folder import RunFolder
 from kdnas.scorers.short_training import ShortTraining
 from kdnas.students.folder import read_student
-from kdnas.students.source import load_source
 from kdnas.tables import space_from_table
-from tests.jobs.test_killed import CODE, drafts, killed, same_weights
+from tests.jobs.test_killed import same_weights
+from tests.killing import CHECKPOINT, drafts, killed, no_graph  # noqa: F401
 
 pytestmark = pytest.mark.slow  # each test starts a process of its own
-
-HELD = """
-import time
-from pathlib import Path
-{given} as place
-call = place.{name}
-def held(*given, **options):
-    if {here}:
-        {then}
-        Path({mark!r}).touch()
-        time.sleep(120)
-    return call(*given, **options)
-place.{name} = held
-"""
-# Where a training waits: what it recorded of its last step is written, the checkpoint of that step is not.
-CHECKPOINT = {"given": "import kdnas.training.driver", "name": "save_state"}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_graph():
-    """ONNX graphs take seconds, that of integers half a minute, and no kill is about them."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("kdnas.students.forms.graph_of", lambda *_: b"")
-        patch.setattr("kdnas.distillers.quantization_aware.write_trained", lambda *_: {})
-        patch.setattr("kdnas.students.forms.load_graph", lambda path: load_source(path.parent))
-        yield
-
-
-@pytest.fixture
-def killed_at(monkeypatch, tmp_path):
-    """Start a command and kill it at a call that `here` describes, in the words of HELD."""
-
-    def kill(arguments, here, *, given, name, then="pass"):
-        mark = tmp_path / "it waits"
-        code = HELD.format(given=given, name=name, here=here, then=then, mark=str(mark))
-        monkeypatch.setattr(tests.jobs.test_killed, "CODE", code + CODE)
-        killed(arguments, mark.exists)
-
-    return kill
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +57,7 @@ def curve(folder, phase):
     return [(m["step"], m["losses"], m["lr"]) for m in lines]
 
 
-def test_a_contrast_in_the_midst_of_a_line(tmp_path, monkeypatch, killed_at):
+def test_a_contrast_in_the_midst_of_a_line(tmp_path, monkeypatch):
     whole, folder = tmp_path / "whole", tmp_path / "run"
     main(["train", "tests/toy.py:contrasted", "--out", str(whole)])
     shutil.copytree(whole, folder)
@@ -108,7 +68,7 @@ def test_a_contrast_in_the_midst_of_a_line(tmp_path, monkeypatch, killed_at):
     # Four of six: the controller has learned from its first batch of three.
     here = "sum(e.searcher == 'contrast' for e in given[0].ranking()) == 4"
     torn = """given[0].path("ranking.jsonl").open("a").write('{"architecture": ')"""
-    killed_at(["search", str(folder)], here, given="from kdnas.runs.folder import RunFolder", name="append", then=torn)
+    killed(["search", str(folder)], here, given="from kdnas.runs.folder import RunFolder", name="append", then=torn)
     ranking = folder / "ranking.jsonl"
     written, torn_line = ranking.read_text().rsplit("\n", 1)
     known = {(e.architecture, e.searcher == "contrast") for e in RunFolder(folder).ranking()}
@@ -150,9 +110,9 @@ def pruned(tmp_path_factory):
     ],
     ids=["factors", "removal", "student"],
 )
-def test_a_pruning(tmp_path, pruned, killed_at, place, call):
+def test_a_pruning(tmp_path, pruned, place, call):
     folder = tmp_path / "run"
-    killed_at([*PRUNE, str(folder)], place, **call)
+    killed([*PRUNE, str(folder)], place, **call)
     assert not (folder / "students" / "student").exists()
     main([*PRUNE, str(folder)])
     for name in ("removal-chosen", "removal-random", "student", "control", "random"):
@@ -190,9 +150,9 @@ def shared(tmp_path_factory):
     ],
     ids=["candidates", "removal", "trial", "delivery"],
 )
-def test_a_pruning_by_shares(tmp_path, shared, killed_at, place, call):
+def test_a_pruning_by_shares(tmp_path, shared, place, call):
     folder = tmp_path / "run"
-    killed_at([*SHARES, str(folder)], place, **call)
+    killed([*SHARES, str(folder)], place, **call)
     assert not (folder / "students" / "student").exists()
     before = RunFolder(folder).lines("removals.jsonl")
     main([*SHARES, str(folder)])
@@ -234,12 +194,12 @@ def same_assistants(folder, killed_name, whole_name):
     assert drafts(folder) == []
 
 
-def test_the_second_assistant_of_a_chain(student, killed_at):
+def test_the_second_assistant_of_a_chain(student):
     codes = codes_above(student)
     main(assisted(student, ",".join(codes), "chained"))
     arguments = assisted(student, ",".join(codes), "chain-killed")
     here = f"given[0].name.startswith('.trained-{codes[1]}.') and given[1]['training']['index'] == 5"
-    killed_at(arguments, here, **CHECKPOINT)
+    killed(arguments, here, **CHECKPOINT)
     folder = student.parent
     assert (folder / "chain-killed-assistants" / f"trained-{codes[0]}").exists()
     assert not (folder / "chain-killed-assistants" / f"trained-{codes[1]}").exists()
@@ -247,7 +207,7 @@ def test_the_second_assistant_of_a_chain(student, killed_at):
     same_assistants(folder, "chain-killed", "chained")
 
 
-def test_the_search_for_an_assistant_s_size(student, killed_at):
+def test_the_search_for_an_assistant_s_size(student):
     main(assisted(student, "auto", "auto"))
     folder = student.parent
     choice = json.loads((folder / "auto-assistants" / "choice.json").read_text())
@@ -255,7 +215,7 @@ def test_the_search_for_an_assistant_s_size(student, killed_at):
     assert len(sizes) > 1
     arguments = assisted(student, "auto", "auto-killed")
     here = f"given[0].name.startswith('.short-{sizes[1]}-student.') and given[1]['training']['index'] == 2"
-    killed_at(arguments, here, **CHECKPOINT)
+    killed(arguments, here, **CHECKPOINT)
     assert not (folder / "auto-killed-assistants" / "choice.json").exists()
     main(arguments)
     assert json.loads((folder / "auto-killed-assistants" / "choice.json").read_text()) == choice
@@ -263,14 +223,14 @@ def test_the_search_for_an_assistant_s_size(student, killed_at):
 
 
 @pytest.mark.parametrize("distiller", ["mutual", "self_distillation", "born_again", "quantization_aware"])
-def test_a_scheme_for_one_student(student, killed_at, distiller):
+def test_a_scheme_for_one_student(student, distiller):
     run, students = student.parent.parent, student.parent
     arguments = ["retrain", str(student), "--distiller", distiller, "--steps", "12", "--out"]
     whole, folder = students / distiller, students / f"{distiller}-killed"
     main([*arguments, str(whole)])
     learned = curve(run, "retrain")
     # Step 6 of 12 is in the midst of the second of born_again's three generations.
-    killed_at([*arguments, str(folder)], "given[1]['training']['index'] == 7", **CHECKPOINT)
+    killed([*arguments, str(folder)], "given[1]['training']['index'] == 7", **CHECKPOINT)
     if distiller == "born_again":
         assert "generation 1" in RunFolder(run).lines("metrics.jsonl")[-1]["losses"]
     assert not folder.exists()
@@ -280,13 +240,13 @@ def test_a_scheme_for_one_student(student, killed_at, distiller):
     assert drafts(students) == []
 
 
-def test_a_growth_s_second_iteration(tmp_path, killed_at):
+def test_a_growth_s_second_iteration(tmp_path):
     whole, folder = tmp_path / "whole", tmp_path / "run"
     arguments = ["grow", "--data", "tests.toy:data", "--space", "toy", "--num-members", "2"]
     arguments += ["--steps", "4", "--batch-size", "16", "--out"]
     main([*arguments, str(whole)])
     here = "given[0].name.startswith('grown-2.2.') and given[1]['training']['index'] == 3"
-    killed_at([*arguments, str(folder)], here, **CHECKPOINT)
+    killed([*arguments, str(folder)], here, **CHECKPOINT)
     assert sorted(p.name for p in (folder / "members").iterdir()) == ["grown-1.1", "grown-2.1"]
     main([*arguments, str(folder)])
     names = sorted(p.name for p in (whole / "members").iterdir())
