@@ -104,6 +104,16 @@ class Outputs(NamedTuple):
         """The same values, detached from the autograd graph."""
         return self.map(Tensor.detach)
 
+    def of(self, kinds: Container[str]) -> "Outputs":
+        """The logits, and of the other fields those among `kinds`; of the members too."""
+        return Outputs(
+            self.logits,
+            self.features if "features" in kinds else (),
+            self.attentions if "attentions" in kinds else (),
+            self.images if "images" in kinds else None,
+            tuple(member.of(kinds) for member in self.members),
+        )
+
     def map(self, change: Callable[[Tensor], Tensor]) -> "Outputs":
         """The outputs with `change` applied to every tensor."""
         return Outputs(

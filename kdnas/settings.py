@@ -29,6 +29,8 @@ class Recipe:
         clip: largest Euclidean norm of the whole gradient; 0 for no clipping.
         precision: `float32`, or `bfloat16` for autocast.
         seed: random seed for initial weights, batch order, augmentation and sampling.
+        per_process: what each process of `torchrun` has for itself: `nothing`, so that they compute what one would;
+            `statistics`, of batch norm and of losses that compare samples; or `architectures` and statistics.
 
     Example:
         >>> recipe = Recipe(steps=100, learning_rate=0.1, warmup=0.1)
@@ -46,6 +48,7 @@ class Recipe:
     clip: Amount = 5.0
     precision: Literal["float32", "bfloat16"] = "float32"
     seed: Seed = 0
+    per_process: Literal["nothing", "statistics", "architectures"] = "nothing"
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -73,6 +76,7 @@ class RecipeOptions(TypedDict, total=False):
     clip: float | None
     precision: Literal["float32", "bfloat16"] | None
     seed: int | None
+    per_process: Literal["nothing", "statistics", "architectures"] | None
 
 
 @final

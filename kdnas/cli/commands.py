@@ -15,6 +15,7 @@ from kdnas.jobs import commands as jobs
 from kdnas.jobs._signals import disk_error, ending, stopping
 from kdnas.jobs._texts import Values
 from kdnas.plain import printable, show, show_everything
+from kdnas.ranks.team import joined
 from kdnas.specs import look_in
 from kdnas.values import Count, check_value
 
@@ -189,8 +190,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     show_everything()
     look_in(str(Path.cwd()))
     try:
-        with stopping():
-            _execute(options.command, values)
+        with stopping(), joined() as is_first:
+            if is_first:
+                _execute(options.command, values)
             sys.stdout.flush()
     except RecursionError:
         _end(options.command, "something is nested too deeply. Use fewer levels.", 2)

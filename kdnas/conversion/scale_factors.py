@@ -12,7 +12,7 @@ from kdnas.conversion.channels import ChannelGroup
 from kdnas.conversion.removal import Masks, Removal, ResidualBlock, Unit, units
 from kdnas.costs.budget import Budget
 from kdnas.costs.count import cost
-from kdnas.distillers.base import Batch, Distiller, Model, Step
+from kdnas.distillers.base import Batch, Distiller, Model, Parallel, Step
 from kdnas.losses.regulariser.scale_factors import ScaleFactors
 from kdnas.losses.response.soft_targets import SoftTargets
 from kdnas.network import Network
@@ -67,6 +67,7 @@ class Factors(Distiller):
     """
 
     model_type: ClassVar[type[Network]] = Network
+    parallel: ClassVar[Parallel] = "any"
 
     def __init__(
         self,

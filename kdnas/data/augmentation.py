@@ -9,37 +9,59 @@ from torch import Tensor
 Augmentation = Literal["none", "shift", "crop_flip", "strong_shift", "strong_crop_flip"]
 
 
-def augment(pixels: Tensor, kind: Augmentation, rng: torch.Generator) -> Tensor:
-    """Random shifts by up to an eighth of the size, mirroring and distortion, depending on the kind; per image."""
+EVERY = slice(None)
+
+
+def augment(
+    pixels: Tensor, kind: Augmentation, rng: torch.Generator, part: slice = EVERY, total: int | None = None
+) -> Tensor:
+    """Random shifts by up to an eighth of the size, mirroring and distortion, depending on the kind; per image.
+
+    Args:
+        pixels: `[count, channels, height, width]` in [0, 1].
+        kind: which of these.
+        rng: the generator.
+        part: which images of a batch they are; each is augmented as within the whole batch.
+        total: number of images in that batch; by default these are all.
+    """
     if kind == "none":
         return pixels
     count, _, height, width = pixels.shape
+    total = count if total is None else total
     pad = max(1, height // 8)
     padded = F.pad(pixels, (pad, pad, pad, pad))
-    top, left = torch.randint(0, 2 * pad + 1, (2, count), generator=rng)
+    top, left = torch.randint(0, 2 * pad + 1, (2, total), generator=rng)[:, part]
     rows = top[:, None] + torch.arange(height)
     columns = left[:, None] + torch.arange(width)
     if kind in ("crop_flip", "strong_crop_flip"):
-        mirrored = torch.rand(count, generator=rng) < 0.5
+        mirrored = torch.rand(total, generator=rng)[part] < 0.5
         columns = torch.where(mirrored[:, None], columns.flip(1), columns)
     cropped = padded[torch.arange(count)[:, None, None], :, rows[:, :, None], columns[:, None, :]]
     shifted = cropped.permute(0, 3, 1, 2).contiguous()
-    return distorted(shifted, rng) if kind.startswith("strong") else shifted
+    return distorted(shifted, rng, part=part, total=total) if kind.startswith("strong") else shifted
 
 
-def distorted(pixels: Tensor, rng: torch.Generator, num_operations: int = 2) -> Tensor:
+def distorted(
+    pixels: Tensor,
+    rng: torch.Generator,
+    num_operations: int = 2,
+    *,
+    part: slice = EVERY,
+    total: int | None = None,
+) -> Tensor:
     """Each image after `num_operations` random operations of six, each with a random strength.
 
     Brightness or contrast times 0.4 to 1.6, blended with grey by up to 1, solarised above 0.4 to 1, posterised to 2 to
-    6 bits, or a square of up to half the side cut out. Pixels stay in [0, 1].
+    6 bits, or a square of up to half the side cut out. Pixels stay in [0, 1]. `part` and `total`: see `augment`.
 
     Reference: Cubuk et al., RandAugment, CVPR 2020 Workshops: operations drawn uniformly.
     Differs: no rotation or shear, and the strength is random instead of fixed.
     """
     count, _, height, width = pixels.shape
+    total = count if total is None else total
     for _ in range(num_operations):
-        operation = torch.randint(0, 6, (count,), generator=rng)
-        strength, across, down = torch.rand(3, count, 1, 1, 1, generator=rng)
+        operation = torch.randint(0, 6, (total,), generator=rng)[part]
+        strength, across, down = torch.rand(3, total, 1, 1, 1, generator=rng)[:, part]
         factor, mean = 0.4 + 1.2 * strength, pixels.mean((2, 3), keepdim=True)
         levels = 2.0 ** (2 + (4 * strength).round()) - 1
         rows, columns = torch.arange(height)[:, None], torch.arange(width)[None]

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdnas.data.augmentation import Augmentation, augment
+from kdnas.data.augmentation import EVERY, Augmentation, augment
 from kdnas.data.pixels import as_labels, as_pixels
 from kdnas.plain import printable
 from kdnas.preprocessing import Preprocessing
@@ -200,9 +200,17 @@ class Data:
         place = step % per_epoch
         return order[place * size : (place + 1) * size]
 
-    def pixels(self, indices: Tensor, seed: int, step: int) -> Tensor:
-        """Augmented training images in [0, 1]; the augmentation is a function of (seed, step)."""
-        return augment(self.train.take(indices), self.augmentation, torch_rng(seed, "augmentation", step))
+    def pixels(self, indices: Tensor, seed: int, step: int, part: slice = EVERY) -> Tensor:
+        """Augmented training images in [0, 1]; the augmentation is a function of (seed, step).
+
+        Args:
+            indices: of the images of a whole batch.
+            seed: of the augmentation.
+            step: of the augmentation.
+            part: which images of the batch to return.
+        """
+        rng = torch_rng(seed, "augmentation", step)
+        return augment(self.train.take(indices[part]), self.augmentation, rng, part, len(indices))
 
     def view(self, indices: Tensor, seed: int, view: int) -> Tensor:
         """Training images in [0, 1] under a fixed augmentation: a function of (seed, view, index) for each image."""

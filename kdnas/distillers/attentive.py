@@ -5,7 +5,7 @@ import itertools
 import random
 from collections import Counter
 from collections.abc import Iterator
-from typing import Literal, final
+from typing import ClassVar, Literal, final
 
 import torch
 import torch.nn.functional as F
@@ -14,8 +14,9 @@ from torch import Tensor
 from kdnas.architecture import Architecture, Choice, Value
 from kdnas.costs.count import cost
 from kdnas.distillers._wrapping import Wrapping
-from kdnas.distillers.base import Batch, Model, Step
+from kdnas.distillers.base import Batch, Model, Parallel, Step
 from kdnas.distillers.sandwich import Sandwich
+from kdnas.ranks.tensors import mean
 from kdnas.space import SearchSpace
 from kdnas.specs import Spec, check_literals, spec
 from kdnas.supernet import Supernet
@@ -103,6 +104,8 @@ class Attentive(Wrapping):
     Differs: the accuracy-predictor variant is left out; the paper's bins are 25 M wide, for ImageNet's networks.
     """
 
+    parallel: ClassVar[Parallel] = "any"
+
     def __init__(
         self,
         *,
@@ -146,7 +149,7 @@ class Attentive(Wrapping):
         if self.num_candidates == 1:
             return candidates[0]
         with torch.no_grad():
-            losses = torch.stack([self._loss(model, batch, candidate) for candidate in candidates])
+            losses = mean(torch.stack([self._loss(model, batch, candidate) for candidate in candidates]))
         return candidates[int(losses.argmin() if self.pick == "best" else losses.argmax())]
 
     def _loss(self, model: Supernet, batch: Batch, architecture: Architecture) -> Tensor:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, ClassVar, final
+from typing import Any, ClassVar, Literal, final
 
 from torch import Tensor, nn
 
@@ -20,6 +20,7 @@ from kdnas.specs import Spec, spec
 from kdnas.supernet import Supernet
 
 Model = Supernet | Network
+Parallel = Literal["no", "same", "any"]
 Teaching = Callable[[Tensor, Tensor], Outputs]
 """Pixels and labels to a teacher's outputs: a teacher at one moment, or a cache of its outputs."""
 
@@ -59,6 +60,7 @@ class Step:
         seed: seed of the training.
         rate: learning rate of the step.
         weigh: whether the share of every loss term is measured; see `Objective.teach`.
+        process: number of the process, where each trains its own architectures; else 0.
     """
 
     index: int
@@ -66,6 +68,7 @@ class Step:
     seed: int
     rate: float = 0.0
     weigh: bool = False
+    process: int = 0
 
     @property
     def progress(self) -> float:
@@ -73,8 +76,8 @@ class Step:
         return self.index / self.total
 
     def rng(self, purpose: str) -> Any:
-        """A `random.Random` seeded by (seed, purpose, index)."""
-        return python_rng(self.seed, purpose, self.index)
+        """A `random.Random` seeded by (seed, purpose, index), and by the number of a process after the first."""
+        return python_rng(self.seed, purpose, self.index, *[self.process] * (self.process > 0))
 
 
 def every_option(choice: Choice, index: int) -> tuple[Value, ...]:
@@ -115,9 +118,15 @@ class Distiller(nn.Module, abc.ABC):
     Class attributes:
         every_layer: whether it needs the teacher's output of every layer (`kdnas.teachers.base.every_layer`).
         model_type: the kind of model it trains, Supernet or Network; None for both.
+        parallel: whether several processes may share its steps. `no`: one process only. `same`: every loss is the mean
+            of its values on equal parts of the batch, or a function of such means by `kdnas.ranks.tensors.mean` and
+            `gathered`; so is what it remembers. `any`: moreover the processes may train architectures of their own.
+        reads_gradients: whether it reads the parameters' gradients between its losses.
     """
 
     every_layer: ClassVar[bool] = False
+    parallel: ClassVar[Parallel] = "no"
+    reads_gradients: ClassVar[bool] = False
     model_type: ClassVar[type[Supernet] | type[Network] | None] = None
 
     @final

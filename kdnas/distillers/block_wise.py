@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from kdnas.architecture import Architecture, Choice, Value
 from kdnas.blocks.basic import resize
 from kdnas.costs.count import feature_shapes
-from kdnas.distillers.base import Batch, Distiller, Model, Schedule, Step
+from kdnas.distillers.base import Batch, Distiller, Model, Parallel, Schedule, Step
 from kdnas.losses.stage_pairs import Adapter
 from kdnas.network import Network
 from kdnas.numerics import as_map, same_positions
 from kdnas.outputs import Outputs
 from kdnas.randomness import python_rng
+from kdnas.ranks import team
 from kdnas.similarity import relative_l1
 from kdnas.space import Blueprint, SearchSpace
 from kdnas.specs import check_literals
@@ -79,6 +80,7 @@ class BlockWise(Distiller):
     """
 
     model_type: ClassVar[type[Supernet]] = Supernet
+    parallel: ClassVar[Parallel] = "any"
 
     def __init__(
         self, *, schedule: Literal["together", "one_by_one"] = "together", pairs: tuple[tuple[int, int], ...] = ()
@@ -133,6 +135,7 @@ class BlockWise(Distiller):
         assert isinstance(model, Supernet)
         for block in self.blocks(step):
             architecture = model.space.sample(step.rng(f"block {block}"))
+            team.agree("architectures", model.space.code(architecture))
             # The supernet does not count layers that run one by one.
             model.uses.update((n, v) for n, v in architecture.items() if block in self.touched[n])
             yield f"block{block}", self.loss(model, block, architecture, batch.images, batch.teacher)

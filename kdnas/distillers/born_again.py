@@ -6,7 +6,7 @@ from typing import ClassVar, final
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdnas.distillers.base import Batch, Distiller, Model, Schedule, Step
+from kdnas.distillers.base import Batch, Distiller, Model, Parallel, Schedule, Step
 from kdnas.losses.response.soft_targets import SoftTargets
 from kdnas.network import Network
 from kdnas.randomness import initialised, seed_of
@@ -34,6 +34,7 @@ class BornAgain(Distiller):
     """
 
     model_type: ClassVar[type[Network]] = Network
+    parallel: ClassVar[Parallel] = "any"
 
     def __init__(
         self, *, generations: int = 3, weight: float = 1.0, temperature: float = 1.0, taught: bool = False

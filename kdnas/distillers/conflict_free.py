@@ -1,13 +1,13 @@
 """Projection of conflicting gradients of the largest subnet and its children."""
 
 from collections.abc import Iterator
-from typing import final
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor, nn
 
 from kdnas.distillers._wrapping import Wrapping
-from kdnas.distillers.base import Batch, Model, Step
+from kdnas.distillers.base import Batch, Model, Parallel, Step
 from kdnas.distillers.sandwich import Sandwich
 from kdnas.specs import Spec, spec
 
@@ -33,6 +33,9 @@ class ConflictFree(Wrapping):
         Conflict-Aware Supernet Training, ICLR 2022, section 4.1.
     Differs: the paper's switchable scaling layers and weaker augmentation are left to space and data.
     """
+
+    parallel: ClassVar[Parallel] = "any"
+    reads_gradients: ClassVar[bool] = True
 
     def __init__(self, *, inner: Spec = spec(Sandwich)) -> None:
         super().__init__(inner)

@@ -8,7 +8,7 @@ from typing import ClassVar, final
 from torch import Tensor
 
 from kdnas.architecture import Architecture, Choice, Value
-from kdnas.distillers.base import Batch, Model, ObjectiveDistiller, Step
+from kdnas.distillers.base import Batch, Model, ObjectiveDistiller, Parallel, Step
 from kdnas.space import SearchSpace
 from kdnas.specs import Spec
 from kdnas.supernet import Supernet
@@ -39,6 +39,7 @@ class FairPaths(ObjectiveDistiller):
     """
 
     model_type: ClassVar[type[Supernet]] = Supernet
+    parallel: ClassVar[Parallel] = "any"
 
     def __init__(
         self, *, terms: tuple[tuple[float, Spec], ...] = (), label_smoothing: Rate = 0.0, most: Count = 12

@@ -6,7 +6,7 @@ from typing import ClassVar, final
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdnas.distillers.base import Batch, Distiller, Model, Step
+from kdnas.distillers.base import Batch, Distiller, Model, Parallel, Step
 from kdnas.network import Network
 from kdnas.values import Rate
 
@@ -22,6 +22,7 @@ class FromLabels(Distiller):
     """
 
     model_type: ClassVar[type[Network]] = Network
+    parallel: ClassVar[Parallel] = "any"
 
     def __init__(self, *, label_smoothing: Rate = 0.0) -> None:
         super().__init__()

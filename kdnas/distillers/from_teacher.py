@@ -5,7 +5,7 @@ from typing import ClassVar, final
 
 from torch import Tensor
 
-from kdnas.distillers.base import Batch, Model, ObjectiveDistiller, Step
+from kdnas.distillers.base import Batch, Model, ObjectiveDistiller, Parallel, Step
 from kdnas.network import Network
 from kdnas.specs import Spec, spec
 
@@ -28,6 +28,7 @@ class FromTeacher(ObjectiveDistiller):
     """
 
     model_type: ClassVar[type[Network]] = Network
+    parallel: ClassVar[Parallel] = "any"
 
     def __init__(self, *, terms: tuple[tuple[float, Spec], ...] = HINTON) -> None:
         super().__init__(terms)

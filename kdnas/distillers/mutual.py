@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdnas.distillers.base import Batch, Distiller, Model, Step
+from kdnas.distillers.base import Batch, Distiller, Model, Parallel, Step
 from kdnas.losses.response.soft_targets import SoftTargets
 from kdnas.network import Network
 from kdnas.randomness import initialised, seed_of
@@ -34,6 +34,7 @@ class Mutual(Distiller):
     """
 
     model_type: ClassVar[type[Network]] = Network
+    parallel: ClassVar[Parallel] = "any"
 
     def __init__(self, *, num_peers: int = 1, weight: float = 1.0, temperature: float = 1.0) -> None:
         super().__init__()

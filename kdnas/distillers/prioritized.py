@@ -11,10 +11,11 @@ from torch.func import functional_call
 
 from kdnas.architecture import Architecture
 from kdnas.costs.count import cost
-from kdnas.distillers.base import Batch, Distiller, Model, Step
+from kdnas.distillers.base import Batch, Distiller, Model, Parallel, Step
 from kdnas.losses.base import Loss
 from kdnas.numerics import widen
 from kdnas.outputs import Moment, Outputs
+from kdnas.ranks.tensors import gathered, mean
 from kdnas.space import SearchSpace
 from kdnas.specs import Spec, check_literals, spec
 from kdnas.supernet import Supernet
@@ -90,6 +91,7 @@ class Prioritized(Distiller):
     """
 
     model_type: ClassVar[type[Supernet]] = Supernet
+    parallel: ClassVar[Parallel] = "same"
 
     paths: Tensor
     accuracies: Tensor
@@ -194,22 +196,23 @@ class Prioritized(Distiller):
             gradients = self.meta_gradient(model, batch, path, match, step)
             for tensor, gradient in zip((self.weight, self.bias), gradients, strict=True):
                 tensor -= self.meta_rate * gradient
-        accuracy = float((logits.argmax(1) == batch.labels).double().mean())
-        probabilities = widen(logits[: self.slice_size]).softmax(1)
+        accuracy = float(mean((logits.argmax(1) == batch.labels).double().mean()))
+        probabilities = widen(_first(logits, self.slice_size)).softmax(1)
         macs = cost(model.space.blueprint(path)).macs
-        self.admit(path, accuracy, macs, batch.images[: self.slice_size], probabilities)
+        self.admit(path, accuracy, macs, _first(batch.images, self.slice_size), probabilities)
 
     def meta_gradient(
         self, model: Supernet, batch: Batch, path: Architecture, match: _Match, step: Step
     ) -> tuple[Tensor, Tensor]:
         """The gradients, with respect to the matcher's weight and bias, of the loss after the look-ahead step."""
         first, second = slice(self.slice_size), slice(self.slice_size, 2 * self.slice_size)
+        images, labels, ids = (_first(x, second.stop) for x in (batch.images, batch.labels, batch.ids))
         parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         uses = Counter(model.uses)  # a look-ahead trains nothing
-        student = _run(model, path, batch.images[first])
-        teacher = self._teacher(model, match, batch.images[first])
-        at = Moment(step.progress, ids=batch.ids[first])
-        distilled = self.soft(student, teacher, batch.labels[first], at)
+        student = _run(model, path, images[first])
+        teacher = self._teacher(model, match, images[first])
+        at = Moment(step.progress, ids=ids[first])
+        distilled = self.soft(student, teacher, labels[first], at)
         # The match does not depend on the weights, so the inner gradient needs no graph of its own.
         inner = torch.autograd.grad(distilled, list(parameters.values()), allow_unused=True)
         matcher = self.weight.clone().requires_grad_(), self.bias.clone().requires_grad_()
@@ -218,10 +221,8 @@ class Prioritized(Distiller):
             name: p.detach() if gradient is None else p.detach() - self.look_ahead * chosen * gradient
             for (name, p), gradient in zip(parameters.items(), inner, strict=True)
         }
-        ahead = functional_call(
-            model, stepped, (batch.images[second], path), {"regularise": False, "batch_statistics": True}
-        )
-        loss = F.cross_entropy(widen(ahead.logits), batch.labels[second])
+        ahead = functional_call(model, stepped, (images[second], path), {"regularise": False, "batch_statistics": True})
+        loss = F.cross_entropy(widen(ahead.logits), labels[second])
         weight, bias = torch.autograd.grad(loss, matcher)
         model.uses = uses
         return weight, bias
@@ -287,6 +288,11 @@ class Prioritized(Distiller):
 def _run(model: Supernet, path: Architecture, images: Tensor) -> Outputs:
     """A path's outputs without dropout, with batch statistics; the supernet's running ones are unchanged."""
     return model(images, path, regularise=False, batch_statistics=True)
+
+
+def _first(rows: Tensor, count: int) -> Tensor:
+    """The first rows of the whole batch, of which several processes have parts."""
+    return gathered(rows[:count])[:count]
 
 
 def _dominates(first: _Prioritized, second: _Prioritized) -> bool:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from kdnas.architecture import Architecture, Choice, Value
-from kdnas.distillers.base import Batch, Model, ObjectiveDistiller, Schedule, Step
+from kdnas.distillers.base import Batch, Model, ObjectiveDistiller, Parallel, Schedule, Step
 from kdnas.losses.base import Loss
 from kdnas.network import Network
 from kdnas.outputs import Moment, Outputs
@@ -78,6 +78,7 @@ class Progressive(ObjectiveDistiller):
     """
 
     model_type: ClassVar[type[Supernet]] = Supernet
+    parallel: ClassVar[Parallel] = "any"
 
     def __init__(
         self,

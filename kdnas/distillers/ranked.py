@@ -1,7 +1,7 @@
 """A pairwise ranking loss between sampled subnets, ordered by a cheap prior."""
 
 from collections.abc import Iterator
-from typing import final
+from typing import ClassVar, final
 
 import torch
 import torch.nn.functional as F
@@ -9,8 +9,9 @@ from torch import Tensor
 
 from kdnas.costs.count import cost
 from kdnas.distillers._wrapping import Wrapping
-from kdnas.distillers.base import Batch, Model, Step
+from kdnas.distillers.base import Batch, Model, Parallel, Step
 from kdnas.distillers.sandwich import Sandwich
+from kdnas.ranks.tensors import mean
 from kdnas.specs import Spec, spec
 from kdnas.supernet import Supernet
 
@@ -39,6 +40,8 @@ class Ranked(Wrapping):
         a share of the steps, since a step knows no epochs.
     """
 
+    parallel: ClassVar[Parallel] = "same"
+
     def __init__(self, *, inner: Spec = spec(Sandwich), weight: float = 2.0, ramp: float = 0.2) -> None:
         super().__init__(inner)
         if weight < 0:
@@ -61,4 +64,4 @@ class Ranked(Wrapping):
             logits = model(batch.images, cheap, regularise=False, batch_statistics=True).logits
             bound = F.cross_entropy(logits.float(), batch.labels)
         loss = F.cross_entropy(model(batch.images, expensive, regularise=False).logits.float(), batch.labels)
-        yield "rank", self.weight * min(1.0, step.progress / self.ramp) * (loss - bound).clamp_min(0)
+        yield "rank", self.weight * min(1.0, step.progress / self.ramp) * mean(loss - bound).clamp_min(0)

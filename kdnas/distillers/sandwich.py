@@ -6,7 +6,7 @@ from typing import ClassVar, final
 from torch import Tensor
 
 from kdnas.architecture import Architecture
-from kdnas.distillers.base import Batch, Model, ObjectiveDistiller, Step
+from kdnas.distillers.base import Batch, Model, ObjectiveDistiller, Parallel, Step
 from kdnas.losses.base import Loss
 from kdnas.outputs import Moment
 from kdnas.specs import Spec, spec
@@ -37,6 +37,7 @@ class Sandwich(ObjectiveDistiller):
     """
 
     model_type: ClassVar[type[Supernet]] = Supernet
+    parallel: ClassVar[Parallel] = "any"
 
     def __init__(
         self,

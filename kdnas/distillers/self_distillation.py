@@ -6,7 +6,7 @@ from typing import ClassVar, final
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdnas.distillers.base import Batch, Distiller, Model, Step
+from kdnas.distillers.base import Batch, Distiller, Model, Parallel, Step
 from kdnas.losses.response.soft_targets import SoftTargets
 from kdnas.network import Network
 
@@ -48,6 +48,7 @@ class SelfDistillation(Distiller):
     """
 
     model_type: ClassVar[type[Network]] = Network
+    parallel: ClassVar[Parallel] = "any"
 
     def __init__(self, *, share: float = 0.3, temperature: float = 3.0, hint: float = 0.03) -> None:
         super().__init__()

@@ -5,7 +5,7 @@ from typing import ClassVar, final
 
 from torch import Tensor
 
-from kdnas.distillers.base import Batch, Model, ObjectiveDistiller, Step
+from kdnas.distillers.base import Batch, Model, ObjectiveDistiller, Parallel, Step
 from kdnas.specs import Spec
 from kdnas.supernet import Supernet
 
@@ -23,6 +23,7 @@ class SinglePath(ObjectiveDistiller):
     """
 
     model_type: ClassVar[type[Supernet]] = Supernet
+    parallel: ClassVar[Parallel] = "any"
 
     def __init__(self, *, terms: tuple[tuple[float, Spec], ...] = (), label_smoothing: float = 0.0) -> None:
         super().__init__(terms, label_smoothing=label_smoothing)

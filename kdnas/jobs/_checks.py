@@ -19,6 +19,7 @@ from kdnas.settings import Experiment, Search
 from kdnas.space import SearchSpace
 from kdnas.specs import Spec
 from kdnas.supernet import Supernet
+from kdnas.training.shared import check as check_shared
 
 
 def check_experiment(experiment: Experiment, space: SearchSpace) -> None:
@@ -30,14 +31,15 @@ def check_experiment(experiment: Experiment, space: SearchSpace) -> None:
 
     Raises:
         Infeasible: no network is within the budget of a search.
-        ValueError: an algorithm's options, weights of another network, or a search that the training does not allow.
+        ValueError: an algorithm's options, weights of another network, a search that the training does not allow, or a
+            training that several processes cannot share.
     """
     train = experiment.train
     check_model_type(train.distiller, Supernet)
     check_model_type(experiment.retrain.distiller, Network)
-    for distiller in (train.distiller, experiment.retrain.distiller):
-        if distiller is not None:
-            distiller.build(Distiller)
+    for settings in (train, experiment.retrain):
+        if settings.distiller is not None:
+            check_shared(settings.distiller.build(Distiller), settings.recipe)
     for settings in (experiment.search, experiment.second):
         if settings is not None:
             check_search(settings, space, train.distiller)

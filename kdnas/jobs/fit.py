@@ -5,14 +5,14 @@ import logging
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdnas.data.base import Data, prepare
-from kdnas.distillers.base import Batch, Distiller, Step
+from kdnas.distillers.base import Batch, Distiller, Parallel, Step
 from kdnas.evaluation import accuracy, teacher_accuracy, teacher_row
 from kdnas.jobs._preflight import judge_fitted, preflight
 from kdnas.jobs._run import build_teacher, fitted_spec, insisting, record_data
@@ -173,6 +173,8 @@ class _Classifier(nn.Module):
 
 class _Labels(Distiller):
     """Cross-entropy with labels smoothed by 0.1, a mean over the batch, of any network."""
+
+    parallel: ClassVar[Parallel] = "any"
 
     @property
     def uses_teacher(self) -> bool:

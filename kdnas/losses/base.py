@@ -24,6 +24,7 @@ from kdnas.losses._options import recorded
 from kdnas.losses.stage_pairs import Alignment, StagePairs
 from kdnas.numerics import widen
 from kdnas.outputs import START, Moment, Outputs
+from kdnas.ranks.tensors import gathered, sees_whole
 from kdnas.specs import Spec
 
 
@@ -68,6 +69,8 @@ class Loss(nn.Module, abc.ABC):
         golden: the value on `kdnas.losses.example.example()` in float64, for `kdnas losses --check`.
         dense: it needs logits that are maps, `[batch, classes, height, width]`, of any two sizes; its example is dense.
         pairwise: a value over pairs of samples, which changes when the batch is repeated; the docstring explains why.
+        whole_batch: its value on a batch is not the mean of its values on equal parts of it, since it compares samples
+            or normalises by the batch. Several processes gather what it reads.
         own_gradient: the gradient is on purpose not that of the value (a surrogate, a detached target of the
             student's own); the docstring explains why, and the loss's own test checks the gradient.
         clipped: `Objective.teach` limits each parameter's gradient from this loss to the norm of its gradient from the
@@ -87,6 +90,7 @@ class Loss(nn.Module, abc.ABC):
     golden: ClassVar[float | None] = None
     dense: ClassVar[bool] = False
     pairwise: ClassVar[bool] = False
+    whole_batch: ClassVar[bool] = False
     own_gradient: ClassVar[bool] = False
     clipped: ClassVar[bool] = False
     discriminator_rates: ClassVar[Mapping[str, float]] = {}
@@ -164,7 +168,7 @@ class Loss(nn.Module, abc.ABC):
         Raises:
             ValueError: inputs are missing or do not agree, or parts of the loss need a training first.
         """
-        student, teacher = self._agreed(student, teacher)
+        student, teacher, labels, at = self._of_all(*self._agreed(student, teacher), labels, at)
         if not self.is_trained:
             raise ValueError(
                 f"{type(self).__name__} has parts that are trained before use, and they are not. Call loss.prepare"
@@ -213,6 +217,8 @@ class Loss(nn.Module, abc.ABC):
             raise ValueError(f"{type(self).__name__} has no parts that are trained before use.")
         needs = self.teacher_needs or self.needs
         teacher = as_outputs(type(self).__name__, needs, teacher, "teacher").detach().map(widen)
+        if self.whole_batch and sees_whole():
+            teacher = teacher.of(needs).map(gathered)
         with torch.autocast(teacher.logits.device.type, enabled=False):
             parts = [p for p in self.parameters() if p.requires_grad]
             if parts and not all(x.numel() for x in self._read_of_teacher(teacher)):
@@ -249,7 +255,7 @@ class Loss(nn.Module, abc.ABC):
         """
         if type(self).discriminate is Loss.discriminate:
             return None
-        student, teacher = self._agreed(student, teacher)
+        student, teacher, labels, at = self._of_all(*self._agreed(student, teacher), labels, at)
         self._check_call(student, teacher, at)
         with torch.autocast(student.logits.device.type, enabled=False):
             student, teacher, labels, at = self._counted(student.detach(), teacher, self._labels(student, labels), at)
@@ -313,6 +319,17 @@ class Loss(nn.Module, abc.ABC):
             self.check(ours, theirs)
         return ours, theirs
 
+    def _of_all(
+        self, student: Outputs, teacher: Outputs, labels: Tensor | None, at: Moment
+    ) -> tuple[Outputs, Outputs, Tensor | None, Moment]:
+        """What the loss reads, of the whole batch where it needs that and several processes share it."""
+        if not (self.whole_batch and sees_whole()):
+            return student, teacher, labels, at
+        student = student.of(self.needs).map(gathered)
+        teacher = teacher.of(self.teacher_needs or self.needs).map(gathered) if self.uses_teacher else student
+        ids = None if at.ids is None else gathered(at.ids)
+        return student, teacher, None if labels is None else gathered(labels), replace(at, ids=ids)
+
     def _labels(self, student: Outputs, labels: Tensor | None) -> Tensor:
         if "labels" in self.needs:
             return check_labels(type(self).__name__, labels, student.logits)
@@ -352,6 +369,9 @@ class Loss(nn.Module, abc.ABC):
         super()._load_from_state_dict(state_dict, prefix, *arguments)
 
 
+_OF_INNER = ("needs", "teacher_needs", "uses_teacher", "dense", "pairwise", "whole_batch", "own_gradient", "clipped")
+
+
 class Wrapper(Loss):
     """A loss that holds another one: on changed outputs, or in other stages. Everything else is the inner loss's.
 
@@ -379,7 +399,7 @@ class Wrapper(Loss):
                 f"{self.option}=spec(SoftTargets, temperature=2.0), for example."
             )
         setattr(self, self.option, inner)
-        for name in ("needs", "teacher_needs", "uses_teacher", "dense", "pairwise", "own_gradient", "clipped"):
+        for name in _OF_INNER:
             setattr(self, name, getattr(inner, name))
         self.discriminator_rates = {  # type: ignore[misc]
             f"{self.option}.{name}": rate for name, rate in inner.discriminator_rates.items()

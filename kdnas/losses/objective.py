@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from kdnas.losses.base import Loss, Stage, frozen
 from kdnas.numerics import safe_norm
 from kdnas.outputs import START, Moment, Outputs
+from kdnas.ranks.tensors import averaged
 from kdnas.specs import Spec, parse_spec
 
 
@@ -137,7 +138,8 @@ class Objective(nn.Module):
             carrier = torch.zeros((), device=student.logits.device)
             for parameter, gradient in zip(parameters, gradients, strict=True):
                 if gradient is not None:
-                    carrier = carrier + (parameter * _clipped(gradient, parameter.grad)).sum()
+                    (whole,) = averaged([gradient])
+                    carrier = carrier + (parameter * _clipped(whole, parameter.grad)).sum()
             yield n, apart[n].detach() + (carrier - carrier.detach())
         yield from self.adversaries(student.detach(), teacher, labels, at)
 

@@ -216,6 +216,17 @@ class LossContract(LossInputContract):
         else:
             assert equal, f"repeating the batch changes the value from {once} to {doubled}"
 
+    def test_a_batch_is_the_mean_of_its_halves_unless_it_needs_the_whole(self) -> None:
+        student, teacher, labels = self._example(torch.float64)
+        loss = self._prepared(student, teacher, dtype=torch.float64)
+        whole = float(loss(student, teacher, labels).detach())
+        halves = 0.0
+        for rows in (slice(2), slice(2, 4)):
+            parts = [outputs.map(lambda x, rows=rows: x[rows]) for outputs in (student, teacher)]
+            halves += float(loss(*parts, labels[rows]).detach()) / 2
+        if not math.isclose(whole, halves, rel_tol=1e-6, abs_tol=1e-9):
+            assert self.make.whole_batch, f"the value is {whole}, of halves {halves}: set whole_batch to True"
+
     def test_learnable_parts_are_checkpointed(self) -> None:
         student, teacher, labels = self._example()
         trained = fill(self._prepared(student, teacher))

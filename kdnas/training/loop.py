@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from collections.abc import Callable
 from functools import partial
 from typing import Any, final
 
@@ -15,10 +16,12 @@ from kdnas.losses.objective import Objective, Share
 from kdnas.network import Network, load_strictly
 from kdnas.outputs import Moment
 from kdnas.randomness import seed_of
+from kdnas.ranks import team, tensors
 from kdnas.settings import Recipe
 from kdnas.supernet import Supernet
 from kdnas.teachers.base import Teacher, every_layer
 from kdnas.teachers.cache import TeacherCache
+from kdnas.training import shared
 
 
 @final
@@ -28,8 +31,13 @@ class Training:
     On a CPU the student's images are in the channels-last format, which its layers keep and which is faster
     there, unless a strided 1x1 convolution is among them (docs/numerics.md).
 
+    The processes of `torchrun` each have a copy, and all take a step together (`kdnas.ranks`): each on its part of the
+    batch, with one exchange of the whole gradient before the optimizer step.
+
     Attributes:
         index: number of steps taken.
+        is_shared: whether the processes that follow this one have its present state.
+        is_new: whether no step was taken since it was made.
         schedule: how the distiller divides the training.
         gradient_norm: Euclidean norm of the last step's whole gradient, before clipping.
         conflict: cosine between the last watched step's gradient from its first loss (a sandwich's largest subnet) and
@@ -73,6 +81,7 @@ class Training:
         self.model, self.distiller = model.to(self.device), distiller.to(self.device)
         self.teacher = None if teacher is None else teacher.to(self.device)
         self.data, self.recipe, self.index, self.cache = data, recipe, 0, cache
+        self.is_shared, self.is_new = False, True
         self._memory_format: torch.memory_format | None = None  # as they are, for the first batch
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed_of(recipe.seed, "parts"))
@@ -106,9 +115,15 @@ class Training:
 
         Raises:
             FloatingPointError: a loss is not finite; the weights are as they were before the step.
+            ValueError: several processes cannot share the training, or one of them is lost.
         """
+        return shared.step(self, watch, weigh) if team.leads() else self.take(watch, weigh)
+
+    def take(self, watch: bool, weigh: bool) -> dict[str, float]:
+        """One step of this process; see `step`."""
         recipe = self.recipe
-        step = Step(self.index, recipe.steps, recipe.seed, self.rate(self.index), weigh)
+        own = tensors.rank() if recipe.per_process == "architectures" else 0
+        step = Step(self.index, recipe.steps, recipe.seed, self.rate(self.index), weigh, own)
         if self.index in self.schedule.restarts and self.index > 0:
             self.optimizer = _optimizer([self.model, self.distiller], recipe)
         for group in self.optimizer.param_groups:
@@ -117,12 +132,17 @@ class Training:
         self.distiller.train()
         # Dropout draws from the global generator: seeded per step, and restored afterwards.
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed_of(recipe.seed, "step", self.index))
-            batch = self._batch(self.index)
-            values = self._backward(batch, step, watch)
-            self._optimize()
-            self.distiller.after(self.model, batch, step)
+            process = tensors.rank()
+            torch.manual_seed(seed_of(recipe.seed, "step", self.index, *[process] * (process > 0)))
+            batch = self._batch(self.index, tensors.part)
+            # Images may be slow to read, and first steps in other ways; later ones take all processes equally long.
+            team.meet("a step", careful=self.is_new)
+            with tensors.sharing(recipe.per_process):
+                values = self._backward(batch, step, watch)
+                self._optimize()
+                self.distiller.after(self.model, batch, step)
         self.index += 1
+        self.is_new = False
         return values
 
     def rate(self, index: int) -> float:
@@ -134,6 +154,7 @@ class Training:
         losses: list[tuple[str, Tensor]] = []
         first: list[tuple[nn.Parameter, Tensor]] = []
         generator = self.distiller.losses(self.model, batch, step)
+        reads_gradients = tensors.size() > 1 and shared.reads_gradients(self.distiller)
         autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bfloat16")
         while True:
             with autocast:
@@ -143,13 +164,19 @@ class Training:
             name, loss = yielded
             losses.append((name, loss.detach()))
             loss.backward()
+            if reads_gradients:
+                shared.average(self, losses[-1][1])
             if watch and len(losses) == 1:
                 first = [(p, p.grad.clone()) for p in self.model.parameters() if p.grad is not None]
-        values = self._values(losses)
+        means = shared.average(self, torch.stack([loss for _, loss in losses]))
+        values = self._values([name for name, _ in losses], means)
         if step.weigh:
             known = (module.shares for module in self.distiller.modules() if isinstance(module, Objective))
             self.shares = next((shares for shares in known if shares), {})
         if watch:
+            if not reads_gradients:
+                average = tensors.averaged([gradient for _, gradient in first])
+                first = [(p, gradient) for (p, _), gradient in zip(first, average, strict=True)]
             self.conflict = _conflict(first) if len(losses) > 1 else None
         return values
 
@@ -165,10 +192,10 @@ class Training:
             torch.nn.utils.clip_grads_with_norm_(parameters, self.recipe.clip, self.gradient_norm)
         self.optimizer.step()
 
-    def _values(self, losses: list[tuple[str, Tensor]]) -> dict[str, float]:
+    def _values(self, names: list[str], losses: Tensor) -> dict[str, float]:
         # One transfer from the device for all losses, before the weights are touched.
         values: dict[str, float] = {}
-        for (name, _), value in zip(losses, torch.stack([loss for _, loss in losses]).tolist(), strict=True):
+        for name, value in zip(names, losses.tolist(), strict=True):
             values[name] = values.get(name, 0.0) + value
             if not math.isfinite(value):
                 raise FloatingPointError(
@@ -201,17 +228,21 @@ class Training:
             self.index = int(state["index"])
             if isinstance(self.model, Supernet):
                 self.model.uses = Counter(state["uses"])
+            self.is_shared = False
         except (ValueError, KeyError, TypeError, AttributeError, IndexError, RuntimeError) as error:
             raise ValueError(
                 f"the checkpoint is of another search space or distiller: {str(error).rstrip('.')}. Use another output "
                 "folder, or the settings of the checkpoint."
             ) from error
 
-    def _batch(self, index: int) -> Batch:
+    def _batch(self, index: int, part: Callable[[int], slice] = slice) -> Batch:
+        """The images of a step, or a part of them by their number."""
         ids = self.data.indices(self.recipe.seed, index, self.recipe.batch_size)
+        rows = part(len(ids))
         cache, seed = self.cache, self.recipe.seed
         view = 0 if cache is None else index // self.epoch_steps % cache.views
-        pixels = self.data.pixels(ids, seed, index) if cache is None else self.data.view(ids, seed, view)
+        pixels = self.data.pixels(ids, seed, index, rows) if cache is None else self.data.view(ids[rows], seed, view)
+        ids = ids[rows]
         pixels = pixels.to(self.device, non_blocking=True)
         if not torch.isfinite(pixels).all():
             bad = ids[~pixels.isfinite().flatten(1).all(1).cpu()].tolist()

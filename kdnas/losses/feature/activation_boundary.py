@@ -52,6 +52,7 @@ class ActivationBoundary(FeatureLoss):
 
     weight: ClassVar[float] = 0.003
     ranges: ClassVar[Mapping[str, str]] = {"margin": "(0, inf)"}
+    whole_batch: ClassVar[bool] = True
     golden: ClassVar[float] = 243.81411212682684
 
     def __init__(

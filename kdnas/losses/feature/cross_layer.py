@@ -50,6 +50,7 @@ class CrossLayer(Loss):
     needs: ClassVar[tuple[str, ...]] = ("features",)
     weight: ClassVar[float] = 400.0
     ranges: ClassVar[Mapping[str, str]] = {"batch_size": "[1, inf)", "temperature": "(0, inf)"}
+    whole_batch: ClassVar[bool] = True
     golden: ClassVar[float] = 0.47408230448307453
 
     def __init__(

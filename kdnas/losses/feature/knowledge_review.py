@@ -53,6 +53,7 @@ class KnowledgeReview(FeatureLoss):
     """
 
     ranges: ClassVar[Mapping[str, str]] = {"width": "[1, inf)"}
+    whole_batch: ClassVar[bool] = True
     golden: ClassVar[float] = 1.0577175116502655
 
     def __init__(

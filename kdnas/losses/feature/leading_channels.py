@@ -58,6 +58,7 @@ class LeadingChannels(FeatureLoss):
     """
 
     weight: ClassVar[float] = 10.0
+    whole_batch: ClassVar[bool] = True
     golden: ClassVar[float] = 1.9050775346086033
 
     def __init__(

@@ -52,6 +52,7 @@ class OneForAll(Loss):
     needs: ClassVar[tuple[str, ...]] = ("logits", "labels", "features")
     teacher_needs: ClassVar[tuple[str, ...] | None] = ("logits",)
     ranges: ClassVar[Mapping[str, str]] = {"gamma": "[1, inf)", "temperature": "(0, inf)", "width": "[1, inf)"}
+    whole_batch: ClassVar[bool] = True
     golden: ClassVar[float] = 5.527683161982335
 
     def __init__(

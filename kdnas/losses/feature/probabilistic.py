@@ -46,6 +46,7 @@ class Probabilistic(Loss):
 
     needs: ClassVar[tuple[str, ...]] = ("features",)
     weight: ClassVar[float] = 30000.0
+    whole_batch: ClassVar[bool] = True
     golden: ClassVar[float] = 0.032212969849424955
     pairwise: ClassVar[bool] = True
 

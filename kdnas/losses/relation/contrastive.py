@@ -66,6 +66,7 @@ class Contrastive(Loss):
         "momentum": "[0, 1)",
         "seed": "[0, inf)",
     }
+    whole_batch: ClassVar[bool] = True
     golden: ClassVar[float] = 4.6183518228821665
     pairwise: ClassVar[bool] = True
 

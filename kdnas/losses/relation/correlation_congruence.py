@@ -41,6 +41,7 @@ class CorrelationCongruence(Loss):
 
     needs: ClassVar[tuple[str, ...]] = ("features",)
     ranges: ClassVar[Mapping[str, str]] = {"gamma": "(0, inf)", "order": "[1, inf)"}
+    whole_batch: ClassVar[bool] = True
     golden: ClassVar[float | None] = 0.03703937630437521
 
     def __init__(

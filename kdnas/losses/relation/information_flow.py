@@ -63,6 +63,7 @@ class InformationFlow(Loss):
 
     needs: ClassVar[tuple[str, ...]] = ("features",)
     ranges: ClassVar[Mapping[str, str]] = {"first_weight": "[0, inf)", "decay": "(0, 1]", "epochs": "[1, inf)"}
+    whole_batch: ClassVar[bool] = True
     golden: ClassVar[float | None] = 0.45378469481799216
 
     def __init__(

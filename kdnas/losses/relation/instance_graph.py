@@ -51,6 +51,7 @@ class InstanceGraph(Loss):
 
     needs: ClassVar[tuple[str, ...]] = ("logits", "features")
     ranges: ClassVar[Mapping[str, str]] = {"vertex": "[0, inf)", "edge": "[0, inf)", "transformation": "[0, inf)"}
+    whole_batch: ClassVar[bool] = True
     golden: ClassVar[float | None] = 1.328174266514482
 
     def __init__(

@@ -39,6 +39,7 @@ class LocalityPreserving(Loss):
 
     needs: ClassVar[tuple[str, ...]] = ("features",)
     ranges: ClassVar[Mapping[str, str]] = {"neighbours": "[1, inf)", "sigma2": "[0, inf)"}
+    whole_batch: ClassVar[bool] = True
     golden: ClassVar[float | None] = 0.43753916641161616
     pairwise: ClassVar[bool] = True
 

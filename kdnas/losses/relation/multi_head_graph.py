@@ -63,6 +63,7 @@ class MultiHeadGraph(LayerRelation):
 
     weight: ClassVar[float] = 1024.0
     ranges: ClassVar[Mapping[str, str]] = {"num_heads": "[1, inf)", "seed": "[0, inf)"}
+    whole_batch: ClassVar[bool] = True
     golden: ClassVar[float | None] = 0.0003805991701537745
     clipped: ClassVar[bool] = True
 

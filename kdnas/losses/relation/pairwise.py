@@ -39,6 +39,7 @@ class Pairwise(Loss):
     """
 
     needs: ClassVar[tuple[str, ...]] = ("features",)
+    whole_batch: ClassVar[bool] = True
     golden: ClassVar[float | None] = 0.38750605519854114
     pairwise: ClassVar[bool] = True
 

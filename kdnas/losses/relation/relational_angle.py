@@ -38,6 +38,7 @@ class RelationalAngle(Loss):
     needs: ClassVar[tuple[str, ...]] = ("features",)
     weight: ClassVar[float] = 50.0
     ranges: ClassVar[Mapping[str, str]] = {"vertices": "[0, inf)"}
+    whole_batch: ClassVar[bool] = True
     golden: ClassVar[float | None] = 0.13901076135408075
 
     def __init__(self, *, vertices: int = 0) -> None:

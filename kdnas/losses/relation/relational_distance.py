@@ -35,6 +35,7 @@ class RelationalDistance(Loss):
 
     needs: ClassVar[tuple[str, ...]] = ("features",)
     weight: ClassVar[float] = 25.0
+    whole_batch: ClassVar[bool] = True
     golden: ClassVar[float | None] = 0.34928041258442555
 
     def __init__(self, *, normalize: bool = False) -> None:

@@ -34,6 +34,7 @@ class Representational(FeatureLoss):
     """
 
     pairwise: ClassVar[bool] = True
+    whole_batch: ClassVar[bool] = True
     golden: ClassVar[float | None] = 2.0327669570704545
 
     def between(self, student: Tensor, teacher: Tensor, pair: int) -> Tensor:

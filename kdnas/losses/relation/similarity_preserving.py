@@ -33,6 +33,7 @@ class SimilarityPreserving(FeatureLoss):
     """
 
     weight: ClassVar[float] = 3000.0
+    whole_batch: ClassVar[bool] = True
     golden: ClassVar[float | None] = 0.023641830786839905
     pairwise: ClassVar[bool] = True
 

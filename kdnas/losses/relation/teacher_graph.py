@@ -75,6 +75,7 @@ class TeacherGraph(Loss):
         "dims": "[1, inf)",
         "seed": "[0, inf)",
     }
+    whole_batch: ClassVar[bool] = True
     golden: ClassVar[float | None] = 1.2523684568226288
 
     def __init__(

@@ -43,6 +43,7 @@ class Dist(Loss):
 
     weight: ClassVar[float] = 2.0
     ranges: ClassVar[Mapping[str, str]] = {"inter": "[0, inf)", "intra": "[0, inf)", "temperature": "(0, inf)"}
+    whole_batch: ClassVar[bool] = True
     golden: ClassVar[float] = 2.1686887617591326
 
     def __init__(self, *, inter: float = 1.0, intra: float = 1.0, temperature: float = 1.0) -> None:
