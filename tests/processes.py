@@ -7,9 +7,12 @@ import socket
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any
+
+import torch
 
 from kdnas.ranks.team import joined
 
@@ -17,6 +20,7 @@ from kdnas.ranks.team import joined
 @contextmanager
 def started(lead: Callable[[], Any], count: int = 2) -> Iterator[tuple[list[BaseProcess], list[Connection]]]:
     """Processes, of which the first calls `lead`, and what each sends when it ends: a result or a text."""
+    _import_lazily()
     with socket.socket() as place:
         place.bind(("127.0.0.1", 0))
         port = place.getsockname()[1]
@@ -37,6 +41,14 @@ def started(lead: Callable[[], Any], count: int = 2) -> Iterator[tuple[list[Base
         for process in processes:
             process.kill()
             process.join()
+
+
+@cache
+def _import_lazily() -> None:
+    """Have torch import what it imports at the first step of an optimizer, once and not in every copy."""
+    weight = torch.nn.Parameter(torch.zeros(2))
+    weight.sum().backward()
+    torch.optim.SGD([weight], lr=0.1, momentum=0.9, nesterov=True).step()
 
 
 def together(lead: Callable[[], Any], count: int = 2) -> Any:

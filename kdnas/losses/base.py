@@ -24,7 +24,7 @@ from kdnas.losses._options import recorded
 from kdnas.losses.stage_pairs import Alignment, StagePairs
 from kdnas.numerics import widen
 from kdnas.outputs import START, Moment, Outputs
-from kdnas.ranks.tensors import gathered, sees_whole
+from kdnas.ranks.tensors import alone, gathered, sees_whole
 from kdnas.specs import Spec
 
 
@@ -168,7 +168,10 @@ class Loss(nn.Module, abc.ABC):
         Raises:
             ValueError: inputs are missing or do not agree, or parts of the loss need a training first.
         """
-        student, teacher, labels, at = self._of_all(*self._agreed(student, teacher), labels, at)
+        student, teacher = self._agreed(student, teacher)
+        if self.whole_batch and sees_whole():
+            with alone():
+                return self.forward(*self._of_all(student, teacher, labels, at))
         if not self.is_trained:
             raise ValueError(
                 f"{type(self).__name__} has parts that are trained before use, and they are not. Call loss.prepare"
@@ -218,7 +221,8 @@ class Loss(nn.Module, abc.ABC):
         needs = self.teacher_needs or self.needs
         teacher = as_outputs(type(self).__name__, needs, teacher, "teacher").detach().map(widen)
         if self.whole_batch and sees_whole():
-            teacher = teacher.of(needs).map(gathered)
+            with alone():
+                return self.preparation(teacher.of(needs).map(gathered))
         with torch.autocast(teacher.logits.device.type, enabled=False):
             parts = [p for p in self.parameters() if p.requires_grad]
             if parts and not all(x.numel() for x in self._read_of_teacher(teacher)):
@@ -255,7 +259,10 @@ class Loss(nn.Module, abc.ABC):
         """
         if type(self).discriminate is Loss.discriminate:
             return None
-        student, teacher, labels, at = self._of_all(*self._agreed(student, teacher), labels, at)
+        student, teacher = self._agreed(student, teacher)
+        if self.whole_batch and sees_whole():
+            with alone():
+                return self.adversary(*self._of_all(student, teacher, labels, at))
         self._check_call(student, teacher, at)
         with torch.autocast(student.logits.device.type, enabled=False):
             student, teacher, labels, at = self._counted(student.detach(), teacher, self._labels(student, labels), at)
@@ -322,9 +329,7 @@ class Loss(nn.Module, abc.ABC):
     def _of_all(
         self, student: Outputs, teacher: Outputs, labels: Tensor | None, at: Moment
     ) -> tuple[Outputs, Outputs, Tensor | None, Moment]:
-        """What the loss reads, of the whole batch where it needs that and several processes share it."""
-        if not (self.whole_batch and sees_whole()):
-            return student, teacher, labels, at
+        """What the loss reads, of the whole batch, of which several processes have parts."""
         student = student.of(self.needs).map(gathered)
         teacher = teacher.of(self.teacher_needs or self.needs).map(gathered) if self.uses_teacher else student
         ids = None if at.ids is None else gathered(at.ids)

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
 from typing import Any, final
 
 import torch
@@ -11,6 +12,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from kdnas.ranks.team import Team, present
+
+_ALONE = ContextVar("alone", default=False)
 
 # The value of a training is the mean of the processes' values, and so is its gradient. A process's own gradients are
 # those of its own value: as many times too large as there are processes, until `averaged` divides them.
@@ -31,7 +34,17 @@ def size() -> int:
 def sees_whole() -> bool:
     """Whether what couples the samples of a batch must see those of all processes."""
     team = present()
-    return team is not None and team.per_process == "nothing"
+    return team is not None and team.per_process == "nothing" and not _ALONE.get()
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """Inside, every process computes for itself: what it computes with is the whole batch already."""
+    token = _ALONE.set(True)
+    try:
+        yield
+    finally:
+        _ALONE.reset(token)
 
 
 def part(count: int) -> slice:
@@ -148,8 +161,8 @@ class _WholeBatch(TorchFunctionMode):
         momentum: float = 0.1,
         eps: float = 1e-5,
     ) -> Tensor:
-        if not training:
-            return F.batch_norm(x, running_mean, running_var, weight, bias, False, momentum, eps)
+        if not training or _ALONE.get():
+            return F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
         normalised, center, variance, count = _Normalised.apply(x, eps, self.team)
         if running_mean is not None and running_var is not None:
             running_mean.lerp_(center.to(running_mean.dtype), momentum)

@@ -174,9 +174,8 @@ class Training:
             known = (module.shares for module in self.distiller.modules() if isinstance(module, Objective))
             self.shares = next((shares for shares in known if shares), {})
         if watch:
-            if not reads_gradients:
-                average = tensors.averaged([gradient for _, gradient in first])
-                first = [(p, gradient) for (p, _), gradient in zip(first, average, strict=True)]
+            if tensors.size() > 1 and not reads_gradients:
+                first = shared.averaged_pairs(self.model, first)
             self.conflict = _conflict(first) if len(losses) > 1 else None
         return values
 

@@ -86,6 +86,14 @@ def average(training: "Training", losses: Tensor) -> Tensor:
     return values
 
 
+def averaged_pairs(model: nn.Module, pairs: list[tuple[nn.Parameter, Tensor]]) -> list[tuple[nn.Parameter, Tensor]]:
+    """The mean over all processes of gradients, which each has for some of a model's parameters, where there is one."""
+    own = dict(pairs)
+    parameters = [p for p in model.parameters() if p.grad is not None]
+    means = tensors.averaged([own.get(p, torch.zeros_like(p)) for p in parameters])
+    return list(zip(parameters, means, strict=True))
+
+
 def reads_gradients(distiller: Distiller) -> bool:
     """Whether the gradient between two losses of a step is read, so that it must be the mean by then."""
     return any(

@@ -137,7 +137,7 @@ def test_processes_with_architectures_of_their_own_train_both():
         (
             FromTeacher(terms=((1.0, parse_spec("kdnas.losses", "contrastive")),)),
             {"per_process": "statistics"},
-            "`per_process` must be nothing with _Memory",
+            "`per_process` must be nothing with Contrastive, which remembers",
         ),
     ],
 )
