@@ -91,8 +91,7 @@ class Team:
         import torch.distributed as dist
 
         for other in range(1, self.size):
-            with contextlib.suppress(Unreachable):
-                self._send({}, other)
+            self._releases(other)
         if self._loss is None:
             dist.destroy_process_group()
 
@@ -176,9 +175,18 @@ class Team:
         try:
             yield
         except Unreachable as error:
-            whom = "process 0" if self.rank else "another process"
-            self._loss = Lost(f"{whom} of {self.size} has ended. {_AGAIN}")
+            # The leader releases the others: whom a letter does not reach has ended.
+            others = [0] if self.rank else [other for other in range(1, self.size) if not self._releases(other)]
+            whom = " and ".join(map(str, others or [1]))
+            self._loss = Lost(f"process {whom} of {self.size} has ended. {_AGAIN}")
             raise self._loss from error
+
+    def _releases(self, other: int) -> bool:
+        try:
+            self._send({}, other)
+        except Unreachable:
+            return False
+        return True
 
     def _send(self, message: Mapping[str, Any], other: int) -> None:
         import torch
