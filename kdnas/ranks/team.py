@@ -146,8 +146,9 @@ class Team:
 
     def _verdict(self, error: Exception | None, patience: timedelta) -> str:
         """A sentence on what is wrong with another process; empty if nothing is."""
-        status = {"notes": self.notes, "failed": error is not None, "away": isinstance(error, Unreachable)}
-        status["error"] = "" if error is None else plain(f"{error}", 1000)
+        text = "" if error is None else plain(f"{error}", 1000)
+        status: dict[str, Any] = {"failed": error is not None, "away": isinstance(error, Unreachable), "error": text}
+        status["notes"] = self.notes
         if self._problem is not None:
             return self._problem
         if self.rank:
@@ -215,7 +216,7 @@ class Team:
         whole = torch.frombuffer(bytearray(content), dtype=torch.uint8)
         for chunk in whole.split(_CHUNK):
             work = dist.broadcast(chunk, 0, async_op=True)
-            _reached(lambda work=work: work.wait(_FOREVER))
+            _reached(lambda work=work: work.wait(_FOREVER))  # type: ignore[union-attr]
         return whole.numpy().tobytes()
 
 

@@ -144,11 +144,11 @@ class _WholeBatch(TorchFunctionMode):
         self.team = team
 
     def __torch_function__(
-        self, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        if function is F.batch_norm:
+        if func is F.batch_norm:
             return self._batch_norm(*args, **(kwargs or {}))
-        return function(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
 
     def _batch_norm(
         self,
