@@ -175,7 +175,7 @@ class Training:
             self.shares = next((shares for shares in known if shares), {})
         if watch:
             if tensors.size() > 1 and not reads_gradients:
-                first = shared.averaged_pairs(self.model, first)
+                first = shared.averaged_pairs(self, first)
             self.conflict = _conflict(first) if len(losses) > 1 else None
         return values
 

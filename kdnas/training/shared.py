@@ -86,10 +86,12 @@ def average(training: "Training", losses: Tensor) -> Tensor:
     return values
 
 
-def averaged_pairs(model: nn.Module, pairs: list[tuple[nn.Parameter, Tensor]]) -> list[tuple[nn.Parameter, Tensor]]:
-    """The mean over all processes of gradients, which each has for some of a model's parameters, where there is one."""
+def averaged_pairs(training: "Training", pairs: list[tuple[nn.Parameter, Tensor]]) -> list[tuple[nn.Parameter, Tensor]]:
+    """The mean over all processes of gradients, which each has for some of the model's parameters."""
     own = dict(pairs)
-    parameters = [p for p in model.parameters() if p.grad is not None]
+    parameters = list(own)
+    if training.recipe.per_process == "architectures":  # others have gradients for other parameters
+        parameters = [p for p in training.model.parameters() if p.grad is not None]
     means = tensors.averaged([own.get(p, torch.zeros_like(p)) for p in parameters])
     return list(zip(parameters, means, strict=True))
 
