@@ -9,7 +9,7 @@ from typing import Any, Literal, TypedDict, final, get_args, get_type_hints
 from kdnas.costs.budget import COUNTS, Budget
 from kdnas.space import SearchSpace
 from kdnas.specs import Spec, nearest, spec
-from kdnas.tables import shared_folder, structure, unstructure
+from kdnas.tables import LATER, shared_folder, structure, unstructure
 from kdnas.values import Amount, Count, Factor, Index, Rate, Sample, Seed, Share, Side, Size, check_fields
 
 
@@ -48,7 +48,7 @@ class Recipe:
     clip: Amount = 5.0
     precision: Literal["float32", "bfloat16"] = "float32"
     seed: Seed = 0
-    per_process: Literal["nothing", "statistics", "architectures"] = "nothing"
+    per_process: Literal["nothing", "statistics", "architectures"] = field(default="nothing", metadata=LATER)
 
     def __post_init__(self) -> None:
         check_fields(self)

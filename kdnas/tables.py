@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import cattrs
-from cattrs.gen import make_dict_structure_fn, make_dict_unstructure_fn
+from cattrs.gen import make_dict_structure_fn, make_dict_unstructure_fn, override
 
 from kdnas.plain import printable, printable_content
 from kdnas.space import SearchSpace
@@ -155,6 +155,11 @@ def _family(name: str) -> type[SearchSpace]:
     return family
 
 
+LATER = {"later": True}
+"""Metadata of a dataclass's field that was added later: at its default it is not written, so that what was written
+before, and digests of it, stay the same."""
+
+
 @functools.cache
 def _converter() -> cattrs.Converter:
     converter = cattrs.Converter(forbid_extra_keys=True, detailed_validation=True)
@@ -190,6 +195,7 @@ def _converter() -> cattrs.Converter:
         lambda kind: functools.partial(_structure_choice, converter, typing.get_args(kind)),
     )
     converter.register_structure_hook_func(lambda kind: kind is SearchSpace, lambda value, _: space_from_table(value))
+    converter.register_unstructure_hook_factory(lambda kind: bool(_later(kind)), lambda kind: _earlier(kind, converter))
     converter.register_unstructure_hook_func(
         lambda kind: isinstance(kind, type) and issubclass(kind, SearchSpace),
         lambda space: _family_key(type(space)) | make_dict_unstructure_fn(type(space), converter)(space),
@@ -202,6 +208,17 @@ def _converter() -> cattrs.Converter:
         lambda kind: getattr(kind, "own_json", False), lambda value: value.to_json()
     )
     return converter
+
+
+def _later(kind: Any) -> list[str]:
+    """Names of a dataclass's fields that are marked by `LATER`."""
+    known = getattr(kind, "__dataclass_fields__", {})
+    return [name for name, known_field in known.items() if LATER.items() <= known_field.metadata.items()]
+
+
+def _earlier(kind: Any, converter: cattrs.Converter) -> Any:
+    """Writes a dataclass without its later fields where they have their default."""
+    return make_dict_unstructure_fn(kind, converter, **{name: override(omit_if_default=True) for name in _later(kind)})
 
 
 def _family_key(kind: type) -> dict[str, str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from kdnas.jobs._arguments import load_settings
-from kdnas.settings import Experiment, Train
+from kdnas.settings import Experiment, Recipe, Train
 from kdnas.space import SearchSpace
 from kdnas.spaces.toy import Toy
 from kdnas.specs import Spec, spec
@@ -151,3 +151,10 @@ def test_what_people_write_is_read_as_utf_8_whatever_the_system_s_encoding_is():
 def test_shared_folders_are_found_in_a_checkout():
     assert (shared_folder("search_spaces") / "toy.toml").is_file()
     assert shared_folder("search_spaces") == Path(__file__).parents[1] / "search_spaces"
+
+
+def test_a_field_that_was_added_later_is_not_written_at_its_default():
+    assert "per_process" not in unstructure(Recipe())
+    written = unstructure(Recipe(per_process="statistics"))
+    assert structure(written, Recipe) == Recipe(per_process="statistics")
+    assert structure(unstructure(Recipe()), Recipe) == Recipe()
