@@ -218,7 +218,8 @@ def _later(kind: Any) -> list[str]:
 
 def _earlier(kind: Any, converter: cattrs.Converter) -> Any:
     """Writes a dataclass without its later fields where they have their default."""
-    return make_dict_unstructure_fn(kind, converter, **{name: override(omit_if_default=True) for name in _later(kind)})
+    overrides: Any = {name: override(omit_if_default=True) for name in _later(kind)}
+    return make_dict_unstructure_fn(kind, converter, **overrides)
 
 
 def _family_key(kind: type) -> dict[str, str]:
