@@ -4,7 +4,6 @@ The processes that are killed are copies of one that has imported everything onc
 """
 
 import contextlib
-import multiprocessing
 import signal
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -20,6 +19,7 @@ import kdnas.students.forms
 import kdnas.training.driver
 from kdnas.cli.commands import main
 from kdnas.students.source import load_source
+from tests.processes import CONTEXT
 
 PLACE = """
 {given} as place
@@ -34,11 +34,6 @@ place.{name} = wrapped
 """
 CHECKPOINT = {"given": "import kdnas.training.driver", "name": "save_state"}
 """Where a training dies: what it recorded of its last step is written, the checkpoint of that step is not."""
-
-# Imports torch's compiler, which a process needs for its first optimizer.
-torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], 0.1)
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload([__name__])
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -70,7 +65,7 @@ def killed(arguments: Sequence[str] | str, here: str, *, given: str, name: str, 
     place = PLACE.format(given=given, name=name, here=here, then=then)
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "log"
-        process = _CONTEXT.Process(target=_run, args=(place, arguments, str(log)))
+        process = CONTEXT.Process(target=_run, args=(place, arguments, str(log)))
         process.start()
         process.join()
         assert process.exitcode == -signal.SIGKILL, f"it ended before it could be killed: {log.read_text()[-2000:]}"

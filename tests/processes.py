@@ -1,38 +1,47 @@
-"""Several processes of one training, as `torchrun` starts them, by copying the process of the test."""
+"""Several processes of one training, as `torchrun` starts them: copies of one that has imported everything once.
+
+Not of the test's own, as torch refuses gradients in a copy of a process that had threads for them.
+"""
 
 import multiprocessing
 import os
 import pickle
 import socket
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any
 
+import cloudpickle
 import torch
 
 from kdnas.ranks.team import joined
+
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["tests.killing", __name__])
+# Imports torch's compiler, which a process needs for its first optimizer.
+torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], 0.1)
+
+
+def prepare() -> None:
+    """What every process does first; tests put another function in its place."""
 
 
 @contextmanager
 def started(lead: Callable[[], Any], count: int = 2) -> Iterator[tuple[list[BaseProcess], list[Connection]]]:
     """Processes, of which the first calls `lead`, and what each sends when it ends: a result or a text."""
-    _import_lazily()
     with socket.socket() as place:
         place.bind(("127.0.0.1", 0))
         port = place.getsockname()[1]
-    fork = multiprocessing.get_context("fork")
-    ends = [fork.Pipe(duplex=False) for _ in range(count)]
-    processes = [
-        fork.Process(target=_run, args=(rank, count, port, lead, ends[rank][1]), daemon=True) for rank in range(count)
+    ends = [CONTEXT.Pipe(duplex=False) for _ in range(count)]
+    work = cloudpickle.dumps((prepare, lead))
+    processes: list[BaseProcess] = [
+        CONTEXT.Process(target=_run, args=(rank, count, port, work, ends[rank][1]), daemon=True)
+        for rank in range(count)
     ]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of copies of a process with threads, which here all wait
-        for process in processes:
-            process.start()
+    for process in processes:
+        process.start()
     for _, writer in ends:
         writer.close()
     try:
@@ -41,14 +50,6 @@ def started(lead: Callable[[], Any], count: int = 2) -> Iterator[tuple[list[Base
         for process in processes:
             process.kill()
             process.join()
-
-
-@cache
-def _import_lazily() -> None:
-    """Have torch import what it imports at the first step of an optimizer, once and not in every copy."""
-    weight = torch.nn.Parameter(torch.zeros(2))
-    weight.sum().backward()
-    torch.optim.SGD([weight], lr=0.1, momentum=0.9, nesterov=True).step()
 
 
 def together(lead: Callable[[], Any], count: int = 2) -> Any:
@@ -69,9 +70,11 @@ def outcome(reader: Connection) -> Any:
         return None
 
 
-def _run(rank: int, count: int, port: int, lead: Callable[[], Any], writer: Connection) -> None:
+def _run(rank: int, count: int, port: int, work: bytes, writer: Connection) -> None:
     place = {"RANK": rank, "WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "LOCAL_RANK": rank}
     os.environ.update({name: str(value) for name, value in place.items()})
+    first, lead = pickle.loads(work)
+    first()
     try:
         with joined() as is_first:
             result = lead() if is_first else None

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from kdnas.cli.parser import Parser, add_command
 from kdnas.jobs import _texts as texts
 from kdnas.jobs import commands as jobs
-from kdnas.jobs._signals import disk_error, ending, stopping
+from kdnas.jobs._signals import ending, stopping
 from kdnas.jobs._texts import Values
 from kdnas.plain import printable, show, show_everything
 from kdnas.ranks.team import joined
@@ -65,11 +65,7 @@ COMMANDS = {
     ),
     "train": Command(jobs.train, texts.into("experiment"), texts.training, lambda _, v: f"kdnas search {v['out']}"),
     "search": Command(
-        jobs.search,
-        lambda v: v["run"],
-        texts.search_text,
-        lambda _, v: f"kdnas finals {v['run']}",
-        texts.search_json,
+        jobs.search, lambda v: v["run"], texts.search_text, lambda _, v: f"kdnas finals {v['run']}", texts.search_json
     ),
     "finals": Command(
         jobs.finals, lambda v: v["run"], texts.closing, lambda _, v: f"kdnas report {v['run']}", texts.unchanged
@@ -148,13 +144,8 @@ def parser() -> argparse.ArgumentParser:
         added = add_command(commands, name, command.function, json=command.json is not None)
         if name == "search":
             added.add_argument("--top", type=int, default=10, help="number of places to print (default: 10)")
-            added.add_argument(
-                "--front", action="store_true", help="print the Pareto front of score, MACs and params instead"
-            )
+            added.add_argument("--front", action="store_true", help="print the Pareto front of score and costs instead")
     return top
-
-
-_OUT_OF_MEMORY = re.compile("out of memory|not enough memory|can't allocate memory", re.IGNORECASE)
 
 
 def _as_typed(message: str, command: argparse.ArgumentParser) -> str:
@@ -194,22 +185,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if is_first:
                 _execute(options.command, values)
             sys.stdout.flush()
-    except RecursionError:
-        _end(options.command, "something is nested too deeply. Use fewer levels.", 2)
-    except (ValueError, FloatingPointError) as error:
-        _end(options.command, _as_typed(str(error), own), 2)
-    except (MemoryError, RuntimeError) as error:
-        if "Symlink loop" in str(error):
-            _end(options.command, f"{error}. Remove that link.", 2)
-        if not isinstance(error, MemoryError) and not _OUT_OF_MEMORY.search(str(error)):
-            raise
-        _end(options.command, "not enough memory. Lower --batch-size or --num-images, or use a smaller space.", 2)
     except BrokenPipeError:  # whoever reads the output has enough; the interpreter flushes once more at its end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except OSError as error:
-        _end(options.command, disk_error(error), 2)
-    except KeyboardInterrupt as stop:
-        _end(options.command, *ending(stop))
+    except (ValueError, FloatingPointError) as error:
+        _end(options.command, _as_typed(str(error), own), 2)
+    except (MemoryError, RuntimeError, OSError, KeyboardInterrupt) as error:
+        if (end := ending(error)) is None:
+            raise
+        _end(options.command, *end)
 
 
 def _execute(name: str, values: Values) -> None:

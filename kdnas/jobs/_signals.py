@@ -1,13 +1,15 @@
-"""What ends a command from outside: signals, as Ctrl-C does, and the disk."""
+"""What ends a command from outside: signals, as Ctrl-C does, memory and the disk."""
 
 import contextlib
 import errno
+import re
 import signal
 import threading
 from collections.abc import Iterator
 from typing import Any, NoReturn, final
 
 _GOES_ON = "the same command goes on from the last checkpoint."
+_OUT_OF_MEMORY = re.compile("out of memory|not enough memory|can't allocate memory", re.IGNORECASE)
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -45,11 +47,20 @@ def _stop(number: int, frame: Any) -> NoReturn:
     raise Stopped(number)
 
 
-def ending(stop: KeyboardInterrupt) -> tuple[str, int]:
-    """What is said of a command that was stopped, and its exit code."""
-    if isinstance(stop, Stopped):
-        return f"stopped by {stop}; {_GOES_ON}", 128 + stop.number
-    return f"stopped; {_GOES_ON}", 130
+def ending(error: BaseException) -> tuple[str, int] | None:
+    """What is said of a command that was ended from outside, and its exit code; None for any other error."""
+    if isinstance(error, KeyboardInterrupt):
+        stop, code = (f" by {error}", 128 + error.number) if isinstance(error, Stopped) else ("", 130)
+        return f"stopped{stop}; {_GOES_ON}", code
+    if isinstance(error, RecursionError):
+        return "something is nested too deeply. Use fewer levels.", 2
+    if isinstance(error, OSError):
+        return disk_error(error), 2
+    if "Symlink loop" in str(error):
+        return f"{error}. Remove that link.", 2
+    if isinstance(error, MemoryError) or _OUT_OF_MEMORY.search(str(error)):
+        return "not enough memory. Lower --batch-size or --num-images, or use a smaller space.", 2
+    return None
 
 
 def disk_error(error: OSError) -> str:

@@ -21,6 +21,7 @@ from kdnas.teachers.base import Frozen
 from kdnas.training import loop
 from kdnas.training.loop import Training
 from kdnas.training.shared import check as check_shared
+from tests import processes
 from tests.distillers.spaces import ELASTIC, OPERATIONS, TOY
 from tests.processes import together
 from tests.toy import data
@@ -50,11 +51,17 @@ def training(distiller, recipe=RECIPE):
     return Training(model, distiller, DATA, teacher, recipe)
 
 
+def in_float64():
+    loop.Batch = lambda pixels, *rest: Batch(pixels.double(), *rest)
+    torch.set_default_dtype(torch.float64)
+
+
 @pytest.fixture(autouse=True)
 def float64(monkeypatch):
     """Networks of 64 bits: a rounding of 32 bits can turn a rectifier on that is off in one process."""
-    monkeypatch.setattr(loop, "Batch", lambda pixels, *rest: Batch(pixels.double(), *rest))
-    torch.set_default_dtype(torch.float64)
+    monkeypatch.setattr(loop, "Batch", loop.Batch)  # is as before after the test
+    monkeypatch.setattr(processes, "prepare", in_float64)
+    in_float64()
     yield
     torch.set_default_dtype(torch.float32)
 

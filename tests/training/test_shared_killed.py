@@ -15,14 +15,20 @@ from kdnas.supernet import Supernet
 from kdnas.training import driver
 from kdnas.training.driver import train_with_checkpoints
 from kdnas.training.loop import Training
+from tests import processes
 from tests.distillers.spaces import TOY
 from tests.processes import outcome, started, together
 from tests.toy import data
 
 
+def save_every_step():
+    driver.CHECKPOINT_SECONDS = 0.0
+
+
 @pytest.fixture(autouse=True)
 def every_step_is_saved(monkeypatch):
     monkeypatch.setattr(driver, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(processes, "prepare", save_every_step)
 
 
 def train(folder, steps, until=None):
