@@ -192,6 +192,7 @@ def test_every_number_of_every_table_is_one(path):
             assert len(str(error.value)) < 500, (where, value)
 
 
+EXAMPLES = {str: "nowhere", int: 3, Preprocessing: Preprocessing(height=8, width=8, mean=(0.5,), std=(0.25,))}
 KINDS = ("losses", "scorers", "searchers", "distillers")
 MAKERS = [f"{module}:{name}" for module, names in trust._MAKERS.items() for name in names]
 
@@ -207,7 +208,8 @@ def test_every_number_of_every_algorithm_and_every_maker_is_one():
                     values = NONE if get_origin(hint) is not tuple else NONE[:-1]
                     for value in (*values, *(() if hint is Real else (-1,))):
                         parameters = inspect.signature(resolve(path)).parameters.values()
-                        more = {p.name: object() for p in parameters if p.default is p.empty and p.name != name}
+                        others = [p for p in parameters if p.default is p.empty and p.name != name]
+                        more = {p.name: EXAMPLES.get(hints_of(resolve(path)).get(p.name), object()) for p in others}
                         refused(partial(spec(path, **{name: value}).build, **more), name, value)
     assert count > 80
 

@@ -56,8 +56,8 @@ class Budget:
         ValueError: a bound that is not a positive number, or a share of 100 % or more.
 
     Example:
-        >>> Budget(macs="20M", latency="5ms")
-        Budget(params=None, macs=20000000.0, memory=None, latency=0.005, size=None, shares=(), target=Target(...), ...)
+        >>> Budget(macs="20M", latency="5ms").latency
+        0.005
         >>> Budget(macs="20M") == Budget.parse("macs=20M")
         True
         >>> Budget(macs="25%").of({"macs": 8e6}) == Budget(macs=2e6)

@@ -63,7 +63,8 @@ def write_student(
         card: its description.
         deploy: write and compare every form; False writes student.json and weights.safetensors alone, which is all that
             kdnas reads: for teachers, snapshots and controls.
-        forms: names of `kdnas.students.forms.FORMS`; None for the default ones that can be written here.
+        forms: names of `kdnas.students.forms.FORMS`, which are timed too; None for the default ones that can be written
+            here.
         interface: what the forms take and return.
         data: calibrates the form in integers.
         more: writes the form in integers into the folder (`student-int8.onnx`) and returns its measurements.
@@ -93,7 +94,7 @@ def write_student(
         measurements: dict[str, float] = {}
         if parity is not None:
             write_text(draft / SOURCE, student_source(card.blueprint, card.preprocessing, card.class_names))
-            work = Draft(draft, load_source(draft), card, parity, interface, data)
+            work = Draft(draft, load_source(draft), card, parity, interface, data, timed=forms is not None)
             records = {"python": work.record(SOURCE, work.student)}
             if before is not None:
                 records |= _carried(before, card, draft, names)

@@ -83,6 +83,7 @@ class Draft(NamedTuple):
         parity: the comparison with its network.
         interface: of the forms.
         data: for the calibration of integers; None where it is not known.
+        timed: whether forms are timed; what a run writes by itself is not, so that it is the same with the same seed.
     """
 
     folder: Path
@@ -91,26 +92,26 @@ class Draft(NamedTuple):
     parity: Parity
     interface: Interface = Interface()
     data: Data | None = None
+    timed: bool = False
 
-    def record(
-        self, file: str, form: Function, *, any_batch: bool = True, tolerance: float | None = None, timed: bool = True
-    ) -> Record:
+    def record(self, file: str, form: Function, *, any_batch: bool = True, tolerance: float | None = None) -> Record:
         """Compare a form that was written, and measure it."""
         interface = self.interface if file != SOURCE else Interface()
         difference = self.parity.compare(
             file, form, any_batch=any_batch, tolerance=tolerance, input=interface.input, output=interface.output
         )
         record: Record = {"file": file, "bytes": (self.folder / file).stat().st_size, "difference": difference}
-        record |= measured(form, self.card) if timed else {}
+        record |= self.time(form)
         changed = {name: value for name, value in vars(interface).items() if value != getattr(Interface, name)}
         return record | changed | ({} if any_batch else {"batch": 1})
 
-
-def measured(form: Function, card: Card) -> Record:
-    """Milliseconds of one image, the median of some calls, and the number of threads."""
-    image = example_of(card.preprocessing, 1)
-    seconds = statistics.median(timed(lambda: form(image), torch.device("cpu"), _REPEATS))
-    return {"milliseconds": round(1e3 * seconds, 4), "threads": torch.get_num_threads()}
+    def time(self, form: Function) -> Record:
+        """Milliseconds of one image, the median of some calls, and the number of threads; nothing if not `timed`."""
+        if not self.timed:
+            return {}
+        image = example_of(self.card.preprocessing, 1)
+        seconds = statistics.median(timed(lambda: form(image), torch.device("cpu"), _REPEATS))
+        return {"milliseconds": round(1e3 * seconds, 4), "threads": torch.get_num_threads()}
 
 
 def _pt2(draft: Draft) -> Record:
@@ -144,7 +145,7 @@ def _int8(draft: Draft) -> Record:
     path, preprocessing = draft.folder / INTEGERS, draft.card.preprocessing
     comparison = write_integers(path, graph_of(draft.student, preprocessing), draft.data)
     record = {"file": INTEGERS, "bytes": path.stat().st_size, **comparison}
-    return record | measured(load_graph(path), draft.card)
+    return record | draft.time(load_graph(path))
 
 
 def _timm(draft: Draft) -> Record:

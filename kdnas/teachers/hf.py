@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from kdnas.preprocessing import Preprocessing
 from kdnas.teachers.base import Frozen, Teacher
 from kdnas.teachers.zoo import declared_names, with_classes_of
-from kdnas.values import Side
+from kdnas.values import Share, Side
 
 _RAMP = 448  # pixels; a fine step for the share that a centre crop leaves
 _WAYS = {0: "nearest", 2: "bilinear", 3: "bicubic"}  # numbers of Pillow
@@ -28,7 +28,7 @@ def hf_teacher(
     stages: tuple[str, ...] = (),
     size: Side = 0,
     normalise: Literal["model", "data"] = "model",
-    crop: float = 0.0,
+    crop: Share = 0.0,
     select: str = "",
     class_names: tuple[str, ...] = (),
 ) -> Teacher:

@@ -24,7 +24,7 @@ from kdnas.teachers.stages import ImagesRefused, check_logits
 from kdnas.teachers.timm_folder import built, interpolation_of, timm_folder, timm_preprocessing
 from kdnas.teachers.weights import head_size, put_weights
 from kdnas.teachers.weights import load_weights as load_weights
-from kdnas.values import Side
+from kdnas.values import Share, Side
 
 ZOO_CARD = "teacher.json"
 _AGAIN = "Train the teacher again with `kdnas fit`."
@@ -74,7 +74,7 @@ def zoo_teacher(
     size: Side = 0,
     normalise: Literal["zoo", "data"] = "zoo",
     interpolation: Interpolation | Literal[""] = "",
-    crop: float = 0.0,
+    crop: Share = 0.0,
     select: str = "",
     class_names: tuple[str, ...] = (),
 ) -> Teacher:

@@ -85,7 +85,7 @@ def test_a_budget_prints_and_survives_its_mapping():
     ("texts", "message"),
     [
         (["macs"], "a budget must be name=number, such as macs=5e6, got 'macs'"),
-        (["mac=5e6"], "a budget bounds params, macs, memory or latency, got 'mac'. Did you mean 'macs'"),
+        (["mac=5e6"], "a budget bounds params, macs, memory, latency or size, got 'mac'. Did you mean 'macs'"),
         (["macs=5e6", "macs=1"], "macs is bounded twice"),
         (["macs=many"], "the bound of macs must be a number, with one of the units k, K, M, G or none, got 'many'"),
         (["macs=0"], "the bound of macs must be positive and finite, got 0"),

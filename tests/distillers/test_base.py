@@ -83,7 +83,7 @@ def test_losses_get_the_remaining_layers_of_their_own_student():
         loss.compute = lambda *arguments, compute=compute, moments=moments: (
             moments.append(arguments[3]) or compute(*arguments)
         )
-        step = type("Step", (), {"progress": 0.0})()
+        step = type("Step", (), {"progress": 0.0, "weigh": False})()
         list(distiller.student_losses("student", student, model, batch, step, architecture))
         maps[name] = student.features[-1]
         logits[name] = moments[0].remaining(1, student.features[1])

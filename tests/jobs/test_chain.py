@@ -477,6 +477,9 @@ def test_a_teacher_of_other_class_names_is_refused(tmp_path, trained):
     card = json.loads((folder / "student.json").read_text())
     card["class_names"] = ["a", "c", "b"]
     (folder / "student.json").write_text(json.dumps(card))
+    assert build_teacher(made, data()).class_names == ("a", "b", "c")  # turned into the data's order
+    card["class_names"] = ["a", "c", "d"]
+    (folder / "student.json").write_text(json.dumps(card))
     with pytest.raises(ValueError, match="class 1 is 'c' to the teacher and 'b' in the data"):
         build_teacher(made, data())
     card["class_names"] = ["a", "b"]
@@ -485,7 +488,7 @@ def test_a_teacher_of_other_class_names_is_refused(tmp_path, trained):
         build_teacher(made, data())
     with pytest.raises(ValueError, match=r"the student knows 2 classes, the data has 3. Give the data it was found on"):
         retrain(folder, Retrain(), tmp_path / "new", data=spec("tests.toy:data"))
-    card["class_names"] = ["a", "c", "b"]
+    card["class_names"] = ["a", "c", "d"]
     (folder / "student.json").write_text(json.dumps(card))
     several = load_teacher(f"ensemble:checkpoint:{trained / 'teacher'},checkpoint:{folder}")
     with pytest.raises(ValueError, match="class 1"):

@@ -53,7 +53,7 @@ def test_the_weight_falls_to_zero_unless_it_is_constant():
 
 @pytest.mark.parametrize("until", [0.0, -0.5, 1.5, float("nan")])
 def test_the_share_of_the_training_is_checked(until):
-    with pytest.raises(ValueError, match="`until` must be above 0 and at most 1"):
+    with pytest.raises(ValueError, match=r"`until` must be .*in \(0, 1\]"):
         LeadingChannels(until=until)
 
 

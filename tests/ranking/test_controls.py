@@ -1,6 +1,7 @@
 """What controls say of a search: values, intervals and sentences against those by hand."""
 
 import dataclasses
+import itertools
 import time
 from types import SimpleNamespace
 
@@ -10,6 +11,7 @@ from torch import nn
 
 from kdnas.architecture import Architecture
 from kdnas.costs.count import cost
+from kdnas.costs.target import Target
 from kdnas.network import Network
 from kdnas.randomness import initialised, python_rng
 from kdnas.ranking import controls
@@ -285,8 +287,10 @@ def test_a_contrast_needs_three_networks_in_common_and_time(supernet, now):
 class Measured:
     """A latency table whose whole networks and drift are given."""
 
+    target, threads = Target(), 1
+
     def __init__(self, seconds, drift):
-        self._seconds, self._drift = iter(seconds), drift
+        self._seconds, self._drift = itertools.cycle(seconds), drift
 
     def whole(self, blueprint):
         return next(self._seconds)
@@ -304,14 +308,14 @@ def test_measured_latencies_tell_the_tables_largest_error_and_who_is_over_the_bo
     control = latencies([0.02, 0.0201, 0.03], [0.02, 0.03, 0.025])
     assert control["value"] == pytest.approx(-0.33) and control["seconds"] == [0.02, 0.0201, 0.03]
     assert control["sentence"] == (
-        "Latency of places 1 to 3 measured whole: 20, 20.1, 30 ms, for 20 ms allowed; the table of layers is off by at "
-        "most 33%. Over the bound as measured: place 2, 3."
+        "Latency of places 1 to 3 measured whole on eager with 1 thread, batch 1: 20, 20.1, 30 ms (medians of 3, spread "
+        "up to ± 0%), for 20 ms allowed; the table of layers is off by at most 33%. Over the bound as measured: place 2, 3."
     )
     assert latencies([0.013, 0.008], [0.01, 0.01])["value"] == pytest.approx(0.3)
     control = latencies([0.012], [0.01])
     assert control["value"] == pytest.approx(0.2)
     assert control["sentence"].endswith(
-        "Latency of places 1 to 1 measured whole: 12 ms, for 20 ms allowed; the table of layers is off by at most 20%."
+        "batch 1: 12 ms (medians of 3, spread up to ± 0%), for 20 ms allowed; the table of layers is off by at most 20%."
     )
 
 

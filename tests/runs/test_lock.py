@@ -192,7 +192,7 @@ WRITERS = {
     "compare": [*DATA, "--out", "compared"],
     "grow": [*DATA, "--space", "toy", "--out", "run"],
 }
-READERS = {"report", "list", "losses", "taps", "rank-check"}
+READERS = {"report", "list", "losses", "taps", "rank-check", "doctor", "plan", "latency", "push", "track"}
 
 
 def test_every_command_is_a_reader_or_a_writer():

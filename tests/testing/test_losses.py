@@ -186,6 +186,10 @@ FAULTS = [
     ),
     ("test_repeating_the_batch_keeps_a_mean_over_samples", variant(pairwise=True)),
     (
+        "test_a_batch_is_the_mean_of_its_halves_unless_it_needs_the_whole",
+        variant(lambda self, s, t, labels, at: (s.logits - t.logits).mean(0).square().sum()),
+    ),
+    (
         "test_learnable_parts_are_checkpointed",
         variant(
             lambda self, s, t, labels, at: (s.logits @ self.weight[0]).mean(),
