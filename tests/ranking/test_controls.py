@@ -308,14 +308,16 @@ def test_measured_latencies_tell_the_tables_largest_error_and_who_is_over_the_bo
     control = latencies([0.02, 0.0201, 0.03], [0.02, 0.03, 0.025])
     assert control["value"] == pytest.approx(-0.33) and control["seconds"] == [0.02, 0.0201, 0.03]
     assert control["sentence"] == (
-        "Latency of places 1 to 3 measured whole on eager with 1 thread, batch 1: 20, 20.1, 30 ms (medians of 3, spread "
-        "up to ± 0%), for 20 ms allowed; the table of layers is off by at most 33%. Over the bound as measured: place 2, 3."
+        "Latency of places 1 to 3 measured whole on eager with 1 thread, batch 1: 20, 20.1, 30 ms (medians of 3, "
+        "spread up to ± 0%), for 20 ms allowed; the table of layers is off by at most 33%. Over the bound as measured: "
+        "place 2, 3."
     )
     assert latencies([0.013, 0.008], [0.01, 0.01])["value"] == pytest.approx(0.3)
     control = latencies([0.012], [0.01])
     assert control["value"] == pytest.approx(0.2)
     assert control["sentence"].endswith(
-        "batch 1: 12 ms (medians of 3, spread up to ± 0%), for 20 ms allowed; the table of layers is off by at most 20%."
+        "batch 1: 12 ms (medians of 3, spread up to ± 0%), for 20 ms allowed; the table of layers is off by at most "
+        "20%."
     )
 
 
