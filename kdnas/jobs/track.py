@@ -160,6 +160,7 @@ class Wandb:
             mode="online" if self._online else "offline",
             config=dict(settings),
         )
+        self._remove_links()
         self._known: set[str] = set()
 
     def write(self, phase: str, step: int, numbers: Mapping[str, float]) -> None:
@@ -172,6 +173,13 @@ class Wandb:
     def close(self) -> None:
         """End the run, or what of it is known."""
         self._run.finish()
+        self._remove_links()
+
+    def _remove_links(self) -> None:
+        """Links to its own logs elsewhere: a run with a link that leads out of it is refused when it is read."""
+        for path in self._place.rglob("*"):
+            if path.is_symlink():
+                path.unlink(missing_ok=True)
 
 
 @final
