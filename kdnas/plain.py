@@ -36,6 +36,21 @@ def printable_content(value: Any) -> Any:
     return printable(value) if isinstance(value, str) else value
 
 
+def reason(error: Exception, *, named: bool = False) -> str:
+    """The first line of a library's error for a message, 200 characters at most.
+
+    Args:
+        error: of other people's code.
+        named: put the name of its class in front.
+
+    Example:
+        >>> reason(KeyError("weight"), named=True)
+        "KeyError: 'weight'"
+    """
+    line = str(error).strip().partition("\n")[0][:200]
+    return f"{type(error).__name__}: {line}" if named else line
+
+
 def show(text: object, stream: TextIO | None = None) -> None:
     """Print a text, its control characters as escapes; everything that kdnas prints goes through here.
 

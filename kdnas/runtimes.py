@@ -51,6 +51,23 @@ def require(extra: str, purpose: str) -> None:
         raise ValueError(f"{purpose} needs the extra {extra!r}: {reason}")
 
 
+def library(module: str, name: str, extra: str) -> Any:
+    """A module of an extra.
+
+    Args:
+        module: its import path.
+        name: of its package.
+        extra: of pyproject.toml.
+
+    Raises:
+        ValueError: it is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        raise ValueError(f"{name} is not installed. Run: pip install 'kdnas[{extra}]'") from None
+
+
 def _is_installed(module: str) -> bool:
     try:
         return importlib.util.find_spec(module) is not None

@@ -17,6 +17,7 @@ Rows = NDArray[np.int64]
 
 _AT_ONCE = 2**22  # indices drawn at once: bounds memory to a few dozen MB
 _PAIRWISE = 48  # up to so many points are compared in pairs
+_NORMAL = 1.959964  # standard deviations that hold 95 %
 
 
 def kendall(x: ArrayLike, y: ArrayLike) -> float:
@@ -332,3 +333,24 @@ def guessing(classes: int, count: int) -> float:
         0.6
     """
     return 1 / classes + 2 * math.sqrt((1 - 1 / classes) / classes / count)
+
+
+def wilson(hits: float, count: float) -> tuple[float, float]:
+    """The 95 % interval of a share, by Wilson.
+
+    `(p + z^2/2n -+ z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n)`
+
+    Args:
+        hits: of the count.
+        count: number of trials.
+
+    Example:
+        >>> [round(bound, 4) for bound in wilson(50, 100)]
+        [0.4038, 0.5962]
+
+    Reference: Wilson, Probable Inference, the Law of Succession, and Statistical Inference, 1927.
+    """
+    share, extra = hits / count, _NORMAL**2 / count
+    middle = share + extra / 2
+    half = _NORMAL * math.sqrt(share * (1 - share) / count + extra / (4 * count))
+    return (middle - half) / (1 + extra), (middle + half) / (1 + extra)

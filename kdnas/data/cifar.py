@@ -2,8 +2,6 @@
 
 import io
 import itertools
-import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +11,9 @@ from PIL import Image
 from torch import Tensor
 
 from kdnas.data.base import Data, TensorImages
+from kdnas.data.files import arrays_of
 from kdnas.randomness import torch_rng
 from kdnas.values import Count, Size
-
-_MOST_BYTES = 2**31  # of a packed file's arrays; those of the data set have 0.2 GB
 
 
 def cifar10(path: str, search: Count = 5000, size: Size = 32) -> Data:
@@ -93,17 +90,13 @@ def _records(path: Path, length: int) -> np.ndarray:
 def _packed(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     images, labels = {}, {}
     try:
-        with zipfile.ZipFile(path) as archive:
-            size = sum(entry.file_size for entry in archive.infolist())
-        if size > _MOST_BYTES:
-            raise ValueError(f"it takes {size:,} bytes, more than {_MOST_BYTES:,}")
-        with np.load(path, allow_pickle=False) as arrays:
-            for part in ("train", "test"):
-                data, offsets = arrays[f"{part}_jpeg"].tobytes(), arrays[f"{part}_offsets"].astype(int)
-                pictures = [_picture(data[a:b]) for a, b in itertools.pairwise(offsets)]
-                images[part] = torch.from_numpy(np.stack(pictures).transpose(0, 3, 1, 2).copy())
-                labels[part] = torch.from_numpy(arrays[f"{part}_labels"].astype(np.int64))
-    except (KeyError, ValueError, OSError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
+        arrays = arrays_of(path)
+        for part in ("train", "test"):
+            data, offsets = arrays[f"{part}_jpeg"].tobytes(), arrays[f"{part}_offsets"].astype(int)
+            pictures = [_picture(data[a:b]) for a, b in itertools.pairwise(offsets)]
+            images[part] = torch.from_numpy(np.stack(pictures).transpose(0, 3, 1, 2).copy())
+            labels[part] = torch.from_numpy(arrays[f"{part}_labels"].astype(np.int64))
+    except (KeyError, ValueError, OSError, MemoryError) as error:
         raise ValueError(f"{path} is not a packed CIFAR file: {error}.") from error
     return images, labels
 

@@ -3,6 +3,8 @@
 import hashlib
 import io
 import warnings
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -22,6 +24,7 @@ SUFFIXES = frozenset(
     ".jpg .jpeg .jpe .jfif .png .apng .bmp .dib .webp .avif .gif .tif .tiff .jp2 .j2k .ppm .pgm .pbm .pnm .tga".split()
 )
 """Suffixes of files that count as images."""
+_MOST_BYTES = 2**31  # of a file of arrays, unpacked
 
 
 @final
@@ -242,3 +245,20 @@ def _square(picture: Image.Image, size: int) -> Image.Image:
         picture = picture.resize((wide[0], wide[1]), Image.Resampling.BICUBIC)
     left, top = (picture.width - size) // 2, (picture.height - size) // 2
     return picture.crop((left, top, left + size, top + size))
+
+
+def arrays_of(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of an `.npz` file, read without pickle.
+
+    Raises:
+        ValueError: it is damaged, holds objects, or takes more than 2 GiB unpacked.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            size = sum(entry.file_size for entry in archive.infolist())
+        if size > _MOST_BYTES:
+            raise ValueError(f"it takes {size:,} bytes, more than {_MOST_BYTES:,}")
+        with np.load(path, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in arrays.files}
+    except (OSError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(str(error)) from error

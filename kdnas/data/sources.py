@@ -11,26 +11,25 @@ import re
 import shutil
 import tarfile
 import tempfile
-import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, final
 
-import numpy as np
 import torch
 
 from kdnas.data.assembly import Files, Layout, assembled, role_of, split
 from kdnas.data.base import Data, TensorImages
 from kdnas.data.datasets import numbered
-from kdnas.data.files import SUFFIXES, Piece, Source
+from kdnas.data.files import SUFFIXES, Piece, Source, arrays_of
 from kdnas.data.pixels import as_labels, as_pixels
+from kdnas.plain import reason
+from kdnas.runtimes import library
 from kdnas.values import Seed, Side
 
 IMAGES = ("image", "img", "pixel_values", "picture", "photo", "file", "file_name", "filename", "path", "filepath")
 LABELS = ("label", "labels", "class", "category", "target", "fine_label", "y", "cls")
 _SPLITS = ("split", "part", "subset", "set")
-_MOST_BYTES = 2**31  # of a file of arrays, unpacked
 
 
 class _Part(NamedTuple):
@@ -172,7 +171,7 @@ def parquet(
     Raises:
         ValueError: pyarrow is not installed, no such files or columns, pictures that are not bytes, or as `folder`.
     """
-    tables: Any = _library("pyarrow.parquet", "pyarrow", "parquet")
+    tables: Any = library("pyarrow.parquet", "pyarrow", "parquet")
     names: list[tuple[str, ...] | None] = []
 
     def read(file: Path) -> _Part:
@@ -180,8 +179,7 @@ def parquet(
             table = tables.ParquetFile(file)
             columns = [field.name for field in table.schema_arrow]
         except Exception as error:  # of a foreign file, anything
-            reason = str(error).strip().partition("\n")[0][:200]
-            raise ValueError(f"{file} cannot be read as Parquet ({reason}). Write it again.") from error
+            raise ValueError(f"{file} cannot be read as Parquet ({reason(error)}). Write it again.") from error
         pictures, labels = (
             _column(columns, image, IMAGES, "image", file),
             _column(columns, label, LABELS, "label", file),
@@ -287,8 +285,8 @@ def hf(
     Raises:
         ValueError: datasets is not installed, there is no such data set or column, or as `folder`.
     """
-    library: Any = _library("datasets", "datasets", "hf")
-    splits = _loaded(library, path)
+    datasets = library("datasets", "datasets", "hf")
+    splits = _loaded(datasets, path)
     parts: dict[str, _Part] = {}
     names: tuple[str, ...] | None = None
     for split_name, rows in splits.items():
@@ -301,7 +299,7 @@ def hf(
         if kinds[pictures] != "Image":
             raise ValueError(f"the column {pictures!r} of hf:{path} must hold Images, it holds {kinds[pictures]}.")
         names = getattr(features[labels], "names", None) or names
-        encoded = rows.select_columns([pictures]).cast_column(pictures, library.Image(decode=False))
+        encoded = rows.select_columns([pictures]).cast_column(pictures, datasets.Image(decode=False))
         role = _role(split_name, path) if len(splits) > 1 else "train"
         if role in parts:
             raise ValueError(f"hf:{path} must have one {role} part, got {', '.join(splits)}. Save the ones to be used.")
@@ -320,10 +318,9 @@ def _loaded(library: Any, path: str) -> dict[str, Any]:
     try:
         content = library.load_from_disk(path) if saved else library.load_dataset(path)
     except Exception as error:  # of other people's files, anything
-        reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"
         raise ValueError(
-            f"hf:{path} cannot be loaded ({reason.rstrip('.')}). Give a folder of save_to_disk, or the name of a data "
-            "set on the hub that is in the cache or can be downloaded."
+            f"hf:{path} cannot be loaded ({reason(error, named=True).rstrip('.')}). Give a folder of save_to_disk, "
+            "or the name of a data set on the hub that is in the cache or can be downloaded."
         ) from error
     finally:
         if bars:
@@ -343,13 +340,8 @@ def npz(path: str, seed: Seed = 0) -> Data:
     """
     file = _existing(path)
     try:
-        with zipfile.ZipFile(file) as archive:
-            unpacked = sum(entry.file_size for entry in archive.infolist())
-        if unpacked > _MOST_BYTES:
-            raise ValueError(f"it takes {unpacked:,} bytes, more than {_MOST_BYTES:,}")
-        with np.load(file, allow_pickle=False) as content:
-            arrays = {name: content[name] for name in content.files}
-    except (ValueError, OSError, zipfile.BadZipFile, MemoryError) as error:
+        arrays = arrays_of(file)
+    except ValueError as error:
         raise ValueError(f"{path} cannot be read as arrays ({error}). Write it with numpy.savez(PATH, ...).") from error
     found: dict[str, dict[str, Any]] = {}
     for name, array in arrays.items():
@@ -386,13 +378,6 @@ def _of_arrays(parts: Mapping[str, tuple[torch.Tensor, Any]], seed: int) -> Data
         indices: Any = [index for index, _ in part]
         loaded[name] = TensorImages(images[indices], own[indices])
     return Data(**loaded, class_names=tuple(names), augmentation="crop_flip")
-
-
-def _library(module: str, name: str, extra: str) -> Any:
-    try:
-        return importlib.import_module(module)
-    except ImportError:
-        raise ValueError(f"{name} is not installed. Run: pip install 'kdnas[{extra}]'") from None
 
 
 def _existing(path: str) -> Path:

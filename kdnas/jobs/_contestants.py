@@ -24,6 +24,7 @@ from kdnas.randomness import initialised
 from kdnas.settings import Experiment, Finals, Grow, Prune, Recipe
 from kdnas.space import SearchSpace
 from kdnas.specs import Spec
+from kdnas.statistics import wilson
 from kdnas.students.folder import read_student
 from kdnas.supernet import Supernet, corner
 from kdnas.teachers.base import Teacher
@@ -278,8 +279,5 @@ def timed_step(
 
 
 def _student(row: dict[str, Any], data: Data) -> dict[str, Any]:
-    from scipy.stats import binomtest  # slow to import
-
     count = len(data.test)
-    interval = binomtest(round(row["accuracy"] * count), count).proportion_ci(0.95, "wilson")
-    return {**row_of(row), "interval": [float(interval.low), float(interval.high)]}
+    return {**row_of(row), "interval": list(wilson(round(row["accuracy"] * count), count))}

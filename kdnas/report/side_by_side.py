@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,10 +27,9 @@ from kdnas.report.markup import (
 from kdnas.report.names import phase_name
 from kdnas.runs.files import write_atomically
 from kdnas.runs.folder import JsonObject
-from kdnas.statistics import kendall
+from kdnas.statistics import kendall, wilson
 
 _Runs = Mapping[str, RunContent]
-_Z = 1.959964  # of a normal distribution, for 95 %
 
 
 def write_side_by_side(folders: Sequence[Path], path: Path) -> Path:
@@ -74,27 +72,6 @@ def _names(folders: Sequence[Path]) -> list[str]:
         if len({*names}) == len(names):
             return names
     raise AssertionError
-
-
-def wilson(hits: float, count: float) -> tuple[float, float]:
-    """The 95 % interval of a share, by Wilson.
-
-    `(p + z^2/2n -+ z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n)`
-
-    Args:
-        hits: of the count.
-        count: number of trials.
-
-    Example:
-        >>> [round(bound, 4) for bound in wilson(50, 100)]
-        [0.4038, 0.5962]
-
-    Reference: Wilson, Probable Inference, the Law of Succession, and Statistical Inference, 1927.
-    """
-    share, extra = hits / count, _Z**2 / count
-    middle = share + extra / 2
-    half = _Z * math.sqrt(share * (1 - share) / count + extra / (4 * count))
-    return (middle - half) / (1 + extra), (middle + half) / (1 + extra)
 
 
 def _num_tested(run: RunContent) -> int:

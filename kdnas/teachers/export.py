@@ -10,6 +10,7 @@ from typing import Any, Self, final
 import torch
 from torch import Tensor, nn
 
+from kdnas.plain import reason
 from kdnas.preprocessing import Preprocessing
 from kdnas.teachers.base import Frozen, Teacher
 from kdnas.teachers.feeding import Normalisation, fed
@@ -90,9 +91,9 @@ def _program(path: Path, name: str) -> Any:
         with _only_weights():
             return torch.export.load(path)
     except Exception as error:  # of a foreign file, anything
-        reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"
         raise ValueError(
-            f"{name} cannot be loaded ({reason}). Write it again with torch.export.save, with this version of torch."
+            f"{name} cannot be loaded ({reason(error, named=True)}). Write it again with torch.export.save, with this "
+            "version of torch."
         ) from error
 
 

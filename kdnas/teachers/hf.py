@@ -12,7 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from kdnas.plain import reason
 from kdnas.preprocessing import Preprocessing
+from kdnas.runtimes import library
 from kdnas.teachers.base import Frozen, Teacher
 from kdnas.teachers.zoo import declared_names, with_classes_of
 from kdnas.values import Share, Side
@@ -110,10 +112,7 @@ def _network(path: str) -> tuple[nn.Module, Any]:
 @contextmanager
 def _speaking(path: str) -> Iterator[Any]:
     """The library; inside, what it says in its errors becomes a sentence, and it logs no tables and bars."""
-    try:
-        transformers: Any = importlib.import_module("transformers")
-    except ImportError:
-        raise ValueError("transformers is not installed. Run: pip install 'kdnas[hf]'") from None
+    transformers = library("transformers", "transformers", "hf")
     log: Any = transformers.utils.logging
     level, bars = log.get_verbosity(), log.is_progress_bar_enabled()
     hub = logging.getLogger("huggingface_hub.utils._http")
@@ -125,13 +124,12 @@ def _speaking(path: str) -> Iterator[Any]:
         yield transformers
     except Exception as error:  # of other people's files, anything
         folder = Path(path).is_dir()
-        reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0].rstrip('.')[:200]}"
         fix = (
             "It must hold config.json and model.safetensors, as save_pretrained writes them"
             if folder
             else "Give a folder, or where there is internet run: hf download NAME --local-dir FOLDER"
         )
-        raise ValueError(f"hf:{path} cannot be loaded ({reason}). {fix}.") from error
+        raise ValueError(f"hf:{path} cannot be loaded ({reason(error, named=True).rstrip('.')}). {fix}.") from error
     finally:
         log.set_verbosity(level)
         hub.setLevel(before)

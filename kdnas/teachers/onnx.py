@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from kdnas.outputs import Outputs
+from kdnas.plain import reason
 from kdnas.preprocessing import Preprocessing
 from kdnas.specs import nearest
 from kdnas.teachers.base import Frozen, Teacher
@@ -112,8 +113,9 @@ def _model(path: Path, name: str) -> Any:
         model = onnx.load(path)
         onnx.checker.check_model(model)
     except Exception as error:  # of a foreign file, anything
-        reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"
-        raise ValueError(f"{name} is damaged, or no ONNX graph ({reason}). Export it again.") from error
+        raise ValueError(
+            f"{name} is damaged, or no ONNX graph ({reason(error, named=True)}). Export it again."
+        ) from error
     return model
 
 
@@ -155,8 +157,7 @@ def _session(content: bytes, name: str) -> Any:
     try:
         return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     except Exception as error:
-        reason = str(error).strip().partition("\n")[0][:200]
-        raise ValueError(f"{name} cannot be run by ONNX Runtime ({reason}). Export it again.") from error
+        raise ValueError(f"{name} cannot be run by ONNX Runtime ({reason(error)}). Export it again.") from error
 
 
 def _stages(model: Any, source: str, logits: str, images: np.ndarray, name: str) -> tuple[str, ...]:
@@ -168,8 +169,9 @@ def _stages(model: Any, source: str, logits: str, images: np.ndarray, name: str)
         values = session.run(floats, {source: images})
     except Exception as error:
         size = " x ".join(map(str, images.shape[1:]))
-        reason = str(error).strip().partition("\n")[0][:200]
-        raise ValueError(f"{name} fails on images of {size} ({reason}). Give its size: {name},size=N.") from error
+        raise ValueError(
+            f"{name} fails on images of {size} ({reason(error)}). Give its size: {name},size=N."
+        ) from error
     shapes = {output: value.shape for output, value in zip(floats, values, strict=True)}
     count = shapes.get(logits, (0, 0))[-1]
     shapes = {output: shape for output, shape in shapes.items() if shape[:1] == images.shape[:1] and output in nodes}

@@ -15,6 +15,7 @@ from kdnas.runs.checkpoint import save_tensors
 from kdnas.runs.files import Damaged, current_folder, new_folder, read_json, write_json
 from kdnas.runs.folder import MANIFEST, TEACHER, WEIGHTS, top_of
 from kdnas.runs.places import portable
+from kdnas.runtimes import library
 from kdnas.specs import Spec, check_literals, nearest
 from kdnas.students.folder import read_student
 from kdnas.tables import structure, unstructure
@@ -192,10 +193,7 @@ def _torchvision_network(
 
 
 def _timm_network(name: str, classes: int | None, size: int, pretrained: bool) -> tuple[nn.Module, Preprocessing]:
-    try:
-        timm: Any = importlib.import_module("timm")
-    except ImportError:
-        raise ValueError("timm is not installed. Run: pip install 'kdnas[timm]'") from None
+    timm = library("timm", "timm", "timm")
     if Path(name).is_dir():
         return timm_folder(Path(name), classes, size)
     if not timm.is_model(name):

@@ -6,8 +6,9 @@ import math
 import pytest
 
 from kdnas.cli.commands import main
-from kdnas.report.side_by_side import flat, wilson, write_side_by_side
+from kdnas.report.side_by_side import flat, write_side_by_side
 from kdnas.runs.folder import RunFolder
+from kdnas.statistics import wilson
 from tests.report.test_page import make_run, write
 
 
