@@ -12,6 +12,7 @@ from torch import Tensor
 
 from kdnas.conversion.channels import ChannelGroup
 from kdnas.conversion.removal import Counts, Masks, Removal, ResidualBlock, floor_of
+from kdnas.costs.check import Infeasible
 from kdnas.network import Network, batch_statistics, image_batches
 from kdnas.space import Blueprint
 from kdnas.statistics import apart
@@ -44,7 +45,8 @@ class ShareSearch:
 
     A candidate has a tilt $t_g > 0$ for each group g and a set of removed blocks; group g keeps $s t_g$ of its
     channels with the largest common $s$ whose network the budget admits. The first candidate has equal shares
-    ($t_g = 1$); then follows one for each block that is removed alone; then tilts around 1, log-normal with deviation
+    ($t_g = 1$); then follows one for each block that is removed alone, and where the budget admits none of these, one
+    without any block that may go; then tilts around 1, log-normal with deviation
     0.35; from a third of the candidates on around one of the best eight, with half that deviation, and with probability
     0.3 one block more or less.
 
@@ -113,25 +115,28 @@ class ShareSearch:
             watch: called after each candidate with their number and the best score.
 
         Raises:
-            ValueError: no candidate was within the budget.
+            Infeasible: no candidate was within the budget.
         """
         equal = self._equal()
         planned = [(equal, frozenset[str]()), *((equal, frozenset({block.key})) for block in self.blocks)]
-        for attempt in range(4 * count):
+        for attempt in range(max(4 * count, len(planned) + 1)):
             if len(self.candidates) >= count:
                 break
+            if attempt == len(planned) and not self.candidates:  # a budget that asks for several blocks less
+                planned.append((equal, frozenset(block.key for block in self.blocks)))
             tilts, gone = planned[attempt] if attempt < len(planned) else self._draw(count, rng)
             if (counts := self.fit(tilts, gone)) is not None:
                 self.candidates.append(Candidate(self.score(counts), counts, tilts))
                 watch(len(self.candidates), self.best.score)
         if not self.candidates:
-            raise ValueError(
+            raise Infeasible(
                 "no share of the channels is within the budget. Raise it, or start from a smaller network."
             )
 
     def _draw(self, count: int, rng: random.Random) -> tuple[dict[str, float], frozenset[str]]:
         tilts, gone, spread = self._equal(), set[str](), _SPREAD
-        if self.candidates and len(self.candidates) >= count / 3:
+        fits_whole = not self.candidates or all(self.candidates[0].counts[block.key] for block in self.blocks)
+        if self.candidates and (not fits_whole or len(self.candidates) >= count / 3):
             best = sorted(self.candidates, key=lambda candidate: -candidate.score)[:_PARENTS]
             parent = rng.choice(best)
             tilts, spread = dict(parent.tilts), _SPREAD / 2

@@ -86,6 +86,16 @@ def test_a_budget_below_every_floor_is_refused():
         found.run(3, random.Random(0))
 
 
+def test_a_budget_that_only_networks_without_several_blocks_meet_is_met():
+    keys = frozenset(unit.key for unit in REMOVAL.units if isinstance(unit, ResidualBlock))
+    tilts = dict.fromkeys((group.key for group in groups()), 1.0)
+    without = search(10)._counts(0.0, tilts, keys)
+    found = search(cost(REMOVAL.blueprint(without)).macs)
+    assert len(keys) > 1 and all(found.fit(tilts, keys - {key}) is None for key in keys)
+    found.run(9, random.Random(0))
+    assert found.candidates and not any(candidate.counts[key] for candidate in found.candidates for key in keys)
+
+
 def test_the_same_seed_tries_the_same():
     first, second, third = (search(0.5 * WHOLE) for _ in range(3))
     for found, seed in ((first, 0), (second, 0), (third, 1)):
