@@ -215,3 +215,13 @@ def test_every_command_is_shown_with_an_example():
     text = "\n".join((DOCS / page).read_text(encoding="utf-8") for page in PAGES)
     for name in sub_parsers(parser()):
         assert re.search(rf"^(\$ )?kdnas {name} ", text, re.MULTILINE), name
+
+
+def test_no_library_of_an_extra_is_installed_with_the_package():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    names = {
+        kind: {re.match(r"[\w-]+", line)[0] for line in lines}
+        for kind, lines in project["optional-dependencies"].items()
+    }
+    optional = set().union(*(found for kind, found in names.items() if kind != "dev"))
+    assert not optional & {re.match(r"[\w-]+", line)[0] for line in project["dependencies"]}
