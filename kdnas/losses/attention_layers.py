@@ -1,6 +1,6 @@
 """Attention maps of networks that were not written to show them: torchvision's, timm's, transformers' and others'."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from inspect import signature
@@ -52,8 +52,9 @@ def find_attention(module: nn.Module, images: Tensor) -> tuple[str, ...]:
     """The names of a network's attention layers, in order of execution; empty where it shows no maps.
 
     These are the submodules whose map, as `called_attention` gives it, is `[batch, heads, tokens, tokens]` with rows
-    that sum to 1; of modules with the same map the innermost. Attention within windows has a map per window, and counts
-    as none. Networks of transformers compute their maps explicitly from this call on.
+    that sum to 1; of modules with the same map the innermost. Attention within windows has a map per window, attention
+    between channels one of channels, and both count as none. Networks of transformers compute their maps explicitly
+    from this call on.
 
     Args:
         module: the network, in evaluation mode.
@@ -65,13 +66,32 @@ def find_attention(module: nn.Module, images: Tensor) -> tuple[str, ...]:
             explicit("eager")
             break
     parts = {part: name for name, part in module.named_modules() if name}
-    with called_attention(list(parts)) as maps, torch.no_grad():
+    shapes: dict[str, torch.Size] = {}
+
+    def keep_shape(part: nn.Module, inputs: tuple[Any, ...]) -> None:
+        if inputs and isinstance(inputs[0], Tensor):
+            shapes[parts[part]] = inputs[0].shape
+
+    with called_attention(list(parts)) as maps, hooked(parts, before=keep_shape), torch.no_grad():
         module(images)
     chosen: dict[int, str] = {}
     for part, value in maps.items():
-        if _is_map(value, len(images)):
+        if _is_map(value, len(images)) and _is_over_positions(parts[part], value.shape, shapes):
             chosen.setdefault(value.data_ptr(), parts[part])
     return tuple(chosen.values())
+
+
+def _is_over_positions(name: str, shape: torch.Size, inputs: Mapping[str, torch.Size]) -> bool:
+    """Whether a map of this shape is between the positions of a layer's input, which is tokens or a map.
+
+    A softmax or dropout gets the map itself; the module around it then tells.
+    """
+    while name and inputs.get(name, shape) == shape:
+        name = name.rpartition(".")[0]
+    own = inputs.get(name, torch.Size())
+    if len(own) == 4:
+        return shape[2] in (own[1] * own[2], own[2] * own[3])
+    return len(own) != 3 or shape[2] in own[:2]
 
 
 def _is_map(value: Any, batch: int) -> bool:

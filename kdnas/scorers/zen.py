@@ -23,7 +23,8 @@ class Zen(Scorer):
     `f` is the deepest stage's feature map, before the head's convolution and pooling; its norm is a sum over the map,
     `E` a mean over images and repeats. The second term compensates for batch norm, which divides by the standard
     deviation of the batch: the variance of its input over images and positions, averaged over channels. The score
-    depends on the architecture and the images' shape alone: weights and images are drawn from the evidence's seed.
+    depends on the architecture and the shape of its images alone: weights and images are drawn from the evidence's
+    seed.
 
     Args:
         repeats: draws of weights, images and noise, averaged. One suffices to rank: over NAS-Bench-Macro the standard
@@ -57,7 +58,8 @@ class Zen(Scorer):
             if isinstance(student, Network)
             else probed(student, "inherited", 0, device)
         )
-        shape = (self.batch_size, *evidence.images.shape[1:])
+        image = network.blueprint.image if isinstance(network, Network) else evidence.images.shape[1:]
+        shape = (self.batch_size, *image)
         values = []
         for repeat in range(self.repeats):
             rng = torch_rng("zen", evidence.seed, repeat)

@@ -52,6 +52,30 @@ def test_a_teacher_shows_its_maps_when_it_is_asked_to(make, layers, tokens):
     assert teacher(pixels).attentions == ()
 
 
+class Channels(nn.Module):
+    """Attention between channels (XCiT), whose map is no map of positions."""
+
+    def __init__(self):
+        super().__init__()
+        self.patches, self.mix, self.head = nn.Conv2d(3, 8, 16, 16), Mixing(), nn.Linear(8, 5)
+
+    def forward(self, x):
+        return self.head(self.mix(self.patches(x).flatten(2).transpose(1, 2)).mean(1))
+
+
+class Mixing(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.drop = nn.Dropout(0.0)
+
+    def forward(self, tokens):
+        return tokens @ self.drop((tokens.transpose(1, 2) @ tokens).softmax(-1)[:, None])[:, 0]
+
+
+def test_attention_between_channels_is_not_taken_for_one_of_tokens():
+    assert find_attention(Channels().eval(), torch.rand(2, 3, 32, 32)) == ()
+
+
 def test_a_network_without_attention_has_none():
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5))
     assert find_attention(network, torch.rand(2, 3, 8, 8)) == ()

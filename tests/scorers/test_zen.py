@@ -10,6 +10,7 @@ from kdnas.network import BATCH_NORMS, Network
 from kdnas.randomness import initialised, torch_rng
 from kdnas.scorers.zen import Zen, _draw, _without_shortcuts
 from kdnas.space import Blueprint, layer
+from kdnas.spaces.vit import ViT
 from tests.scorers.scene import SPACE, evidence, network
 
 
@@ -96,3 +97,13 @@ def test_nonsense_is_refused():
         Zen(repeats=0)
     with pytest.raises(ValueError, match="`batch_size` at least 2"):
         Zen(batch_size=1)
+
+
+def test_images_have_the_networks_own_size(held):
+    """Not the data's, which a transformer's positions do not fit."""
+    space = ViT(patch=4, widths=(8,), depths=(2,), heads=(2,), ratios=(2.0,), head_width=4, cuts=(), resolutions=(8,))
+    student = Network(space.blueprint(space.largest))
+    evidences = [dataclasses.replace(held, images=torch.rand(4, 3, side, side)) for side in (8, 20)]
+    first, second = (Zen().score(student, evidence).value for evidence in evidences)
+    assert math.isfinite(first)
+    assert first == second
