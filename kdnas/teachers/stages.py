@@ -1,7 +1,7 @@
 """Feature maps of a network that was not written for them: outputs of its submodules, recorded while it runs."""
 
 import math
-from collections import Counter
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -195,8 +195,23 @@ def _token_blocks(module: nn.Module, tokens: Sequence[str]) -> list[str]:
     blocks = _repeated(module, tokens)
     inner = [f"{block}.{name}" for block in blocks for name in _repeated(module.get_submodule(block), tokens, block)]
     blocks = inner if len(blocks) < 4 <= len(inner) else blocks
-    kinds = Counter(type(module.get_submodule(name)) for name in blocks)
-    return [name for name in blocks if type(module.get_submodule(name)) is kinds.most_common(1)[0][0]]
+    groups: dict[object, list[str]] = {}
+    for name in blocks:
+        groups.setdefault(type(module.get_submodule(name)), []).append(name)
+    # Of equal numbers those that end last: a stage of one block has one embedding, too.
+    alike = [*groups.values(), *_alike(module, tokens, blocks)]
+    return max(alike, key=lambda names: (len(names), tokens.index(names[-1])), default=[])
+
+
+def _alike(module: nn.Module, tokens: Sequence[str], blocks: Sequence[str]) -> list[list[str]]:
+    """Outermost submodules outside of these blocks that have one class and the same place in several stages."""
+    places: dict[tuple[str, object], list[str]] = {}
+    for name in tokens:
+        part = module.get_submodule(name)
+        inside = any(name.startswith(f"{other}.") for other in tokens)
+        if not inside and name not in blocks and any(part.children()):
+            places.setdefault((re.sub(r"(^|\.)\d+(?=\.|$)", r"\1*", name), type(part)), []).append(name)
+    return [names for names in places.values() if len(names) > 1]
 
 
 def _last_maps(module: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:

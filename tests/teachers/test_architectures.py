@@ -74,6 +74,12 @@ HUB = {
         },
     ),
     "PoolFormerForImageClassification": (4, 0, FOUR),
+    # One block in each stage, beside which the embedding looks like a block too.
+    "PvtForImageClassification": (
+        4,
+        1,
+        {**FOUR, "image_size": 64, "depths": [1, 1, 1, 1], "num_attention_heads": [1, 1, 2, 2]},
+    ),
     "RegNetForImageClassification": (5, 0, {**FOUR, "embedding_size": 8, "groups_width": 8}),
     "ResNetForImageClassification": (5, 0, {**FOUR, "embedding_size": 8, "layer_type": "basic"}),
     "SegformerForImageClassification": (
@@ -156,7 +162,8 @@ def test_a_network_of_timm(name, tmp_path):
 def test_a_model_of_transformers(name, tmp_path):
     transformers = pytest.importorskip("transformers")
     stages, maps, options = HUB[name]
-    config = getattr(transformers, name).config_class(**options, id2label=dict(enumerate(NAMES)), label2id={})
+    config = getattr(transformers, name).config_class(**options, num_labels=5)
+    config.id2label = dict(enumerate(NAMES))
     torch.manual_seed(0)
     getattr(transformers, name)(config).save_pretrained(tmp_path)
     mean, std = (0.4, 0.5, 0.6), (0.2, 0.3, 0.25)

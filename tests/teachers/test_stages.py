@@ -408,3 +408,37 @@ def test_every_layer_of_a_transformer_in_a_list_is_shown():
     teacher = Frozen(Listed(), preprocessing=PLAIN)
     assert teacher.stages == ("blocks.0", "blocks.1", "blocks.2", "blocks.4")
     assert every_layer(teacher).stages == tuple(f"blocks.{i}" for i in range(5))
+
+
+class Embedding(nn.Module):
+    """Halves a map's sides, and returns tokens."""
+
+    def __init__(self, inputs, width):
+        super().__init__()
+        self.reduce, self.norm = nn.Conv2d(inputs, width, 2, 2), nn.LayerNorm(width)
+
+    def forward(self, x):
+        return self.norm(self.reduce(x).flatten(2).transpose(1, 2))
+
+
+class OneBlockPerStage(nn.Module):
+    """A pyramid of tokens (PVT) of which every stage has a single block."""
+
+    def __init__(self):
+        super().__init__()
+        widths = (3, 4, 6, 8, 10)
+        self.embeddings = nn.ModuleList(map(Embedding, widths, widths[1:]))
+        layers = (nn.TransformerEncoderLayer(width, 2, 8, 0.0, batch_first=True) for width in widths[1:])
+        self.blocks = nn.ModuleList(nn.ModuleList([layer]) for layer in layers)
+        self.head = nn.Linear(10, 5)
+
+    def forward(self, x):
+        for embedding, blocks in zip(self.embeddings, self.blocks, strict=True):
+            tokens = blocks[0](embedding(x))
+            x = tokens.transpose(1, 2).unflatten(2, (x.shape[2] // 2, x.shape[3] // 2))
+        return self.head(tokens.mean(1))
+
+
+def test_a_stage_of_one_block_ends_with_it_and_not_with_its_embedding():
+    found = find_stages(OneBlockPerStage().eval(), torch.zeros(2, 3, 32, 32), classes=5)
+    assert found == ("blocks.0.0", "blocks.1.0", "blocks.2.0", "blocks.3.0")
