@@ -141,6 +141,8 @@ Sample = Annotated[int, Range(least=3, most=2**40)]
 """A number of images that correlations are measured on."""
 Index = Annotated[int, Range(least=0, most=2**40)]
 """A number that may be 0."""
+Processes = Annotated[int, Range(least=0, most=1024)]
+"""A number of processes that may be 0."""
 Seed = Annotated[int, Range(least=0, below=2**63)]
 """A seed of random numbers."""
 Amount = Annotated[float, Range(least=0)]

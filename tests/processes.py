@@ -37,7 +37,7 @@ def started(lead: Callable[[], Any], count: int = 2) -> Iterator[tuple[list[Base
     ends = [CONTEXT.Pipe(duplex=False) for _ in range(count)]
     work = cloudpickle.dumps((prepare, lead))
     processes: list[BaseProcess] = [
-        CONTEXT.Process(target=_run, args=(rank, count, port, work, ends[rank][1]), daemon=True)
+        CONTEXT.Process(target=_run, args=(rank, count, port, work, ends[rank][1]))  # no daemon: it may start others
         for rank in range(count)
     ]
     for process in processes:

@@ -20,9 +20,15 @@ from kdnas.specs import check_literals
 
 
 class Images(abc.ABC):
-    """A part of a data set: images and labels by index."""
+    """A part of a data set: images and labels by index.
+
+    Attributes:
+        labels: class indices, `[count]`.
+        is_decoded: whether `take` decodes pictures, so that other processes should do so ahead of need.
+    """
 
     labels: Tensor
+    is_decoded: ClassVar[bool] = False
 
     @abc.abstractmethod
     def take(self, indices: Tensor) -> Tensor:

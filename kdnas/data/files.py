@@ -16,8 +16,10 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
+from torch.utils.data import get_worker_info
 
 from kdnas.data.base import Images
+from kdnas.data.feeding import cores
 from kdnas.data.pixels import as_labels
 
 SUFFIXES = frozenset(
@@ -25,6 +27,7 @@ SUFFIXES = frozenset(
 )
 """Suffixes of files that count as images."""
 _MOST_BYTES = 2**31  # of a file of arrays, unpacked
+_MOST_THREADS = 8
 
 
 @final
@@ -73,6 +76,8 @@ class FileImages(Images):
     Raises:
         ValueError: from `take`, for a file that is no image or none that can be shown in [0, 1]; the message names it.
     """
+
+    is_decoded = True
 
     def __init__(self, sources: Sequence[Source], labels: Tensor, size: int, mode: str = "RGB") -> None:
         if size < 1:
@@ -128,12 +133,14 @@ def sides(sources: Sequence[Source]) -> list[int]:
 
 
 def _each(function: Callable[[Any], Any], sources: Sequence[Source]) -> Iterator[Any]:
-    with ThreadPoolExecutor(2) as pool, warnings.catch_warnings():
+    """The function of each source: in threads, but for a process that is one of several which decode."""
+    threads = 1 if get_worker_info() else min(_MOST_THREADS, cores())
+    with ThreadPoolExecutor(threads) as pool, warnings.catch_warnings():
         # What Pillow only warns of, such as damaged EXIF data, leaves the pixels as they are; a picture of more than
         # 89 million pixels is refused.
         warnings.simplefilter("ignore", UserWarning)
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        yield from pool.map(function, sources)
+        yield from map(function, sources) if threads == 1 else pool.map(function, sources)
 
 
 @contextmanager

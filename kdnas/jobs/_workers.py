@@ -19,6 +19,7 @@ from typing import Any, Self, TextIO, final
 
 import torch
 
+from kdnas.data.feeding import asked
 from kdnas.jobs._memory import IN_MEMORY
 from kdnas.jobs._run import Run
 from kdnas.network import default_device
@@ -79,6 +80,7 @@ class Workers:
     _mutex: threading.Lock = field(default_factory=threading.Lock, init=False)
     _ended: bool = field(default=False, init=False)
     _device: torch.device = field(default_factory=default_device, init=False)  # threads do not know it
+    _decoders: int | None = field(default_factory=asked, init=False)
 
     def __enter__(self) -> Self:
         if self.count > 1:
@@ -137,7 +139,8 @@ class Workers:
             with self._mutex:
                 if self._ended:
                     raise ValueError("the command has ended.") from None
-                worker = _Worker(self.run, self._device, len(self._started))
+                decoders = {"decoders": self._decoders, "beside": self.count}
+                worker = _Worker(self.run, self._device, len(self._started), decoders)
                 self._started.append(worker)
                 return worker
 
@@ -152,7 +155,7 @@ class Workers:
 class _Worker:
     """A process, and the lines that go to and fro."""
 
-    def __init__(self, run: Run, device: torch.device, number: int) -> None:
+    def __init__(self, run: Run, device: torch.device, number: int, decoders: Message) -> None:
         if device.type == "cuda" and device.index is None:
             device = torch.device("cuda", number % torch.cuda.device_count())
         paths = os.pathsep.join(str(Path(path).resolve()) for path in sys.path if path)
@@ -165,7 +168,8 @@ class _Worker:
             text=True,
             encoding="utf-8",
         )
-        self._write({"folder": str(run.folder.resolve()), "device": str(device), "renamed": run.storage.renamed})
+        first = {"folder": str(run.folder.resolve()), "device": str(device), "renamed": run.storage.renamed}
+        self._write(first | decoders)
 
     def conversation(self, request: Message) -> Iterator[Message]:
         """What the process answers; nothing more once it has ended."""
@@ -238,6 +242,7 @@ class _RemoteMetrics:
 
 def serve() -> None:
     """Answer the requests on standard input until it is closed."""
+    from kdnas.data.feeding import decoding
     from kdnas.jobs._trainings import answer
     from kdnas.network import on_device
 
@@ -248,7 +253,7 @@ def serve() -> None:
     lines: queue.SimpleQueue[Message] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(lines,), daemon=True).start()
     first, wire = lines.get(), Wire(out, lines)
-    with on_device(first["device"]):
+    with on_device(first["device"]), decoding(first["decoders"], first["beside"]):
         run = Run(first["folder"], trust=True)  # the process that started this one has admitted it
         if first["renamed"]:
             run.storage.name_again(first["renamed"])

@@ -24,6 +24,7 @@ from kdnas.values import (
     Count,
     Factor,
     Index,
+    Processes,
     Sample,
     Seconds,
     Seed,
@@ -63,6 +64,7 @@ def _computes(function: Callable[_P, _R]) -> Callable[_P, _R]:
     def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
         from contextlib import nullcontext
 
+        from kdnas.data.feeding import decoding
         from kdnas.network import on_device
         from kdnas.runs.lock import command
 
@@ -74,7 +76,9 @@ def _computes(function: Callable[_P, _R]) -> Callable[_P, _R]:
             from kdnas.jobs._run import insisting
 
             insists = insisting(True)
-        with command(), on_device(device), insists, trusting(bool(kwargs.get("trust"))):
+        decoders: Any = kwargs.get("decoders")
+        trusts = trusting(bool(kwargs.get("trust")))
+        with command(), on_device(device), decoding(decoders), insists, trusts:
             return function(*args, **kwargs)
 
     return call
@@ -157,6 +161,7 @@ def run(
     deploy: bool = True,
     insist: bool = False,
     trust: bool = False,
+    decoders: Processes | None = None,
     device: str | None = None,
     **recipe: Unpack[RecipeOptions],
 ) -> Run:
@@ -207,6 +212,8 @@ def run(
         deploy: whether to write the student as Python code and ONNX too, and compare all forms.
         insist: train although the teacher or the size of the images speaks against it.
         trust: run code that files name, though it is none of kdnas's algorithms.
+        decoders: processes that decode images ahead of need, for each training; 0 for none. By default one per core
+            that computes nothing, where images are decoded from files. No result depends on it.
         device: such as cpu or cuda:1 (default: a GPU where there is one).
         **recipe: optimizer settings of teacher, supernet and student. `steps` is by default 30 epochs, at least 300 and
             at most 20,000; `batch_size` 128, or all training images where there are fewer.
@@ -378,7 +385,7 @@ def _refuse_options(
     for name, value in {**values, **recipe}.items():
         default = parameters[name].default if name in parameters else None
         if (
-            name in (*allowed, "out", "experiment", "device", "insist", "trust", "recipe")
+            name in (*allowed, "out", "experiment", "decoders", "device", "insist", "trust", "recipe")
             or value == default
             or not (value or default)
         ):
@@ -460,6 +467,7 @@ def fit(
     width: Size | None = None,
     insist: bool = False,
     trust: bool = False,
+    decoders: Processes | None = None,
     device: str | None = None,
     **recipe: Unpack[RecipeOptions],
 ) -> dict[str, Any]:
@@ -476,6 +484,8 @@ def fit(
             64 on larger ones.
         insist: train although the teacher or the size of the images speaks against it.
         trust: run code that files name, though it is none of kdnas's algorithms.
+        decoders: processes that decode images ahead of need, for each training; 0 for none. By default one per core
+            that computes nothing, where images are decoded from files. No result depends on it.
         device: such as cpu or cuda:1 (default: a GPU where there is one).
         **recipe: optimizer settings. `steps` is by default 30 epochs, at least 300 and at most 20,000; `batch_size`
             128, or all training images where there are fewer; `learning_rate` 0.1, and 0.01 for trained weights.
@@ -489,7 +499,7 @@ def fit(
         >>> load_teacher(folder).make
         'kdnas.teachers.zoo:student_teacher'
     """
-    del device, insist, trust
+    del decoders, device, insist, trust
     from kdnas.data.base import Data
     from kdnas.jobs import fit as job
     from kdnas.jobs._arguments import as_data, recipe_for
@@ -513,6 +523,7 @@ def train(
     loss: str | Sequence[str] = (),
     insist: bool = False,
     trust: bool = False,
+    decoders: Processes | None = None,
     device: str | None = None,
     **recipe: Unpack[RecipeOptions],
 ) -> Run:
@@ -524,6 +535,8 @@ def train(
         loss: NAME or NAME=WEIGHT from `kdnas list losses`, a distillation loss beside the labels; repeatable.
         insist: train although the teacher or the size of the images speaks against it.
         trust: run code that files name, though it is none of kdnas's algorithms.
+        decoders: processes that decode images ahead of need, for each training; 0 for none. By default one per core
+            that computes nothing, where images are decoded from files. No result depends on it.
         device: such as cpu or cuda:1 (default: a GPU where there is one).
         **recipe: optimizer settings of the supernet, by default the experiment's.
 
@@ -536,7 +549,7 @@ def train(
         >>> train(settings, out=tempfile.mkdtemp(), steps=2, batch_size=8).storage.phase("train")["steps"]
         2
     """
-    del device, insist, trust
+    del decoders, device, insist, trust
 
     from kdnas.jobs import train as job
     from kdnas.jobs._arguments import as_experiment, with_losses, with_overrides
@@ -650,6 +663,7 @@ def finals(
     teacher: str | Spec | nn.Module | None = None,
     data: str | Spec | Data | Dataset[Any] | None = None,
     trust: bool = False,
+    decoders: Processes | None = None,
     device: str | None = None,
     **recipe: Unpack[RecipeOptions],
 ) -> dict[str, Any]:
@@ -673,6 +687,8 @@ def finals(
         teacher: the run's own teacher, where it was in memory or lies elsewhere now; see `kdnas run --help`.
         data: the run's own data, likewise.
         trust: run code that files name, though it is none of kdnas's algorithms.
+        decoders: processes that decode images ahead of need, for each training; 0 for none. By default one per core
+            that computes nothing, where images are decoded from files. No result depends on it.
         device: such as cpu or cuda:1 (default: a GPU where there is one).
         **recipe: optimizer settings of every training, by default the run's.
 
@@ -684,7 +700,7 @@ def finals(
         >>> [row["name"] for row in result["finalists"]]
         ['finalist-2', 'finalist-3']
     """
-    del device, trust
+    del decoders, device, trust
     from kdnas.jobs import finals as job
     from kdnas.jobs._arguments import as_run, with_overrides
     from kdnas.report import write_report
@@ -970,6 +986,7 @@ def retrain(
     force: bool = False,
     insist: bool = False,
     trust: bool = False,
+    decoders: Processes | None = None,
     device: str | None = None,
     **recipe: Unpack[RecipeOptions],
 ) -> dict[str, Any]:
@@ -990,6 +1007,8 @@ def retrain(
         force: replace the student that `out` holds.
         insist: train although the teacher or the size of the images speaks against it.
         trust: run code that files name, though it is none of kdnas's algorithms.
+        decoders: processes that decode images ahead of need, for each training; 0 for none. By default one per core
+            that computes nothing, where images are decoded from files. No result depends on it.
         device: such as cpu or cuda:1 (default: a GPU where there is one).
         **recipe: optimizer settings, by default the student's run's.
 
@@ -998,7 +1017,7 @@ def retrain(
         Traceback (most recent call last):
         ValueError: there is no student no/such/student. Write one with `kdnas export`.
     """
-    del device, insist, trust
+    del decoders, device, insist, trust
     from kdnas.jobs._arguments import as_data, retrain_settings
     from kdnas.jobs._retrain import retrain_with
 
@@ -1036,6 +1055,7 @@ def prune(
     penalty: Amount | None = None,
     insist: bool = False,
     trust: bool = False,
+    decoders: Processes | None = None,
     device: str | None = None,
     **recipe: Unpack[RecipeOptions],
 ) -> dict[str, Any]:
@@ -1059,6 +1079,8 @@ def prune(
         penalty: weight of the scale factors' penalty; by default it grows until the budget is met.
         insist: train although the teacher or the size of the images speaks against it.
         trust: run code that files name, though it is none of kdnas's algorithms.
+        decoders: processes that decode images ahead of need, for each training; 0 for none. By default one per core
+            that computes nothing, where images are decoded from files. No result depends on it.
         device: such as cpu or cuda:1 (default: a GPU where there is one).
         **recipe: optimizer settings of all trainings; by default 400 steps at 0.02 with factors, 1000 steps else.
 
@@ -1068,7 +1090,7 @@ def prune(
         ValueError: a pruning bounds params and macs and latency and size, got a bound on memory. Remove that bound.
     """
     options = locals()
-    del device, insist, trust
+    del decoders, device, insist, trust
 
     from kdnas.jobs import prune as job
     from kdnas.jobs._arguments import as_budget, as_data, as_teacher, listed, load_settings, terms_of, with_overrides
@@ -1148,6 +1170,7 @@ def compare(
     out: str | Path = Path("runs/compare"),
     insist: bool = False,
     trust: bool = False,
+    decoders: Processes | None = None,
     device: str | None = None,
 ) -> dict[str, Any]:
     """Compare systems on the same data, under one teacher and budget, at equal cost.
@@ -1163,9 +1186,11 @@ def compare(
         out: the folder of the comparison.
         insist: train although the teacher or the size of the images speaks against it.
         trust: run code that files name, though it is none of kdnas's algorithms.
+        decoders: processes that decode images ahead of need, for each training; 0 for none. By default one per core
+            that computes nothing, where images are decoded from files. No result depends on it.
         device: such as cpu or cuda:1 (default: a GPU where there is one).
     """
-    del device, insist, trust
+    del decoders, device, insist, trust
     from kdnas.jobs import compare as job
     from kdnas.jobs._arguments import as_budget, as_data, as_seconds, as_space, as_teacher
 
@@ -1197,6 +1222,7 @@ def grow(
     controls: bool = Grow.controls,
     insist: bool = False,
     trust: bool = False,
+    decoders: Processes | None = None,
     device: str | None = None,
     **recipe: Unpack[RecipeOptions],
 ) -> dict[str, Any]:
@@ -1216,10 +1242,12 @@ def grow(
         controls: whether to train the controls too.
         insist: train although the teacher or the size of the images speaks against it.
         trust: run code that files name, though it is none of kdnas's algorithms.
+        decoders: processes that decode images ahead of need, for each training; 0 for none. By default one per core
+            that computes nothing, where images are decoded from files. No result depends on it.
         device: such as cpu or cuda:1 (default: a GPU where there is one).
         **recipe: optimizer settings of every candidate; by default the experiment's.
     """
-    del device, insist, trust
+    del decoders, device, insist, trust
 
     from kdnas.jobs import grow as job
     from kdnas.jobs._arguments import as_budget, as_data, as_space, load_settings, with_overrides

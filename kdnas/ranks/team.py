@@ -245,6 +245,11 @@ def number() -> int:
     return _TEAM[0].size if _TEAM else 1
 
 
+def neighbours() -> int:
+    """The number of those that run on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", number())) if number() > 1 else 1
+
+
 def everywhere(function: Callable[..., Any], *args: Any, patience: timedelta = _FOREVER) -> Any:
     """Call a function in all processes, with copies of the arguments, and return the leader's result.
 

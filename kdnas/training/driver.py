@@ -1,5 +1,6 @@
 """Training with checkpoints, metrics and progress."""
 
+import contextlib
 import logging
 import time
 from collections.abc import Callable
@@ -59,7 +60,7 @@ def train_with_checkpoints(
     cadence = Cadence.of(training.recipe.steps, training.epoch_steps, guarded=guard is not None)
     end = training.recipe.steps if until is None else min(until, training.recipe.steps)
     reported: frozenset[str] = frozenset()
-    with progress(phase, end, training.index) as bar:
+    with contextlib.closing(training), progress(phase, end, training.index) as bar:
         while training.index < end:
             number = training.index + 1
             losses, warnings = _step(training, guard, watch=cadence.compares(number), weigh=cadence.weighs(number))

@@ -2,7 +2,6 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable
 from functools import partial
 from typing import Any, final
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from kdnas.data.base import Data
+from kdnas.data.feeding import Feed, Steps, num_decoders
 from kdnas.distillers.base import Batch, Distiller, Model, Step
 from kdnas.losses.base import Loss
 from kdnas.losses.objective import Objective, Share
@@ -82,6 +82,8 @@ class Training:
         self.teacher = None if teacher is None else teacher.to(self.device)
         self.data, self.recipe, self.index, self.cache = data, recipe, 0, cache
         self.is_shared, self.is_new = False, True
+        steps = Steps(data, recipe.seed, recipe.batch_size, 0 if cache is None else cache.views)
+        self._feed = Feed(steps, recipe.steps, 0)
         self._memory_format: torch.memory_format | None = None  # as they are, for the first batch
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed_of(recipe.seed, "parts"))
@@ -90,6 +92,8 @@ class Training:
         self.distiller.to(self.device)
         last = self.device.type == "cpu" and not _strided_points(self.model, self.distiller)
         self._memory_format = torch.channels_last if last else torch.contiguous_format
+        decoders = num_decoders(self.device, decodes=data.train.is_decoded)
+        self._feed = Feed(steps, recipe.steps, decoders, pinned=self.device.type == "cuda")
         self.optimizer = _optimizer([self.model, self.distiller], recipe)
         self.schedule = distiller.schedule(recipe.steps)
         self.gradient_norm = torch.zeros(())
@@ -104,7 +108,7 @@ class Training:
     @property
     def epoch_steps(self) -> int:
         """Steps in one pass over the train part."""
-        return max(1, len(self.data.train) // min(self.recipe.batch_size, len(self.data.train)))
+        return len(self.data.train) // self._feed.steps.size
 
     def step(self, *, watch: bool = False, weigh: bool = False) -> dict[str, float]:
         """One step: backward of each loss, one optimizer step. Returns the losses' values by name.
@@ -134,7 +138,8 @@ class Training:
         with torch.random.fork_rng(devices=[]):
             process = tensors.rank()
             torch.manual_seed(seed_of(recipe.seed, "step", self.index, *[process] * (process > 0)))
-            batch = self._batch(self.index, tensors.part)
+            self._feed = self._feed.taking(tensors.part(self._feed.steps.size))
+            batch = self._batch(self.index)
             # Images may be slow to read, and first steps in other ways; later ones take all processes equally long.
             team.meet("a step", careful=self.is_new)
             with tensors.sharing(recipe.per_process):
@@ -234,15 +239,15 @@ class Training:
                 "folder, or the settings of the checkpoint."
             ) from error
 
-    def _batch(self, index: int, part: Callable[[int], slice] = slice) -> Batch:
-        """The images of a step, or a part of them by their number."""
-        ids = self.data.indices(self.recipe.seed, index, self.recipe.batch_size)
-        rows = part(len(ids))
-        cache, seed = self.cache, self.recipe.seed
-        view = 0 if cache is None else index // self.epoch_steps % cache.views
-        pixels = self.data.pixels(ids, seed, index, rows) if cache is None else self.data.view(ids[rows], seed, view)
-        ids = ids[rows]
-        pixels = pixels.to(self.device, non_blocking=True)
+    def close(self) -> None:
+        """End the processes that decode; another step starts them again."""
+        self._feed.close()
+
+    def _batch(self, index: int) -> Batch:
+        """The images of a step, those of this process."""
+        steps, cache = self._feed.steps, self.cache
+        ids, view = steps.indices(index)[steps.rows], steps.view(index)
+        pixels = self._feed(index).to(self.device, non_blocking=True)
         if not torch.isfinite(pixels).all():
             bad = ids[~pixels.isfinite().flatten(1).all(1).cpu()].tolist()
             raise ValueError(f"training images must be finite, images {bad} contain NaN or infinity.")

@@ -332,7 +332,7 @@ def test_packages_that_do_not_fit_each_other_are_a_fault(monkeypatch):
 
 
 def test_more_threads_than_cores_are_a_note(monkeypatch):
-    monkeypatch.setattr(machine, "_cores", lambda: 0)
+    monkeypatch.setattr(machine, "cores", lambda: 0)
     assert any("Set OMP_NUM_THREADS" in finding.text for finding in complaints())
 
 

@@ -1,10 +1,12 @@
 """A training that several processes share computes what one process does."""
 
 import dataclasses
+from contextlib import closing
 
 import pytest
 import torch
 
+from kdnas.data.feeding import decoding
 from kdnas.distillers.aggregation import Aggregation
 from kdnas.distillers.base import Batch, Distiller, Step
 from kdnas.distillers.fair_paths import FairPaths
@@ -109,7 +111,8 @@ def test_processes_with_statistics_of_their_own_take_the_mean_of_their_steps():
     halves = []
     for part in (slice(6), slice(6, 12)):
         own = training(SinglePath(), recipe)
-        own._batch = lambda index, _, own=own, part=part: Training._batch(own, index, lambda _: part)
+        own._feed = own._feed.taking(part)
+        own._feed.taking = lambda _, feed=own._feed: feed
         ((_, _, state),) = steps(own, 1)
         halves.append(state)
     for name, tensor in pair.items():
@@ -117,6 +120,17 @@ def test_processes_with_statistics_of_their_own_take_the_mean_of_their_steps():
             torch.testing.assert_close(tensor, (halves[0][name] + halves[1][name]) / 2, rtol=0, atol=1e-6)
     (one,) = steps(training(SinglePath(), RECIPE), 1)
     assert any(not torch.allclose(one[2][name], tensor) for name, tensor in pair.items())
+
+
+def test_each_process_has_images_of_its_own_made_ready_and_they_are_the_same():
+    def weights(decoders):
+        with decoding(decoders), closing(training(SinglePath())) as own:
+            for _ in range(3):
+                own.step()
+            return {name: tensor.clone() for name, tensor in own.state()["model"].items()}
+
+    none, two = (together(lambda n=n: weights(n)) for n in (0, 2))
+    assert all(torch.equal(none[name], two[name]) for name in none)
 
 
 def test_processes_with_architectures_of_their_own_train_both():

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from packaging.requirements import Requirement
 
+from kdnas.data.feeding import cores
 from kdnas.jobs._preflight.cost import existing
 from kdnas.jobs._preflight.findings import Finding, faults, notes
 from kdnas.network import default_device
@@ -34,7 +35,7 @@ def installation() -> list[Finding]:
     extras = {name: _lacks("kdnas", name) for name in _extras() if name not in _GROUPS}
     ready = ", ".join(name for name, lacking in extras.items() if not lacking) or "none"
     absent = ", ".join(name for name, lacking in extras.items() if lacking)
-    threads, cores = torch.get_num_threads(), _cores()
+    threads, most = torch.get_num_threads(), cores()
     return [
         Finding("installation", f"Python {platform.python_version()}, {versions}"),
         Finding("extras", ready + (f"; not installed: {absent} (pip install 'kdnas[NAME]')" if absent else "")),
@@ -42,16 +43,11 @@ def installation() -> list[Finding]:
         *faults("installation", misfits),
         *notes(
             "device",
-            f"{threads} threads compute on {cores} cores, which is slower than {cores}. Set OMP_NUM_THREADS={cores}"
-            if threads > cores
+            f"{threads} threads compute on {most} cores, which is slower than {most}. Set OMP_NUM_THREADS={most}"
+            if threads > most
             else "",
         ),
     ]
-
-
-def _cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _version(name: str) -> str:
