@@ -53,7 +53,7 @@ from kdnas.costs.latency import LatencyTable
 from kdnas.data.base import Data
 from kdnas.distillers.from_labels import FromLabels
 from kdnas.distillers.from_teacher import FromTeacher
-from kdnas.evaluation import accuracy, correct
+from kdnas.evaluation import accuracy, graded
 from kdnas.jobs._trials import matching
 from kdnas.losses.feature.leading_channels import LeadingChannels
 from kdnas.losses.response.cross_entropy import CrossEntropy
@@ -335,7 +335,7 @@ def row_of(task: Task, world: World) -> Row:
     row["retrain_images"] = task.steps * RECIPE.batch_size
     remembered = source is None and row["loss"] != "labels"
     row["teacher_cpu_seconds"] = f"{remembered * world.forward_seconds * row['retrain_images']:.1f}"
-    hits = correct(student, world.data.test, world.data)
+    hits = graded(student, world.data.test, world.data)
     row["search_accuracy"] = f"{accuracy(student, world.data.search, world.data):.4f}"
     row["test_accuracy"] = f"{float(hits.float().mean()):.4f}"
     row["test_hits"] = base64.b64encode(np.packbits(hits.numpy()).tobytes()).decode()

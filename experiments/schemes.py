@@ -213,7 +213,7 @@ def teachers(size: Size, folder: Path) -> tuple[dict[str, Spec], dict[str, Any]]
     members = (route[-1], *train(Experiment(train=others), folder / "others").teacher_spec["members"])
     data: Data = size.data.build(Data)
     built = [build_teacher(member, data) for member in members]
-    weights = tuple(round(teacher_accuracy(teacher, data.search), 4) for teacher in built)
+    weights = tuple(round(teacher_accuracy(teacher, data.search, data), 4) for teacher in built)
     mean = spec(several_teachers, kind="ensemble", members=members)
     anchors = tuple(route[k] for k in equal_intervals(NUM_SNAPSHOTS, NUM_ANCHORS))
     specs = {
@@ -228,9 +228,9 @@ def teachers(size: Size, folder: Path) -> tuple[dict[str, Spec], dict[str, Any]]
         "snapshots": spec(several_teachers, kind="route", members=route),
     }
     facts = {
-        "one by one": [teacher_accuracy(teacher, data.test) for teacher in built],
-        "mean": teacher_accuracy(build_teacher(mean, data), data.test),
-        "anchors": [teacher_accuracy(build_teacher(teacher, data), data.test) for teacher in anchors],
+        "one by one": [teacher_accuracy(teacher, data.test, data) for teacher in built],
+        "mean": teacher_accuracy(build_teacher(mean, data), data.test, data),
+        "anchors": [teacher_accuracy(build_teacher(teacher, data), data.test, data) for teacher in anchors],
         "weights": weights,
     }
     return specs, facts

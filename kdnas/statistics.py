@@ -12,6 +12,8 @@ from numpy.typing import ArrayLike, NDArray
 
 _T = TypeVar("_T")
 Array = NDArray[np.float64]
+Statistic = Callable[[Array], Array]
+"""A measure from mean grades: `[..., *grade]` to `[...]`."""
 Rows = NDArray[np.int64]
 """Indices of rows drawn with replacement, `[resamples, rows]`."""
 
@@ -69,29 +71,35 @@ def percentiles(values: ArrayLike) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def difference_interval(first: Array, second: Array, resamples: int = 2000) -> tuple[float, float, float]:
+def difference_interval(
+    first: Array, second: Array, resamples: int = 2000, *, quality: Statistic | None = None
+) -> tuple[float, float, float]:
     r"""Mean of the first less mean of the second over paired rows, and its 95 % bootstrap interval.
 
     With several seeds, rows and each side's seeds are resampled independently. A mean over $S$ seeds that are drawn
     with replacement varies too little by $(S - 1) / S$, so its deviation is multiplied by $\sqrt{S / (S - 1)}$.
 
     Args:
-        first: `[rows]`, or `[seeds, rows]`.
+        first: `[rows]`, or `[seeds, rows]`; with `quality`, `[seeds, rows, *grade]`.
         second: the same, with any number of seeds.
         resamples: how many.
+        quality: a measure of each seed's mean over rows, whose means over seeds are compared; None for the mean itself.
     """
-    columns = [np.atleast_2d(side).T for side in (first, second)]
-    if all(side.shape[1] == 1 for side in columns):
+    columns = [np.atleast_2d(side).swapaxes(0, 1) for side in (first, second)]
+    if quality is None and all(side.shape[1] == 1 for side in columns):
         difference = columns[0][:, 0] - columns[1][:, 0]
         return float(difference.mean()), *interval(resampled_mean, difference, resamples=resamples)
     rng = np.random.default_rng(1)
 
     def resampled(first: Array, second: Array, rows: Rows) -> Array:
         counts = _counts(rows) / rows.shape[1]
-        return _over_seeds(counts @ first, rng) - _over_seeds(counts @ second, rng)
+        ours, theirs = ((counts @ side.reshape(len(side), -1)).reshape(-1, *side.shape[1:]) for side in (first, second))
+        if quality is not None:
+            ours, theirs = quality(ours), quality(theirs)
+        return _over_seeds(ours, rng) - _over_seeds(theirs, rng)
 
-    value = columns[0].mean() - columns[1].mean()
-    return float(value), *interval(resampled, *columns, resamples=resamples)
+    means = [side.mean() if quality is None else quality(side.mean(0)).mean() for side in columns]
+    return float(means[0] - means[1]), *interval(resampled, *columns, resamples=resamples)
 
 
 def _over_seeds(means: Array, rng: np.random.Generator) -> Array:
@@ -103,24 +111,35 @@ def _over_seeds(means: Array, rng: np.random.Generator) -> Array:
     return whole + (drawn - whole) * math.sqrt(count / (count - 1))
 
 
-def compare_accuracy(what: str, hits: Array, other: Array, words: str, otherwise: str = "") -> dict[str, Any]:
-    """Difference of the test accuracies of two networks: value, interval and sentence of a control.
+def compare_accuracy(
+    what: str,
+    hits: Array,
+    other: Array,
+    words: str,
+    otherwise: str = "",
+    *,
+    measure: str = "accuracy",
+    quality: Statistic | None = None,
+) -> dict[str, Any]:
+    """Difference of the test accuracies, or another measure, of two networks: value, interval, sentence of a control.
 
     Args:
         what: name of the first network.
         hits: 1 for each image that it classifies correctly, else 0: `[images]`, or `[seeds, images]` of several
-            trainings.
+            trainings; of another measure the grades, `[seeds, images, *grade]`.
         other: the same for the second network, or a mean over several networks.
         words: name of the second network.
         otherwise: conclusion where the second network is significantly better.
+        measure: name of the measure.
+        quality: the measure of mean grades, where it is not their mean.
     """
-    gain, low, high = difference_interval(hits, other)
-    sentence = f"The {what}'s test accuracy less that of {words}: {100 * gain:+.2f} points "
+    gain, low, high = difference_interval(hits, other, quality=quality)
+    sentence = f"The {what}'s test {measure} less that of {words}: {100 * gain:+.2f} points "
     sentence += f"[{100 * low:+.2f}, {100 * high:+.2f}]."
     if low <= 0 <= high:
-        seeds = len(np.atleast_2d(hits))
+        seeds, images = np.atleast_2d(hits).shape[:2]
         trainings = "one seed" if seeds == 1 else f"{seeds} seeds"
-        sentence += f" On {np.shape(other)[-1]} test images and {trainings} the two are not distinguishable."
+        sentence += f" On {images} test images and {trainings} the two are not distinguishable."
     elif high < 0 and otherwise:
         sentence += f" Here {otherwise}."
     return {"value": gain, "interval": [low, high], "sentence": sentence}

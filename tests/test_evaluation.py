@@ -1,12 +1,11 @@
 """Accuracies against counts by hand, on networks whose logits follow from the pixels."""
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from kdnas.data.base import Data, TensorImages
-from kdnas.evaluation import accuracy, correct, health, student_hits, teacher_accuracy
+from kdnas.evaluation import accuracy, graded, health, student_grades, teacher_accuracy
 from kdnas.network import Network
 from kdnas.outputs import Outputs
 from kdnas.randomness import initialised, torch_rng
@@ -53,7 +52,7 @@ def test_an_accuracy_is_the_share_of_hits_and_the_network_keeps_its_mode(outputs
     # The network says 0 1 2 0 1 2 0.
     network = Brightest(outputs).train()
     network.norm.eval()
-    hits = correct(network, DATA.test, DATA)
+    hits = graded(network, DATA.test, DATA)
     assert hits.tolist() == [True, True, False, True, False, True, True]
     assert accuracy(network, DATA.test, DATA) == pytest.approx(5 / 7)
     assert network.training and not network.norm.training
@@ -64,7 +63,7 @@ def test_every_image_of_a_part_of_several_batches_counts_once():
     labels = [0, 1, 2] * 400 + [0]
     network = Brightest()
     several = part([*labels[:-1], 1])
-    assert correct(network, several, DATA).tolist() == [True] * 1200 + [False]
+    assert graded(network, several, DATA).tolist() == [True] * 1200 + [False]
     assert accuracy(network, several, DATA) == pytest.approx(1200 / 1201)
     assert len(network.sizes) > 2
 
@@ -79,7 +78,7 @@ def test_images_are_normalised_for_a_student():
             assert torch.equal(images, DATA.normalise(DATA.search.images))
             return images.mean((2, 3))
 
-    correct(Sees(), DATA.search, DATA)
+    graded(Sees(), DATA.search, DATA)
 
 
 class Says(Teacher):
@@ -97,9 +96,9 @@ class Says(Teacher):
 
 def test_a_teachers_accuracy_is_its_share_of_hits_over_all_batches():
     teacher = Says()
-    assert teacher_accuracy(teacher, DATA.test) == pytest.approx(5 / 7)
+    assert teacher_accuracy(teacher, DATA.test, DATA) == pytest.approx(5 / 7)
     assert torch.cat(teacher.labels).tolist() == DATA.test.labels.tolist()
-    assert teacher_accuracy(teacher, part([0, 1, 2] * 200 + [1])) == pytest.approx(600 / 601)
+    assert teacher_accuracy(teacher, part([0, 1, 2] * 200 + [1]), DATA) == pytest.approx(600 / 601)
 
 
 def test_health_is_the_accuracy_of_three_subnets_by_batch_statistics():
@@ -143,7 +142,7 @@ def test_the_hits_of_a_student_folder_are_zeros_and_ones_of_the_test_part(tmp_pa
     data = toy()
     network = initialised(lambda: Network(SPACE.blueprint(SPACE.largest)), 3).eval()
     write_student(tmp_path / "student", network, Card.of(network, data, {}), deploy=False)
-    hits = student_hits(tmp_path / "student", data)
-    assert hits.dtype == np.float64 and hits.shape == (30,)
-    assert hits.tolist() == correct(network, data.test, data).double().tolist()
+    hits = student_grades(tmp_path / "student", data)
+    assert hits.dtype == bool and hits.shape == (30,)
+    assert hits.tolist() == graded(network, data.test, data).tolist()
     assert 0 < hits.mean() < 1

@@ -3,7 +3,7 @@
 import re
 import statistics
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, final
+from typing import Any, NamedTuple, final
 
 import torch
 
@@ -58,7 +58,7 @@ def assembled(
     notes += [cut, layout.left_out]
     try:
         side = size or _median_side([file for file, _ in parts["train"]], seed)
-        loaded = {
+        loaded: dict[str, Any] = {
             name: _in_memory(FileImages([f for f, _ in part], torch.tensor([label for _, label in part]), side), most)
             for name, part in parts.items()
         }

@@ -28,17 +28,42 @@ def augment(
         return pixels
     count, _, height, width = pixels.shape
     total = count if total is None else total
-    pad = max(1, height // 8)
+    pad = _pad(height)
     padded = F.pad(pixels, (pad, pad, pad, pad))
-    top, left = torch.randint(0, 2 * pad + 1, (2, total), generator=rng)[:, part]
+    rows, columns = (pad + places for places in sources(kind, height, width, rng, part, total))
+    cropped = padded[torch.arange(count)[:, None, None], :, rows[:, :, None], columns[:, None, :]]
+    shifted = cropped.permute(0, 3, 1, 2).contiguous()
+    return distorted(shifted, rng, part=part, total=total) if kind.startswith("strong") else shifted
+
+
+def sources(
+    kind: Augmentation, height: int, width: int, rng: torch.Generator, part: slice, total: int
+) -> tuple[Tensor, Tensor]:
+    """The row and the column of its image that each row `[count, height]` and column `[count, width]` shows.
+
+    Those outside of the image show zeros. With a generator in the state in which `augment` gets its own, the numbers
+    are those of its images.
+
+    Args:
+        kind: of the augmentation, not `none`.
+        height: of the images.
+        width: of the images.
+        rng: the generator.
+        part: which images of a batch.
+        total: number of images in that batch.
+    """
+    pad = _pad(height)
+    top, left = torch.randint(0, 2 * pad + 1, (2, total), generator=rng)[:, part] - pad
     rows = top[:, None] + torch.arange(height)
     columns = left[:, None] + torch.arange(width)
     if kind in ("crop_flip", "strong_crop_flip"):
         mirrored = torch.rand(total, generator=rng)[part] < 0.5
         columns = torch.where(mirrored[:, None], columns.flip(1), columns)
-    cropped = padded[torch.arange(count)[:, None, None], :, rows[:, :, None], columns[:, None, :]]
-    shifted = cropped.permute(0, 3, 1, 2).contiguous()
-    return distorted(shifted, rng, part=part, total=total) if kind.startswith("strong") else shifted
+    return rows, columns
+
+
+def _pad(height: int) -> int:
+    return max(1, height // 8)
 
 
 def distorted(

@@ -11,19 +11,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdnas.data.augmentation import EVERY, Augmentation, augment
-from kdnas.data.pixels import as_labels, as_pixels
+from kdnas.data.augmentation import EVERY, Augmentation, augment, sources
+from kdnas.data.pixels import as_pixels
 from kdnas.plain import printable
 from kdnas.preprocessing import Preprocessing
 from kdnas.randomness import torch_rng
 from kdnas.specs import check_literals
+from kdnas.tasks.base import Task
+from kdnas.tasks.classification import CLASSIFICATION
 
 
 class Images(abc.ABC):
     """A part of a data set: images and labels by index.
 
     Attributes:
-        labels: class indices, `[count]`.
+        labels: of all images, as the data's task has them; small integers save memory.
         is_decoded: whether `take` decodes pictures, so that other processes should do so ahead of need.
     """
 
@@ -35,10 +37,16 @@ class Images(abc.ABC):
         """Images `[len(indices), channels, height, width]`, float32 in [0, 1]."""
 
     @final
+    def truths(self, indices: Tensor) -> Tensor:
+        """Labels by index, integers as int64."""
+        labels = self.labels[indices]
+        return labels if labels.is_floating_point() else labels.long()
+
+    @final
     def batches(self, size: int = 500) -> Iterator[tuple[Tensor, Tensor]]:
         """Every image with its label, in order: pairs of images as `take` gives them and labels, `size` at a time."""
         for indices in torch.arange(len(self)).split(size):
-            yield self.take(indices), self.labels[indices]
+            yield self.take(indices), self.truths(indices)
 
     def digest(self) -> str:
         """Changes when the images or labels do: of all labels and 256 images, evenly spread."""
@@ -48,7 +56,7 @@ class Images(abc.ABC):
     def sample(self, most: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
         """Images and labels of at most so many, drawn without repetition: a part may be sorted by class."""
         indices = torch.randperm(len(self), generator=rng)[:most] if len(self) > most else torch.arange(len(self))
-        return self.take(indices), self.labels[indices]
+        return self.take(indices), self.truths(indices)
 
     @final
     def __len__(self) -> int:
@@ -62,7 +70,8 @@ class TensorImages(Images):
     Args:
         images: `[count, channels, height, width]`, a tensor or a numpy array; uint8, uint16, bool, or floats in [0, 1];
             see `as_pixels`.
-        labels: one class index per image; see `as_labels`.
+        labels: one per image, of the task: for classification a class index; see `kdnas.tasks.labels.as_labels`.
+        task: what the labels are for.
 
     Raises:
         ValueError: another shape or type, counts that differ, values outside [0, 1], or NaN.
@@ -74,9 +83,9 @@ class TensorImages(Images):
         torch.Size([1, 3, 16, 16])
     """
 
-    def __init__(self, images: Any, labels: Any) -> None:
+    def __init__(self, images: Any, labels: Any, task: Task = CLASSIFICATION) -> None:
         self.images = as_pixels(images)
-        self.labels = as_labels(labels, len(self.images))
+        self.labels = task.as_labels(labels, len(self.images))
 
     def take(self, indices: Tensor) -> Tensor:
         """Images by index."""
@@ -97,16 +106,17 @@ class Data:
         train: for weights.
         search: for the ranking of subnets and accuracies during training, never for weights.
         test: for the closing table only.
-        class_names: one per class.
+        class_names: one per output of a network, which is a class for most tasks.
         preprocessing: size, and mean and standard deviation of the train part.
         augmentation: `none`, `shift` (by up to an eighth of the size, zero filled) or `crop_flip` (the same, and
             mirrored half of the time), or `strong_shift` and `strong_crop_flip` (the same, then two random
             operations on each image; see `distorted`).
         source: a sentence on where the images come from and what was recognised there; "" if unknown.
+        task: what labels are, and what networks are measured by.
 
     Raises:
-        ValueError: an empty part, labels without a class, a class with fewer than 2 training images, or images of
-            several shapes.
+        ValueError: an empty part, labels that the task refuses (of classification those without a class, and a class
+            with fewer than 2 training images), or images of several shapes.
     """
 
     advice: ClassVar[str] = " `kdnas.data.from_dataset` makes one of a torch data set; see docs/data.md."
@@ -117,6 +127,7 @@ class Data:
     class_names: tuple[str, ...]
     augmentation: Augmentation = "none"
     source: str = ""
+    task: Task = CLASSIFICATION
     preprocessing: Preprocessing = field(init=False)
 
     def __post_init__(self) -> None:
@@ -146,18 +157,7 @@ class Data:
             )
         if len(part) == 0:
             raise ValueError(f"the {name} part must have images, got none.")
-        low, high = int(part.labels.min()), int(part.labels.max())
-        if low < 0 or high >= self.classes:
-            fix = " Subtract 1: they begin at 1." if (low, high) == (1, self.classes) else ""
-            worst = low if low < 0 else high
-            raise ValueError(f"labels must be 0 to {self.classes - 1}, the {name} part has {worst}.{fix}")
-        counts = torch.bincount(part.labels, minlength=self.classes)
-        if name == "train" and counts.min() < 2:
-            rare = int(counts.argmin())
-            raise ValueError(
-                f"every class must have at least 2 training images, class {self.class_names[rare]!r} has "
-                f"{int(counts[rare])}. Add images or remove the class."
-            )
+        self.task.check(name, part.labels, self.class_names)
         image = part.take(torch.tensor([len(part) - 1]))
         if image.dim() != 4 or image.dtype is not torch.float32:
             raise ValueError(
@@ -175,14 +175,19 @@ class Data:
 
     @property
     def classes(self) -> int:
-        """Number of classes."""
+        """Number of classes, or of what else the outputs of a network are."""
         return len(self.class_names)
 
     @property
     def is_imbalanced(self) -> bool:
         """Whether in the train or the test part some class has more than twice the images of another."""
-        counts = (torch.bincount(part.labels, minlength=self.classes) for part in (self.train, self.test))
-        return any(int(each.max()) > 2 * int(each.min()) for each in counts)
+        counts = [self.counts(part) for part in (self.train, self.test)]
+        return any(each is not None and int(each.max()) > 2 * int(each.min()) for each in counts)
+
+    def counts(self, part: Images) -> Tensor | None:
+        """The number of a part's images of each class, `[classes]`; None where images have no classes."""
+        classes = self.task.image_classes(part.labels)
+        return None if classes is None else torch.bincount(classes, minlength=self.classes)
 
     @property
     def channels(self) -> int:
@@ -218,6 +223,14 @@ class Data:
         rng = torch_rng(seed, "augmentation", step)
         return augment(self.train.take(indices[part]), self.augmentation, rng, part, len(indices))
 
+    def labels(self, indices: Tensor, seed: int, step: int, part: slice = EVERY) -> Tensor:
+        """The labels of `pixels`, which follow the images where the task's do."""
+        labels = self.train.truths(indices[part])
+        if not self._moves:
+            return labels
+        rng = torch_rng(seed, "augmentation", step)
+        return self.task.moved(labels, *sources(self.augmentation, *self.image[1:], rng, part, len(indices)))
+
     def view(self, indices: Tensor, seed: int, view: int) -> Tensor:
         """Training images in [0, 1] under a fixed augmentation: a function of (seed, view, index) for each image."""
         pixels = self.train.take(indices)
@@ -225,6 +238,21 @@ class Data:
             return pixels
         rngs = [torch_rng(seed, "view", view, index) for index in indices.tolist()]
         return torch.cat([augment(p[None], self.augmentation, rng) for p, rng in zip(pixels, rngs, strict=True)])
+
+    def view_labels(self, indices: Tensor, seed: int, view: int) -> Tensor:
+        """The labels of `view`, which follow the images where the task's do."""
+        labels = self.train.truths(indices)
+        if not self._moves:
+            return labels
+        rngs = [torch_rng(seed, "view", view, index) for index in indices.tolist()]
+        places = [sources(self.augmentation, *self.image[1:], rng, EVERY, 1) for rng in rngs]
+        rows, columns = (torch.cat(each) for each in zip(*places, strict=True))
+        return self.task.moved(labels, rows, columns)
+
+    @property
+    def _moves(self) -> bool:
+        """Whether labels follow images that are augmented."""
+        return self.task.follows and self.augmentation != "none"
 
 
 def normalise(pixels: Tensor, preprocessing: Preprocessing) -> Tensor:

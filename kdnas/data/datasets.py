@@ -11,8 +11,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from kdnas.data.base import Data, TensorImages
 from kdnas.data.files import pixels_of
-from kdnas.data.pixels import as_labels, as_pixels
+from kdnas.data.pixels import as_pixels
 from kdnas.randomness import torch_rng
+from kdnas.tasks.labels import as_labels
 
 _SEARCH, _TEST = 0.1, 0.1  # shares of the images, where parts are cut off
 _IMAGE, _LABEL = ("image", "img", "pixel_values"), ("label", "labels", "fine_label", "target")

@@ -116,6 +116,13 @@ class Steps(Dataset[Any]):
             return self.data.view(indices[self.rows], self.seed, self.view(step))
         return self.data.pixels(indices, self.seed, step, self.rows)
 
+    def labels(self, step: int) -> Tensor:
+        """The labels of the rows that are taken, which follow their images where the task's do."""
+        indices = self.indices(step)
+        if self.views:
+            return self.data.view_labels(indices[self.rows], self.seed, self.view(step))
+        return self.data.labels(indices, self.seed, step, self.rows)
+
     def __getitem__(self, index: int) -> Any:
         try:
             return self.pixels(index)

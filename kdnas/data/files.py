@@ -20,7 +20,7 @@ from torch.utils.data import get_worker_info
 
 from kdnas.data.base import Images
 from kdnas.data.feeding import cores
-from kdnas.data.pixels import as_labels
+from kdnas.tasks.labels import as_labels
 
 SUFFIXES = frozenset(
     ".jpg .jpeg .jpe .jfif .png .apng .bmp .dib .webp .avif .gif .tif .tiff .jp2 .j2k .ppm .pgm .pbm .pnm .tga".split()

@@ -22,9 +22,10 @@ from kdnas.data.assembly import Files, Layout, assembled, role_of, split
 from kdnas.data.base import Data, TensorImages
 from kdnas.data.datasets import numbered
 from kdnas.data.files import SUFFIXES, Piece, Source, arrays_of
-from kdnas.data.pixels import as_labels, as_pixels
+from kdnas.data.pixels import as_pixels
 from kdnas.plain import reason
 from kdnas.runtimes import library
+from kdnas.tasks.labels import as_labels
 from kdnas.values import Seed, Side
 
 IMAGES = ("image", "img", "pixel_values", "picture", "photo", "file", "file_name", "filename", "path", "filepath")

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from typing import ClassVar, final
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from kdnas.distillers.base import Batch, Distiller, Model, Schedule, Step
@@ -118,7 +117,7 @@ class Aggregation(Distiller):
             fresh = initialised(lambda: Network(model.blueprint), step.seed)
             model.load_state_dict(fresh.state_dict())
         student = model(batch.images)
-        task = F.cross_entropy(student.logits.float(), batch.labels)
+        task = batch.task.loss(student.logits.float(), batch.labels)
         hint = self.hint(student, batch.teacher, batch.labels, Moment(step.progress, ids=batch.ids))
         yield "student", task + self.weight * hint
 

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from typing import ClassVar, Literal, final
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from kdnas.architecture import Architecture, Choice, Value
@@ -154,4 +153,4 @@ class Attentive(Wrapping):
 
     def _loss(self, model: Supernet, batch: Batch, architecture: Architecture) -> Tensor:
         logits = model(batch.images, architecture, regularise=False, batch_statistics=True).logits
-        return F.cross_entropy(logits.float(), batch.labels)
+        return batch.task.loss(logits.float(), batch.labels)

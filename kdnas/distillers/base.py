@@ -18,6 +18,7 @@ from kdnas.outputs import Moment, Outputs
 from kdnas.randomness import python_rng
 from kdnas.specs import Spec, spec
 from kdnas.supernet import Supernet
+from kdnas.tasks.base import Task
 
 Model = Supernet | Network
 Parallel = Literal["no", "same", "any"]
@@ -32,12 +33,13 @@ class Batch:
     Attributes:
         pixels: augmented images in [0, 1], for the teacher.
         images: the same pixels, normalised, for the student.
-        labels: `[batch]`.
+        labels: `[batch, ...]`, as the task has them.
         ids: `[batch]`, the images' indices in the train part.
+        task: what the labels are for.
     """
 
     def __init__(self, pixels: Tensor, labels: Tensor, ids: Tensor, data: Data, teacher: Teaching | None) -> None:
-        self.pixels, self.labels, self.ids = pixels, labels, ids
+        self.pixels, self.labels, self.ids, self.task = pixels, labels, ids, data.task
         self.images = data.normalise(pixels)
         self._teacher = teacher
 
@@ -138,6 +140,15 @@ class Distiller(nn.Module, abc.ABC):
             if cls.model_type is Network:
                 own, other, usual = other, own, "sandwich or single_path"
             raise ValueError(f"{cls.__name__} trains {own}, but the model is {other}. Use {usual}, for example.")
+
+    @final
+    def suit(self, task: Task) -> None:
+        """Exchange its losses of classes for those that a task has in their place; called before `prepare`."""
+        for module in list(self.modules()):
+            for name, part in list(module.named_children()):
+                other = task.losses.get(type(part).__module__.rpartition(".")[2]) if isinstance(part, Loss) else None
+                if other is not None:
+                    module.register_module(name, other.build(Loss))
 
     @property
     def uses_teacher(self) -> bool:

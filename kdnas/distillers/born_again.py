@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from typing import ClassVar, final
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdnas.distillers.base import Batch, Distiller, Model, Parallel, Schedule, Step
@@ -75,7 +74,7 @@ class BornAgain(Distiller):
             fresh = initialised(lambda: Network(model.blueprint), seed_of(step.seed, "generation", generation))
             model.load_state_dict(fresh.state_dict())
         outputs = model(batch.images)
-        loss = F.cross_entropy(outputs.logits.float(), batch.labels)
+        loss = batch.task.loss(outputs.logits.float(), batch.labels)
         if generation:
             self.parent.eval()  # a teacher's own statistics; the training loop sets the whole distiller to training
             loss = loss + self.weight * self.divergence(outputs, self.parent(batch.images).detach(), batch.labels)

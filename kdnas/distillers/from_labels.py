@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from typing import ClassVar, final
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from kdnas.distillers.base import Batch, Distiller, Model, Parallel, Step
@@ -37,4 +36,4 @@ class FromLabels(Distiller):
         """One loss."""
         assert isinstance(model, Network)
         logits = model(batch.images).logits.float()
-        yield "student", F.cross_entropy(logits, batch.labels, label_smoothing=self.label_smoothing)
+        yield "student", batch.task.loss(logits, batch.labels, self.label_smoothing)

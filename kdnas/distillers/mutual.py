@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from typing import ClassVar, final
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdnas.distillers.base import Batch, Distiller, Model, Parallel, Step
@@ -66,6 +65,6 @@ class Mutual(Distiller):
         targets = [outputs.detach() for outputs in predictions]
         for k, outputs in enumerate(predictions):
             others = [self.divergence(outputs, t, batch.labels) for j, t in enumerate(targets) if j != k]
-            loss = F.cross_entropy(outputs.logits.float(), batch.labels)
+            loss = batch.task.loss(outputs.logits.float(), batch.labels)
             loss = loss + self.weight * torch.stack(others).mean()
             yield ("student" if k == 0 else f"peer {k}"), loss

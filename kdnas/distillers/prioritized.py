@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from typing import ClassVar, Literal, NamedTuple, final
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -169,7 +168,7 @@ class Prioritized(Distiller):
         path = model.space.sample(step.rng("architectures"))
         match = self.match(model, path) if step.progress >= self.warmup and int(self.count) else None
         student = model(batch.images, path)
-        loss = F.cross_entropy(widen(student.logits), batch.labels, label_smoothing=self.label_smoothing)
+        loss = batch.task.loss(widen(student.logits), batch.labels, self.label_smoothing)
         if match is not None:
             teacher, at = self._teacher(model, match, batch.images), Moment(step.progress, ids=batch.ids)
             loss = loss + match.weight * self.soft(student, teacher, batch.labels, at)
@@ -196,7 +195,7 @@ class Prioritized(Distiller):
             gradients = self.meta_gradient(model, batch, path, match, step)
             for tensor, gradient in zip((self.weight, self.bias), gradients, strict=True):
                 tensor -= self.meta_rate * gradient
-        accuracy = float(mean((logits.argmax(1) == batch.labels).double().mean()))
+        accuracy = float(batch.task.quality(mean(batch.task.grades(logits, batch.labels).double().mean(0))))
         probabilities = widen(_first(logits, self.slice_size)).softmax(1)
         macs = cost(model.space.blueprint(path)).macs
         self.admit(path, accuracy, macs, _first(batch.images, self.slice_size), probabilities)
@@ -222,7 +221,7 @@ class Prioritized(Distiller):
             for (name, p), gradient in zip(parameters.items(), inner, strict=True)
         }
         ahead = functional_call(model, stepped, (images[second], path), {"regularise": False, "batch_statistics": True})
-        loss = F.cross_entropy(widen(ahead.logits), labels[second])
+        loss = batch.task.loss(widen(ahead.logits), labels[second])
         weight, bias = torch.autograd.grad(loss, matcher)
         model.uses = uses
         return weight, bias

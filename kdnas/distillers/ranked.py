@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from typing import ClassVar, final
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from kdnas.costs.count import cost
@@ -62,6 +61,6 @@ class Ranked(Wrapping):
         cheap, expensive = pair if macs[0] < macs[1] else pair[::-1]
         with torch.no_grad():
             logits = model(batch.images, cheap, regularise=False, batch_statistics=True).logits
-            bound = F.cross_entropy(logits.float(), batch.labels)
-        loss = F.cross_entropy(model(batch.images, expensive, regularise=False).logits.float(), batch.labels)
+            bound = batch.task.loss(logits.float(), batch.labels)
+        loss = batch.task.loss(model(batch.images, expensive, regularise=False).logits.float(), batch.labels)
         yield "rank", self.weight * min(1.0, step.progress / self.ramp) * mean(loss - bound).clamp_min(0)

@@ -82,10 +82,10 @@ class SelfDistillation(Distiller):
         outputs = model(batch.images)
         maps = [feature for feature in outputs.features if feature.dim() == 4]
         end, target = outputs.detach(), maps[-1].detach().mean((2, 3))
-        loss = F.cross_entropy(outputs.logits.float(), batch.labels)
+        loss = batch.task.loss(outputs.logits.float(), batch.labels)
         for feature, exit_ in zip(maps[:-1], self.exits, strict=True):
             pooled, logits = exit_(feature)
-            loss = loss + (1 - self.share) * F.cross_entropy(logits.float(), batch.labels)
+            loss = loss + (1 - self.share) * batch.task.loss(logits.float(), batch.labels)
             loss = loss + self.share * self.divergence(outputs._replace(logits=logits), end, batch.labels)
             loss = loss + self.hint * F.mse_loss(pooled.float(), target.float())
         yield "student", loss

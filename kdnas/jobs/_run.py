@@ -25,6 +25,7 @@ from kdnas.settings import Experiment, FitTeacher, Train
 from kdnas.space import SearchSpace
 from kdnas.specs import Spec, resolve, spec
 from kdnas.supernet import Supernet, corner
+from kdnas.tasks.base import Task
 from kdnas.teachers.base import Teacher, made_for
 from kdnas.teachers.combined import several_teachers
 from kdnas.teachers.zoo import load_weights, student_teacher
@@ -192,7 +193,7 @@ class Run:
         return Evidence(
             pixels,
             self.data.normalise(pixels),
-            part.labels[chosen].to(self.device),
+            part.truths(chosen).to(self.device),
             self.teacher.to(self.device)(pixels),
             self.teacher,
             self.data,
@@ -276,6 +277,7 @@ def record_data(storage: RunFolder, data: Data) -> None:
     """Write the fingerprint of a new run's data and whether its user insists, or warn of data that have changed."""
     additions = {} if "data" in storage.manifest else {"data": data.fingerprint}
     additions |= {"insists": True} if _INSISTS.get() else {}
+    additions |= {"measure": data.task.measure} if data.task.measure != Task.measure else {}
     compare_data(storage, data)
     if not additions.items() <= storage.manifest.items():
         storage.manifest |= additions
@@ -327,12 +329,12 @@ def fitted_spec(settings: FitTeacher, storage: RunFolder) -> Spec:
 
 
 def closing_table(storage: RunFolder) -> str:
-    """A row per network: accuracy, balanced accuracy where it is recorded, params, MACs, seconds; and the controls."""
+    """A row per network: measure, balanced accuracy where it is recorded, params, MACs, seconds; and the controls."""
     results = storage.results()
     rows = results["rows"]
     width = max([12, *(len(row["name"]) + 1 for row in rows)])
     balances = any("balanced_accuracy" in row for row in rows)
-    names = ("accuracy", *["balanced"] * balances, "params", "MACs", "seconds")
+    names = (str(storage.manifest.get("measure", Task.measure)), *["balanced"] * balances, "params", "MACs", "seconds")
     widths = (10, *[10] * balances, 12, 14, 10)
     lines = [" " * width + "".join(f"{name:>{space}}" for name, space in zip(names, widths, strict=True))]
     for row in rows:

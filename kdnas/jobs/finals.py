@@ -3,19 +3,20 @@
 import dataclasses
 import hashlib
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, NamedTuple, TypedDict, final
+from typing import Any, NamedTuple, NotRequired, TypedDict, final
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from kdnas.architecture import Architecture
 from kdnas.costs.check import BudgetCheck, largest_within
 from kdnas.costs.count import cost
 from kdnas.distillers.from_labels import FromLabels
-from kdnas.evaluation import final_accuracies, near_chance, row_of, student_hits
+from kdnas.evaluation import final_measures, near_chance, row_of, student_grades
 from kdnas.jobs._preflight import duration
 from kdnas.jobs._run import Run
 from kdnas.jobs._trainings import Job, TrainingRow, Trainings, marks, with_length
@@ -34,6 +35,7 @@ from kdnas.settings import rungs as compared
 from kdnas.specs import Spec, spec
 from kdnas.statistics import Array, compare_accuracy
 from kdnas.tables import structure
+from kdnas.tasks.base import Task
 
 log = logging.getLogger(__name__)
 say = log.info
@@ -231,13 +233,19 @@ class _Contest:
         return sum(row.step for row in self.rows)
 
 
-class _Hits(TypedDict):
-    """A line of `test_hits.jsonl`: a student's weights by their digest, and a bit per test image, in hexadecimal."""
+class _Grades(TypedDict):
+    """A line of `test_hits.jsonl`: a student's weights by their digest, and the grades of the test images.
+
+    The grades are in hexadecimal: a bit per image, or where `grade`, the shape of one, is there, little-endian numbers
+    of the type `dtype`.
+    """
 
     training: str
     weights: str
     images: int
     hits: str
+    grade: NotRequired[list[int]]
+    dtype: NotRequired[str]
 
 
 class _Network(NamedTuple):
@@ -395,16 +403,16 @@ class _Finals:
         """Read the test part, after the choice, and record the closing table and the claims."""
         run, storage = self.run, self.run.storage
         rows = [teacher_result(storage, run.teacher, run.data)]
-        hits: dict[str, Array] = {}
+        task, grades = run.data.task, dict[str, Array]()
         for network in networks:
             if network.name != "student" and trained[network.name] == trained["student"]:
                 continue
-            own = hits[network.name] = np.stack([self._hits(row) for row in trained[network.name]])
-            seeds = [float(value) for value in own.mean(1)]
+            own = grades[network.name] = np.stack([self._grades(row) for row in trained[network.name]])
+            seeds = [float(value) for value in task.quality(own.mean(1))]
             rows.append(
                 {
                     "name": network.name,
-                    **final_accuracies(torch.from_numpy(own.mean(0)), run.data),
+                    **final_measures(torch.from_numpy(own.mean(0)), run.data),
                     **cost(run.space.blueprint(network.architecture))._asdict(),
                     "seconds": round(float(np.mean([row.seconds for row in trained[network.name]])), 3),
                     "seeds": seeds,
@@ -412,28 +420,43 @@ class _Finals:
                 }
             )
         storage.forget_controls(lambda name: name in CLAIMS)
-        claims = _claims(hits, trained)
-        if sentence := near_chance(torch.from_numpy(hits["student"].mean(0)), run.data, "the student"):
+        claims = _claims(task, grades, trained)
+        if sentence := near_chance(torch.from_numpy(grades["student"].mean(0)), run.data, "the student"):
             log.warning(sentence)
             claims = {CHANCE: {"sentence": sentence}, **claims}
         storage.replace_results(rows, claims)
         return {row["name"]: row for row in rows}
 
-    def _hits(self, row: TrainingRow) -> Array:
-        """1 for each test image that a student classifies correctly; read once, then from `test_hits.jsonl`."""
+    def _grades(self, row: TrainingRow) -> Array:
+        """The grades of a student on each test image; computed once, then read from `test_hits.jsonl`."""
         folder, storage = self.trainings.folder(row), self.run.storage
         weights = hashlib.sha256((current_folder(folder) / WEIGHTS).read_bytes()).hexdigest()
-        for line in storage.lines(HITS, _Hits):
+        for line in storage.lines(HITS, _Grades):
             if line["weights"] == weights:
-                packed = np.frombuffer(bytes.fromhex(line["hits"]), np.uint8)
-                return np.unpackbits(packed, count=line["images"]).astype(float)
-        hits = student_hits(folder, self.run.data)
-        packed = np.packbits(hits.astype(bool)).tobytes().hex()
-        storage.add(HITS, [{"training": row.name, "weights": weights, "images": len(hits), "hits": packed}])
-        return hits
+                return _unpacked(line)
+        grades = student_grades(folder, self.run.data)
+        storage.add(HITS, [{"training": row.name, "weights": weights, **_packed(grades)}])
+        return grades.astype(float)
 
 
-def _claims(hits: dict[str, Array], trained: dict[str, list[TrainingRow]]) -> dict[str, dict[str, Any]]:
+def _packed(grades: NDArray[Any]) -> dict[str, Any]:
+    """Grades `[images, ...]` as plain JSON."""
+    count, *grade = grades.shape
+    if grades.dtype == bool and not grade:
+        return {"images": count, "hits": np.packbits(grades).tobytes().hex()}
+    dtype = grades.dtype.newbyteorder("<")
+    return {"images": count, "hits": grades.astype(dtype).tobytes().hex(), "grade": grade, "dtype": dtype.str}
+
+
+def _unpacked(line: Mapping[str, Any]) -> Array:
+    """What `_packed` was given, as float64."""
+    content = bytes.fromhex(line["hits"])
+    if "grade" not in line:
+        return np.unpackbits(np.frombuffer(content, np.uint8), count=line["images"]).astype(float)
+    return np.frombuffer(content, line["dtype"]).reshape(line["images"], *line["grade"]).astype(float)
+
+
+def _claims(task: Task, hits: dict[str, Array], trained: dict[str, list[TrainingRow]]) -> dict[str, dict[str, Any]]:
     """What the test images say about the student beside each control, and first what it loses to the best of them."""
     claims: dict[str, dict[str, Any]] = {}
     taught: dict[float, tuple[str, dict[str, Any]]] = {}
@@ -443,7 +466,9 @@ def _claims(hits: dict[str, Array], trained: dict[str, list[TrainingRow]]) -> di
         if trained[claim.row] == trained["student"]:
             claims[claim.name] = {"sentence": f"The student is also {claim.words}."}
             continue
-        compared = compare_accuracy("student", hits["student"], hits[claim.row], claim.words, claim.otherwise)
+        compared = compare_accuracy(
+            "student", hits["student"], hits[claim.row], claim.words, claim.otherwise, **task.claims
+        )
         claims[claim.name] = compared
         if claim.name != "distillation":
             taught.setdefault(compared["value"], (claim.words, compared))

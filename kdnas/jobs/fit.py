@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdnas.data.base import Data, prepare
@@ -58,7 +57,7 @@ def fit_teacher(settings: FitTeacher, data: Data, storage: RunFolder) -> Spec:
         if settings.members > 1:
             ensemble = build_teacher(fitted_spec(settings, storage), data).to(default_device())
             sums = {name: sum(row[name] for row in rows) for name in _COSTS}
-            storage.finish("teacher", search_accuracy=teacher_accuracy(ensemble, data.search), **sums)
+            storage.finish("teacher", search_accuracy=teacher_accuracy(ensemble, data.search, data), **sums)
     # What a kill left between the last line of a finished teacher and the end of its draft.
     for draft in (*storage.folder.glob("teacher*.draft.safetensors"), *storage.folder.glob(".teacher*.draft")):
         draft.unlink(missing_ok=True)
@@ -172,7 +171,7 @@ class _Classifier(nn.Module):
 
 
 class _Labels(Distiller):
-    """Cross-entropy with labels smoothed by 0.1, a mean over the batch, of any network."""
+    """The task's loss with labels smoothed by 0.1, a mean over the batch, of any network."""
 
     parallel: ClassVar[Parallel] = "any"
 
@@ -186,7 +185,7 @@ class _Labels(Distiller):
         del step
         outputs = model(batch.images)
         logits = outputs.logits if isinstance(outputs, Outputs) else outputs
-        yield "teacher", F.cross_entropy(logits.float(), batch.labels, label_smoothing=0.1)
+        yield "teacher", batch.task.loss(logits.float(), batch.labels, label_smoothing=0.1)
 
 
 def _fine_tune(settings: Fit, data: Data, storage: RunFolder) -> None:

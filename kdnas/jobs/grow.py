@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, NamedTuple, final
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from kdnas.architecture import Architecture, Choice, Value
@@ -16,7 +15,7 @@ from kdnas.costs.count import cost, sum_costs
 from kdnas.data.base import Data, Images
 from kdnas.distillers.from_labels import FromLabels
 from kdnas.distillers.from_teacher import FromTeacher
-from kdnas.evaluation import accuracy, correct, final_accuracies
+from kdnas.evaluation import accuracy, final_measures, graded
 from kdnas.jobs._mixture import fitted_weights, mixture
 from kdnas.jobs._preflight import preflight
 from kdnas.jobs._run import record_data
@@ -131,13 +130,13 @@ def _record(ensembles: dict[str, SubnetEnsemble], storage: RunFolder, data: Data
     rows: dict[str, dict[str, Any]] = {}
     hits = {}
     for name, ensemble in ensembles.items():
-        is_right = correct(ensemble.network(data).to(default_device()), data.test, data)
+        is_right = graded(ensemble.network(data).to(default_device()), data.test, data)
         hits[name] = is_right.double().numpy()
-        rows[name] = {**final_accuracies(is_right, data, f"the ensemble {name!r}"), **ensemble.cost._asdict()}
+        rows[name] = {**final_measures(is_right, data, f"the ensemble {name!r}"), **ensemble.cost._asdict()}
         rows[name]["seconds"] = round(ensemble.seconds, 3)
     storage.record_controls(
         {
-            name: compare_accuracy("ensemble", hits["grown"], hits[name], words)
+            name: compare_accuracy("ensemble", hits["grown"][None], hits[name][None], words, **data.task.claims)
             for name, words in _CONTROLS.items()
             if name in hits
         }
@@ -252,7 +251,7 @@ class _Growth:
         weights = torch.full((len(members),), 1 / len(members))
         if self.settings.mixture == "learned":
             weights = fitted_weights(logits, part.labels)
-        return weights, float(F.cross_entropy(torch.einsum("k,kbc->bc", weights, logits), part.labels))
+        return weights, float(self.data.task.loss(torch.einsum("k,kbc->bc", weights, logits), part.labels))
 
     def controls(self, grown: SubnetEnsemble) -> dict[str, SubnetEnsemble]:
         """The controls of an ensemble, by name."""

@@ -21,7 +21,7 @@ from kdnas.costs.latency import LatencyTable
 from kdnas.costs.size import shipped_bytes
 from kdnas.data.base import Data, Images
 from kdnas.distillers.from_labels import FromLabels
-from kdnas.evaluation import accuracy, row_of, student_hits
+from kdnas.evaluation import accuracy, row_of, student_grades
 from kdnas.jobs._preflight import preflight
 from kdnas.jobs._run import build_teacher, record_data
 from kdnas.jobs._source import Source, fed_as, load
@@ -294,10 +294,15 @@ class _Job:
         results = {"student": rows[best], **{name: row for name, row in rows.items() if name != best}}
         for name, result in results.items():
             self.storage.record_result({"name": name, **row_of(result)})
-        hits = {name: student_hits(self.storage.path(STUDENTS, name), self.data) for name in results}
+        hits = {name: student_grades(self.storage.path(STUDENTS, name), self.data).astype(float) for name in results}
         claims = {name: words for name, words in _CONTROLS.items() if name in hits}
         self.storage.record_controls(
-            {name: compare_accuracy("student", hits["student"], hits[name], *words) for name, words in claims.items()}
+            {
+                name: compare_accuracy(
+                    "student", hits["student"][None], hits[name][None], *words, **self.data.task.claims
+                )
+                for name, words in claims.items()
+            }
         )
         return results
 
@@ -362,7 +367,7 @@ class _Job:
         """Normalised images and labels of a part."""
         rng = torch_rng(purpose, self.settings.recipe.seed)
         chosen = torch.randperm(len(part), generator=rng)[: self.settings.num_images]
-        return self.data.normalise(part.take(chosen).to(default_device())), part.labels[chosen].to(default_device())
+        return self.data.normalise(part.take(chosen).to(default_device())), part.truths(chosen).to(default_device())
 
     def _write(self, name: str, fitted: Reconstruction, counts: Counts, images: Tensor) -> Network:
         """Write what counts leave, and return it."""

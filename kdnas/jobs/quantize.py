@@ -37,4 +37,4 @@ def quantize_student(
     _, card = read_student(student)
     loaded: Data = data_of(student, card, data).build(Data)
     images = calibration_images(loaded.train, num_images, seed)
-    return {"graph": str(out), **quantize(student, out, images, loaded.test, most)}
+    return {"graph": str(out), **quantize(student, out, images, loaded.test, most, loaded.task)}

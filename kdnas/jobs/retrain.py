@@ -10,7 +10,7 @@ from typing import Any, final
 
 from kdnas.data.base import Data
 from kdnas.distillers.base import Distiller
-from kdnas.evaluation import accuracy, correct, final_accuracies
+from kdnas.evaluation import accuracy, final_measures, graded
 from kdnas.jobs._run import build_teacher, check_model_type, other_classes, report_changes
 from kdnas.jobs._source import fed_as
 from kdnas.network import Network, default_device
@@ -66,8 +66,8 @@ def retrain(
     watch = lambda: {"accuracy": accuracy(network, loaded.search, loaded)}  # noqa: E731
     draft = draft_of(out, prepared.identity)
     seconds = train_with_checkpoints(prepared.training, phase, draft, run_around(out), watch)
-    accuracies = final_accuracies(correct(network, loaded.test, loaded), loaded, f"the student {out.name}")
-    origin = {**card.origin, "retrained": unstructure(settings), "test_accuracy": accuracies["accuracy"]}
+    measures = final_measures(graded(network, loaded.test, loaded), loaded, f"the student {out.name}")
+    origin = {**card.origin, "retrained": unstructure(settings), "test_accuracy": measures["accuracy"]}
     origin |= {"seconds": seconds, FINGERPRINT: loaded.fingerprint}
     card = dataclasses.replace(card, preprocessing=input_of(network, loaded), origin=origin)
     trained = network.cpu().eval()
@@ -75,7 +75,7 @@ def retrain(
     checks = write_student(out, trained, card, deploy=deploy, more=extras)
     forget_drafts(out)
     costs = card.cost._asdict()
-    return {"student": str(out), **accuracies, **costs, "seconds": seconds, "checks": checks}
+    return {"student": str(out), **measures, **costs, "seconds": seconds, "checks": checks}
 
 
 @final

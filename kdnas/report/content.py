@@ -111,8 +111,13 @@ class RunContent:
         numbers = {name: finite(bound) for name, bound in mapping(bounds).items()}
         return {name: bound for name, bound in numbers.items() if bound is not None}
 
+    @property
+    def measure(self) -> str:
+        """Name of what `accuracy` in the files is: the measure of the run's task."""
+        return str(self.manifest.get("measure", "accuracy"))
+
     def accuracies(self, phase: str) -> list[tuple[float, float]]:
-        """Step and accuracy on the search part over a training; empty where there are none."""
+        """Step and measure on the search part over a training; empty where there are none."""
         lines = self.metrics.get(phase, [])
         return [(line["step"], value) for line in lines if (value := finite(line.get("accuracy"))) is not None]
 

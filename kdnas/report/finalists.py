@@ -36,7 +36,7 @@ def finalists(run: RunContent) -> Iterator[Markup]:
         Column("Score", decimal),
         Column("Steps", whole),
         Column("of", whole),
-        Column("Accuracy on the search part", accuracy),
+        Column(f"{run.measure[0].upper()}{run.measure[1:]} on the search part", accuracy),
         Column("Time", duration),
     ]
     keys = ("place", "code", "score", "step", "steps", "accuracy", "seconds")
@@ -50,4 +50,4 @@ def finalists(run: RunContent) -> Iterator[Markup]:
     series = {name: pairs for name, pairs in series.items() if pairs}
     ends = [end for row in rows if (end := finite(row.get("steps"))) is not None]
     if series and ends:
-        yield curves(series, x_label="step", y_label="accuracy on the search part", y_unit="%", x_end=max(ends))
+        yield curves(series, x_label="step", y_label=f"{run.measure} on the search part", y_unit="%", x_end=max(ends))

@@ -42,7 +42,7 @@ def result(run: RunContent) -> Iterator[Markup]:
         rows = {"teacher": run.phase("teacher")}
     if not run.closing and not {"grow", "prune"} & set(run.job()):
         yield missing("The closing table needs a retrained student.", commands(run)["retrain"][1])
-    sentence = verdict(rows, run.controls)
+    sentence = verdict(rows, run.controls, run.measure)
     if sentence:
         yield tag("p", sentence, class_="lead")
         if lost := mapping(run.controls.get("points lost")).get("sentence"):
@@ -52,7 +52,7 @@ def result(run: RunContent) -> Iterator[Markup]:
     for words in (_removal(run.phase("removal")), _members(run.phase("grow"))):
         if words:
             yield tag("p", words)
-    tiles = list(_tiles(rows, sum(seconds for seconds, _ in run.seconds().values())))
+    tiles = list(_tiles(rows, sum(seconds for seconds, _ in run.seconds().values()), run.measure))
     if tiles:
         yield tag(
             "div",
@@ -64,7 +64,7 @@ def result(run: RunContent) -> Iterator[Markup]:
         balances = any("balanced_accuracy" in row for row in rows.values())
         columns = [
             Column("Network", text, numeric=False),
-            Column("Test accuracy", accuracy),
+            Column(f"Test {run.measure}", accuracy),
             *[Column("Balanced over classes", accuracy)] * balances,
             Column("Params", whole),
             Column("MACs", whole),
@@ -79,6 +79,14 @@ def result(run: RunContent) -> Iterator[Markup]:
             lines.append((network_name(name), *accuracies, row.get("params"), macs, share, row.get("seconds")))
         marked = [i for i, name in enumerate(rows) if name == "student"]
         yield table(columns, lines, marked=marked)
+    details = {name: measures for name, row in rows.items() if (measures := mapping(row.get("measures")))}
+    if details:
+        names = list(dict.fromkeys(key for measures in details.values() for key in measures))
+        yield tag("h3", "Further measures on the test images")
+        yield table(
+            [Column("Measure", text, numeric=False), *(Column(network_name(name), accuracy) for name in details)],
+            [(name, *(measures.get(name) for measures in details.values())) for name in names],
+        )
     chart = _compared(run, rows)
     if chart is not None:
         yield chart
@@ -114,12 +122,12 @@ def _accuracies(rows: Mapping[str, JsonObject]) -> list[float | None]:
     return [finite(mapping(rows.get(name)).get("accuracy")) for name in ("teacher", "student", "control")]
 
 
-def verdict(rows: Mapping[str, JsonObject], controls: Mapping[str, JsonObject]) -> str:
+def verdict(rows: Mapping[str, JsonObject], controls: Mapping[str, JsonObject], measure: str = "accuracy") -> str:
     """One sentence on what the teacher was good for, from the closing table and the interval of the difference."""
     teacher, student, control = _accuracies(rows)
     if student is None:
         return ""
-    reaches = f"the student reaches {accuracy(student)} test accuracy"
+    reaches = f"the student reaches {accuracy(student)} test {measure}"
     if control is None:
         below = "" if teacher is None else f", {_points(student - teacher)} {_side(student - teacher)} its teacher"
         return f"{reaches[0].upper()}{reaches[1:]}{below}."
@@ -159,7 +167,7 @@ def _compared(run: RunContent, rows: Mapping[str, JsonObject]) -> Markup | None:
     if len(series) < 2:
         return None
     end = max(finite(run.metrics[phase][-1].get("total")) or 0 for phase in phases.values() if phase in run.metrics)
-    chart = curves(series, x_label="step", y_label="accuracy on the search part", y_unit="%", x_end=end)
+    chart = curves(series, x_label="step", y_label=f"{run.measure} on the search part", y_unit="%", x_end=end)
     return join([tag("h3", "The student against its controls"), chart])
 
 
@@ -167,13 +175,13 @@ def _points(difference: float) -> str:
     return f"{abs(100 * difference):.2f} points"
 
 
-def _tiles(rows: Mapping[str, JsonObject], seconds: float) -> Iterator[tuple[str, str]]:
+def _tiles(rows: Mapping[str, JsonObject], seconds: float, measure: str) -> Iterator[tuple[str, str]]:
     teacher, student, control = _accuracies(rows)
     large, small = (finite(mapping(rows.get(name)).get("macs")) for name in ("teacher", "student"))
     if student is not None:
         yield (
             accuracy(student),
-            "student's test accuracy" + (f"; teacher {accuracy(teacher)}" if teacher is not None else ""),
+            f"student's test {measure}" + (f"; teacher {accuracy(teacher)}" if teacher is not None else ""),
         )
     if large and small:
         yield f"1/{large / small:.1f}", f"of the teacher's MACs: {scaled(small)} against {scaled(large)}"

@@ -115,9 +115,9 @@ def _training(run: RunContent) -> Iterator[Markup]:
         yield tag("p", words + ".", class_="soft")
         losses = _series(lines, lambda line: mapping(line.get("losses")))
         losses = {loss_name(name, phase): series for name, series in losses.items()}
-        accuracies = _series(lines, lambda line: {**mapping(line.get("health")), "accuracy": line.get("accuracy")})
+        accuracies = _series(lines, lambda line: {**mapping(line.get("health")), run.measure: line.get("accuracy")})
         charts = [curves(losses, x_label="step", y_label="loss", x_end=end)] if losses else []
-        charts += [curves(accuracies, x_label="step", y_label="accuracy", y_unit="%", x_end=end)] if accuracies else []
+        charts += [curves(accuracies, x_label="step", y_label=run.measure, y_unit="%", x_end=end)] if accuracies else []
         terms = _series(
             lines, lambda line: {n: mapping(t).get("gradient") for n, t in mapping(line.get("terms")).items()}
         )
@@ -175,7 +175,7 @@ def _time(run: RunContent) -> Iterator[Markup]:
         Column("Time", duration),
         Column("of the whole", percent),
         Column("Steps", whole),
-        Column("Accuracy", accuracy),
+        Column(f"{run.measure[0].upper()}{run.measure[1:]}", accuracy),
         Column("Params", whole),
         Column("MACs", whole),
     ]

@@ -68,6 +68,7 @@ class _Record(TypedDict, total=False):
 
     accuracy: float
     balanced_accuracy: float
+    measures: dict[str, float]
     search_accuracy: float
     params: int
     macs: int | None
@@ -94,6 +95,7 @@ class _Manifest(TypedDict):
     searches: NotRequired[list[_Search]]
     seed: NotRequired[int]
     data: NotRequired[dict[str, Any]]
+    measure: NotRequired[str]
     inputs: NotRequired[list[_Input]]
     insists: NotRequired[bool]
 
@@ -104,6 +106,7 @@ class _Row(TypedDict):
     name: str
     accuracy: NotRequired[float]
     balanced_accuracy: NotRequired[float]
+    measures: NotRequired[dict[str, float]]
     params: NotRequired[int]
     macs: NotRequired[int | None]
     seconds: NotRequired[float]

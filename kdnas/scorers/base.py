@@ -17,6 +17,8 @@ from kdnas.randomness import python_rng
 from kdnas.space import Blueprint
 from kdnas.specs import Spec, find_spec
 from kdnas.supernet import Supernet
+from kdnas.tasks.base import Task
+from kdnas.tasks.classification import CLASSIFICATION
 from kdnas.teachers.base import Teacher
 from kdnas.teachers.stages import as_feature, find_stages, recorded
 
@@ -42,7 +44,7 @@ class Evidence:
     Attributes:
         pixels: `[batch, channels, height, width]` in [0, 1], from the search part.
         images: the same, normalised for students.
-        labels: `[batch]`.
+        labels: `[batch, ...]`, as the task has them.
         teacher: the teacher's outputs on these pixels, computed once.
         teacher_module: the teacher, for scorers that train.
         data: the data set, for scorers that train.
@@ -67,6 +69,15 @@ class Evidence:
         if key not in self._cache:
             self._cache[key] = compute()
         return self._cache[key]
+
+    @property
+    def task(self) -> Task:
+        """The data's."""
+        return CLASSIFICATION if self.data is None else self.data.task
+
+    def accuracy(self, logits: Tensor) -> float:
+        """The task's measure of a student's logits on these images."""
+        return float(self.task.quality(self.task.grades(logits, self.labels).float().mean(0)))
 
     def subnets(self, scorer: "Scorer") -> Supernet:
         """The supernet, for a scorer that compares with other subnets.

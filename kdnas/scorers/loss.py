@@ -41,5 +41,5 @@ class Loss(OutputScorer):
         """The student's score."""
         student = Outputs(logits, tuple(digests), images=evidence.images)
         value = float(self.loss(student, evidence.teacher, evidence.labels))
-        accuracy = float((logits.argmax(1) == evidence.labels).float().mean())
+        accuracy = evidence.accuracy(logits)
         return Score(-value, {"loss": value, "accuracy": accuracy})

@@ -46,7 +46,7 @@ class Rdm(OutputScorer):
         table = torch.stack([*digests, self.digest(len(digests), logits, evidence)])
         best = table.amax(0)
         similarity = float(best.mean())
-        accuracy = float((logits.argmax(1) == evidence.labels).float().mean())
+        accuracy = evidence.accuracy(logits)
         parts = {f"teacher_stage_{i}": round(v, 6) for i, v in enumerate(best.tolist())}
         value = similarity + self.premature * accuracy
         return Score(value, {"similarity": similarity, "accuracy": accuracy, **parts})

@@ -18,6 +18,7 @@ from kdnas.runs.folder import CARD, GRAPH, SOURCE
 from kdnas.space import Blueprint, SearchSpace
 from kdnas.specs import nearest
 from kdnas.tables import structure, table_of, unstructure
+from kdnas.tasks.base import Answers, Task
 
 FINGERPRINT = "fingerprint"  # of the data, in a card's origin
 _FILES = "files"  # SHA-256 by name of the files beside the card
@@ -43,6 +44,8 @@ class Card:
         cost: params and macs, as ranked.
         preprocessing: how images become its input.
         class_names: one per logit.
+        answers: what a logit is: of a class, or a value.
+        measure: name of what the origin calls accuracy: the measure of the student's task.
         origin: where it comes from (run, place, scorer, accuracy), plain JSON.
         forms: by name, what is recorded of each form that lies beside the card; see `kdnas.students.forms`. It is no
             part of what makes two cards equal.
@@ -57,6 +60,8 @@ class Card:
     cost: Cost
     preprocessing: Preprocessing
     class_names: tuple[str, ...]
+    answers: Answers = "classes"
+    measure: str = Task.measure
     origin: Mapping[str, Any] = field(default_factory=dict)
     forms: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
@@ -95,6 +100,8 @@ class Card:
             cost=cost(network.blueprint),
             preprocessing=input_of(network, data),
             class_names=data.class_names,
+            answers=data.task.answers,
+            measure=data.task.measure,
             origin={**origin, FINGERPRINT: data.fingerprint},
         )
 
@@ -118,6 +125,8 @@ class Card:
             "output": {"name": "logits", "shape": ["batch", len(self.class_names)]},
             "preprocessing": unstructure(p),
             "class_names": list(self.class_names),
+            **({"answers": self.answers} if self.answers != "classes" else {}),
+            **({"measure": self.measure} if self.measure != Task.measure else {}),
             "origin": dict(self.origin),
             "forms": dict(self.forms),
             "blueprint": self.blueprint.to_json(),
@@ -167,7 +176,7 @@ class Card:
             if key not in known:
                 raise ValueError(f"unknown key {key!r}.{nearest(key, known)}")
         for key in cls.__dataclass_fields__:
-            if key not in value and key != "forms":
+            if key not in value and key not in ("forms", "answers", "measure"):
                 raise ValueError(f"`{key}` is missing.")
         for key, kind in (("class_names", list), ("origin", dict), ("blueprint", dict), ("cost", dict)):
             if not isinstance(value[key], kind):
@@ -184,6 +193,8 @@ class Card:
                 cost=Cost(**structure(value["cost"], dict[str, int])),
                 preprocessing=structure(value["preprocessing"], Preprocessing),
                 class_names=structure(value["class_names"], tuple[str, ...]),
+                answers=structure(value.get("answers", "classes"), Answers),
+                measure=structure(value.get("measure", Task.measure), str),
                 origin=value["origin"],
                 forms=forms,
             )

@@ -18,6 +18,8 @@ from kdnas.runs.folder import GRAPH, INTEGERS
 from kdnas.runtimes import input_size, quantized, require
 from kdnas.students.card import form_of
 from kdnas.students.graph import graph_of
+from kdnas.tasks.base import Task
+from kdnas.tasks.classification import CLASSIFICATION
 
 _BATCH = 64
 MOST_LOST = 0.02
@@ -25,7 +27,14 @@ MOST_LOST = 0.02
 MOST_APART = 0.1
 
 
-def quantize(student: Path, out: Path, calibration: Images, test: Images, most: float = MOST_LOST) -> dict[str, float]:
+def quantize(
+    student: Path,
+    out: Path,
+    calibration: Images,
+    test: Images,
+    most: float = MOST_LOST,
+    task: Task = CLASSIFICATION,
+) -> dict[str, float]:
     """Write an int8 graph of a student folder's `student.onnx`: static post-training quantisation.
 
     Weights are symmetric per output channel, activations asymmetric per tensor, their ranges those that the calibration
@@ -37,6 +46,7 @@ def quantize(student: Path, out: Path, calibration: Images, test: Images, most: 
         calibration: training images.
         test: what both graphs are compared on.
         most: largest accepted loss of accuracy, a share of the test images.
+        task: of the images' labels.
 
     Returns:
         `error` (Euclidean norm of the difference of all logits over that of the float ones), `agreement` (share of
@@ -63,7 +73,7 @@ def quantize(student: Path, out: Path, calibration: Images, test: Images, most: 
         raise
     except Exception as error:  # for an unsupported operator the library may raise anything
         raise ValueError(f"{graph} cannot be quantised by ONNX Runtime: {error}") from error
-    comparison = _compare(ours, theirs, test.labels.numpy())
+    comparison = _compare(ours, theirs, test, task)
     _check_loss(comparison, most)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(out, lambda path: write_bytes(path, integers))
@@ -83,7 +93,7 @@ def _check_loss(comparison: dict[str, float], most: float) -> None:
 def calibration_images(images: Images, count: int = 256, seed: int = 0) -> Images:
     """Some images of a part, for the ranges of activations."""
     indices = torch.randperm(len(images), generator=torch_rng("calibration", seed))[:count]
-    return TensorImages(images.take(indices), images.labels[indices])
+    return TensorImages(images.take(indices), torch.zeros(len(indices)))  # nothing reads their labels
 
 
 def write_integers(path: Path, graph: bytes, data: Data) -> dict[str, float]:
@@ -97,7 +107,7 @@ def write_integers(path: Path, graph: bytes, data: Data) -> dict[str, float]:
     """
     integers = integers_of(graph, calibration_images(data.train))
     ours, theirs = _logits(integers, data.search), _logits(graph, data.search)
-    comparison = _compare(ours, theirs, data.search.labels.numpy())
+    comparison = _compare(ours, theirs, data.search, data.task)
     _check_loss(comparison, MOST_LOST)
     write_bytes(path, integers)
     return comparison
@@ -170,14 +180,13 @@ def write_trained(prepared: torch.fx.GraphModule, folder: Path, data: Data, netw
         content = graph_of(_Pixels(convert_pt2e(prepared), data.preprocessing), data.preprocessing)
     content = _unshared(content)
     write_bytes(folder / INTEGERS, content)
-    labels = data.test.labels.numpy()
-    comparison = _compare(_logits(content, data.test), theirs, labels)
+    comparison = _compare(_logits(content, data.test), theirs, data.test, data.task)
     if not comparison["error"] <= MOST_APART:
         raise ValueError(
             f"{INTEGERS} gives other logits in ONNX Runtime than in training: the relative error is "
             f"{comparison['error']:.3f}, the tolerance {MOST_APART}. Train longer with fixed ranges (a lower `freeze`)."
         )
-    float_accuracy = float((torch.cat(logits).argmax(1).numpy() == labels).mean())
+    float_accuracy = _quality(torch.cat(logits), data.test, data.task)
     measurements = {f"int8 {name}": comparison[name] for name in ("error", "agreement", "accuracy")}
     return measurements | {"float accuracy": float_accuracy, "int8 bytes": float(len(content))}
 
@@ -200,10 +209,15 @@ def _batches(images: Images, size: Sequence[int] = ()) -> Iterator[np.ndarray]:
         yield (resize(pixels, *size) if size else pixels).contiguous().numpy()
 
 
-def _compare(ours: np.ndarray, theirs: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+def _compare(ours: np.ndarray, theirs: np.ndarray, part: Images, task: Task) -> dict[str, float]:
     return {
         "error": float(np.linalg.norm(ours - theirs) / max(np.linalg.norm(theirs), 1e-12)),
         "agreement": float((ours.argmax(1) == theirs.argmax(1)).mean()),
-        "accuracy": float((ours.argmax(1) == labels).mean()),
-        "float accuracy": float((theirs.argmax(1) == labels).mean()),
+        "accuracy": _quality(torch.from_numpy(ours), part, task),
+        "float accuracy": _quality(torch.from_numpy(theirs), part, task),
     }
+
+
+def _quality(logits: Tensor, part: Images, task: Task) -> float:
+    """The task's measure of the logits of all images of a part."""
+    return float(task.quality(task.grades(logits, part.truths(torch.arange(len(part)))).double().mean(0)))

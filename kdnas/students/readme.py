@@ -44,7 +44,9 @@ def readme_text(card: Card, controls: Mapping[str, Any]) -> str:
     p, origin = card.preprocessing, card.origin
     size = f"{len(p.mean)} x {p.height} x {p.width}"
     accuracies = [
-        f"| accuracy on the {words} | {origin[k]:.2%} |" for k, words in _ACCURACIES.items() if _number(origin, k)
+        f"| {_cell(card.measure)} on the {words} | {origin[key]:.2%} |"
+        for key, words in _ACCURACIES.items()
+        if _number(origin, key)
     ]
     classes = ", ".join(_cell(name) for name in card.class_names[:_MOST_CLASSES])
     more = f" and {len(card.class_names) - _MOST_CLASSES} more" if len(card.class_names) > _MOST_CLASSES else ""
@@ -54,7 +56,7 @@ def readme_text(card: Card, controls: Mapping[str, Any]) -> str:
         _HEADER,
         *("| | |", "| --- | --- |"),
         f"| images | {size}, values in [0, 1]; normalised inside |",
-        f"| classes | {len(card.class_names)}: {classes}{more} |",
+        f"| {card.answers} | {len(card.class_names)}: {classes}{more} |",
         *(f"| parameters | {card.cost.params:,} |", f"| multiply-accumulates | {card.cost.macs:,} |", *accuracies),
         _USE,
         *_forms(card),

@@ -19,8 +19,9 @@ from kdnas.specs import Spec, resolve
 from kdnas.students.card import form_of
 from kdnas.students.definitions import Definitions, Import, bracketed
 from kdnas.students.modules import importable
+from kdnas.tasks.base import Answers
 
-_HEADER = '''"""An image classifier as plain PyTorch code, written by kdnas; it needs torch alone.
+_HEADER = '''"""{kind} as plain PyTorch code, written by kdnas; it needs torch alone.
 
     from student import load
 
@@ -73,21 +74,32 @@ def load(path: str | Path) -> Student:
 
 
 def main(arguments: list[str]) -> None:
-    """Print the network, or the class and its probability for each image of a tensor that torch.save wrote."""
+    """Print the network, or {printed} for each image of a tensor that torch.save wrote."""
     student = load(Path(__file__).with_name("weights.safetensors"))
     if not arguments:
         print(student)
-        print(f"{{sum(p.numel() for p in student.parameters()):,}} parameters, {{len(CLASS_NAMES)}} classes")
+        print(f"{{sum(p.numel() for p in student.parameters()):,}} parameters, {{len(CLASS_NAMES)}} {answers}")
         return
     with torch.inference_mode():
-        best = student(torch.load(arguments[0], weights_only=True)).softmax(1).max(1)
-    for probability, index in zip(best.values.tolist(), best.indices.tolist(), strict=True):
-        print(f"{{CLASS_NAMES[index]}} {{probability:.3f}}")
+{answer}
 
 
 if __name__ == "__main__":
     main(sys.argv[1:])
 '''
+
+_ANSWERS = {
+    "classes": """        best = student(torch.load(arguments[0], weights_only=True)).softmax(1).max(1)
+    for probability, index in zip(best.values.tolist(), best.indices.tolist(), strict=True):
+        print(f"{CLASS_NAMES[index]} {probability:.3f}")""",
+    "values": """        values = student(torch.load(arguments[0], weights_only=True))
+    for row in values.tolist():
+        print(", ".join(f"{name} {value:.4g}" for name, value in zip(CLASS_NAMES, row, strict=True)))""",
+}
+_KINDS = {
+    "classes": ("An image classifier", "the class and its probability"),
+    "values": ("A network", "its values"),
+}
 
 _IMPORTS = (
     Import("json"),
@@ -100,7 +112,9 @@ _IMPORTS = (
 )
 
 
-def student_source(blueprint: Blueprint, preprocessing: Preprocessing, class_names: Sequence[str]) -> str:
+def student_source(
+    blueprint: Blueprint, preprocessing: Preprocessing, class_names: Sequence[str], answers: Answers = "classes"
+) -> str:
     """The network as readable Python code that imports torch and the standard library only.
 
     Copied are the classes of the layers and all they use: functions, base classes and constants, from kdnas and from
@@ -123,6 +137,9 @@ def student_source(blueprint: Blueprint, preprocessing: Preprocessing, class_nam
     student = _STUDENT.format(
         **size,
         classes=len(class_names),
+        answers=answers,
+        answer=_ANSWERS[answers],
+        printed=_KINDS[answers][1],
         layers="\n".join(_layer_lines(blueprint, preprocessing, definitions)),
         resize=resize,
         inner="x" if (height, width) == (size["height"], size["width"]) else f"{resize}(x, {height}, {width})",
@@ -136,7 +153,7 @@ def student_source(blueprint: Blueprint, preprocessing: Preprocessing, class_nam
         "\n",
         student,
     ]
-    return _HEADER.format(**size) + "\n" + "\n".join(parts)
+    return _HEADER.format(**size, kind=_KINDS[answers][0]) + "\n" + "\n".join(parts)
 
 
 def check_modules(blueprint: Blueprint) -> None:

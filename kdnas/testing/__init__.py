@@ -10,5 +10,6 @@ __getattr__, __dir__ = face(
         "ScorerContract": "kdnas.testing.scorers",
         "SearcherContract": "kdnas.testing.searchers",
         "SpaceContract": "kdnas.testing.spaces",
+        "TaskContract": "kdnas.testing.tasks",
     },
 )

@@ -68,6 +68,7 @@ class Training:
         cache: TeacherCache | None = None,
     ) -> None:
         distiller.check_model_type(type(model))
+        distiller.suit(data.task)
         self.device = torch.device(device)
         if distiller.every_layer and cache is not None:
             raise ValueError(
@@ -248,12 +249,13 @@ class Training:
         steps, cache = self._feed.steps, self.cache
         ids, view = steps.indices(index)[steps.rows], steps.view(index)
         pixels = self._feed(index).to(self.device, non_blocking=True)
+        labels, data = steps.labels(index), self.data
         if not torch.isfinite(pixels).all():
             bad = ids[~pixels.isfinite().flatten(1).all(1).cpu()].tolist()
             raise ValueError(f"training images must be finite, images {bad} contain NaN or infinity.")
         live = None if self.teacher is None else partial(self.teacher, at=Moment(index / self.recipe.steps, ids=ids))
         teach = live if cache is None else lambda pixels, _: cache.outputs(ids, view, pixels)
-        batch = Batch(pixels, self.data.train.labels[ids].to(self.device), ids, self.data, teach)
+        batch = Batch(pixels, labels.to(self.device), ids, data, teach)
         if self._memory_format is not None:
             # A clone: images of one channel count as either, and layers keep the one that their strides say.
             batch.images = batch.images.clone(memory_format=self._memory_format)

@@ -66,7 +66,7 @@ def test_what_is_reported_is_what_the_folder_gives(tmp_path):
     result = fit(zoo(), tmp_path / "t")
     data = digits()
     teacher = build_teacher(load_teacher(str(tmp_path / "t")), data)
-    assert result["accuracy"] == teacher_accuracy(teacher, data.test)
+    assert result["accuracy"] == teacher_accuracy(teacher, data.test, data)
     assert result["params"] == sum(p.numel() for p in teacher.parameters())
     card = json.loads((tmp_path / "t" / "teacher" / "teacher.json").read_text())
     assert card["size"] == 32 and card["origin"]["fingerprint"] == data.fingerprint

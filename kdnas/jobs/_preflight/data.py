@@ -10,12 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdnas.data.base import Data, Images
-from kdnas.evaluation import balanced_accuracy
 from kdnas.jobs._preflight.findings import Finding, faults, notes
 from kdnas.network import Network
 from kdnas.randomness import initialised, torch_rng
 from kdnas.space import SearchSpace
 from kdnas.statistics import guessing
+from kdnas.tasks.classification import balanced_accuracy
 
 _FEW = 8  # images whose brightest pixel is looked at
 _DARK = 0.25  # a value of 12 bits in 16, or of 8, is below it
@@ -38,12 +38,14 @@ def data_findings(data: Data) -> list[Finding]:
     findings = [Finding("data", text)]
     if data.source:
         findings.append(Finding("folders", data.source))
-    train = torch.bincount(data.train.labels, minlength=data.classes)
-    few, many = int(train.argmin()), int(train.argmax())
-    line = f"{int(train[few]):,} to {int(train[many]):,} training images each"
-    if data.is_imbalanced:
-        line += f": {data.class_names[few]} has the fewest, {data.class_names[many]} the most; see balanced accuracies"
-    findings.append(Finding("classes", line))
+    train = data.counts(data.train)
+    if train is not None:
+        few, many = int(train.argmin()), int(train.argmax())
+        line = f"{int(train[few]):,} to {int(train[many]):,} training images each"
+        if data.is_imbalanced:
+            line += f": {data.class_names[few]} has the fewest, {data.class_names[many]} the most; see balanced "
+            line += "accuracies"
+        findings.append(Finding("classes", line))
     brightest = float(data.train.sample(_FEW, torch_rng("brightest"))[0].max())
     absent = {name: _absent(part, data) for name, part in parts.items() if name != "train"}
     return findings + notes(
@@ -59,7 +61,8 @@ def data_findings(data: Data) -> list[Finding]:
 
 
 def _absent(part: Images, data: Data) -> list[str]:
-    return [name for i, name in enumerate(data.class_names) if not bool((part.labels == i).any())]
+    counts = data.counts(part)
+    return [] if counts is None else [data.class_names[i] for i in (counts == 0).nonzero().flatten().tolist()]
 
 
 def size_findings(data: Data, sides: Sequence[int], *, decided: bool) -> list[Finding]:
@@ -163,7 +166,9 @@ def _blank(prints: dict[str, _Prints]) -> str:
 
 
 def _uneven(data: Data) -> str:
-    counts = torch.bincount(data.train.labels, minlength=data.classes)
+    counts = data.counts(data.train)
+    if counts is None:
+        return ""
     few, many = int(counts.argmin()), int(counts.argmax())
     if int(counts[many]) < _UNEVEN * int(counts[few]):
         return ""
@@ -176,9 +181,12 @@ def _uneven(data: Data) -> str:
 def _random_labels(data: Data, prints: dict[str, _Prints]) -> str:
     """A sentence where the nearest training image has the label of a search image no more often than by chance."""
     train, search = prints["train"], prints["search"]
+    known, classes = (data.task.image_classes(part.labels) for part in (train, search))
+    if known is None or classes is None:
+        return ""
     neighbours = torch.cdist(search.thumbs, train.thumbs[:_NEIGHBOURS]).argmin(1)
-    share = balanced_accuracy(train.labels[neighbours] == search.labels, search.labels)
-    if share > guessing(data.classes, len(search.labels)):
+    share = balanced_accuracy(known[neighbours] == classes, classes)
+    if share > guessing(data.classes, len(classes)):
         return ""
     return (
         f"the nearest training image has the label of a search image for {share:.1%} (chance {1 / data.classes:.1%}): "

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from kdnas.costs.count import cost
 from kdnas.data.base import Data
-from kdnas.evaluation import balanced_accuracy
 from kdnas.jobs._preflight.findings import Finding, faults, notes
 from kdnas.jobs._run import other_names
 from kdnas.network import default_device
@@ -19,6 +18,7 @@ from kdnas.randomness import torch_rng
 from kdnas.settings import FitTeacher
 from kdnas.specs import Spec
 from kdnas.statistics import guessing
+from kdnas.tasks.classification import balanced_accuracy
 from kdnas.teachers.base import Frozen, Teacher, made_for
 from kdnas.teachers.fitted import fitted_teacher
 from kdnas.teachers.zoo import declared_size
@@ -80,18 +80,19 @@ def _findings(source: Spec, data: Data, advice: str) -> tuple[list[Finding], flo
                 f"{says[1]}. Return Frozen(module, preprocessing=...) with the size that it was trained with."
             )
     sample = _sample(teacher, data)
-    own_faults = list(_own_faults(teacher, sample, known)) if isinstance(teacher, Frozen) else []
+    own_faults = list(_own_faults(teacher, sample, known, data)) if isinstance(teacher, Frozen) else []
     refusals += own_faults or _output_faults(teacher, sample, data, advice)
-    hits = sample.logits.argmax(1) == sample.labels
-    accuracy = float(hits.float().mean())
-    line = f"{size}{names}; {accuracy:.1%} of {len(hits)} search images"
-    if data.is_imbalanced:
-        line += f", balanced {balanced_accuracy(hits, sample.labels):.1%}"
-    remarks = notes("teacher", _log_probabilities(sample))
+    grades, classes = data.task.grades(sample.logits, sample.labels), data.task.image_classes(sample.labels)
+    value = float(data.task.quality(grades.float().mean(0)))
+    of = "of" if classes is not None else f"{data.task.measure} on"
+    line = f"{size}{names}; {value:.1%} {of} {len(grades)} search images"
+    if classes is not None and data.is_imbalanced:
+        line += f", balanced {balanced_accuracy(grades, classes):.1%}"
+    remarks = notes("teacher", _log_probabilities(sample) if data.task.answers == "classes" else "")
     return [Finding("teacher", line), *remarks, *faults("teacher", refusals)], sample.seconds
 
 
-def _own_faults(teacher: Frozen, sample: _Sample, is_known: bool) -> Iterator[str]:
+def _own_faults(teacher: Frozen, sample: _Sample, is_known: bool, data: Data) -> Iterator[str]:
     """What speaks against a single network: chance, another normalisation."""
     few = sample.pixels[: max(1, len(sample.pixels[:50]) // 2)]
     again = teacher(few.to(default_device())).logits.cpu()
@@ -100,7 +101,7 @@ def _own_faults(teacher: Frozen, sample: _Sample, is_known: bool) -> Iterator[st
             "The teacher gives other logits for an image in another batch: it is random, or uses statistics of the "
             "batch. Switch that off in evaluation mode."
         )
-    if not is_known:
+    if not is_known and data.task.image_classes(sample.labels) is not None:
         yield from _other_normalisation(teacher, sample)
 
 
@@ -158,7 +159,7 @@ def _sample(teacher: Teacher, data: Data) -> _Sample:
 def _output_faults(teacher: Teacher, sample: _Sample, data: Data, advice: str) -> list[str]:
     """What speaks against a teacher's logits: NaN, equal ones, probabilities, an accuracy near chance."""
     logits = sample.logits
-    broken = int((~torch.isfinite(logits)).any(1).sum())
+    broken = int((~torch.isfinite(logits)).flatten(1).any(1).sum())
     if broken:
         weights = next((n for n, p in teacher.state_dict().items() if not torch.isfinite(p).all()), "")
         where = f"; {weights} among its weights is not finite" if weights else ""
@@ -171,19 +172,19 @@ def _output_faults(teacher: Teacher, sample: _Sample, data: Data, advice: str) -
             "weights, and check its normalisation and what its last layers do."
         ]
     refusals = []
-    if logits.min() >= 0 and logits.max() <= 1 and float(logits.std()) > 0:
-        sums = "that sum to 1" if torch.allclose(logits.sum(1), torch.ones(len(logits)), atol=1e-3) else "in [0, 1]"
+    if data.task.answers == "classes" and logits.min() >= 0 and logits.max() <= 1 and float(logits.std()) > 0:
+        sums = "that sum to 1" if torch.allclose(logits.sum(1), torch.ones(()), atol=1e-3) else "in [0, 1]"
         refusals.append(
             f"The teacher gives probabilities ({sums}) instead of logits. Return what is before its softmax or sigmoid."
         )
     order = _displaced(sample, data)
     if order:
         return [*refusals, f"The teacher's classes seem to be in another order than the data's: {order}. {advice}"]
-    share = balanced_accuracy(logits.argmax(1) == sample.labels, sample.labels)
-    if share <= guessing(data.classes, len(logits)):
+    chance = data.task.chance(data.task.grades(logits, sample.labels), sample.labels, data.class_names)
+    if chance is not None:
         refusals.append(
-            f"The teacher's accuracy on {len(logits)} search images, {share:.1%} (mean over classes), is near chance "
-            f"({1 / data.classes:.1%}). {advice}"
+            f"The teacher's {data.task.measure} on {len(logits)} search images, {chance.value:.1%}{chance.note}, "
+            f"is near chance ({chance.guess:.1%}). {advice}"
         )
     return refusals
 
@@ -191,7 +192,7 @@ def _output_faults(teacher: Teacher, sample: _Sample, data: Data, advice: str) -
 def _log_probabilities(sample: _Sample) -> str:
     """A sentence where the logits are logarithms of probabilities."""
     sums = sample.logits.logsumexp(1)
-    if len(sums) < 2 or not torch.allclose(sums, torch.zeros(len(sums)), atol=1e-3):
+    if len(sums) < 2 or not torch.allclose(sums, torch.zeros(()), atol=1e-3):
         return ""
     return (
         "The teacher gives log-probabilities: losses of probabilities are the same, those that compare logits "
@@ -202,10 +203,12 @@ def _log_probabilities(sample: _Sample) -> str:
 def _displaced(sample: _Sample, data: Data) -> str:
     """Classes of at least five images each that the teacher calls by each other's names, in words; else empty."""
     named: dict[int, int] = {}
-    predictions = sample.logits.argmax(1)
-    for label, count in enumerate(torch.bincount(sample.labels, minlength=data.classes).tolist()):
+    predictions, classes = sample.logits.argmax(1), data.task.image_classes(sample.labels)
+    if classes is None:
+        return ""
+    for label, count in enumerate(torch.bincount(classes, minlength=data.classes).tolist()):
         if count >= _ENOUGH:
-            calls = torch.bincount(predictions[sample.labels == label], minlength=data.classes)
+            calls = torch.bincount(predictions[classes == label], minlength=data.classes)
             if int(calls.argmax()) != label and 2 * int(calls.max()) > count:
                 named[label] = int(calls.argmax())
     in_cycle = [label for label in named if label in _followed(named, label)]

@@ -1,0 +1,12 @@
+"""Tasks: what a network is for, as one value; every data set has one."""
+
+from kdnas.specs import face
+
+__getattr__, __dir__ = face(
+    __name__,
+    {
+        "Chance": "kdnas.tasks.base",
+        "Classification": "kdnas.tasks.classification",
+        "Task": "kdnas.tasks.base",
+    },
+)

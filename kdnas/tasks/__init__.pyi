@@ -1,0 +1,5 @@
+# Written by .ci/faces.py (`make format`).
+
+from kdnas.tasks.base import Chance as Chance
+from kdnas.tasks.base import Task as Task
+from kdnas.tasks.classification import Classification as Classification

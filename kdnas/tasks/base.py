@@ -1,0 +1,120 @@
+"""What every task is: labels, loss, measures, comparison of outputs, and what an exported student answers."""
+
+import abc
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal, NamedTuple, TypeVar, final
+
+import numpy as np
+from torch import Tensor
+
+from kdnas.specs import Spec
+
+Answers = Literal["classes", "values"]
+Numbers = TypeVar("Numbers", Tensor, np.ndarray)
+
+
+@final
+class Chance(NamedTuple):
+    """A measure that guessing could have.
+
+    Attributes:
+        value: what a network reaches.
+        guess: what guessing reaches.
+        note: on how the value is formed, such as `" (mean over classes)"`; empty for nothing.
+    """
+
+    value: float
+    guess: float
+    note: str = ""
+
+
+class Task(abc.ABC):
+    """What a network is for. `Data.task` has it, and whatever reads labels asks it.
+
+    A subclass is a frozen dataclass. A label is the entry of one image in a tensor of all, `[images, ...]`; -100 leaves
+    a label, or an element of it, out. Logits are `[batch, outputs, ...]`, with as many outputs as the data have names.
+
+    Class attributes:
+        name: of the task.
+        measure: name of the measure by which networks are chosen, higher is better. Files store its value as
+            `accuracy`.
+        follows: whether a label moves with the image under augmentation; then `moved` says how.
+        answers: what an output is: a class's logit, or a value.
+        images_at_once: number of images that are evaluated together.
+    """
+
+    name: ClassVar[str]
+    measure: ClassVar[str] = "accuracy"
+    follows: ClassVar[bool] = False
+    answers: ClassVar[Answers] = "classes"
+    images_at_once: ClassVar[int] = 500
+
+    @property
+    def losses(self) -> Mapping[str, Spec]:
+        """By the name of a loss of classes, the loss that distillers have in its place; none by default."""
+        return {}
+
+    @abc.abstractmethod
+    def as_labels(self, labels: Any, count: int) -> Tensor:
+        """The labels of so many images as a tensor `[count, ...]`, from what people hand over.
+
+        Raises:
+            ValueError: another number, shape or type.
+        """
+
+    @abc.abstractmethod
+    def check(self, part: str, labels: Tensor, names: Sequence[str]) -> None:
+        """Raise a ValueError unless the labels of a part of the data, `train` for example, can be learnt.
+
+        Args:
+            part: name of the part.
+            labels: as `as_labels` returns them.
+            names: of the outputs.
+        """
+
+    def moved(self, labels: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        """The labels of images that an augmentation moved.
+
+        Args:
+            labels: `[batch, ...]`.
+            rows: `[batch, height]`, the row of the image that each row of the moved image shows; outside of the image
+                where it is none of its rows.
+            columns: `[batch, width]`, the same of the columns.
+        """
+        del rows, columns
+        return labels
+
+    @abc.abstractmethod
+    def loss(self, logits: Tensor, labels: Tensor, label_smoothing: float = 0.0, reduction: str = "mean") -> Tensor:
+        """The loss of the labels: a scalar, a mean over the labels; with the reduction `none` a number per label."""
+
+    @abc.abstractmethod
+    def grades(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """What is measured of each image, `[batch, ...]`, in numbers whose mean over images gives the measure."""
+
+    def quality(self, means: Numbers) -> Numbers:
+        """The measure from mean grades `[..., *grade]`, which may be of many samples of the images; `[...]`.
+
+        The default is for grades that are a number each, and returns their mean.
+        """
+        return means
+
+    @property
+    def claims(self) -> dict[str, Any]:
+        """What `kdnas.statistics.compare_accuracy` has to know of the measure."""
+        return {"measure": self.measure, "quality": None if type(self).quality is Task.quality else self.quality}
+
+    def details(self, means: np.ndarray, names: Sequence[str]) -> dict[str, float]:
+        """Further measures from mean grades, by name; none by default."""
+        del means, names
+        return {}
+
+    def chance(self, grades: Tensor, labels: Tensor, names: Sequence[str]) -> Chance | None:
+        """What the measure of these images is, where guessing could reach it; by default None."""
+        del grades, labels, names
+        return None
+
+    def image_classes(self, labels: Tensor) -> Tensor | None:
+        """The class of each image, `[batch]`, for what is looked at class by class; None where images have none."""
+        del labels
+        return None
