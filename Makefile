@@ -1,6 +1,7 @@
-# Two commands: `make demo` and `make test`. Each makes .venv when it is missing or out of date.
+# Two commands: `make demo` and `make test`. Each makes .venv when it is missing or out of date; `make docs` .venv-docs.
 PYTHON ?= python3
 VENV   ?= .venv
+DOCS   ?= .venv-docs
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
@@ -20,10 +21,16 @@ test-real: $(STAMP)
 	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[dev,real]' || $(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,real]'
 	$(BIN)/python -m pytest tests -n auto -m real
 
-# The site of docs/ and of the pages that it links to, in site/; a link that leads nowhere is an error.
-docs: $(STAMP)
-	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[dev,docs]' || $(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,docs]'
-	$(BIN)/python -m mkdocs build --strict
+# The site of docs/ and of the pages that it links to, in site/; a link that leads nowhere is an error. No code is run, so
+# that it needs no torch.
+docs: $(DOCS)/.installed
+	$(DOCS)/bin/python -m mkdocs build --strict
+
+$(DOCS)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+		$$($(PYTHON) -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"])')
+	@touch $@
 
 # Random tables, stored files and command lines, with fixed seeds.
 fuzz: $(STAMP)
@@ -57,4 +64,4 @@ lock:
 	@! grep -n '://' constraints.txt
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(DOCS)

@@ -59,7 +59,7 @@ def killed(arguments: Sequence[str] | str, here: str, *, given: str, name: str, 
         arguments: of the command line; or code to execute.
         here: an expression of the call's positional arguments, `given`.
         given: statement that imports what has the function, such as `import kdnas.jobs.prune`.
-        name: of the function, such as `_Job._store`.
+        name: of the function, such as `Job._store`.
         then: a statement to execute right before.
     """
     place = PLACE.format(given=given, name=name, here=here, then=then)

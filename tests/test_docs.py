@@ -158,6 +158,13 @@ def test_links_between_docs_and_other_pages_are_those_of_the_site(page, text, tr
     assert runpy.run_path(str(ROOT / ".ci" / "site.py"))["translated"](text, page) == translated
 
 
+def test_every_page_has_its_place_in_the_site():
+    text = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    listed = set(re.findall(r"(\S+\.md)$", text, re.MULTILINE))
+    outside = runpy.run_path(str(ROOT / ".ci" / "site.py"))["outside"]()
+    assert listed == {*outside, *(path.name for path in DOCS.glob("*.md"))}
+
+
 @pytest.mark.real
 def test_the_site_is_built_without_a_warning(tmp_path):
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
@@ -166,6 +173,7 @@ def test_the_site_is_built_without_a_warning(tmp_path):
     api = (tmp_path / "site" / "api.html").read_text(encoding="utf-8")
     for name in ("run", "doctor", "SearchSpace", "Objective"):
         assert re.search(rf'id="kdnas[\w.]*\.{name}"', api), name
+    assert "&gt;&gt;&gt;" not in re.sub("<pre.*?</pre>", "", api, flags=re.DOTALL)  # examples are code
 
 
 @pytest.mark.usefixtures("few_references")

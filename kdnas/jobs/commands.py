@@ -351,20 +351,19 @@ def doctor(options: dict[str, Any]) -> list[Finding]:
 def plan(options: dict[str, Any]) -> Plan:
     """Predict time, memory and disk of every phase of a run from a few steps; the arguments are those of run, and time.
 
-    Nothing is written into `out`. Runs without a space, which cut down the teacher's own network, are not planned yet.
+    Nothing is written into `out`.
 
     Example:
-        >>> plan(data="digits", teacher="fit", budget="macs=25%")
-        Traceback (most recent call last):
-        ValueError: --space is missing: only runs of a search space can be planned. Give one.
+        >>> options = {"scorer": "params", "steps": 1, "batch_size": 8, "num_evaluations": 4, "deploy": False}
+        >>> planned = plan(data="digits", teacher="fit,width=4", space="toy", finalists=1, **options)
+        >>> [phase.name for phase in planned.phases]
+        ['teacher', 'supernet', 'search', 'finals', 'other']
     """
     from kdnas.jobs import plan as job
     from kdnas.jobs._arguments import as_seconds
 
     limit = options.pop("time")
     settings = _run_settings(options)
-    if isinstance(settings, Prune):
-        raise ValueError("--space is missing: only runs of a search space can be planned. Give one.")
     seconds = None if limit is None else as_seconds(limit)
     return job.plan(settings, Path(options["out"]), deploy=options["deploy"], seconds=seconds)
 

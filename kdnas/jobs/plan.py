@@ -7,7 +7,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, final
+from typing import Any, NamedTuple, Protocol, final
 
 import torch
 
@@ -23,13 +23,13 @@ from kdnas.network import Network
 from kdnas.ranking.controls import TRAINING_FREE_ENTRIES
 from kdnas.runs.checkpoint import save_state
 from kdnas.runs.folder import RANKING, TEACHER
-from kdnas.settings import Experiment, FitTeacher, Recipe, Retrain, Search
+from kdnas.settings import Experiment, FitTeacher, Prune, Recipe, Retrain, Search
 from kdnas.specs import spec
 from kdnas.supernet import Supernet
 from kdnas.training.driver import CHECKPOINT_SECONDS, Cadence
 from kdnas.training.loop import Training
 
-_STEPS, _EVALUATIONS, _MORE = 6, 4, 12  # of the rehearsal
+STEPS, EVALUATIONS, _MORE = 6, 4, 12  # of the rehearsal
 _WARM, _TIMED = 2, 12  # steps
 _LIMIT = 20.0  # seconds that the steps of one training are timed
 _LEAST = 10  # steps of a training that is proposed
@@ -114,15 +114,16 @@ class Plan:
         return {**dataclasses.asdict(self), "seconds": self.seconds}
 
 
-def plan(experiment: Experiment, folder: Path, *, deploy: bool, seconds: float | None = None) -> Plan:
+def plan(settings: Experiment | Prune, folder: Path, *, deploy: bool, seconds: float | None = None) -> Plan:
     """Time, memory and disk of every phase; and settings with which the run ends within a time.
 
     Every phase is run with a few steps and candidates in a temporary folder. What steps, evaluations, checkpoints and
     candidates take is measured apart, and what the run has more of them is added. Finalists are those of the rehearsed
-    search, whose supernet is hardly trained.
+    search, whose supernet is hardly trained. Of a pruning, every training but the control is taken for one under the
+    teacher; where trials choose the labels alone, it takes less.
 
     Args:
-        experiment: all settings.
+        settings: all settings.
         folder: where the run would be.
         deploy: whether every form of the student would be written.
         seconds: the time that there is.
@@ -130,16 +131,48 @@ def plan(experiment: Experiment, folder: Path, *, deploy: bool, seconds: float |
     Raises:
         ValueError: as the phases; or no settings fit the time.
     """
+    from kdnas.jobs._plan_pruning import RehearsedPruning
+
     with rehearsal() as place:
-        rehearsed = _Rehearsed.of(experiment, place, deploy=deploy)
+        if isinstance(settings, Prune):
+            rehearsed: Rehearsed = RehearsedPruning.of(settings, place, deploy=deploy)
+        else:
+            rehearsed = RehearsedRun.of(settings, place, deploy=deploy)
     free = shutil.disk_usage(existing(folder)).free
-    whole = Plan(rehearsed.phases(1.0, experiment.search.num_evaluations), free)
-    return whole if seconds is None else dataclasses.replace(whole, **_fitting(rehearsed, experiment, seconds))
+    whole = Plan(rehearsed.phases(1.0, rehearsed.most), free)
+    return whole if seconds is None else dataclasses.replace(whole, **_fitting(rehearsed, seconds))
+
+
+class Rehearsed(Protocol):
+    """What was measured of a run, and what follows from it."""
+
+    @property
+    def few(self) -> int:
+        """Number of candidates of the rehearsal."""
+        ...
+
+    @property
+    def most(self) -> int:
+        """Number of candidates of the run."""
+        ...
+
+    @property
+    def recipes(self) -> Mapping[str, Recipe]:
+        """The recipes of the run by what they train."""
+        ...
+
+    def phases(self, scale: float, evaluations: int) -> tuple[Phase, ...]:
+        """Every phase of the run with this share of its steps, and so many candidates."""
+        ...
+
+    def searching(self, evaluations: int) -> Phase:
+        """The search of so many candidates."""
+        ...
 
 
 @final
 @dataclasses.dataclass(frozen=True)
-class _Rehearsed:
+class RehearsedRun:
     """What was measured.
 
     Attributes:
@@ -163,8 +196,9 @@ class _Rehearsed:
     candidates: int
 
     @classmethod
-    def of(cls, experiment: Experiment, folder: Path, *, deploy: bool) -> "_Rehearsed":
-        short = shortened(experiment, _STEPS, _EVALUATIONS, cheap=False)
+    def of(cls, experiment: Experiment, folder: Path, *, deploy: bool) -> "RehearsedRun":
+        """Run every phase in small, in a folder."""
+        short = shortened(experiment, STEPS, EVALUATIONS, cheap=False)
         meter, measured = Meter(folder), dict[str, Phase]()
         names: list[str] = []
         for name, spent in phases(short, folder, deploy=deploy):
@@ -174,7 +208,7 @@ class _Rehearsed:
         run = Run(folder)
         for phase, source in (("teacher", "teacher"), ("supernet", "train")):
             record = run.storage.phase(source) or {}
-            disk = _size(run.storage.path(TEACHER)) if phase == "teacher" else measured["training"].disk
+            disk = size_of(run.storage.path(TEACHER)) if phase == "teacher" else measured["training"].disk
             measured[phase] = dataclasses.replace(
                 measured["training"], name=phase, seconds=record.get("seconds", 0.0), disk=disk if record else 0
             )
@@ -192,6 +226,21 @@ class _Rehearsed:
             candidates=count,
         )
 
+    @property
+    def few(self) -> int:
+        """Number of candidates of the rehearsal."""
+        return self.short.search.num_evaluations
+
+    @property
+    def most(self) -> int:
+        """Number of candidates of the run."""
+        return self.experiment.search.num_evaluations
+
+    @property
+    def recipes(self) -> Mapping[str, Recipe]:
+        """The recipes of the run by what they train."""
+        return _recipes(self.experiment)
+
     def phases(self, scale: float, evaluations: int) -> tuple[Phase, ...]:
         """Every phase of the run with this share of its steps, and so many candidates."""
         training = self.measured["training"]
@@ -200,7 +249,7 @@ class _Rehearsed:
         predicted = [
             dataclasses.replace(teacher, seconds=teacher.seconds + self._teacher(scale)),
             dataclasses.replace(supernet, seconds=supernet.seconds + self._more("supernet", scale)),
-            self._search(evaluations),
+            self.searching(evaluations),
             dataclasses.replace(self.measured["finals"], seconds=self.measured["finals"].seconds + self._finals(scale)),
             dataclasses.replace(self.measured["export"], name="other", seconds=other),
         ]
@@ -223,7 +272,8 @@ class _Rehearsed:
         pace, long, short = self.paces[name], *(_recipes(e)[_KINDS[name]] for e in (self.experiment, self.short))
         return pace.seconds(max(1, round(scale * long.steps))) - pace.seconds(short.steps)
 
-    def _search(self, evaluations: int) -> Phase:
+    def searching(self, evaluations: int) -> Phase:
+        """The search of so many candidates."""
         phase, short = self.measured["search"], self.short.search.num_evaluations
         count = min(evaluations, self.candidates)
         seconds = (count - short) * self.evaluation
@@ -273,12 +323,12 @@ def _paces(run: Run, experiment: Experiment) -> dict[str, Pace]:
     paces = {}
     if isinstance(train.teacher, FitTeacher):
         training = member_training(train.teacher, data)
-        paces["teacher"] = _pace(training, lambda: accuracy(_network(training), data.search, data))
+        paces["teacher"] = measured_pace(training, lambda: accuracy(_network(training), data.search, data))
     if train.distiller is not None:
         supernets = supernet_training(run, train)
         supernet = supernets.model
         assert isinstance(supernet, Supernet)
-        paces["supernet"] = _pace(supernets, lambda: health(supernet, data), guarded=True)
+        paces["supernet"] = measured_pace(supernets, lambda: health(supernet, data), guarded=True)
     names = {row["training"] for row in run.storage.results()["rows"] if "training" in row}
     known = Trainings(run)
     codes = {row.code for row in known.rows if row.name in names or row.name.startswith("finalist")}
@@ -291,7 +341,7 @@ def _paces(run: Run, experiment: Experiment) -> dict[str, Pace]:
 
 def _of_student(run: Run, code: str, settings: Retrain) -> Pace:
     training = Trainings(run).training(run.space.parse(code), settings)
-    return _pace(training, lambda: accuracy(_network(training), run.data.search, run.data))
+    return measured_pace(training, lambda: accuracy(_network(training), run.data.search, run.data))
 
 
 def _network(training: Training) -> Network:
@@ -304,7 +354,7 @@ def _mean(paces: list[Pace]) -> Pace:
     return paces[0]._replace(step=step, watched=watched, evaluation=evaluation, saving=saving)
 
 
-def _pace(training: Training, evaluate: Callable[[], object], *, guarded: bool = False) -> Pace:
+def measured_pace(training: Training, evaluate: Callable[[], object], *, guarded: bool = False) -> Pace:
     """Time a few steps of a training, after two that are not timed."""
     began = time.perf_counter()
     for _ in range(_WARM):
@@ -340,14 +390,15 @@ class Meter:
 
     def phase(self, name: str, seconds: float) -> Phase:
         """The phase that ends now."""
-        size = _size(self._folder)
+        size = size_of(self._folder)
         grown, self._bytes = size - self._bytes, size
         phase = Phase(name, seconds, _peak(), max(0, grown))
         _forget_peak()
         return phase
 
 
-def _size(folder: Path) -> int:
+def size_of(folder: Path) -> int:
+    """Bytes of all files in a folder."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
@@ -374,24 +425,23 @@ def _forget_peak() -> None:
         return
 
 
-def _fitting(rehearsed: _Rehearsed, experiment: Experiment, seconds: float) -> dict[str, Any]:
+def _fitting(rehearsed: Rehearsed, seconds: float) -> dict[str, Any]:
     """The most steps and candidates with which the run ends within a time.
 
     Raises:
         ValueError: there are none.
     """
-    most = experiment.search.num_evaluations
+    most, recipes = rehearsed.most, rehearsed.recipes
 
     def total(scale: float, evaluations: int) -> float:
         return sum(phase.seconds for phase in rehearsed.phases(scale, evaluations))
 
-    recipes = _recipes(experiment)
     least = min(1.0, _LEAST / min(recipe.steps for recipe in recipes.values()))
-    searching = lambda count: rehearsed._search(count).seconds  # noqa: E731
+    searching = lambda count: rehearsed.searching(count).seconds  # noqa: E731
     count = most
     while count > 1 and searching(count) > _SEARCHING * seconds:
         count //= 2
-    count = max(count, min(most, rehearsed.short.search.num_evaluations))
+    count = max(count, min(most, rehearsed.few))
     if total(least, count) > seconds:
         raise ValueError(
             f"`time` must be at least {duration(total(least, count))} for {_LEAST} steps of every training, got "

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import json
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -110,7 +111,7 @@ def prune(settings: Prune, folder: Path, *, deploy: bool = True) -> dict[str, An
     Differs: shares of all groups are searched together under the whole network's divergence from the source.
     """
     storage = RunFolder.create(folder, settings.to_json(), settings.recipe.seed)
-    job = _prepare(settings, storage)
+    job = begin(settings, storage)
     if storage.phase("removal") is None:
         job.remove()
     variants = job.decide()
@@ -122,7 +123,7 @@ def prune(settings: Prune, folder: Path, *, deploy: bool = True) -> dict[str, An
     return {"student": str(storage.path(STUDENTS, "student")), **rows["student"], "controls": controls}
 
 
-def _prepare(settings: Prune, storage: RunFolder) -> "_Job":
+def begin(settings: Prune, storage: RunFolder) -> "Job":
     """Data, teacher and source; a named source that does not fit is refused before a teacher is trained."""
     data: Data = settings.data.build(Data)
     seed = settings.recipe.seed
@@ -150,7 +151,7 @@ def _prepare(settings: Prune, storage: RunFolder) -> "_Job":
     budget = settings.budget.of({**size._asdict(), **measured})
     if budget.admits(size, **measured):
         raise _nothing_to_remove(size, budget)
-    return _Job(settings, storage, fed_as(data, source.preprocessing), teacher_spec, teacher, source, budget, table)
+    return Job(settings, storage, fed_as(data, source.preprocessing), teacher_spec, teacher, source, budget, table)
 
 
 def _untrained(choice: FitTeacher, data: Data, seed: int) -> Source:
@@ -196,12 +197,13 @@ def _nothing_to_remove(size: Cost, budget: Budget) -> ValueError:
 
 
 @dataclasses.dataclass
-class _Job:
+class Job:
     """A pruning: its settings and what they name.
 
     Attributes:
         budget: in absolute numbers.
         table: of latencies, where they are bounded.
+        seconds: of each candidate that was scored here.
     """
 
     settings: Prune
@@ -212,6 +214,7 @@ class _Job:
     source: Source
     budget: Budget
     table: LatencyTable | None
+    seconds: list[float] = dataclasses.field(default_factory=list)
 
     @property
     def matches_features(self) -> bool:
@@ -251,17 +254,17 @@ class _Job:
         """How the student and its controls are trained, by name; recorded as the phase `trials`."""
         settings, storage = self.settings, self.storage
         inherited = "fresh" if settings.weights == "fresh" else "inherited"
-        default, *others = MIXTURES
+        _, *others = MIXTURES
         chosen = [_CHOSEN, *(f"{_CHOSEN}-{place}" for place in range(2, settings.finalists + 1))]
         removals = [name for name in (*chosen, _EQUAL, _RANDOM) if storage.path(STUDENTS, name).exists()]
-        tried = dict(self._variant(name, default, inherited) for name in removals)
+        tried = dict(self.variant(name, inherited) for name in removals)
         best = compare(storage, tried, settings.data)
         name = tried[best].student.name
         tried = {best: tried[best]}
         if settings.distiller is None:
-            tried |= dict(self._variant(name, other, inherited) for other in others)
+            tried |= dict(self.variant(name, inherited, other) for other in others)
         if settings.weights == "chosen":
-            fresh, variant = self._variant(name, default, "fresh")
+            fresh, variant = self.variant(name, "fresh")
             tried[fresh] = variant
         best = compare(storage, tried, settings.data)
         way = tried[best]
@@ -317,7 +320,9 @@ class _Job:
             self.storage.finish(name, **row)
         return self.storage.require(name, "kdnas prune")
 
-    def _variant(self, name: str, mix: str, weights: Literal["fresh", "inherited"]) -> tuple[str, Variant]:
+    def variant(
+        self, name: str, weights: Literal["fresh", "inherited"], mix: str = next(iter(MIXTURES))
+    ) -> tuple[str, Variant]:
         """A way to train what a removal leaves, and its name."""
         distiller = self.settings.distiller or mixture(mix, self.settings.retrain.steps, features=self.matches_features)
         settings = Retrain(distiller=distiller, recipe=self.settings.retrain, weights=weights)
@@ -340,8 +345,10 @@ class _Job:
         def score(counts: Counts) -> float:
             key = json.dumps(counts, sort_keys=True)
             if key not in known:
+                began = time.perf_counter()
                 known[key] = agreement(fitted.network(leading(fitted.removal, counts)), images, target)
                 self.storage.add(CANDIDATES, [{"counts": counts, "score": known[key]}])
+                self.seconds.append(time.perf_counter() - began)
             return known[key]
 
         divisor = self.settings.divisor or (1 if self.table is None else _DIVISOR)

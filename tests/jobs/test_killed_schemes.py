@@ -105,7 +105,7 @@ def pruned(tmp_path_factory):
     ("place", "call"),
     [
         ("given[0].name == 'factors.safetensors' and given[1]['training']['index'] == 4", CHECKPOINT),
-        ("given[1] == 'removal-random'", {"given": "import kdnas.jobs.prune", "name": "_Job._store"}),
+        ("given[1] == 'removal-random'", {"given": "import kdnas.jobs.prune", "name": "Job._store"}),
         ("given[0].name.startswith('.trained.') and given[1]['training']['index'] == 4", CHECKPOINT),
     ],
     ids=["factors", "removal", "student"],
@@ -141,7 +141,7 @@ def shared(tmp_path_factory):
             "given[1] == 'removals.jsonl' and len(given[0].lines('removals.jsonl')) == 3",
             {"given": "import kdnas.runs.folder", "name": "RunFolder.add"},
         ),
-        ("given[1] == 'source-random'", {"given": "import kdnas.jobs.prune", "name": "_Job._store"}),
+        ("given[1] == 'source-random'", {"given": "import kdnas.jobs.prune", "name": "Job._store"}),
         (
             "given[1].startswith('trial') and 'fresh' in given[1]",
             {"given": "import kdnas.runs.folder", "name": "RunFolder.finish"},

@@ -8,10 +8,12 @@ import pytest
 import kdnas
 from kdnas.cli.commands import main
 from kdnas.jobs import plan as job
+from kdnas.jobs._plan_pruning import RehearsedPruning
 from kdnas.jobs.plan import Meter, Pace, Phase, Plan, text_of
-from kdnas.settings import Finals, Search
+from kdnas.settings import Finals, Recipe, Search
+from kdnas.specs import spec
 from kdnas.training.driver import Cadence
-from tests.toy import experiment
+from tests.toy import experiment, pruned
 
 PACE = Pace(step=1.0, watched=2.0, evaluation=10.0, saving=0.5, epoch=50, guarded=False)
 PHASE = Phase("", 5.0, 100, 1000)
@@ -55,7 +57,7 @@ def _rehearsed(**changes):
         "line": 300,
         "candidates": 1000,
     }  # fmt: skip
-    return job._Rehearsed(**(made | changes))
+    return job.RehearsedRun(**(made | changes))
 
 
 def test_what_a_run_has_more_of_is_added_to_what_its_rehearsal_took():
@@ -80,7 +82,7 @@ def test_there_are_no_more_candidates_than_the_space_has():
 @pytest.mark.parametrize("seconds", [80.0, 100.0, 1000.0])
 def test_the_settings_that_are_proposed_fit_the_time_and_nearly_fill_it(seconds):
     rehearsed = _rehearsed()
-    proposal = job._fitting(rehearsed, rehearsed.experiment, seconds)
+    proposal = job._fitting(rehearsed, seconds)
     assert proposal["fitted"] <= seconds
     steps = proposal["proposal"]
     assert abs(steps["steps of supernet"] - 4 * steps["steps of teacher"]) < 4  # 12 and 3 of the run
@@ -92,7 +94,7 @@ def test_the_settings_that_are_proposed_fit_the_time_and_nearly_fill_it(seconds)
 def test_a_time_that_is_too_short_is_refused_with_the_least():
     rehearsed = _rehearsed()
     with pytest.raises(ValueError, match=r"`time` must be at least \d+ s for 10 steps of every training, got 5 s"):
-        job._fitting(rehearsed, rehearsed.experiment, 5.0)
+        job._fitting(rehearsed, 5.0)
 
 
 def test_a_row_per_phase_the_sum_and_a_full_disk():
@@ -148,10 +150,35 @@ def test_the_command_prints_the_plan(monkeypatch, capsys, tmp_path):
     assert json.loads(capsys.readouterr().out)["phases"][0]["name"] == "search"
 
 
-def test_a_run_without_a_space_is_refused(capsys):
-    with pytest.raises(SystemExit) as stopped:
-        main(["plan", "--data", "digits", "--budget", "macs=25%"])
-    assert stopped.value.code == 2 and "only runs of a search space can be planned" in capsys.readouterr().err
+@pytest.mark.parametrize("teacher", ["fit,width=4", "tests.toy:steady_cnn"])
+def test_a_run_without_a_space_is_planned_too(teacher, tmp_path):
+    options = {"data": "tests.toy:data", "teacher": teacher, "budget": "macs=50%", "steps": 400, "batch_size": 16}
+    plan = kdnas.plan(**options, num_evaluations=30, finalists=1, deploy=False, out=tmp_path / "run", time="1h")
+    names = ["search", "trials", "finals", "other"]
+    assert [phase.name for phase in plan.phases] == ["teacher"] * (teacher == "fit,width=4") + names
+    assert all(phase.seconds > 0 and phase.memory > 10**6 for phase in plan.phases)
+    assert list(plan.proposal) == ["steps", "num_evaluations"] and not any(tmp_path.iterdir())
+
+
+def test_a_pruning_has_more_steps_candidates_and_trials_than_its_rehearsal():
+    whole = dataclasses.replace(pruned(), retrain=Recipe(steps=206), num_candidates=54, teacher=spec("a:b"))
+    flat = PACE._replace(watched=0.0, evaluation=0.0, saving=0.0)
+    names = ("teacher", "search", "trials", "finals", "other")
+    rehearsed = RehearsedPruning(
+        settings=whole,
+        short=dataclasses.replace(whole, retrain=Recipe(steps=6), num_candidates=4),
+        measured={name: dataclasses.replace(PHASE, name=name) for name in names},
+        paces={"student": flat, "labels": flat._replace(step=0.5)},
+        trials=6,
+        trainings=3,
+        candidate=0.1,
+        line=80,
+    )
+    phases = {phase.name: phase for phase in rehearsed.phases(1.0, 54)}
+    assert phases["search"].seconds == pytest.approx(5 + 50 * 0.1) and phases["search"].disk == 1000 + 50 * 80
+    assert phases["trials"].seconds == 5 + 6 * (20 - 1)  # a tenth of the steps
+    assert phases["finals"].seconds == 5 + 3 * 200 + 0.5 * 200
+    assert phases["teacher"].seconds == phases["other"].seconds == 5
 
 
 def test_a_rehearsal_takes_few_steps_at_the_highest_rate_and_leaves_the_rest():
