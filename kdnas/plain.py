@@ -36,29 +36,34 @@ def printable_content(value: Any) -> Any:
     return printable(value) if isinstance(value, str) else value
 
 
-def reason(error: Exception, *, named: bool = False) -> str:
-    """The first line of a library's error for a message, 200 characters at most.
+def reason(error: BaseException, *, named: bool = False) -> str:
+    """The first line of a library's error for a message, printable and of 200 characters at most.
 
     Args:
         error: of other people's code.
-        named: put the name of its class in front.
+        named: put the name of its class in front, which also stands for an error without words.
 
     Example:
         >>> reason(KeyError("weight"), named=True)
         "KeyError: 'weight'"
     """
-    line = str(error).strip().partition("\n")[0][:200]
-    return f"{type(error).__name__}: {line}" if named else line
+    line, name = printable(str(error).strip().partition("\n")[0])[:200].rstrip("."), type(error).__name__
+    return f"{name}: {line}" if named and line else line or name
 
 
 def show(text: object, stream: TextIO | None = None) -> None:
-    """Print a text, its control characters as escapes; everything that kdnas prints goes through here.
+    """Print a text; everything that kdnas prints goes through here.
+
+    Control characters, and those that the stream's encoding does not have, are printed as escapes.
 
     Args:
         text: one or several lines.
         stream: where to; by default the standard output of now.
     """
-    print(printable(str(text), lines=True), file=sys.stdout if stream is None else stream, flush=True)
+    stream = sys.stdout if stream is None else stream
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    text = printable(str(text), lines=True).encode(encoding, "backslashreplace").decode(encoding)
+    print(text, file=stream, flush=True)
 
 
 def show_everything() -> None:

@@ -203,7 +203,7 @@ def quantized(graph: bytes, batches: Iterable[np.ndarray]) -> bytes:
         def get_next(self) -> Any:
             return next(inputs, None)
 
-    with tempfile.TemporaryDirectory() as folder, _silenced():
+    with tempfile.TemporaryDirectory() as folder, silenced():
         # The library writes beside the graph that it reads.
         source, draft = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
         source.write_bytes(graph)
@@ -220,12 +220,12 @@ def quantized(graph: bytes, batches: Iterable[np.ndarray]) -> bytes:
 
 
 @contextlib.contextmanager
-def _silenced() -> Iterator[None]:
-    """Without the library's advice to preprocess, which the exporter has done already."""
-    level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
+def silenced() -> Iterator[None]:
+    """Inside, libraries print, log and warn of nothing; what is wrong is in their errors."""
+    level, nowhere = logging.root.manager.disable, io.StringIO()
+    logging.disable(logging.ERROR)
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        with warnings.catch_warnings(), contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
             warnings.simplefilter("ignore")
             yield
     finally:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from types import UnionType
 from typing import Annotated, Any, ClassVar, Literal, Union, final, get_args, get_origin
 
+from kdnas.plain import reason
 from kdnas.values import check_arguments
 
 
@@ -131,10 +132,8 @@ def resolve(path: str) -> Callable[..., Any]:
     try:
         target: Any = _imported(module)
     except Exception as error:  # its own code may raise anything
-        reason = error if isinstance(error, ImportError) else f"{type(error).__name__}: {error}"
-        raise ValueError(
-            f"cannot import {module!r} ({reason}). Install it, or run from the folder it is in."
-        ) from error
+        words = reason(error, named=not isinstance(error, ImportError))
+        raise ValueError(f"cannot import {module!r} ({words}). Install it, or run from the folder it is in.") from error
     for attribute in name.split("."):
         if not hasattr(target, attribute):
             raise ValueError(f"{module} has no {name!r}.{nearest(attribute, dir(target))}")

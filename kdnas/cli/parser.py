@@ -25,6 +25,22 @@ class Parser(argparse.ArgumentParser):
         # A value such as -5s is one, to be refused by its meaning, and no unknown option.
         self._negative_number_matcher = re.compile(r"-(\.?\d|inf|nan)")
 
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse, and refuse an option that was given twice: one of the two would be dropped without a word."""
+        self._once: set[str] = set()
+        return super().parse_known_args(args, namespace)
+
+    def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
+        is_single = isinstance(action, argparse._StoreAction | argparse.BooleanOptionalAction)
+        if is_single and (arg_strings or action.option_strings):  # not a place that was left empty
+            if action.dest in self._once:
+                raise argparse.ArgumentError(action, "must be given once")
+            self._once.add(action.dest)
+        return super()._get_values(action, arg_strings)
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        show(message.rstrip("\n"), file)
+
     def error(self, message: str) -> NoReturn:
         """End with the message and the nearest known name."""
         known = [option for action in self._actions for option in action.option_strings]

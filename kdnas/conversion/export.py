@@ -1,10 +1,7 @@
 """A network as an exported program, or a sentence that says why not."""
 
 import contextlib
-import io
-import logging
-import warnings
-from collections.abc import Container, Iterator
+from collections.abc import Container
 from typing import Any, final
 
 import torch
@@ -13,6 +10,8 @@ from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from kdnas.network import hooked
+from kdnas.plain import reason
+from kdnas.runtimes import silenced
 
 BATCH = 2
 
@@ -69,7 +68,7 @@ def export(module: nn.Module, image: tuple[int, int, int]) -> torch.export.Expor
     paths = [m for m in module.modules() if drop_rate(m)]
     try:
         # Stochastic depth does nothing in evaluation mode; a dropout in its place is recorded.
-        with _silence(), torch.no_grad(), hooked(paths, after=_mark_path):
+        with silenced(), torch.no_grad(), hooked(paths, after=_mark_path):
             return torch.export.export(module, (torch.zeros(BATCH, *image),), strict=False)
     except Exception as error:
         reason = _reason(error)
@@ -89,7 +88,7 @@ def decomposed(program: torch.export.ExportedProgram, known: Container[str]) -> 
     for operation in list[Any](table):
         if operation._schema.name.partition("::")[2] in known:
             table.pop(operation)
-    with _silence():
+    with silenced():
         return program.run_decompositions(table)
 
 
@@ -106,19 +105,6 @@ def _mark_path(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
     return torch.dropout(output, drop_rate(module), False)
 
 
-@contextlib.contextmanager
-def _silence() -> Iterator[None]:
-    """Without the exporter's own warnings and log; what is wrong is in its error."""
-    level = logging.root.manager.disable
-    logging.disable(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(level)
-
-
 def _place(error: BaseException, module: nn.Module) -> str:
     """The innermost module in whose forward an error was raised, as the beginning of a sentence."""
     paths, place, trace = {id(m): name for name, m in module.named_modules()}, "", error.__traceback__
@@ -131,8 +117,7 @@ def _place(error: BaseException, module: nn.Module) -> str:
 
 
 def _reason(error: BaseException) -> str:
-    lines = str(error.__cause__ or error).strip().splitlines()
-    return lines[0].rstrip(".") if lines else type(error).__name__
+    return reason(error.__cause__ or error)
 
 
 @final

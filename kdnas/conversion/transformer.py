@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from kdnas.conversion.base import Conversion, ModuleReport, compare
 from kdnas.network import hooked
+from kdnas.plain import reason
 from kdnas.randomness import torch_rng
 from kdnas.spaces.converted import UNIT, narrower
 from kdnas.spaces.vit import ViT
@@ -390,7 +391,7 @@ def _compare(
         with hooked(paths, after=record):
             module(images)
     except Exception as error:  # the source's own code, which may raise anything
-        raise ValueError(f"the network cannot run on images of {image}: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"the network cannot run on images of {image}: {reason(error)}.") from error
     layers = dict(supernet.space.blueprint(supernet.space.largest).named_layers())
     first = next(iter(blocks.values()))
     x = supernet.run("stem", layers["stem"], images)

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 from kdnas.costs.latency import adopt_rows, linear_fit, signed, verified
 from kdnas.costs.target import Target
@@ -39,6 +39,7 @@ class _File(TypedDict):
     call: _Call
     layers: list[_Layer]
     networks: list[_Network]
+    checksum: NotRequired[str]
 
 
 def adopt(path: Path) -> Target:
@@ -77,6 +78,10 @@ def adopt(path: Path) -> Target:
         signed({"scale": scale, "offset": offset, "sums": sums, "wholes": wholes}),
         *(signed({"layer": key, "seconds": seconds}) for key, seconds in alone.items()),
     ]
+    try:
+        verified(content)
+    except TypeError as error:
+        raise Damaged(path, str(error), _AGAIN) from error
     digest = hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=8).hexdigest()
     adopt_rows(digest, table)
     return Target(target.runtime, content["threads"], target.batch, digest)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from kdnas.data.base import Data, TensorImages
 from kdnas.data.files import arrays_of
+from kdnas.plain import reason
 from kdnas.randomness import torch_rng
 from kdnas.values import Count, Size
 
@@ -96,8 +97,9 @@ def _packed(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
             pictures = [_picture(data[a:b]) for a, b in itertools.pairwise(offsets)]
             images[part] = torch.from_numpy(np.stack(pictures).transpose(0, 3, 1, 2).copy())
             labels[part] = torch.from_numpy(arrays[f"{part}_labels"].astype(np.int64))
-    except (KeyError, ValueError, OSError, MemoryError) as error:
-        raise ValueError(f"{path} is not a packed CIFAR file: {error}.") from error
+    except Exception as error:  # of damaged headers, streams and pictures, anything
+        words = reason(error, named=isinstance(error, KeyError))
+        raise ValueError(f"{path} is not a packed CIFAR file: {words}.") from error
     return images, labels
 
 

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from kdnas.data.base import Data, TensorImages
 from kdnas.data.files import pixels_of
 from kdnas.data.pixels import as_pixels
+from kdnas.plain import reason
 from kdnas.randomness import torch_rng
 from kdnas.tasks.labels import as_labels
 
@@ -107,9 +108,7 @@ def _read(dataset: Any) -> tuple[list[Any], list[Any]]:
         try:
             entry = dataset[index]
         except Exception as error:  # other people's data sets raise whatever they like
-            raise ValueError(
-                f"entry {index} of the data set cannot be read: {type(error).__name__}: {error}"
-            ) from error
+            raise ValueError(f"entry {index} of the data set cannot be read: {reason(error, named=True)}.") from error
         image, label = _pair(entry, index)
         images.append(_pixels(image, index))
         labels.append(label)

@@ -4,7 +4,6 @@ import hashlib
 import io
 import warnings
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from torch.utils.data import get_worker_info
 
 from kdnas.data.base import Images
 from kdnas.data.feeding import cores
+from kdnas.plain import printable, reason
 from kdnas.tasks.labels import as_labels
 
 SUFFIXES = frozenset(
@@ -150,20 +150,20 @@ def _opened(source: Source) -> Iterator[Image.Image]:
     Raises:
         ValueError: it cannot be opened, or what is done with it inside fails; the message names it.
     """
-    name = "an image" if isinstance(source, bytes) else source
+    name = "an image" if isinstance(source, bytes) else printable(str(source))
     try:
         if isinstance(source, Path) and not source.is_file():  # a pipe would block
             raise ValueError("it is no file" if source.exists() else "it leads nowhere")
         with Image.open(source if isinstance(source, Path) else io.BytesIO(_bytes(source))) as picture:
             yield picture
     except Image.UnidentifiedImageError:
-        reason = "it is empty" if _is_empty(source) else "it is in no known image format"
-        raise ValueError(f"{name} cannot be read: {reason}.") from None
+        words = "it is empty" if _is_empty(source) else "it is in no known image format"
+        raise ValueError(f"{name} cannot be read: {words}.") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         limit = (Image.MAX_IMAGE_PIXELS or 0) // 10**6
         raise ValueError(f"{name} cannot be read: it has more than {limit} million pixels.") from None
     except Exception as error:  # a decoder that is handed damaged data may raise anything
-        raise ValueError(f"{name} cannot be read: {str(error).rstrip('.') or type(error).__name__}.") from error
+        raise ValueError(f"{name} cannot be read: {reason(error)}.") from error
 
 
 def _is_empty(source: Source) -> bool:
@@ -267,5 +267,5 @@ def arrays_of(path: Path) -> dict[str, np.ndarray]:
             raise ValueError(f"it takes {size:,} bytes, more than {_MOST_BYTES:,}")
         with np.load(path, allow_pickle=False) as arrays:
             return {name: arrays[name] for name in arrays.files}
-    except (OSError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(str(error)) from error
+    except Exception as error:  # damaged headers and streams end in errors of zip, of its compressors, and of Python
+        raise ValueError(reason(error)) from error

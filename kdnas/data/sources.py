@@ -4,14 +4,13 @@ import atexit
 import csv as csv_module
 import functools
 import glob
-import importlib
 import itertools
-import json
 import re
 import shutil
 import tarfile
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, final
@@ -24,6 +23,7 @@ from kdnas.data.datasets import numbered
 from kdnas.data.files import SUFFIXES, Piece, Source, arrays_of
 from kdnas.data.pixels import as_pixels
 from kdnas.plain import reason
+from kdnas.runs.files import parse_json
 from kdnas.runtimes import library
 from kdnas.tasks.labels import as_labels
 from kdnas.values import Seed, Side
@@ -66,7 +66,8 @@ def csv(
         with file.open(newline="", encoding="utf-8-sig") as handle:
             rows = list(csv_module.DictReader(handle, delimiter="\t" if file.suffix == ".tsv" else ","))
     except (UnicodeDecodeError, csv_module.Error) as error:
-        raise ValueError(f"{path} cannot be read as a table ({error}). Save it as UTF-8 with commas.") from error
+        words = reason(error)
+        raise ValueError(f"{path} cannot be read as a table ({words}). Save it as UTF-8 with commas.") from error
     if not rows:
         raise ValueError(f"{path} must have a line with the names of its columns and one per image, it has none.")
     columns = [name for name in rows[0] if name]
@@ -111,7 +112,7 @@ def wds(path: str, size: Side = 0, seed: Seed = 0, skip_broken: bool = False) ->
                         _enter(tar, member, file, pictures, labels)
         except (tarfile.TarError, EOFError, OSError) as error:
             fix = "Decompress it" if file.suffix in (".gz", ".tgz", ".bz2", ".xz", ".zst") else "Write it again"
-            raise ValueError(f"{file} cannot be read as an uncompressed tar ({error}). {fix}.") from error
+            raise ValueError(f"{file} cannot be read as an uncompressed tar ({reason(error)}). {fix}.") from error
         bare = next((key for key in pictures if key not in labels), None)
         if bare is not None:
             raise ValueError(f"{file} has no label of {bare}. Put {bare}.cls (a number) or {bare}.json beside it.")
@@ -140,7 +141,7 @@ def _enter(
 def _from_json(text: str) -> Any:
     """The label in a JSON object, or the JSON value itself."""
     try:
-        value = json.loads(text)
+        value = parse_json(text.encode(), "", "")
     except ValueError:
         return None
     if isinstance(value, dict):
@@ -176,11 +177,9 @@ def parquet(
     names: list[tuple[str, ...] | None] = []
 
     def read(file: Path) -> _Part:
-        try:
+        with _parquet_errors(file):
             table = tables.ParquetFile(file)
             columns = [field.name for field in table.schema_arrow]
-        except Exception as error:  # of a foreign file, anything
-            raise ValueError(f"{file} cannot be read as Parquet ({reason(error)}). Write it again.") from error
         pictures, labels = (
             _column(columns, image, IMAGES, "image", file),
             _column(columns, label, LABELS, "label", file),
@@ -196,11 +195,10 @@ def parquet(
 def _spooled(file: Path, pictures: str, labels: str, changed: int, size: int) -> _Part:
     """The pictures of a table as pieces of a temporary file; the last two arguments tell one content from another."""
     del changed, size
-    tables: Any = importlib.import_module("pyarrow.parquet")
     target = _temporary() / f"{len(list(_temporary().iterdir()))}.pictures"
     part, place = _Part([], []), 0
     with target.open("wb") as handle:
-        for batch in tables.ParquetFile(file).iter_batches(64, columns=[pictures, labels]):
+        for batch in _batches(file, [pictures, labels]):
             for content, value in zip(batch[pictures].to_pylist(), batch[labels].to_pylist(), strict=True):
                 number = len(part.labels)
                 encoded = content.get("bytes") if isinstance(content, dict) else content
@@ -218,6 +216,21 @@ def _spooled(file: Path, pictures: str, labels: str, changed: int, size: int) ->
     return part
 
 
+def _batches(file: Path, columns: list[str]) -> Iterator[Any]:
+    """The rows of a table, some at a time."""
+    tables: Any = library("pyarrow.parquet", "pyarrow", "parquet")
+    with _parquet_errors(file):
+        yield from tables.ParquetFile(file).iter_batches(64, columns=columns)
+
+
+@contextmanager
+def _parquet_errors(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # of a foreign file, anything
+        raise ValueError(f"{file} cannot be read as Parquet ({reason(error)}). Write it again.") from error
+
+
 @functools.cache
 def _temporary() -> Path:
     """A folder of this process, removed at its end."""
@@ -229,7 +242,7 @@ def _temporary() -> Path:
 def _hub_names(metadata: Mapping[bytes, bytes] | None, label: str) -> tuple[str, ...] | None:
     """The class names that a hub's metadata give the label."""
     try:
-        features = json.loads((metadata or {})[b"huggingface"])["info"]["features"]
+        features = parse_json((metadata or {})[b"huggingface"], "", "")["info"]["features"]
         return tuple(map(str, features[label]["names"]))
     except (KeyError, ValueError, TypeError):
         return None

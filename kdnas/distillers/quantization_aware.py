@@ -16,6 +16,7 @@ from kdnas.distillers.base import Batch, Model, ObjectiveDistiller, Step
 from kdnas.distillers.from_teacher import HINTON
 from kdnas.network import BATCH_NORMS, Network
 from kdnas.outputs import Outputs
+from kdnas.plain import reason
 from kdnas.specs import Spec
 from kdnas.students.integers import write_trained
 
@@ -151,7 +152,7 @@ def _rounding_graph(network: Network, images: Tensor) -> torch.fx.GraphModule:
             quantizer = X86InductorQuantizer().set_global(get_default_x86_inductor_quantization_config(is_qat=True))
             graph: torch.fx.GraphModule = prepare_qat_pt2e(traced, quantizer)
     except Exception as error:  # a tracer runs layers in ways of its own, which may raise anything
-        raise ValueError(f"the student cannot be traced for quantisation: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"the student cannot be traced for quantisation: {reason(error)}.") from error
     for name, parameter in wrapper.named_parameters():
         owner, _, leaf = name.rpartition(".")
         setattr(graph.get_submodule(owner), leaf, parameter)

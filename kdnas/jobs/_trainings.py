@@ -30,6 +30,7 @@ from kdnas.students.folder import write_student
 from kdnas.tables import structure, unstructure
 from kdnas.training.driver import Recorder, train_with_checkpoints
 from kdnas.training.loop import Training
+from kdnas.values import Amount, Index, Seed
 
 _PAUSED = "trainings"  # folder of the states with which trainings go on
 
@@ -65,11 +66,11 @@ class TrainingRow:
     name: str
     code: str
     settings: str
-    seed: int
-    step: int
-    steps: int
+    seed: Seed
+    step: Index
+    steps: Index
     accuracy: float | None = None
-    seconds: float = 0.0
+    seconds: Amount = 0.0
     problem: str = ""
 
 

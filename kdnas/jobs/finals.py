@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import logging
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -27,7 +28,7 @@ from kdnas.randomness import python_rng
 from kdnas.ranking.early_stopping import survivors
 from kdnas.ranking.order import finalists, ranked
 from kdnas.runs.entry import CONTRAST, RANDOM, Entry
-from kdnas.runs.files import current_folder
+from kdnas.runs.files import Damaged, current_folder
 from kdnas.runs.folder import HITS, STUDENTS, WEIGHTS
 from kdnas.searchers.random_search import RandomSearch
 from kdnas.settings import SHARES, Control, Finals, Retrain, Search, contest_cost
@@ -36,10 +37,12 @@ from kdnas.specs import Spec, spec
 from kdnas.statistics import Array, compare_accuracy
 from kdnas.tables import structure
 from kdnas.tasks.base import Task
+from kdnas.values import Count
 
 log = logging.getLogger(__name__)
 say = log.info
 
+_ANEW = "Remove it; it is written anew."
 _LIMITED = 1e8  # seconds; a longer time is no limit
 
 
@@ -242,7 +245,7 @@ class _Grades(TypedDict):
 
     training: str
     weights: str
-    images: int
+    images: Count
     hits: str
     grade: NotRequired[list[int]]
     dtype: NotRequired[str]
@@ -281,7 +284,7 @@ class _Finals:
     @cached_property
     def budget(self) -> BudgetCheck:
         """That of the search."""
-        search = structure(self.run.storage.manifest["searches"][self.number - 1]["settings"], Search)
+        search = structure(self.run.storage.search(self.number)["settings"], Search)
         return BudgetCheck(self.run.space, search.budget, lambda: latency_table(self.run, search.budget.target))
 
     def announce(self, places: Sequence[Entry]) -> None:
@@ -368,7 +371,7 @@ class _Finals:
     @cached_property
     def _searched(self) -> list[Entry]:
         """What was scored, controls included; of a ranking by trainings that of the search that it predicts."""
-        number = self.run.storage.manifest["searches"][self.number - 1].get("of", self.number)
+        number = self.run.storage.search(self.number).get("of", self.number)
         return self.run.storage.ranking(number)
 
     def _largest_entry(self) -> Architecture:
@@ -433,10 +436,22 @@ class _Finals:
         weights = hashlib.sha256((current_folder(folder) / WEIGHTS).read_bytes()).hexdigest()
         for line in storage.lines(HITS, _Grades):
             if line["weights"] == weights:
-                return _unpacked(line)
+                return self._read(line)
         grades = student_grades(folder, self.run.data)
         storage.add(HITS, [{"training": row.name, "weights": weights, **_packed(grades)}])
         return grades.astype(float)
+
+    def _read(self, line: Mapping[str, Any]) -> Array:
+        """The grades in a line, one for each test image."""
+        images = len(self.run.data.test)
+        try:
+            grades = _unpacked(line)
+        except (ValueError, TypeError) as error:  # what numpy says of wrong sizes and types
+            raise Damaged(self.run.storage.path(HITS), f"cannot be read ({error})", _ANEW) from error
+        if len(grades) != images or not np.isfinite(grades).all():
+            reason = f"has no grade for each of {images} test images of {line['training']}"
+            raise Damaged(self.run.storage.path(HITS), reason, _ANEW)
+        return grades
 
 
 def _packed(grades: NDArray[Any]) -> dict[str, Any]:
@@ -452,6 +467,8 @@ def _unpacked(line: Mapping[str, Any]) -> Array:
     """What `_packed` was given, as float64."""
     content = bytes.fromhex(line["hits"])
     if "grade" not in line:
+        if len(content) != math.ceil(line["images"] / 8):
+            raise ValueError(f"{len(content)} bytes for {line['images']} images")
         return np.unpackbits(np.frombuffer(content, np.uint8), count=line["images"]).astype(float)
     return np.frombuffer(content, line["dtype"]).reshape(line["images"], *line["grade"]).astype(float)
 

@@ -31,6 +31,7 @@ from kdnas.settings import Retrain, Search
 from kdnas.specs import spec
 from kdnas.statistics import kendall
 from kdnas.tables import structure, unstructure
+from kdnas.values import Share
 
 say = logging.getLogger(__name__).info
 
@@ -68,7 +69,7 @@ class ImportedRow:
     """
 
     code: str
-    accuracy: float
+    accuracy: Share
     file: str
 
 
@@ -125,11 +126,9 @@ def _ranked_by(job: "_Predictions", count: int, *, quality: bool) -> list[Entry]
 def _searched(run: Run, settings: Search) -> int:
     """The number of a finished search with these settings: the last one's, or of the one that it predicts; or new."""
     storage = run.storage
-    searches: list[dict[str, Any]] = storage.manifest["searches"]
-    last = len(searches)
-    if last and "of" in searches[-1]:
-        last = searches[-1]["of"]
-    if last and searches[last - 1]["state"] == "done" and searches[last - 1]["settings"] == unstructure(settings):
+    last = len(storage.manifest.get("searches", []))
+    last = storage.search(last).get("of", last) if last else 0
+    if last and storage.search(last) == {"settings": unstructure(settings), "state": "done"}:
         return last
     search(run, settings)
     number: int = storage.require("search", f"kdnas search {run.folder}")["search"]
@@ -168,7 +167,7 @@ class _Predictions:
     @cached_property
     def settings(self) -> Search:
         """The search's."""
-        return structure(self.run.storage.manifest["searches"][self.number - 1]["settings"], Search)
+        return structure(self.run.storage.search(self.number)["settings"], Search)
 
     @cached_property
     def retrain(self) -> Retrain:
@@ -350,10 +349,10 @@ class _Predictions:
         searches: list[dict[str, Any]] = storage.manifest["searches"]
         basis = {"of": self.number, "results": len(results), "steps": length.steps}
         same = {name: searches[-1].get(name) for name in basis} == basis
-        if same and searches[-1]["state"] == "done":
+        if same and searches[-1].get("state") == "done":
             return ranked(storage.ranking(len(searches)))
         if not same:
-            settings = searches[self.number - 1]["settings"]
+            settings = storage.search(self.number)["settings"]
             searches.append({"settings": settings, "state": "predicting", **basis})
             storage.save()
         number = len(searches)

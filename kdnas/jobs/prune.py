@@ -6,7 +6,7 @@ import json
 import time
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -50,6 +50,13 @@ from kdnas.training.loop import Training
 
 FACTORS = "factors.safetensors"
 CANDIDATES = "removals.jsonl"
+
+
+class _Candidate(TypedDict):
+    counts: Counts
+    score: float
+
+
 _REMOVAL = "removal-"
 _CHOSEN, _EQUAL, _RANDOM = f"{_REMOVAL}chosen", f"{_REMOVAL}equal", f"{_REMOVAL}random"
 """Student folders of what the removals leave, not yet retrained; the controls have the names without `removal-`."""
@@ -340,7 +347,8 @@ class Job:
         images, _ = self._images(self.data.search, "shares")
         with torch.no_grad():
             target = torch.cat([fitted.source(batch).logits.log_softmax(1) for batch in image_batches(images)])
-        known = {json.dumps(row["counts"], sort_keys=True): row["score"] for row in self.storage.lines(CANDIDATES)}
+        rows = self.storage.lines(CANDIDATES, _Candidate)
+        known = {json.dumps(row["counts"], sort_keys=True): row["score"] for row in rows}
 
         def score(counts: Counts) -> float:
             key = json.dumps(counts, sort_keys=True)

@@ -84,6 +84,7 @@ class _Plan:
     Attributes:
         scorer: that of the search.
         number: 1-based index of the search within the run.
+        interruption: how many scores were recorded before this command, in words; empty where none were.
         recorded: recorded entries of this search and of the previous one.
         began: start, by `time.perf_counter`.
     """
@@ -98,6 +99,11 @@ class _Plan:
     recorded: list[Entry]
     began: float
     layer_count: LayerCount = field(default_factory=LayerCount)
+    interruption: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        before = sum(entry.search == self.number for entry in self.recorded)
+        self.interruption = f", without those of {before} scores before an interruption" if before else ""
 
     @property
     def seconds_left(self) -> float:
@@ -169,7 +175,7 @@ class _Plan:
             seconds=round(before + time.perf_counter() - self.began, 3),
             evaluations=len(entries),
             stopped=stopped,
-            saved=str(self.layer_count),
+            saved=f"{self.layer_count}{self.interruption}",
             budget=self.settings.budget.bounds(),
             search=self.number,
         )

@@ -25,17 +25,18 @@ from kdnas.report.markup import (
 from kdnas.runs.files import Damaged, read_json
 from kdnas.runs.folder import COMPARISON, JsonObject
 from kdnas.runs.schema import mismatch
+from kdnas.values import Amount, Index, Share
 
 Results = list[tuple[str, JsonObject]]
 _AGAIN = "Compare again, in another folder."
 
 
 class _Teacher(TypedDict):
-    accuracy: float
-    params: int
-    macs: int | None
-    seconds: float
-    balanced_accuracy: NotRequired[float]
+    accuracy: Share
+    params: Index
+    macs: Index | None
+    seconds: Amount
+    balanced_accuracy: NotRequired[Share]
 
 
 class _Settings(TypedDict):
@@ -58,16 +59,16 @@ class _Comparison(TypedDict):
 _Result = TypedDict(
     "_Result",
     {
-        "accuracy": float,
-        "balanced_accuracy": NotRequired[float],
+        "accuracy": Share,
+        "balanced_accuracy": NotRequired[Share],
         "interval": tuple[float, float],
-        "params": int,
-        "macs": int,
-        "evaluations": int,
+        "params": Index,
+        "macs": Index,
+        "evaluations": Index,
         "without teacher": float | None,
         "random": float | None,
         "said": list[str],
-        "seconds": float,
+        "seconds": Amount,
         "run": str,
     },
 )
@@ -182,7 +183,7 @@ def _cost(ordered: Results, bounds: dict[str, float]) -> Iterator[Markup]:
 
 def _claims(ordered: Results, systems: JsonObject) -> Iterator[Markup]:
     for name, r in ordered:
-        link = tag("a", name, href=f"{r['run']}/report.html")
+        link = tag("a", name, href=f"./{r['run']}/report.html")  # relative, whatever the name
         purpose = f"{systems[name].rstrip('.')}. " if systems.get(name) else ""
         judged = f"{whole(r['evaluations'])} networks judged. "
         yield tag("p", tag("b", link), Markup(": "), purpose, judged, " ".join(r["said"]))

@@ -39,10 +39,11 @@ def _short(value: Any) -> Any:
 
 
 def write_page(folder: Path, page: str) -> Path:
-    """Write a folder's `report.html` and return its path."""
+    """Write a folder's `report.html`, unless it is there already, and return its path."""
     path = folder / REPORT
-    # A lone surrogate, which JSON can spell, has no UTF-8 form.
-    write_atomically(path, lambda draft: draft.write_bytes(page.encode("utf-8", "replace")))
+    content = page.encode("utf-8", "replace")  # a lone surrogate, which JSON can spell, has no UTF-8 form
+    if not path.is_file() or path.read_bytes() != content:
+        write_atomically(path, lambda draft: draft.write_bytes(content))
     return path
 
 

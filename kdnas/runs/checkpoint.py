@@ -11,6 +11,7 @@ import safetensors
 from safetensors.torch import save
 from torch import Tensor
 
+from kdnas.plain import reason
 from kdnas.runs.files import FORMAT, Damaged, check_format, parse_json, write_atomically, write_bytes
 
 _KEY = "kdnas"
@@ -61,7 +62,7 @@ def load_tensors(path: Path, advice: str) -> tuple[dict[str, Tensor], str]:
             names, metadata = file.keys(), file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in names}
     except (safetensors.SafetensorError, UnicodeError) as error:
-        raise Damaged(path, f"is cut short or no safetensors file ({error})", advice) from error
+        raise Damaged(path, f"is cut short or no safetensors file ({reason(error)})", advice) from error
     if is_stamped != (_KEY in metadata):
         raise Damaged(path, "its checksum cannot be read", advice)
     return tensors, metadata[_KEY].split(" ", 2)[2] if is_stamped else metadata.get("structure", "")

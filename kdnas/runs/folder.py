@@ -1,5 +1,6 @@
 """A run: a folder that any later command can open."""
 
+import errno
 import json
 import logging
 import platform
@@ -7,7 +8,7 @@ import subprocess
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, NotRequired, TypedDict, final
 
 from kdnas.plain import printable_content
@@ -19,6 +20,7 @@ from kdnas.runs.files import (
     append_lines,
     check_format,
     parse_json,
+    plain,
     read_bytes,
     read_json,
     write_atomically,
@@ -29,6 +31,7 @@ from kdnas.runs.lock import Busy, hold, is_lock
 from kdnas.runs.places import by_name, digests, forget, located, moved, name_again, portable, settle, weights_digest
 from kdnas.runs.schema import mismatch
 from kdnas.trust import admit, check_links, remember
+from kdnas.values import Amount, Count, Index, Seed
 
 _log = logging.getLogger(__name__)
 
@@ -58,9 +61,9 @@ _REMOVE_LINE = "Remove that line."
 class _Search(TypedDict, total=False):
     settings: JsonObject
     state: str
-    of: int
-    results: int
-    steps: int
+    of: Count
+    results: Index
+    steps: Index
 
 
 class _Record(TypedDict, total=False):
@@ -70,12 +73,12 @@ class _Record(TypedDict, total=False):
     balanced_accuracy: float
     measures: dict[str, float]
     search_accuracy: float
-    params: int
-    macs: int | None
-    seconds: float
-    steps: int | None
-    evaluations: int
-    search: int
+    params: Index
+    macs: Index | None
+    seconds: Amount
+    steps: Index | None
+    evaluations: Index
+    search: Count
     stopped: str
     saved: str
     retrain: JsonObject
@@ -93,7 +96,7 @@ class _Manifest(TypedDict):
     job: JsonObject
     phases: dict[str, _Record]
     searches: NotRequired[list[_Search]]
-    seed: NotRequired[int]
+    seed: NotRequired[Seed]
     data: NotRequired[dict[str, Any]]
     measure: NotRequired[str]
     inputs: NotRequired[list[_Input]]
@@ -107,9 +110,9 @@ class _Row(TypedDict):
     accuracy: NotRequired[float]
     balanced_accuracy: NotRequired[float]
     measures: NotRequired[dict[str, float]]
-    params: NotRequired[int]
-    macs: NotRequired[int | None]
-    seconds: NotRequired[float]
+    params: NotRequired[Index]
+    macs: NotRequired[Index | None]
+    seconds: NotRequired[Amount]
 
 
 class _Control(TypedDict, total=False):
@@ -123,7 +126,7 @@ class _Results(TypedDict):
 
 class _Metric(TypedDict):
     phase: str
-    step: int
+    step: Index
 
 
 @final
@@ -193,7 +196,12 @@ class RunFolder:
         if not (folder / MANIFEST).exists():
             _drafts(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        hold(folder, inside=True)
+        try:
+            hold(folder, inside=True)
+        except OSError as error:
+            # Of a finished run nothing need be written; what is written all the same asks for the lock again.
+            if error.errno not in (errno.EACCES, errno.EROFS) or not (folder / MANIFEST).exists():
+                raise
         if (folder / MANIFEST).exists():
             run = cls(folder)
             differences, pairs = run.compare_job(job)
@@ -280,8 +288,15 @@ class RunFolder:
         return not done and names <= {MANIFEST, *_OF_A_BEGINNING}
 
     def path(self, *names: str) -> Path:
-        """A path inside the run."""
-        return self.folder.joinpath(*names)
+        """A path inside the run.
+
+        Raises:
+            Damaged: a name, as a file of the run may hold it, leads out of it.
+        """
+        inner = PurePath(*names)
+        if inner.is_absolute() or ".." in inner.parts or "\0" in str(inner):
+            raise Damaged(self.folder, f"names {plain(str(inner), 80)!r}, which leads out of it", _ELSEWHERE)
+        return self.folder / inner
 
     def own(self) -> None:
         """Lock the run for the rest of the command, as everything that writes into it does first.
@@ -307,6 +322,17 @@ class RunFolder:
         """The record of a finished phase, or None."""
         record = self.manifest["phases"].get(name)
         return None if record is None else Fields(record, self.path(MANIFEST), f"phases.{name}", _ELSEWHERE)
+
+    def search(self, number: int) -> dict[str, Any]:
+        """What is recorded of a search, by its 1-based number.
+
+        Raises:
+            Damaged: there is no such search, or a key is asked for that it lacks.
+        """
+        searches, path = self.manifest.get("searches", []), self.path(MANIFEST)
+        if not 1 <= number <= len(searches):
+            raise Damaged(path, f"has no search {number}", _ELSEWHERE)
+        return Fields(searches[number - 1], path, f"searches.{number - 1}", _ELSEWHERE)
 
     def finish(self, name: str, **record: Any) -> None:
         """Record that a phase is done."""

@@ -6,9 +6,9 @@ import reprlib
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal, NotRequired, Required, Union, is_typeddict
+from typing import Annotated, Any, Literal, NotRequired, Required, Union, is_typeddict
 
-from kdnas.values import WORDS, is_finite
+from kdnas.values import WORDS, is_finite, problem
 
 _WORDS: dict[Any, str] = {**WORDS, dict: "an object", list: "a list", types.NoneType: "null"}
 
@@ -19,12 +19,17 @@ def mismatch(value: Any, kind: Any, place: str = "") -> str:
     Args:
         value: what JSON gave.
         kind: `str`, `int`, `float` (finite; whole numbers too), `bool`, `None`, `Any`, `Literal`, a union, a dict, a
-            list or a tuple of such, a TypedDict or a dataclass; every other class must come from an object.
+            list or a tuple of such, one of these within a range, a TypedDict or a dataclass; every other class must
+            come from an object.
         place: keys that lead to the value, joined by dots.
     """
     origin, inner = typing.get_origin(kind), typing.get_args(kind)
     if origin in (Required, NotRequired):
         return mismatch(value, inner[0], place)
+    if origin is Annotated:
+        wrong = mismatch(value, inner[0], place)
+        words = wrong or problem(value, kind)
+        return wrong or (words and f"{_subject(place)}must {words}")
     if kind is Any or isinstance(kind, typing.TypeVar):
         return ""
     if origin in (Union, types.UnionType):
@@ -73,7 +78,7 @@ def _each(value: Any, base: type, parts: Iterable[tuple[Any, Any]], place: str) 
 @functools.cache
 def _hints(kind: Any) -> tuple[dict[str, Any], tuple[str, ...]]:
     """The types of an object's keys, and the keys that it must have."""
-    hints = typing.get_type_hints(kind)
+    hints = typing.get_type_hints(kind, include_extras=True)
     if is_typeddict(kind):
         return hints, tuple(sorted(kind.__required_keys__))
     missing = dataclasses.MISSING
@@ -88,5 +93,8 @@ def _join(place: str, key: Any) -> str:
 def _wrong(place: str, words: str, value: Any) -> str:
     if not place and words == _WORDS[dict]:
         return "holds no JSON object"
-    subject = f"its {place!r} " if place else ""
-    return f"{subject}must be {words}, got {reprlib.repr(value)}"
+    return f"{_subject(place)}must be {words}, got {reprlib.repr(value)}"
+
+
+def _subject(place: str) -> str:
+    return f"its {place!r} " if place else ""

@@ -240,7 +240,9 @@ class LayerCount:
     one_by_one: int = 0
 
     def __str__(self) -> str:
-        share = self.one_by_one / max(1, self.evaluated)
+        if not self.evaluated:
+            return "no layer evaluations"
+        share = self.one_by_one / self.evaluated
         return f"{self.evaluated:,} layer evaluations instead of {self.one_by_one:,} ({share:.1f} times fewer)"
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from kdnas.blocks.basic import resize
 from kdnas.data.base import Data, Images, TensorImages, normalise
 from kdnas.network import Network
+from kdnas.plain import reason
 from kdnas.preprocessing import Preprocessing
 from kdnas.randomness import torch_rng
 from kdnas.runs.files import current_folder, write_atomically, write_bytes
@@ -72,7 +73,7 @@ def quantize(
     except OSError:  # a full disk, not the graph
         raise
     except Exception as error:  # for an unsupported operator the library may raise anything
-        raise ValueError(f"{graph} cannot be quantised by ONNX Runtime: {error}") from error
+        raise ValueError(f"{graph} cannot be quantised by ONNX Runtime: {reason(error)}.") from error
     comparison = _compare(ours, theirs, test, task)
     _check_loss(comparison, most)
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -7,6 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kdnas.plain import reason
+
 _MOST_LABEL = 2**62
 
 
@@ -33,7 +35,7 @@ def as_tensor(values: Any, name: str) -> Tensor:
     try:
         array = np.asarray(values)
     except ValueError as error:
-        raise ValueError(f"`{name}` must have one shape ({error}). Resize them.") from error
+        raise ValueError(f"`{name}` must have one shape ({reason(error)}). Resize them.") from error
     if np.ma.is_masked(values):
         raise ValueError(f"`{name}` must have no masked values. Fill them: {name}.filled(0).")
     if array.dtype.kind == "O" and array.size and all(isinstance(v, int | float | np.number) for v in array.flat):

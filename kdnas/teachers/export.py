@@ -1,7 +1,6 @@
 """Programs of torch.export as teachers."""
 
 import os
-import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,8 +11,10 @@ from torch import Tensor, nn
 
 from kdnas.plain import reason
 from kdnas.preprocessing import Preprocessing
+from kdnas.runtimes import silenced
 from kdnas.teachers.base import Frozen, Teacher
 from kdnas.teachers.feeding import Normalisation, fed
+from kdnas.teachers.weights import members_of
 from kdnas.teachers.zoo import with_classes_of
 
 _FORCE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
@@ -83,12 +84,12 @@ class Program(nn.Module):
 def _program(path: Path, name: str) -> Any:
     if not path.is_file():
         raise ValueError(f"there is no file {path}. Write it with torch.export.save(program, PATH).")
-    if not zipfile.is_zipfile(path):
+    if not members_of(path):
         raise ValueError(
             f"{path} is damaged, or no file of torch.export. Write it with torch.export.save(program, PATH)."
         )
     try:
-        with _only_weights():
+        with _only_weights(), silenced():
             return torch.export.load(path)
     except Exception as error:  # of a foreign file, anything
         raise ValueError(

@@ -2,7 +2,6 @@
 
 import copy
 import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, final
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from kdnas.outputs import Outputs
 from kdnas.plain import reason
 from kdnas.preprocessing import Preprocessing
+from kdnas.runs.files import parse_json
 from kdnas.specs import nearest
 from kdnas.teachers.base import Frozen, Teacher
 from kdnas.teachers.feeding import Normalisation, fed
@@ -231,10 +231,10 @@ def _names(model: Any) -> tuple[str, ...] | None:
     for entry in model.metadata_props:
         if entry.key in ("class_names", "names"):
             try:
-                value = json.loads(entry.value)
+                value = parse_json(entry.value.encode(), "", "")
+                names = [value[key] for key in sorted(value, key=int)] if isinstance(value, dict) else value
             except ValueError:
                 continue
-            names = [value[key] for key in sorted(value, key=int)] if isinstance(value, dict) else value
             if isinstance(names, list) and all(isinstance(each, str) for each in names):
                 return tuple(names)
     return None

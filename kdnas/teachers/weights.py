@@ -121,12 +121,11 @@ def _read(path: Path) -> Any:
         raise ValueError(f"{path} is {kind}, and not the file that it stands for. Download it again.")
     if head[8:9] == b"{" or (path.suffix == ".safetensors" and not head.startswith(b"PK")):
         return load_tensors(path, "Write or download it again.")[0]
-    if _is_script(path):
+    if any(name.endswith("constants.pkl") for name in members_of(path)):
         raise ValueError(
             f"{path} is a TorchScript program, which holds code. Save the weights alone: "
             "torch.save(torch.jit.load(PATH).state_dict(), NEW_PATH)."
         )
-    _check_size(path)
     try:
         with torch.serialization.safe_globals(_HARMLESS), path.open("rb") as file:  # of a path torch reads the suffix
             return torch.load(file, map_location="cpu", weights_only=True)
@@ -138,31 +137,32 @@ def _read(path: Path) -> Any:
                 "save the weights alone: torch.save(network.state_dict(), PATH)."
             ) from error
         raise _damaged(path) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except Exception as error:  # of a damaged file, anything
         raise _damaged(path) from error
 
 
 def _damaged(path: Path) -> ValueError:
     reason = "" if path.stat().st_size else " (it is empty)"
-    return ValueError(f"{path} is damaged or cut short, or no file of torch.save{reason}. Write or download it again.")
+    return ValueError(f"{path} is damaged or cut short, or not of torch{reason}. Write or download it again.")
 
 
-def _check_size(path: Path) -> None:
-    """Refuse a compressed file: torch.save compresses nothing, and what grows a thousandfold fills the memory."""
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            size = sum(entry.file_size for entry in archive.infolist())
-        if size > 2 * path.stat().st_size + 2**20:
-            raise ValueError(
-                f"{path} would take {size:,} bytes of memory, more than its own. Write it with torch.save."
-            )
+def members_of(path: Path) -> list[str]:
+    """The names of the members of a zip file that torch wrote; none of a file in its older form.
 
-
-def _is_script(path: Path) -> bool:
+    Raises:
+        ValueError: it is damaged, or compressed: torch compresses nothing, and what grows fills the memory.
+    """
     if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith("constants.pkl") for name in archive.namelist())
+        return []
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+    except Exception as error:  # of a damaged directory, anything
+        raise _damaged(path) from error
+    size = sum(entry.file_size for entry in entries)
+    if size > 2 * path.stat().st_size + 2**20:
+        raise ValueError(f"{path} would take {size:,} bytes of memory, more than its own. Write it with torch anew.")
+    return [entry.filename for entry in entries]
 
 
 def _dictionaries(content: Any, depth: int = 3, key: str = "its top") -> Iterator[tuple[str, dict[str, Tensor]]]:

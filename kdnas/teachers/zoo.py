@@ -10,6 +10,7 @@ from typing import Any, Literal, TypedDict, final
 import torch
 from torch import Tensor, nn
 
+from kdnas.plain import reason
 from kdnas.preprocessing import Interpolation, Preprocessing
 from kdnas.runs.checkpoint import save_tensors
 from kdnas.runs.files import Damaged, current_folder, new_folder, read_json, write_json
@@ -344,7 +345,7 @@ def _download(make: Callable[[], Any], name: str) -> Any:
         return make()
     except (OSError, RuntimeError) as error:
         raise ValueError(
-            f"pretrained weights of {name} are not in the local cache and cannot be downloaded ({error}). "
+            f"pretrained weights of {name} are not in the local cache and cannot be downloaded ({reason(error)}). "
             f"Name a weights file: {name}@WEIGHTS."
         ) from error
 

@@ -1,5 +1,6 @@
 import dataclasses
 import inspect
+import io
 import json
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import pytest
 
 from kdnas.cli.commands import COMMANDS, main, parser, sub_parsers
 from kdnas.cli.parser import typed
+from kdnas.plain import show
 from kdnas.settings import Recipe, RecipeOptions, Search
 from kdnas.specs import parse_spec
 from tests.data.test_base import write_images
@@ -131,6 +133,28 @@ def test_a_misspelt_command_or_option_gets_the_nearest(capsys):
     assert "Did you mean --steps?" in refused(capsys, "train", "demo", "--out", "x", "--setps", "3")
     assert "a number and s, m or h" in refused(capsys, "search", "x", "--max-time", "soon")
     assert "Did you mean" not in refused(capsys, "export", "x", "--place", "zero")
+
+
+@pytest.mark.parametrize(
+    "twice",
+    [
+        ["--data", "digits", "--data", "toy"],
+        ["--steps", "300", "--steps", "300"],
+        ["--deploy", "--no-deploy"],
+        ["demo", "--experiment", "demo"],
+    ],
+)
+def test_an_option_that_is_given_twice_is_refused(capsys, twice):
+    assert f"argument {twice[-2] if len(twice) > 3 else ''}" in (error := refused(capsys, "run", "--out", "x", *twice))
+    assert "must be given once" in error
+
+
+def test_what_an_output_cannot_spell_is_escaped(monkeypatch):
+    output = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", output)
+    main(["list", "spaces"])
+    show("größer → \U0001f600")
+    assert output.buffer.getvalue().endswith(b"gr\\xf6\\xdfer \\u2192 \\U0001f600\n")
 
 
 RUN = ["run", "--data", "tests.toy:data", "--space", "toy", "--out", "OUT"]

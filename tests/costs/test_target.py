@@ -200,7 +200,7 @@ def test_a_network_with_a_layer_that_was_not_measured_is_left_out_with_a_warning
     content["layers"] = [row for row in content["layers"] if row["layer"] in known][:-1]
     lacking = {row["layer"] for row in content["layers"]}
     content["networks"] = [n for n in content["networks"] if set(n["layers"]) <= lacking]
-    (tmp_path / "table.json").write_text(json.dumps(content))
+    (tmp_path / "table.json").write_text(json.dumps(signed({k: v for k, v in content.items() if k != "checksum"})))
     budget = as_budget("latency=1s", tmp_path / "table.json")
     check = BudgetCheck(SPACE, budget, lambda: LatencyTable(CPU, target=budget.target))
     admitted = [check.admits(architecture) for architecture in SPACE.all()]
@@ -221,6 +221,7 @@ def broken(content):
     yield content | {"layers": content["layers"][:1]}, "has a network of a layer that it lacks"
     yield content | {"layers": [first | {"seconds": "1"}]}, "must be"
     yield content | {"threads": "many"}, "'threads' must be"
+    yield content | {"threads": 2}, "its checksum is another"
     yield {k: v for k, v in content.items() if k != "call"}, "has no 'call'"
     yield content | {"format": 99}, "newer version"
 

@@ -113,6 +113,7 @@ def test_what_cannot_be_decoded_is_named_with_the_reason(tmp_path):
 def test_a_picture_that_is_only_large_enough_for_a_warning_is_refused(tmp_path, monkeypatch):
     Image.new("L", (40, 30)).save(tmp_path / "large.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    warnings.simplefilter("default")  # as outside of the tests
     assert "more than" in problems([tmp_path / "large.png"])[0]
 
 

@@ -190,6 +190,8 @@ def test_an_interrupted_search_goes_on_and_ends_like_an_uninterrupted_one(search
     assert [(e.code, e.score, e.searcher) for e in again.ranking(number)] == [
         (e.code, e.score, e.searcher) for e in whole
     ]
+    before = len(whole) - 14
+    assert again.phase("search")["saved"].endswith(f", without those of {before} scores before an interruption")
 
 
 def test_an_infeasible_budget_names_the_nearest(searched, capsys):

@@ -72,7 +72,7 @@ def test_the_table_has_the_best_first_and_the_teacher_beside(compared):
 def test_the_report_links_the_runs(compared):
     folder, _ = compared
     page = (folder / "report.html").read_text()
-    assert 'href="spos/report.html"' in page and "dna" in page
+    assert 'href="./spos/report.html"' in page and "dna" in page
     assert write_report(folder).read_text() == page
 
 

@@ -167,6 +167,29 @@ def test_a_retraining_replaces_no_student_unless_that_is_forced(stored, capsys, 
     assert {path: path.read_bytes() for path in before} == before
 
 
+def test_no_line_of_a_run_has_a_student_written_elsewhere(stored, capsys):
+    folder = stored.parent / "format_1"
+    path = folder / "trainings.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps(line | {"name": f"../../../{line['name']}"}) + "\n" for line in lines))
+    before = sorted(stored.parent.parent.glob("*"))
+    with pytest.raises(SystemExit) as end:
+        main(["finals", str(folder), "--finalists", "2", "--steps", "30", "--batch-size", "32"])
+    assert end.value.code == 2 and "which leads out of it" in capsys.readouterr().err
+    assert sorted(stored.parent.parent.glob("*")) == before
+
+
+@pytest.mark.parametrize("change", [{"hits": "xy"}, {"hits": "ff"}, {"images": 3}, {"images": -3}])
+def test_hits_that_fit_no_test_images_are_one_sentence(stored, capsys, change):
+    folder = stored.parent / "format_1"
+    path = folder / "test_hits.jsonl"
+    path.write_text("".join(json.dumps(json.loads(line) | change) + "\n" for line in path.read_text().splitlines()))
+    with pytest.raises(SystemExit) as end:
+        main(["finals", str(folder), "--finalists", "2", "--steps", "30", "--batch-size", "32"])
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert end.value.code == 2 and "test_hits.jsonl" in error and "Remove" in error and len(error) < 500
+
+
 def test_a_student_in_a_run_names_its_teacher_wherever_the_run_is_moved(stored):
     shutil.copytree(stored.parent / "teacher", stored / "teacher")
     network, card = read_student(stored / "students" / "student")

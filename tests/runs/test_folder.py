@@ -6,6 +6,7 @@ import pytest
 
 from kdnas.architecture import Architecture
 from kdnas.runs.entry import Entry
+from kdnas.runs.files import Damaged
 from kdnas.runs.folder import MANIFEST, METRICS, RANKING, RESULTS, OtherSettings, RunFolder
 
 JOB = {"steps": 3, "space": {"family": "toy"}}
@@ -199,6 +200,27 @@ def test_a_strict_reader_refuses_damaged_results(tmp_path, content):
     run.path(RESULTS).write_text(content)
     with pytest.raises(ValueError, match=r"results\.json is damaged: .* Remove it; the next phase writes it anew"):
         run.results()
+
+
+@pytest.mark.parametrize("name", ["../x", "a/../../x", "/etc", "a\0", ".."])
+def test_no_name_in_a_file_leads_out_of_its_run(tmp_path, name):
+    run = RunFolder.create(tmp_path / "run", JOB, 0)
+    with pytest.raises(Damaged, match="which leads out of it"):
+        run.path("students", name)
+
+
+def test_what_a_record_lacks_is_a_damage_of_the_manifest(tmp_path):
+    run = RunFolder.create(tmp_path, JOB, 0)
+    run.finish("search", seconds=1.0)
+    run.manifest["searches"] = [{"state": "done"}]
+    for read in (lambda: run.require("search", "")["search"], lambda: run.search(1)["settings"]):
+        with pytest.raises(
+            Damaged, match=r"run\.json is damaged: it has no '(phases\.search\.search|searches\.0\.sett)"
+        ):
+            read()
+    for number in (0, 2):
+        with pytest.raises(Damaged, match=f"has no search {number}"):
+            run.search(number)
 
 
 def test_a_folder_that_is_not_there_is_empty_to_a_reader_that_is_not_strict(tmp_path):

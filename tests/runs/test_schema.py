@@ -4,6 +4,7 @@ from typing import Any, Literal, NotRequired, TypedDict
 import pytest
 
 from kdnas.runs.schema import mismatch
+from kdnas.values import Index, Share
 
 
 class Inner(TypedDict):
@@ -52,6 +53,9 @@ def test_right_values_have_no_fault(value, kind):
         ({"a": 10**400}, dict[str, float], "its 'a' must be finite, got 1000000"),
         ([1], tuple[int, int], "must be a list of 2, got [1]"),
         ("text", int | None, "must be"),
+        ({"n": -1}, dict[str, Index], "its 'n' must be at least 0, got -1"),
+        ({"n": 1.5}, dict[str, Share | None], "its 'n' must be at most 1, got 1.5"),
+        ({"n": True}, dict[str, Index], "its 'n' must be a whole number, got True"),
         ({"number": "x"}, Inner | None, "its 'number' must be a whole number, got 'x'"),
     ],
 )
