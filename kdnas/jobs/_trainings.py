@@ -153,6 +153,7 @@ class Trainings:
         """Have jobs done by the workers, and record what they tell."""
         requests = [
             {
+                "kind": "training",
                 "name": self.of(job.architecture, job.settings)[0].name,
                 "code": self.run.space.code(job.architecture),
                 "settings": unstructure(job.settings),

@@ -1,4 +1,4 @@
-"""Processes that train networks of a run side by side, each on one thread or one device; the parent alone records."""
+"""Processes that train or score networks of a run side by side, on one thread or device each; the parent records."""
 
 import contextlib
 import json
@@ -98,7 +98,7 @@ class Workers:
         """The last message of every request, in their order.
 
         Args:
-            requests: what `Trainings` asks of a worker.
+            requests: what `Trainings` or `SideBySide` asks of a worker; `kind` says which, `name` what it is about.
             tell: receives every other message, one at a time.
 
         Raises:
@@ -128,7 +128,7 @@ class Workers:
             if self._ended:
                 break
         raise ValueError(
-            f"the process that trains {request['name']} was killed {_TRIES} times, perhaps for memory. Give fewer "
+            f"the process that works on {request['name']} was killed {_TRIES} times, perhaps for memory. Give fewer "
             "--workers; the same command goes on."
         )
 
@@ -243,8 +243,10 @@ class _RemoteMetrics:
 def serve() -> None:
     """Answer the requests on standard input until it is closed."""
     from kdnas.data.feeding import decoding
-    from kdnas.jobs._trainings import answer
+    from kdnas.jobs import _scoring, _trainings
     from kdnas.network import on_device
+
+    answers = {"training": _trainings.answer, "scores": _scoring.answer}
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started this one
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
@@ -258,7 +260,8 @@ def serve() -> None:
         if first["renamed"]:
             run.storage.name_again(first["renamed"])
         while True:
-            _answer(run, lines.get(), wire, answer)
+            request = lines.get()
+            _answer(run, request, wire, answers[request["kind"]])
 
 
 def _listen(lines: "queue.SimpleQueue[Message]") -> None:

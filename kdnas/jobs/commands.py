@@ -581,6 +581,7 @@ def search(
     results: str | Path | None = None,
     quality: bool = True,
     workers: Count | None = None,
+    storage: str | None = None,
     teacher: str | Spec | nn.Module | None = None,
     data: str | Spec | Data | Dataset[Any] | None = None,
     trust: bool = False,
@@ -606,8 +607,10 @@ def search(
         results: a CSV file of accuracies of trained networks, with codes in the column arch, or in the first one, and
             accuracies in the column accuracy; they are stored in the run and count as trainings.
         quality: measure first how long trainings must be for their order to say something.
-        workers: number of trainings side by side, each on one thread or one device; by default one per device, or per
-            core on a CPU. No result depends on it.
+        workers: number of processes side by side, each on one thread or one device. By default trainings have one per
+            device, or per core on a CPU, and scores one process with all threads, which differ from those of workers
+            in their last digits; no result depends on the number.
+        storage: URL of a database, such as postgresql://me@host/name; the same command on any hosts joins the search.
         teacher: the run's own teacher, where it was in memory or lies elsewhere now; see `kdnas run --help`.
         data: the run's own data, likewise.
         trust: run code that files name, though it is none of kdnas's algorithms.
@@ -628,7 +631,7 @@ def search(
     from kdnas.ranking.table import Ranking
 
     limit = None if max_time is None else as_seconds(max_time)
-    opened = as_run(run, teacher=teacher, data=data, writes=True)
+    opened = as_run(run, teacher=teacher, data=data, writes=storage is None)
     bounds = as_budget(budget, latency_table) if budget or latency_table else ()
     options = {"scorer": scorer, "searcher": searcher, "budget": bounds, "contrast": contrast, "pruner": pruner}
     settings = search_settings(
@@ -640,10 +643,17 @@ def search(
         initial=initial,
     )
     if trainings is None and results is None:
-        for name, is_set in {"quality": not quality, "workers": workers is not None}.items():
-            if is_set:
-                raise ValueError(f"`{name}` is of trainings, got it without --trainings. Add them, or drop it.")
-        return Ranking(job.search(opened, settings))
+        if not quality:
+            raise ValueError("`quality` is of trainings, got it without --trainings. Add them, or drop it.")
+        if storage is not None and workers is not None:
+            raise ValueError(
+                "`workers` does not go with --storage. Start the same command as often as you want workers."
+            )
+        if storage is not None:
+            return Ranking(job.shared_search(opened, settings, storage))
+        return Ranking(job.search(opened, settings, workers=workers))
+    if storage is not None:
+        raise ValueError("`storage` is for searches by a score, got it with --trainings or --results. Use --workers.")
     path = None if results is None else Path(results)
     return Ranking(predict(opened, settings, trainings or 0, results=path, quality=quality, workers=workers))
 

@@ -1,12 +1,14 @@
 """Search within a budget, with its controls."""
 
 import dataclasses
+import hashlib
+import json
 import logging
 import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from typing import Any, final
 
 from kdnas.architecture import Architecture
@@ -15,16 +17,22 @@ from kdnas.costs.latency import LatencyTable, calibration_networks
 from kdnas.costs.target import Target
 from kdnas.jobs._block_rating import best_networks
 from kdnas.jobs._checks import check_search
+from kdnas.jobs._memory import IN_MEMORY
 from kdnas.jobs._run import Run
+from kdnas.jobs._scoring import SideBySide, scored
+from kdnas.jobs._trainings import one_thread
+from kdnas.jobs._workers import Workers, check_workers
 from kdnas.jobs.export import check_architectures
 from kdnas.randomness import python_rng
 from kdnas.ranking import controls
 from kdnas.ranking.early_stopping import EarlyStopping
-from kdnas.ranking.loop import SearchLimits, run_search
+from kdnas.ranking.loop import Evaluator, SearchLimits, run_search
 from kdnas.ranking.order import ranked
 from kdnas.runs.entry import CONTRAST, RANDOM, Entry
-from kdnas.runs.folder import LATENCIES, RunFolder
+from kdnas.runs.folder import CHECKPOINT, LATENCIES, RunFolder
+from kdnas.runs.lock import hold
 from kdnas.runs.progress import progress
+from kdnas.runs.steps import digest_of
 from kdnas.scorers.base import Evidence, LayerCount, Score, Scorer
 from kdnas.scorers.blocks import Blocks
 from kdnas.searchers.base import Searcher
@@ -42,7 +50,13 @@ _REMEASURED = 5
 _SEARCH = "search"
 
 
-def search(run: Run, settings: Search) -> list[Entry]:
+Elsewhere = Callable[[str, Spec], Evaluator]
+"""(`search` or `contrast`, its scorer) to what computes such scores in other processes."""
+
+
+def search(
+    run: Run, settings: Search, *, workers: int | None = None, elsewhere: Elsewhere | None = None
+) -> list[Entry]:
     """Rank subnets of a trained run; appends to its ranking and returns this search's entries, best first.
 
     An interrupted search with the same settings is resumed: its scores are replayed to the searcher. Unless
@@ -53,12 +67,28 @@ def search(run: Run, settings: Search) -> list[Entry]:
     With a pruner, evaluations may be stopped early. The random search then has no pruner and as many whole evaluations
     as those of the search cost in total; correlations with sizes are measured on whole evaluations.
 
+    Args:
+        run: with a trained supernet, where the scorer reads weights.
+        settings: scorer, searcher, budget and limits.
+        workers: number of processes that score side by side, each on one thread of a CPU. The ranking is that of one
+            worker to the last bit. By default this process scores, on as many threads as torch has.
+        elsewhere: what scores instead; see `shared_search`.
+
     Raises:
         Infeasible: no network is within the budget; the nearest is named.
         Uninformative: the score has too few distinct values to rank candidates.
-        ValueError: the run has no trained supernet or, for an exact search, none trained block-wise.
+        ValueError: the run has no trained supernet or, for an exact search, none trained block-wise; or several workers
+            with a pruner, an exact search, or a teacher or data in this process.
     """
-    plan = _plan(run, settings)
+    if workers is not None:
+        _check_alone(settings, "workers") if workers > 1 else None
+        with Workers(run, check_workers(run, workers)) as processes, one_thread():
+
+            def by_workers(name: str, scorer: Spec) -> Evaluator:
+                return SideBySide(processes, scorer, settings.num_images, settings.seed)
+
+            return search(run, settings, elsewhere=by_workers if workers > 1 else None)
+    plan = _plan(run, settings, elsewhere)
     if plan.division:
         say(f"time: {plan.division}")
     entries, stopped = plan.exact() if settings.exact else plan.search()
@@ -76,6 +106,70 @@ def search(run: Run, settings: Search) -> list[Entry]:
     return ranked(entries)
 
 
+def shared_search(run: Run, settings: Search, url: str) -> list[Entry]:
+    """As `search`, together with all processes, on any hosts, that were given the same run, settings and storage.
+
+    The first process leads: it runs the searcher and records the ranking in its folder. The others score parts, and
+    end with it. The ranking is that of one process with one thread on the same kind of CPU, to the last bit. What a
+    process had in hands that is not heard of for 30 seconds is scored by another; where it led, another leads.
+
+    Args:
+        run: the run, or a copy of it.
+        settings: as `search`.
+        url: of a database for Optuna, such as `postgresql://me@host/name`.
+
+    Returns:
+        The entries, best first; none in a process that did not lead and has a copy of the run.
+
+    Raises:
+        ValueError: as `search`; or the storage cannot be used, or the process that leads was stopped.
+    """
+    from kdnas.jobs._storage import joined  # SQLAlchemy: half a second
+
+    _check_alone(settings, "storage")
+    check_search(settings, run.space, run.experiment.train.distiller)
+    if IN_MEMORY in json.dumps(run.storage.manifest["job"]):
+        raise ValueError("`storage` is for runs whose teacher and data have names: no other process has these objects.")
+    number, _ = _number(run.storage, unstructure(settings))
+    name = f"kdnas search {_identity(run, settings, number)}"
+    with one_thread(), joined(url, name) as board:
+        score = _scores_here(run, settings)
+        if not board.leads:
+            say(f"this process joins the search {name!r} that another one leads")
+            if board.follow(score):
+                run.storage = RunFolder(run.folder)
+                return ranked([e for e in run.storage.ranking(number) if not e.is_control])
+        if hold(run.folder):
+            run.storage = RunFolder(run.folder)
+        say(f"this process leads the search {name!r} and records it in {run.folder}; others join by the same command")
+        return search(run, settings, elsewhere=lambda name, _: board.of(name, run.space, score))
+
+
+def _check_alone(settings: Search, option: str) -> None:
+    if settings.pruner is not None or settings.exact:
+        kind = "an exact search" if settings.exact else "a search with a pruner"
+        raise ValueError(f"`{option}` does not go with {kind}: it takes one step after another. Drop one of them.")
+
+
+def _identity(run: Run, settings: Search, number: int) -> str:
+    """A digest of what scores depend on: two processes with the same one compute the same."""
+    checkpoint, digest = run.storage.path(CHECKPOINT), ""
+    if checkpoint.is_file():
+        with checkpoint.open("rb") as handle:
+            digest = hashlib.file_digest(handle, "sha256").hexdigest()
+    manifest = run.storage.manifest
+    parts = {"settings": unstructure(settings), "number": number, "weights": digest}
+    return digest_of(parts | {name: manifest.get(name) for name in ("job", "data")})[:16]
+
+
+def _scores_here(run: Run, settings: Search) -> Callable[[str, Sequence[str]], dict[str, Any]]:
+    """Scores of candidates by this process, under the search's own scorer or its contrast."""
+    sources = {_SEARCH: settings.scorer} | ({CONTRAST: settings.contrast} if settings.contrast else {})
+    evidence = cache(lambda: run.evidence(settings.num_images, settings.seed))
+    scorer = cache(lambda name: run.scorer(sources[name]))
+    return lambda name, codes: scored(run, scorer(name), evidence(), codes)
+
+
 @final
 @dataclass
 class _Plan:
@@ -87,6 +181,7 @@ class _Plan:
         interruption: how many scores were recorded before this command, in words; empty where none were.
         recorded: recorded entries of this search and of the previous one.
         began: start, by `time.perf_counter`.
+        elsewhere: what scores instead of this process.
     """
 
     run: Run
@@ -98,6 +193,7 @@ class _Plan:
     number: int
     recorded: list[Entry]
     began: float
+    elsewhere: Elsewhere | None = None
     layer_count: LayerCount = field(default_factory=LayerCount)
     interruption: str = field(init=False)
 
@@ -207,6 +303,8 @@ class _Plan:
         entries: list[Entry] = []
         waiting: list[Entry] = []
         stopped = ""
+        name = CONTRAST if purpose == CONTRAST else _SEARCH
+        evaluate = None if self.elsewhere is None else self.elsewhere(name, scorer_spec)
         flushed = time.perf_counter()
         with progress(purpose, evaluations) as bar:
             for entry in run_search(
@@ -221,6 +319,7 @@ class _Plan:
                 stopping=EarlyStopping(settings.pruner, scorer) if settings.pruner and purpose != RANDOM else None,
                 first=self._best_before(purpose) if settings.initial and purpose != RANDOM else (),
                 after_tell=_traced(searcher, run.storage, f"{purpose} {self.number}", evaluations),
+                evaluate=evaluate,
             ):
                 if isinstance(entry, str):
                     stopped = entry
@@ -259,7 +358,15 @@ class _Plan:
         self.recorded += entries
 
 
-def _plan(run: Run, settings: Search) -> _Plan:
+def _number(storage: RunFolder, settings: dict[str, Any]) -> tuple[int, bool]:
+    """The 1-based number of a search of a run, and whether it is an interrupted one that goes on."""
+    searches: list[dict[str, Any]] = storage.manifest.get("searches", [])
+    is_resumed = bool(searches) and searches[-1] == {"settings": settings, "state": "running"}
+    number = len(searches) if is_resumed else max([len(searches), *(e.search for e in storage.ranking())]) + 1
+    return number, is_resumed
+
+
+def _plan(run: Run, settings: Search, elsewhere: Elsewhere | None) -> _Plan:
     """Validate everything before anything is written, then enter the search in the manifest."""
     storage = run.storage
     check_search(settings, run.space, run.experiment.train.distiller)
@@ -272,20 +379,19 @@ def _plan(run: Run, settings: Search) -> _Plan:
     testing = time.perf_counter() - tested
     evidence = run.evidence(settings.num_images, settings.seed)
     scorer = run.scorer(settings.scorer)
-    searches: list[dict[str, Any]] = storage.manifest.setdefault("searches", [])
     plain = unstructure(settings)
-    resumed = bool(searches) and searches[-1] == {"settings": plain, "state": "running"}
-    number = len(searches) if resumed else max([len(searches), *(e.search for e in storage.ranking())]) + 1
+    number, is_resumed = _number(storage, plain)
     if settings.initial and number == 1:
         raise ValueError("`initial` must be 0 in the first search of a run: there is no earlier search to start from.")
-    if not resumed:
-        searches.append({"settings": plain, "state": "running"})
+    if not is_resumed:
+        storage.manifest.setdefault("searches", []).append({"settings": plain, "state": "running"})
         storage.save()
     storage.forget_controls(lambda name: name.startswith("tau ") or name in controls.SEARCH_CONTROLS)
     recorded = [e for e in storage.ranking() if e.search in (number, number - 1)]
     check_architectures(run, recorded)
     settings = dataclasses.replace(settings, budget=budget.budget)  # shares as numbers
-    return _Plan(run, settings, supernet, budget, evidence, scorer, number, recorded, time.perf_counter() - testing)
+    began = time.perf_counter() - testing
+    return _Plan(run, settings, supernet, budget, evidence, scorer, number, recorded, began, elsewhere)
 
 
 def _same_score(entry: Entry, purpose: str) -> bool:

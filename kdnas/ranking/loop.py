@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import Protocol, final
 
 from kdnas.architecture import Architecture
 from kdnas.costs.budget import Cost
@@ -31,6 +31,19 @@ class SearchLimits:
     seconds: float = float("inf")
 
 
+class Evaluator(Protocol):
+    """Computes scores somewhere else, such as in other processes; equal to those of `kdnas.scorers.base.score_all`."""
+
+    @property
+    def parallel(self) -> int:
+        """How many architectures are scored at a time."""
+        ...
+
+    def __call__(self, architectures: Sequence[Architecture], layer_count: LayerCount) -> list[Score]:
+        """Scores of distinct architectures, in their order; adds the layers that were evaluated."""
+        ...
+
+
 class Uninformative(ValueError):
     """The score has too few distinct values to rank candidates."""
 
@@ -48,6 +61,7 @@ def run_search(
     stopping: EarlyStopping | None = None,
     first: Sequence[Architecture] = (),
     after_tell: Callable[[Sequence[Entry]], None] | None = None,
+    evaluate: Evaluator | None = None,
 ) -> Iterator[Entry | str]:
     """Yields the entry of every new architecture and, last, why the search stopped.
 
@@ -63,6 +77,7 @@ def run_search(
         stopping: may end evaluations early.
         first: architectures to score first; the searcher begins with their entries.
         after_tell: called with the entries that the searcher has been told, such as to record its trace.
+        evaluate: computes new scores; by default this process does. Not with `stopping`.
 
     Raises:
         Uninformative: the first 20 candidates have fewer than 3 distinct scores.
@@ -72,6 +87,8 @@ def run_search(
     searcher.deadline = began + limits.seconds
     scores: dict[Architecture, Entry] = {}
     known = known or {}
+    layer_count = layer_count if layer_count is not None else LayerCount()
+    parallel = 1 if evaluate is None else evaluate.parallel
     size = 1
     while True:
         room = limits.evaluations - len(scores)
@@ -95,16 +112,22 @@ def run_search(
                 yield f"the time of {limits.seconds:g} s is over after {len(scores)} unique architectures"
                 return
             # Chunks grow with measured speed, so that the time limit is met within about a second.
-            chunk = fresh[place : place + (size if stopping is None else 1)]
+            chunk = fresh[place : place + (size * parallel if stopping is None else 1)]
             place += len(chunk)
             started = time.perf_counter()
-            new = _new_scores(supernet, chunk, known, scorer, evidence, layer_count, stopping)
+            if evaluate is None:
+                new = _new_scores(supernet, chunk, known, scorer, evidence, layer_count, stopping)
+            else:
+                missing = [a for a in chunk if a not in known]
+                new = dict(zip(missing, evaluate(missing, layer_count), strict=True)) if missing else {}
             _check_finite(new, space, labels[0])
-            each = (time.perf_counter() - started) / max(1, len(new))
+            each = (time.perf_counter() - started) / max(1, len(new)) * parallel
             if new:
                 size = max(1, min(512, int(1.0 / max(each, 1e-4)))) if limits.seconds < float("inf") else 512
             for architecture in chunk:
-                score, seconds = (new[architecture], each) if architecture in new else (known[architecture], 0.0)
+                score, seconds = (
+                    (new[architecture], each / parallel) if architecture in new else (known[architecture], 0.0)
+                )
                 scores[architecture] = entry_of(space, architecture, score, seconds, labels)
                 yield scores[architecture]
         if len(scores) >= 20 and len({e.score for e in list(scores.values())[:20]}) < 3:
@@ -127,7 +150,7 @@ def _new_scores(
     known: Mapping[Architecture, Score],
     scorer: Scorer,
     evidence: Evidence,
-    layer_count: LayerCount | None,
+    layer_count: LayerCount,
     stopping: EarlyStopping | None,
 ) -> dict[Architecture, Score]:
     """Scores of the architectures of a chunk that are not known; known ones are replayed to the pruner."""

@@ -76,7 +76,7 @@ def hold(path: str | Path, *, inside: bool = False) -> bool:
         if lock in _locks:
             return False
         lock.parent.mkdir(parents=True, exist_ok=True)
-        record = _own_record()
+        record = own_record()
         draft = lock.with_name(f"{lock.name}.{record['id']}")
         try:
             draft.write_text(json.dumps(record), encoding="utf-8")
@@ -95,6 +95,11 @@ def hold(path: str | Path, *, inside: bool = False) -> bool:
 def is_lock(name: str) -> bool:
     """Whether a file of a run is its lock."""
     return name == LOCK or name.startswith(f"{LOCK}.")
+
+
+def has_ended(record: Any) -> bool:
+    """Whether the process of a record has ended, as far as this machine knows; False for those of other machines."""
+    return _is_record(record) and not _is_alive(record)
 
 
 def _lock_of(path: Path, *, inside: bool) -> Path:
@@ -162,12 +167,17 @@ def _read(lock: Path) -> Record:
         record = json.loads(lock.read_bytes()[:10_000])
     except (OSError, ValueError, RecursionError):
         return {}
+    return record if _is_record(record) else {}
+
+
+def _is_record(value: Any) -> bool:
     kinds = {"host": str, "machine": str, "pid": int, "started": str, "since": str, "command": str, "id": str}
-    is_record = isinstance(record, dict) and all(isinstance(record.get(key), kind) for key, kind in kinds.items())
-    return record if is_record and record["id"].isalnum() and record["pid"] > 0 else {}
+    is_whole = isinstance(value, dict) and all(isinstance(value.get(key), kind) for key, kind in kinds.items())
+    return is_whole and value["id"].isalnum() and value["pid"] > 0
 
 
-def _own_record() -> Record:
+def own_record() -> Record:
+    """What a lock says of its process: host, process number, start time, command."""
     return {
         "host": socket.gethostname(),
         "machine": _machine(),

@@ -14,7 +14,7 @@ from kdnas.data.base import Data
 from kdnas.network import Network, batch_statistics, modes
 from kdnas.outputs import Outputs
 from kdnas.randomness import python_rng
-from kdnas.space import Blueprint
+from kdnas.space import Blueprint, SearchSpace
 from kdnas.specs import Spec, find_spec
 from kdnas.supernet import Supernet
 from kdnas.tasks.base import Task
@@ -255,6 +255,12 @@ def score_all(
 ) -> list[Score]:
     """The scores of subnets under one scorer, in their order; see `score_by_all`."""
     return score_by_all(supernet, architectures, [scorer], evidence, layer_count)[0]
+
+
+def tree_order(space: SearchSpace, architectures: Sequence[Architecture]) -> list[int]:
+    """Indices in the order in which `score_by_all` visits subnets: those with a common prefix side by side."""
+    keys = [[str(step) for step in _path(space.blueprint(a))] for a in architectures]
+    return sorted(range(len(keys)), key=keys.__getitem__)
 
 
 def score_by_all(

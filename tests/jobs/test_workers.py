@@ -65,7 +65,7 @@ def test_what_a_killed_process_was_asked_is_asked_again_and_once_only(tmp_path, 
     with Workers(run, 1) as workers:
         assert workers.answers([{"name": "a"}], lambda _: None) == [{"end": "A"}]
     processes += [{"a": []}, {"a": []}]
-    with Workers(run, 1) as workers, pytest.raises(ValueError, match="the process that trains a was killed 2 times"):
+    with Workers(run, 1) as workers, pytest.raises(ValueError, match="the process that works on a was killed 2 times"):
         workers.answers([{"name": "a"}], lambda _: None)
 
 

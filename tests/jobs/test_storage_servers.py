@@ -1,0 +1,139 @@
+"""Searches by processes of their own on real databases, of which some are killed."""
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from optuna.trial import TrialState
+
+from kdnas.jobs._run import Run
+from kdnas.jobs._storage import Board, opened
+from kdnas.jobs.search import search
+from kdnas.tables import unstructure
+from tests.jobs.test_shared_search import facts, settings, trained  # noqa: F401
+
+pytestmark = pytest.mark.real
+
+JOIN = """
+import sys
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from kdnas.jobs._run import Run
+from kdnas.jobs import search as job
+from kdnas.runs.lock import command
+from kdnas.settings import Search
+from kdnas.tables import structure
+import json
+folder, url, settings = sys.argv[1:]
+with command():
+    job.shared_search(Run(folder), structure(json.loads(settings), Search), url)
+"""
+
+
+@pytest.fixture
+def server(tmp_path):
+    """A PostgreSQL server: its URL, and a function that stops and starts it."""
+    binaries = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
+    found = shutil.which("initdb") or (binaries and binaries[-1] / "initdb")
+    if not found:
+        pytest.skip("no PostgreSQL server is installed: apt-get install postgresql")
+    pytest.importorskip("psycopg2")
+    tools, port = Path(found).resolve().parent, 20000 + os.getpid() % 20000
+    user = {"user": "postgres"} if os.getuid() == 0 else {}  # the server refuses to be run by root
+    folder = Path("/tmp") / f"kdnas-postgresql-{os.getpid()}"
+    folder.mkdir()
+    if user:
+        shutil.chown(folder, "postgres")
+
+    def call(*words):
+        subprocess.run([str(word) for word in words], check=True, cwd=folder, stdout=subprocess.DEVNULL, **user)
+
+    def power(on):
+        options = ["-o", f"-p {port} -k {folder} -c fsync=off"] if on else ["-m", "immediate"]
+        call(tools / "pg_ctl", "-D", folder / "data", "-l", folder / "log", "-w", *options, "start" if on else "stop")
+
+    call(tools / "initdb", "-D", folder / "data", "-U", "me", "--auth", "scram-sha-256", "--pwfile", secret(folder))
+    power(True)
+    call("env", "PGPASSWORD=word", tools / "createdb", "-h", "127.0.0.1", "-p", port, "-U", "me", "kdnas")
+    yield f"postgresql://me:word@127.0.0.1:{port}/kdnas", power
+    power(False)
+    shutil.rmtree(folder)
+
+
+def secret(folder):
+    path = folder / "password"
+    path.write_text("word")
+    path.chmod(0o644)
+    return path
+
+
+def started(folder, url, settings):  # noqa: F811
+    words = [sys.executable, "-c", JOIN, str(folder), url, json.dumps(unstructure(settings))]
+    return subprocess.Popen(words, env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+
+def shared(run, url, settings, power=None):  # noqa: F811
+    """Four processes search; one is killed with a part in its hands, and the server is away for a while."""
+    Board(opened(url), "prepared").close(TrialState.COMPLETE)
+    processes = [started(run.folder, url, settings)]
+    storage = opened(url)
+    waited(lambda: len(storage.get_all_studies()) == 2)
+    study = next(s for s in storage.get_all_studies() if s.study_name != "prepared")._study_id
+    processes += [started(run.folder, url, settings) for _ in range(3)]
+    waited(lambda: len([t for t in storage.get_all_trials(study) if t.user_attrs.get("leads") is False]) > 0)
+    os.kill(processes[1].pid, signal.SIGKILL)
+    if power is not None:
+        power(False)
+        time.sleep(20)
+        power(True)
+    assert [process.wait(300) for process in processes] == [0, -signal.SIGKILL, 0, 0]
+    return [t for t in storage.get_all_trials(study) if "codes" in t.user_attrs]
+
+
+def waited(condition):
+    until = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+def check(run, parts, alone):
+    complete = [
+        (t.user_attrs["score"], code) for t in parts if t.state.name == "COMPLETE" for code in t.user_attrs["codes"]
+    ]
+    assert len(complete) == len(set(complete))
+    assert facts(Run(run).ranking()) == alone
+
+
+@pytest.fixture
+def more(settings):  # noqa: F811
+    return dataclasses.replace(settings, num_evaluations=60, num_images=30)
+
+
+def test_sqlite(trained, more, tmp_path):  # noqa: F811
+    one, four = (shutil.copytree(trained, tmp_path / name) for name in ("one", "four"))
+    alone = facts(search(Run(one), more, workers=1))
+    check(four, shared(Run(four), f"sqlite:///{tmp_path}/search.db", more), alone)
+
+
+def test_postgresql_that_is_away_for_twenty_seconds(trained, more, tmp_path, server):  # noqa: F811
+    url, power = server
+    one, four = (shutil.copytree(trained, tmp_path / name) for name in ("one", "four"))
+    alone = facts(search(Run(one), more, workers=1))
+    check(four, shared(Run(four), url, more, power), alone)
+
+
+def test_postgresql_with_a_wrong_password(server):
+    with pytest.raises(
+        ValueError, match=r"cannot be used: .*password authentication failed.* Check server, name"
+    ) as error:
+        opened(server[0].replace(":word@", ":secret@"))
+    assert "secret" not in str(error.value)
