@@ -28,7 +28,7 @@ def other():
 
 
 def record(pid, **changes):
-    return lock._own_record() | {"pid": pid, "started": lock._started(pid), "command": "kdnas search"} | changes
+    return lock.own_record() | {"pid": pid, "started": lock._started(pid), "command": "kdnas search"} | changes
 
 
 @pytest.fixture
