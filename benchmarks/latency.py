@@ -1,15 +1,17 @@
 """How well a table of layers predicts the latency of whole networks, on each target.
 
-Usage: `python benchmarks/latency.py [TARGET ...] [--space NAME] [--side PIXELS] [--networks 30]`, with targets such as
-`eager`, `onnxruntime,threads=1`, `compile` or `executorch`; without any, `eager` and `onnxruntime`. Per target it
-prints Kendall's and Spearman's correlation and the median relative error of networks that took no part in the fit,
-and beside it the spread of repeated measurements of the same network: half of the difference between the largest and
-the least of three, relative to their median. Networks are measured in turn, three times over. Run it on an idle
-machine.
+Usage: `python benchmarks/latency.py [TARGET ...] [--space NAME] [--side PIXELS] [--networks 30] [--processor]`, with
+targets such as `eager`, `onnxruntime,threads=1`, `compile` or `executorch`; without any, `eager` and `onnxruntime`. Per
+target it prints Kendall's and Spearman's correlation and the median relative error of networks that took no part in the
+fit, and beside it the spread of repeated measurements of the same network: half of the difference between the largest
+and the least of three, relative to their median. Networks are measured in turn, three times over. Run it on an idle
+machine; on one that is not, `--processor` measures the time in which a processor works for this process, which with one
+thread is an idle machine's wall time but for caches and memory that others use.
 """
 
 import argparse
 import dataclasses
+import os
 import statistics
 import time
 
@@ -48,7 +50,8 @@ def check(space, target, count, repeats):
     table.calibrate(fitted)
     unseen = [b for b in draws(space, count + 10, "unseen") if b not in fitted][:count]
     predicted = np.array([table.seconds(blueprint) for blueprint in unseen])
-    measured = np.array([[table.whole(blueprint) for blueprint in unseen] for _ in range(_ROUNDS)])
+    timers = [table.timer(blueprint) for blueprint in unseen]
+    measured = np.array([[timer() for timer in timers] for _ in range(_ROUNDS)])
     middle = np.median(measured, 0)
     errors = np.abs(predicted / middle - 1)
     spread = (measured.max(0) - measured.min(0)) / 2 / middle
@@ -68,9 +71,16 @@ def main():
     parser.add_argument("--side", type=int, default=32, help="height and width of the images (default: %(default)s)")
     parser.add_argument("--networks", type=int, default=30, help="unseen networks (default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=30, help="calls per measurement (default: %(default)s)")
+    parser.add_argument("--processor", action="store_true", help="measure the processor's time instead of wall time")
     options = parser.parse_args()
+    if options.processor:
+        time.perf_counter = time.process_time
     space = dataclasses.replace(load_space(options.space), resolutions=(options.side,))
-    print(f"{space.name}, images of {options.side} pixels, threads of PyTorch: {torch.get_num_threads()}")
+    clock = "processor's time" if options.processor else "wall time"
+    print(
+        f"{space.name}, images of {options.side} pixels, threads of PyTorch: {torch.get_num_threads()}, {clock}, load "
+        f"{os.getloadavg()[0]:.1f}"
+    )
     print("| target | threads | networks | ms | Spearman | Kendall | median error | largest | spread | layers | time |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     for text in options.targets:

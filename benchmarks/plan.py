@@ -1,55 +1,76 @@
 """What `kdnas plan` predicts of a run, beside what the run then takes: seconds of each phase, memory and disk.
 
-    python benchmarks/plan.py                       # the demo's experiment, some three minutes on two idle cores
-    python benchmarks/plan.py --experiment FILE     # another one, as `kdnas run --experiment` takes it
-    python benchmarks/plan.py --deploy              # with every form of the student
+    python benchmarks/plan.py                      # the demo's experiment, some three minutes on two idle cores
+    python benchmarks/plan.py -- ARGUMENTS         # another run, as `kdnas run` takes it
+    python benchmarks/plan.py --processor ...      # on a machine that is not idle
 
-The machine must be idle: both the steps that are timed and the run are wall time.
+Both the steps that are timed and the run are wall time, so that the machine must be idle. With `--processor` all times
+are those in which a processor works for this process: with one thread (OMP_NUM_THREADS=1) that is an idle machine's
+wall time but for the waiting for disks.
 """
 
 import argparse
 import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import kdnas
-from kdnas.jobs._arguments import as_experiment
-from kdnas.jobs._rehearsal import phases
-from kdnas.jobs.plan import Meter
+from kdnas.cli.commands import parser
+from kdnas.jobs import plan
+from kdnas.jobs._plan_pruning import pruning_phases
+from kdnas.settings import Experiment
+
+_plan = plan.plan
 
 
-def measured(name: str, folder: Path, *, deploy: bool) -> dict[str, tuple[float, int, int]]:
-    """Seconds, bytes of memory and bytes on disk of each phase of the run, by the phases' names in a plan."""
-    meter, walls, names = Meter(folder), {}, []
-    for phase, spent in phases(as_experiment(name), folder, deploy=deploy):
-        if names:
-            walls[names[-1]] = meter.phase(names[-1], spent)
-        names.append(phase)
-    records = kdnas.Run(folder).storage.manifest["phases"]
-    training = walls["training"]
-    seconds = {"teacher": records.get("teacher", {}).get("seconds", 0.0), "supernet": records["train"]["seconds"]}
-    other = training.seconds - sum(seconds.values()) + walls["export"].seconds
-    taken = {name: (spent, training.memory, training.disk) for name, spent in seconds.items()}
-    taken |= {name: (walls[name].seconds, walls[name].memory, walls[name].disk) for name in ("search", "finals")}
-    return taken | {"other": (other, training.memory, walls["export"].disk)}
+def done(action, arguments, processor):
+    """What an action returns of the settings that the arguments ask for, with a folder for the run; in a new process.
 
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--experiment", default="demo", help="a file or a name (default: %(default)s)")
-    parser.add_argument("--deploy", action="store_true", help="write every form of the student too")
-    options = parser.parse_args()
-    planned = kdnas.plan(options.experiment, deploy=options.deploy)
+    Whatever is imported or made ready at its first use takes its time in both.
+    """
+    if processor:
+        time.perf_counter = time.process_time
     with tempfile.TemporaryDirectory() as folder:
-        taken = measured(options.experiment, Path(folder) / "run", deploy=options.deploy)
-    rows = [(phase.name, phase.seconds, *taken[phase.name], phase.memory, phase.disk) for phase in planned.phases]
-    print(f"{'phase':<10}{'predicted':>11}{'measured':>10}{'off':>7}{'MB predicted':>14}{'measured':>10}")
-    for name, predicted, seconds, memory, _, expected, _ in rows:
-        off = f"{predicted / seconds - 1:+.0%}" if seconds else "-"
-        print(f"{name:<10}{predicted:>9.1f} s{seconds:>8.1f} s{off:>7}{expected / 1e6:>14.0f}{memory / 1e6:>10.0f}")
-    predicted, seconds = planned.seconds, sum(row[2] for row in rows)
-    print(f"{'whole run':<10}{predicted:>9.1f} s{seconds:>8.1f} s{predicted / seconds - 1:>+7.0%}")
-    disk = [sum(row[i] for row in rows) / 1e6 for i in (6, 4)]
-    print(f"on disk: {disk[0]:.1f} MB predicted, {disk[1]:.1f} MB measured")
+        values = vars(parser().parse_args(["plan", *arguments, "--out", str(Path(folder) / "run")]))
+        plan.plan = action  # what `kdnas.plan` calls with the settings
+        return kdnas.plan(**{k: v for k, v in values.items() if k not in ("command", "version", "function", "json")})
+
+
+def predicted(settings, folder, *, deploy, seconds):
+    """The plan of a run."""
+    return _plan(settings, folder, deploy=deploy, seconds=seconds)
+
+
+def taken(settings, folder, *, deploy, seconds):
+    """The phases of a run that is done."""
+    del seconds
+    run = plan.run_phases if isinstance(settings, Experiment) else pruning_phases
+    result = run(settings, folder, deploy=deploy)
+    return result if isinstance(result, dict) else result[0]
+
+
+def main():
+    own = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    own.add_argument("--processor", action="store_true", help="measure the processor's time instead of wall time")
+    own.add_argument("arguments", nargs="*", default=["demo"], help="of `kdnas run` (default: demo)")
+    options = own.parse_args()
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
+        plans, phases = pool.map(done, (predicted, taken), [options.arguments] * 2, [options.processor] * 2)
+    pairs = [(phase, phases[phase.name]) for phase in plans.phases]
+    print("| phase | predicted | measured | off | MB predicted | MB measured |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    for own, true in pairs:
+        off = f"{own.seconds / true.seconds - 1:+.0%}" if true.seconds else "-"
+        print(
+            f"| {own.name} | {own.seconds:.1f} s | {true.seconds:.1f} s | {off} | {own.memory / 1e6:.0f} | "
+            f"{true.memory / 1e6:.0f} |"
+        )
+    whole = sum(true.seconds for _, true in pairs)
+    print(f"| whole run | {plans.seconds:.1f} s | {whole:.1f} s | {plans.seconds / whole - 1:+.0%} | | |")
+    disk = [sum(pair[i].disk for pair in pairs) / 1e6 for i in (0, 1)]
+    print(f"\non disk: {disk[0]:.1f} MB predicted, {disk[1]:.1f} MB measured")
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from kdnas.space import Blueprint, Layer, SearchSpace
 
 REPEATS = 15
 _SPREAD = 1.2  # of sums that an offset can be told from
+_UNLIMITED = 2**30
 _WARM = 2  # calls that are not timed: the first ones choose algorithms and fill caches
 
 
@@ -211,7 +212,11 @@ class LatencyTable(LayerTable):
 
     def whole(self, blueprint: Blueprint) -> float:
         """Seconds of the whole network, measured now, relative to the reference as the table's layers are."""
-        return self._measure(Logits(Network(blueprint)), tuple((1, *blueprint.image)))
+        return self.timer(blueprint)()
+
+    def timer(self, blueprint: Blueprint) -> Callable[[], float]:
+        """What measures the whole network each time it is called; the network is made for the runtime once."""
+        return self._timer(Logits(Network(blueprint)), tuple((1, *blueprint.image)))
 
     def drift(self) -> float:
         """How much slower the reference runs now than when the table was created: 0.1 is 10 %."""
@@ -234,15 +239,23 @@ class LatencyTable(LayerTable):
             ) from error
 
     def _measure(self, module: nn.Module, shape: tuple[int, ...]) -> float:
+        return self._timer(module, shape)()
+
+    def _timer(self, module: nn.Module, shape: tuple[int, ...]) -> Callable[[], float]:
         assert self.base is not None
-        image = torch.zeros((shape[0] * self.target.batch, *shape[1:]), device=self.device)
+        base, image = self.base, torch.zeros((shape[0] * self.target.batch, *shape[1:]), device=self.device)
         with threads(self.threads):
             call = runner(self.target.runtime, module.to(self.device).eval(), image, self.threads)
+
+        def measure() -> float:
             seconds, reference = [], []
-            for _ in range(_WARM + self.repeats):
-                reference += self._times(lambda: self._reference(self._input), 1)
-                seconds += self._times(call, 1)
-        return min(seconds[_WARM:]) / min(reference[_WARM:]) * self.base
+            with threads(self.threads):
+                for _ in range(_WARM + self.repeats):
+                    reference += self._times(lambda: self._reference(self._input), 1)
+                    seconds += self._times(call, 1)
+            return min(seconds[_WARM:]) / min(reference[_WARM:]) * base
+
+        return measure
 
     def _times(self, call: Callable[[], Any], repeats: int | None = None) -> list[float]:
         warm = _WARM if repeats is None else 0
@@ -286,7 +299,13 @@ def runner(runtime: str, module: nn.Module, image: Tensor, threads: int) -> Call
     if runtime == "eager":
         return lambda: module(image)
     if runtime == "compile":
+        import torch._dynamo.config as dynamo  # takes seconds
+
         compiled = torch.compile(module, dynamic=False)
+        # Compiled now: of modules with the same code PyTorch leaves all beyond the eighth uncompiled, without an error.
+        limits = {"recompile_limit": _UNLIMITED, "accumulated_recompile_limit": _UNLIMITED}
+        with dynamo.patch(limits), torch.no_grad():
+            compiled(image)
         return lambda: compiled(image)
     if runtime == "onnxruntime":
         form = onnx_function(onnx_bytes(module, image, any_batch=False), threads)

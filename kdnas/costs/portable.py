@@ -55,7 +55,9 @@ def call_of_modules(entry, modules, compiles):
     image = torch.zeros(entry["shape"])
     module = torch.nn.Sequential(*(modules[index]() for index in entry["modules"])).eval()
     module = module[0] if len(module) == 1 else module
-    module = torch.compile(module, dynamic=False) if compiles else module
+    if compiles:
+        torch._dynamo.reset()  # else PyTorch leaves what is beyond the eighth module of the same code uncompiled
+        module = torch.compile(module, dynamic=False)
 
     def call():
         with torch.no_grad():

@@ -23,6 +23,37 @@ from kdnas.specs import spec
 _Result = TypeVar("_Result")
 
 
+def pruning_phases(settings: Prune, folder: Path, *, deploy: bool) -> tuple[dict[str, Phase], Job, Variant]:
+    """Run a pruning in a folder, and measure its phases, by the names that they have in a plan.
+
+    Returns:
+        The phases, the pruning, and how its student was trained.
+    """
+    storage = RunFolder.create(folder, settings.to_json(), settings.recipe.seed)
+    meter, measured = Meter(folder), dict[str, Phase]()
+
+    def phase(name: str, action: Callable[[], _Result]) -> _Result:
+        began = time.perf_counter()
+        result = action()
+        measured[name] = meter.phase(name, time.perf_counter() - began)
+        return result
+
+    job = phase("other", lambda: begin(settings, storage))
+    phase("search", job.remove)
+    variants = phase("trials", job.decide)
+    storage.record_result(teacher_result(storage, job.teacher, job.data))
+    phase("finals", lambda: job.train(variants, deploy=deploy))
+    other, seconds = measured["other"], (storage.phase("teacher") or {}).get("seconds", 0.0)
+    disk = size_of(storage.path(TEACHER))
+    known = {
+        "teacher": dataclasses.replace(other, name="teacher", seconds=seconds, disk=disk),
+        **measured,
+        "other": dataclasses.replace(other, seconds=max(0.0, other.seconds - seconds), disk=max(0, other.disk - disk)),
+    }
+    names = ("teacher", "search", "trials", "finals", "other")
+    return {name: known[name] for name in names}, job, variants["trained"]
+
+
 @final
 @dataclasses.dataclass(frozen=True)
 class RehearsedPruning:
@@ -52,29 +83,16 @@ class RehearsedPruning:
     def of(cls, settings: Prune, folder: Path, *, deploy: bool) -> "RehearsedPruning":
         """Run every phase in small, in a folder."""
         short = _shortened(settings)
-        storage = RunFolder.create(folder, short.to_json(), short.recipe.seed)
-        meter, measured = Meter(folder), dict[str, Phase]()
-
-        def phase(name: str, action: Callable[[], _Result]) -> _Result:
-            began = time.perf_counter()
-            result = action()
-            measured[name] = meter.phase(name, time.perf_counter() - began)
-            return result
-
-        job = phase("other", lambda: begin(short, storage))
-        phase("search", job.remove)
-        variants = phase("trials", job.decide)
-        measured["other"] = _without_teacher(measured, storage)
-        storage.record_result(teacher_result(storage, job.teacher, job.data))
-        rows = phase("finals", lambda: job.train(variants, deploy=deploy))
+        measured, job, trained = pruning_phases(short, folder, deploy=deploy)
+        storage = job.storage
         lines = storage.path(CANDIDATES).read_bytes().splitlines(keepends=True)
         return cls(
             settings=settings,
             short=short,
             measured=measured,
-            paces=_paces(settings, job, variants["trained"]),
+            paces=_paces(settings, job, trained),
             trials=sum(name.startswith("trial: ") for name in storage.manifest["phases"]),
-            trainings=sum(name != "control" for name in rows),
+            trainings=sum(storage.phase(name) is not None for name in ("trained", "equal", "random")),
             candidate=statistics.fmean(job.seconds or [0.0]),
             line=sum(map(len, lines)) // max(1, len(lines)),
         )
@@ -105,10 +123,7 @@ class RehearsedPruning:
             + self.settings.controls * self._more("labels", steps["students"], before["students"]),
         }
         known = {**self.measured, "search": self.searching(evaluations)}
-        predicted = [
-            dataclasses.replace(known[name], seconds=known[name].seconds + more.get(name, 0.0))
-            for name in ("teacher", "search", "trials", "finals", "other")
-        ]
+        predicted = [dataclasses.replace(p, seconds=p.seconds + more.get(p.name, 0.0)) for p in known.values()]
         return tuple(phase for phase in predicted if phase.seconds > 0)
 
     def searching(self, evaluations: int) -> Phase:
@@ -138,14 +153,6 @@ def _recipes(settings: Prune) -> dict[str, Recipe]:
     teacher = settings.teacher
     fit = {"teacher": teacher.recipe} if isinstance(teacher, FitTeacher) else {}
     return fit | {"students": settings.retrain}
-
-
-def _without_teacher(measured: dict[str, Phase], storage: RunFolder) -> Phase:
-    """The phase before the search without the training of a teacher, which becomes a phase of its own."""
-    other, seconds = measured["other"], (storage.phase("teacher") or {}).get("seconds", 0.0)
-    disk = size_of(storage.path(TEACHER))
-    measured["teacher"] = dataclasses.replace(other, name="teacher", seconds=seconds, disk=disk)
-    return dataclasses.replace(other, seconds=max(0.0, other.seconds - seconds), disk=max(0, other.disk - disk))
 
 
 def _paces(settings: Prune, job: Job, trained: Variant) -> dict[str, Pace]:

@@ -22,7 +22,7 @@ from kdnas.jobs.train import supernet_training
 from kdnas.network import Network
 from kdnas.ranking.controls import TRAINING_FREE_ENTRIES
 from kdnas.runs.checkpoint import save_state
-from kdnas.runs.folder import RANKING, TEACHER
+from kdnas.runs.folder import RANKING, TEACHER, RunFolder
 from kdnas.settings import Experiment, FitTeacher, Prune, Recipe, Retrain, Search
 from kdnas.specs import spec
 from kdnas.supernet import Supernet
@@ -170,6 +170,26 @@ class Rehearsed(Protocol):
         ...
 
 
+def run_phases(experiment: Experiment, folder: Path, *, deploy: bool) -> dict[str, Phase]:
+    """Run an experiment in a folder, and measure its phases, by the names that they have in a plan."""
+    meter, measured, names = Meter(folder), dict[str, Phase](), list[str]()
+    for name, spent in phases(experiment, folder, deploy=deploy):
+        if names:
+            measured[names[-1]] = meter.phase(names[-1], spent)
+        names.append(name)
+    training, export, storage = measured["training"], measured["export"], RunFolder(folder)
+    teacher, supernet = ((storage.phase(name) or {}).get("seconds", 0.0) for name in ("teacher", "train"))
+    other = max(0.0, training.seconds - teacher - supernet) + export.seconds
+    disk = size_of(storage.path(TEACHER))
+    return {
+        "teacher": dataclasses.replace(training, name="teacher", seconds=teacher, disk=disk),
+        "supernet": dataclasses.replace(training, name="supernet", seconds=supernet, disk=training.disk - disk),
+        "search": measured["search"],
+        "finals": measured["finals"],
+        "other": dataclasses.replace(export, name="other", seconds=other),
+    }
+
+
 @final
 @dataclasses.dataclass(frozen=True)
 class RehearsedRun:
@@ -199,19 +219,7 @@ class RehearsedRun:
     def of(cls, experiment: Experiment, folder: Path, *, deploy: bool) -> "RehearsedRun":
         """Run every phase in small, in a folder."""
         short = shortened(experiment, STEPS, EVALUATIONS, cheap=False)
-        meter, measured = Meter(folder), dict[str, Phase]()
-        names: list[str] = []
-        for name, spent in phases(short, folder, deploy=deploy):
-            if names:
-                measured[names[-1]] = meter.phase(names[-1], spent)
-            names.append(name)
-        run = Run(folder)
-        for phase, source in (("teacher", "teacher"), ("supernet", "train")):
-            record = run.storage.phase(source) or {}
-            disk = size_of(run.storage.path(TEACHER)) if phase == "teacher" else measured["training"].disk
-            measured[phase] = dataclasses.replace(
-                measured["training"], name=phase, seconds=record.get("seconds", 0.0), disk=disk if record else 0
-            )
+        measured, run = run_phases(short, folder, deploy=deploy), Run(folder)
         lines = run.storage.path(RANKING).read_bytes().splitlines()
         count = run.space.count()
         evaluation, free = _candidate(run, short.search, measured["search"].seconds, count)
@@ -243,16 +251,13 @@ class RehearsedRun:
 
     def phases(self, scale: float, evaluations: int) -> tuple[Phase, ...]:
         """Every phase of the run with this share of its steps, and so many candidates."""
-        training = self.measured["training"]
-        teacher, supernet = (self.measured[name] for name in ("teacher", "supernet"))
-        other = max(0.0, training.seconds - teacher.seconds - supernet.seconds) + self.measured["export"].seconds
-        predicted = [
-            dataclasses.replace(teacher, seconds=teacher.seconds + self._teacher(scale)),
-            dataclasses.replace(supernet, seconds=supernet.seconds + self._more("supernet", scale)),
-            self.searching(evaluations),
-            dataclasses.replace(self.measured["finals"], seconds=self.measured["finals"].seconds + self._finals(scale)),
-            dataclasses.replace(self.measured["export"], name="other", seconds=other),
-        ]
+        more = {
+            "teacher": self._teacher(scale),
+            "supernet": self._more("supernet", scale),
+            "finals": self._finals(scale),
+        }
+        known = {**self.measured, "search": self.searching(evaluations)}
+        predicted = [dataclasses.replace(p, seconds=p.seconds + more.get(p.name, 0.0)) for p in known.values()]
         return tuple(phase for phase in predicted if phase.seconds > 0)
 
     def _teacher(self, scale: float) -> float:

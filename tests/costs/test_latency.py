@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from kdnas.cli.commands import main
+from kdnas.costs import latency, portable
 from kdnas.costs.budget import Budget, Cost
 from kdnas.costs.check import BudgetCheck
 from kdnas.costs.count import peak_activations, peak_memory
@@ -232,3 +233,34 @@ def test_a_row_that_was_changed_is_refused(key, value):
     assert LatencyTable(torch.device("cpu"), rows, repeats=1).layers == table.layers
     with pytest.raises(ValueError, match="a row of the latency table is damaged"):
         LatencyTable(torch.device("cpu"), changed, repeats=1)
+
+
+class Layered(nn.Module):
+    """A module whose forward is one code for all widths."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.layer = nn.Linear(width, width)
+
+    def forward(self, x):
+        return self.layer(x)
+
+
+def test_every_module_is_compiled_however_many_of_one_class_there_are(monkeypatch):
+    graphs, compile_ = [], torch.compile
+
+    def counting(graph, _):
+        graphs.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", lambda module, dynamic: compile_(module, dynamic=dynamic, backend=counting))
+    torch._dynamo.reset()
+    calls = [latency.runner("compile", Layered(width), torch.zeros(1, width), 1) for width in range(1, 12)]
+    assert len(graphs) == 11
+    with torch.no_grad():
+        assert [call().shape[1] for call in calls] == list(range(1, 12)) and len(graphs) == 11
+    entries = [{"shape": [1, width], "modules": [place]} for place, width in enumerate(range(1, 12))]
+    modules = [lambda width=width: Layered(width) for width in range(1, 12)]
+    for entry in entries:
+        portable.call_of_modules(entry, modules, compiles=True)()
+    assert len(graphs) == 22
