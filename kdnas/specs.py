@@ -4,6 +4,7 @@ import difflib
 import functools
 import importlib
 import inspect
+import itertools
 import pkgutil
 import re
 import sys
@@ -241,16 +242,22 @@ def _from_json(value: Any) -> Any:
 
 # Names that people type.
 
+_MOST_LISTED = 300  # characters of names in a message
+
 
 def nearest(name: str, known: Iterator[str] | list[str] | tuple[str, ...] | Mapping[str, Any]) -> str:
-    """A sentence that offers the nearest known name, or lists them all when none is near."""
+    """A sentence that offers the nearest known name, or lists them, up to a line or two, when none is near."""
     names = sorted(known)
     folded = {each.casefold(): each for each in reversed(names)}
     close = difflib.get_close_matches(name, names, n=1)
     close = close or [folded[key] for key in difflib.get_close_matches(name.casefold(), folded, n=1)]
     if close:
         return f" Did you mean {close[0]!r}?"
-    return f" Known: {', '.join(n for n in names if not n.startswith('_'))}." if names else " It takes none."
+    public = [each for each in names if not each.startswith("_")]
+    ends = itertools.accumulate(len(each) + 2 for each in public)
+    room = sum(end <= _MOST_LISTED for end in ends)
+    more = f" and {len(public) - room} more" if room < len(public) else ""
+    return f" Known: {', '.join(public[:room])}{more}." if names else " It takes none."
 
 
 def algorithms(package: str) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 import functools
 import importlib.util
+import itertools
 import json
 import os
 import pkgutil
@@ -94,20 +95,30 @@ def admit(content: Any, where: object, advice: str = "") -> None:
         raise Untrusted(where, unknown, advice)
 
 
-def check_links(folder: Path) -> None:
+def check_links(folder: Path, part: str = "") -> None:
     """Refuse a folder with a link that leads out of it, which would be written through; not inside `trusting(True)`.
+
+    Args:
+        folder: the folder.
+        part: of it, which alone is looked at.
 
     Raises:
         ValueError: with the link's name.
     """
-    whole = folder.resolve()
-    for root, folders, files in os.walk(folder) if not _TRUSTS.get() else ():
-        for path in (Path(root, name) for name in (*folders, *files)):
-            if path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(whole):  # of a loop, itself
-                raise ValueError(
-                    f"{printable(str(path))} is a link that leads out of its folder. Copy what it leads to, or add "
-                    "--trust if the link is yours (trust=True)."
-                )
+    if _TRUSTS.get():
+        return
+    inner = (Path(root, name) for root, folders, files in os.walk(folder / part) for name in (*folders, *files))
+    for path in itertools.chain([folder / part], (path for path in inner if path.is_symlink())):
+        if leads_out(path, folder):
+            raise ValueError(
+                f"{printable(str(path))} is a link that leads out of its folder. Copy what it leads to, or add "
+                "--trust if the link is yours (trust=True)."
+            )
+
+
+def leads_out(path: Path, folder: Path) -> bool:
+    """Whether links lead from a path in a folder to a place outside of it; a link to itself leads nowhere."""
+    return not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
 
 
 def remember(content: Any) -> None:

@@ -56,6 +56,23 @@ def test_an_unknown_or_a_missing_argument_is_named():
         spec("torch.nn:Linear", in_features=2).build()
 
 
+def of_any(first, /, second, *, third, **more):
+    raise AssertionError("it was called")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "needs the argument 'first'"),
+        ({"first": 1, "second": 2, "third": 3}, "must take the argument 'first' by name"),
+        ({"other": 1}, "needs the argument 'first'"),
+    ],
+)
+def test_arguments_are_looked_at_before_a_call_whatever_else_it_takes(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        spec(of_any, **arguments).build()
+
+
 def test_what_is_built_must_be_what_was_expected():
     with pytest.raises(ValueError, match="ReLU is not a subclass of Linear"):
         spec("torch.nn:ReLU").build(nn.Linear)

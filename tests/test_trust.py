@@ -386,6 +386,16 @@ def test_the_handler_the_table_and_a_traceback_print_escapes(capsys):
         assert "x" in text and all(c.isprintable() or c == "\n" for c in text)
 
 
+def test_a_message_is_one_line_whatever_it_names(capsys, monkeypatch):
+    def fail(name, values):
+        raise ValueError(f"there is no {HOSTILE}")
+
+    monkeypatch.setattr("kdnas.cli.commands._execute", fail)
+    assert refusal(capsys, "list", "losses").startswith(
+        r"kdnas list: there is no x\x1b]0;title\x07\x9b2J\u202e\u2066\nnext"
+    )
+
+
 def test_what_grows_in_memory_is_refused_before_it_does(tmp_path, stored):
     weights = tmp_path / "bomb.pth"
     with zipfile.ZipFile(weights, "w", zipfile.ZIP_DEFLATED) as archive:

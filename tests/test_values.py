@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -126,6 +127,20 @@ def test_every_number_of_every_settings_class_is_one():
                 for value in (*NONE, -1, "1", (1,)):
                     refused(partial(dataclasses.replace, whole, **{field.name: value}), field.name, value)
     assert count > 30
+
+
+OF_ARRAYS = (np.float64("nan"), np.float32(2.5), np.int64(3), np.bool_(True), np.array([1]), b"3", 1j, "many", [3])
+
+
+@pytest.mark.parametrize("value", [*NONE, -1, *OF_ARRAYS], ids=repr)
+def test_numbers_of_other_libraries_and_what_is_no_number_are_refused_in_python(tmp_path, value):
+    for name in ("macs", "params", "memory", "size", "latency"):
+        refused(lambda name=name: Budget(**{name: value}), name, value)
+    for name in ("steps", "learning_rate", "seed"):
+        refused(lambda name=name: settings.Recipe(**{name: value}), name, value)
+        arguments = {"data": "digits", "space": "toy", "out": tmp_path / "out", name: value}
+        refused(lambda arguments=arguments: COMMANDS["run"].function(**arguments), name, value)
+    assert not (tmp_path / "out").exists()
 
 
 def numbers(value, *path):

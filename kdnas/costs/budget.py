@@ -7,6 +7,7 @@ from typing import ClassVar, NamedTuple, final
 
 from kdnas.costs.target import Target
 from kdnas.specs import nearest
+from kdnas.values import is_finite, shown
 
 
 class Cost(NamedTuple):
@@ -252,10 +253,12 @@ def _bound(name: str, bound: float | str) -> float:
                 f"a number, with one of the units {known} or none" if "" in units else f"a number with a unit, {known}"
             )
             raise ValueError(f"the bound of {name} must be {rule}, got {bound!r}.") from None
-    elif isinstance(bound, int | float) and not isinstance(bound, bool):
+    elif isinstance(bound, int | float) and not isinstance(bound, bool) and is_finite(bound):
         value = float(bound)
     if not 0 < value < float("inf"):
-        raise ValueError(f"the bound of {name} must be positive and finite, got {bound}.")
+        raise ValueError(
+            f"the bound of {name} must be positive and finite, got {bound if isinstance(bound, str) else shown(bound)}."
+        )
     return value
 
 

@@ -8,12 +8,17 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, Protocol, final
 
+from kdnas.report.content import mapping
 from kdnas.report.side_by_side import flat
-from kdnas.runs.files import read_json, write_json
-from kdnas.runs.folder import METRICS, RunFolder
+from kdnas.runs.files import Damaged, read_bytes, read_json, write_json
+from kdnas.runs.folder import METRICS, Metric, RunFolder
+from kdnas.trust import check_links
+from kdnas.values import Index
 
 Tracker = Literal["tensorboard", "wandb", "mlflow"]
 FOLDER = "tracking"
+_ANEW = "Remove the folder to begin anew."
+_MOST_ID = 64  # bytes
 _POLL = 2.0  # seconds between two looks at the file
 _NESTED = ("losses", "health", "terms")
 
@@ -51,10 +56,11 @@ def track(run: Path, tracker: Tracker, *, follow: bool = False, online: bool = F
     """
     storage = RunFolder(run, builds=False)
     place = storage.path(FOLDER, tracker)
+    check_links(storage.folder, FOLDER)
     sink = _SINKS[tracker](place, f"{run.resolve().parent.name}/{run.resolve().name}", online)
     place.mkdir(parents=True, exist_ok=True)
     state = place / "written.json"
-    written: dict[str, int] = read_json(state, dict, "Remove the folder to begin anew.") if state.exists() else {}
+    written: dict[str, int] = read_json(state, dict[str, Index], _ANEW) if state.exists() else {}
     written.pop("format", None)
     sink.start(dict(flat(storage.manifest["job"])))
     count = 0
@@ -83,10 +89,10 @@ def _has_student(run: Path) -> bool:
 
 def _lines(storage: RunFolder) -> Iterator[tuple[str, int, dict[str, float]]]:
     """Phase, step and numbers of every line, in the order of the file; of nested ones with the names joined."""
-    for line in storage.lines(METRICS):
+    for line in storage.lines(METRICS, Metric):
         numbers = {name: line[name] for name in line if name not in ("step", "total")}
         for name in _NESTED:
-            numbers |= {f"{name}/{key}": value for key, value in (numbers.pop(name, None) or {}).items()}
+            numbers |= {f"{name}/{key}": value for key, value in mapping(numbers.pop(name, None)).items()}
         for name in [name for name, value in numbers.items() if isinstance(value, dict)]:
             numbers |= {f"{name}/{key}": value for key, value in numbers.pop(name).items()}
         yield line["phase"], line["step"], {name: value for name, value in numbers.items() if _is_number(value)}
@@ -96,6 +102,14 @@ def _results(storage: RunFolder) -> Iterator[tuple[str, dict[str, float]]]:
     """The rows of the closing table."""
     for row in storage.results()["rows"]:
         yield f"result/{row['name']}", {name: row[name] for name in row if _is_number(row.get(name))}
+
+
+def _known(mark: Path) -> str:
+    """The id of a tracker's run in a file."""
+    text = read_bytes(mark, _ANEW, _MOST_ID).decode("ascii", "replace")
+    if not text.isalnum():
+        raise Damaged(mark, "holds no id", _ANEW)
+    return text
 
 
 def _is_number(value: Any) -> bool:
@@ -154,7 +168,7 @@ class Wandb:
         self._run = self._wandb.init(
             project=os.environ.get("WANDB_PROJECT", "kdnas"),
             name=self._name,
-            id=mark.read_text(encoding="utf-8"),
+            id=_known(mark),
             resume="allow",
             dir=str(self._place),
             mode="online" if self._online else "offline",
@@ -196,7 +210,7 @@ class Mlflow:
         """Open the run, or go on with it: its id is kept beside the file."""
         self._client, mark = self._open(), self._place / "id"
         if mark.exists():
-            self._id = mark.read_text(encoding="utf-8")
+            self._id = _known(mark)
             return
         known = self._client.get_experiment_by_name("kdnas")
         experiment = known.experiment_id if known else self._client.create_experiment("kdnas")

@@ -30,7 +30,7 @@ from kdnas.runs.files import (
 from kdnas.runs.lock import Busy, hold, is_lock
 from kdnas.runs.places import by_name, digests, forget, located, moved, name_again, portable, settle, weights_digest
 from kdnas.runs.schema import mismatch
-from kdnas.trust import admit, check_links, remember
+from kdnas.trust import admit, check_links, leads_out, remember
 from kdnas.values import Amount, Count, Index, Seed
 
 _log = logging.getLogger(__name__)
@@ -124,7 +124,9 @@ class _Results(TypedDict):
     controls: dict[str, _Control]
 
 
-class _Metric(TypedDict):
+class Metric(TypedDict):
+    """What every line of `metrics.jsonl` has."""
+
     phase: str
     step: Index
 
@@ -353,7 +355,7 @@ class RunFolder:
     def metrics(self, phase: str, before: int | None = None) -> "Metrics":
         """Where to write a phase's metrics; lines of this phase at or after step `before` are taken out first."""
         self.own()
-        metrics = self.lines(METRICS, _Metric)
+        metrics = self.lines(METRICS, Metric)
         lines = [m for m in metrics if m["phase"] != phase or (before is not None and m["step"] < before)]
         _write_lines(self.path(METRICS), lines)
         return Metrics(self.path(METRICS), phase)
@@ -370,7 +372,7 @@ class RunFolder:
             ValueError: strict, and the file is damaged or from a newer version.
         """
         path = self.path(name)
-        if not path.exists():
+        if not self._is_there(path):
             return {}
         try:
             return read_json(path, kind if self.strict else JsonObject, advice)
@@ -380,6 +382,13 @@ class RunFolder:
             reason = error.reason if isinstance(error, Damaged) else f"cannot be read ({error})"
             self.problems.append(f"{path.name} {reason}; it is left out.")
             return {}
+
+    def _is_there(self, path: Path) -> bool:
+        """Whether there is such a file; a reader that is not strict has not looked for links, and follows none out."""
+        if not self.strict and leads_out(path, self.folder):
+            self.problems.append(f"{path.name} is a link that leads out of the run; it is left out.")
+            return False
+        return path.exists()
 
     def lines(self, name: str, kind: Any = JsonObject) -> list[JsonObject]:
         """The objects of a JSON-lines file; a last line cut short by a kill is left out.
@@ -392,7 +401,7 @@ class RunFolder:
             ValueError: strict, and a line is damaged or from a newer version.
         """
         path = self.path(name)
-        if not path.exists():
+        if not self._is_there(path):
             return []
         objects: list[JsonObject] = []
         problems: list[Damaged] = []

@@ -223,6 +223,11 @@ def test_what_cannot_be_data_is_refused(text, message):
         load_data(text)
 
 
+def test_strong_augmentation_is_named_once():
+    with pytest.raises(ValueError, match="strong must be named once"):
+        load_data("strong:" * 2000 + "digits")
+
+
 def test_strong_augmentation_is_drawn_from_the_step_stays_in_range_and_changes_images():
     made = load_data("strong:tests.toy:data").build(Data)
     assert made.augmentation == "strong_shift"

@@ -162,3 +162,45 @@ def test_mlflow_has_every_step_once_in_its_file(run):
     history = [(metric.step, metric.value) for metric in client.get_metric_history(name, "train/losses/largest")]
     assert sorted(history) == [(0, 1.0), (1, 0.5), (2, pytest.approx(1 / 3)), (3, 0.125)]
     assert client.get_run(name).data.params["train.recipe.steps"] == "9"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("tracking/tensorboard/written.json", '{"train": "x"}', "its 'train' must be a whole number"),
+        ("tracking/tensorboard/written.json", "[", "cannot be read"),
+        ("metrics.jsonl", '{"phase": "train"}\n', "has no 'step'"),
+        ("metrics.jsonl", '{"phase": 3, "step": 1}\n', "its 'phase' must be a text"),
+        ("metrics.jsonl", '{"phase": "train", "step": -1}\n', "its 'step' must be at least 0"),
+    ],
+)
+def test_damaged_files_are_one_sentence(run, notes, name, content, message):
+    path = run.path(name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content)
+    with pytest.raises(ValueError, match=message):
+        job.track(run.folder, "tensorboard")
+
+
+def test_what_is_no_number_in_a_line_is_left_out(run, notes):
+    run.path("metrics.jsonl").write_text('{"phase": "train", "step": 1, "losses": [1], "terms": "x", "lr": null}\n')
+    job.track(run.folder, "tensorboard")
+    assert notes.lines == [("train", 1, {})]
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"../x", b"a" * 100])
+def test_an_id_that_is_none_is_one_sentence(tmp_path, content):
+    (tmp_path / "id").write_bytes(content)
+    with pytest.raises(ValueError, match="is damaged"):
+        job._known(tmp_path / "id")
+
+
+def test_nothing_is_written_through_a_link(run, notes, tmp_path, capsys):
+    (tmp_path / "elsewhere").mkdir()
+    for place in (run.path("tracking"), run.path("tracking", "tensorboard")):
+        place.parent.mkdir(exist_ok=True)
+        place.symlink_to(tmp_path / "elsewhere")
+        with pytest.raises(ValueError, match="is a link that leads out"):
+            job.track(run.folder, "tensorboard")
+        place.unlink()
+    assert not list((tmp_path / "elsewhere").iterdir())

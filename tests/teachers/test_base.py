@@ -128,6 +128,12 @@ def test_weights_of_another_network_or_another_format_are_refused(tmp_path):
         load_weights(small(), tmp_path / "none.safetensors")
 
 
+@pytest.mark.parametrize("kind", ["streamed:", "ensemble:", "route:", "ensemble:streamed:"])
+def test_teachers_are_nested_to_an_end(kind):
+    with pytest.raises(ValueError, match="a teacher must name at most 100 others"):
+        load_teacher(kind * 2000 + "timm:resnet18")
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [("torchvision:resnt18@w.safetensors", "Did you mean"), ("fitt", "a teacher is fit"), ("a.b:c", "cannot import")],
