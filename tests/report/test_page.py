@@ -4,6 +4,7 @@ import html.parser
 import json
 import math
 import random
+import shutil
 from pathlib import Path
 
 import pytest
@@ -410,7 +411,8 @@ def test_a_partial_folder_gives_a_whole_page_and_the_next_command(demo, tmp_path
     folder = tmp_path / "my run"
     folder.mkdir()
     for name in kept:
-        (folder / name).symlink_to(demo / name)
+        copy = shutil.copytree if (demo / name).is_dir() else shutil.copyfile
+        copy(demo / name, folder / name)
     page = Walk(read(folder))
     assert tuple(i for i in page.ids if i in SECTIONS) == SECTIONS
     if "results.json" in kept:
@@ -423,6 +425,17 @@ def test_a_partial_folder_gives_a_whole_page_and_the_next_command(demo, tmp_path
     assert "Next:" in page.said
     command = page.text[next(i for i, t in enumerate(page.text) if "Next:" in t) + 1]
     assert command.startswith(f"kdnas {step} '") and "my run" in command
+
+
+def test_links_out_of_a_run_are_left_out(demo, tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    shutil.copyfile(demo / "run.json", folder / "run.json")
+    for name in ("results.json", "students"):
+        (folder / name).symlink_to(demo / name)
+    said = Walk(read(folder)).said
+    assert "results.json is a link that leads out of the run; it is left out." in said
+    assert "student.json is a link that leads out of the run; it is left out." in said
 
 
 def test_files_cut_short_are_named_and_the_rest_is_shown(demo, tmp_path):
