@@ -1,16 +1,18 @@
-"""Early stopping of evaluations: Optuna's pruners on the intermediate scores of a scorer."""
+"""Early stopping of evaluations: Optuna's pruners on the intermediate scores of a scorer.
+
+Optuna is imported by what uses it: every job imports this module, and few have a pruner.
+"""
 
 import inspect
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from typing import final
-
-import optuna
-from optuna.pruners import BasePruner
-from optuna.trial import TrialState
+from typing import TYPE_CHECKING, final
 
 from kdnas.scorers.base import Score, Scorer
 from kdnas.specs import Spec, nearest, parse_spec, resolve
+
+if TYPE_CHECKING:
+    import optuna
 
 
 @final
@@ -52,6 +54,8 @@ class EarlyStopping:
         self._judged((Score(value, {}) for value in scores), score.share)
 
     def _judged(self, scores: Iterable[Score], share: float | None) -> Score:
+        from optuna.trial import TrialState
+
         trial = self.study.ask()
         intermediate: dict[str, float] = {}
         last: tuple[Score, int] | None = None
@@ -104,14 +108,16 @@ def survivors(pruner_spec: Spec, resources: Sequence[int], curves: Sequence[Sequ
     return [index for index in alive if goes_on(index)] or [max(alive, key=lambda index: curves[index][-1])]
 
 
-def _study(pruner_spec: Spec, resources: Sequence[int]) -> optuna.Study:
+def _study(pruner_spec: Spec, resources: Sequence[int]) -> "optuna.Study":
     """A study in memory whose pruner has the resources' range by default."""
+    import optuna
+
     low, high = resources[0], resources[1]
     known = {"min_resource": low, "max_resource": resources[-1], "reduction_factor": max(2, round(high / low))}
     parameters = inspect.signature(resolve(pruner_spec.make)).parameters
     arguments = dict(pruner_spec.arguments)
     pruner = pruner_spec.replace(**{k: v for k, v in known.items() if k in parameters and k not in arguments}).build(
-        BasePruner
+        optuna.pruners.BasePruner
     )
     before = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -130,6 +136,8 @@ def parse_pruner(text: str) -> Spec:
     Raises:
         ValueError: an unknown name; the message has the nearest one.
     """
+    import optuna
+
     name, *options = text.split(",")
     if ":" not in name:
         classes = [n for n in optuna.pruners.__all__ if n.endswith("Pruner") and n != "BasePruner"]

@@ -188,3 +188,11 @@ def test_a_share_is_of_the_space_s_largest_network(tmp_path):
     assert max(entry.macs for entry in run.ranking()) <= 0.6 * largest
     assert json.loads((tmp_path / "run" / "run.json").read_text())["job"]["search"]["budget"]["macs"] == "60%"
     assert run.experiment.search.budget == kdnas.Budget(macs="60%")
+
+
+def test_jobs_import_little_beside_torch():
+    """Half a second at most: libraries that are slow to import are imported by what uses them."""
+    slow = ["optuna", "scipy.stats", "sklearn", "torchvision", "onnx", "networkx", "timm", "sqlalchemy"]
+    jobs = ", ".join(f"kdnas.jobs.{job}" for job in ("chain", "prune", "compare", "grow", "plan", "doctor"))
+    program = f"import sys, {jobs}; print([name for name in {slow} if name in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout == "[]\n"
