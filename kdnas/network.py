@@ -8,7 +8,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from kdnas.blocks.basic import AttentionMap, resize
+from kdnas.blocks.basic import AttentionMap, enlarge, resize
 from kdnas.outputs import Outputs
 from kdnas.space import Blueprint, Layer
 from kdnas.specs import Spec
@@ -63,7 +63,7 @@ BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 class Network(nn.Module):
     """Stem, stages, head. A student is one of these, and so is a teacher trained here.
 
-    Images of another size than the blueprint's are resized (bicubic, antialiased).
+    Images of another size than the blueprint's are resized (bicubic, antialiased); those of a dense blueprint are not.
     """
 
     def __init__(self, blueprint: Blueprint) -> None:
@@ -74,13 +74,14 @@ class Network(nn.Module):
         self.head = build(blueprint.head)
 
     def forward(self, images: Tensor) -> Outputs:
-        """Logits `[batch, classes]`, one feature map per stage, and every attention layer's map."""
+        """Logits, `[batch, classes]` or dense ones, one feature map per stage, and every attention layer's map."""
         with attention_maps(self.modules()) as attentions:
-            x, features = self.stem(resize(images, *self.blueprint.image[1:])), []
+            x, features = self.stem(as_input(images, self.blueprint)), []
             for stage in self.stages:
                 x = stage(x)
                 features.append(x)
-            return Outputs(self.head(x), tuple(features), tuple(attentions), images=images)
+            logits = as_logits(self.head(x), images, self.blueprint)
+            return Outputs(logits, tuple(features), tuple(attentions), images=images)
 
     def remaining_layers(self, stage: int, feature: Tensor) -> Tensor:
         """The logits that the layers after a stage compute from this map instead of the stage's own output.
@@ -92,6 +93,16 @@ class Network(nn.Module):
             for part in later:
                 feature = part(feature)
         return feature
+
+
+def as_input(images: Tensor, blueprint: Blueprint) -> Tensor:
+    """Images as the stem of a network takes them."""
+    return images if blueprint.dense else resize(images, *blueprint.image[1:])
+
+
+def as_logits(outputs: Tensor, images: Tensor, blueprint: Blueprint) -> Tensor:
+    """The logits of a network from what its head returns."""
+    return enlarge(outputs, images) if blueprint.dense else outputs
 
 
 @contextmanager

@@ -75,15 +75,25 @@ def _is_installed(module: str) -> bool:
         return False
 
 
-def exported(module: nn.Module, example: Tensor, *, any_batch: bool) -> torch.export.ExportedProgram:
+def _dynamic(any_batch: bool, any_size: bool) -> Any:
+    """Which axes of an input are free."""
+    axes = {0: torch.export.Dim("batch")} if any_batch else {}
+    axes |= {2: torch.export.Dim("height"), 3: torch.export.Dim("width")} if any_size else {}
+    return (axes,) if axes else None
+
+
+def exported(
+    module: nn.Module, example: Tensor, *, any_batch: bool, any_size: bool = False
+) -> torch.export.ExportedProgram:
     """The module as a program of `torch.export`, without notes on where its code was.
 
     Args:
         module: from one tensor to one tensor.
         example: an input; of at least two images where the batch size is free, as one would be taken for a constant.
         any_batch: whether the batch size is free.
+        any_size: whether height and width are.
     """
-    shapes = ({0: torch.export.Dim("batch")},) if any_batch else None
+    shapes = _dynamic(any_batch, any_size)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's own deprecations
         program = torch.export.export(module, (example,), dynamic_shapes=shapes)
@@ -92,10 +102,10 @@ def exported(module: nn.Module, example: Tensor, *, any_batch: bool) -> torch.ex
     return program
 
 
-def pt2_bytes(module: nn.Module, example: Tensor) -> bytes:
-    """The content of a `.pt2` file for any batch size."""
+def pt2_bytes(module: nn.Module, example: Tensor, *, any_size: bool = False) -> bytes:
+    """The content of a `.pt2` file for any batch size, and perhaps any height and width."""
     buffer = io.BytesIO()
-    torch.export.save(exported(module, example, any_batch=True), buffer)
+    torch.export.save(exported(module, example, any_batch=True, any_size=any_size), buffer)
     return buffer.getvalue()
 
 
@@ -110,6 +120,7 @@ def onnx_bytes(
     example: Tensor,
     *,
     any_batch: bool = True,
+    any_size: bool = False,
     names: tuple[str, str] = ("images", "logits"),
     metadata: Mapping[str, str] = {},
 ) -> bytes:
@@ -119,6 +130,7 @@ def onnx_bytes(
         module: from one tensor to one tensor.
         example: an input; of at least two images where the batch size is free.
         any_batch: whether the batch size is free.
+        any_size: whether height and width are.
         names: of input and output.
         metadata: texts by name, stored in the file.
 
@@ -134,7 +146,7 @@ def onnx_bytes(
             module,
             (example,),
             dynamo=True,
-            dynamic_shapes=({0: torch.export.Dim("batch")},) if any_batch else None,
+            dynamic_shapes=_dynamic(any_batch, any_size),
             input_names=[names[0]],
             output_names=[names[1]],
             opset_version=_OPSET,

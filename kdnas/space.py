@@ -62,12 +62,15 @@ class Blueprint:
         stages: each a sequence of layers; losses see the output of every stage.
         head: reads the last stage's output, returns logits.
         image: channels, height and width of the images the network computes on.
+        dense: whether it takes images of any size, of which `image` is the one that costs are counted at, and its
+            logits, `[batch, classes, height, width]`, are enlarged to the size of the images (bilinear).
     """
 
     stem: Layer
     stages: tuple[tuple[Layer, ...], ...]
     head: Layer
     image: tuple[int, int, int]
+    dense: bool = False
 
     def named_layers(self) -> Iterator[tuple[str, Layer]]:
         """Position and layer, in order of execution."""
@@ -89,6 +92,7 @@ class Blueprint:
             "stem": _layer_json(self.stem),
             "stages": [list(map(_layer_json, stage)) for stage in self.stages],
             "head": _layer_json(self.head),
+            **({"dense": True} if self.dense else {}),
         }
 
     @classmethod
@@ -100,6 +104,7 @@ class Blueprint:
             tuple(tuple(map(_layer_from_json, stage)) for stage in value["stages"]),
             _layer_from_json(value["head"]),
             (channels, height, width),
+            value.get("dense", False) is True,
         )
 
 
@@ -153,6 +158,9 @@ class SearchSpace(abc.ABC):
 
     smallest_is_cheapest: ClassVar[bool] = False
     """Whether no architecture has fewer params, MACs or bytes of activations than the smallest."""
+
+    dense: ClassVar[bool] = False
+    """Whether its networks classify every position of an image, and take images of any size."""
 
     digits: ClassVar[str] = "0123456789abcdefghijklmnopqrstuvwxyz"
     """The digits of a choice's first option, second option and so on in a code."""
@@ -247,12 +255,16 @@ class SearchSpace(abc.ABC):
         if blueprint is None:
             canonical = self.canonical(architecture)
             stem, stages, head = self.layers(canonical)
-            side = canonical.integer("resolution") if "resolution" in canonical else self.resolutions[0]
-            blueprint = Blueprint(stem, stages, head, (self.image_channels, side, side))
+            blueprint = Blueprint(stem, stages, head, (self.image_channels, *self.size_of(canonical)), self.dense)
             if len(self._blueprints) >= _CACHE_SIZE:
                 self._blueprints.clear()
             self._blueprints[architecture] = blueprint
         return blueprint
+
+    def size_of(self, architecture: Architecture) -> tuple[int, int]:
+        """Height and width of the images that a canonical architecture computes on."""
+        side = architecture.integer("resolution") if "resolution" in architecture else self.resolutions[0]
+        return side, side
 
     @functools.cached_property
     def _blueprints(self) -> dict[Architecture, Blueprint]:
@@ -430,8 +442,15 @@ class SearchSpace(abc.ABC):
 
         return extend({}, 0)
 
-    def fitted(self, *, classes: int, image_channels: int) -> Self:
-        """The same space for data with other classes and channels."""
+    def fitted(self, *, classes: int, image_channels: int, size: tuple[int, int] | None = None) -> Self:
+        """The same space for data with other classes and channels.
+
+        Args:
+            classes: number of classes.
+            image_channels: channels of an image.
+            size: height and width of the images, for networks that do not resize them.
+        """
+        del size
         return dataclasses.replace(self, classes=classes, image_channels=image_channels)
 
     @property

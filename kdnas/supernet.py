@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from kdnas.architecture import Architecture, Value
-from kdnas.blocks.basic import AttentionMap, DropPath, resize
-from kdnas.network import BATCH_NORMS, Network, attention_maps, build
+from kdnas.blocks.basic import AttentionMap, DropPath
+from kdnas.network import BATCH_NORMS, Network, as_input, as_logits, attention_maps, build
 from kdnas.outputs import Outputs
 from kdnas.space import Layer, SearchSpace
 
@@ -107,7 +107,7 @@ class Supernet(nn.Module):
             self.uses.update(architecture.items())
         blueprint = self.space.blueprint(architecture)
         modes = {"regularise": regularise, "batch_statistics": batch_statistics}
-        x = self.run("stem", blueprint.stem, resize(images, *blueprint.image[1:]), **modes)
+        x = self.run("stem", blueprint.stem, as_input(images, blueprint), **modes)
         features: list[Tensor] = []
         attentions: list[Tensor] = []
         for i, stage in enumerate(blueprint.stages):
@@ -117,7 +117,7 @@ class Supernet(nn.Module):
                     x = self.run(name, layer, x, **modes)
                 attentions += maps
             features.append(x)
-        logits = self.run("head", blueprint.head, x, **modes)
+        logits = as_logits(self.run("head", blueprint.head, x, **modes), images, blueprint)
         return Outputs(logits, tuple(features), tuple(attentions), images=images)
 
     def remaining_layers(self, stage: int, feature: Tensor, architecture: Architecture) -> Tensor:

@@ -70,6 +70,11 @@ def activation_named(name: str) -> nn.Module:
     return activations[name]()
 
 
+def enlarge(x: Tensor, images: Tensor) -> Tensor:
+    """A map `[batch, channels, h, w]` in the height and width of the images, bilinear."""
+    return F.interpolate(x, (images.shape[2], images.shape[3]), mode="bilinear", align_corners=False)
+
+
 def resize(images: Tensor, height: int, width: int) -> Tensor:
     """Images `[batch, channels, h, w]` resized to `[batch, channels, height, width]`; of that size, unchanged."""
     if images.shape[2] == height and images.shape[3] == width:

@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kdnas.blocks.basic import resize
-from kdnas.network import Network
+from kdnas.network import Network, as_input, as_logits
 from kdnas.runtimes import onnx_bytes, quantized, require
 from kdnas.space import Blueprint
 
@@ -63,16 +62,14 @@ class _Shipped(nn.Module):
     def __init__(self, blueprint: Blueprint) -> None:
         super().__init__()
         network = Network(blueprint)
-        channels, self.height, self.width = blueprint.image
+        self.blueprint, channels = blueprint, blueprint.image[0]
         self.register_buffer("mean", torch.full((channels, 1, 1), 0.5), persistent=False)
         self.register_buffer("std", torch.full((channels, 1, 1), 0.25), persistent=False)
         self.stem, self.stages, self.head = network.stem, nn.Sequential(*network.stages), network.head
 
     def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.head(
-            self.stages(self.stem((resize(images, self.height, self.width) - self.mean) / self.std))
-        )
-        return logits
+        x = (as_input(images, self.blueprint) - self.mean) / self.std
+        return as_logits(self.head(self.stages(self.stem(x))), images, self.blueprint)
 
 
 def _integer_bytes(blueprint: Blueprint) -> int:

@@ -16,6 +16,7 @@ from kdnas.data.pixels import as_pixels
 from kdnas.plain import printable
 from kdnas.preprocessing import Preprocessing
 from kdnas.randomness import torch_rng
+from kdnas.space import SearchSpace
 from kdnas.specs import check_literals
 from kdnas.tasks.base import Task
 from kdnas.tasks.classification import CLASSIFICATION
@@ -164,6 +165,11 @@ class Data:
                 f"`take` of the {name} part must return float32 [count, channels, height, width], got {image.dtype} "
                 f"{tuple(image.shape)}."
             )
+        if self.task.dense and part.labels.shape[-2:] != image.shape[2:]:
+            raise ValueError(
+                f"labels of the {name} part must have the size of the images, {tuple(image.shape[2:])}, got "
+                f"{tuple(part.labels.shape[-2:])}."
+            )
         return tuple(image.shape[1:])
 
     @cached_property
@@ -198,6 +204,21 @@ class Data:
     def image(self) -> tuple[int, int, int]:
         """Channels, height and width of an image."""
         return self.channels, self.preprocessing.height, self.preprocessing.width
+
+    def fitted(self, space: SearchSpace) -> SearchSpace:
+        """The space for the classes and images of these data.
+
+        Raises:
+            ValueError: its networks answer for images and the task is about pixels, or the other way round.
+        """
+        if space.dense != self.task.dense:
+            kinds = "whole images", "every pixel"
+            raise ValueError(
+                f"the networks of the space {space.name or type(space).__name__} answer for {kinds[space.dense]}, the "
+                f"task {self.task.name} needs answers for {kinds[self.task.dense]}. Use "
+                f"--space {'elastic_segmenter' if self.task.dense else 'elastic_resnet'}, for example."
+            )
+        return space.fitted(classes=self.classes, image_channels=self.channels, size=self.image[1:])
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """Pixels in [0, 1] as a student's input."""

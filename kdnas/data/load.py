@@ -10,11 +10,12 @@ from kdnas.data.base import Data
 from kdnas.data.builtin import digits
 from kdnas.data.cifar import cifar10, cifar100
 from kdnas.data.folders import folder
+from kdnas.data.masks import masks
 from kdnas.data.sources import csv, hf, npz, parquet, wds
 from kdnas.specs import Spec, check_typed, nearest, resolve, spec, split_options
 
 _FORMS = (
-    "digits, folder:PATH, hf:FOLDER_OR_NAME, parquet:FILES, wds:FILES, csv:FILE, npz:FILE, cifar10:PATH, "
+    "digits, folder:PATH, masks:PATH, hf:FOLDER_OR_NAME, parquet:FILES, wds:FILES, csv:FILE, npz:FILE, cifar10:PATH, "
     "cifar100:PATH, package.module:function or strong:TEXT"
 )
 
@@ -36,10 +37,10 @@ def load_data(text: str, **options: object) -> Spec:
     """The Spec of a data set by its name on the command line.
 
     Args:
-        text: `digits`, `folder:PATH`, `hf:FOLDER_OR_NAME` of the library datasets, `parquet:FILES`, `wds:FILES` of
-            webdataset, `csv:FILE`, `npz:FILE`, `cifar10:PATH`, `cifar100:PATH`, or `package.module:function`;
-            `strong:TEXT` is one of them under strong augmentation. Arguments of the loader follow as in
-            `folder:PATH,size=64`.
+        text: `digits`, `folder:PATH`, `masks:PATH` (for segmentation), `hf:FOLDER_OR_NAME` of the library datasets,
+            `parquet:FILES`, `wds:FILES` of webdataset, `csv:FILE`, `npz:FILE`, `cifar10:PATH`, `cifar100:PATH`, or
+            `package.module:function`; `strong:TEXT` is one of them under strong augmentation. Arguments of the loader
+            follow as in `folder:PATH,size=64`.
         **options: arguments of the loader, such as `size`.
 
     Raises:
@@ -59,7 +60,7 @@ def load_data(text: str, **options: object) -> Spec:
         return spec(strong, data=load_data(rest, **options))
     name, typed = _typed(text)
     kind, colon, path = name.partition(":")
-    loaders = {"digits": digits, "folder": folder, "cifar10": cifar10, "cifar100": cifar100}
+    loaders = {"digits": digits, "folder": folder, "masks": masks, "cifar10": cifar10, "cifar100": cifar100}
     loaders |= {"hf": hf, "parquet": parquet, "wds": wds, "csv": csv, "npz": npz}
     if kind in loaders:
         if kind != "digits" and not path:

@@ -10,11 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdnas.architecture import Architecture, Choice, Value
-from kdnas.blocks.basic import resize
 from kdnas.costs.count import feature_shapes
 from kdnas.distillers.base import Batch, Distiller, Model, Parallel, Schedule, Step
 from kdnas.losses.stage_pairs import Adapter
-from kdnas.network import Network
+from kdnas.network import Network, as_input
 from kdnas.numerics import as_map, same_positions
 from kdnas.outputs import Outputs
 from kdnas.randomness import python_rng
@@ -162,7 +161,7 @@ class BlockWise(Distiller):
         ratings = []
         for block, stage in enumerate(student.stages):
             if block == 0:
-                x = student.stem(resize(images, *student.blueprint.image[1:]))
+                x = student.stem(as_input(images, student.blueprint))
             else:
                 x = self.entry(block, teacher, student.blueprint)
             ratings.append(self.rating(block, stage(x), teacher))
@@ -186,7 +185,7 @@ class BlockWise(Distiller):
     def _run(self, model: Supernet, block: int, architecture: Architecture, images: Tensor, teacher: Outputs) -> Tensor:
         blueprint = model.space.blueprint(architecture)
         if block == 0:
-            x = model.run("stem", blueprint.stem, resize(images, *blueprint.image[1:]))
+            x = model.run("stem", blueprint.stem, as_input(images, blueprint))
         else:
             x = self.entry(block, teacher, blueprint)
         for index, layer in enumerate(blueprint.stages[block]):

@@ -7,10 +7,9 @@ import torch
 from torch import Tensor
 
 from kdnas.architecture import Architecture
-from kdnas.blocks.basic import resize
 from kdnas.distillers.block_wise import BlockWise, stages_of
 from kdnas.jobs._run import Run
-from kdnas.network import modes
+from kdnas.network import as_input, modes
 from kdnas.ranking.exact import BlockTable, best, blocks_of
 from kdnas.ranking.loop import entry_of
 from kdnas.runs.entry import Entry
@@ -67,7 +66,7 @@ class _Rater:
             if self.walk:
                 x = self.supernet.run(step[0], step[1], self.walk[-1][1], batch_statistics=True)
             elif block == 0:
-                x = resize(self.evidence.images, *blueprint.image[1:])
+                x = as_input(self.evidence.images, blueprint)
             else:
                 x = self.distiller.entry(block, self.evidence.teacher, blueprint)
             self.walk.append((step, x))

@@ -65,7 +65,7 @@ class Task:
     @property
     def fitted(self) -> SearchSpace:
         """The space with the data's classes and channels."""
-        return self.space.fitted(classes=self.data.classes, image_channels=self.data.channels)
+        return self.data.fitted(self.space)
 
 
 class Contestant(abc.ABC):

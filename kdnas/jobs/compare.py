@@ -80,7 +80,7 @@ def compare(settings: Compare, folder: Path) -> dict[str, Any]:
         Infeasible: no network is within the budget.
     """
     data: Data = settings.data.build(Data)
-    space = settings.space.fitted(classes=data.classes, image_channels=data.channels)
+    space = data.fitted(settings.space)
     check = BudgetCheck(space, settings.budget)
     check_feasible(check, python_rng(settings.seed, "feasible"))
     if not (folder / COMPARISON).exists():
@@ -137,7 +137,9 @@ class _Comparison:
     def _fit_teacher(self, fit: FitTeacher) -> Spec:
         """The teacher fitted here, in a run of its own, with as many steps as its share of the time allows."""
         if self.state.teacher_job is None:
-            blueprint = fitted_teacher(self.data.image, self.data.classes, fit.blocks, fit.width)
+            blueprint = fitted_teacher(
+                self.data.image, self.data.classes, fit.blocks, fit.width, dense=self.data.task.dense
+            )
             each = timed_step(partial(Network, blueprint), FromLabels(), self.data, None, Recipe())
             epochs = 30 * len(self.data.train) // min(128, len(self.data.train))
             steps = max(LEAST_STEPS, min(epochs, int(_TEACHER_SHARE * self.settings.max_time / each)))

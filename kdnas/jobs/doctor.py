@@ -17,7 +17,6 @@ from kdnas.jobs._rehearsal import phases, rehearsal, short_recipe, short_teacher
 from kdnas.jobs.prune import prune
 from kdnas.runs.folder import METRICS, RunFolder
 from kdnas.settings import Experiment, FitTeacher, Prune
-from kdnas.space import SearchSpace
 from kdnas.specs import Spec
 
 _STEPS, _EVALUATIONS = 3, 3
@@ -106,12 +105,8 @@ def _check_settings(
         diagnosis.gather("training", lambda recipe=recipe: recipe_findings(recipe, data))
     if isinstance(settings, Prune):
         return
-    fitted = settings.train.space.fitted
-
-    def space() -> SearchSpace:
-        return fitted(classes=data.classes, image_channels=data.channels)
-
-    fitting = diagnosis.attempt("space", space)
+    train = settings.train
+    fitting = diagnosis.attempt("space", lambda: data.fitted(train.space))
     if fitting is None:
         return
     decided = options["size"] is not None

@@ -95,7 +95,7 @@ def _fit_member(settings: FitTeacher, data: Data, storage: RunFolder, phase: str
 def member_training(settings: FitTeacher, data: Data, member: int = 1) -> Training:
     """The training of a teacher, or of the member of this 1-based number, before its first step."""
     recipe = dataclasses.replace(settings.recipe, seed=settings.recipe.seed + member - 1)
-    blueprint = fitted_teacher(data.image, data.classes, settings.blocks, settings.width)
+    blueprint = fitted_teacher(data.image, data.classes, settings.blocks, settings.width, dense=data.task.dense)
     network = initialised(lambda: Network(blueprint), recipe.seed)
     return Training(network, _Labels(), data, None, recipe, default_device())
 

@@ -102,7 +102,7 @@ def grow(settings: Grow, folder: Path) -> dict[str, Any]:
     """
     data: Data = settings.data.build(Data)
     if not (folder / MANIFEST).exists():
-        space = settings.space.fitted(classes=data.classes, image_channels=data.channels)
+        space = data.fitted(settings.space)
         preflight(data, folder=folder, space=space, recipe=settings.recipe, budget=settings.budget)
     storage = RunFolder.create(folder, settings.to_json(), settings.recipe.seed)
     record_data(storage, data)
@@ -152,7 +152,7 @@ class _Growth:
 
     def __init__(self, settings: Grow, storage: RunFolder, data: Data) -> None:
         self.settings, self.storage, self.data = settings, storage, data
-        self.space = settings.space.fitted(classes=data.classes, image_channels=data.channels)
+        self.space = data.fitted(settings.space)
 
     def grow(self, name: str, settings: Grow) -> SubnetEnsemble:
         """An ensemble, each member chosen among candidates."""

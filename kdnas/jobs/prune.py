@@ -163,7 +163,7 @@ def begin(settings: Prune, storage: RunFolder) -> "Job":
 
 def _untrained(choice: FitTeacher, data: Data, seed: int) -> Source:
     """The source that a fitted teacher will be, with fresh weights."""
-    blueprint = fitted_teacher(data.image, data.classes, choice.blocks, choice.width)
+    blueprint = fitted_teacher(data.image, data.classes, choice.blocks, choice.width, dense=data.task.dense)
     teacher = Frozen(initialised(lambda: Network(blueprint), seed), preprocessing=data.preprocessing)
     return load("teacher", teacher if choice.members == choice.snapshots == 1 else None, data, seed)
 

@@ -30,7 +30,7 @@ def taps_table(teacher: str, space: str, data: str, by: str) -> str:
     if not isinstance(source, Spec):
         raise ValueError("the teacher fit exists in a run only. Give checkpoint:RUN/teacher.")
     module = build_teacher(source, loaded)
-    fitted = load_space(space).fitted(classes=loaded.classes, image_channels=loaded.channels)
+    fitted = loaded.fitted(load_space(space))
     supernet = initialised(lambda: Supernet(fitted), 0).eval()
     pixels = loaded.search.take(torch.arange(min(8, len(loaded.search))))
     with torch.no_grad():

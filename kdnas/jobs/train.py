@@ -37,7 +37,7 @@ def train(experiment: Experiment, folder: Path, *, size_chosen: bool = False) ->
     data: Data | None = None
     if not (folder / MANIFEST).exists() or RunFolder(folder).is_blank:
         data = loaded = experiment.train.data.build(Data)
-        space = experiment.train.space.fitted(classes=loaded.classes, image_channels=loaded.channels)
+        space = loaded.fitted(experiment.train.space)
         check_experiment(experiment, space)
         preflight(
             loaded,

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from kdnas.architecture import Architecture
-from kdnas.blocks.basic import resize
 from kdnas.data.base import Data
-from kdnas.network import Network, batch_statistics, modes
+from kdnas.network import Network, as_input, as_logits, batch_statistics, modes
 from kdnas.outputs import Outputs
 from kdnas.randomness import python_rng
 from kdnas.space import Blueprint, SearchSpace
@@ -341,7 +340,7 @@ def _walked(
             for step in path[shared:]:
                 name, layer, stage = step
                 if layer is None:
-                    x = resize(evidence.images, *blueprint.image[1:])
+                    x = as_input(evidence.images, blueprint)
                 else:
                     x = supernet.run(name, layer, walk[-1][1], batch_statistics=True)
                     layer_count.evaluated += 1
@@ -350,8 +349,9 @@ def _walked(
             layer_count.one_by_one += len(path) - 1
             if shared != len(path) or not latest:  # else another spelling of the network just scored
                 stages = [digests for step, _, digests in walk if step[2] is not None]
+                logits = as_logits(walk[-1][1], evidence.images, blueprint)
                 latest = [
-                    scorer.judge(walk[-1][1], [digests[i] for digests in stages], evidence)
+                    scorer.judge(logits, [digests[i] for digests in stages], evidence)
                     for i, scorer in enumerate(scorers)
                 ]
             for column, score in zip(scores, latest, strict=True):

@@ -14,6 +14,7 @@ from kdnas.spaces.mbconv import Stage as Stage
 from kdnas.spaces.mbconv import Stem as Stem
 from kdnas.spaces.resnet import ResNet as ResNet
 from kdnas.spaces.resnet import ResNetStage as ResNetStage
+from kdnas.spaces.segmenter import Segmenter as Segmenter
 from kdnas.spaces.shuffle import Shuffle as Shuffle
 from kdnas.spaces.shuffle import ShuffleStage as ShuffleStage
 from kdnas.spaces.toy import Toy as Toy

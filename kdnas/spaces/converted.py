@@ -118,7 +118,7 @@ class Converted(SearchSpace):
                 choices += _part_choices(f"stage{index}.block{place}", part, name if optional else None, place + 1)
         return (*choices, *_part_choices("head", self.head))
 
-    def fitted(self, *, classes: int, image_channels: int) -> Self:
+    def fitted(self, *, classes: int, image_channels: int, size: tuple[int, int] | None = None) -> Self:
         """The same space for data with other classes and channels.
 
         Raises:
@@ -131,7 +131,7 @@ class Converted(SearchSpace):
                     f"the converted network {self._title} has {own} {what}, the data {number}, and its layers cannot "
                     f"follow. Use data with {own} {what}, or convert a network for {number}."
                 )
-        return super().fitted(classes=classes, image_channels=image_channels)
+        return super().fitted(classes=classes, image_channels=image_channels, size=size)
 
     def with_number(self, name: str, number: int) -> Self:
         """The space with a number in place of `classes` or `channels`, which the data then cannot change."""

@@ -111,6 +111,7 @@ class Card:
         Its keys `format`, `input` and `output` describe how to use the files beside it; `to_text` adds their checksums.
         """
         p = self.preprocessing
+        size: list[Any] = ["height", "width"] if self.blueprint.dense else [p.height, p.width]
         return {
             "format": _FORMAT,
             "architecture": None if self.architecture is None else dict(self.architecture),
@@ -118,11 +119,14 @@ class Card:
             "cost": self.cost._asdict(),
             "input": {
                 "name": "images",
-                "shape": ["batch", len(p.mean), p.height, p.width],
+                "shape": ["batch", len(p.mean), *size],
                 "dtype": "float32",
                 "values": f"0 to 1, not normalised: {SOURCE} and {GRAPH} do that inside",
             },
-            "output": {"name": "logits", "shape": ["batch", len(self.class_names)]},
+            "output": {
+                "name": "logits",
+                "shape": ["batch", len(self.class_names), *(size if self.blueprint.dense else [])],
+            },
             "preprocessing": unstructure(p),
             "class_names": list(self.class_names),
             **({"answers": self.answers} if self.answers != "classes" else {}),

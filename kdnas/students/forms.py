@@ -116,7 +116,14 @@ class Draft(NamedTuple):
 
 def _pt2(draft: Draft) -> Record:
     path = draft.folder / PROGRAM
-    write_bytes(path, pt2_bytes(draft.interface.module(draft.student), example_of(draft.card.preprocessing)))
+    write_bytes(
+        path,
+        pt2_bytes(
+            draft.interface.module(draft.student),
+            example_of(draft.card.preprocessing),
+            any_size=draft.card.blueprint.dense,
+        ),
+    )
     return draft.record(PROGRAM, pt2_function(path))
 
 
@@ -124,7 +131,13 @@ def _onnx(draft: Draft) -> Record:
     interface, card = draft.interface, draft.card
     names = json.dumps(list(card.class_names), ensure_ascii=False)
     metadata = {"class_names": names, **vars(interface)}
-    content = graph_of(interface.module(draft.student), card.preprocessing, interface.output, metadata)
+    content = graph_of(
+        interface.module(draft.student),
+        card.preprocessing,
+        interface.output,
+        metadata,
+        any_size=card.blueprint.dense,
+    )
     write_bytes(draft.folder / GRAPH, content)
     return draft.record(GRAPH, load_graph(draft.folder / GRAPH))
 

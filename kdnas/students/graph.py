@@ -21,6 +21,8 @@ def graph_of(
     preprocessing: Preprocessing,
     output: str = "logits",
     metadata: Mapping[str, str] = {},
+    *,
+    any_size: bool = False,
 ) -> bytes:
     """A module from images `[batch, channels, height, width]` to logits as an ONNX graph.
 
@@ -29,13 +31,16 @@ def graph_of(
         preprocessing: gives the images' size.
         output: name of the output.
         metadata: texts by name, stored in the file.
+        any_size: whether height and width are free.
 
     Raises:
         ValueError: it cannot be expressed, or for one batch size only; or the extra `onnx` is not installed.
     """
     require("onnx", "an ONNX graph")
     try:
-        return onnx_bytes(student, example_of(preprocessing), names=("images", output), metadata=metadata)
+        return onnx_bytes(
+            student, example_of(preprocessing), names=("images", output), metadata=metadata, any_size=any_size
+        )
     except torch.onnx.OnnxExporterError as error:
         raise ValueError(
             f"the network cannot be written as an ONNX graph: {shortened(error)} Use operations that ONNX has."

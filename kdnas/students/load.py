@@ -33,7 +33,8 @@ class Student(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Logits of images `[batch, channels, height, width]`, float in [0, 1], of any height and width."""
         p = self.card.preprocessing
-        logits = self.network(normalise(resize(images, p.height, p.width), p)).logits
+        pixels = images if self.card.blueprint.dense else resize(images, p.height, p.width)
+        logits = self.network(normalise(pixels, p)).logits
         assert isinstance(logits, Tensor)
         return logits
 

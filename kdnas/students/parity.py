@@ -19,6 +19,7 @@ from kdnas.students.source import shortened
 TOLERANCE = 1e-5
 
 _NUM_INPUTS = 64
+_NUM_DENSE = 4  # images with logits of every pixel
 _BATCH_SIZES = (1, 3)
 
 
@@ -39,10 +40,16 @@ class Parity:
         check_card(network, card)
         rng = torch_rng("parity")
         # Brightness and contrast of their own, or pooling would make all images one.
-        low, high = torch.rand(2, _NUM_INPUTS, 1, 1, 1, generator=rng)
-        self._images = low + (high - low) * torch.rand(_NUM_INPUTS, len(p.mean), p.height, p.width, generator=rng)
+        count = _NUM_DENSE if card.blueprint.dense else _NUM_INPUTS
+        low, high = torch.rand(2, count, 1, 1, 1, generator=rng)
+        self._images = low + (high - low) * torch.rand(count, len(p.mean), p.height, p.width, generator=rng)
         with torch.inference_mode():
             self._logits = network(normalise(self._images, p)).logits
+            # A size that is neither square nor even, for networks that take any.
+            other = (
+                torch.rand(3, len(p.mean), p.height | 1, p.width + 3, generator=rng) if card.blueprint.dense else None
+            )
+            self._other = None if other is None else (other, network(normalise(other, p)).logits)
         if not self._logits.isfinite().all():
             raise ValueError("the student's logits are not finite. Train it again with a lower learning rate.")
         sizes = self._logits.abs().flatten(1).amax(1)
@@ -91,6 +98,8 @@ class Parity:
                 raise ValueError(f"{name} gives {output} of shape {tuple(outputs.shape)}, not {tuple(expected.shape)}.")
             apart = (outputs - expected).abs().flatten(1).amax(1) / scale
             difference = max(difference, float(apart.nan_to_num(math.inf).amax()))
+        if self._other is not None and any_batch:
+            difference = max(difference, self._at_another_size(name, form, input, output))
         if difference > tolerance:
             raise ValueError(
                 f"{name} gives other {output} than the network: the difference is {difference:.2g}, the tolerance "
@@ -98,6 +107,24 @@ class Parity:
             )
         self.differences[name] = difference
         return difference
+
+    def _at_another_size(self, name: str, form: Callable[[Tensor], Tensor], input: str, output: str) -> float:
+        """The largest difference on images of another size."""
+        assert self._other is not None
+        images, expected = self._other
+        scale = expected.abs().flatten(1).amax(1).clamp(min=1)
+        if output == "probabilities":
+            expected, scale = expected.softmax(1), torch.ones_like(scale)
+        try:
+            with torch.inference_mode():
+                outputs = form(images if input == "pixels" else normalise(images, self._preprocessing))
+        except Exception as error:
+            raise ValueError(
+                f"{name} cannot be run on images of {images.shape[2]} x {images.shape[3]} ({shortened(error)})."
+            ) from error
+        if outputs.shape != expected.shape:
+            raise ValueError(f"{name} gives {output} of shape {tuple(outputs.shape)}, not {tuple(expected.shape)}.")
+        return float(((outputs - expected).abs().flatten(1).amax(1) / scale).nan_to_num(math.inf).amax())
 
 
 def check_card(network: Network, card: Card) -> None:

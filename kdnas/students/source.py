@@ -28,13 +28,13 @@ _HEADER = '''"""{kind} as plain PyTorch code, written by kdnas; it needs torch a
     student = load("weights.safetensors")
     logits = student(images)
 
-Images are `[batch, {channels}, {height}, {width}]` with values in [0, 1]; they are normalised inside. The
+Images are `[batch, {channels}, {size}]` with values in [0, 1]; they are normalised inside. The
 names in the file are those of `Student().state_dict()`.
 """
 '''
 
 _STUDENT = '''class Student(nn.Module):
-    """Images `[batch, {channels}, {height}, {width}]` with values in [0, 1] to logits `[batch, {classes}]`."""
+    """Images `[batch, {channels}, {size}]` with values in [0, 1] to logits `[batch, {classes}{positions}]`."""
 
     mean: Tensor
     std: Tensor
@@ -44,9 +44,7 @@ _STUDENT = '''class Student(nn.Module):
 {layers}
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits; images of another size are resized."""
-        x = ({resize}(images, {height}, {width}) - self.mean) / self.std
-        return self.head(self.stages(self.stem({inner})))
+        """{forward}
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
@@ -88,17 +86,21 @@ if __name__ == "__main__":
     main(sys.argv[1:])
 '''
 
-_ANSWERS = {
-    "classes": """        best = student(torch.load(arguments[0], weights_only=True)).softmax(1).max(1)
+_CLASS = """        best = student(torch.load(arguments[0], weights_only=True)).softmax(1).max(1)
     for probability, index in zip(best.values.tolist(), best.indices.tolist(), strict=True):
-        print(f"{CLASS_NAMES[index]} {probability:.3f}")""",
-    "values": """        values = student(torch.load(arguments[0], weights_only=True))
-    for row in values.tolist():
-        print(", ".join(f"{name} {value:.4g}" for name, value in zip(CLASS_NAMES, row, strict=True)))""",
-}
-_KINDS = {
-    "classes": ("An image classifier", "the class and its probability"),
-    "values": ("A network", "its values"),
+        print(f"{CLASS_NAMES[index]} {probability:.3f}")"""
+_SHARES = """        classes = student(torch.load(arguments[0], weights_only=True)).argmax(1).flatten(1)
+    for row in classes:
+        shares = (row.bincount(minlength=len(CLASS_NAMES)) / len(row)).tolist()
+        print(", ".join(f"{name} {share:.3f}" for name, share in zip(CLASS_NAMES, shares, strict=True) if share))"""
+_VALUES = """        values = student(torch.load(arguments[0], weights_only=True))
+    for row in values.flatten(2).mean(2).tolist() if values.dim() > 2 else values.tolist():
+        print(", ".join(f"{name} {value:.4g}" for name, value in zip(CLASS_NAMES, row, strict=True)))"""
+_ANSWERS = {
+    ("classes", False): ("An image classifier", "the class and its probability", _CLASS),
+    ("classes", True): ("A classifier of pixels", "the share of its pixels of each class", _SHARES),
+    ("values", False): ("A network", "its values", _VALUES),
+    ("values", True): ("A network", "the means of its values over its pixels", _VALUES),
 }
 
 _IMPORTS = (
@@ -131,18 +133,19 @@ def student_source(
     definitions = Definitions({"kdnas", *own}, reserved=("CLASS_NAMES", "Student", "load", "main", "read_weights"))
     for statement in _IMPORTS:
         definitions.name_import(statement)
-    resize = definitions.name("kdnas.blocks.basic", "resize")
-    size = {"channels": len(preprocessing.mean), "height": preprocessing.height, "width": preprocessing.width}
-    height, width = blueprint.image[1:]
+    channels, height, width = len(preprocessing.mean), preprocessing.height, preprocessing.width
+    size = "height, width" if blueprint.dense else f"{height}, {width}"
+    kind, printed, answer = _ANSWERS[answers, blueprint.dense]
     student = _STUDENT.format(
-        **size,
+        channels=channels,
+        size=size,
+        positions=", height, width" if blueprint.dense else "",
+        forward=_forward(blueprint, height, width, definitions),
         classes=len(class_names),
         answers=answers,
-        answer=_ANSWERS[answers],
-        printed=_KINDS[answers][1],
+        answer=answer,
+        printed=printed,
         layers="\n".join(_layer_lines(blueprint, preprocessing, definitions)),
-        resize=resize,
-        inner="x" if (height, width) == (size["height"], size["width"]) else f"{resize}(x, {height}, {width})",
     )
     names = [_literal(name) for name in class_names]
     parts = [
@@ -153,7 +156,22 @@ def student_source(
         "\n",
         student,
     ]
-    return _HEADER.format(**size, kind=_KINDS[answers][0]) + "\n" + "\n".join(parts)
+    return _HEADER.format(channels=channels, size=size, kind=kind) + "\n" + "\n".join(parts)
+
+
+def _forward(blueprint: Blueprint, height: int, width: int, definitions: Definitions) -> str:
+    """The body of `Student.forward` after its quotation marks, for images of this size."""
+    if blueprint.dense:
+        enlarge = definitions.name("kdnas.blocks.basic", "enlarge")
+        return f'''Logits of every pixel."""
+        x = (images - self.mean) / self.std
+        return {enlarge}(self.head(self.stages(self.stem(x))), images)'''
+    resize = definitions.name("kdnas.blocks.basic", "resize")
+    own = blueprint.image[1:]
+    inner = "x" if own == (height, width) else f"{resize}(x, {own[0]}, {own[1]})"
+    return f'''Logits; images of another size are resized."""
+        x = ({resize}(images, {height}, {width}) - self.mean) / self.std
+        return self.head(self.stages(self.stem({inner})))'''
 
 
 def check_modules(blueprint: Blueprint) -> None:

@@ -3,3 +3,4 @@
 from kdnas.tasks.base import Chance as Chance
 from kdnas.tasks.base import Task as Task
 from kdnas.tasks.classification import Classification as Classification
+from kdnas.tasks.segmentation import Segmentation as Segmentation

@@ -39,6 +39,7 @@ class Task(abc.ABC):
         measure: name of the measure by which networks are chosen, higher is better. Files store its value as
             `accuracy`.
         follows: whether a label moves with the image under augmentation; then `moved` says how.
+        dense: whether a network answers for every pixel, by a space of dense blueprints.
         answers: what an output is: a class's logit, or a value.
         images_at_once: number of images that are evaluated together.
     """
@@ -46,6 +47,7 @@ class Task(abc.ABC):
     name: ClassVar[str]
     measure: ClassVar[str] = "accuracy"
     follows: ClassVar[bool] = False
+    dense: ClassVar[bool] = False
     answers: ClassVar[Answers] = "classes"
     images_at_once: ClassVar[int] = 500
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from kdnas.blocks.basic import enlarge
 from kdnas.data.base import prepare
 from kdnas.losses.attention_layers import called_attention, find_attention
 from kdnas.network import Network
@@ -87,6 +88,8 @@ class Frozen(Teacher):
         classes: number of classes, which tells the logits among several outputs.
         crop: share of the images' sides that the module sees, around their centre; above 0, 1 for all.
         batch: number of images in every call of a module that takes no other; 0 for any.
+        dense: whether the logits are maps, which are enlarged to the pixels' height and width (bilinear); by default
+            as the blueprint of a Network says.
 
     Attributes:
         columns: the places among the module's logits of those that it gives, in their order; empty for all of them.
@@ -108,6 +111,7 @@ class Frozen(Teacher):
         classes: int | None = None,
         crop: float = 1.0,
         batch: int = 0,
+        dense: bool | None = None,
     ) -> None:
         super().__init__()
         if not 0 < crop <= 1:
@@ -117,6 +121,8 @@ class Frozen(Teacher):
             raise ValueError(f"the teacher's parameter {empty} has no values yet. Run or load it before you return it.")
         self.module, self.preprocessing, self.classes = plain_module(module), preprocessing, classes
         self.crop, self.batch = crop, batch
+        known = isinstance(self.module, Network) and self.module.blueprint.dense
+        self.dense = known if dense is None else dense
         try:
             self.freeze()
         except NotImplementedError as error:
@@ -142,8 +148,11 @@ class Frozen(Teacher):
     def teach(self, pixels: Tensor, labels: Tensor | None, at: Moment) -> Outputs:
         """Logits, the named stages' maps, and those of the named attention layers."""
         images = self._images(pixels)
-        if not self.batch:
-            return self._outputs(images)
+        outputs = self._batched(images) if self.batch else self._outputs(images)
+        return outputs._replace(logits=enlarge(outputs.logits, pixels)) if self.dense else outputs
+
+    def _batched(self, images: Tensor) -> Outputs:
+        """The outputs of a module that takes one number of images."""
         # The last batch is filled with copies of its last image.
         filled = torch.cat([images, images[-1:].expand(-len(images) % self.batch, -1, -1, -1)])
         parts = [self._outputs(part) for part in filled.split(self.batch)]
@@ -185,7 +194,7 @@ class Frozen(Teacher):
         if isinstance(returned, Outputs):
             return self._chosen(returned._replace(features=features))
         logits = logits_of(returned, self.classes)
-        check_logits(logits, len(images), type(self.module).__name__)
+        check_logits(logits, len(images), type(self.module).__name__, dense=self.dense)
         attentions = tuple(maps[layer].float() for layer in layers.values())
         return self._chosen(Outputs(logits, features, attentions, images=images))
 

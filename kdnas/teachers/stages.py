@@ -351,11 +351,12 @@ def _entries(outputs: Any) -> dict[str, Any]:
     return {**getattr(outputs, "__dict__", {}), "logits": getattr(outputs, "logits", None)}
 
 
-def check_logits(logits: Tensor, count: int, name: str) -> None:
-    """Raise a ValueError for logits that are not one row per image."""
-    if logits.dim() != 2 or len(logits) != count:
+def check_logits(logits: Tensor, count: int, name: str, *, dense: bool = False) -> None:
+    """Raise a ValueError for logits that are not one row per image, or for `dense` one map."""
+    if logits.dim() != (4 if dense else 2) or len(logits) != count:
+        shape = "[batch, classes, height, width]" if dense else "[batch, classes]"
         raise ValueError(
-            f"the teacher {name} must return logits [batch, classes], got {tuple(logits.shape)} for {count} images."
+            f"the teacher {name} must return logits {shape}, got {tuple(logits.shape)} for {count} images."
         )
 
 

@@ -379,7 +379,7 @@ def with_classes_of(
     device = next((p.device for p in teacher.parameters()), torch.device("cpu"))
     probe = torch.zeros(2, len(preprocessing.mean), preprocessing.height, preprocessing.width, device=device)
     logits = teacher(probe).logits
-    check_logits(logits, len(probe), name)
+    check_logits(logits, len(probe), name, dense=isinstance(teacher, Frozen) and teacher.dense)
     known = teacher.class_names or names
     known = known if known is None or len(known) == logits.shape[1] else None
     columns = columns_of(name, logits.shape[1], known, class_names, classes, select)

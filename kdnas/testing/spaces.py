@@ -86,8 +86,9 @@ class SpaceContract:
         space = small.fitted(classes=small.classes + 1, image_channels=small.image_channels + 1)
         for architecture in (space.smallest, space.largest):
             blueprint = space.blueprint(architecture)
-            outputs = initialised(lambda b=blueprint: Network(b), 0).eval()(_images(space, architecture))
-            assert outputs.logits.shape == (2, small.classes + 1)
+            images = _images(space, architecture)
+            outputs = initialised(lambda b=blueprint: Network(b), 0).eval()(images)
+            assert outputs.logits.shape == (2, small.classes + 1, *(images.shape[2:] if space.dense else ()))
             assert len(outputs.features) == len(blueprint.stages) > 0
             assert all(feature.dim() in (3, 4) for feature in outputs.features)
             assert all(bool(torch.isfinite(x).all()) for x in (outputs.logits, *outputs.features))
@@ -103,7 +104,7 @@ class SpaceContract:
             images = _images(space, architecture)
             with torch.no_grad():
                 inside, outside = supernet(images, architecture), student(images)
-            assert inside.logits.shape == (2, space.classes)
+            assert inside.logits.shape == (2, space.classes, *(images.shape[2:] if space.dense else ()))
             assert torch.isfinite(inside.logits).all()
             assert torch.equal(inside.logits, outside.logits), dict(architecture)
             assert len(inside.features) == len(outside.features)
@@ -124,6 +125,11 @@ class SpaceContract:
 
     def _small(self) -> SearchSpace:
         """The same choices, except for the size of images, and at most ten classes."""
+        if self.space.dense:
+            size = (21, 34)
+            return self.space.fitted(
+                classes=min(10, self.space.classes), image_channels=self.space.image_channels, size=size
+            )
         first, *others = self.space.resolutions
         side = min(32, first)
         resolutions = (side, side + side // 2) if others else (side,)
@@ -148,5 +154,4 @@ def _supernet(space: SearchSpace) -> Supernet:
 
 
 def _images(space: SearchSpace, architecture: Architecture) -> Tensor:
-    side = space.blueprint(architecture).image[1]
-    return torch.randn(2, space.image_channels, side, side, generator=torch_rng("contract"))
+    return torch.randn(2, *space.blueprint(architecture).image, generator=torch_rng("contract"))

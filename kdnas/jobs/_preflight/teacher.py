@@ -40,7 +40,7 @@ _SAME = 1e-5  # of logits
 
 def fitted_finding(teacher: FitTeacher, data: Data) -> Finding:
     """What a teacher that is trained here will be."""
-    params, macs = cost(fitted_teacher(data.image, data.classes, teacher.blocks, teacher.width))
+    params, macs = cost(fitted_teacher(data.image, data.classes, teacher.blocks, teacher.width, dense=data.task.dense))
     count = f"{teacher.members} of them, " if teacher.members > 1 else ""
     return Finding(
         "teacher",

@@ -1,0 +1,149 @@
+"""Networks that classify every pixel: width and depth of each stage, and of the head."""
+
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal, Self, final
+
+from kdnas.architecture import Architecture, Choice, Value
+from kdnas.space import Depths, Layer, SearchSpace, Size, SizeOptions, Sizes, layer
+from kdnas.spaces.resnet import ResNetStage
+from kdnas.specs import check_literals
+
+Heads = tuple[Literal["lraspp", "aspp"], ...]
+_HEADS = {"lraspp": "kdnas.blocks.dense:LrAspp", "aspp": "kdnas.blocks.dense:Aspp"}
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Segmenter(SearchSpace):
+    """A backbone of residual or inverted residual blocks, and a head that classifies every position.
+
+    Networks take images of any size; costs are counted at `size`, which is that of the data. A setting with one option
+    is no choice. The first block of a stage has no identity shortcut, whatever its widths.
+
+    Attributes:
+        size: height and width of the images that costs are counted at.
+        block: `basic` (two 3x3 convolutions) or `mbconv` (1x1, depthwise 3x3, 1x1).
+        stem_widths: options for the channels of the stem.
+        stem_stride: stride of the stem.
+        stages: options per stage; a ratio is the inner channels per channel of the output (`basic`) or of the input
+            (`mbconv`, above 1).
+        heads: options for the head: `lraspp`, `aspp`.
+        head_widths: options for the channels of the head.
+        head_depths: options for the number of 3x3 convolutions before the classifier.
+
+    Reference: Howard et al., Searching for MobileNetV3, ICCV 2019, section 6.4 (LR-ASPP); Chen et al., Rethinking
+        Atrous Convolution for Semantic Image Segmentation, 2017, section 3.3 (ASPP).
+    Differs: elastic; no dilated backbone, its stride is that of the stages; see the heads.
+    """
+
+    size: Sizes = (128, 128)
+    block: Literal["basic", "mbconv"] = "basic"
+    stem_widths: SizeOptions = (16,)
+    stem_stride: Size = 2
+    stages: tuple[ResNetStage, ...] = (
+        ResNetStage(widths=(16, 24), depths=(1, 2)),
+        ResNetStage(widths=(32, 48), depths=(1, 2, 3), stride=2),
+        ResNetStage(widths=(64, 96), depths=(1, 2, 3), stride=2),
+    )
+    heads: Heads = ("lraspp", "aspp")
+    head_widths: SizeOptions = (32, 64)
+    head_depths: Depths = (0, 1)
+
+    dense: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_literals(type(self), {"block": self.block})
+        if not self.stages:
+            raise ValueError("`stages` must not be empty.")
+        if not self.heads or len(set(self.heads)) < len(self.heads):
+            raise ValueError(f"`heads` must be some of {', '.join(_HEADS)}, each once, got {self.heads!r}.")
+        if self.resolutions != (32,):
+            raise ValueError(
+                "`resolutions` (--size) must be left out for networks that take images of any size: the data give "
+                "their size."
+            )
+        if len(self.size) != 2:
+            raise ValueError(f"`size` must be height and width, got {self.size!r}.")
+        if tuple(sorted(set(self.head_depths))) != self.head_depths:
+            raise ValueError(f"`head_depths` must be ascending, got {list(self.head_depths)}.")
+        ratios = [ratio for stage in self.stages for ratio in stage.ratios]
+        if self.block == "mbconv" and min(ratios) <= 1:
+            raise ValueError(f"`ratios` of mbconv blocks must be above 1, got {min(ratios)}.")
+
+    @property
+    def structure(self) -> tuple[Choice, ...]:
+        """Widths, depths and inner widths, stage by stage, then the head's."""
+        choices = [Choice("stem.width", self.stem_widths)]
+        for index, stage in enumerate(self.stages):
+            depth = f"stage{index}.depth"
+            choices += [Choice(f"stage{index}.width", stage.widths), Choice(depth, stage.depths)]
+            needs = depth if len(stage.depths) > 1 else None
+            choices += [
+                Choice(f"stage{index}.block{place}.ratio", stage.ratios, needs, place + 1 if needs else 0)
+                for place in range(stage.depths[-1])
+            ]
+        choices += [
+            Choice("head.kind", self.heads),
+            Choice("head.width", self.head_widths),
+            Choice("head.depth", self.head_depths),
+        ]
+        return tuple(choice for choice in choices if len(choice.options) > 1)
+
+    def layers(self, architecture: Architecture) -> tuple[Layer, tuple[tuple[Layer, ...], ...], Layer]:
+        """Stem, stages and head."""
+
+        def option(name: str, options: tuple[Any, ...]) -> Any:
+            return architecture.get(name, options[-1])
+
+        width = option("stem.width", self.stem_widths)
+        stem = layer(
+            "kdnas.blocks.basic:ConvNormAct", inputs=self.image_channels, outputs=width, stride=self.stem_stride
+        )
+        stages = []
+        for index, stage in enumerate(self.stages):
+            outputs, blocks = option(f"stage{index}.width", stage.widths), []
+            for place in range(option(f"stage{index}.depth", stage.depths)):
+                ratio = option(f"stage{index}.block{place}.ratio", stage.ratios)
+                blocks.append(self._block(width, outputs, ratio, stage.stride if place == 0 else 1, first=place == 0))
+                width = outputs
+            stages.append(tuple(blocks))
+        kind: Value = option("head.kind", self.heads)
+        head = layer(
+            _HEADS[str(kind)],
+            bank=str(kind),
+            inputs=width,
+            width=option("head.width", self.head_widths),
+            classes=self.classes,
+            depth=option("head.depth", self.head_depths),
+        )
+        return stem, tuple(stages), head
+
+    def size_of(self, architecture: Architecture) -> tuple[int, int]:
+        """The size of the data's images."""
+        del architecture
+        height, width = self.size
+        return height, width
+
+    def fitted(self, *, classes: int, image_channels: int, size: tuple[int, int] | None = None) -> Self:
+        """The same space for data with other classes, channels and size."""
+        return replace(self, classes=classes, image_channels=image_channels, size=size or self.size)
+
+    def _block(self, inputs: int, outputs: int, ratio: float, stride: int, *, first: bool) -> Layer:
+        if self.block == "basic":
+            return layer(
+                "kdnas.blocks.resnet:BasicBlock",
+                inputs=inputs,
+                outputs=outputs,
+                hidden=max(1, round(outputs * ratio)),
+                stride=stride,
+                shortcut="projection" if first else "identity",
+            )
+        return layer(
+            "kdnas.blocks.mbconv:MBConv",
+            inputs=inputs,
+            outputs=outputs,
+            expanded=max(inputs + 1, round(inputs * ratio)),
+            stride=stride,
+            shortcut="none" if first else "identity",
+        )
