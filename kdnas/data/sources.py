@@ -23,13 +23,15 @@ from kdnas.data.datasets import numbered
 from kdnas.data.files import SUFFIXES, Piece, Source, arrays_of
 from kdnas.data.pixels import as_pixels
 from kdnas.plain import reason
-from kdnas.runs.files import parse_json
+from kdnas.runs.files import parse_json, plain
 from kdnas.runtimes import library
 from kdnas.tasks.labels import as_labels
 from kdnas.values import Seed, Side
 
 IMAGES = ("image", "img", "pixel_values", "picture", "photo", "file", "file_name", "filename", "path", "filepath")
 LABELS = ("label", "labels", "class", "category", "target", "fine_label", "y", "cls")
+_WHOLE = re.compile(r"-?\d{1,18}")  # a longer one is a name
+_MOST_FILES = 100_000
 _SPLITS = ("split", "part", "subset", "set")
 
 
@@ -81,7 +83,7 @@ def csv(
         part = parts.setdefault(role, _Part([], []))
         part.sources.append(file.parent / Path(row[pictures]).expanduser())
         part.labels.append(row[labels])
-    whole = all(re.fullmatch(r"-?\d+", text) for part in parts.values() for text in part.labels)
+    whole = all(_WHOLE.fullmatch(text) for part in parts.values() for text in part.labels)
     if whole:
         parts = {role: _Part(part.sources, [int(text) for text in part.labels]) for role, part in parts.items()}
     return _assembled(parts, None, f"csv:{path}", size=size, seed=seed, skip_broken=skip_broken)
@@ -133,7 +135,7 @@ def _enter(
     elif suffix in ("cls", "cls.txt", "label", "txt", "json") and (key not in labels or suffix == "cls"):
         handle = tar.extractfile(member)
         text = (handle.read(2**16) if handle else b"").decode("utf-8", "replace").strip()
-        value: Any = _from_json(text) if suffix == "json" else int(text) if re.fullmatch(r"-?\d+", text) else text
+        value: Any = _from_json(text) if suffix == "json" else int(text) if _WHOLE.fullmatch(text) else text
         if value not in (None, ""):
             labels[key] = value
 
@@ -459,6 +461,8 @@ def _braces(path: str) -> Iterator[str]:
         yield path
         return
     first, last = found[1], found[2]
+    if len(last) > 18 or int(last) - int(first) >= _MOST_FILES:
+        raise ValueError(f"{found[0]} must stand for at most {_MOST_FILES:,} files, got {plain(path, 80)}.")
     for number in itertools.takewhile(lambda n: n <= int(last), itertools.count(int(first))):
         yield from _braces(path[: found.start()] + str(number).zfill(len(first)) + path[found.end() :])
 

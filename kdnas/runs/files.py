@@ -82,7 +82,7 @@ def parse_json(content: bytes, path: str | Path, advice: str, depth: int = MOST_
     except RecursionError:
         raise Damaged(path, f"is nested more than {depth} deep", advice) from None
     except ValueError as error:
-        raise Damaged(path, f"cannot be read ({plain(str(error), 100)})", advice) from error
+        raise Damaged(path, f"cannot be read ({error})", advice) from error
     if text.count("[") + text.count("{") > depth and _depth(value) > depth:
         raise Damaged(path, f"is nested more than {depth} deep", advice)
     # Without escapes, a JSON text is as printable as its strings, apart from its own line ends.

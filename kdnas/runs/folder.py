@@ -379,7 +379,7 @@ class RunFolder:
         except (ValueError, OSError) as error:
             if self.strict:
                 raise
-            reason = error.reason if isinstance(error, Damaged) else f"cannot be read ({error})"
+            reason = error.reason if isinstance(error, Damaged) else plain(f"cannot be read ({error})")
             self.problems.append(f"{path.name} {reason}; it is left out.")
             return {}
 

@@ -15,6 +15,7 @@ from kdnas.network import Network
 from kdnas.preprocessing import Preprocessing
 from kdnas.runs.files import Damaged, current_folder, read_json
 from kdnas.runs.folder import CARD, GRAPH, SOURCE
+from kdnas.runs.schema import mismatch
 from kdnas.space import Blueprint, SearchSpace
 from kdnas.specs import nearest
 from kdnas.tables import structure, table_of, unstructure
@@ -186,8 +187,8 @@ class Card:
             if not isinstance(value[key], kind):
                 raise ValueError(f"`{key}` must be a JSON {kind.__name__}, got {value[key]!r}.")
         forms = value.get("forms", {})
-        if not isinstance(forms, dict) or not all(isinstance(record, dict) for record in forms.values()):
-            raise ValueError(f"`forms` must be a JSON dict of dicts, got {forms!r:.80}.")
+        if mismatch(forms, dict[str, _Form]):
+            raise ValueError(f"`forms` must be a JSON dict of dicts, with texts for files, got {forms!r:.80}.")
         architecture, space = value["architecture"], value["space"]
         try:
             return cls(
@@ -229,6 +230,10 @@ def digest_of(path: Path) -> str:
     """SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+class _Form(TypedDict, total=False):
+    file: str
 
 
 class _Files(TypedDict, total=False):

@@ -155,6 +155,7 @@ def broken(root):
     write_csv(root / "columns.csv", ["1.png,2"], "picked,value")
     write_csv(root / "empty.csv", ["1.png,"])
     write_csv(root / "parts.csv", ["1.png,0,fold1"], "path,label,split")
+    write_csv(root / "long.csv", [f"1.png,{'9' * 5000}", f"2.png,{'8' * 30}"])
     write_csv(root / "minus.csv", ["1.png,-1", "2.png,0"])
     write_csv(root / "few.csv", [f"{n}.png,{n % 2}" for n in range(4, 9)])
     (root / "latin.csv").write_bytes("path,label\nä.png,0".encode("latin-1"))
@@ -183,7 +184,10 @@ def broken(root):
         ("csv:few.csv", r"every class must have at least 4 images .*class '0' has 3"),
         ("csv:latin.csv", r"cannot be read as a table .*UTF-8"),
         ("csv:list.csv,size=-1", r"`?size`? .*-1"),
+        ("csv:long.csv", r"every class must have at least 4 images"),
         ("wds:none-*.tar", r"there are no files"),
+        ("wds:{0..999999999}.tar", r"must stand for at most 100,000 files"),
+        ("wds:a{000..9999999999999999999}.tar", r"must stand for at most 100,000 files"),
         ("wds:bare.tar", r"has no label of a/0000\. Put a/0000.cls"),
         ("wds:packed.tar.gz", r"cannot be read as an uncompressed tar .*Decompress it"),
         ("wds:torn.tar", r"cannot be read as an uncompressed tar .*Write it again"),

@@ -126,3 +126,9 @@ def test_a_value_of_another_kind_is_named(name, kind):
 def test_a_value_of_another_form_is_refused(changes):
     with pytest.raises(ValueError, match=r"a value has the wrong form \("):
         read(**changes)
+
+
+@pytest.mark.parametrize("forms", ["x", [1], {"onnx": 3}, {"onnx": {"file": 3}}, {"onnx": {"file": ["student.onnx"]}}])
+def test_forms_that_are_none_are_refused(forms):
+    with pytest.raises(ValueError, match="`forms` must be a JSON dict of dicts, with texts for files"):
+        read(forms=forms)
