@@ -1,7 +1,7 @@
 """The measure of teachers, subnets and students on a part of the data: of classification the accuracy."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -73,11 +73,21 @@ def teacher_accuracy(teacher: Teacher, part: Images, data: Data) -> float:
 
 def teacher_grades(teacher: Teacher, part: Images, data: Data) -> Tensor:
     """The grades of a teacher on each image of a part, `[count, ...]`."""
-    grades = []
-    for pixels, labels in part.batches(data.task.images_at_once):
-        device = default_device()
-        logits = teacher(pixels.to(device), labels.to(device)).logits.cpu()
-        grades.append(data.task.grades(logits, labels))
+    device = default_device()
+    return _graded(lambda pixels, labels: teacher(pixels.to(device), labels.to(device)).logits, part, data.task)
+
+
+def _graded(give: Callable[[Tensor, Tensor], Tensor], part: Images, task: Task) -> Tensor:
+    """The grades of what a network gives for pixels and labels, on each image of a part."""
+    grades, outputs = [], []
+    for pixels, labels in part.batches(task.images_at_once):
+        logits = give(pixels, labels).cpu()
+        if task.compares:
+            outputs.append(logits.float())
+        else:
+            grades.append(task.grades(logits, labels))
+    if task.compares:
+        return task.grades(torch.cat(outputs), part.truths(torch.arange(len(part))))
     return torch.cat(grades)
 
 
@@ -126,13 +136,13 @@ def accuracy(network: nn.Module, part: Images, data: Data) -> float:
 def graded(network: nn.Module, part: Images, data: Data) -> Tensor:
     """The grades of a network on each image of a part, `[count, ...]`; the network keeps its mode."""
     device = next(network.parameters()).device
-    grades = []
+
+    def give(pixels: Tensor, _: Tensor) -> Tensor:
+        outputs = network(data.normalise(pixels.to(device)))
+        return outputs.logits if isinstance(outputs, Outputs) else outputs
+
     with modes(network), torch.no_grad():
-        for pixels, labels in part.batches(data.task.images_at_once):
-            outputs = network(data.normalise(pixels.to(device)))
-            logits = outputs.logits if isinstance(outputs, Outputs) else outputs
-            grades.append(data.task.grades(logits.cpu(), labels))
-    return torch.cat(grades)
+        return _graded(give, part, data.task)
 
 
 def student_grades(folder: Path, data: Data) -> np.ndarray:

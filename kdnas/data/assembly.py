@@ -2,7 +2,9 @@
 
 import re
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, NamedTuple, final
 
 import torch
@@ -19,6 +21,9 @@ PARTS = {
     "validation": {"val", "valid", "validation", "dev", "eval", "evaluation"},
     "test": {"test", "testing", "tst", "holdout"},
 }
+NO_CLASS = ""
+"""The class of images without labels; the only one."""
+_LABELLED: ContextVar[bool] = ContextVar("labelled", default=True)
 _MOST_SIDE = 8192
 _SPLIT = "a fifth of each class is for test, a tenth of the rest for search"
 
@@ -55,6 +60,7 @@ def assembled(
         notes.append(f"{len(broken)} files that cannot be decoded are left out")
     _check_classes(layout)
     parts, cut = split(layout.parts, names, seed)
+    cut = cut.replace(" of each class", "") if names == [NO_CLASS] else cut
     notes += [cut, layout.left_out]
     try:
         side = size or _median_side([file for file, _ in parts["train"]], seed)
@@ -100,6 +106,21 @@ class Layout(NamedTuple):
         return self._replace(parts=parts)
 
 
+@contextmanager
+def without_labels() -> Iterator[None]:
+    """Inside, sources may have images without labels: all are then of one class, `NO_CLASS`."""
+    token = _LABELLED.set(False)
+    try:
+        yield
+    finally:
+        _LABELLED.reset(token)
+
+
+def needs_labels() -> bool:
+    """Whether images without labels are refused: outside of `without_labels()`."""
+    return _LABELLED.get()
+
+
 def role_of(name: str) -> str | None:
     """The part that a folder's name stands for, by one of its words; None for none, or for several."""
     words = {re.sub(r"(sets?|data|images?|imgs?|\d+)$", "", word) for word in re.split(r"[^a-z0-9]+", name.lower())}
@@ -115,17 +136,21 @@ def all_files(files: Files) -> list[Source]:
 def _check_classes(layout: Layout) -> None:
     """Raise a ValueError for fewer than two classes, a class with too few images, or other classes in a part."""
     train = layout.parts["train"]
-    if len(train) < 2:
+    if len(train) < 2 and (needs_labels() or set(train) != {NO_CLASS}):
+        fix = "Images without classes need --unlabelled" if needs_labels() else "Or put all images into one folder"
         raise ValueError(
             "there must be at least 2 classes, of a folder class folders (CLASS/image.jpg), got "
-            f"{len(train)}: {sorted(train)}."
+            f"{len(train)}: {sorted(train)}. {fix}."
         )
     least = 4 - sum(part in layout.parts for part in ("validation", "test"))
     few = next((name for name in sorted(train) if len(train[name]) < least), None)
     if few is not None:
+        what, whose, fix = "every class must have", f"class {few!r} has", "Add images or remove the class."
+        if few == NO_CLASS:
+            what, whose, fix = "there must be", "got", "Add images."
         raise ValueError(
-            f"every class must have at least {least} images to train, search and test, class {few!r} has "
-            f"{len(train[few])}. Add images or remove the class." + (layout.left_out and f" {layout.left_out}.")
+            f"{what} at least {least} images to train, search and test, {whose} {len(train[few])}. {fix}"
+            + (layout.left_out and f" {layout.left_out}.")
         )
     for part, files in layout.parts.items():
         differing = sorted(set(files) ^ set(train))

@@ -9,6 +9,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from kdnas.data.assembly import NO_CLASS, needs_labels
 from kdnas.data.base import Data, TensorImages
 from kdnas.data.files import pixels_of
 from kdnas.data.pixels import as_pixels
@@ -118,6 +119,8 @@ def _read(dataset: Any) -> tuple[list[Any], list[Any]]:
 
 
 def _pair(entry: Any, index: int) -> tuple[Any, Any]:
+    if not needs_labels() and (alone := _unlabelled(entry)) is not None:
+        return alone, NO_CLASS
     if isinstance(entry, Mapping):
         keys = [next((key for key in known if key in entry), None) for known in (_IMAGE, _LABEL)]
         if None not in keys:
@@ -126,6 +129,15 @@ def _pair(entry: Any, index: int) -> tuple[Any, Any]:
     if not isinstance(entry, tuple | list) or len(entry) != 2:
         raise ValueError(f"entry {index} of the data set must be a pair (image, label), got {type(entry).__name__}.")
     return entry[0], entry[1]
+
+
+def _unlabelled(entry: Any) -> Any:
+    """The image of an entry without a label; None where it has one."""
+    if isinstance(entry, Mapping):
+        return None if any(key in entry for key in _LABEL) else next((entry[k] for k in _IMAGE if k in entry), None)
+    if isinstance(entry, tuple | list):
+        return entry[0] if len(entry) == 1 else None
+    return entry
 
 
 def _pixels(image: Any, index: int) -> Tensor:

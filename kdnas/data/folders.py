@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kdnas.data.assembly import PARTS, Files, Layout, assembled, role_of
+from kdnas.data.assembly import NO_CLASS, PARTS, Files, Layout, assembled, needs_labels, role_of
 from kdnas.data.base import Data
 from kdnas.data.files import SUFFIXES
 from kdnas.values import Seed, Side
@@ -26,7 +26,8 @@ def folder(path: str, size: Side = 0, seed: Seed = 0, skip_broken: bool = False,
     of each class (at least one image) is for test.
 
     Args:
-        path: holds `train/CLASS/*` and so on, `CLASS/train/*` and so on, or just `CLASS/*`. Left out are hidden files,
+        path: holds `train/CLASS/*` and so on, `CLASS/train/*` and so on, or just `CLASS/*`; inside of
+            `without_labels()` also images without class folders, in it or in its parts. Left out are hidden files,
             those whose suffix is no image's, and what systems put beside files (`__MACOSX`, `@eaDir`).
         size: side in pixels of the square that images are resized and cropped to; 0 for the median of the training
             images' shorter sides, 224 at most.
@@ -43,9 +44,27 @@ def folder(path: str, size: Side = 0, seed: Seed = 0, skip_broken: bool = False,
         if root.exists():
             raise ValueError(f"{root} is a file. Unpack it, and give the folder that holds one folder per class.")
         raise ValueError(f"there is no folder {root}. Use a folder that holds one folder per class.")
-    layout = _layout(_unwrapped(root), merge)
+    layout = _without_classes(root) or _layout(_unwrapped(root), merge)
     _check_links(layout)
     return assembled(layout, f"folder:{path}", size=size, seed=seed, skip_broken=skip_broken)
+
+
+def _without_classes(root: Path) -> Layout | None:
+    """The images of a folder that has no class folders, where images without labels are allowed; else None.
+
+    They lie in it, or in parts (`train`, `val`, `test`).
+    """
+    if needs_labels():
+        return None
+    inside = _folders(root)
+    parts = {role: folder for folder in inside if (role := role_of(folder.name)) and _own_images(folder)}
+    if "train" in parts and not any(_image_files(folder) for folder in inside if folder not in parts.values()):
+        files: dict[str, Files] = {role: {NO_CLASS: _image_files(folder)} for role, folder in parts.items()}
+        named = ", ".join(f"{folder.name} ({role})" for role, folder in parts.items())
+        return Layout(files, f"folders {named} of images without classes", _left_out(list(parts.values())))
+    if _own_images(root) and not any(map(_image_files, inside)):
+        return Layout({"train": {NO_CLASS: _image_files(root)}}, "images without classes", _left_out([root]))
+    return None
 
 
 def _layout(root: Path, merge: bool) -> Layout:
@@ -62,7 +81,8 @@ def _layout(root: Path, merge: bool) -> Layout:
         names = ", ".join(folder.name for folder in inside)
         raise ValueError(
             f"{root} holds {names}: parts of a data set, but no training part with one folder per class. Sort the "
-            "images as train/CLASS/image.jpg, or give the folder whose sub-folders are the classes."
+            "images as train/CLASS/image.jpg, or give the folder whose sub-folders are the classes; images without "
+            "classes need --unlabelled."
         )
     roles = [{role_of(part.name): part for part in _folders(folder)} for folder in inside]
     if roles and all("train" in each and None not in each for each in roles):

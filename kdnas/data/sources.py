@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, final
 
+import numpy as np
 import torch
 
-from kdnas.data.assembly import Files, Layout, assembled, role_of, split
+from kdnas.data.assembly import NO_CLASS, Files, Layout, assembled, needs_labels, role_of, split
 from kdnas.data.base import Data, TensorImages
 from kdnas.data.datasets import numbered
 from kdnas.data.files import SUFFIXES, Piece, Source, arrays_of
@@ -77,12 +78,12 @@ def csv(
     split_column = next((name for name in columns if name.lower() in _SPLITS), None)
     parts: dict[str, _Part] = {}
     for number, row in enumerate(rows, 2):
-        if not row[pictures] or not row[labels]:
+        if not row[pictures] or (labels and not row[labels]):
             raise ValueError(f"line {number} of {path} must have {pictures} and {labels}, one is empty.")
         role = _role(str(row[split_column]), path) if split_column else "train"
         part = parts.setdefault(role, _Part([], []))
         part.sources.append(file.parent / Path(row[pictures]).expanduser())
-        part.labels.append(row[labels])
+        part.labels.append(row[labels] if labels else NO_CLASS)
     whole = all(_WHOLE.fullmatch(text) for part in parts.values() for text in part.labels)
     if whole:
         parts = {role: _Part(part.sources, [int(text) for text in part.labels]) for role, part in parts.items()}
@@ -115,6 +116,8 @@ def wds(path: str, size: Side = 0, seed: Seed = 0, skip_broken: bool = False) ->
         except (tarfile.TarError, EOFError, OSError) as error:
             fix = "Decompress it" if file.suffix in (".gz", ".tgz", ".bz2", ".xz", ".zst") else "Write it again"
             raise ValueError(f"{file} cannot be read as an uncompressed tar ({reason(error)}). {fix}.") from error
+        if not labels and not needs_labels():
+            labels = dict.fromkeys(pictures, NO_CLASS)
         bare = next((key for key in pictures if key not in labels), None)
         if bare is not None:
             raise ValueError(f"{file} has no label of {bare}. Put {bare}.cls (a number) or {bare}.json beside it.")
@@ -200,8 +203,9 @@ def _spooled(file: Path, pictures: str, labels: str, changed: int, size: int) ->
     target = _temporary() / f"{len(list(_temporary().iterdir()))}.pictures"
     part, place = _Part([], []), 0
     with target.open("wb") as handle:
-        for batch in _batches(file, [pictures, labels]):
-            for content, value in zip(batch[pictures].to_pylist(), batch[labels].to_pylist(), strict=True):
+        for batch in _batches(file, [pictures, *[labels] * bool(labels)]):
+            values = batch[labels].to_pylist() if labels else [NO_CLASS] * len(batch)
+            for content, value in zip(batch[pictures].to_pylist(), values, strict=True):
                 number = len(part.labels)
                 encoded = content.get("bytes") if isinstance(content, dict) else content
                 if not isinstance(encoded, bytes):
@@ -314,13 +318,13 @@ def hf(
         labels = _column(list(features), labels, LABELS, "label", path)
         if kinds[pictures] != "Image":
             raise ValueError(f"the column {pictures!r} of hf:{path} must hold Images, it holds {kinds[pictures]}.")
-        names = getattr(features[labels], "names", None) or names
+        names = getattr(features.get(labels), "names", None) or names
         encoded = rows.select_columns([pictures]).cast_column(pictures, datasets.Image(decode=False))
         role = _role(split_name, path) if len(splits) > 1 else "train"
         if role in parts:
             raise ValueError(f"hf:{path} must have one {role} part, got {', '.join(splits)}. Save the ones to be used.")
         cells: list[Any] = [Cell(encoded, pictures, index) for index in range(len(rows))]
-        parts[role] = _Part(cells, list(rows[labels]))
+        parts[role] = _Part(cells, list(rows[labels]) if labels else [NO_CLASS] * len(cells))
     whole = None if names is None else tuple(names)
     return _assembled(parts, whole, f"hf:{path}", size=size, seed=seed, skip_broken=skip_broken)
 
@@ -360,23 +364,28 @@ def npz(path: str, seed: Seed = 0) -> Data:
     except ValueError as error:
         raise ValueError(f"{path} cannot be read as arrays ({error}). Write it with numpy.savez(PATH, ...).") from error
     found: dict[str, dict[str, Any]] = {}
+    names: tuple[str, ...] = ()
     for name, array in arrays.items():
         words = set(re.split(r"[^a-z]+", name.lower()))
         kind = "images" if words & {"images", "image", "x"} else "labels" if words & {"labels", "label", "y"} else ""
         if kind:
             found.setdefault(role_of(name) or "train", {})[kind] = array
+    if not needs_labels() and not any("labels" in pair for pair in found.values()):
+        found = {role: {**pair, "labels": np.zeros(len(pair["images"]), int)} for role, pair in found.items()}
+        names = (NO_CLASS,)
     if "train" not in found or any(len(pair) < 2 for pair in found.values()):
+        fix = " Images without labels need --unlabelled." if needs_labels() else ""
         raise ValueError(
             f"{path} must have arrays images and labels, or train_images, train_labels, test_images and so on, it has "
-            f"{', '.join(arrays) or 'none'}."
+            f"{', '.join(arrays) or 'none'}.{fix}"
         )
-    return _of_arrays({role: (as_pixels(p["images"]), p["labels"]) for role, p in found.items()}, seed)
+    return _of_arrays({role: (as_pixels(p["images"]), p["labels"]) for role, p in found.items()}, names, seed)
 
 
-def _of_arrays(parts: Mapping[str, tuple[torch.Tensor, Any]], seed: int) -> Data:
+def _of_arrays(parts: Mapping[str, tuple[torch.Tensor, Any]], names: Sequence[str], seed: int) -> Data:
     numbers = {role: as_labels(labels, len(images)) for role, (images, labels) in parts.items()}
     classes = int(max(int(each.max()) for each in numbers.values())) + 1
-    names = [str(number) for number in range(classes)]
+    names = names or [str(number) for number in range(classes)]
     places: dict[str, Files] = {
         role: {name: (each == number).nonzero().flatten().tolist() for number, name in enumerate(names)}
         for role, each in numbers.items()
@@ -404,16 +413,22 @@ def _existing(path: str) -> Path:
 
 
 def _column(columns: Sequence[str], chosen: str, usual: Sequence[str], what: str, where: object) -> str:
-    """The column of the images or labels: the chosen one, or the first of the usual names that there is."""
+    """The column of the images or labels: the chosen one, or the first of the usual names that there is.
+
+    Empty where there is none of labels, and images without labels are allowed.
+    """
     if chosen:
         if chosen not in columns:
             raise ValueError(f"{where} has no column {chosen!r}. It has {', '.join(columns)}.")
         return chosen
     lower = {column.lower(): column for column in reversed(columns)}
     name = next((lower[name] for name in usual if name in lower), None)
+    if name is None and what == "label" and not needs_labels():
+        return ""
     if name is None:
+        fix = " Images without labels need --unlabelled." if what == "label" else ""
         raise ValueError(
-            f"{where} must have a column of the {what}s, it has {', '.join(columns)}. Name it: {what}=NAME."
+            f"{where} must have a column of the {what}s, it has {', '.join(columns)}. Name it: {what}=NAME.{fix}"
         )
     return name
 

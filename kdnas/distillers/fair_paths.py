@@ -26,7 +26,7 @@ class FairPaths(ObjectiveDistiller):
 
     Args:
         terms: pairs of weight and loss between a path and the teacher; empty for none.
-        label_smoothing: label smoothing of the cross-entropy.
+        label_smoothing: label smoothing of the cross-entropy; None for none, without labels.
         most: paths per update; a space that needs more is refused.
 
     Raises:
@@ -42,7 +42,7 @@ class FairPaths(ObjectiveDistiller):
     parallel: ClassVar[Parallel] = "any"
 
     def __init__(
-        self, *, terms: tuple[tuple[float, Spec], ...] = (), label_smoothing: Rate = 0.0, most: Count = 12
+        self, *, terms: tuple[tuple[float, Spec], ...] = (), label_smoothing: Rate | None = 0.0, most: Count = 12
     ) -> None:
         super().__init__(terms, label_smoothing=label_smoothing)
         self.most = most

@@ -28,7 +28,7 @@ class Sandwich(ObjectiveDistiller):
         soft: the loss between a child and the largest; by default the adaptive alpha-divergence.
         terms: pairs of weight and loss between the largest and the teacher; empty for none.
         num_random: random children per step.
-        label_smoothing: label smoothing of the largest subnet's cross-entropy.
+        label_smoothing: label smoothing of the largest subnet's cross-entropy; None for none, without labels.
 
     Reference: Yu et al., BigNAS, ECCV 2020, section 3.1 (rules 1, 2 and 5); Wang et al., AlphaNet, ICML 2021,
         section 4.
@@ -45,7 +45,7 @@ class Sandwich(ObjectiveDistiller):
         soft: Spec = ALPHA,
         terms: tuple[tuple[float, Spec], ...] = SOFT,
         num_random: int = 2,
-        label_smoothing: float = 0.0,
+        label_smoothing: float | None = 0.0,
     ) -> None:
         super().__init__(terms, label_smoothing=label_smoothing)
         if num_random < 0:

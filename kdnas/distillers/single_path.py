@@ -16,7 +16,7 @@ class SinglePath(ObjectiveDistiller):
 
     Args:
         terms: pairs of weight and loss between the subnet and the teacher; empty for none.
-        label_smoothing: label smoothing of the cross-entropy.
+        label_smoothing: label smoothing of the cross-entropy; None for none, without labels.
 
     Reference: Guo et al., Single Path One-Shot Neural Architecture Search, ECCV 2020, section 3.2.
     Differs: the released training rejects paths outside a band of FLOPs; the paper, and this, sample uniformly.
@@ -25,7 +25,7 @@ class SinglePath(ObjectiveDistiller):
     model_type: ClassVar[type[Supernet]] = Supernet
     parallel: ClassVar[Parallel] = "any"
 
-    def __init__(self, *, terms: tuple[tuple[float, Spec], ...] = (), label_smoothing: float = 0.0) -> None:
+    def __init__(self, *, terms: tuple[tuple[float, Spec], ...] = (), label_smoothing: float | None = 0.0) -> None:
         super().__init__(terms, label_smoothing=label_smoothing)
 
     def losses(self, model: Model, batch: Batch, step: Step) -> Iterator[tuple[str, Tensor]]:

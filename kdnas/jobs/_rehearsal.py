@@ -57,7 +57,9 @@ def shortened(experiment: Experiment, steps: int, evaluations: int, *, cheap: bo
     retrain = dataclasses.replace(experiment.retrain, recipe=short_recipe(experiment.retrain.recipe, steps))
     final = dataclasses.replace(experiment.finals, max_time=1e9)
     if cheap:
-        final = dataclasses.replace(final, finalists=1, seeds=1, controls=("labels",))
+        final = dataclasses.replace(
+            final, finalists=1, seeds=1, controls=("labels",) if "labels" in final.controls else ()
+        )
     return dataclasses.replace(
         experiment,
         train=settings,

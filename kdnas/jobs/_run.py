@@ -26,7 +26,7 @@ from kdnas.space import SearchSpace
 from kdnas.specs import Spec, resolve, spec
 from kdnas.supernet import Supernet, corner
 from kdnas.tasks.base import Task
-from kdnas.teachers.base import Frozen, Teacher, made_for
+from kdnas.teachers.base import Frozen, Teacher, teacher_of
 from kdnas.teachers.combined import several_teachers
 from kdnas.teachers.zoo import load_weights, student_teacher
 from kdnas.training.loop import Training
@@ -237,7 +237,7 @@ def build_teacher(source: Spec, data: Data) -> Teacher:
     Raises:
         ValueError: as its maker; or the classes of it or of a member differ from the data's, or their order does.
     """
-    teacher = made_for(source, data.classes, data.preprocessing, data.class_names)
+    teacher = teacher_of(source, data)
     kinds = {module.dense for module in teacher.modules() if isinstance(module, Frozen)}
     if kinds and data.task.dense not in kinds:
         raise ValueError(

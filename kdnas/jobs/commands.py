@@ -139,6 +139,7 @@ def run(
     *,
     out: str | Path,
     data: str | Spec | Data | Dataset[Any] | None = None,
+    unlabelled: bool = False,
     teacher: str | Spec | FitTeacher | nn.Module = "fit",
     teacher_members: Count = FitTeacher.members,
     space: str | Path | SearchSpace | None = None,
@@ -179,6 +180,8 @@ def run(
         out: the run folder.
         data: digits, folder:PATH, hf:FOLDER_OR_NAME, parquet:FILES, wds:FILES, csv:FILE, npz:FILE, cifar10:PATH,
             cifar100:PATH or package.module:function; strong:DATA augments more.
+        unlabelled: learn the teacher's features and no labels, which data and teacher need not have then; labels that
+            there are measure the student.
         teacher: fit (or fit,blocks=1,width=16), torchvision:NAME or timm:NAME (each with @WEIGHTS, and options such as
             ,size=96), timm:FOLDER, hf:FOLDER_OR_NAME of transformers, export:FILE of torch.export, onnx:FILE, FOLDER of
             `kdnas fit` or of a student, package.module:function, ensemble:TEACHER,TEACHER (also ensemble+logits:,
@@ -252,6 +255,7 @@ def _run_settings(options: dict[str, Any]) -> Experiment | Prune:
         recipe_for,
         with_losses,
     )
+    from kdnas.jobs._unlabelled import as_unlabelled, without_labels
     from kdnas.settings import Experiment, Train
 
     arguments = types.SimpleNamespace(**options)
@@ -270,16 +274,13 @@ def _run_settings(options: dict[str, Any]) -> Experiment | Prune:
     options = options | {"budget": as_budget(arguments.budget, arguments.latency_table)}
     names = ("scorer", "searcher", "budget", "contrast", "pruner", "num_evaluations", "max_time")
     search = search_settings(Search(), seed=arguments.recipe.get("seed"), **{name: options[name] for name in names})
-    space_value, data_spec, teacher_spec = (
-        as_space(arguments.space),
-        as_data(arguments.data),
-        as_teacher(arguments.teacher),
-    )
+    space_value, teacher_spec = as_space(arguments.space), as_teacher(arguments.teacher)
+    data_spec = as_unlabelled(arguments.data, teacher_spec) if arguments.unlabelled else as_data(arguments.data)
     if arguments.size is not None:
         space_value = dataclasses.replace(space_value, resolutions=(arguments.size,))
-    supernet_distiller = with_losses(
-        None if arguments.distiller == "none" else as_spec("kdnas.distillers", arguments.distiller), arguments.loss
-    )
+    supernet_distiller = None if arguments.distiller == "none" else as_spec("kdnas.distillers", arguments.distiller)
+    if not arguments.unlabelled:
+        supernet_distiller = with_losses(supernet_distiller, arguments.loss)
     if not isinstance(teacher_spec, FitTeacher) and arguments.teacher_members != 1:
         raise ValueError(f"--teacher-members must be 1 where --teacher is not fit, got {arguments.teacher_members}.")
     _log_space(space_value)
@@ -297,7 +298,8 @@ def _run_settings(options: dict[str, Any]) -> Experiment | Prune:
         weights="" if arguments.weights is None else str(Path(arguments.weights).resolve()),
     )
     chosen = finals_settings(Finals(), controls=arguments.controls, finalists=arguments.finalists)
-    return Experiment(train=training, search=search, retrain=Retrain(recipe=settings), finals=chosen)
+    experiment = Experiment(train=training, search=search, retrain=Retrain(recipe=settings), finals=chosen)
+    return without_labels(experiment, arguments.loss) if arguments.unlabelled else experiment
 
 
 def _cut(options: dict[str, Any]) -> Prune:

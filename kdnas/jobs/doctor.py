@@ -14,6 +14,7 @@ from kdnas.jobs._preflight.findings import Finding, Kind
 from kdnas.jobs._preflight.machine import folder_findings, installation
 from kdnas.jobs._preflight.teacher import fitted_finding, teacher_findings
 from kdnas.jobs._rehearsal import phases, rehearsal, short_recipe, short_teacher, shortened
+from kdnas.jobs._unlabelled import as_unlabelled
 from kdnas.jobs.prune import prune
 from kdnas.runs.folder import METRICS, RunFolder
 from kdnas.settings import Experiment, FitTeacher, Prune
@@ -64,7 +65,12 @@ def doctor(options: Mapping[str, Any], make: Callable[[], Experiment | Prune]) -
         source = None if settings is None else _parts(settings)[0]
     if source is None:
         return diagnosis
-    data = diagnosis.attempt("data", lambda: as_data(source).build(Data))
+
+    def read() -> Data:
+        spec = as_unlabelled(source, as_teacher(options["teacher"])) if options["unlabelled"] else as_data(source)
+        return spec.build(Data)
+
+    data = diagnosis.attempt("data", read)
     if data is None:
         return diagnosis
     diagnosis.gather("data", lambda: data_findings(data))

@@ -339,8 +339,9 @@ def _paces(run: Run, experiment: Experiment) -> dict[str, Pace]:
     codes = {row.code for row in known.rows if row.name in names or row.name.startswith("finalist")}
     taught = [_of_student(run, code, experiment.retrain) for code in sorted(codes)]
     paces["student"] = _mean(taught)
-    labels = dataclasses.replace(experiment.retrain, distiller=spec("kdnas.distillers.from_labels:FromLabels"))
-    paces["labels"] = _mean([_of_student(run, code, labels) for code in sorted(codes)[:1]])
+    if "labels" in experiment.finals.controls:
+        labels = dataclasses.replace(experiment.retrain, distiller=spec("kdnas.distillers.from_labels:FromLabels"))
+        paces["labels"] = _mean([_of_student(run, code, labels) for code in sorted(codes)[:1]])
     return paces
 
 

@@ -45,6 +45,7 @@ from kdnas.losses.relation.similarity_preserving import SimilarityPreserving as 
 from kdnas.losses.relation.singular_value import SingularValue as SingularValue
 from kdnas.losses.relation.teacher_graph import TeacherGraph as TeacherGraph
 from kdnas.losses.response.alpha_divergence import AlphaDivergence as AlphaDivergence
+from kdnas.losses.response.cosine import Cosine as Cosine
 from kdnas.losses.response.cross_entropy import CrossEntropy as CrossEntropy
 from kdnas.losses.response.decoupled import Decoupled as Decoupled
 from kdnas.losses.response.dist import Dist as Dist

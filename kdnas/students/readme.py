@@ -10,15 +10,19 @@ from kdnas.students.card import Card
 _MOST_CLASSES = 20
 _HEADER = """---
 library_name: kdnas
-pipeline_tag: image-classification
+pipeline_tag: {task}
 tags:
-- image-classification
+- {task}
 - knowledge-distillation
 - neural-architecture-search
 ---
 
-# An image classifier, chosen and distilled by kdnas
+# {title}, chosen and distilled by kdnas
 """
+_TITLES = {
+    "classes": {"task": "image-classification", "title": "An image classifier"},
+    "values": {"task": "image-feature-extraction", "title": "Features of images"},
+}
 _USE = f"""
 ## Use
 
@@ -53,7 +57,7 @@ def readme_text(card: Card, controls: Mapping[str, Any]) -> str:
     sentences = [_cell(c["sentence"], 1000) for c in controls.values() if isinstance(c, Mapping) and "sentence" in c]
     words = [f"- {sentence}" for sentence in sentences] or ["No controls are recorded for this student."]
     lines = [
-        _HEADER,
+        _HEADER.format(**_TITLES[card.answers]),
         *("| | |", "| --- | --- |"),
         f"| images | {size}, values in [0, 1]; normalised inside |",
         f"| {card.answers} | {len(card.class_names)}: {classes}{more} |",

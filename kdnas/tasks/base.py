@@ -42,6 +42,9 @@ class Task(abc.ABC):
         dense: whether a network answers for every pixel, by a space of dense blueprints.
         answers: what an output is: a class's logit, or a value.
         images_at_once: number of images that are evaluated together.
+        compares: whether grades compare images with each other, so that all of a part are graded together.
+        has_classes: whether outputs are the data's classes, or whatever they name; if not, they are a teacher's
+            features, and a teacher is asked for these instead of classes.
     """
 
     name: ClassVar[str]
@@ -50,6 +53,8 @@ class Task(abc.ABC):
     dense: ClassVar[bool] = False
     answers: ClassVar[Answers] = "classes"
     images_at_once: ClassVar[int] = 500
+    compares: ClassVar[bool] = False
+    has_classes: ClassVar[bool] = True
 
     @property
     def losses(self) -> Mapping[str, Spec]:

@@ -12,13 +12,21 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from kdnas.blocks.basic import enlarge
-from kdnas.data.base import prepare
+from kdnas.data.base import Data, prepare
 from kdnas.losses.attention_layers import called_attention, find_attention
-from kdnas.network import Network
-from kdnas.outputs import END, Moment, Outputs
+from kdnas.network import Network, hooked
+from kdnas.outputs import END, Moment, Outputs, embedding
 from kdnas.preprocessing import Preprocessing
 from kdnas.specs import Spec, nearest, resolve
-from kdnas.teachers.stages import as_feature, check_logits, find_stages, logits_of, plain_module, recorded
+from kdnas.teachers.stages import (
+    as_feature,
+    check_logits,
+    features_of,
+    find_stages,
+    logits_of,
+    plain_module,
+    recorded,
+)
 
 
 class Teacher(nn.Module, abc.ABC):
@@ -85,7 +93,8 @@ class Frozen(Teacher):
             the same augmented pixels, each in its own way.
         stages: names of submodules whose outputs are the features. By default a Network's stages, else those that
             `find_stages` finds; none for losses and scorers of logits alone.
-        classes: number of classes, which tells the logits among several outputs.
+        classes: number of classes, which tells the logits among several outputs; 0 for a network without classes,
+            whose features (see `features_of`) stand in their place.
         crop: share of the images' sides that the module sees, around their centre; above 0, 1 for all.
         batch: number of images in every call of a module that takes no other; 0 for any.
         dense: whether the logits are maps, which are enlarged to the pixels' height and width (bilinear); by default
@@ -93,6 +102,8 @@ class Frozen(Teacher):
 
     Attributes:
         columns: the places among the module's logits of those that it gives, in their order; empty for all of them.
+        classifier: the linear layer whose input stands in the logits' place, empty for the last stage's map; None for
+            the logits themselves.
 
     Raises:
         ValueError: a stage that does not exist (the message suggests the nearest name), a module that fails on images
@@ -100,6 +111,7 @@ class Frozen(Teacher):
     """
 
     columns: tuple[int, ...] = ()
+    classifier: str | None = None
     attentions: tuple[str, ...] = ()
 
     def __init__(
@@ -164,6 +176,27 @@ class Frozen(Teacher):
             return self  # which always shows them
         return self._with(attentions=find_attention(self.module, self._probe()))
 
+    def without_classifier(self) -> "Frozen":
+        """The same teacher, giving the features that its classifier gets in the place of logits.
+
+        The classifier is the linear layer whose output are the logits; without one, the last stage's map is averaged
+        over positions.
+
+        Raises:
+            ValueError: it has neither.
+        """
+        linear = [name for name, part in self.module.named_modules() if isinstance(part, nn.Linear)]
+        probe = self._probe()
+        with recorded(self.module, linear, batch=len(probe)) as values, torch.no_grad():
+            logits = self._shown(probe).logits
+        names = [name for name in values if torch.equal(values[name].float(), logits)]
+        if not names and not self._shown(probe).features:
+            raise ValueError(
+                f"the teacher {type(self.module).__name__} must have a linear classifier or feature maps, to give "
+                "features without classes. Return a module that gives features."
+            )
+        return self._with(classifier=names[-1] if names else "", dense=False)
+
     def _with(self, **attributes: Any) -> "Frozen":
         """A copy that shares the module, with some attributes changed."""
         other = copy.copy(self)
@@ -180,6 +213,17 @@ class Frozen(Teacher):
         return prepare(pixels, large)[..., top : top + own.height, left : left + own.width]
 
     def _outputs(self, images: Tensor) -> Outputs:
+        if not self.classifier:
+            outputs = self._shown(images)
+            return outputs if self.classifier is None else outputs._replace(logits=embedding(outputs))
+        inputs: list[Tensor] = []
+        layer = self.module.get_submodule(self.classifier)
+        with hooked([layer], before=lambda _, values: inputs.append(values[0])):
+            outputs = self._shown(images)
+        return outputs._replace(logits=features_of(inputs[-1]))
+
+    def _shown(self, images: Tensor) -> Outputs:
+        """What the module shows of itself."""
         if isinstance(self.module, Network) and not self.stages:
             return self._chosen(self.module(images))
         layers = {name: self.module.get_submodule(name) for name in self.attentions}
@@ -193,7 +237,7 @@ class Frozen(Teacher):
         features = tuple(self._feature(name, outputs, images) for name in self.stages)
         if isinstance(returned, Outputs):
             return self._chosen(returned._replace(features=features))
-        logits = logits_of(returned, self.classes)
+        logits = features_of(returned) if self.classes == 0 else logits_of(returned, self.classes)
         check_logits(logits, len(images), type(self.module).__name__, dense=self.dense)
         attentions = tuple(maps[layer].float() for layer in layers.values())
         return self._chosen(Outputs(logits, features, attentions, images=images))
@@ -223,12 +267,19 @@ class Frozen(Teacher):
         )
 
 
+def teacher_of(source: Spec, data: Data) -> Teacher:
+    """The teacher of a spec for a data set: of its classes, or of features where the data's task has none."""
+    if data.task.has_classes:
+        return made_for(source, data.classes, data.preprocessing, data.class_names)
+    return made_for(source, 0, data.preprocessing)
+
+
 def made_for(source: Spec, classes: int, preprocessing: Preprocessing, class_names: tuple[str, ...] = ()) -> Teacher:
-    """The teacher of a spec for a data set.
+    """The teacher of a spec for so many classes.
 
     Args:
         source: its maker.
-        classes: number of the data's classes.
+        classes: number of the data's classes; 0 for a teacher of features, whose vectors stand in the logits' place.
         preprocessing: the data's.
         class_names: the data's, for makers that have this argument.
     """

@@ -4,7 +4,10 @@ from collections.abc import Sequence
 
 from kdnas.specs import nearest
 
-_ALL = "Fine-tune it on this data: kdnas fit --network NETWORK --data DATA --out FOLDER; then --teacher FOLDER."
+_ALL = (
+    "Fine-tune it on this data: kdnas fit --network NETWORK --data DATA --out FOLDER; then --teacher FOLDER. If these "
+    "are features and no classes, distil them by --unlabelled."
+)
 
 
 def columns_of(

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kdnas.numerics import safe_normalize
 from kdnas.outputs import Moment, Outputs
 from kdnas.preprocessing import Preprocessing
 from kdnas.randomness import seed_of
@@ -92,6 +93,37 @@ class Ensemble(Teacher):
 
 
 @final
+class Joined(Teacher):
+    """Several teachers of features as one: each one's vector of length 1, behind each other.
+
+    Stages and attention maps are those of the first.
+
+    Args:
+        teachers: at least two; they need not have equal widths.
+
+    Raises:
+        ValueError: fewer than two teachers.
+    """
+
+    def __init__(self, teachers: Sequence[Teacher]) -> None:
+        super().__init__()
+        if len(teachers) < 2:
+            raise ValueError(f"an ensemble needs at least two teachers, got {len(teachers)}.")
+        self.teachers = nn.ModuleList(teachers)
+        self.freeze()
+
+    def with_attentions(self) -> Teacher:
+        """The same of members that show their attention maps; its own are those of the first."""
+        return Joined([teacher.with_attentions() for teacher in _teachers(self.teachers)])
+
+    def teach(self, pixels: Tensor, labels: Tensor | None, at: Moment) -> Outputs:
+        """The joined vectors `[batch, sum of the widths]`, and the first teacher's features."""
+        outputs = [teacher(pixels, labels, at) for teacher in self.teachers]
+        vectors = [safe_normalize(each.logits.float(), 1) for each in outputs]
+        return outputs[0]._replace(logits=torch.cat(vectors, 1))
+
+
+@final
 class Streamed(Teacher):
     """A teacher that is in memory only while it runs, so that several large ones need not fit there together.
 
@@ -167,6 +199,14 @@ def several_teachers(
     teachers: list[Teacher] = [made_for(m, classes, preprocessing, class_names) for m in members]
     if kind == "route":
         return Route(teachers)
+    if classes == 0:
+        if weights or kind != "ensemble":
+            how = f"the weights {weights}" if weights else kind
+            raise ValueError(
+                f"teachers of features must weigh alike and are not averaged, got {how}. Write "
+                "ensemble:TEACHER,TEACHER."
+            )
+        return Joined(teachers)
     mean: Any = kind.partition("+")[2] or "probabilities"
     return Ensemble(teachers, mean=mean, weights=weights)
 

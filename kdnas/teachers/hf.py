@@ -55,14 +55,17 @@ def hf_teacher(
             own or weights that are missing, or it has other classes.
     """
     name = f"hf:{path}"
-    module, config = _network(path)
+    module, config = _network(path, features=classes == 0)
     feeding = _feeding(path, config, size or preprocessing.height, size)
     own = feeding.preprocessing
     if normalise == "data":
         own = dataclasses.replace(own, mean=preprocessing.mean, std=preprocessing.std)
     fed = Exchanged(module) if feeding.exchanged else module
     names = [f"module.{stage}" for stage in stages] if feeding.exchanged else stages
-    teacher = Frozen(fed, preprocessing=own, stages=names or None, classes=config.num_labels, crop=crop or feeding.crop)
+    count = config.num_labels if _is_classifier(config) else 0
+    teacher = Frozen(fed, preprocessing=own, stages=names or None, classes=count, crop=crop or feeding.crop)
+    if count and not classes:
+        teacher = teacher.without_classifier()
     teacher.note = feeding.note
     return with_classes_of(teacher, name, classes, class_names, select, declared_names(fed))
 
@@ -84,21 +87,30 @@ class Exchanged(nn.Module):
         return self.module(images.flip(1))
 
 
-def _network(path: str) -> tuple[nn.Module, Any]:
-    """The classifier, and its configuration."""
+def _is_classifier(config: Any) -> bool:
+    return "ForImageClassification" in next(iter(config.architectures or ()), "")
+
+
+def _network(path: str, *, features: bool) -> tuple[nn.Module, Any]:
+    """The classifier, or where features are asked for a backbone too, and its configuration."""
     with _speaking(path) as transformers:
         config = transformers.AutoConfig.from_pretrained(path, trust_remote_code=False)
     architecture = next(iter(config.architectures or ()), "")
     if config.model_type == "timm_wrapper":
         raise ValueError(f"hf:{path} is a network of timm. Use timm:{path if Path(path).is_dir() else 'NAME'}.")
-    if "ForImageClassification" not in architecture:
+    if not (features or _is_classifier(config)):
         raise ValueError(
-            f"hf:{path} must be an image classifier, it is a {architecture or config.model_type}. Fine-tune it as a "
-            f"model ...ForImageClassification, or write a function that returns a module with logits."
+            f"hf:{path} must be an image classifier, it is a {architecture or config.model_type}. Distil its features "
+            "by --unlabelled, or fine-tune it as a model ...ForImageClassification."
         )
+    kind, options = "AutoModelForImageClassification", {"trust_remote_code": False}
+    if not _is_classifier(config):
+        kind = "AutoModel"
+    if architecture.endswith("Backbone"):
+        kind, options = architecture, {}  # a class of the library: there is no automatic one for folders
     with _speaking(path) as transformers:
-        module, loading = transformers.AutoModelForImageClassification.from_pretrained(
-            path, config=config, use_safetensors=True, trust_remote_code=False, output_loading_info=True
+        module, loading = getattr(transformers, kind).from_pretrained(
+            path, config=config, use_safetensors=True, output_loading_info=True, **options
         )
     absent = sorted({*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"])})
     if absent:

@@ -112,7 +112,7 @@ def find_stages(module: nn.Module, images: Tensor, most: int = 6, classes: int |
         module: the network, in evaluation mode.
         images: `[batch, channels, height, width]`, as the network takes them.
         most: number of resolutions.
-        classes: number of classes, which tells the logits among several outputs.
+        classes: number of classes, which tells the logits among several outputs; 0 for a network without classes.
 
     Raises:
         ValueError: the module fails on these images, no submodule returns maps or tokens, or only early ones do.
@@ -183,6 +183,8 @@ def _computes_positions(part: nn.Module, output: Tensor) -> bool:
 
 
 def _num_logits(returned: Any, classes: int | None) -> int:
+    if classes == 0:
+        return 0
     try:
         shape = logits_of(returned, classes).shape
     except ValueError:
@@ -333,11 +335,46 @@ def logits_of(outputs: Any, classes: int | None = None) -> Tensor:
     several = f", of which {' and '.join(fitting)} may be the logits" if fitting else ""
     raise ValueError(
         f"the teacher must return logits [batch, classes], alone, in a tuple or under the name logits, got a "
-        f"{type(outputs).__name__}{contents}{several}. Return the logits alone."
+        f"{type(outputs).__name__}{contents}{several}. Return the logits alone; features need --unlabelled."
     )
 
 
 _LOGITS = ("logit", "out", "output", "prediction")
+_VECTORS = ("pooler_output", "image_embeds", "x_norm_clstoken", "embedding", "embeddings", "pooled", "features")
+_POSITIONS = ("last_hidden_state", "x_norm_patchtokens", "feature_maps", "hidden_states")
+
+
+def features_of(outputs: Any) -> Tensor:
+    """One vector per image, `[batch, dims]`, from what a network without classes returned.
+
+    A tensor, of tokens or a map its mean over positions; the entry `pooler_output` and its like of a mapping, a named
+    tuple or an object; else the only tensor with two axes, or the mean over positions of `last_hidden_state` and its
+    like, of several maps the last one's.
+
+    Args:
+        outputs: what the network returned.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if isinstance(outputs, Tensor) and outputs.is_floating_point() and 2 <= outputs.dim() <= 4:
+        feature = outputs.flatten(2).mean(2) if outputs.dim() == 4 else outputs
+        return (feature.mean(1) if feature.dim() == 3 else feature).float()
+    entries = {} if isinstance(outputs, Tensor) else _entries(outputs)
+    vectors = {n: v for n, v in entries.items() if isinstance(v, Tensor) and v.is_floating_point() and v.dim() >= 2}
+    vectors |= {n: v[-1] for n, v in entries.items() if isinstance(v, tuple | list) and v and isinstance(v[-1], Tensor)}
+    flat = [name for name, value in vectors.items() if value.dim() == 2]
+    names = [*(name for name in _VECTORS if name in vectors), *(flat if len(flat) == 1 else ())]
+    name = next(iter([*names, *(name for name in _POSITIONS if name in vectors)]), None)
+    if name is None and len(vectors) == 1:
+        name = next(iter(vectors))
+    if name is None:
+        raise ValueError(
+            f"the teacher must return features: a vector for each image [batch, dims], tokens or a map, got "
+            f"{_shape(outputs)}{' of ' + ', '.join(map(_shape, entries.values())) if entries else ''}. Return the "
+            "vectors alone."
+        )
+    return features_of(vectors[name])
 
 
 def _entries(outputs: Any) -> dict[str, Any]:
@@ -356,7 +393,8 @@ def check_logits(logits: Tensor, count: int, name: str, *, dense: bool = False) 
     if logits.dim() != (4 if dense else 2) or len(logits) != count:
         shape = "[batch, classes, height, width]" if dense else "[batch, classes]"
         raise ValueError(
-            f"the teacher {name} must return logits {shape}, got {tuple(logits.shape)} for {count} images."
+            f"the teacher {name} must return logits {shape}, got {tuple(logits.shape)} for {count} images. Features "
+            "instead of logits need --unlabelled."
         )
 
 

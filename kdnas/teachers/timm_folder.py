@@ -43,7 +43,8 @@ def timm_folder(folder: Path, classes: int | None, size: int = 0) -> tuple[nn.Mo
         )
     count = config.get("num_classes", feeding.get("num_classes"))
     if classes not in (None, count):
-        raise ValueError(f"{folder} is a network of {count} classes, got {classes}. Fine-tune another one.")
+        fix = "Fine-tune another one." if count else "Distil its features by --unlabelled."
+        raise ValueError(f"{folder} is a network of {count} classes, got {classes}. {fix}")
     options = {key: value for key, value in (config.get("model_args") or {}).items() if key not in _LOADING}
     make = partial(timm.create_model, name, **{**options, "num_classes": count, "pretrained": False})
     module: Any = built(make, *({"img_size": size},) if size else ())

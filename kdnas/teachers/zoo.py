@@ -1,5 +1,6 @@
 """Teachers from student folders, torchvision, timm and functions of a user."""
 
+import contextlib
 import dataclasses
 import importlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,6 +30,7 @@ from kdnas.teachers.weights import load_weights as load_weights
 from kdnas.values import Share, Side
 
 ZOO_CARD = "teacher.json"
+_ANY = 2  # classes of a network whose classifier is not used
 _AGAIN = "Train the teacher again with `kdnas fit`."
 
 
@@ -62,7 +64,9 @@ def student_teacher(
     else:
         network, card = read_student(folder)
         teacher = Frozen(network, preprocessing=card.preprocessing)
-        teacher.class_names = card.class_names
+        teacher.class_names = card.class_names if card.answers == "classes" else None
+    if classes == 0 and isinstance(teacher, Frozen) and teacher.class_names:
+        teacher = teacher.without_classifier()
     return with_classes_of(teacher, path, classes, class_names, select)
 
 
@@ -107,11 +111,13 @@ def zoo_teacher(
     check_literals(zoo_teacher, locals())
     if size < 0:
         raise ValueError(f"`size` must be at least 0, got {size}.")
-    module, own = zoo_network(zoo, name, classes if weights else None, size)
-    if weights and select and (count := head_size(module, Path(weights))):
-        module, own = zoo_network(zoo, name, count, size)
-    if weights:
-        load_weights(module, Path(weights))
+    module, own = _network_for(zoo, name, weights, classes, size, other_head=bool(select))
+    has_classes = getattr(module, "num_classes", None) != 0  # timm's word for a network without a classifier
+    if classes and not has_classes:
+        raise ValueError(
+            f"{zoo}:{name} has no classes. Distil its features by --unlabelled, or fine-tune it: kdnas fit --network "
+            f"{zoo}:NAME --data DATA --out FOLDER."
+        )
     if normalise == "data":
         own = dataclasses.replace(own, mean=preprocessing.mean, std=preprocessing.std)
     if interpolation:
@@ -119,8 +125,33 @@ def zoo_teacher(
     names = None if weights else zoo_names(zoo, name, module)
     count = None if names is None else len(names)
     crop = crop or (1.0 if weights else zoo_crop(zoo, name, module))
-    teacher = Frozen(module, preprocessing=own, stages=stages or None, classes=count or classes, crop=crop)
+    known = count or classes or None if has_classes else 0
+    teacher = Frozen(module, preprocessing=own, stages=stages or None, classes=known, crop=crop)
+    if has_classes and not classes:
+        teacher = teacher.without_classifier()
     return with_classes_of(teacher, f"{zoo}:{name}", classes, class_names, select, names)
+
+
+def _network_for(
+    zoo: str, name: str, weights: str, classes: int, size: int, *, other_head: bool
+) -> tuple[nn.Module, Preprocessing]:
+    """The network of a zoo with the zoo's weights or those of a file.
+
+    Its head is for the data's classes, with `other_head` for those of the file, and for features of either kind.
+    """
+    if not weights:
+        return zoo_network(zoo, name, None, size)
+    path = Path(weights)
+    if zoo == "timm" and not classes:
+        module, own = zoo_network(zoo, name, 0, size)
+        with contextlib.suppress(ValueError):  # what is wrong with the file the other head says
+            load_weights(module, path)
+            return module, own
+    module, own = zoo_network(zoo, name, classes or _ANY, size)
+    if (other_head or not classes) and (count := head_size(module, path)):
+        module, own = zoo_network(zoo, name, count, size)
+    load_weights(module, path)
+    return module, own
 
 
 def zoo_network(
@@ -363,7 +394,7 @@ def with_classes_of(
     Args:
         teacher: a Frozen, or another whose outputs are taken as they are.
         name: for messages.
-        classes: number of the data's classes; None to take whatever there are.
+        classes: number of the data's classes; None to take whatever there are, 0 for features.
         class_names: the data's.
         select: see `columns_of`.
         names: what the network calls its classes, where the teacher itself does not know; None if unknown.
@@ -371,13 +402,15 @@ def with_classes_of(
     Raises:
         ValueError: other classes, see `columns_of`, or logits of another shape.
     """
+    if classes == 0:
+        return _with_features(teacher, name, select)
     preprocessing = getattr(teacher, "preprocessing", None)
     if preprocessing is None or classes is None:
         if select:
             raise ValueError(f"`select` must be of a teacher of one network, {name} is a {type(teacher).__name__}.")
         return teacher
     device = next((p.device for p in teacher.parameters()), torch.device("cpu"))
-    probe = torch.zeros(2, len(preprocessing.mean), preprocessing.height, preprocessing.width, device=device)
+    probe = torch.zeros(2, *_image(preprocessing), device=device)
     logits = teacher(probe).logits
     check_logits(logits, len(probe), name, dense=isinstance(teacher, Frozen) and teacher.dense)
     known = teacher.class_names or names
@@ -399,3 +432,29 @@ def with_classes_of(
     chosen = f"{which}, {'as chosen' if select else 'by their names'}"
     teacher.note = "; ".join(filter(None, (teacher.note, chosen)))
     return teacher
+
+
+def _with_features(teacher: Teacher, name: str, select: str) -> Teacher:
+    """The teacher, if it gives one vector of features for each image.
+
+    Raises:
+        ValueError: it gives something else, or classes are chosen.
+    """
+    if select:
+        raise ValueError(f"`select` names classes, and {name} teaches features. Drop it, or --unlabelled.")
+    if isinstance(teacher, Frozen):
+        probe = torch.zeros(
+            2, *_image(teacher.preprocessing), device=next(teacher.parameters(), torch.zeros(())).device
+        )
+        features = teacher(probe).logits
+        if features.dim() != 2 or len(features) != len(probe) or features.shape[1] < 2:
+            raise ValueError(
+                f"the teacher {name} must give features [batch, dims], at least 2, got {tuple(features.shape)} for "
+                f"{len(probe)} images. Return one vector for each image, tokens or a map."
+            )
+        teacher.class_names = None
+    return teacher
+
+
+def _image(preprocessing: Preprocessing) -> tuple[int, int, int]:
+    return len(preprocessing.mean), preprocessing.height, preprocessing.width

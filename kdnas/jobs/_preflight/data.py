@@ -34,7 +34,10 @@ def data_findings(data: Data) -> list[Finding]:
     counts = ", ".join(f"{name} {len(part):,}" for name, part in parts.items())
     names = ", ".join(data.class_names[:5]) + (", ..." if data.classes > 5 else "")
     channels, height, width = data.image
-    text = f"{counts} images of {channels} x {height} x {width}; {data.classes} classes ({names})"
+    outputs = f"{data.classes} classes ({names})"
+    if not data.task.has_classes:
+        outputs = f"no labels are learnt, but {data.classes} features of the teacher; measured by {data.task.measure}"
+    text = f"{counts} images of {channels} x {height} x {width}; {outputs}"
     findings = [Finding("data", text)]
     if data.source:
         findings.append(Finding("folders", data.source))

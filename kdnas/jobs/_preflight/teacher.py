@@ -19,7 +19,8 @@ from kdnas.settings import FitTeacher
 from kdnas.specs import Spec
 from kdnas.statistics import guessing
 from kdnas.tasks.classification import balanced_accuracy
-from kdnas.teachers.base import Frozen, Teacher, made_for
+from kdnas.tasks.features import Similarity
+from kdnas.teachers.base import Frozen, Teacher, teacher_of
 from kdnas.teachers.fitted import fitted_teacher
 from kdnas.teachers.zoo import declared_size
 
@@ -36,6 +37,7 @@ CHECK = "Check its weights, the order of its classes, and its size and normalisa
 _BY_CHANNELS = "Reverse them where the images are read, or in front of the teacher: module(images.flip(1))."
 _BY_NORMALISATION = "Return Frozen(module, preprocessing=...) with the normalisation that it was trained with."
 _SAME = 1e-5  # of logits
+_EQUAL = 0.99  # similarity of a teacher's features with themselves; devices and batches differ by less
 
 
 def fitted_finding(teacher: FitTeacher, data: Data) -> Finding:
@@ -63,7 +65,7 @@ def teacher_findings(source: Spec, data: Data, advice: str = CHECK) -> tuple[lis
 
 
 def _findings(source: Spec, data: Data, advice: str) -> tuple[list[Finding], float]:
-    teacher = made_for(source, data.classes, data.preprocessing, data.class_names).to(default_device())
+    teacher = teacher_of(source, data).to(default_device())
     difference = other_names(teacher, data)
     refusals = [f"{difference} Use a teacher of these very classes, in their order."] if difference else []
     known = any(isinstance(m, Teacher) and m.class_names for m in teacher.modules())
@@ -84,6 +86,11 @@ def _findings(source: Spec, data: Data, advice: str) -> tuple[list[Finding], flo
     refusals += own_faults or _output_faults(teacher, sample, data, advice)
     grades, classes = data.task.grades(sample.logits, sample.labels), data.task.image_classes(sample.labels)
     value = float(data.task.quality(grades.float().mean(0)))
+    if isinstance(data.task, Similarity) and value < _EQUAL:
+        refusals.append(
+            f"The teacher gives other features each time it is made: their similarity is {value:.1%}. Load its weights "
+            "from a file, or draw them with a seed."
+        )
     of = "of" if classes is not None else f"{data.task.measure} on"
     line = f"{size}{names}; {value:.1%} {of} {len(grades)} search images"
     if classes is not None and data.is_imbalanced:
