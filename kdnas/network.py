@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from kdnas.blocks.basic import AttentionMap, enlarge, resize
 from kdnas.outputs import Outputs
+from kdnas.plain import printable
 from kdnas.space import Blueprint, Layer
 from kdnas.specs import Spec
 
@@ -44,7 +45,7 @@ def load_strictly(module: nn.Module, state: Mapping[str, Tensor], whose: str) ->
     lacks, more = [n for n in own if n not in state], [n for n in state if n not in own]
     other = [n for n in own if n in state and own[n].shape != state[n].shape]
     facts = [
-        f"{len(names)} {'tensor' if len(names) == 1 else 'tensors'} {fact}, such as {names[0]}"
+        f"{len(names)} {'tensor' if len(names) == 1 else 'tensors'} {fact}, such as {printable(str(names[0]))[:80]}"
         for names, fact in ((lacks, "of the network missing"), (more, "that the network does not have"))
         if names
     ]

@@ -152,9 +152,9 @@ def members_of(path: Path) -> list[str]:
     Raises:
         ValueError: it is damaged, or compressed: torch compresses nothing, and what grows fills the memory.
     """
-    if not zipfile.is_zipfile(path):
-        return []
     try:
+        if not zipfile.is_zipfile(path):  # which raises, too
+            return []
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
     except Exception as error:  # of a damaged directory, anything

@@ -123,6 +123,13 @@ def test_files_that_do_not_fit_are_refused_in_a_sentence(tmp_path, capsys, name,
     assert not capsys.readouterr().out
 
 
+def test_a_name_in_a_file_is_printable_and_short_in_a_message(tmp_path):
+    torch.save({"\x1b[2J" + "x" * 5000: torch.ones(1)}, tmp_path / "w.pth")
+    with pytest.raises(ValueError, match="does not fit") as error:
+        load_weights(torch.nn.Linear(1, 1), tmp_path / "w.pth")
+    assert str(error.value).isprintable() and len(str(error.value)) < 500
+
+
 def test_a_file_that_is_cut_short_is_said_to_be(tmp_path):
     whole = written(tmp_path / "w.pth", WEIGHTS).read_bytes()
     written(tmp_path / "half.pth", whole[: len(whole) // 2])
