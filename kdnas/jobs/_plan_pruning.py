@@ -1,7 +1,6 @@
 """What a run without a space will take: its teacher's own network is cut down."""
 
 import dataclasses
-import statistics
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,7 +11,7 @@ from kdnas.evaluation import accuracy
 from kdnas.jobs._rehearsal import short_recipe, short_teacher
 from kdnas.jobs._trials import SHARE, Variant
 from kdnas.jobs.fit import member_training, teacher_result
-from kdnas.jobs.plan import EVALUATIONS, STEPS, Meter, Pace, Phase, measured_pace, size_of
+from kdnas.jobs.plan import STEPS, Meter, Pace, Phase, measured_pace, size_of
 from kdnas.jobs.prune import CANDIDATES, Job, begin
 from kdnas.jobs.retrain import Prepared, prepare
 from kdnas.network import Network
@@ -20,6 +19,7 @@ from kdnas.runs.folder import TEACHER, RunFolder
 from kdnas.settings import FitTeacher, Prune, Recipe
 from kdnas.specs import spec
 
+_CANDIDATES = 12  # the first ones are planned; those that are drawn may take several draws
 _Result = TypeVar("_Result")
 
 
@@ -93,7 +93,7 @@ class RehearsedPruning:
             paces=_paces(settings, job, trained),
             trials=sum(name.startswith("trial: ") for name in storage.manifest["phases"]),
             trainings=sum(storage.phase(name) is not None for name in ("trained", "equal", "random")),
-            candidate=statistics.fmean(job.seconds or [0.0]),
+            candidate=job.candidate,
             line=sum(map(len, lines)) // max(1, len(lines)),
         )
 
@@ -143,7 +143,7 @@ def _shortened(settings: Prune) -> Prune:
     return dataclasses.replace(
         settings,
         teacher=short_teacher(teacher, STEPS) if isinstance(teacher, FitTeacher) else teacher,
-        num_candidates=min(EVALUATIONS, settings.num_candidates),
+        num_candidates=min(_CANDIDATES, settings.num_candidates),
         recipe=short_recipe(settings.recipe, STEPS),
         retrain=short_recipe(settings.retrain, STEPS),
     )

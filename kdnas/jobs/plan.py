@@ -29,7 +29,7 @@ from kdnas.supernet import Supernet
 from kdnas.training.driver import CHECKPOINT_SECONDS, Cadence
 from kdnas.training.loop import Training
 
-STEPS, EVALUATIONS, _MORE = 6, 4, 12  # of the rehearsal
+STEPS, _EVALUATIONS, _MORE = 6, 4, 12  # of the rehearsal
 _WARM, _TIMED = 2, 12  # steps
 _LIMIT = 20.0  # seconds that the steps of one training are timed
 _LEAST = 10  # steps of a training that is proposed
@@ -218,7 +218,7 @@ class RehearsedRun:
     @classmethod
     def of(cls, experiment: Experiment, folder: Path, *, deploy: bool) -> "RehearsedRun":
         """Run every phase in small, in a folder."""
-        short = shortened(experiment, STEPS, EVALUATIONS, cheap=False)
+        short = shortened(experiment, STEPS, _EVALUATIONS, cheap=False)
         measured, run = run_phases(short, folder, deploy=deploy), Run(folder)
         lines = run.storage.path(RANKING).read_bytes().splitlines()
         count = run.space.count()

@@ -210,7 +210,7 @@ class Job:
     Attributes:
         budget: in absolute numbers.
         table: of latencies, where they are bounded.
-        seconds: of each candidate that was scored here.
+        candidate: seconds that a candidate took, with all that were drawn and not within the budget.
     """
 
     settings: Prune
@@ -221,7 +221,7 @@ class Job:
     source: Source
     budget: Budget
     table: LatencyTable | None
-    seconds: list[float] = dataclasses.field(default_factory=list)
+    candidate: float = 0.0
 
     @property
     def matches_features(self) -> bool:
@@ -353,10 +353,8 @@ class Job:
         def score(counts: Counts) -> float:
             key = json.dumps(counts, sort_keys=True)
             if key not in known:
-                began = time.perf_counter()
                 known[key] = agreement(fitted.network(leading(fitted.removal, counts)), images, target)
                 self.storage.add(CANDIDATES, [{"counts": counts, "score": known[key]}])
-                self.seconds.append(time.perf_counter() - began)
             return known[key]
 
         divisor = self.settings.divisor or (1 if self.table is None else _DIVISOR)
@@ -364,7 +362,9 @@ class Job:
         count = self.settings.num_candidates if self.settings.method == "shares" else 1
         with progress("removal", count) as bar:
             rng = python_rng("shares", self.settings.recipe.seed)
+            began = time.perf_counter()
             search.run(count, rng, lambda done, best: bar.update(done, f"best {best:.4f}"))
+            self.candidate = (time.perf_counter() - began) / len(search.candidates)
         return search
 
     def _admits(self, blueprint: Blueprint) -> bool:

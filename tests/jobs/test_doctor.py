@@ -1,5 +1,6 @@
 """Mistakes that people make before a training, each of which the doctor must name with its cause and a fix."""
 
+import dataclasses
 import functools
 import os
 import re
@@ -19,6 +20,7 @@ from kdnas.jobs._preflight import machine
 from kdnas.jobs._preflight.findings import Finding
 from kdnas.runs import lock
 from kdnas.runs.folder import RunFolder
+from kdnas.teachers.base import Frozen
 from tests.data.test_base import write_images
 from tests.jobs.test_preflight import Knowing
 from tests.toy import part
@@ -97,6 +99,52 @@ def of_two_sizes():
 
 def of_nothing():
     raise KeyError("image")
+
+
+def gray():
+    return parts(lambda images, labels: (images.mean(1, keepdim=True).expand(-1, 3, -1, -1), labels))
+
+
+def gray_in_part():
+    return parts(lambda images, labels: (images.mean(1, keepdim=True).expand(-1, 3, -1, -1), labels), only=("test",))
+
+
+def without_a_channel():
+    return parts(lambda images, labels: (images * torch.tensor([1.0, 1.0, 0.0])[:, None, None], labels))
+
+
+def inverted():
+    return parts(lambda images, labels: (1 - images, labels), only=("test",))
+
+
+def displaced():
+    return parts(lambda images, labels: (images, (labels + 1) % 3), only=("test",))
+
+
+def mirrored():
+    images = part(48, "train")
+    return parts(lambda *_: (images.images[:30].flip(3), images.labels[:30]), only=("test",))
+
+
+def in_two_classes():
+    return parts(
+        lambda images, labels: (torch.cat([images, images[:12]]), torch.cat([labels, (labels[:12] + 1) % 3])),
+        only=("train",),
+    )
+
+
+def copied():
+    return parts(lambda images, labels: (images.repeat(2, 1, 1, 1), labels.repeat(2)), only=("train",))
+
+
+def chosen_by_test():
+    images = part(30, "test")
+    return parts(lambda *_: (images.images, images.labels), only=("search", "test"))
+
+
+def of_like_names():
+    whole = parts()
+    return Data(whole.train, whole.search, whole.test, class_names=("cat", "dog", "Cat "))
 
 
 class Changed(Knowing):
@@ -181,6 +229,27 @@ def by_the_batch():
     return Changed(after=lambda logits: logits - logits.mean(0))
 
 
+def percentages():
+    return Changed(after=lambda logits: 100 * logits.softmax(1))
+
+
+def flat():
+    return Changed(after=lambda logits: 1e-4 * logits)
+
+
+def steep():
+    return Changed(after=lambda logits: 1e6 * logits)
+
+
+def never_the_last():
+    return Changed(after=lambda logits: torch.cat([logits[:, :2], logits[:, 2:] - 100], 1))
+
+
+def exchanged():
+    own = parts().preprocessing
+    return Frozen(Knowing(), preprocessing=dataclasses.replace(own, mean=own.std, std=own.mean))
+
+
 def _here(function):
     return f"tests.jobs.test_doctor:{function.__name__}"
 
@@ -211,7 +280,7 @@ MISTAKES = {
     "imbalance": (of_data(uneven), "class 'a' has 15 times the training images of 'c'", "add images"),
     "labels shuffled": (
         of_data(shuffled),
-        "nearest training image has the label .* \\(chance 33.3%\\)",
+        "nearest training image has the label of a search image .* \\(chance 33.3%\\)",
         "Look at some",
     ),
     "black images": (
@@ -237,6 +306,25 @@ MISTAKES = {
     "NaN weights": (of_teacher(with_nan), "for 30 of 30 .*conv.weight among its weights", "Check its weights"),
     "dropout": (of_teacher(dropping), "other logits for an image in another batch", "Switch that off"),
     "statistics of the batch": (of_teacher(by_the_batch), "uses statistics of the batch", "Switch that off"),
+    "gray as colours": (of_data(gray), "all images are gray, in 3 equal channels", "check how they are read"),
+    "gray in one part": (of_data(gray_in_part), "all test images are gray, the others are not", "Read all parts alike"),
+    "a lost channel": (of_data(without_a_channel), "channel 3 of 3 is the same in all", "Check how they are read"),
+    "an inverted part": (of_data(inverted), "the test images have the means 0.6.*, the training images 0.3", "alike"),
+    "another order of classes in a part": (of_data(displaced), "label of a test image for 0.0%", "in another order"),
+    "mirrored test images": (
+        of_data(mirrored),
+        "30 of 30 test .* or to its mirror image",
+        "Split by",
+    ),
+    "an image in two classes": (of_data(in_two_classes), "12 training images are in several classes, such as", "Keep"),
+    "copies": (of_data(copied), "48 of 96 training images are there before", "Remove the copies"),
+    "test as search": (of_data(chosen_by_test), "30 of 30 test images are search images too", "Remove them"),
+    "a class folder twice": (of_data(of_like_names), "classes 'cat' and 'Cat ' differ in case or signs", "Merge them"),
+    "percentages": (of_teacher(percentages), "probabilities \\(that sum to 100\\)", "Return what is before"),
+    "flat logits": (of_teacher(flat), "nearly equally probable", "scale them"),
+    "steep logits": (of_teacher(steep), "one class has all probability", "scale them"),
+    "a class that it does not know": (of_teacher(never_the_last), "calls no image c", "trained on that class"),
+    "mean and std exchanged": (of_teacher(exchanged), "they seem to be exchanged", "Return Frozen"),
     "the student's size": (
         {**of_data(large), **SPACE},
         "would compute on images of 8 x 8, the data's are 24",

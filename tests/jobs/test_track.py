@@ -134,6 +134,8 @@ def test_event_files_hold_every_step_once(run):
     scalars = [(event.step, event.value) for event in events.Scalars("train/losses/largest")]
     assert [step for step, _ in scalars] == [0, 1, 2, 3]
     assert [value for _, value in scalars] == pytest.approx([1, 1 / 2, 1 / 3, 1 / 8])
+    shares = {name: events.Scalars(f"train/terms/hint/{name}")[0].value for name in ("value", "gradient")}
+    assert shares == {"value": 2.0, "gradient": 0.25}
 
 
 @pytest.mark.real
@@ -162,6 +164,7 @@ def test_mlflow_has_every_step_once_in_its_file(run):
     history = [(metric.step, metric.value) for metric in client.get_metric_history(name, "train/losses/largest")]
     assert sorted(history) == [(0, 1.0), (1, 0.5), (2, pytest.approx(1 / 3)), (3, 0.125)]
     assert client.get_run(name).data.params["train.recipe.steps"] == "9"
+    assert [metric.value for metric in client.get_metric_history(name, "train/terms/hint/gradient")] == [0.25] * 3
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ _UNEVEN = 10  # times as many images of one class as of another
 _THUMB = 8  # side of the thumbnails that are compared
 _ALIKE = 0.9995  # correlation of two thumbnails
 _BLANK = 1 / 255
+_APART = 0.1  # of means of channels, whose range is 1
 _SECONDS = 15.0  # of reading, for each part
 _NEIGHBOURS = 2000  # training images, for the nearest one
 
@@ -59,8 +60,20 @@ def data_findings(data: Data) -> list[Finding]:
         "there are fewer training than test images. Check that the parts are not exchanged"
         if len(data.train) < len(data.test)
         else "",
+        _alike_names(data.class_names),
         *(f"the {name} part has no image of {', '.join(missing[:5])}" for name, missing in absent.items() if missing),
     )
+
+
+def _alike_names(names: Sequence[str]) -> str:
+    """A sentence on classes whose names differ in case, spaces and signs alone."""
+    known: dict[str, str] = {}
+    for name in names:
+        plain = "".join(c for c in name.casefold() if c.isalnum()) or name
+        if plain in known:
+            return f"classes {known[plain]!r} and {name!r} differ in case or signs alone. Merge them if they are one."
+        known[plain] = name
+    return ""
 
 
 def _absent(part: Images, data: Data) -> list[str]:
@@ -96,8 +109,12 @@ def every_image(data: Data) -> list[Finding]:
     count = sum(len(part.thumbs) for part in prints.values())
     whole = sum(len(part) for part in (data.train, data.search, data.test))
     findings = [Finding("images", f"{count:,} of {whole:,} were read")]
-    findings += faults("data", filter(None, (_doubles(prints, name) for name in ("test", "search"))))
-    return findings + notes("data", _blank(prints), *_similar(prints), _uneven(data), _random_labels(data, prints))
+    pairs = (("test", "train"), ("search", "train"), ("test", "search"))
+    findings += faults("data", filter(None, (_doubles(prints, *pair) for pair in pairs)))
+    findings += notes("data", *_repeated(data, prints["train"]), _blank(prints), *_similar(prints), _uneven(data))
+    channels = data.channels
+    findings += notes("data", *_colours(prints, channels), *(_apart(prints, n, channels) for n in ("search", "test")))
+    return findings + notes("data", *(_random_labels(data, prints, name) for name in ("search", "test")))
 
 
 class _Prints(NamedTuple):
@@ -128,15 +145,74 @@ def _prints(part: Images) -> _Prints:
     return _Prints(digests, torch.cat(thumbs), torch.cat(ranges), part.labels[order[: len(digests)]])
 
 
-def _doubles(prints: dict[str, _Prints], name: str) -> str:
-    """A sentence on images of a part that are in the train part too."""
-    known = {*prints["train"].digests} - {b""}
+def _doubles(prints: dict[str, _Prints], name: str, other: str) -> str:
+    """A sentence on images of a part that are in another part too."""
+    known = {*prints[other].digests} - {b""}
     count = sum(digest in known for digest in prints[name].digests)
     if not count:
         return ""
+    words = {"train": "training images too, so that accuracies on them are too high"}.get(
+        other, "search images too, by which the student is chosen"
+    )
+    return f"{count} of {len(prints[name].digests)} {name} images are {words}. Remove them from one of the two parts."
+
+
+def _repeated(data: Data, train: _Prints) -> Iterator[str]:
+    """Sentences on training images that are there more than once, with one label or with several."""
+    labels: dict[bytes, set[int]] = {}
+    classes = data.task.image_classes(train.labels)
+    if classes is None:
+        return
+    for digest, label in zip(train.digests, classes.tolist(), strict=True):
+        labels.setdefault(digest, set()).add(label)
+    labels.pop(b"", None)
+    several = [found for found in labels.values() if len(found) > 1]
+    if several:
+        names = " and ".join(data.class_names[label] for label in sorted(several[0])[:2])
+        yield (
+            f"{len(several)} training images are in several classes, such as {names}. Keep each in one, or merge the "
+            "classes."
+        )
+    count = len(train.digests) - train.digests.count(b"") - len(labels)
+    if not several and count > len(train.digests) // 50:
+        yield (
+            f"{count} of {len(train.digests)} training images are there before. Remove the copies: they count more "
+            "than others, and a tenth that is cut off for search may have them too."
+        )
+
+
+def _colours(prints: dict[str, _Prints], channels: int) -> Iterator[str]:
+    """Sentences on gray images in three channels, and on a channel that is constant."""
+    maps = {name: part.thumbs[part.ranges > _BLANK].unflatten(1, (channels, -1)) for name, part in prints.items()}
+    if channels == 1 or not all(map(len, maps.values())):
+        return
+    gray = [name for name, each in maps.items() if float((each - each[:, :1]).abs().max()) <= _BLANK]
+    if len(gray) == len(maps):
+        yield (
+            f"all images are gray, in {channels} equal channels. Where they should have colours, check how they are "
+            "read; where not, ignore this."
+        )
+    elif gray:
+        yield f"all {' and '.join(gray)} images are gray, the others are not. Read all parts alike."
+    flat = maps["train"].amax((0, 2)) - maps["train"].amin((0, 2)) <= _BLANK
+    if flat.any():
+        numbers = " and ".join(str(int(i) + 1) for i in flat.nonzero())
+        yield f"channel {numbers} of {channels} is the same in all training images. Check how they are read."
+
+
+def _apart(prints: dict[str, _Prints], name: str, channels: int) -> str:
+    """A sentence where a part's channels are far from the train part's, in their mean over images."""
+    ours, theirs = (prints[part].thumbs.unflatten(1, (channels, -1)).mean(2) for part in (name, "train"))
+    if min(len(ours), len(theirs)) < _FEW or bool((prints[name].ranges <= _BLANK).all()):
+        return ""
+    error = (ours.var(0) / len(ours) + theirs.var(0) / len(theirs)).sqrt()
+    difference = (ours.mean(0) - theirs.mean(0)).abs()
+    if not bool((difference > _APART + 5 * error).any()):
+        return ""
+    means = ["/".join(f"{value:.2f}" for value in part.mean(0).tolist()) for part in (ours, theirs)]
     return (
-        f"{count} of {len(prints[name].digests)} {name} images are training images too, so that accuracies on them are "
-        "too high. Remove them from one of the two parts."
+        f"the {name} images have the means {means[0]}, the training images {means[1]}: they are of another kind, or "
+        "read in another way (scale, inverted, order of channels). Read all parts alike."
     )
 
 
@@ -148,11 +224,16 @@ def _similar(prints: dict[str, _Prints]) -> Iterator[str]:
     known = set(train.digests)
     is_double = torch.tensor([digest in known for digest in test.digests])[test.ranges > _BLANK]
     if len(ours) and len(theirs):
-        near = torch.cat([(rows @ theirs.T).amax(1) > _ALIKE for rows in ours.split(500)]) & ~is_double
+        shape = (-1, train.thumbs.shape[1] // _THUMB**2, _THUMB, _THUMB)
+        mirrored = F.normalize((test.thumbs[test.ranges > _BLANK].view(shape).flip(3).flatten(1)) - mean)
+        alike = [
+            torch.cat([(rows @ theirs.T).amax(1) > _ALIKE for rows in each.split(500)]) for each in (ours, mirrored)
+        ]
+        near = (alike[0] | alike[1]) & ~is_double
         if int(near.sum()) > len(ours) // 50:
             yield (
-                f"{int(near.sum())} of {len(ours)} test images are nearly equal to a training image. Split by what "
-                "they come from (film, patient, place), not image by image."
+                f"{int(near.sum())} of {len(ours)} test images are nearly equal to a training image or to its mirror "
+                "image. Split by what they come from (film, patient, place), not image by image."
             )
 
 
@@ -181,9 +262,9 @@ def _uneven(data: Data) -> str:
     )
 
 
-def _random_labels(data: Data, prints: dict[str, _Prints]) -> str:
-    """A sentence where the nearest training image has the label of a search image no more often than by chance."""
-    train, search = prints["train"], prints["search"]
+def _random_labels(data: Data, prints: dict[str, _Prints], name: str) -> str:
+    """A sentence where the nearest training image has the label of a part's image no more often than by chance."""
+    train, search = prints["train"], prints[name]
     known, classes = (data.task.image_classes(part.labels) for part in (train, search))
     if known is None or classes is None:
         return ""
@@ -192,8 +273,9 @@ def _random_labels(data: Data, prints: dict[str, _Prints]) -> str:
     if share > guessing(data.classes, len(classes)):
         return ""
     return (
-        f"the nearest training image has the label of a search image for {share:.1%} (chance {1 / data.classes:.1%}): "
-        "labels may belong to other images. Look at some with their labels; where they are right, ignore this."
+        f"the nearest training image has the label of a {name} image for {share:.1%} (chance {1 / data.classes:.1%}): "
+        "labels may belong to other images, or be in another order. Look at some with their labels; where they are "
+        "right, ignore this."
     )
 
 

@@ -14,6 +14,7 @@ from kdnas.data.base import Data
 from kdnas.jobs._preflight.findings import Finding, faults, notes
 from kdnas.jobs._run import other_names
 from kdnas.network import default_device
+from kdnas.preprocessing import Preprocessing
 from kdnas.randomness import torch_rng
 from kdnas.settings import FitTeacher
 from kdnas.specs import Spec
@@ -38,6 +39,7 @@ _BY_CHANNELS = "Reverse them where the images are read, or in front of the teach
 _BY_NORMALISATION = "Return Frozen(module, preprocessing=...) with the normalisation that it was trained with."
 _SAME = 1e-5  # of logits
 _EQUAL = 0.99  # similarity of a teacher's features with themselves; devices and batches differ by less
+_LEAST_RANGE, _MOST_RANGE = 0.01, 1e4  # of the logits of an image
 
 
 def fitted_finding(teacher: FitTeacher, data: Data) -> Finding:
@@ -95,7 +97,9 @@ def _findings(source: Spec, data: Data, advice: str) -> tuple[list[Finding], flo
     line = f"{size}{names}; {value:.1%} {of} {len(grades)} search images"
     if classes is not None and data.is_imbalanced:
         line += f", balanced {balanced_accuracy(grades, classes):.1%}"
-    remarks = notes("teacher", _log_probabilities(sample) if data.task.answers == "classes" else "")
+    refusals += _swapped(teacher.preprocessing, data) if isinstance(teacher, Frozen) else ()
+    looks = (_log_probabilities(sample), _spread(sample), _never_named(sample, data))
+    remarks = notes("teacher", *looks) if data.task.answers == "classes" else []
     return [Finding("teacher", line), *remarks, *faults("teacher", refusals)], sample.seconds
 
 
@@ -178,9 +182,11 @@ def _output_faults(teacher: Teacher, sample: _Sample, data: Data, advice: str) -
             f"The teacher gives the same logits for all {len(logits)} search images, so it teaches nothing. Load its "
             "weights, and check its normalisation and what its last layers do."
         ]
-    refusals = []
-    if data.task.answers == "classes" and logits.min() >= 0 and logits.max() <= 1 and float(logits.std()) > 0:
-        sums = "that sum to 1" if torch.allclose(logits.sum(1), torch.ones(()), atol=1e-3) else "in [0, 1]"
+    refusals, totals = [], logits.sum(1)
+    is_share = logits.shape[1] > 1 and torch.allclose(totals, totals[:1], rtol=1e-3)
+    is_positive = data.task.answers == "classes" and logits.min() >= 0 and float(logits.std()) > 0
+    if is_positive and (is_share or logits.max() <= 1):
+        sums = f"that sum to {float(totals[0]):.3g}" if is_share else "in [0, 1]"
         refusals.append(
             f"The teacher gives probabilities ({sums}) instead of logits. Return what is before its softmax or sigmoid."
         )
@@ -205,6 +211,43 @@ def _log_probabilities(sample: _Sample) -> str:
         "The teacher gives log-probabilities: losses of probabilities are the same, those that compare logits "
         "themselves are not. Return what is before its log-softmax."
     )
+
+
+def _spread(sample: _Sample) -> str:
+    """A sentence where the logits are so close together, or so far apart, that no temperature helps."""
+    ranges = sample.logits.amax(1) - sample.logits.amin(1)
+    middle = float(ranges.median())
+    if not math.isfinite(middle) or _LEAST_RANGE <= middle <= _MOST_RANGE:
+        return ""
+    words = "its classes are nearly equally probable" if middle < _LEAST_RANGE else "one class has all probability"
+    return (
+        f"The teacher's logits of an image are {middle:.2g} apart (median), so that {words} at any usual temperature. "
+        "Check what its last layers do, or scale them."
+    )
+
+
+def _never_named(sample: _Sample, data: Data) -> str:
+    """A sentence on classes with at least five images that the teacher gives to no image at all."""
+    if sample.logits.shape[1] != data.classes:
+        return ""
+    counts, calls = (torch.bincount(each, minlength=data.classes) for each in (sample.labels, sample.logits.argmax(1)))
+    names = [data.class_names[i] for i in range(data.classes) if counts[i] >= _ENOUGH and not calls[i]]
+    if not names or not bool((calls > 0).sum() > 1):
+        return ""
+    return (
+        f"The teacher calls no image {' or '.join(names[:3])}, though there are some. Check whether it was trained on "
+        "that class, and under which name."
+    )
+
+
+def _swapped(own: Preprocessing, data: Data) -> Iterator[str]:
+    """A sentence where mean and standard deviation are exchanged: those of the data, or of ImageNet."""
+    known = ((data.preprocessing.mean, data.preprocessing.std), _NORMALISATIONS[0])
+    if any(tuple(mean) != tuple(std) and (own.std, own.mean) == (tuple(mean), tuple(std)) for mean, std in known):
+        yield (
+            f"The teacher's mean is {_short(own.mean)} and its std {_short(own.std)}: they seem to be exchanged. "
+            f"{_BY_NORMALISATION}"
+        )
 
 
 def _displaced(sample: _Sample, data: Data) -> str:
