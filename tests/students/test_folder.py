@@ -96,7 +96,7 @@ def student(tmp_path_factory, blueprint):
 def without_exporter(student, monkeypatch):
     """The graph of the written student in the place of every other, which would take seconds each."""
     graph = (student[0] / "student.onnx").read_bytes()
-    monkeypatch.setattr(kdnas.students.forms, "graph_of", lambda *_: graph)
+    monkeypatch.setattr(kdnas.students.forms, "graph_of", lambda *_, **__: graph)
 
 
 @pytest.fixture
