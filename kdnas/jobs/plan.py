@@ -30,7 +30,7 @@ from kdnas.training.driver import CHECKPOINT_SECONDS, Cadence
 from kdnas.training.loop import Training
 
 STEPS, _EVALUATIONS, _MORE = 6, 4, 12  # of the rehearsal
-_WARM, _TIMED = 2, 12  # steps
+_WARM, _TIMED, _WATCHED = 2, 12, 3  # steps
 _LIMIT = 20.0  # seconds that the steps of one training are timed
 _LEAST = 10  # steps of a training that is proposed
 _SEARCHING = 0.25  # share of the time that is proposed for the search
@@ -323,11 +323,12 @@ def _candidate(run: Run, settings: Search, before: float, count: int) -> tuple[f
 
 
 def _paces(run: Run, experiment: Experiment) -> dict[str, Pace]:
-    """The pace of every kind of training of a rehearsed run, with the run's own recipes."""
-    data, train = run.data, experiment.train
+    """The pace of every kind of training of a rehearsed run, with the run's own recipes, but for very few steps."""
+    retrain = dataclasses.replace(experiment.retrain, recipe=_long(experiment.retrain.recipe))
+    data, train = run.data, dataclasses.replace(experiment.train, recipe=_long(experiment.train.recipe))
     paces = {}
     if isinstance(train.teacher, FitTeacher):
-        training = member_training(train.teacher, data)
+        training = member_training(dataclasses.replace(train.teacher, recipe=_long(train.teacher.recipe)), data)
         paces["teacher"] = measured_pace(training, lambda: accuracy(_network(training), data.search, data))
     if train.distiller is not None:
         supernets = supernet_training(run, train)
@@ -337,12 +338,17 @@ def _paces(run: Run, experiment: Experiment) -> dict[str, Pace]:
     names = {row["training"] for row in run.storage.results()["rows"] if "training" in row}
     known = Trainings(run)
     codes = {row.code for row in known.rows if row.name in names or row.name.startswith("finalist")}
-    taught = [_of_student(run, code, experiment.retrain) for code in sorted(codes)]
+    taught = [_of_student(run, code, retrain) for code in sorted(codes)]
     paces["student"] = _mean(taught)
     if "labels" in experiment.finals.controls:
-        labels = dataclasses.replace(experiment.retrain, distiller=spec("kdnas.distillers.from_labels:FromLabels"))
+        labels = dataclasses.replace(retrain, distiller=spec("kdnas.distillers.from_labels:FromLabels"))
         paces["labels"] = _mean([_of_student(run, code, labels) for code in sorted(codes)[:1]])
     return paces
+
+
+def _long(recipe: Recipe) -> Recipe:
+    """The recipe with as many steps as are timed, or more."""
+    return dataclasses.replace(recipe, steps=max(recipe.steps, _WARM + _TIMED + _WATCHED))
 
 
 def _of_student(run: Run, code: str, settings: Retrain) -> Pace:
@@ -369,7 +375,7 @@ def measured_pace(training: Training, evaluate: Callable[[], object], *, guarded
     while len(steps) < _TIMED and time.perf_counter() - began < _LIMIT and not training.done:
         steps.append(_timed(training.step))
     step = sum(steps) / len(steps)
-    watched = sum(_timed(lambda: training.step(watch=True)) for _ in range(3)) / 3 - step
+    watched = sum(_timed(lambda: training.step(watch=True)) for _ in range(_WATCHED)) / _WATCHED - step
     _timed(evaluate)
     evaluation = _timed(evaluate)
     with tempfile.TemporaryDirectory(prefix="kdnas-") as folder:

@@ -354,6 +354,7 @@ def _walked(
                     scorer.judge(logits, [digests[i] for digests in stages], evidence)
                     for i, scorer in enumerate(scorers)
                 ]
+                del logits  # else it outlives its path
             for column, score in zip(scores, latest, strict=True):
                 column[index] = score
     return [[score for score in column if score is not None] for column in scores]

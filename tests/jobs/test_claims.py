@@ -4,13 +4,16 @@ import numpy as np
 import pytest
 
 from kdnas.jobs.finals import CLAIMS, LOST, _claims
+from kdnas.tasks.classification import Classification
 
 ALWAYS, NEVER, HALF = [1.0] * 40, [0.0] * 40, [1.0, 0.0] * 20
 
 
 def of(hits):
     """The claims from who hits which images, by the names of the closing table; every network is another one."""
-    return _claims({name: np.array(own) for name, own in hits.items()}, {name: [name] for name in hits})
+    return _claims(
+        Classification(), {name: np.array(own) for name, own in hits.items()}, {name: [name] for name in hits}
+    )
 
 
 def test_the_controls_are_subtracted_from_the_student_and_the_best_of_those_with_a_teacher_is_what_it_loses_to():
@@ -47,7 +50,9 @@ def test_teacher_choice_size_cost_and_score_that_did_not_help_are_named():
 
 def test_a_student_that_is_its_own_control_and_one_without_others():
     hits = {"student": np.array(HALF), "control": np.array(NEVER)}
-    claims = _claims(hits, {"student": ["finalist-1"], "largest": ["finalist-1"], "control": ["control-1"]})
+    claims = _claims(
+        Classification(), hits, {"student": ["finalist-1"], "largest": ["finalist-1"], "control": ["control-1"]}
+    )
     assert claims["size"] == {"sentence": "The student is also the largest network within the budget, trained alike."}
     assert set(claims) == {"size", "distillation"}
 

@@ -26,6 +26,9 @@ class Fake:
     def done(self):
         return self.index >= self.recipe.steps
 
+    def close(self):
+        self.closed = True
+
     def step(self, *, watch, weigh):
         if weigh:
             self.weighed.append(self.index)

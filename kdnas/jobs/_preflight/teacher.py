@@ -228,9 +228,10 @@ def _spread(sample: _Sample) -> str:
 
 def _never_named(sample: _Sample, data: Data) -> str:
     """A sentence on classes with at least five images that the teacher gives to no image at all."""
-    if sample.logits.shape[1] != data.classes:
+    labels = data.task.image_classes(sample.labels)
+    if labels is None or sample.logits.shape[1] != data.classes:
         return ""
-    counts, calls = (torch.bincount(each, minlength=data.classes) for each in (sample.labels, sample.logits.argmax(1)))
+    counts, calls = (torch.bincount(each, minlength=data.classes) for each in (labels, sample.logits.argmax(1)))
     names = [data.class_names[i] for i in range(data.classes) if counts[i] >= _ENOUGH and not calls[i]]
     if not names or not bool((calls > 0).sum() > 1):
         return ""
