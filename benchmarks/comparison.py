@@ -205,8 +205,9 @@ def summary(rows: Sequence[Row], peers: Sequence[str], budget: str, steps: int) 
     cells = [c for c in comparison.hits if comparison.best_peer(c) and own in comparison.hits[c]]
     cells.sort(key=lambda cell: (list(NAMES).index(cell[0]), cell[2]))
     heads = [f"{NAMES[cell[0]]}, {100 * cell[2]:g} %" for cell in cells]
+    kind = "latency, " if budget == "latency" else ""
     lines = [
-        f"| retrained {steps:,} steps | {' | '.join(heads)} | against the best peer |",
+        f"| {kind}retrained {steps:,} steps | {' | '.join(heads)} | against the best peer |",
         "| --- " * (len(cells) + 2) + "|",
     ]
     for name, words in NAMES.items():
