@@ -12,7 +12,7 @@ from typing import Any, TypeVar, final
 
 import optuna
 from optuna.exceptions import DuplicatedStudyError, ExperimentalWarning, StorageInternalError, UpdateFinishedTrialError
-from optuna.storages import BaseStorage, get_storage
+from optuna.storages import BaseStorage, RDBStorage, get_storage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.engine import make_url
@@ -59,12 +59,14 @@ def opened(url: str) -> BaseStorage:
     shown = printable(parsed.render_as_string(hide_password=True))
     if parsed.drivername == "grpc":
         return _proxy(parsed.host or "localhost", parsed.port or 13000)
+    if parsed.drivername == "postgresql":  # else the driver that SQLAlchemy takes depends on its version
+        url = parsed.set(drivername="postgresql+psycopg").render_as_string(hide_password=False)
     try:
         with _quiet():
-            return get_storage(url)
+            return get_storage(RDBStorage(url, engine_kwargs={"pool_pre_ping": True}))  # connections that were lost
     except ImportError as error:  # of Optuna, for SQLAlchemy's own
         driver = getattr(error.__cause__, "name", None) or parsed.drivername
-        package = "'kdnas[postgresql]'" if driver == "psycopg2" else driver
+        package = "'kdnas[postgresql]'" if driver == "psycopg" else driver
         raise ValueError(f"the storage {shown} needs the package {driver}: pip install {package}") from None
     except NoSuchModuleError:
         raise ValueError(
@@ -146,6 +148,7 @@ class Board:
         self._ended.set()
         with contextlib.suppress(UpdateFinishedTrialError, ValueError):
             self._finish(self._process, state, 0.0)
+        self.storage.remove_session()
 
     # What the leading process does.
 
