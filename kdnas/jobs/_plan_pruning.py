@@ -11,7 +11,7 @@ from kdnas.evaluation import accuracy
 from kdnas.jobs._rehearsal import short_recipe, short_teacher
 from kdnas.jobs._trials import SHARE, Variant
 from kdnas.jobs.fit import member_training, teacher_result
-from kdnas.jobs.plan import STEPS, Meter, Pace, Phase, measured_pace, size_of
+from kdnas.jobs.plan import STEPS, Meter, Pace, Phase, longer, measured_pace, size_of
 from kdnas.jobs.prune import CANDIDATES, Job, begin
 from kdnas.jobs.retrain import Prepared, prepare
 from kdnas.network import Network
@@ -122,9 +122,7 @@ class RehearsedPruning:
             "finals": self.trainings * self._more("student", steps["students"], before["students"])
             + self.settings.controls * self._more("labels", steps["students"], before["students"]),
         }
-        known = {**self.measured, "search": self.searching(evaluations)}
-        predicted = [dataclasses.replace(p, seconds=p.seconds + more.get(p.name, 0.0)) for p in known.values()]
-        return tuple(phase for phase in predicted if phase.seconds > 0)
+        return longer({**self.measured, "search": self.searching(evaluations)}, more)
 
     def searching(self, evaluations: int) -> Phase:
         """The search of so many candidates."""

@@ -256,9 +256,7 @@ class RehearsedRun:
             "supernet": self._more("supernet", scale),
             "finals": self._finals(scale),
         }
-        known = {**self.measured, "search": self.searching(evaluations)}
-        predicted = [dataclasses.replace(p, seconds=p.seconds + more.get(p.name, 0.0)) for p in known.values()]
-        return tuple(phase for phase in predicted if phase.seconds > 0)
+        return longer({**self.measured, "search": self.searching(evaluations)}, more)
 
     def _teacher(self, scale: float) -> float:
         teacher = self.experiment.train.teacher
@@ -291,6 +289,14 @@ class RehearsedRun:
         return dataclasses.replace(
             phase, seconds=phase.seconds + max(0.0, seconds), disk=phase.disk + lines * self.line
         )
+
+
+def longer(phases: Mapping[str, Phase], more: Mapping[str, float]) -> tuple[Phase, ...]:
+    """Those phases that take time, with so many seconds more each, by their names."""
+    predicted = [
+        dataclasses.replace(phase, seconds=phase.seconds + more.get(phase.name, 0.0)) for phase in phases.values()
+    ]
+    return tuple(phase for phase in predicted if phase.seconds > 0)
 
 
 _KINDS = {"teacher": "teacher", "supernet": "supernet", "student": "students", "labels": "students"}

@@ -1,7 +1,6 @@
 """Search within a budget, with its controls."""
 
 import dataclasses
-import hashlib
 import json
 import logging
 import math
@@ -15,6 +14,7 @@ from kdnas.architecture import Architecture
 from kdnas.costs.check import BudgetCheck, check_feasible
 from kdnas.costs.latency import LatencyTable, calibration_networks
 from kdnas.costs.target import Target
+from kdnas.jobs._arguments import as_run
 from kdnas.jobs._block_rating import best_networks
 from kdnas.jobs._checks import check_search
 from kdnas.jobs._memory import IN_MEMORY
@@ -30,7 +30,6 @@ from kdnas.ranking.loop import Evaluator, SearchLimits, run_search
 from kdnas.ranking.order import ranked
 from kdnas.runs.entry import CONTRAST, RANDOM, Entry
 from kdnas.runs.folder import CHECKPOINT, LATENCIES, RunFolder
-from kdnas.runs.lock import hold
 from kdnas.runs.progress import progress
 from kdnas.runs.steps import digest_of
 from kdnas.scorers.base import Evidence, LayerCount, Score, Scorer
@@ -39,6 +38,7 @@ from kdnas.searchers.base import Searcher
 from kdnas.searchers.random_search import RandomSearch
 from kdnas.settings import Search
 from kdnas.specs import Spec, spec
+from kdnas.students.card import digest_of as checksum_of
 from kdnas.supernet import Supernet
 from kdnas.tables import unstructure
 
@@ -81,7 +81,8 @@ def search(
             with a pruner, an exact search, or a teacher or data in this process.
     """
     if workers is not None:
-        _check_alone(settings, "workers") if workers > 1 else None
+        if workers > 1:
+            _check_alone(settings, "workers")
         with Workers(run, check_workers(run, workers)) as processes, one_thread():
 
             def by_workers(name: str, scorer: Spec) -> Evaluator:
@@ -139,8 +140,7 @@ def shared_search(run: Run, settings: Search, url: str) -> list[Entry]:
             if board.follow(score):
                 run.storage = RunFolder(run.folder)
                 return ranked([e for e in run.storage.ranking(number) if not e.is_control])
-        if hold(run.folder):
-            run.storage = RunFolder(run.folder)
+        as_run(run, writes=True)
         say(f"this process leads the search {name!r} and records it in {run.folder}; others join by the same command")
         return search(run, settings, elsewhere=lambda name, _: board.of(name, run.space, score))
 
@@ -153,12 +153,9 @@ def _check_alone(settings: Search, option: str) -> None:
 
 def _identity(run: Run, settings: Search, number: int) -> str:
     """A digest of what scores depend on: two processes with the same one compute the same."""
-    checkpoint, digest = run.storage.path(CHECKPOINT), ""
-    if checkpoint.is_file():
-        with checkpoint.open("rb") as handle:
-            digest = hashlib.file_digest(handle, "sha256").hexdigest()
-    manifest = run.storage.manifest
-    parts = {"settings": unstructure(settings), "number": number, "weights": digest}
+    checkpoint, manifest = run.storage.path(CHECKPOINT), run.storage.manifest
+    weights = checksum_of(checkpoint) if checkpoint.is_file() else ""
+    parts = {"settings": unstructure(settings), "number": number, "weights": weights}
     return digest_of(parts | {name: manifest.get(name) for name in ("job", "data")})[:16]
 
 

@@ -1,5 +1,6 @@
 """Residual networks: width, depth and inner width of each stage."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar, final
 
@@ -7,7 +8,7 @@ from kdnas.architecture import Architecture, Choice
 from kdnas.space import DepthOptions, Kernel, Layer, Ratios, SearchSpace, Size, SizeOptions, layer
 
 _BLOCKS = {"basic": "BasicBlock", "bottleneck": "Bottleneck"}
-_Option = TypeVar("_Option", int, float)
+_Option = TypeVar("_Option", int, float, str)
 
 
 @final
@@ -71,20 +72,12 @@ class ResNet(SearchSpace):
     @property
     def structure(self) -> tuple[Choice, ...]:
         """Widths, depths and inner widths, stage by stage."""
-        choices = [Choice("stem.width", self.stem_widths)]
-        for index, stage in enumerate(self.stages):
-            depth = f"stage{index}.depth"
-            choices += [Choice(f"stage{index}.width", stage.widths), Choice(depth, stage.depths)]
-            needs = depth if len(stage.depths) > 1 else None
-            choices += [
-                Choice(f"stage{index}.block{place}.ratio", stage.ratios, needs, place + 1 if needs else 0)
-                for place in range(stage.depths[-1])
-            ]
+        choices = [Choice("stem.width", self.stem_widths), *stage_choices(self.stages)]
         return tuple(choice for choice in choices if len(choice.options) > 1)
 
     def layers(self, architecture: Architecture) -> tuple[Layer, tuple[tuple[Layer, ...], ...], Layer]:
         """Stem, stages and head."""
-        width = _option(architecture, "stem.width", self.stem_widths)
+        width = option_of(architecture, "stem.width", self.stem_widths)
         stem = layer(
             "kdnas.blocks.basic:ConvNormAct",
             inputs=self.image_channels,
@@ -94,11 +87,11 @@ class ResNet(SearchSpace):
         )
         stages, before = [], self.stem_widths
         for index, stage in enumerate(self.stages):
-            outputs = _option(architecture, f"stage{index}.width", stage.widths)
+            outputs = option_of(architecture, f"stage{index}.width", stage.widths)
             same = stage.stride == 1 and before == stage.widths and len(before) == 1
             blocks = []
-            for place in range(_option(architecture, f"stage{index}.depth", stage.depths)):
-                ratio = _option(architecture, f"stage{index}.block{place}.ratio", stage.ratios)
+            for place in range(option_of(architecture, f"stage{index}.depth", stage.depths)):
+                ratio = option_of(architecture, f"stage{index}.block{place}.ratio", stage.ratios)
                 blocks.append(
                     layer(
                         f"kdnas.blocks.resnet:{_BLOCKS[self.block]}",
@@ -142,5 +135,17 @@ class ResNet(SearchSpace):
         )
 
 
-def _option(architecture: Architecture, name: str, options: tuple[_Option, ...]) -> _Option:
+def stage_choices(stages: Sequence[ResNetStage]) -> Iterator[Choice]:
+    """Width, depth and the blocks' ratios of each stage; those with one option too."""
+    for index, stage in enumerate(stages):
+        depth = f"stage{index}.depth"
+        yield Choice(f"stage{index}.width", stage.widths)
+        yield Choice(depth, stage.depths)
+        needs = depth if len(stage.depths) > 1 else None
+        for place in range(stage.depths[-1]):
+            yield Choice(f"stage{index}.block{place}.ratio", stage.ratios, needs, place + 1 if needs else 0)
+
+
+def option_of(architecture: Architecture, name: str, options: tuple[_Option, ...]) -> _Option:
+    """The option of a choice; the last one where there is nothing to choose."""
     return architecture[name] if name in architecture else options[-1]  # type: ignore[return-value]

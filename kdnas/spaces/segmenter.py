@@ -1,11 +1,12 @@
 """Networks that classify every pixel: width and depth of each stage, and of the head."""
 
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal, Self, final
+from functools import partial
+from typing import ClassVar, Literal, Self, final
 
 from kdnas.architecture import Architecture, Choice, Value
 from kdnas.space import Depths, Layer, SearchSpace, Size, SizeOptions, Sizes, layer
-from kdnas.spaces.resnet import ResNetStage
+from kdnas.spaces.resnet import ResNetStage, option_of, stage_choices
 from kdnas.specs import check_literals
 
 Heads = tuple[Literal["lraspp", "aspp"], ...]
@@ -74,16 +75,9 @@ class Segmenter(SearchSpace):
     @property
     def structure(self) -> tuple[Choice, ...]:
         """Widths, depths and inner widths, stage by stage, then the head's."""
-        choices = [Choice("stem.width", self.stem_widths)]
-        for index, stage in enumerate(self.stages):
-            depth = f"stage{index}.depth"
-            choices += [Choice(f"stage{index}.width", stage.widths), Choice(depth, stage.depths)]
-            needs = depth if len(stage.depths) > 1 else None
-            choices += [
-                Choice(f"stage{index}.block{place}.ratio", stage.ratios, needs, place + 1 if needs else 0)
-                for place in range(stage.depths[-1])
-            ]
-        choices += [
+        choices = [
+            Choice("stem.width", self.stem_widths),
+            *stage_choices(self.stages),
             Choice("head.kind", self.heads),
             Choice("head.width", self.head_widths),
             Choice("head.depth", self.head_depths),
@@ -92,10 +86,7 @@ class Segmenter(SearchSpace):
 
     def layers(self, architecture: Architecture) -> tuple[Layer, tuple[tuple[Layer, ...], ...], Layer]:
         """Stem, stages and head."""
-
-        def option(name: str, options: tuple[Any, ...]) -> Any:
-            return architecture.get(name, options[-1])
-
+        option = partial(option_of, architecture)
         width = option("stem.width", self.stem_widths)
         stem = layer(
             "kdnas.blocks.basic:ConvNormAct", inputs=self.image_channels, outputs=width, stride=self.stem_stride

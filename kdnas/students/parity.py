@@ -83,23 +83,26 @@ class Parity:
         Raises:
             ValueError: it cannot be run, or its logits differ by more than the tolerance.
         """
-        images = self._images if input == "pixels" else normalise(self._images, self._preprocessing)
-        expected, scale = self._logits, self._scale
-        if output == "probabilities":
-            expected, scale = expected.softmax(1), torch.ones_like(scale)
         difference, tolerance = 0.0, TOLERANCE if tolerance is None else tolerance
-        for size in _BATCH_SIZES if any_batch else (1,):
+        sets = [(f"{size} images", size, self._images, self._logits, self._scale) for size in _BATCH_SIZES]
+        if self._other is not None:
+            images, logits = self._other
+            scale = logits.abs().flatten(1).amax(1).clamp(min=1)
+            words = f"images of {images.shape[2]} x {images.shape[3]}"
+            sets.append((words, len(images), images, logits, scale))
+        for words, size, pixels, expected, scale in sets if any_batch else sets[:1]:
+            images = pixels if input == "pixels" else normalise(pixels, self._preprocessing)
+            if output == "probabilities":
+                expected, scale = expected.softmax(1), torch.ones_like(scale)
             try:
                 with torch.inference_mode():
                     outputs = torch.cat([form(batch) for batch in images.split(size)])
             except Exception as error:
-                raise ValueError(f"{name} cannot be run on {size} images ({shortened(error)}).") from error
+                raise ValueError(f"{name} cannot be run on {words} ({shortened(error)}).") from error
             if outputs.shape != expected.shape:
                 raise ValueError(f"{name} gives {output} of shape {tuple(outputs.shape)}, not {tuple(expected.shape)}.")
             apart = (outputs - expected).abs().flatten(1).amax(1) / scale
             difference = max(difference, float(apart.nan_to_num(math.inf).amax()))
-        if self._other is not None and any_batch:
-            difference = max(difference, self._at_another_size(name, form, input, output))
         if difference > tolerance:
             raise ValueError(
                 f"{name} gives other {output} than the network: the difference is {difference:.2g}, the tolerance "
@@ -107,24 +110,6 @@ class Parity:
             )
         self.differences[name] = difference
         return difference
-
-    def _at_another_size(self, name: str, form: Callable[[Tensor], Tensor], input: str, output: str) -> float:
-        """The largest difference on images of another size."""
-        assert self._other is not None
-        images, expected = self._other
-        scale = expected.abs().flatten(1).amax(1).clamp(min=1)
-        if output == "probabilities":
-            expected, scale = expected.softmax(1), torch.ones_like(scale)
-        try:
-            with torch.inference_mode():
-                outputs = form(images if input == "pixels" else normalise(images, self._preprocessing))
-        except Exception as error:
-            raise ValueError(
-                f"{name} cannot be run on images of {images.shape[2]} x {images.shape[3]} ({shortened(error)})."
-            ) from error
-        if outputs.shape != expected.shape:
-            raise ValueError(f"{name} gives {output} of shape {tuple(outputs.shape)}, not {tuple(expected.shape)}.")
-        return float(((outputs - expected).abs().flatten(1).amax(1) / scale).nan_to_num(math.inf).amax())
 
 
 def check_card(network: Network, card: Card) -> None:

@@ -409,8 +409,7 @@ def with_classes_of(
         if select:
             raise ValueError(f"`select` must be of a teacher of one network, {name} is a {type(teacher).__name__}.")
         return teacher
-    device = next((p.device for p in teacher.parameters()), torch.device("cpu"))
-    probe = torch.zeros(2, *_image(preprocessing), device=device)
+    probe = _probe(teacher, preprocessing)
     logits = teacher(probe).logits
     check_logits(logits, len(probe), name, dense=isinstance(teacher, Frozen) and teacher.dense)
     known = teacher.class_names or names
@@ -443,9 +442,7 @@ def _with_features(teacher: Teacher, name: str, select: str) -> Teacher:
     if select:
         raise ValueError(f"`select` names classes, and {name} teaches features. Drop it, or --unlabelled.")
     if isinstance(teacher, Frozen):
-        probe = torch.zeros(
-            2, *_image(teacher.preprocessing), device=next(teacher.parameters(), torch.zeros(())).device
-        )
+        probe = _probe(teacher, teacher.preprocessing)
         features = teacher(probe).logits
         if features.dim() != 2 or len(features) != len(probe) or features.shape[1] < 2:
             raise ValueError(
@@ -456,5 +453,7 @@ def _with_features(teacher: Teacher, name: str, select: str) -> Teacher:
     return teacher
 
 
-def _image(preprocessing: Preprocessing) -> tuple[int, int, int]:
-    return len(preprocessing.mean), preprocessing.height, preprocessing.width
+def _probe(teacher: Teacher, preprocessing: Preprocessing) -> Tensor:
+    """Two black images of the teacher's size, where it is."""
+    device = next((p.device for p in teacher.parameters()), torch.device("cpu"))
+    return torch.zeros(2, len(preprocessing.mean), preprocessing.height, preprocessing.width, device=device)

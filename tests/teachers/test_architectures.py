@@ -141,17 +141,9 @@ def timm_folder(name, options, root):
     return f"timm:{root}" + (f",size={side}" if options else ""), own
 
 
-@pytest.mark.parametrize("name", SMALL)
-def test_a_small_network_of_timm(name, tmp_path):
-    stages, maps, options = SMALL[name]
-    text, own = timm_folder(name, options, tmp_path)
-    check(text, stages, maps, own)
-
-
-@pytest.mark.real
-@pytest.mark.parametrize("name", TIMM)
+@pytest.mark.parametrize("name", [*SMALL, *(pytest.param(name, marks=pytest.mark.real) for name in TIMM)])
 def test_a_network_of_timm(name, tmp_path):
-    stages, maps, options = TIMM[name]
+    stages, maps, options = (SMALL | TIMM)[name]
     text, own = timm_folder(name, options, tmp_path)
     check(text, stages, maps, own)
 

@@ -55,17 +55,10 @@ def preflight(
             would be resized by more than a factor of 2.
     """
     findings = data_findings(data)
-    sides = (
-        ()
-        if space and space.dense
-        else space.resolutions
-        if space
-        else (network.blueprint.image[1],)
-        if network
-        else (side,)
-        if side
-        else ()
-    )
+    if space:
+        sides = () if space.dense else space.resolutions
+    else:
+        sides = tuple(filter(None, [network.blueprint.image[1] if network else side]))
     if sides:
         findings += size_findings(data, sides, decided=size_chosen or space is None)
     each = 0.0
