@@ -1,6 +1,7 @@
 """The command line: a table of commands, each a function; torch is imported when one runs."""
 
 import argparse
+import contextlib
 import json
 import os
 import re
@@ -18,6 +19,8 @@ from kdnas.plain import printable, show, show_everything
 from kdnas.ranks.team import joined
 from kdnas.specs import look_in
 from kdnas.values import Count, check_value
+
+_BROKEN_PIPE = 128 + 13  # as a shell says it of a program that SIGPIPE ended
 
 
 class Command(NamedTuple):
@@ -179,14 +182,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if value == "" or (isinstance(value, list) and "" in value):
             own.error(f"--{name.replace('_', '-')} is empty; give a value, or leave it out")
     show_everything()
-    look_in(str(Path.cwd()))
+    with contextlib.suppress(FileNotFoundError):  # the working folder was removed
+        look_in(str(Path.cwd()))
     try:
         with stopping(), joined() as is_first:
             if is_first:
                 _execute(options.command, values)
             sys.stdout.flush()
-    except BrokenPipeError:  # whoever reads the output has enough; the interpreter flushes once more at its end
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # whoever reads the output has enough
+        _silence()
     except (ValueError, FloatingPointError) as error:
         _end(options.command, _as_typed(str(error), own), 2)
     except (MemoryError, RuntimeError, OSError, KeyboardInterrupt) as error:
@@ -201,7 +205,11 @@ def _execute(name: str, values: Values) -> None:
         show(f"kdnas {name}: {printable(command.title(values))}", sys.stderr)
     display = {key: values.get(key) for key in ("json", "top", "front")}
     check_value("top", display["top"], Count | None)
-    result = command.function(**{key: value for key, value in values.items() if key not in display})
+    try:
+        result = command.function(**{key: value for key, value in values.items() if key not in display})
+    except BrokenPipeError:  # nobody reads its progress any more, and its work is not done
+        _silence()
+        raise SystemExit(_BROKEN_PIPE) from None
     if display["json"] and command.json is not None:
         show(json.dumps(command.json(result, values)))
     elif not isinstance(result, bool):
@@ -210,6 +218,16 @@ def _execute(name: str, values: Values) -> None:
         raise SystemExit(1)
     if command.following is not None and (following := command.following(result, values)):
         show(f"next: {printable(following)}", sys.stderr)
+
+
+def _silence() -> None:
+    """Send what is printed nowhere: the interpreter flushes once more at its end."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except BrokenPipeError:
+            os.dup2(nowhere, stream.fileno())
 
 
 def _end(command: str, message: str, code: int) -> None:

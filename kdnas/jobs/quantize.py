@@ -33,8 +33,8 @@ def quantize_student(
     """
     check_value("num_images", num_images, Count)
     check_value("most", most, Share)
-    hold(out)
     _, card = read_student(student)
+    hold(out)
     loaded: Data = data_of(student, card, data).build(Data)
     images = calibration_images(loaded.train, num_images, seed)
     return {"graph": str(out), **quantize(student, out, images, loaded.test, most, loaded.task)}

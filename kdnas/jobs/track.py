@@ -10,8 +10,9 @@ from typing import Any, Literal, Protocol, final
 
 from kdnas.report.content import mapping
 from kdnas.report.side_by_side import flat
-from kdnas.runs.files import Damaged, read_bytes, read_json, write_json
+from kdnas.runs.files import Damaged, read_bytes, read_json, write_atomically, write_json, write_text
 from kdnas.runs.folder import METRICS, Metric, RunFolder
+from kdnas.runs.lock import command, hold
 from kdnas.trust import check_links
 from kdnas.values import Index
 
@@ -26,12 +27,15 @@ _NESTED = ("losses", "health", "terms")
 class Sink(Protocol):
     """What writes to a tracker.
 
-    `start` opens it with the run's settings, `write` takes the numbers of one line, `close` ends it.
+    `start` opens it with the run's settings, `write` takes the numbers of one line, `flush` brings them out of this
+    process, `close` ends it.
     """
 
     def start(self, settings: Mapping[str, str]) -> None: ...  # noqa: D102
 
     def write(self, phase: str, step: int, numbers: Mapping[str, float]) -> None: ...  # noqa: D102
+
+    def flush(self) -> None: ...  # noqa: D102
 
     def close(self) -> None: ...  # noqa: D102
 
@@ -40,7 +44,7 @@ def track(run: Path, tracker: Tracker, *, follow: bool = False, online: bool = F
     """Write a run's metrics and results to a tracker; the same call later writes what is new, and nothing twice.
 
     The tracker's files and the last step of each phase that it has are in `RUN/tracking/TRACKER`: removing that folder
-    begins anew.
+    begins anew. After a kill, lines of the last two seconds, or of a call without `follow`, are written again.
 
     Args:
         run: the run folder, whose training may be going on.
@@ -52,21 +56,28 @@ def track(run: Path, tracker: Tracker, *, follow: bool = False, online: bool = F
         The number of lines that were written, and where they are.
 
     Raises:
-        ValueError: no run there, or the tracker's library is not installed.
+        ValueError: no run there, the tracker's library is not installed, or another process tracks the run there.
     """
     storage = RunFolder(run, builds=False)
     place = storage.path(FOLDER, tracker)
     check_links(storage.folder, FOLDER)
     sink = _SINKS[tracker](place, f"{run.resolve().parent.name}/{run.resolve().name}", online)
     place.mkdir(parents=True, exist_ok=True)
-    state = place / "written.json"
+    with command():
+        hold(place, inside=True)
+        return {"tracker": tracker, "lines": _write(storage, sink, place / "written.json", follow), "place": str(place)}
+
+
+def _write(storage: RunFolder, sink: Sink, state: Path, follow: bool) -> int:
+    """Write what is new, and note it whenever it has left this process; the number of lines."""
     written: dict[str, int] = read_json(state, dict[str, Index], _ANEW) if state.exists() else {}
     written.pop("format", None)
     sink.start(dict(flat(storage.manifest["job"])))
     count = 0
     try:
         while True:
-            is_done = not follow or _has_student(run)  # asked before the lines are read, so that none is left
+            is_done = not follow or _has_student(storage.folder)  # asked before the lines are read: none is left
+            before = count
             for phase, step, numbers in _lines(storage):
                 if step > written.get(phase, -1):
                     sink.write(phase, step, numbers)
@@ -74,13 +85,16 @@ def track(run: Path, tracker: Tracker, *, follow: bool = False, online: bool = F
                     count += 1
             if is_done:
                 break
+            if count > before:
+                sink.flush()
+                write_json(state, written)
             time.sleep(_POLL)
         for name, numbers in _results(storage):
             sink.write(name, 0, numbers)
     finally:
         sink.close()
         write_json(state, written)
-    return {"tracker": tracker, "lines": count, "place": str(place)}
+    return count
 
 
 def _has_student(run: Path) -> bool:
@@ -147,8 +161,12 @@ class TensorBoard:
         for name, value in numbers.items():
             self._writer.add_scalar(f"{phase}/{name}", value, step)
 
-    def close(self) -> None:
+    def flush(self) -> None:
         """Write what waits."""
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Write what waits, and end."""
         self._writer.close()
 
 
@@ -164,7 +182,7 @@ class Wandb:
         """Open the run, or go on with it: its id is kept beside its files."""
         mark = self._place / "id"
         if not mark.exists():
-            mark.write_text(secrets.token_hex(4), encoding="utf-8")
+            write_atomically(mark, lambda draft: write_text(draft, secrets.token_hex(4)))
         self._run = self._wandb.init(
             project=os.environ.get("WANDB_PROJECT", "kdnas"),
             name=self._name,
@@ -183,6 +201,9 @@ class Wandb:
             self._run.define_metric(f"{phase}/*", step_metric=f"{phase}/step")
             self._known.add(phase)
         self._run.log({f"{phase}/step": step, **{f"{phase}/{name}": value for name, value in numbers.items()}})
+
+    def flush(self) -> None:
+        """Nothing: rows go to a process of wandb's own."""
 
     def close(self) -> None:
         """End the run, or what of it is known."""
@@ -215,7 +236,7 @@ class Mlflow:
         known = self._client.get_experiment_by_name("kdnas")
         experiment = known.experiment_id if known else self._client.create_experiment("kdnas")
         self._id = self._client.create_run(experiment, run_name=self._name).info.run_id
-        mark.write_text(self._id, encoding="utf-8")
+        write_atomically(mark, lambda draft: write_text(draft, self._id))
         for key, value in settings.items():
             self._client.log_param(self._id, key, value[:500])
 
@@ -225,6 +246,9 @@ class Mlflow:
         clean = {"".join(c if c.isalnum() or c in "_-. /" else "_" for c in name): v for name, v in numbers.items()}
         rows = [self._entities.Metric(f"{phase}/{name}", float(value), now, step) for name, value in clean.items()]
         self._client.log_batch(self._id, metrics=rows)
+
+    def flush(self) -> None:
+        """Nothing: each row is written at once."""
 
     def close(self) -> None:
         """Say that it has ended; a later call goes on all the same."""

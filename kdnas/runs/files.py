@@ -4,21 +4,24 @@ import contextlib
 import errno
 import json
 import os
+import re
 import shutil
 import stat
+import time
 from collections.abc import Callable, Iterable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, final
 
 from kdnas.plain import printable_content
-from kdnas.runs.lock import hold
+from kdnas.runs.lock import hold, is_locked, is_running
 from kdnas.runs.schema import mismatch
 
 FORMAT = 1
 """The version of every file that is written; older ones, and files without a version, are read."""
 MOST_DEPTH = 64
 _MOST_BYTES = 2**28
+_OLD = 600.0  # seconds
 _NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES)
 
 
@@ -175,7 +178,17 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
-    """Call `write(draft)` on a neighbouring file, then move it into place; it is on the disk when this returns."""
+    """Call `write(draft)` on a neighbouring file, then move it into place; it is on the disk when this returns.
+
+    Drafts that killed processes left are removed: all of them where this command has the lock, else those that no
+    process of another machine can be writing still.
+    """
+    for left in drafts_beside(path):
+        with contextlib.suppress(OSError):
+            if not is_running(int(left.suffixes[-2][1:])) and (
+                is_locked(path) or time.time() - left.stat().st_mtime > _OLD
+            ):
+                left.unlink()
     draft = path.with_name(f".{path.name}.{os.getpid()}.draft")
     try:
         with naming(path, draft):
@@ -227,8 +240,14 @@ def _sync(path: Path) -> None:
 
 def remove_drafts(path: Path) -> None:
     """Remove the drafts that kills during `write_atomically` left beside a file; nobody may be writing it."""
-    for draft in path.parent.glob(f".{path.name}.*.draft"):
+    for draft in drafts_beside(path):
         draft.unlink(missing_ok=True)
+
+
+def drafts_beside(path: Path) -> list[Path]:
+    """The drafts of a file that are there."""
+    own = re.compile(rf"\.{re.escape(path.name)}\.\d+\.draft")
+    return [draft for draft in path.parent.glob(".*.draft") if own.fullmatch(draft.name)]
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:

@@ -197,7 +197,6 @@ class RunFolder:
             raise ValueError(f"{folder} is a file. Give --out a folder that is new, empty, or a run of the same job.")
         if not (folder / MANIFEST).exists():
             _drafts(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         try:
             hold(folder, inside=True)
         except OSError as error:

@@ -1,5 +1,6 @@
 """One writing command per run: a lock file that names the process which writes."""
 
+import atexit
 import contextlib
 import errno
 import json
@@ -46,11 +47,7 @@ def command() -> Iterator[None]:
         with _mutex:
             _depth -= 1
             if not _depth:
-                for path, number in _locks.items():
-                    owner = _read(path)  # not of a copy of this process, nor a lock that somebody else has by now
-                    if owner.get("id") == number and owner["pid"] == os.getpid():
-                        path.unlink(missing_ok=True)
-                _locks.clear()
+                _release_all()
 
 
 def hold(path: str | Path, *, inside: bool = False) -> bool:
@@ -63,7 +60,8 @@ def hold(path: str | Path, *, inside: bool = False) -> bool:
 
     Args:
         path: what is to be written.
-        inside: it is a new folder to be locked as a whole.
+        inside: it is a new folder to be locked as a whole, and made; against commands that would put a folder in its
+            place it is locked from beside too.
 
     Returns:
         Whether it is locked now and was not before.
@@ -71,25 +69,79 @@ def hold(path: str | Path, *, inside: bool = False) -> bool:
     Raises:
         Busy: another process has the lock; the message says which.
     """
-    lock = _lock_of(Path(path).absolute(), inside=inside)
+    place = Path(path).absolute()
+    if inside:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        if os.access(place.parent, os.W_OK):  # where it is not, no command can put a folder in this one's place
+            _hold(_beside(place))
+        return _hold(place.resolve() / LOCK)
+    return _hold(_lock_of(place))
+
+
+def _hold(lock: Path) -> bool:
     with _mutex:
         if lock in _locks:
             return False
         lock.parent.mkdir(parents=True, exist_ok=True)
         record = own_record()
-        draft = lock.with_name(f"{lock.name}.{record['id']}")
+        _locks[lock] = record["id"]  # before it is, so that an interruption leaves no file
+        is_own = False
         try:
-            draft.write_text(json.dumps(record), encoding="utf-8")
-            is_own = _claim(lock, draft, record)
+            _draft_of(lock, record["id"]).write_text(json.dumps(record), encoding="utf-8")
+            is_own = _claim(lock, _draft_of(lock, record["id"]), record)
         except OSError as error:
             raise OSError(error.errno, error.strerror, str(lock)) from error
         finally:
-            draft.unlink(missing_ok=True)
-        if is_own and _depth:
-            _locks[lock] = record["id"]
-        elif is_own:
-            lock.unlink()
-        return is_own and bool(_depth)
+            if not is_own or not _depth:
+                _release(lock)
+        if not is_own or not _depth:
+            return False
+        _draft_of(lock, record["id"]).unlink(missing_ok=True)
+        for left in lock.parent.glob(f"{lock.name}.*"):  # of processes that were killed within this function
+            if (owner := _read(left)) and not _is_alive(owner):
+                left.unlink(missing_ok=True)
+        return True
+
+
+def _draft_of(lock: Path, number: str) -> Path:
+    return lock.with_name(f"{lock.name}.{number}")
+
+
+@atexit.register
+def _release_all() -> None:
+    """Release every lock of this process, however often it is interrupted meanwhile."""
+    interruption = None
+    while _locks:
+        try:
+            _release(next(iter(_locks)))
+        except KeyboardInterrupt as error:
+            interruption = error
+    if interruption is not None:
+        raise interruption
+
+
+def _release(lock: Path) -> None:
+    """Remove a lock of this process and what it left beside it; no file of a copy of this process, nor of another."""
+    number = _locks[lock]
+    with contextlib.suppress(OSError):  # on a disk that fails the lock of a process that has ended stays
+        for path in (lock, *lock.parent.glob(f"{lock.name}.*")):
+            owner = _read(path)
+            if owner.get("id") == number and owner["pid"] == os.getpid():
+                path.unlink(missing_ok=True)
+        _draft_of(lock, number).unlink(missing_ok=True)
+    _locks.pop(lock, None)
+
+
+def is_locked(path: Path) -> bool:
+    """Whether this process has locked the path, or a folder around it."""
+    with _mutex:
+        folders = (path.absolute(), *path.absolute().parents[:_LEVELS]) if _locks else ()
+        return any(lock in _locks for folder in folders for lock in (folder.resolve() / LOCK, _beside(folder)))
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process of this machine has this number."""
+    return bool(_started(pid)) or _is_hidden(pid)
 
 
 def is_lock(name: str) -> bool:
@@ -102,12 +154,16 @@ def has_ended(record: Any) -> bool:
     return _is_record(record) and not _is_alive(record)
 
 
-def _lock_of(path: Path, *, inside: bool) -> Path:
-    if inside:
-        return path.resolve() / LOCK
+def _lock_of(path: Path) -> Path:
     for folder in (path, *path.parents[:_LEVELS]):
         if any((folder / name).is_file() for name in _MARKS):
             return folder.resolve() / LOCK
+        if os.path.lexists(_beside(folder)):  # somebody may put another folder in its place
+            return _beside(folder)
+    return _beside(path)
+
+
+def _beside(path: Path) -> Path:
     return path.parent.resolve() / f".{path.name}{LOCK}"
 
 
@@ -133,9 +189,6 @@ def _claim(lock: Path, draft: Path, record: Record) -> bool:
         _claim(token, draft, record)
         if _read(lock).get("id") == other["id"]:
             token.replace(lock)
-            for left in lock.parent.glob(f"{lock.name}.*"):  # of processes that were killed within this function
-                if (owner := _read(left)) and not _is_alive(owner):
-                    left.unlink(missing_ok=True)
             return True
         token.unlink(missing_ok=True)
 
@@ -205,7 +258,21 @@ def _is_near(other: Record) -> bool:
 
 
 def _is_alive(other: Record) -> bool:
-    return not _is_near(other) or (other["started"] != "" and _started(other["pid"]) == other["started"])
+    if not _is_near(other):
+        return True
+    started = _started(other["pid"])
+    return (other["started"] != "" and started == other["started"]) or (not started and _is_hidden(other["pid"]))
+
+
+def _is_hidden(pid: int) -> bool:
+    """Whether a process of another user has this number, of which the system shows nothing else."""
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def _started(pid: int) -> str:

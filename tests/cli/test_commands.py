@@ -286,6 +286,25 @@ def test_taps_prints_a_line_per_pair(capsys):
     assert "conv1x1" in lines[1]
 
 
+def test_a_command_whose_progress_nobody_reads_any_more_is_not_done(monkeypatch):
+    def unread():
+        """Tell a closed pipe."""
+        raise BrokenPipeError
+
+    monkeypatch.setitem(COMMANDS, "list", COMMANDS["list"]._replace(function=unread))
+    with pytest.raises(SystemExit) as end:
+        main(["list"])
+    assert end.value.code == 141
+
+
+def test_a_working_folder_that_was_removed_is_no_error_where_none_is_needed(tmp_path, monkeypatch, capsys):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    main(["list", "losses"])
+    assert "hint" in capsys.readouterr().out
+
+
 def test_a_reader_that_has_enough_is_no_error():
     reader, writer = os.pipe()
     os.close(reader)  # before the first line, so that writing fails whenever it comes

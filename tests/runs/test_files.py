@@ -19,6 +19,7 @@ from kdnas.runs.files import (
     write_text,
 )
 from kdnas.runs.folder import Metrics
+from kdnas.runs.lock import command, hold
 
 
 def fill(folder, text):
@@ -179,6 +180,21 @@ def test_folders_are_on_the_disk_before_and_after_they_take_their_place(tmp_path
     synced.clear()
     write_json(tmp_path / "b.json", {})
     assert synced[-1] == str(tmp_path) and len(synced) == 2
+
+
+@pytest.mark.parametrize("is_locked", [True, False])
+def test_drafts_that_kills_left_are_removed_by_the_next_who_writes_the_file(tmp_path, is_locked):
+    mine, dead = os.getppid(), 2**22 + 1
+    names = [f".a.json.{mine}.draft", f".b.json.{dead}.draft", f".a.json.{dead}.draft", f".a.json.{dead + 1}.draft"]
+    for name in names:
+        (tmp_path / name).touch()
+    os.utime(tmp_path / names[-1], (0, 0))
+    with command():
+        if is_locked:
+            hold(tmp_path / "a.json")
+        write_json(tmp_path / "a.json", {})
+    left = names[:2] if is_locked else names[:3]  # without a lock, one that is new may be of another machine
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*left, "a.json"])
 
 
 @pytest.mark.parametrize("mask", [0o022, 0o027, 0o002])

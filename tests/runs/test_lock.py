@@ -1,5 +1,7 @@
 """Locks of runs: who has one, who may take it over, and that every command that writes needs it."""
 
+import contextlib
+import errno
 import json
 import os
 import shutil
@@ -79,6 +81,19 @@ def test_a_killed_process_that_nobody_has_waited_for_is_dead(run):
     process.wait()
 
 
+def test_a_process_of_another_user_that_the_system_hides_is_alive(run, other, monkeypatch):
+    """As on machines where /proc shows everybody their own processes only."""
+    (run / ".lock").write_text(json.dumps(record(other.pid)))
+    monkeypatch.setattr(lock, "_started", lambda pid: "now" if pid == os.getpid() else "")
+
+    def refuse(pid, number):
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "kill", refuse)
+    with command(), pytest.raises(Busy, match=f"process {other.pid}"):
+        hold(run)
+
+
 @pytest.mark.parametrize("changes", [{"host": "elsewhere"}, {"machine": "pid:[1]"}])
 def test_a_process_of_another_machine_cannot_be_judged(run, changes):
     (run / ".lock").write_text(json.dumps(record(2**22 + 1, started="x", **changes)))
@@ -153,6 +168,94 @@ def test_of_several_claimants_of_a_dead_lock_one_gets_it(tmp_path, monkeypatch, 
         with command():
             assert hold(tmp_path)
         assert sorted(path.name for path in tmp_path.iterdir()) == ["run.json"]
+
+
+def test_an_interruption_while_a_dead_lock_is_taken_over_leaves_nothing(run, monkeypatch):
+    for number in range(12):
+        (run / ".lock").write_text(json.dumps(record(2**22 + 1, started="x")))
+        calls = iter(range(100))
+
+        def interrupted(path, call=lock._read, last=number, calls=calls):
+            if next(calls) == last:
+                raise KeyboardInterrupt
+            return call(path)
+
+        with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt), command():
+            patch.setattr(lock, "_read", interrupted)
+            hold(run)
+        assert [path.name for path in run.glob(".lock*") if json.loads(path.read_text())["pid"] == os.getpid()] == []
+
+
+def test_interruptions_while_locks_are_released_leave_none(run, monkeypatch):
+    read, count = lock._read, iter(range(100))
+
+    def interrupted(path):
+        if next(count) in (0, 1, 3):
+            raise KeyboardInterrupt
+        return read(path)
+
+    with pytest.raises(KeyboardInterrupt), command():
+        assert hold(run) and hold(run.parent / "elsewhere")
+        monkeypatch.setattr(lock, "_read", interrupted)
+    assert not list(run.parent.rglob("*.lock*"))
+
+
+@pytest.mark.parametrize("place", ["_linked", "_claim", "_read"])
+def test_an_interruption_while_it_is_locked_leaves_nothing(run, monkeypatch, place):
+    call = getattr(lock, place)
+
+    def interrupted(*given):
+        monkeypatch.undo()
+        call(*given)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(lock, place, interrupted)
+    folder = run.resolve()
+    with pytest.raises(KeyboardInterrupt), command():
+        hold(folder)
+        command_ended = hold(folder)  # of `_read`, which comes at the end
+        assert not command_ended
+    if place == "_read":
+        with command():
+            hold(folder)
+    assert not list(folder.glob(".lock*"))
+
+
+def test_what_a_kill_left_before_the_lock_was_there_is_removed(run):
+    (run / ".lock.0123456789abcdef").write_text(json.dumps(record(2**22 + 1, started="x", id="0123456789abcdef")))
+    with command():
+        assert hold(run)
+        assert [path.name for path in run.glob(".lock*")] == [".lock"]
+
+
+def test_a_new_run_is_no_place_for_a_folder_that_another_command_makes(tmp_path, other):
+    """One would take the place of the other at its end."""
+    with command():
+        RunFolder.create(tmp_path / "new", {"steps": 3}, 0)
+        assert (tmp_path / ".new.lock").exists()
+    (tmp_path / ".other.lock").write_text(json.dumps(record(other.pid, command="kdnas convert")))
+    with command(), pytest.raises(Busy, match="other is being written by `kdnas convert`"):
+        RunFolder.create(tmp_path / "other", {"steps": 3}, 0)
+    with command(), pytest.raises(Busy, match="other is being written by `kdnas convert`"):
+        hold(tmp_path / "other" / "students" / "mine")
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_link_to_a_run_is_the_run(run, other):
+    (run.parent / "link").symlink_to(run)
+    (run / ".lock").write_text(json.dumps(record(other.pid)))
+    with command(), pytest.raises(Busy, match=f"process {other.pid}"):
+        hold(run.parent / "link" / "students" / "new")
+
+
+def test_a_file_system_that_cannot_lock_is_named(run, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(os, "link", refuse)
+    with command(), pytest.raises(OSError, match=r"No locks available.*\.lock"):
+        hold(run)
+    assert not list(run.glob(".lock*"))
 
 
 def test_a_run_that_another_process_has_just_begun_is_not_replaced(tmp_path, other):
