@@ -45,7 +45,7 @@ def no_graph() -> Iterator[None]:
 
 
 def _leave_out_graphs(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(kdnas.students.forms, "graph_of", lambda *_: b"")
+    patch.setattr(kdnas.students.forms, "graph_of", lambda *_, **__: b"")
     patch.setattr(kdnas.distillers.quantization_aware, "write_trained", lambda *_: {})
     patch.setattr(kdnas.students.forms, "load_graph", lambda path: load_source(path.parent))
 

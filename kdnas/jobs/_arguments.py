@@ -31,6 +31,7 @@ from kdnas.settings import CardTeacher, Experiment, FitTeacher, NoTeacher, Recip
 from kdnas.space import SearchSpace
 from kdnas.specs import Spec, find_spec, nearest, parse_spec, resolve, search_last, spec
 from kdnas.tables import load_space, shared_folder, unstructure
+from kdnas.tasks.segmentation import Segmentation
 from kdnas.teachers.load import load_teacher
 from kdnas.teachers.zoo import Function
 from kdnas.values import Seconds, check_value, seconds
@@ -171,6 +172,24 @@ def as_data(value: str | Spec | Data | Dataset[Any]) -> Spec:
     if isinstance(value, str):
         return load_data(value)
     return value if isinstance(value, Spec) else keep(value)
+
+
+def of_task(data: Data, task: str | None) -> Data:
+    """The data, if they are for this task.
+
+    Args:
+        data: any.
+        task: its name, or None for whatever the data are for.
+
+    Raises:
+        ValueError: they are for another one.
+    """
+    if task in (None, data.task.name):
+        return data
+    fix = " Images with masks are masks:FOLDER." if task == Segmentation.name else ""
+    raise ValueError(
+        f"`task` must be that of the data, {data.task.name}, got {task!r}.{fix or ' Drop it, or use other data.'}"
+    )
 
 
 def as_teacher(value: str | Spec | FitTeacher | nn.Module | Callable[..., Any]) -> Spec | FitTeacher:

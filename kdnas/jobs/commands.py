@@ -139,6 +139,7 @@ def run(
     *,
     out: str | Path,
     data: str | Spec | Data | Dataset[Any] | None = None,
+    task: str | None = None,
     unlabelled: bool = False,
     teacher: str | Spec | FitTeacher | nn.Module = "fit",
     teacher_members: Count = FitTeacher.members,
@@ -178,8 +179,9 @@ def run(
         experiment: a Python file that defines experiment(), or a name from `kdnas list experiments`, instead of
             everything else.
         out: the run folder.
-        data: digits, folder:PATH, hf:FOLDER_OR_NAME, parquet:FILES, wds:FILES, csv:FILE, npz:FILE, cifar10:PATH,
-            cifar100:PATH or package.module:function; strong:DATA augments more.
+        data: digits, folder:PATH, masks:PATH, hf:FOLDER_OR_NAME, parquet:FILES, wds:FILES, csv:FILE, npz:FILE,
+            cifar10:PATH, cifar100:PATH or package.module:function; strong:DATA augments more.
+        task: what networks are for, such as classification or segmentation. The data decide it; another one is refused.
         unlabelled: learn the teacher's features and no labels, which data and teacher need not have then; labels that
             there are measure the student.
         teacher: fit (or fit,blocks=1,width=16), torchvision:NAME or timm:NAME (each with @WEIGHTS, and options such as
@@ -252,6 +254,7 @@ def _run_settings(options: dict[str, Any]) -> Experiment | Prune:
         as_space,
         as_spec,
         as_teacher,
+        of_task,
         recipe_for,
         with_losses,
     )
@@ -285,7 +288,7 @@ def _run_settings(options: dict[str, Any]) -> Experiment | Prune:
         raise ValueError(f"--teacher-members must be 1 where --teacher is not fit, got {arguments.teacher_members}.")
     _log_space(space_value)
     _log_memory(teacher=teacher_spec, data=data_spec)
-    settings = recipe_for(data_spec.build(Data), arguments.recipe)
+    settings = recipe_for(of_task(data_spec.build(Data), arguments.task), arguments.recipe)
     if isinstance(teacher_spec, FitTeacher):
         members = teacher_spec.members if arguments.teacher_members == FitTeacher.members else arguments.teacher_members
         teacher_spec = dataclasses.replace(teacher_spec, recipe=settings, members=members)
@@ -309,12 +312,23 @@ def _cut(options: dict[str, Any]) -> Prune:
         ValueError: an option of supernet or search is not at its default.
     """
     from kdnas.data.base import Data
-    from kdnas.jobs._arguments import as_budget, as_data, as_teacher, listed, recipe_for, terms_of
+    from kdnas.jobs._arguments import as_budget, as_data, as_teacher, listed, of_task, recipe_for, terms_of
 
-    allowed = ("data", "teacher", "budget", "divisor", "loss", "num_evaluations", "finalists", "controls", "deploy")
+    allowed = (
+        "data",
+        "task",
+        "teacher",
+        "budget",
+        "divisor",
+        "loss",
+        "num_evaluations",
+        "finalists",
+        "controls",
+        "deploy",
+    )
     _refuse_options(run, options, *allowed, beside="--space")
     data, teacher = as_data(options["data"]), as_teacher(options["teacher"])
-    recipe = recipe_for(data.build(Data), options["recipe"])
+    recipe = recipe_for(of_task(data.build(Data), options["task"]), options["recipe"])
     rate = Prune.retrain.learning_rate if options["recipe"].get("learning_rate") is None else recipe.learning_rate
     return Prune(
         data=data,

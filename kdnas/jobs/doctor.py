@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, TypeVar, final
 
 from kdnas.data.base import Data
-from kdnas.jobs._arguments import as_data, as_teacher
+from kdnas.jobs._arguments import as_data, as_teacher, of_task
 from kdnas.jobs._checks import check_experiment
 from kdnas.jobs._preflight.cost import cost_findings, recipe_findings
 from kdnas.jobs._preflight.data import data_findings, every_image, size_findings, stride_findings
@@ -68,7 +68,7 @@ def doctor(options: Mapping[str, Any], make: Callable[[], Experiment | Prune]) -
 
     def read() -> Data:
         spec = as_unlabelled(source, as_teacher(options["teacher"])) if options["unlabelled"] else as_data(source)
-        return spec.build(Data)
+        return of_task(spec.build(Data), options["task"])
 
     data = diagnosis.attempt("data", read)
     if data is None:

@@ -3,10 +3,14 @@ import math
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from kdnas.losses.dense.pixel_wise import PixelWise
 from kdnas.losses.example import example, wave
+from kdnas.losses.response.soft_targets import SoftTargets
 from kdnas.outputs import Outputs
+from kdnas.randomness import torch_rng
 
 
 def softmax(z):
@@ -59,6 +63,16 @@ def test_a_larger_map_is_averaged_to_the_smaller():
     finer = Outputs(teacher.logits.repeat_interleave(2, 2).repeat_interleave(3, 3))
     expected = PixelWise()(student, teacher, labels).item()
     assert PixelWise()(student, finer, labels).item() == pytest.approx(expected, rel=1e-12)
+
+
+@given(st.integers(0, 2**32 - 1), st.floats(0.5, 8.0))
+def test_of_one_position_it_is_the_distillation_of_classes(seed, temperature):
+    z_s, z_t = torch.randn(2, 3, 5, generator=torch_rng(seed), dtype=torch.float64) * 3
+    labels = torch.zeros(3, dtype=torch.long)
+    expected = SoftTargets(temperature=temperature)(Outputs(z_s), Outputs(z_t), labels)
+    maps = [Outputs(z[:, :, None, None]) for z in (z_s, z_t)]
+    value = PixelWise(temperature=temperature)(*maps, labels[:, None, None])
+    assert value.item() == pytest.approx(expected.item(), rel=1e-9, abs=1e-12)
 
 
 def test_logits_without_positions_are_refused():

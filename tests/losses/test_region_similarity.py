@@ -1,10 +1,13 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from kdnas.losses.dense.region_similarity import RegionSimilarity
 from kdnas.losses.example import example
 from kdnas.outputs import Outputs
+from kdnas.randomness import torch_rng
 
 
 def nodes(x, rows, columns, pool):
@@ -73,6 +76,20 @@ def test_the_size_of_a_map_does_not_matter():
     larger = student._replace(features=tuple(7 * f for f in student.features))
     expected = RegionSimilarity()(student, teacher, labels).item()
     assert RegionSimilarity()(larger, teacher, labels).item() == pytest.approx(expected, rel=1e-12)
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_where_a_node_lies_does_not_matter_as_long_as_it_is_the_same_in_both_maps(seed):
+    rng = torch_rng(seed)
+    maps = [torch.randn(2, channels, 3, 4, generator=rng, dtype=torch.float64) for channels in (3, 5)]
+    order = torch.randperm(12, generator=rng)
+    moved = [x.flatten(2)[:, :, order].unflatten(2, (3, 4)) for x in maps]
+    loss = RegionSimilarity(grid=4)  # each position is a node
+    value, other, one_side = (
+        loss(outputs(s), outputs(t), torch.zeros(2)) for s, t in (maps, moved, (moved[0], maps[1]))
+    )
+    assert other.item() == pytest.approx(value.item(), rel=1e-12)
+    assert torch.equal(order, torch.arange(12)) or one_side.item() != pytest.approx(value.item(), rel=1e-6)
 
 
 def test_equal_maps_and_single_nodes_give_zero():

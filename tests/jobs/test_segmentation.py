@@ -1,0 +1,96 @@
+"""Segmentation from the command line: the whole chain under three levels of distillation, a kill, and refusals."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import kdnas
+from kdnas.cli.commands import main
+from kdnas.jobs._preflight.findings import Finding
+from kdnas.runs.folder import RunFolder
+from tests.jobs.test_killed import same_weights
+from tests.killing import CHECKPOINT, drafts, killed, no_graph  # noqa: F401
+
+SPACE = """
+family = "segmenter"
+stem_widths = [4]
+head_widths = [4, 8]
+[[stages]]
+widths = [4, 8]
+depths = [1]
+stride = 2
+"""
+LOSSES = [word for loss in ("pixel_wise", "region_similarity", "holistic") for word in ("--loss", loss)]
+
+
+@pytest.fixture(scope="module")
+def streets(tmp_path_factory):
+    """20 images of 11 x 14 with a bright rectangle each, and the table of a space."""
+    root, rng = tmp_path_factory.mktemp("streets"), np.random.default_rng(0)
+    for place in ("images", "masks"):
+        (root / place).mkdir()
+    for number in range(20):
+        mask = np.zeros((11, 14), np.uint8)
+        top, left = rng.integers(0, 6, 2)
+        mask[top : top + 5, left : left + 8] = 1
+        mask[:, -1] = 255
+        image = rng.integers(0, 90, (11, 14, 3)) + 120 * (mask == 1)[..., None]
+        Image.fromarray(image.astype(np.uint8)).save(root / "images" / f"{number}.png")
+        Image.fromarray(mask).save(root / "masks" / f"{number}.png")
+    (root / "classes.txt").write_text("road\ncar\n")
+    (root / "space.toml").write_text(SPACE)
+    return root
+
+
+def arguments(root, out, *more):
+    space = ["--space", str(root / "space.toml"), "--budget", "macs=2e9", "--budget", "latency=30s"]
+    teacher = ["--teacher", "fit,width=4,blocks=1", "--insist"]
+    short = ["--steps", "3", "--batch-size", "4", "--num-evaluations", "2", "--finalists", "1"]
+    task = ["run", "--task", "segmentation", "--data", f"masks:{root}"]
+    return [*task, *teacher, *space, *short, *LOSSES, *more, "--out", str(out)]
+
+
+@pytest.mark.slow  # it starts a process of its own
+def test_a_killed_run_ends_as_one_that_was_not(streets, tmp_path):
+    """Killed in the supernet's training, in which a critic is trained too."""
+    whole, folder = tmp_path / "whole", tmp_path / "run"
+    main(arguments(streets, whole))
+    killed(
+        arguments(streets, folder),
+        "given[0].name.startswith('checkpoint.') and given[1]['training']['index'] == 2",
+        **CHECKPOINT,
+    )
+    assert RunFolder(folder).phase("train") is None
+    main(arguments(streets, folder))
+
+    def told(place):
+        rows = RunFolder(place).results()["rows"]
+        return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
+
+    assert told(folder) == told(whole) and drafts(folder) == []
+    same_weights(folder / "students" / "student", whole / "students" / "student")
+    trained = {name for line in RunFolder(folder).lines("metrics.jsonl") for name in line.get("losses", {})}
+    assert "holistic_discriminator" in trained
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            ("--data", "digits", "--task", "segmentation"),
+            "data, classification, got 'segmentation'. Images with masks are masks:",
+        ),
+        (("--data", "masks:{}", "--task", "classification"), "the data, segmentation, got 'classification'. Drop it"),
+    ],
+)
+def test_a_task_that_is_not_the_data_s_is_refused(streets, tmp_path, capsys, options, message):
+    options = [option.format(streets) for option in options]
+    for budget in (["--space", str(streets / "space.toml")], ["--budget", "macs=1M"]):
+        with pytest.raises(SystemExit) as end:
+            main(["run", *options, *budget, "--out", str(tmp_path / "run")])
+        assert end.value.code == 2 and message in capsys.readouterr().err
+    task = options[-1]
+    assert Finding("data", kdnas.doctor(data=options[1], task=task)[-1].text, "fault") in kdnas.doctor(
+        data=options[1], task=task
+    )
+    assert not (tmp_path / "run").exists()
