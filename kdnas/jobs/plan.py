@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, final
 
+import numpy as np
 import torch
 
 from kdnas.evaluation import accuracy, health
@@ -21,17 +22,19 @@ from kdnas.jobs.search import search
 from kdnas.jobs.train import supernet_training
 from kdnas.network import Network
 from kdnas.ranking.controls import TRAINING_FREE_ENTRIES
+from kdnas.ranking.loop import Uninformative
 from kdnas.runs.checkpoint import save_state
 from kdnas.runs.folder import RANKING, TEACHER, RunFolder
-from kdnas.settings import Experiment, FitTeacher, Prune, Recipe, Retrain, Search
+from kdnas.settings import Experiment, FitTeacher, Prune, Recipe, Retrain
 from kdnas.specs import spec
 from kdnas.supernet import Supernet
 from kdnas.training.driver import CHECKPOINT_SECONDS, Cadence
 from kdnas.training.loop import Training
 
-STEPS, _EVALUATIONS, _MORE = 6, 4, 12  # of the rehearsal
+STEPS, _EVALUATIONS = 6, 4  # of the rehearsal
 _WARM, _TIMED, _WATCHED = 2, 12, 3  # steps
 _LIMIT = 20.0  # seconds that the steps of one training are timed
+_ENOUGH = 2.0  # seconds of a search from which longer ones are predicted
 _LEAST = 10  # steps of a training that is proposed
 _SEARCHING = 0.25  # share of the time that is proposed for the search
 
@@ -67,6 +70,42 @@ class Pace(NamedTuple):
         pure = steps * self.step + sum(map(cadence.compares, numbers)) * self.watched
         pure += sum(map(cadence.evaluates, numbers)) * self.evaluation
         return pure + (pure // CHECKPOINT_SECONDS + 1) * self.saving
+
+
+class Searching(NamedTuple):
+    """Seconds of a search by its number of candidates.
+
+    Attributes:
+        starting: that the first search of a process takes beside this: what is imported and made ready once.
+        counts: candidates of the searches that were timed, rising.
+        times: seconds of each.
+        scoring: a candidate and one of the random search, without the controls of the first 50.
+    """
+
+    starting: float
+    counts: tuple[int, ...]
+    times: tuple[float, ...]
+    scoring: float
+
+    def seconds(self, count: int) -> float:
+        """Of a search of so many candidates that is not the first one.
+
+        Between two searches that were timed it is on the line through both. Beyond the last it goes on as between the
+        last two up to 50 candidates, and by the scoring alone from there.
+
+        Example:
+            >>> searching = Searching(3.0, (4, 8), (1.0, 1.8), 0.1)
+            >>> [round(searching.seconds(count), 3) for count in (4, 6, 8, 50, 100)]
+            [1.0, 1.4, 1.8, 10.2, 15.2]
+        """
+        last, time = self.counts[-1], self.times[-1]
+        if count <= last:
+            return float(np.interp(count, self.counts, self.times))
+        slope = self.scoring
+        if len(self.counts) > 1:
+            slope = max(slope, (time - self.times[-2]) / (last - self.counts[-2]))
+        controlled = max(0, min(count, TRAINING_FREE_ENTRIES) - last)
+        return time + controlled * slope + (count - last - controlled) * self.scoring
 
 
 @final
@@ -200,8 +239,7 @@ class RehearsedRun:
         short: those of the rehearsal.
         measured: seconds, memory and disk of each phase of the rehearsal.
         paces: of teacher, supernet, and of the students with and without a teacher.
-        evaluation: seconds of a candidate, with its share of the controls.
-        free: of these, the part of the first 50 candidates only.
+        search: seconds of a search by its number of candidates.
         line: bytes of a line of the ranking.
         candidates: number of candidates that there are at most.
     """
@@ -210,8 +248,7 @@ class RehearsedRun:
     short: Experiment
     measured: Mapping[str, Phase]
     paces: Mapping[str, Pace]
-    evaluation: float
-    free: float
+    search: Searching
     line: int
     candidates: int
 
@@ -222,14 +259,13 @@ class RehearsedRun:
         measured, run = run_phases(short, folder, deploy=deploy), Run(folder)
         lines = run.storage.path(RANKING).read_bytes().splitlines()
         count = run.space.count()
-        evaluation, free = _candidate(run, short.search, measured["search"].seconds, count)
+        most = min(count, experiment.search.num_evaluations)
         return cls(
             experiment=experiment,
             short=short,
             measured=measured,
             paces=_paces(run, experiment),
-            evaluation=evaluation,
-            free=free,
+            search=_searching(run, short, measured["search"].seconds, most),
             line=sum(map(len, lines)) // max(1, len(lines)),
             candidates=count,
         )
@@ -276,18 +312,16 @@ class RehearsedRun:
         return pace.seconds(max(1, round(scale * long.steps))) - pace.seconds(short.steps)
 
     def searching(self, evaluations: int) -> Phase:
-        """The search of so many candidates."""
-        phase, short = self.measured["search"], self.short.search.num_evaluations
-        count = min(evaluations, self.candidates)
-        seconds = (count - short) * self.evaluation
-        seconds -= max(0, count - TRAINING_FREE_ENTRIES) * self.free
-        if (second := self.experiment.second) is not None and self.short.second is not None:
-            seconds += (
-                min(second.num_evaluations, self.candidates) - self.short.second.num_evaluations
-            ) * self.evaluation
-        lines = (1 + self.short.search.control) * (count - short)
+        """The search of so many candidates, and the second one."""
+        phase, few, searches = self.measured["search"], self.few, [evaluations]
+        if self.experiment.second is not None:
+            searches.append(self.experiment.second.num_evaluations)
+        counts = [min(count, self.candidates) for count in searches]
+        lines = (1 + self.short.search.control) * (counts[0] - few)
         return dataclasses.replace(
-            phase, seconds=phase.seconds + max(0.0, seconds), disk=phase.disk + lines * self.line
+            phase,
+            seconds=self.search.starting + sum(map(self.search.seconds, counts)),
+            disk=phase.disk + lines * self.line,
         )
 
 
@@ -309,23 +343,34 @@ def _recipes(experiment: Experiment) -> dict[str, Recipe]:
     return fit | {"supernet": experiment.train.recipe, "students": experiment.retrain.recipe}
 
 
-def _candidate(run: Run, settings: Search, before: float, count: int) -> tuple[float, float]:
-    """Seconds of one more candidate, and the part of it that the controls of the first 50 take.
+def _searching(run: Run, short: Experiment, before: float, most: int) -> Searching:
+    """Time searches of the rehearsed run, each of twice as many candidates, until one takes a while.
 
-    From a second search of more candidates: what both have alike falls out.
+    What several candidates share is computed once, so that more of them take less time each.
+
+    Args:
+        run: whose first searches are done.
+        short: with the settings of these.
+        before: seconds of these.
+        most: candidates.
     """
-    few, more = min(settings.num_evaluations, count), min(_MORE, count)
-    if more <= few:
-        return before / max(1, few), 0.0
-    began = time.perf_counter()
-    search(run, settings)
-    middle = time.perf_counter()
-    search(run, dataclasses.replace(settings, num_evaluations=more, initial=0))
-    end = time.perf_counter()
-    entries = run.ranking()
-    scored = sum(entry.seconds for entry in entries) / max(1, len(entries)) * (1 + settings.control)
-    each = max(scored, ((end - middle) - (middle - began)) / (more - few))
-    return each, each - scored
+    settings = dataclasses.replace(short.search, initial=0)
+    counts, times = [min(settings.num_evaluations, most)], list[float]()
+    scoring = 0.0
+    while True:
+        longer = dataclasses.replace(settings, num_evaluations=counts[-1])
+        try:
+            times.append(_timed(lambda longer=longer: search(run, longer)))
+        except Uninformative:  # so little was trained; the run itself will say so where it is the case
+            counts.pop()
+            break
+        number = len(run.storage.manifest["searches"])
+        scoring = sum(entry.seconds for entry in run.storage.ranking(number)) / counts[-1]
+        if counts[-1] == most or times[-1] > _ENOUGH:
+            break
+        counts.append(min(most, 2 * counts[-1]))
+    searches = 1 + (short.second is not None)
+    return Searching(max(0.0, before - searches * times[0]), tuple(counts), tuple(times), scoring)
 
 
 def _paces(run: Run, experiment: Experiment) -> dict[str, Pace]:

@@ -2,17 +2,21 @@
 
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 import kdnas
 from kdnas.cli.commands import main
 from kdnas.jobs import plan as job
 from kdnas.jobs._plan_pruning import RehearsedPruning
-from kdnas.jobs.plan import Meter, Pace, Phase, Plan, text_of
+from kdnas.jobs.plan import Meter, Pace, Phase, Plan, Searching, text_of
+from kdnas.ranking.loop import Uninformative
 from kdnas.settings import Finals, Recipe, Search
 from kdnas.specs import spec
 from kdnas.training.driver import Cadence
+from tests.teachers.test_unlabelled import narrow
 from tests.toy import experiment, pruned
 
 PACE = Pace(step=1.0, watched=2.0, evaluation=10.0, saving=0.5, epoch=50, guarded=False)
@@ -52,8 +56,7 @@ def _rehearsed(**changes):
             "student": flat._replace(step=2.0),
             "labels": flat._replace(step=0.5),
         },
-        "evaluation": 0.1,
-        "free": 0.04,
+        "search": Searching(3.0, (4, 8), (4.0, 4.4), 0.06),
         "line": 300,
         "candidates": 1000,
     }  # fmt: skip
@@ -65,13 +68,48 @@ def test_what_a_run_has_more_of_is_added_to_what_its_rehearsal_took():
     phases = {phase.name: phase for phase in _rehearsed().phases(1.0, 80)}
     assert phases["teacher"].seconds == 5 + 1
     assert phases["supernet"].seconds == 6 + 3 * 10
-    # 76 candidates more, of which 30 are not among the first 50.
-    assert phases["search"].seconds == pytest.approx(7 + 76 * 0.1 - 30 * 0.04)
+    # Of 72 candidates beyond the longest search that was timed, 30 are not among the first 50.
+    assert phases["search"].seconds == pytest.approx(3 + 4.4 + 42 * 0.1 + 30 * 0.06)
     assert phases["search"].disk == 1000 + 2 * 76 * 300
     # One finalist and its second seed under the teacher, and two of the control.
     assert phases["finals"].seconds == 9 + 2 * 2 + 2 * 0.5
     assert phases["other"].seconds == 10
     assert {phase.name: phase for phase in _rehearsed().phases(2.0, 80)}["supernet"].seconds == 6 + 3 * 22
+
+
+def test_a_second_search_is_added_to_the_first():
+    whole = _rehearsed()
+    second = dataclasses.replace(whole.experiment, second=Search(num_evaluations=6))
+    both = dataclasses.replace(whole, experiment=second)
+    assert both.searching(8).seconds == pytest.approx(whole.searching(8).seconds + 4.2) == pytest.approx(3 + 4.4 + 4.2)
+
+
+@pytest.mark.parametrize(
+    ("most", "uninformative_from", "counts"), [(100, 1000, (4, 8, 16, 32)), (12, 1000, (4, 8, 12)), (100, 16, (4, 8))]
+)
+def test_a_search_is_predicted_from_ones_twice_as_long_up_to_one_that_takes_a_while(
+    monkeypatch, most, uninformative_from, counts
+):
+    asked = []
+
+    def search(run, settings):
+        asked.append(settings.num_evaluations)
+        if asked[-1] >= uninformative_from:
+            raise Uninformative("equal scores")
+
+    monkeypatch.setattr(job, "search", search)
+    monkeypatch.setattr(job, "_timed", lambda action: action() or 1.0 + 0.05 * asked[-1])
+    entries = lambda number: [SimpleNamespace(seconds=0.02)] * (2 * asked[-1])  # noqa: E731  a random search is beside it
+    run = SimpleNamespace(storage=SimpleNamespace(manifest={"searches": [1]}, ranking=entries))
+    searching = job._searching(run, _rehearsed().short, 7.2, most)
+    assert searching.counts == counts and searching.times == pytest.approx([1 + 0.05 * count for count in counts])
+    assert searching.starting == pytest.approx(6.0) and searching.scoring == pytest.approx(0.04)
+
+
+def test_a_first_search_that_was_not_slower_has_no_start():
+    measured = {"search": dataclasses.replace(PHASE, name="search", seconds=7.0)}
+    whole = _rehearsed(measured=_rehearsed().measured | measured, search=Searching(0.0, (4,), (4.0,), 0.5))
+    assert whole.searching(4).seconds == 4.0 and whole.searching(6).seconds == 5.0
 
 
 def test_there_are_no_more_candidates_than_the_space_has():
@@ -124,6 +162,21 @@ def test_a_small_run_is_planned_and_nothing_is_written(planned):
     assert supernet.seconds > search.seconds and supernet.disk > 10_000
     assert not folder.exists() and list(plan.proposal) == ["steps", "num_evaluations"] and plan.fitted <= 3600
     assert json.loads(json.dumps(plan.to_json()))["seconds"] == pytest.approx(plan.seconds)
+
+
+def test_a_run_without_labels_is_planned_too(tmp_path):
+    options = {"steps": 20, "batch_size": 8, "num_evaluations": 4, "finalists": 1, "deploy": False, "size": 8}
+    plan = kdnas.plan(
+        data=list(torch.rand(40, 3, 8, 8)),
+        teacher=narrow(),
+        unlabelled=True,
+        space="toy",
+        **options,
+        out=tmp_path / "run",
+    )
+    # The teacher is not trained here, and no control learns from labels.
+    assert [phase.name for phase in plan.phases] == ["supernet", "search", "finals", "other"]
+    assert all(phase.seconds > 0 for phase in plan.phases) and not any(tmp_path.iterdir())
 
 
 def test_disk_is_what_a_phase_adds(tmp_path):
