@@ -74,14 +74,16 @@ def retrain_along(
     if not 1 <= num_stages <= settings.recipe.steps:
         raise ValueError(f"`num_stages` must be from 1 to {settings.recipe.steps} steps, got {num_stages}.")
     route = [snapshot.to_json() for snapshot in snapshots]
+    loaded: Data = data.build(Data)
     identity = [unstructure(settings), threshold, num_stages, data.to_json(), route, card.blueprint.to_json()]
+    identity.append(loaded.fingerprint)
     steps = StudentSteps(out.parent / f"{out.name}-anchors", identity)
     anchors: list[int] = steps.read(CHOICES, [0], list[int])
     if any(not 0 <= anchor < len(snapshots) for anchor in anchors) or not anchors:
         raise Damaged(steps.folder / CHOICES, f"names snapshots that are not there: {anchors}", "Remove it.")
     current = student
     for stage in range(num_stages):
-        anchor = anchors[stage] if stage < len(anchors) else _next(current, data, snapshots, anchors[-1], threshold)
+        anchor = anchors[stage] if stage < len(anchors) else _next(current, loaded, snapshots, anchors[-1], threshold)
         last = stage == num_stages - 1 or anchor == len(snapshots) - 1
         anchors = [*anchors[:stage], len(snapshots) - 1 if last else anchor]
         steps.write(CHOICES, anchors)
@@ -117,11 +119,10 @@ def _snapshots(teacher: Spec | None) -> tuple[Spec, ...]:
     return arguments["members"]
 
 
-def _next(source: Path, data: Spec, snapshots: tuple[Spec, ...], current: int, threshold: float) -> int:
-    loaded: Data = data.build(Data)
+def _next(source: Path, data: Data, snapshots: tuple[Spec, ...], current: int, threshold: float) -> int:
     network, _ = read_student(source)
-    later = [build_teacher(snapshot, loaded) for snapshot in snapshots[current:]]
-    return current + next_anchor(divergences(network, later, loaded), threshold)
+    later = [build_teacher(snapshot, data) for snapshot in snapshots[current:]]
+    return current + next_anchor(divergences(network, later, data), threshold)
 
 
 def divergences(network: Network, teachers: list[Teacher], data: Data) -> list[float]:

@@ -75,8 +75,10 @@ def retrain_assisted(
     space = space_from_table(dict(card.space))
     codes = () if assistants == AUTO else _descending(space, assistants, card)
     current: Spec | NoTeacher = source or NoTeacher()
+    loaded: Data = data.build(Data)
     identity = [unstructure(settings), assistants, data.to_json(), None if source is None else source.to_json()]
-    steps = StudentSteps(out.parent / f"{out.name}-assistants", [*identity, card.blueprint.to_json()])
+    identity += [card.blueprint.to_json(), loaded.fingerprint]
+    steps = StudentSteps(out.parent / f"{out.name}-assistants", identity)
     if assistants == AUTO:
         codes = (_search_size(student, settings, steps, space, card, data, current),)
     fresh = dataclasses.replace(settings, weights="fresh")

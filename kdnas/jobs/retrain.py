@@ -120,7 +120,7 @@ def prepare(student: Path, settings: Retrain, data: Spec | None, teacher: Teache
     if source is None and settings.distiller.build(Distiller).uses_teacher:
         raise ValueError(f"{settings.distiller.name} uses a teacher, and {student / CARD} names none. Add --teacher.")
     identity = [unstructure(settings), data.to_json(), None if source is None else source.to_json()]
-    identity.append(card.blueprint.to_json())
+    identity += [card.blueprint.to_json(), loaded.fingerprint]
     if settings.weights == "inherited":
         identity.append(hashlib.sha256((current_folder(student) / WEIGHTS).read_bytes()).hexdigest())
         loaded = fed_as(loaded, card.preprocessing)

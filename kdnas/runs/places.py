@@ -113,6 +113,16 @@ def by_name(value: Any) -> Any:
     return _converted(value, convert)
 
 
+def by_content(value: Any) -> Any:
+    """The content with, in place of each path, SHA-256 of the weights there, or its name: alike wherever that lies."""
+
+    def convert(text: str) -> str:
+        before, path = _absolute(text)
+        return before + (weights_digest(path) or Path(path).name) if path else text
+
+    return _converted(value, convert)
+
+
 def missing(value: Any) -> list[str]:
     """The names of what a content names outside of its run and what is not there, or not known, on this machine."""
     if isinstance(value, str):

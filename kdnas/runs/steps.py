@@ -10,6 +10,7 @@ from typing import Any, TypedDict, final
 from kdnas.runs.files import Damaged, current_folder, read_json, remove_drafts, write_json
 from kdnas.runs.folder import BEGUN
 from kdnas.runs.lock import hold
+from kdnas.runs.places import by_content
 from kdnas.runs.schema import mismatch
 
 _AGAIN = "Remove it to decide again."
@@ -109,5 +110,5 @@ def forget_drafts(student: Path) -> None:
 
 
 def digest_of(settings: Any) -> str:
-    """A digest of settings as JSON, in hexadecimal."""
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+    """A digest of settings as JSON, in hexadecimal; of what paths lead to, not of where it lies."""
+    return hashlib.sha256(json.dumps(by_content(settings), sort_keys=True).encode()).hexdigest()

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import pytest
 import torch
@@ -45,7 +46,9 @@ def retrained(storage, name, assistants):
     return out
 
 
-def test_each_assistant_is_taught_by_the_one_before_and_the_last_teaches_the_student(storage, monkeypatch, capsys):
+def test_each_assistant_is_taught_by_the_one_before_and_the_last_teaches_the_student(
+    storage, monkeypatch, capsys, tmp_path
+):
     calls = []
     original = assist.retrain
 
@@ -70,10 +73,9 @@ def test_each_assistant_is_taught_by_the_one_before_and_the_last_teaches_the_stu
         logits = network.eval()(storage.data.normalise(part.take(torch.arange(len(part))))).logits
     assert card.origin["test_accuracy"] == pytest.approx(float((logits.argmax(1) == part.labels).double().mean()))
     calls.clear()
-    (out / "student.json").rename(out / "gone")  # the last training was killed; those before it are left
-    (out / "gone").rename(out / "student.json")
-    retrained(storage, "chained", ",".join(codes))
-    assert [c[1] for c in calls] == ["chained"]
+    moved = shutil.copytree(storage.folder, tmp_path / "moved")  # with its teacher; the last training is done anew
+    retrained(Run(moved), "chained", ",".join(codes))
+    assert [c[1] for c in calls] == ["chained"] and calls[0][2].startswith(str(moved))
 
 
 def test_the_size_is_searched_once_and_the_choice_kept(storage):

@@ -50,6 +50,20 @@ def test_a_folder_begun_with_other_settings_is_refused_before_anything_is_traine
     assert list((tmp_path / "in a run").iterdir()) == []
 
 
+def test_a_folder_that_was_moved_with_its_teacher_goes_on_and_with_other_weights_it_does_not(tmp_path):
+    def begin(place):
+        StudentSteps(place / "steps", {"teacher": {"path": f"checkpoint:{place}/teacher"}, "data": f"{place}/images"})
+
+    (tmp_path / "before" / "teacher").mkdir(parents=True)
+    (tmp_path / "before" / "teacher" / "weights.safetensors").write_bytes(b"1")
+    begin(tmp_path / "before")
+    (tmp_path / "before").rename(tmp_path / "after")
+    begin(tmp_path / "after")
+    (tmp_path / "after" / "teacher" / "weights.safetensors").write_bytes(b"2")
+    with pytest.raises(ValueError, match="other settings, data or teachers"):
+        begin(tmp_path / "after")
+
+
 @pytest.mark.parametrize("elsewhere", [False, True])
 def test_what_a_kill_left_of_a_finished_student_is_removed_and_its_neighbours_is_not(tmp_path, elsewhere):
     steps = StudentSteps(tmp_path / "steps", None, tmp_path if elsewhere else None)
