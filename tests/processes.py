@@ -19,7 +19,7 @@ import torch
 from kdnas.ranks.team import joined
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["tests.killing", __name__])
+CONTEXT.set_forkserver_preload(["tests.killing", "tests.faults", __name__])
 # Imports torch's compiler, which a process needs for its first optimizer.
 torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], 0.1)
 

@@ -11,7 +11,7 @@ from typing import Any, final
 from kdnas.architecture import Architecture
 from kdnas.costs.check import BudgetCheck, check_feasible
 from kdnas.costs.count import cost
-from kdnas.data.base import Data
+from kdnas.data.base import Data, changes
 from kdnas.distillers.from_labels import FromLabels
 from kdnas.distillers.from_teacher import FromTeacher
 from kdnas.jobs._contestants import LEAST_STEPS, RETRAIN_SHARE, Plan, Task, contestant, timed_step
@@ -25,7 +25,7 @@ from kdnas.report.comparison import best_first, read_comparison, verdict, write_
 from kdnas.runs.files import write_json
 from kdnas.runs.folder import COMPARISON, RunFolder
 from kdnas.runs.lock import hold, is_lock
-from kdnas.runs.places import located, moved, name_again, portable, settle
+from kdnas.runs.places import digests, forget, located, moved, name_again, portable, settle, weights_digest
 from kdnas.settings import Compare, FitTeacher, Recipe, systems
 from kdnas.specs import Spec
 from kdnas.tables import structure, unstructure
@@ -42,6 +42,8 @@ class ComparisonState:
     Attributes:
         settings: of the comparison.
         systems: what each system does, by name.
+        data: fingerprint of the data.
+        inputs: files outside of the folder, and folders with weights, with SHA-256.
         teacher: row of the teacher that was fitted here, or None.
         teacher_job: the settings with which it is fitted, planned once, or None.
         retrain_steps: of every student, planned once, or None.
@@ -53,6 +55,8 @@ class ComparisonState:
 
     settings: dict[str, Any]
     systems: dict[str, str]
+    data: dict[str, str] = field(default_factory=dict)
+    inputs: list[dict[str, str]] = field(default_factory=list)
     teacher: dict[str, Any] | None = None
     teacher_job: dict[str, Any] | None = None
     retrain_steps: int | None = None
@@ -60,6 +64,11 @@ class ComparisonState:
     plans: dict[str, Plan] = field(default_factory=dict)
     results: dict[str, dict[str, Any]] = field(default_factory=dict)
     seconds: float = 0.0
+
+
+_FIELDS = ComparisonState.__dataclass_fields__
+_PATHS = ("settings", "inputs", "teacher_job")
+"""Fields with paths, which are stored without those of this machine."""
 
 
 def compare(settings: Compare, folder: Path) -> dict[str, Any]:
@@ -76,7 +85,8 @@ def compare(settings: Compare, folder: Path) -> dict[str, Any]:
         cost, seconds, the controls' accuracies and the sentences about both.
 
     Raises:
-        ValueError: the folder holds something else, or the data or the teacher do not fit.
+        ValueError: the folder holds something else, a comparison with other settings, data or files; or the data or
+            the teacher do not fit.
         Infeasible: no network is within the budget.
     """
     data: Data = settings.data.build(Data)
@@ -101,7 +111,7 @@ class _Comparison:
 
     def __init__(self, settings: Compare, data: Data, folder: Path) -> None:
         self.settings, self.data, self.folder = settings, data, folder
-        self.state = _read_state(settings, folder)
+        self.state = _read_state(settings, data, folder)
         self.names = settings.systems or tuple(systems())
         self._began = time.perf_counter() - self.state.seconds
 
@@ -202,38 +212,50 @@ class _Comparison:
         state.results[name] = {**result, "seconds": round(time.perf_counter() - started, 1), "run": name}
 
 
-def _read_state(settings: Compare, folder: Path) -> ComparisonState:
+def _read_state(settings: Compare, data: Data, folder: Path) -> ComparisonState:
     """The state of the comparison in the folder, or a new one.
 
     Raises:
-        ValueError: the folder holds something else, or a comparison with other settings.
+        ValueError: the folder holds something else, or a comparison with other settings, data or files.
     """
     if folder.is_file() or (folder.is_dir() and not (folder / COMPARISON).exists() and _foreign(folder)):
         raise ValueError(f"{folder} holds something else. Give --out a new or an empty folder.")
-    folder.mkdir(parents=True, exist_ok=True)
     hold(folder, inside=True)
+    content: dict[str, Any] = {"systems": systems()}
     if (folder / COMPARISON).exists():
         content = read_comparison(folder)
         known, pairs = moved(located(content["settings"], folder, folder), settings.to_json())
-        for key, value in settings.to_json().items():
-            if known.get(key) != value:
-                raise ValueError(
-                    f"{folder} holds a comparison with another {key}. Use another --out, or the settings of that "
-                    "comparison to resume it."
-                )
         name_again(pairs)
+        content |= {name: located(content[name], folder, folder) for name in _PATHS if name in content}
+        if other := _other(content | {"settings": known}, settings, data):
+            forget(pairs)
+            raise ValueError(
+                f"{folder} holds a comparison with another {other}. Use another --out, or what that comparison began "
+                "with to resume it."
+            )
         settle(pairs)
-        content = content | {name: located(content.get(name), folder, folder) for name in ("settings", "teacher_job")}
-        return ComparisonState(**{k: v for k, v in content.items() if k in ComparisonState.__dataclass_fields__})
-    state = ComparisonState(settings=settings.to_json(), systems=systems())
-    _write_state(state, folder)
+    state = ComparisonState(**{k: v for k, v in content.items() if k in _FIELDS} | {"settings": settings.to_json()})
+    if not state.data:
+        inputs = [{"path": path, "sha256": digest} for path, digest in digests(state.settings).items()]
+        state = dataclasses.replace(state, data=data.fingerprint, inputs=inputs)
+        _write_state(state, folder)
     return state
+
+
+def _other(content: dict[str, Any], settings: Compare, data: Data) -> str:
+    """What differs from that with which a comparison began, in words; empty where nothing does."""
+    for name, value in settings.to_json().items():
+        if content["settings"].get(name) != value:
+            return name
+    if difference := changes(content.get("data", {}), data):
+        return f"data: {difference}"
+    altered = [each["path"] for each in content.get("inputs", []) if weights_digest(each["path"]) != each["sha256"]]
+    return f"content of {altered[0]}" if altered else ""
 
 
 def _write_state(state: ComparisonState, folder: Path) -> None:
     content = dataclasses.asdict(state)
-    paths = {name: portable(content[name], folder, folder) for name in ("settings", "teacher_job")}
-    write_json(folder / COMPARISON, content | paths)
+    write_json(folder / COMPARISON, content | {name: portable(content[name], folder, folder) for name in _PATHS})
 
 
 def _foreign(folder: Path) -> bool:

@@ -39,6 +39,11 @@ class _Teacher(TypedDict):
     balanced_accuracy: NotRequired[Share]
 
 
+class _Input(TypedDict):
+    path: str
+    sha256: str
+
+
 class _Settings(TypedDict):
     budget: dict[str, Any]
     max_time: float
@@ -49,6 +54,8 @@ class _Comparison(TypedDict):
     results: dict[str, JsonObject]
     teacher: _Teacher | None
     systems: NotRequired[dict[str, str]]
+    data: NotRequired[dict[str, str]]
+    inputs: NotRequired[list[_Input]]
     teacher_job: NotRequired[JsonObject | None]
     retrain_steps: NotRequired[int | None]
     step_seconds: NotRequired[dict[str, float]]

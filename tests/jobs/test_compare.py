@@ -1,18 +1,25 @@
 """Systems compared on the toy data: planned by time, listed or left out with the reason, resumed."""
 
 import json
+import random
+import signal
+from pathlib import Path
 
 import pytest
 
 from kdnas.cli.commands import main
 from kdnas.costs.budget import Budget
+from kdnas.jobs import _contestants as contestants
+from kdnas.jobs import compare as job
 from kdnas.jobs._arguments import load_settings
 from kdnas.jobs.compare import compare, comparison_table
 from kdnas.report import write_report
 from kdnas.settings import Compare, systems
 from kdnas.specs import spec
 from kdnas.tables import load_space
-from tests.toy import files_with
+from kdnas.training.loop import Training
+from tests import faults
+from tests.toy import data, files_with
 
 
 def settings(**changes):
@@ -99,3 +106,62 @@ def test_other_settings_and_foreign_folders_are_refused(compared, tmp_path, caps
     assert not (tmp_path / "new").exists()
     with pytest.raises(ValueError, match="infeasible"):
         compare(settings(budget=Budget(macs=10)), tmp_path / "new")
+
+
+COMMAND = ["compare", "--data", "tests.toy:data", "--space", "toy", "--budget", "macs=70k", "--max-time", "9000"]
+COMMAND += ["--systems", "spos", "--out", "compared"]
+
+
+def steady(log):
+    """What makes every plan the same on any machine, and notes each training step in a file."""
+
+    def prepare():
+        job._Comparison.seconds_left = property(lambda _: 9000.0)
+        job.timed_step = contestants.timed_step = lambda *_: 1e6
+        step = Training.step
+
+        def counted(self, **options):
+            with Path(log).open("a") as file:
+                file.write("step\n")
+            return step(self, **options)
+
+        Training.step = counted
+
+    return prepare
+
+
+@pytest.mark.slow
+def test_killed_anywhere_it_ends_alike_and_trains_nothing_twice(tmp_path):
+    log = tmp_path / "steps"
+    whole, folder = tmp_path / "whole", tmp_path / "killed"
+    for place in (whole, folder):
+        place.mkdir()
+    places = faults.command(COMMAND, whole, before=steady(log)).places
+    assert (whole / "compared" / "report.html").exists()
+    steps = len(log.read_text())
+    log.unlink()
+    at = random.Random(0).randrange(1, len(places))
+    assert faults.command(COMMAND, folder, faults.kill(at), before=steady(log)).code == -signal.SIGKILL
+    assert faults.command(COMMAND, folder, before=steady(log)).code == 0
+    assert faults.differences(folder, whole) == []
+    assert steps <= len(log.read_text()) <= steps + len("step\n")
+
+
+def test_other_data_and_files_than_it_began_with_are_refused(tmp_path, monkeypatch):
+    weights = tmp_path / "weights.safetensors"
+    weights.write_bytes(b"1")
+    teacher = spec("kdnas.teachers.zoo:torchvision_teacher", name="resnet18", weights=str(weights))
+    folder = tmp_path / "compared"
+    chosen = settings(teacher=teacher)
+    job._read_state(chosen, data(), folder)
+    assert str(tmp_path) not in (folder / "compare.json").read_text()
+    assert job._read_state(chosen, data(), folder).data == data().fingerprint
+    other = data()
+    other.train.labels[0] += 1
+    before = (folder / "compare.json").read_bytes()
+    with pytest.raises(ValueError, match=r"another data: train has other images or labels\. Use another --out"):
+        job._read_state(chosen, other, folder)
+    weights.write_bytes(b"2")
+    with pytest.raises(ValueError, match=r"another content of .*weights\.safetensors\. Use another --out"):
+        job._read_state(chosen, data(), folder)
+    assert (folder / "compare.json").read_bytes() == before
