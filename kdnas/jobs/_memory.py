@@ -51,9 +51,9 @@ def is_kept(value: object) -> bool:
     return isinstance(value, Spec) and value.make.partition(":")[0] == __name__
 
 
-def teacher_in_memory(key: str, classes: int, preprocessing: Preprocessing) -> Teacher:
+def teacher_in_memory(key: str, classes: int, preprocessing: Preprocessing, dense: bool = False) -> Teacher:
     """A frozen copy of a module that this process keeps; it takes the student's images unless it is a Teacher."""
-    return as_frozen(copy.deepcopy(_recall(key, "teacher")), f"teacher {key}", classes, preprocessing)
+    return as_frozen(copy.deepcopy(_recall(key, "teacher")), f"teacher {key}", classes, preprocessing, dense=dense)
 
 
 def data_in_memory(key: str) -> Data:

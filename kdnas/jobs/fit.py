@@ -28,7 +28,7 @@ from kdnas.tables import unstructure
 from kdnas.teachers.base import Teacher
 from kdnas.teachers.fitted import fitted_teacher
 from kdnas.teachers.stages import logits_of, run
-from kdnas.teachers.zoo import load_weights, student_teacher, write_zoo_teacher, zoo_network
+from kdnas.teachers.zoo import is_segmenter, load_weights, student_teacher, whole, write_zoo_teacher, zoo_network
 from kdnas.training.driver import train_with_checkpoints
 from kdnas.training.loop import Training
 
@@ -128,6 +128,7 @@ def fit(settings: Fit, folder: Path) -> dict[str, Any]:
         ValueError: the folder holds something else, or the network or its weights cannot be loaded.
     """
     data: Data = settings.data.build(Data)
+    _check_network(settings.network, data)
     if not (folder / MANIFEST).exists():
         own = settings.teacher if settings.network == "resnet" else None
         preflight(data, folder=folder, teacher=own, recipe=settings.teacher.recipe)
@@ -145,6 +146,16 @@ def fit(settings: Fit, folder: Path) -> dict[str, Any]:
     return {"teacher": str(folder), **storage.require("teacher", "kdnas fit")}
 
 
+def _check_network(network: str, data: Data) -> None:
+    """Refuse a zoo's network for images where the task is about pixels, or the other way round."""
+    zoo, _, rest = network.partition(":")
+    if rest and is_segmenter(zoo, rest.partition("@")[0]) != data.task.dense:
+        raise ValueError(
+            f"`network` must be for the data's task, {data.task.name}, {network} is not. Use "
+            f"{'torchvision:lraspp_mobilenet_v3_large' if data.task.dense else 'torchvision:resnet18'}, for example."
+        )
+
+
 def _accuracies(row: Mapping[str, Any]) -> dict[str, float]:
     return {name: row[name] for name in ("accuracy", "balanced_accuracy") if name in row}
 
@@ -160,14 +171,14 @@ class _Classifier(nn.Module):
 
     def __init__(self, module: nn.Module, own: Preprocessing, data: Data) -> None:
         super().__init__()
-        self.module, self.own, self.classes = module, own, data.classes
+        self.module, self.own, self.classes, self.dense = module, own, data.classes, data.task.dense
         self.register_buffer("mean", torch.tensor(data.preprocessing.mean)[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(data.preprocessing.std)[:, None, None], persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """`[batch, classes]`."""
+        """`[batch, classes]`, of a network for segmentation `[batch, classes, height, width]`."""
         pixels = images * self.std + self.mean
-        return logits_of(self.module(prepare(pixels, self.own)), self.classes)
+        return logits_of(self.module(prepare(pixels, self.own)), self.classes, dense=self.dense)
 
 
 class _Labels(Distiller):
@@ -195,6 +206,8 @@ def _fine_tune(settings: Fit, data: Data, storage: RunFolder) -> None:
     recipe, pretrained = settings.teacher.recipe, settings.weights == "pretrained" and not weights
     make = partial(zoo_network, zoo, name, data.classes, settings.size, pretrained=pretrained)
     module, own = initialised(make, recipe.seed)
+    if data.task.dense:
+        own = whole(own, data.preprocessing, 0, settings.network)
     if weights:
         load_weights(module, Path(weights), new_head=True)
     run(module.eval(), torch.zeros(2, len(own.mean), own.height, own.width))

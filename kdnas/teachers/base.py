@@ -237,7 +237,7 @@ class Frozen(Teacher):
         features = tuple(self._feature(name, outputs, images) for name in self.stages)
         if isinstance(returned, Outputs):
             return self._chosen(returned._replace(features=features))
-        logits = features_of(returned) if self.classes == 0 else logits_of(returned, self.classes)
+        logits = features_of(returned) if self.classes == 0 else logits_of(returned, self.classes, dense=self.dense)
         check_logits(logits, len(images), type(self.module).__name__, dense=self.dense)
         attentions = tuple(maps[layer].float() for layer in layers.values())
         return self._chosen(Outputs(logits, features, attentions, images=images))
@@ -270,11 +270,18 @@ class Frozen(Teacher):
 def teacher_of(source: Spec, data: Data) -> Teacher:
     """The teacher of a spec for a data set: of its classes, or of features where the data's task has none."""
     if data.task.has_classes:
-        return made_for(source, data.classes, data.preprocessing, data.class_names)
+        return made_for(source, data.classes, data.preprocessing, data.class_names, dense=data.task.dense)
     return made_for(source, 0, data.preprocessing)
 
 
-def made_for(source: Spec, classes: int, preprocessing: Preprocessing, class_names: tuple[str, ...] = ()) -> Teacher:
+def made_for(
+    source: Spec,
+    classes: int,
+    preprocessing: Preprocessing,
+    class_names: tuple[str, ...] = (),
+    *,
+    dense: bool = False,
+) -> Teacher:
     """The teacher of a spec for so many classes.
 
     Args:
@@ -282,11 +289,12 @@ def made_for(source: Spec, classes: int, preprocessing: Preprocessing, class_nam
         classes: number of the data's classes; 0 for a teacher of features, whose vectors stand in the logits' place.
         preprocessing: the data's.
         class_names: the data's, for makers that have this argument.
+        dense: whether it must answer for every pixel, for makers that have this argument.
     """
-    options = {"classes": classes, "preprocessing": preprocessing, "class_names": class_names}
-    if "class_names" not in signature(resolve(source.make)).parameters:
-        del options["class_names"]
-    return source.build(Teacher, **options)
+    options = {"class_names": class_names, "dense": dense}
+    known = signature(resolve(source.make)).parameters
+    options = {name: value for name, value in options.items() if name in known}
+    return source.build(Teacher, classes=classes, preprocessing=preprocessing, **options)
 
 
 def every_layer(teacher: Teacher) -> Teacher:

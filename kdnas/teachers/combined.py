@@ -81,14 +81,14 @@ class Ensemble(Teacher):
         if len(set(shapes)) > 1:
             raise ValueError(f"teachers of an ensemble must have the same classes, got logits of shapes {shapes}.")
         logits = torch.stack([member.logits.float() for member in members])
-        shares = logits.new_tensor(self.weights)[:, None]
+        shares = logits.new_tensor(self.weights).view(-1, *[1] * (logits.dim() - 1))
         if self.mean == "reliable" and labels is not None:
             wrong = torch.stack([F.cross_entropy(each, labels, reduction="none") for each in logits])
-            shares = (1 - wrong.softmax(0)) / (len(members) - 1)
+            shares = ((1 - wrong.softmax(0)) / (len(members) - 1)).unsqueeze(2)
         if self.mean == "logits":
-            return members[0]._replace(logits=(shares[:, :, None] * logits).sum(0), members=members)
+            return members[0]._replace(logits=(shares * logits).sum(0), members=members)
         # In logarithms: a mean of probabilities that underflowed would be 0. A share of 0 is minus infinity there.
-        joint = (logits.log_softmax(2) + shares.log()[:, :, None]).logsumexp(0)
+        joint = (logits.log_softmax(2) + shares.log()).logsumexp(0)
         return members[0]._replace(logits=joint, members=members)
 
 
@@ -192,11 +192,12 @@ def several_teachers(
     preprocessing: Preprocessing,
     weights: tuple[float, ...] = (),
     class_names: tuple[str, ...] = (),
+    dense: bool = False,
 ) -> Teacher:
     """Several teachers as an `Ensemble` (`ensemble`, `ensemble+MEAN`), or one's snapshots as a `Route` (`route`)."""
     if kind == "route" and weights:
         raise ValueError(f"snapshots of a route have no weights, got {weights}.")
-    teachers: list[Teacher] = [made_for(m, classes, preprocessing, class_names) for m in members]
+    teachers: list[Teacher] = [made_for(m, classes, preprocessing, class_names, dense=dense) for m in members]
     if kind == "route":
         return Route(teachers)
     if classes == 0:
@@ -212,10 +213,14 @@ def several_teachers(
 
 
 def streamed_teacher(
-    member: Spec, classes: int, preprocessing: Preprocessing, class_names: tuple[str, ...] = ()
+    member: Spec,
+    classes: int,
+    preprocessing: Preprocessing,
+    class_names: tuple[str, ...] = (),
+    dense: bool = False,
 ) -> Teacher:
     """A teacher that is built for every batch; once now too, so that errors come early."""
-    make = partial(made_for, member, classes, preprocessing, class_names)
+    make = partial(made_for, member, classes, preprocessing, class_names, dense=dense)
     teacher: Teacher = make()
     streamed = Streamed(make)
     streamed.class_names = teacher.class_names

@@ -28,6 +28,7 @@ def export_teacher(
     normalise: Normalisation = "data",
     select: str = "",
     class_names: tuple[str, ...] = (),
+    dense: bool = False,
 ) -> Teacher:
     """A program that `torch.export.save` wrote, of a network in evaluation mode, as a teacher.
 
@@ -45,6 +46,7 @@ def export_teacher(
         normalise: how its images are normalised, which the file does not say; see `fed`.
         select: the program's class of each of the data's, see `columns_of`.
         class_names: the data's.
+        dense: whether it answers for every pixel.
 
     Raises:
         ValueError: no such file, none of torch.export or a damaged one, a program that takes something else than one
@@ -54,7 +56,9 @@ def export_teacher(
     program = _program(Path(path), name)
     batch, shape = _input(program, name)
     own = fed(shape, preprocessing, normalise, name)
-    teacher = Frozen(Program(program), preprocessing=own, stages=stages or None, classes=classes, batch=batch)
+    teacher = Frozen(
+        Program(program), preprocessing=own, stages=stages or None, classes=classes, batch=batch, dense=dense
+    )
     teacher.note = f"batches of {batch}" if batch else "batches of any size"
     return with_classes_of(teacher, name, classes, class_names, select)
 

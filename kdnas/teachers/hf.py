@@ -1,4 +1,4 @@
-"""Image classifiers of transformers, from a folder or by their name on the hub."""
+"""Image classifiers and segmenters of transformers, from a folder or by their name on the hub."""
 
 import dataclasses
 import importlib
@@ -34,7 +34,10 @@ def hf_teacher(
     select: str = "",
     class_names: tuple[str, ...] = (),
 ) -> Teacher:
-    """An image classifier of transformers as a teacher, with the preprocessing that is stored beside it.
+    """An image classifier of transformers as a teacher, or one of every pixel, with the preprocessing stored beside it.
+
+    A model for semantic segmentation sees the whole image, in its proportion where its preprocessing keeps that; its
+    logits are enlarged to the images' height and width (bilinear).
 
     Weights are read from safetensors only, and code beside them is never run (`trust_remote_code=False`).
 
@@ -56,14 +59,18 @@ def hf_teacher(
     """
     name = f"hf:{path}"
     module, config = _network(path, features=classes == 0)
-    feeding = _feeding(path, config, size or preprocessing.height, size)
+    dense = _is_segmenter(config)
+    feeding = _feeding(path, config, size or preprocessing.height, size, preprocessing if dense else None)
     own = feeding.preprocessing
+    if dense and crop not in (0, 1):
+        raise ValueError(f"{name} answers for every pixel, and must see all of them, got crop={crop:g}. Drop it.")
     if normalise == "data":
         own = dataclasses.replace(own, mean=preprocessing.mean, std=preprocessing.std)
     fed = Exchanged(module) if feeding.exchanged else module
     names = [f"module.{stage}" for stage in stages] if feeding.exchanged else stages
-    count = config.num_labels if _is_classifier(config) else 0
-    teacher = Frozen(fed, preprocessing=own, stages=names or None, classes=count, crop=crop or feeding.crop)
+    count = config.num_labels if dense or _is_classifier(config) else 0
+    crop = 1.0 if dense else crop or feeding.crop
+    teacher = Frozen(fed, preprocessing=own, stages=names or None, classes=count, crop=crop, dense=dense)
     if count and not classes:
         teacher = teacher.without_classifier()
     teacher.note = feeding.note
@@ -91,20 +98,26 @@ def _is_classifier(config: Any) -> bool:
     return "ForImageClassification" in next(iter(config.architectures or ()), "")
 
 
+def _is_segmenter(config: Any) -> bool:
+    return "ForSemanticSegmentation" in next(iter(config.architectures or ()), "")
+
+
 def _network(path: str, *, features: bool) -> tuple[nn.Module, Any]:
-    """The classifier, or where features are asked for a backbone too, and its configuration."""
+    """The classifier or segmenter, or where features are asked for a backbone too, and its configuration."""
     with _speaking(path) as transformers:
         config = transformers.AutoConfig.from_pretrained(path, trust_remote_code=False)
     architecture = next(iter(config.architectures or ()), "")
     if config.model_type == "timm_wrapper":
         raise ValueError(f"hf:{path} is a network of timm. Use timm:{path if Path(path).is_dir() else 'NAME'}.")
-    if not (features or _is_classifier(config)):
+    if not (features or _is_classifier(config) or _is_segmenter(config)):
         raise ValueError(
             f"hf:{path} must be an image classifier, it is a {architecture or config.model_type}. Distil its features "
-            "by --unlabelled, or fine-tune it as a model ...ForImageClassification."
+            "by --unlabelled, or fine-tune it as a model ...ForImageClassification or ...ForSemanticSegmentation."
         )
     kind, options = "AutoModelForImageClassification", {"trust_remote_code": False}
-    if not _is_classifier(config):
+    if _is_segmenter(config):
+        kind = "AutoModelForSemanticSegmentation"
+    elif not _is_classifier(config):
         kind = "AutoModel"
     if architecture.endswith("Backbone"):
         kind, options = architecture, {}  # a class of the library: there is no automatic one for folders
@@ -158,10 +171,11 @@ class _Feeding(NamedTuple):
     note: str
 
 
-def _feeding(path: str, config: Any, usual: int, size: int) -> _Feeding:
+def _feeding(path: str, config: Any, usual: int, size: int, shape: Preprocessing | None = None) -> _Feeding:
     """What a model's image processor does, measured on black, coloured and graded images.
 
-    The size is `size`, unless that is 0, and `usual` where the model says none. The processor's many options come down
+    The size is `size`, unless that is 0, and `usual` where the model says none. Images are squares, unless a shape
+    gives their proportion; `size` then is the shorter side. The processor's many options come down
     to an affine map per channel, a resize and a centre crop, whatever their names.
     """
     with _speaking(path) as transformers:
@@ -170,8 +184,10 @@ def _feeding(path: str, config: Any, usual: int, size: int) -> _Feeding:
         except OSError:
             processor, note = _usual(config, usual)
     with _speaking(path):
-        black, ramp = np.zeros((_RAMP, _RAMP, 3), np.uint8), np.zeros((_RAMP, _RAMP, 3), np.uint8)
-        ramp[:] = np.linspace(0, 255, _RAMP)[None, :, None]
+        sides = (1, 1) if shape is None else (shape.height, shape.width)
+        rows, columns = (_RAMP * side // min(sides) for side in sides)
+        black, ramp = np.zeros((rows, columns, 3), np.uint8), np.zeros((rows, columns, 3), np.uint8)
+        ramp[:] = np.linspace(0, 255, columns)[None, :, None]
         colours = [np.where(np.arange(3) == c, 255, 0).astype(np.uint8) + black for c in range(3)]
         zero, *tinted, graded = (_processed(processor, image) for image in (black, *colours, ramp))
         offsets = zero.mean((1, 2))
@@ -181,10 +197,12 @@ def _feeding(path: str, config: Any, usual: int, size: int) -> _Feeding:
         height, width = zero.shape[1:]
         share = _steepness((graded - zero)[0].mean(0) / scale[0]) * width
         mean, std = (-offsets / scale).tolist(), (1 / scale).tolist()
+    if size:
+        height, width = (round(size * side / min(sides)) for side in sides)
     kind: Any = _WAYS.get(int(getattr(processor, "resample", None) or 2), "bilinear")
     own = Preprocessing(
-        height=size or height,
-        width=size or width,
+        height=height,
+        width=width,
         mean=tuple(round(value, 6) + 0.0 for value in mean),  # no -0
         std=tuple(round(value, 6) for value in std),
         interpolation=kind,

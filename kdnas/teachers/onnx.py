@@ -34,6 +34,7 @@ def onnx_teacher(
     normalise: Normalisation = "data",
     select: str = "",
     class_names: tuple[str, ...] = (),
+    dense: bool = False,
 ) -> Teacher:
     """An ONNX graph as a teacher. It runs on the CPU, whatever the student's device.
 
@@ -49,6 +50,7 @@ def onnx_teacher(
         normalise: how its images are normalised, which the file does not say; see `fed`.
         select: the graph's class of each of the data's, see `columns_of`.
         class_names: the data's.
+        dense: whether it answers for every pixel.
 
     Raises:
         ValueError: no such file or a damaged one, a graph that takes something else than one batch of float images, a
@@ -59,7 +61,7 @@ def onnx_teacher(
     batch, shape = _input(model, name, size, preprocessing)
     graph = Graph(model, stages, (batch or 2, *shape), name)
     own = fed(shape, preprocessing, normalise, name)
-    teacher = Frozen(graph, preprocessing=own, stages=(), classes=classes, batch=batch)
+    teacher = Frozen(graph, preprocessing=own, stages=(), classes=classes, batch=batch, dense=dense)
     teacher.note = f"ONNX on the CPU, {f'batches of {batch}' if batch else 'batches of any size'}"
     return with_classes_of(teacher, name, classes, class_names, select, _names(model))
 

@@ -297,15 +297,17 @@ def _may_be_block(child: nn.Module, parent: nn.Module) -> bool:
     return any(child.children()) or not type(child).__module__.startswith("torch.")
 
 
-def logits_of(outputs: Any, classes: int | None = None) -> Tensor:
-    """The logits `[batch, classes]` among what a network returned.
+def logits_of(outputs: Any, classes: int | None = None, *, dense: bool = False) -> Tensor:
+    """The logits `[batch, classes]`, for `dense` `[batch, classes, height, width]`, among what a network returned.
 
     A tensor; the entry `logits`, else `out`, `output` or `prediction`, of a mapping, a named tuple or an object; else
-    the only tensor with two axes, and with this number of classes. A map of one pixel counts as a vector.
+    the only tensor with two axes, for `dense` with four, and with this number of classes. A map of one pixel counts as
+    a vector, unless for `dense`.
 
     Args:
         outputs: what the network returned.
         classes: number of classes, if it is known.
+        dense: whether they are maps.
 
     Raises:
         ValueError: there is none.
@@ -316,29 +318,31 @@ def logits_of(outputs: Any, classes: int | None = None) -> Tensor:
                 f"the teacher's logits must be a dense tensor of floats, got {outputs.dtype}, {outputs.layout}. Return "
                 "what is before its argmax or rounding."
             )
-        pixel = outputs.dim() == 4 and outputs.shape[2:] == (1, 1)
+        pixel = not dense and outputs.dim() == 4 and outputs.shape[2:] == (1, 1)
         return (outputs[:, :, 0, 0] if pixel else outputs).float()
     entries = _entries(outputs)
     named = {name.casefold().rstrip("s"): value for name, value in entries.items() if isinstance(value, Tensor)}
     main = next((named[name] for name in _LOGITS if name in named), None)
     if main is not None:
-        return logits_of(main)
+        return logits_of(main, dense=dense)
+    dims = 4 if dense else 2
     fitting = {
         name: value
         for name, value in entries.items()
-        if isinstance(value, Tensor) and value.dim() == 2 and classes in (None, value.shape[1])
+        if isinstance(value, Tensor) and value.dim() == dims and classes in (None, value.shape[1])
     }
     if len(fitting) == 1:
-        return logits_of(next(iter(fitting.values())))
+        return logits_of(next(iter(fitting.values())), dense=dense)
     contents = ", ".join(_shape(value) for value in entries.values() if value is not None)
     contents = contents and f" of {contents}"
     several = f", of which {' and '.join(fitting)} may be the logits" if fitting else ""
     raise ValueError(
-        f"the teacher must return logits [batch, classes], alone, in a tuple or under the name logits, got a "
+        f"the teacher must return logits {_LOGITS_SHAPE[dense]}, alone, in a tuple or under the name logits, got a "
         f"{type(outputs).__name__}{contents}{several}. Return the logits alone; features need --unlabelled."
     )
 
 
+_LOGITS_SHAPE = {False: "[batch, classes]", True: "[batch, classes, height, width]"}
 _LOGITS = ("logit", "out", "output", "prediction")
 _VECTORS = ("pooler_output", "image_embeds", "x_norm_clstoken", "embedding", "embeddings", "pooled", "features")
 _POSITIONS = ("last_hidden_state", "x_norm_patchtokens", "feature_maps", "hidden_states")
@@ -391,9 +395,9 @@ def _entries(outputs: Any) -> dict[str, Any]:
 def check_logits(logits: Tensor, count: int, name: str, *, dense: bool = False) -> None:
     """Raise a ValueError for logits that are not one row per image, or for `dense` one map."""
     if logits.dim() != (4 if dense else 2) or len(logits) != count:
-        shape = "[batch, classes, height, width]" if dense else "[batch, classes]"
+        shape = tuple(logits.shape)
         raise ValueError(
-            f"the teacher {name} must return logits {shape}, got {tuple(logits.shape)} for {count} images. Features "
+            f"the teacher {name} must return logits {_LOGITS_SHAPE[dense]}, got {shape} for {count} images. Features "
             "instead of logits need --unlabelled."
         )
 

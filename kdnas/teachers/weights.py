@@ -22,6 +22,8 @@ _log = logging.getLogger(__name__)
 Weights = Mapping[str, Tensor]
 
 
+_AUXILIARY = "aux_classifier."
+"""What torchvision's networks for segmentation have beside them while they are trained."""
 _HARMLESS: list[Any] = [
     *(argparse.Namespace, collections.defaultdict, dict, np.dtype, np.ndarray),
     *(type(np.dtype(kind)) for kind in ("f8", "f4", "f2", "i8", "i4", "i2", "i1", "u8", "u4", "u2", "u1", "?")),
@@ -188,7 +190,8 @@ def _renamed(weights: Weights, names: set[str]) -> Weights:
         weights = {name.partition(".")[2]: value for name, value in weights.items()}
         if len(names & set(weights)) > len(names & set(best)):
             best = weights
-    return {re.sub(r"(^|\.)_orig_mod\.", r"\1", name): value for name, value in best.items()}
+    best = {re.sub(r"(^|\.)_orig_mod\.", r"\1", name): value for name, value in best.items()}
+    return {name: value for name, value in best.items() if name in names or not name.startswith(_AUXILIARY)}
 
 
 def _head(expected: Weights, weights: Weights) -> list[str]:

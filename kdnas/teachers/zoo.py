@@ -86,6 +86,9 @@ def zoo_teacher(
 ) -> Teacher:
     """A network of torchvision or timm, with images of the size and normalisation that the zoo trains it with.
 
+    Networks for segmentation (of torchvision) answer for every pixel; they see the whole image in the proportion that
+    it has, its shorter side in the size that the zoo trains with.
+
     With a weights file it is built for the data's classes, or with `select` for those of the file, and loads that file;
     without, it has the zoo's own pretrained weights (downloaded by the zoo if they are not in its cache).
 
@@ -97,7 +100,7 @@ def zoo_teacher(
         classes: number of classes of the data.
         preprocessing: the data's.
         stages: submodules whose outputs are the features; by default those that `Frozen` finds.
-        size: height and width of its images; 0 for the zoo's.
+        size: height and width of its images, of a network for segmentation the shorter side; 0 for the zoo's.
         normalise: by the mean and standard deviation of the zoo, or of the data.
         interpolation: how images are resized; empty for the zoo's way.
         crop: share of the images' sides that it sees, around their centre; 0 for the zoo's share with the zoo's weights
@@ -124,9 +127,12 @@ def zoo_teacher(
         own = dataclasses.replace(own, interpolation=interpolation)
     names = None if weights else zoo_names(zoo, name, module)
     count = None if names is None else len(names)
-    crop = crop or (1.0 if weights else zoo_crop(zoo, name, module))
+    dense = is_segmenter(zoo, name)
+    if dense:
+        own = whole(own, preprocessing, crop, f"{zoo}:{name}")
+    crop = crop or (1.0 if weights or dense else zoo_crop(zoo, name, module))
     known = count or classes or None if has_classes else 0
-    teacher = Frozen(module, preprocessing=own, stages=stages or None, classes=known, crop=crop)
+    teacher = Frozen(module, preprocessing=own, stages=stages or None, classes=known, crop=crop, dense=dense)
     if has_classes and not classes:
         teacher = teacher.without_classifier()
     return with_classes_of(teacher, f"{zoo}:{name}", classes, class_names, select, names)
@@ -191,6 +197,31 @@ def zoo_names(zoo: str, name: str, module: nn.Module) -> tuple[str, ...] | None:
     return tuple(f"{info.index_to_label_name(i)}, {info.index_to_description(i)}" for i in range(info.num_classes()))
 
 
+def is_segmenter(zoo: str, name: str) -> bool:
+    """Whether a network of a zoo answers for every pixel."""
+    from torchvision import models
+
+    return zoo == "torchvision" and name in models.list_models(module=models.segmentation)
+
+
+def whole(own: Preprocessing, data: Preprocessing, crop: float, name: str) -> Preprocessing:
+    """The preprocessing of a network for segmentation: the data's proportion, with its own shorter side.
+
+    Args:
+        own: of the network, whose shorter side counts.
+        data: of the data.
+        crop: what a person asks for; only the whole image (0 or 1) will do.
+        name: the network's, for messages.
+
+    Raises:
+        ValueError: another crop.
+    """
+    if crop not in (0, 1):
+        raise ValueError(f"{name} answers for every pixel, and must see all of them, got crop={crop:g}. Drop it.")
+    scale = min(own.height, own.width) / min(data.height, data.width)
+    return dataclasses.replace(own, height=round(data.height * scale), width=round(data.width * scale))
+
+
 def zoo_crop(zoo: str, name: str, module: nn.Module) -> float:
     """The share of the images' sides that a zoo's network sees where its accuracy is measured."""
     if zoo == "timm":
@@ -209,13 +240,17 @@ def _torchvision_network(
     if name not in models.list_models():
         raise ValueError(f"torchvision has no {name!r}.{nearest(name, models.list_models())}")
     weights: Any = models.get_model_weights(name).DEFAULT  # type: ignore[attr-defined]
-    transforms = weights.transforms()
-    side = transforms.crop_size[0]
+    transforms, dense = weights.transforms(), is_segmenter("torchvision", name)
+    side = (transforms.resize_size if dense else transforms.crop_size)[0]
     if classes is None:
         module = _download(lambda: models.get_model(name, weights=weights), f"torchvision:{name}")
+        if dense:
+            module.aux_classifier = None  # for the training with labels only
     else:
+        # A backbone is downloaded otherwise.
+        options = {"weights_backbone": None} if dense else {}
         sized = ({"image_size": size}, {"input_size": (size, size)}) if size not in (0, side) else ()
-        module = built(partial(models.get_model, name, weights=None, num_classes=classes), *sized)
+        module = built(partial(models.get_model, name, weights=None, num_classes=classes, **options), *sized)
         if pretrained:
             content = _download(lambda: weights.get_state_dict(progress=False), f"torchvision:{name}")
             put_weights(module, content, f"the pretrained weights of torchvision:{name}", new_head=True)
@@ -265,16 +300,22 @@ def _from_folder(folder: Path) -> Teacher:
     names = tuple(card["class_names"])
     module, _ = zoo_network(card["zoo"], card["name"], len(names), card["size"])
     load_weights(module, current / WEIGHTS)
-    teacher = Frozen(module, preprocessing=preprocessing, classes=len(names))
+    dense = is_segmenter(card["zoo"], card["name"])
+    teacher = Frozen(module, preprocessing=preprocessing, classes=len(names), dense=dense)
     teacher.class_names = names
     return teacher
 
 
 def own_teacher(
-    function: str, classes: int, preprocessing: Preprocessing, class_names: tuple[str, ...] = (), select: str = ""
+    function: str,
+    classes: int,
+    preprocessing: Preprocessing,
+    class_names: tuple[str, ...] = (),
+    select: str = "",
+    dense: bool = False,
 ) -> Teacher:
     """The teacher that a user's function without arguments returns; see `as_frozen`."""
-    return as_frozen(Spec(function).build(), function, classes, preprocessing, class_names, select)
+    return as_frozen(Spec(function).build(), function, classes, preprocessing, class_names, select, dense=dense)
 
 
 def as_frozen(
@@ -284,11 +325,13 @@ def as_frozen(
     preprocessing: Preprocessing,
     class_names: tuple[str, ...] = (),
     select: str = "",
+    *,
+    dense: bool = False,
 ) -> Teacher:
     """A Teacher, or a module or another callable that takes the data's images, as a frozen teacher.
 
     A module that fails on the data's size and says which size it was made for (a hub's `config.image_size`,
-    torchvision's `image_size`, timm's `patch_embed.img_size`) gets that size.
+    torchvision's `image_size`, timm's `patch_embed.img_size`) gets that size. With `dense` its logits are maps.
 
     Raises:
         ValueError: it is no torch module and cannot be called, or has other classes.
@@ -300,14 +343,15 @@ def as_frozen(
             )
         module = module if isinstance(module, nn.Module) else Function(module)
         size, stages = declared_size(module), () if isinstance(module, Function) else None
+        options = {"classes": classes, "dense": dense or None}
         try:
-            module = Frozen(module, preprocessing=preprocessing, stages=stages, classes=classes)
+            module = Frozen(module, preprocessing=preprocessing, stages=stages, **options)
             module.assumes_size = True
         except ImagesRefused:
             if size is None or size == (preprocessing.height, preprocessing.width):
                 raise
             own = dataclasses.replace(preprocessing, height=size[0], width=size[1])
-            module = Frozen(module, preprocessing=own, classes=classes)
+            module = Frozen(module, preprocessing=own, **options)
             module.assumes_size = True
     names = declared_names(module.module) if isinstance(module, Frozen) else None
     return with_classes_of(module.freeze(), name, classes, class_names, select, names)

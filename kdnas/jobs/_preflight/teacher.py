@@ -152,10 +152,11 @@ def _short(values: Sequence[float]) -> str:
 
 
 def _sample(teacher: Teacher, data: Data) -> _Sample:
-    pixels, labels = data.search.sample(_NUM_IMAGES, torch_rng("preflight"))
+    most = data.task.images_at_once
+    pixels, labels = data.search.sample(min(_NUM_IMAGES, 4 * most), torch_rng("preflight"))
     device, logits = default_device(), []
     began = time.perf_counter()
-    for chunk, targets in zip(pixels.split(50), labels.split(50), strict=True):
+    for chunk, targets in zip(*(each.split(min(50, most)) for each in (pixels, labels)), strict=True):
         try:
             logits.append(teacher(chunk.to(device), targets.to(device)).logits.cpu())
         except (RuntimeError, AssertionError, TypeError, IndexError) as error:
