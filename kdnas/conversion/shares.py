@@ -14,6 +14,7 @@ from kdnas.conversion.channels import ChannelGroup
 from kdnas.conversion.removal import Counts, Masks, Removal, ResidualBlock, floor_of
 from kdnas.costs.check import Infeasible
 from kdnas.network import Network, batch_statistics, image_batches
+from kdnas.numerics import safe_normalize
 from kdnas.space import Blueprint
 from kdnas.statistics import apart
 
@@ -162,19 +163,35 @@ def leading(removal: Removal, counts: Counts) -> Masks:
     return {unit.key: torch.arange(unit.size) < counts[unit.key] for unit in removal.units}
 
 
-def agreement(network: Network, images: Tensor, target: Tensor, batch: int = 500) -> float:
-    r"""How well a network agrees with its source: $-\frac1N \sum_n \mathrm{KL}(p_n \| q_n)$, batch norms by batch.
+def divergence(own: Tensor, target: Tensor) -> Tensor:
+    r"""$\sum_n \mathrm{KL}(p_n \| q_n)$ of the classes of logits `own` (q) from log probabilities `target` (p)."""
+    return F.kl_div(own.log_softmax(1), target, reduction="sum", log_target=True)
+
+
+def angle(own: Tensor, target: Tensor) -> Tensor:
+    r"""$\sum_n (1 - \cos(q_n, p_n))$ of two sets of vectors `[N, dims]`."""
+    return (1 - (safe_normalize(own, 1) * safe_normalize(target, 1)).sum(1)).sum()
+
+
+def agreement(
+    network: Network,
+    images: Tensor,
+    target: Tensor,
+    batch: int = 500,
+    distance: Callable[[Tensor, Tensor], Tensor] = divergence,
+) -> float:
+    r"""How well a network agrees with its source: $-\frac1N \sum_n d(q_n, p_n)$, batch norms by batch.
 
     Args:
         network: the smaller one.
         images: `[N, channels, height, width]`, normalised.
-        target: `[N, classes]`, the source's log probabilities.
+        target: what the source says of the images, as `distance` takes it: `[N, classes]` log probabilities.
         batch: largest number of images that share batch norm statistics; fewer where they are large.
+        distance: of outputs from the target, a sum over images; `divergence`, or `angle` of features.
     """
     total = torch.zeros((), dtype=torch.float64)
     count = max(math.ceil(len(images) / batch), len(image_batches(images)))
     with torch.no_grad(), batch_statistics(network):
         for part, wanted in zip(images.tensor_split(count), target.tensor_split(count), strict=True):
-            own = network(part).logits.float().log_softmax(1)
-            total -= F.kl_div(own, wanted, reduction="sum", log_target=True).double().cpu()
+            total -= distance(network(part).logits.float(), wanted).double().cpu()
     return float(total) / len(images)

@@ -16,12 +16,13 @@ from kdnas.distillers.from_labels import FromLabels
 from kdnas.distillers.from_teacher import FromTeacher
 from kdnas.evaluation import row_of
 from kdnas.jobs._arguments import load_settings
+from kdnas.jobs._unlabelled import pruned_without_labels, reads_classes, without_labels
 from kdnas.jobs.chain import chain
 from kdnas.jobs.grow import grow
 from kdnas.jobs.prune import prune
 from kdnas.network import Network, default_device
 from kdnas.randomness import initialised
-from kdnas.settings import Experiment, Finals, Grow, Prune, Recipe
+from kdnas.settings import Experiment, Finals, Grow, Prune, Recipe, Search
 from kdnas.space import SearchSpace
 from kdnas.specs import Spec
 from kdnas.statistics import wilson
@@ -120,6 +121,12 @@ class ChainContestant(Contestant):
     """Supernet or none, search, export, retraining: `kdnas run`."""
 
     def __init__(self, template: Experiment, task: Task) -> None:
+        if not task.data.task.has_classes:
+            train = dataclasses.replace(template.train, data=task.data_spec)
+            search = template.search
+            if reads_classes(search.scorer):
+                search = dataclasses.replace(search, scorer=Search.scorer)  # another one takes its place
+            template = without_labels(dataclasses.replace(template, train=train, search=search), ())
         self.template, self.task = template, task
 
     def step_seconds(self) -> float:
@@ -161,7 +168,7 @@ class ChainContestant(Contestant):
                 seed=task.seed,
             ),
             retrain=dataclasses.replace(template.retrain, recipe=retrain),
-            finals=Finals(finalists=1, controls=("labels", "random")),
+            finals=Finals(finalists=1, controls=("labels", "random") if task.data.task.has_classes else ("random",)),
         )
         storage = chain(experiment, folder, deploy=False).storage
         results = storage.results()
@@ -170,7 +177,7 @@ class ChainContestant(Contestant):
         return {
             **_student(rows["student"], task.data),
             "evaluations": storage.require("search", "kdnas search")["evaluations"],
-            "without teacher": rows["control"]["accuracy"],
+            "without teacher": rows["control"]["accuracy"] if "control" in rows else None,
             "random": rows["random networks"]["accuracy"] if "random networks" in rows else None,
             "said": [control["sentence"] for control in controls if control is not None],
         }
@@ -181,6 +188,8 @@ class GrowContestant(Contestant):
     """An ensemble grown member by member: `kdnas grow`. It is its own teacher; the comparison's is not used."""
 
     def __init__(self, template: Grow, task: Task) -> None:
+        if not task.data.task.has_classes:
+            raise ValueError("a grown ensemble learns from labels, and with --unlabelled there are none.")
         self.template, self.task = template, task
 
     def step_seconds(self) -> float:
@@ -222,6 +231,8 @@ class PruneContestant(Contestant):
     """A student cut out of the teacher's topology by scale factors: `kdnas prune`. The space is not searched."""
 
     def __init__(self, template: Prune, task: Task) -> None:
+        if not task.data.task.has_classes:
+            template = pruned_without_labels(dataclasses.replace(template, data=task.data_spec), ())
         self.template, self.task = template, task
 
     def step_seconds(self) -> float:
@@ -258,7 +269,7 @@ class PruneContestant(Contestant):
         return {
             **_student(student, task.data),
             "evaluations": 1,
-            "without teacher": rows["control"]["accuracy"],
+            "without teacher": rows["control"]["accuracy"] if "control" in rows else None,
             "random": rows["random"]["accuracy"],
             "said": [],
         }

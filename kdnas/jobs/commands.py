@@ -249,7 +249,6 @@ def _run_settings(options: dict[str, Any]) -> Experiment | Prune:
     from kdnas.data.base import Data
     from kdnas.jobs._arguments import (
         as_budget,
-        as_data,
         as_experiment,
         as_space,
         as_spec,
@@ -258,7 +257,7 @@ def _run_settings(options: dict[str, Any]) -> Experiment | Prune:
         recipe_for,
         with_losses,
     )
-    from kdnas.jobs._unlabelled import as_unlabelled, without_labels
+    from kdnas.jobs._unlabelled import data_of, without_labels
     from kdnas.settings import Experiment, Train
 
     arguments = types.SimpleNamespace(**options)
@@ -278,7 +277,7 @@ def _run_settings(options: dict[str, Any]) -> Experiment | Prune:
     names = ("scorer", "searcher", "budget", "contrast", "pruner", "num_evaluations", "max_time")
     search = search_settings(Search(), seed=arguments.recipe.get("seed"), **{name: options[name] for name in names})
     space_value, teacher_spec = as_space(arguments.space), as_teacher(arguments.teacher)
-    data_spec = as_unlabelled(arguments.data, teacher_spec) if arguments.unlabelled else as_data(arguments.data)
+    data_spec = data_of(arguments.data, teacher_spec, unlabelled=arguments.unlabelled)
     if arguments.size is not None:
         space_value = dataclasses.replace(space_value, resolutions=(arguments.size,))
     supernet_distiller = None if arguments.distiller == "none" else as_spec("kdnas.distillers", arguments.distiller)
@@ -312,10 +311,12 @@ def _cut(options: dict[str, Any]) -> Prune:
         ValueError: an option of supernet or search is not at its default.
     """
     from kdnas.data.base import Data
-    from kdnas.jobs._arguments import as_budget, as_data, as_teacher, listed, of_task, recipe_for, terms_of
+    from kdnas.jobs._arguments import as_budget, as_teacher, of_task, recipe_for
+    from kdnas.jobs._unlabelled import data_of
 
     allowed = (
         "data",
+        "unlabelled",
         "task",
         "teacher",
         "budget",
@@ -327,19 +328,30 @@ def _cut(options: dict[str, Any]) -> Prune:
         "deploy",
     )
     _refuse_options(run, options, *allowed, beside="--space")
-    data, teacher = as_data(options["data"]), as_teacher(options["teacher"])
+    teacher = as_teacher(options["teacher"])
+    data = data_of(options["data"], teacher, unlabelled=options["unlabelled"])
     recipe = recipe_for(of_task(data.build(Data), options["task"]), options["recipe"])
     rate = Prune.retrain.learning_rate if options["recipe"].get("learning_rate") is None else recipe.learning_rate
-    return Prune(
+    settings = Prune(
         data=data,
         budget=as_budget(options["budget"]),
         teacher=dataclasses.replace(teacher, recipe=recipe) if isinstance(teacher, FitTeacher) else teacher,
-        distiller=terms_of(listed(options["loss"])) if options["loss"] else None,
         num_candidates=options["num_evaluations"],
         divisor=options["divisor"],
         finalists=options["finalists"],
         retrain=dataclasses.replace(recipe, learning_rate=rate),
     )
+    return _with_losses(settings, options["loss"], unlabelled=options["unlabelled"])
+
+
+def _with_losses(settings: Prune, loss: str | Sequence[str], *, unlabelled: bool) -> Prune:
+    """The pruning under these losses, or with none under those that are chosen by trials."""
+    from kdnas.jobs._arguments import listed, terms_of
+    from kdnas.jobs._unlabelled import pruned_without_labels
+
+    if unlabelled:
+        return pruned_without_labels(settings, loss)
+    return dataclasses.replace(settings, distiller=terms_of(listed(loss))) if loss else settings
 
 
 @_computes
@@ -1068,6 +1080,7 @@ def prune(
     *,
     out: str | Path,
     data: str | Spec | Data | Dataset[Any] | None = None,
+    unlabelled: bool = False,
     source: str = Prune.source,
     teacher: str | Spec | FitTeacher | nn.Module = "fit",
     budget: str | Sequence[str] | Budget = (),
@@ -1090,6 +1103,7 @@ def prune(
         experiment: a file or name whose function returns a Prune, instead of data and budget.
         out: the run folder.
         data: see `kdnas run --help`.
+        unlabelled: learn the teacher's features and no labels, see `kdnas run --help`.
         source: the network to prune: teacher (its own), checkpoint:FOLDER, or as `kdnas convert` takes it.
         teacher: see `kdnas run --help`.
         budget: upper bounds on params, macs, latency and size, see `kdnas run --help`; repeatable.
@@ -1118,7 +1132,8 @@ def prune(
     del decoders, device, insist, trust
 
     from kdnas.jobs import prune as job
-    from kdnas.jobs._arguments import as_budget, as_data, as_teacher, listed, load_settings, terms_of, with_overrides
+    from kdnas.jobs._arguments import as_budget, as_teacher, load_settings, with_overrides
+    from kdnas.jobs._unlabelled import data_of
 
     if experiment is not None:
         _refuse_options(prune, options, "penalty", "recipe")
@@ -1126,17 +1141,17 @@ def prune(
     elif data is None or not budget:
         raise ValueError("--data and --budget are missing. Give them, or an experiment that holds everything.")
     else:
+        teacher_spec = as_teacher(teacher)
         settings = Prune(
-            data=as_data(data),
+            data=data_of(data, teacher_spec, unlabelled=unlabelled),
             budget=as_budget(budget),
             source=source,
-            teacher=as_teacher(teacher),
+            teacher=teacher_spec,
             method=method,
             num_candidates=num_candidates,
             divisor=divisor,
             controls=controls,
             weights=weights,
-            distiller=terms_of(listed(loss)) if loss else None,
         )
     changes: dict[str, Any] = {
         "recipe": with_overrides(settings.recipe, recipe),
@@ -1147,7 +1162,8 @@ def prune(
         changes["teacher"] = dataclasses.replace(settings.teacher, recipe=fit)
     if penalty is not None:
         changes["penalty"] = penalty
-    return job.prune(dataclasses.replace(settings, **changes), Path(out))
+    settings = dataclasses.replace(settings, **changes)
+    return job.prune(_with_losses(settings, loss, unlabelled=unlabelled), Path(out))
 
 
 @_computes
@@ -1186,6 +1202,7 @@ def quantize(
 def compare(
     *,
     data: str | Spec = "digits",
+    unlabelled: bool = False,
     space: str | Path | SearchSpace = "digits",
     teacher: str | Spec | FitTeacher = "fit",
     systems: str = "all",
@@ -1202,6 +1219,7 @@ def compare(
 
     Args:
         data: see `kdnas run --help`.
+        unlabelled: learn the teacher's features and no labels; the data's labels measure the students.
         space: a TOML table, or a name from `kdnas list spaces`.
         teacher: see `kdnas run --help`.
         systems: all, or names from `kdnas list systems` joined by commas.
@@ -1217,12 +1235,14 @@ def compare(
     """
     del decoders, device, insist, trust
     from kdnas.jobs import compare as job
-    from kdnas.jobs._arguments import as_budget, as_data, as_seconds, as_space, as_teacher
+    from kdnas.jobs._arguments import as_budget, as_seconds, as_space, as_teacher
+    from kdnas.jobs._unlabelled import data_of
 
+    teacher_spec = as_teacher(teacher)
     settings = Compare(
-        data=as_data(data),
+        data=data_of(data, teacher_spec, unlabelled=unlabelled),
         space=as_space(space),
-        teacher=as_teacher(teacher),
+        teacher=teacher_spec,
         systems=() if systems == "all" else tuple(systems.split(",")),
         budget=as_budget(budget),
         max_time=as_seconds(max_time),
@@ -1347,6 +1367,7 @@ def taps(
     space: str,
     *,
     data: str = "digits",
+    unlabelled: bool = False,
     by: Literal["resolution", "rdm", "order"] = "resolution",
     trust: bool = False,
     device: str | None = None,
@@ -1357,6 +1378,7 @@ def taps(
         teacher: torchvision:NAME, timm:NAME, checkpoint:FOLDER or package.module:function.
         space: a TOML table, or a name from `kdnas list spaces`.
         data: the data whose image size and channels are used; see `kdnas run --help`.
+        unlabelled: the teacher gives features and no classes.
         by: how stages are paired.
         trust: run code that files name, though it is none of kdnas's algorithms.
         device: such as cpu or cuda:1 (default: a GPU where there is one).
@@ -1364,7 +1386,7 @@ def taps(
     del device, trust
     from kdnas.jobs.taps import taps_table
 
-    return taps_table(teacher, space, data, by)
+    return taps_table(teacher, space, data, by, unlabelled=unlabelled)
 
 
 def listed(

@@ -29,6 +29,7 @@ from kdnas.runs.places import digests, forget, located, moved, name_again, porta
 from kdnas.settings import Compare, FitTeacher, Recipe, systems
 from kdnas.specs import Spec
 from kdnas.tables import structure, unstructure
+from kdnas.tasks.features import Similarity
 from kdnas.teachers.fitted import fitted_teacher
 
 _TEACHER_SHARE = 0.10
@@ -85,11 +86,16 @@ def compare(settings: Compare, folder: Path) -> dict[str, Any]:
         cost, seconds, the controls' accuracies and the sentences about both.
 
     Raises:
-        ValueError: the folder holds something else, a comparison with other settings, data or files; or the data or
-            the teacher do not fit.
+        ValueError: the folder holds something else, a comparison with other settings, data or files; the data or the
+            teacher do not fit; or there are no labels.
         Infeasible: no network is within the budget.
     """
     data: Data = settings.data.build(Data)
+    if isinstance(data.task, Similarity):
+        raise ValueError(
+            "a comparison measures students by labels, and these images have none. Give the images in class folders: "
+            "nothing learns from their classes."
+        )
     space = data.fitted(settings.space)
     check = BudgetCheck(space, settings.budget)
     check_feasible(check, python_rng(settings.seed, "feasible"))

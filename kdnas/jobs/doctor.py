@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, TypeVar, final
 
 from kdnas.data.base import Data
-from kdnas.jobs._arguments import as_data, as_teacher, of_task
+from kdnas.jobs._arguments import as_teacher, of_task
 from kdnas.jobs._checks import check_experiment
 from kdnas.jobs._preflight.cost import cost_findings, recipe_findings
 from kdnas.jobs._preflight.data import data_findings, every_image, size_findings, stride_findings
@@ -14,7 +14,7 @@ from kdnas.jobs._preflight.findings import Finding, Kind
 from kdnas.jobs._preflight.machine import folder_findings, installation
 from kdnas.jobs._preflight.teacher import fitted_finding, teacher_findings
 from kdnas.jobs._rehearsal import phases, rehearsal, short_recipe, short_teacher, shortened
-from kdnas.jobs._unlabelled import as_unlabelled
+from kdnas.jobs._unlabelled import data_of
 from kdnas.jobs.prune import prune
 from kdnas.runs.folder import METRICS, RunFolder
 from kdnas.settings import Experiment, FitTeacher, Prune
@@ -67,7 +67,8 @@ def doctor(options: Mapping[str, Any], make: Callable[[], Experiment | Prune]) -
         return diagnosis
 
     def read() -> Data:
-        spec = as_unlabelled(source, as_teacher(options["teacher"])) if options["unlabelled"] else as_data(source)
+        teacher = as_teacher(options["teacher"]) if options["unlabelled"] else FitTeacher()
+        spec = data_of(source, teacher, unlabelled=options["unlabelled"])
         return of_task(spec.build(Data), options["task"])
 
     data = diagnosis.attempt("data", read)

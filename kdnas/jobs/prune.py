@@ -15,7 +15,7 @@ from kdnas.conversion.importance import Importance, channel_importance, sort_by_
 from kdnas.conversion.reconstruction import Reconstruction
 from kdnas.conversion.removal import Counts, Removal, counts_of, units
 from kdnas.conversion.scale_factors import Factors
-from kdnas.conversion.shares import ShareSearch, agreement, leading
+from kdnas.conversion.shares import ShareSearch, agreement, angle, divergence, leading
 from kdnas.costs.budget import Budget, Cost
 from kdnas.costs.count import cost
 from kdnas.costs.latency import LatencyTable
@@ -293,7 +293,7 @@ class Job:
         """Retrain the student and its controls; the student is the best on the search part."""
         rows = {name: self._retrained(name, variant) for name, variant in variants.items()}
         best = max(rows, key=lambda name: rows[name]["search_accuracy"])
-        if self.settings.controls:
+        if self.settings.controls and self.data.task.has_classes:  # features alone have no student without a teacher
             labels = dataclasses.replace(variants[best].settings, distiller=spec(FromLabels))
             rows["control"] = self._retrained("control", variants[best]._replace(settings=labels))
         folder = self.storage.path(STUDENTS, "student")
@@ -346,14 +346,18 @@ class Job:
         """Candidates within the budget; recorded scores are not computed again."""
         images, _ = self._images(self.data.search, "shares")
         with torch.no_grad():
-            target = torch.cat([fitted.source(batch).logits.log_softmax(1) for batch in image_batches(images)])
+            target = torch.cat([fitted.source(batch).logits for batch in image_batches(images)])
+        distance = angle
+        if self.data.task.has_classes:
+            target, distance = target.log_softmax(1), divergence
         rows = self.storage.lines(CANDIDATES, _Candidate)
         known = {json.dumps(row["counts"], sort_keys=True): row["score"] for row in rows}
 
         def score(counts: Counts) -> float:
             key = json.dumps(counts, sort_keys=True)
             if key not in known:
-                known[key] = agreement(fitted.network(leading(fitted.removal, counts)), images, target)
+                network = fitted.network(leading(fitted.removal, counts))
+                known[key] = agreement(network, images, target, distance=distance)
                 self.storage.add(CANDIDATES, [{"counts": counts, "score": known[key]}])
             return known[key]
 

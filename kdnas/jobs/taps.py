@@ -3,8 +3,8 @@
 import torch
 
 from kdnas.data.base import Data, normalise
-from kdnas.data.load import load_data
 from kdnas.jobs._run import build_teacher
+from kdnas.jobs._unlabelled import data_of
 from kdnas.losses.stage_pairs import StagePairs
 from kdnas.randomness import initialised
 from kdnas.specs import Spec
@@ -13,7 +13,7 @@ from kdnas.tables import load_space
 from kdnas.teachers.load import load_teacher
 
 
-def taps_table(teacher: str, space: str, data: str, by: str) -> str:
+def taps_table(teacher: str, space: str, data: str, by: str, *, unlabelled: bool = False) -> str:
     """Student stage, teacher stage, their shapes, the adapter and its parameters, one line per pair.
 
     Args:
@@ -21,14 +21,15 @@ def taps_table(teacher: str, space: str, data: str, by: str) -> str:
         space: a table or its name.
         data: the data whose image size and channels are used.
         by: `resolution`, `rdm` or `order`.
+        unlabelled: whether the teacher gives features and no classes.
 
     Raises:
         ValueError: the teacher is `fit` or cannot be loaded, or a pair cannot be matched.
     """
-    loaded: Data = load_data(data).build(Data)
     source = load_teacher(teacher)
     if not isinstance(source, Spec):
         raise ValueError("the teacher fit exists in a run only. Give checkpoint:RUN/teacher.")
+    loaded: Data = data_of(data, source, unlabelled=unlabelled).build(Data)
     module = build_teacher(source, loaded)
     fitted = loaded.fitted(load_space(space))
     supernet = initialised(lambda: Supernet(fitted), 0).eval()

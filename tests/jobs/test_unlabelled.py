@@ -9,11 +9,16 @@ from PIL import Image
 
 import kdnas
 from kdnas.cli.commands import main
+from kdnas.jobs import commands
+from kdnas.jobs._arguments import as_spec
 from kdnas.jobs._preflight.findings import Finding
+from kdnas.jobs._unlabelled import as_unlabelled, without_labels
 from kdnas.preprocessing import Preprocessing
 from kdnas.runs.folder import RunFolder
+from kdnas.settings import Experiment, Recipe, Train
 from kdnas.students.folder import read_student
 from kdnas.students.source import load_source
+from kdnas.tables import load_space
 from kdnas.teachers.base import made_for
 from kdnas.teachers.load import load_teacher
 from tests.teachers.test_unlabelled import narrow
@@ -91,6 +96,62 @@ def test_objects_in_memory_need_no_labels_either(tmp_path):
     assert {row["name"] for row in done.storage.results()["rows"]} == {"teacher", "student"}
 
 
+@pytest.mark.parametrize(("part", "measure"), [("flat", "similarity to the teacher"), ("classes", "k-NN accuracy")])
+def test_without_a_space_the_teachers_own_network_is_cut_down(images, tmp_path, part, measure):
+    options = {"steps": 20, "batch_size": 8, "num_evaluations": 3, "finalists": 1, "deploy": False, "controls": True}
+    source = f"folder:{images / part}"
+    done = kdnas.run(data=source, teacher=TEACHER, unlabelled=True, budget="macs=60%", out=tmp_path / "run", **options)
+    rows = rows_of(done.folder)
+    assert (
+        {"teacher", "student"} <= set(rows) <= {"teacher", "student", "equal", "random", "trained"}
+    )  # no labels alone
+    assert 0 < rows["student"]["macs"] <= 0.6 * rows["teacher"]["macs"]
+    assert RunFolder(done.folder).manifest["measure"] == measure
+    network, card = read_student(done.folder / "students" / "student")
+    assert (card.answers, network(torch.rand(2, 3, 16, 16)).logits.shape) == ("values", (2, 6))
+    terms = {name for line in done.storage.lines("metrics.jsonl") for name in line.get("terms", {})}
+    assert terms <= {"cosine", "leading_channels"}
+
+
+def test_scale_factors_and_several_teachers_have_no_network_to_cut(images, tmp_path):
+    options = {"data": f"folder:{images / 'flat'}", "unlabelled": True, "budget": "macs=60%", "out": tmp_path / "run"}
+    with pytest.raises(ValueError, match="`method` must be shares with --unlabelled, got scale_factors"):
+        kdnas.prune(teacher=TEACHER, method="scale_factors", **options)
+    with pytest.raises(ValueError, match="the teacher must be one network to be cut down, got several"):
+        kdnas.run(teacher=BOTH, steps=2, batch_size=8, **options)
+
+
+def test_stages_of_a_teacher_without_classes_are_listed(images):
+    table = commands.taps(TEACHER, "toy", data=f"folder:{images / 'flat'}", unlabelled=True)
+    assert len(table.splitlines()) > 2 and "6 x 4 x 4" in table
+
+
+def test_systems_are_compared_by_neighbours_or_left_out_with_the_reason(images, tmp_path):
+    options = {"teacher": TEACHER, "unlabelled": True, "systems": "spos,attentivenas,adanas", "space": "toy"}
+    options |= {"max_time": 4}
+    compared = commands.compare(data=f"folder:{images / 'classes'}", out=tmp_path / "compare", **options)["results"]
+    assert 0 <= compared["spos"]["accuracy"] <= 1 and compared["spos"]["without teacher"] is None
+    assert "can do without labels, got attentive" in compared["attentivenas"]["reason"]
+    assert "a grown ensemble learns from labels" in compared["adanas"]["reason"]
+    with pytest.raises(ValueError, match="a comparison measures students by labels, and these images have none"):
+        commands.compare(data=f"folder:{images / 'flat'}", out=tmp_path / "none", **options)
+
+
+@pytest.mark.parametrize("distiller", ["single_path", "block_wise", "conflict_free"])
+def test_distillers_that_need_no_labels(tmp_path, distiller):
+    teacher = load_teacher(TEACHER)
+    train = Train(
+        space=load_space("toy"),
+        data=as_unlabelled("tests.toy:data", teacher),
+        teacher=teacher,
+        distiller=as_spec("kdnas.distillers", distiller),
+        recipe=Recipe(steps=2, batch_size=8),
+    )
+    run = kdnas.train(without_labels(Experiment(train=train), ()), out=tmp_path / "run")
+    terms = {name for line in run.storage.lines("metrics.jsonl") for name in line.get("terms", {})}
+    assert terms <= {"cosine"} and all(torch.isfinite(t).all() for t in run.supernet.state_dict().values())
+
+
 def test_doctor_takes_the_option(images):
     options = {"data": f"folder:{images / 'flat'}", "teacher": TEACHER, "space": "toy", "size": 16, "deploy": False}
     found = kdnas.doctor(unlabelled=True, batch_size=8, budget="macs=1M", **options)
@@ -108,6 +169,10 @@ def test_doctor_takes_the_option(images):
         (("--teacher", TEACHER, "--contrast", "in_place,scorer=loss"), "the score loss reads labels"),
         (("--teacher", TEACHER, "--distiller", "attentive"), "needs a distiller that can do without labels"),
         (("--teacher", TEACHER, "--distiller", "progressive"), "needs a distiller that can do without labels"),
+        (
+            ("--teacher", TEACHER, "--distiller", "conflict_free,inner=progressive"),
+            "got progressive, which reads labels",
+        ),
         (("--teacher", "tests.teachers.test_unlabelled:drawn"), "gives other features each time it is made"),
     ],
 )
@@ -123,12 +188,6 @@ def test_images_without_classes_name_the_option(images, tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["run", *SHORT, "--data", f"folder:{images / 'flat'}", "--teacher", TEACHER, "--out", str(tmp_path)])
     assert "Images without classes need --unlabelled" in capsys.readouterr().err
-
-
-def test_without_a_space_the_option_is_refused(images, tmp_path, capsys):
-    with pytest.raises(SystemExit):
-        main(["run", "--unlabelled", "--data", "digits", "--budget", "macs=50%", "--out", str(tmp_path)])
-    assert "--unlabelled needs --space" in capsys.readouterr().err
 
 
 def test_a_student_of_features_is_not_retrained_by_labels(images, tmp_path, capsys):
