@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from kdnas.data.augmentation import EVERY
 from kdnas.data.base import Data
+from kdnas.data.decoded import store
 from kdnas.ranks.team import neighbours
 
 _DECODERS: ContextVar[tuple[int | None, int]] = ContextVar("decoders", default=(None, 1))
@@ -191,6 +192,8 @@ class Feed:
 
     def _begun(self, step: int) -> Iterator[Any]:
         """The images from a step on."""
+        if store() is not None:  # stored by this process: those that decode only read
+            self.steps.data.train.take(self.steps.indices(step)[:1])
         # torch's handler would raise in the midst of whatever runs when a process dies; `next` finds it out as well.
         handler = signal.getsignal(signal.SIGCHLD) if hasattr(signal, "SIGCHLD") else None
         try:

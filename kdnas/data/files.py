@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from kdnas.data.base import Images
+from kdnas.data.decoded import Decoded, fingerprint, store
 from kdnas.data.feeding import cores
 from kdnas.plain import printable, reason
 from kdnas.tasks.labels import as_labels
@@ -40,12 +41,14 @@ class Piece:
         start: of its first byte.
         size: number of its bytes.
         name: what it is called there, for messages.
+        copied: whether the file is a copy of this process, whose name and time say nothing.
     """
 
     path: Path
     start: int
     size: int
     name: str
+    copied: bool = False
 
     def read_bytes(self) -> bytes:
         """The encoded picture."""
@@ -83,10 +86,30 @@ class FileImages(Images):
         if size < 1:
             raise ValueError(f"`size` must be at least 1, got {size}.")
         self.sources, self.labels, self.size, self.mode = sources, as_labels(labels, len(sources)), size, mode
+        self._stored: tuple[Path, Decoded] | None = None
 
     def take(self, indices: Tensor) -> Tensor:
-        """Images by index."""
-        return torch.stack(list(_each(self._decode, [self.sources[i] for i in indices.tolist()])))
+        """Images by index; see `kdnas.data.decoded` for those that are stored."""
+        folder, numbers = store(), indices.tolist()
+        if folder is None or not numbers:
+            return self._images(numbers)
+        if self._stored is None or self._stored[0] != folder:
+            shape = (1 if self.mode == "L" else 3, self.size, self.size)
+            decoded = Decoded.of(folder, self._fingerprint(), len(self), shape, self._images)
+            if decoded is None:
+                return self._images(numbers)
+            self._stored = folder, decoded
+        return self._stored[1].take(numbers, self._images)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_stored": None}  # a copy maps the file itself
+
+    def _images(self, numbers: Sequence[int]) -> Tensor:
+        return torch.stack(list(_each(self._decode, [self.sources[i] for i in numbers])))
+
+    def _fingerprint(self) -> str:
+        """Of names, sizes and times of all files, or of the content of what is in no file of its own."""
+        return fingerprint([self.size, self.mode, *(part for source in self.sources for part in _identity(source))])
 
     def digest(self) -> str:
         """Of labels, names and sizes of all files, and the content of 256 of them, evenly spread."""
@@ -102,6 +125,15 @@ class FileImages(Images):
     def _decode(self, source: Source) -> Tensor:
         with _opened(source) as picture:
             return torch.from_numpy(pixels_of(picture, self.mode, self.size))
+
+
+def _identity(source: Source) -> tuple[object, ...]:
+    if isinstance(source, Path):
+        status = source.stat()
+        return (source.resolve(), status.st_size, status.st_mtime_ns)
+    if isinstance(source, Piece) and not source.copied:
+        return (*_identity(source.path), source.start, source.size)
+    return (hashlib.blake2b(_bytes(source), digest_size=16).digest(),)
 
 
 def problems(sources: Sequence[Source]) -> list[str]:

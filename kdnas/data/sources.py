@@ -216,7 +216,7 @@ def _spooled(file: Path, pictures: str, labels: str, changed: int, size: int) ->
                 if value is None:
                     raise ValueError(f"row {number} of {file} has no {labels!r}. Remove the row.")
                 handle.write(encoded)
-                part.sources.append(Piece(target, place, len(encoded), f"row {number} of {file}"))
+                part.sources.append(Piece(target, place, len(encoded), f"row {number} of {file}", copied=True))
                 part.labels.append(value)
                 place += len(encoded)
     return part

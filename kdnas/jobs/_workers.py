@@ -19,6 +19,7 @@ from typing import Any, Self, TextIO, final
 
 import torch
 
+from kdnas.data.decoded import store
 from kdnas.data.feeding import asked
 from kdnas.jobs._memory import IN_MEMORY
 from kdnas.jobs._run import Run
@@ -81,6 +82,7 @@ class Workers:
     _ended: bool = field(default=False, init=False)
     _device: torch.device = field(default_factory=default_device, init=False)  # threads do not know it
     _decoders: int | None = field(default_factory=asked, init=False)
+    _decoded: Path | None = field(default_factory=store, init=False)
 
     def __enter__(self) -> Self:
         if self.count > 1:
@@ -139,7 +141,8 @@ class Workers:
             with self._mutex:
                 if self._ended:
                     raise ValueError("the command has ended.") from None
-                decoders = {"decoders": self._decoders, "beside": self.count}
+                decoded = None if self._decoded is None else str(self._decoded)
+                decoders = {"decoders": self._decoders, "beside": self.count, "decoded": decoded}
                 worker = _Worker(self.run, self._device, len(self._started), decoders)
                 self._started.append(worker)
                 return worker
@@ -242,6 +245,7 @@ class _RemoteMetrics:
 
 def serve() -> None:
     """Answer the requests on standard input until it is closed."""
+    from kdnas.data.decoded import stored_in
     from kdnas.data.feeding import decoding
     from kdnas.jobs import _scoring, _trainings
     from kdnas.network import on_device
@@ -255,7 +259,8 @@ def serve() -> None:
     lines: queue.SimpleQueue[Message] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(lines,), daemon=True).start()
     first, wire = lines.get(), Wire(out, lines)
-    with on_device(first["device"]), decoding(first["decoders"], first["beside"]):
+    decodes = decoding(first["decoders"], first["beside"])
+    with on_device(first["device"]), decodes, stored_in(first["decoded"]):
         run = Run(first["folder"], trust=True)  # the process that started this one has admitted it
         if first["renamed"]:
             run.storage.name_again(first["renamed"])

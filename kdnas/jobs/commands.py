@@ -64,6 +64,7 @@ def _computes(function: Callable[_P, _R]) -> Callable[_P, _R]:
     def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
         from contextlib import nullcontext
 
+        from kdnas.data.decoded import stored_in
         from kdnas.data.feeding import decoding
         from kdnas.network import on_device
         from kdnas.runs.lock import command
@@ -77,8 +78,9 @@ def _computes(function: Callable[_P, _R]) -> Callable[_P, _R]:
 
             insists = insisting(True)
         decoders: Any = kwargs.get("decoders")
+        decoded: Any = kwargs.get("decoded")
         trusts = trusting(bool(kwargs.get("trust")))
-        with command(), on_device(device), decoding(decoders), insists, trusts:
+        with command(), on_device(device), decoding(decoders), stored_in(decoded), insists, trusts:
             return function(*args, **kwargs)
 
     return call
@@ -164,6 +166,7 @@ def run(
     insist: bool = False,
     trust: bool = False,
     decoders: Processes | None = None,
+    decoded: str | Path | None = None,
     device: str | None = None,
     **recipe: Unpack[RecipeOptions],
 ) -> Run:
@@ -219,6 +222,7 @@ def run(
         trust: run code that files name, though it is none of kdnas's algorithms.
         decoders: processes that decode images ahead of need, for each training; 0 for none. By default one per core
             that computes nothing, where images are decoded from files. No result depends on it.
+        decoded: a folder in which decoded images are stored and read from again. No result depends on it.
         device: such as cpu or cuda:1 (default: a GPU where there is one).
         **recipe: optimizer settings of teacher, supernet and student. `steps` is by default 30 epochs, at least 300 and
             at most 20,000; `batch_size` 128, or all training images where there are fewer.
@@ -412,7 +416,7 @@ def _refuse_options(
     for name, value in {**values, **recipe}.items():
         default = parameters[name].default if name in parameters else None
         if (
-            name in (*allowed, "out", "experiment", "decoders", "device", "insist", "trust", "recipe")
+            name in (*allowed, "out", "experiment", "decoded", "decoders", "device", "insist", "trust", "recipe")
             or value == default
             or not (value or default)
         ):
@@ -495,6 +499,7 @@ def fit(
     insist: bool = False,
     trust: bool = False,
     decoders: Processes | None = None,
+    decoded: str | Path | None = None,
     device: str | None = None,
     **recipe: Unpack[RecipeOptions],
 ) -> dict[str, Any]:
@@ -513,6 +518,7 @@ def fit(
         trust: run code that files name, though it is none of kdnas's algorithms.
         decoders: processes that decode images ahead of need, for each training; 0 for none. By default one per core
             that computes nothing, where images are decoded from files. No result depends on it.
+        decoded: a folder in which decoded images are stored and read from again. No result depends on it.
         device: such as cpu or cuda:1 (default: a GPU where there is one).
         **recipe: optimizer settings. `steps` is by default 30 epochs, at least 300 and at most 20,000; `batch_size`
             128, or all training images where there are fewer; `learning_rate` 0.1, and 0.01 for trained weights.
@@ -526,7 +532,7 @@ def fit(
         >>> load_teacher(folder).make
         'kdnas.teachers.zoo:student_teacher'
     """
-    del decoders, device, insist, trust
+    del decoded, decoders, device, insist, trust
     from kdnas.data.base import Data
     from kdnas.jobs import fit as job
     from kdnas.jobs._arguments import as_data, recipe_for
@@ -551,6 +557,7 @@ def train(
     insist: bool = False,
     trust: bool = False,
     decoders: Processes | None = None,
+    decoded: str | Path | None = None,
     device: str | None = None,
     **recipe: Unpack[RecipeOptions],
 ) -> Run:
@@ -564,6 +571,7 @@ def train(
         trust: run code that files name, though it is none of kdnas's algorithms.
         decoders: processes that decode images ahead of need, for each training; 0 for none. By default one per core
             that computes nothing, where images are decoded from files. No result depends on it.
+        decoded: a folder in which decoded images are stored and read from again. No result depends on it.
         device: such as cpu or cuda:1 (default: a GPU where there is one).
         **recipe: optimizer settings of the supernet, by default the experiment's.
 
@@ -576,7 +584,7 @@ def train(
         >>> train(settings, out=tempfile.mkdtemp(), steps=2, batch_size=8).storage.phase("train")["steps"]
         2
     """
-    del decoders, device, insist, trust
+    del decoded, decoders, device, insist, trust
 
     from kdnas.jobs import train as job
     from kdnas.jobs._arguments import as_experiment, with_losses, with_overrides
@@ -701,6 +709,7 @@ def finals(
     data: str | Spec | Data | Dataset[Any] | None = None,
     trust: bool = False,
     decoders: Processes | None = None,
+    decoded: str | Path | None = None,
     device: str | None = None,
     **recipe: Unpack[RecipeOptions],
 ) -> dict[str, Any]:
@@ -726,6 +735,7 @@ def finals(
         trust: run code that files name, though it is none of kdnas's algorithms.
         decoders: processes that decode images ahead of need, for each training; 0 for none. By default one per core
             that computes nothing, where images are decoded from files. No result depends on it.
+        decoded: a folder in which decoded images are stored and read from again. No result depends on it.
         device: such as cpu or cuda:1 (default: a GPU where there is one).
         **recipe: optimizer settings of every training, by default the run's.
 
@@ -737,7 +747,7 @@ def finals(
         >>> [row["name"] for row in result["finalists"]]
         ['finalist-2', 'finalist-3']
     """
-    del decoders, device, trust
+    del decoded, decoders, device, trust
     from kdnas.jobs import finals as job
     from kdnas.jobs._arguments import as_run, with_overrides
     from kdnas.report import write_report
@@ -1024,6 +1034,7 @@ def retrain(
     insist: bool = False,
     trust: bool = False,
     decoders: Processes | None = None,
+    decoded: str | Path | None = None,
     device: str | None = None,
     **recipe: Unpack[RecipeOptions],
 ) -> dict[str, Any]:
@@ -1046,6 +1057,7 @@ def retrain(
         trust: run code that files name, though it is none of kdnas's algorithms.
         decoders: processes that decode images ahead of need, for each training; 0 for none. By default one per core
             that computes nothing, where images are decoded from files. No result depends on it.
+        decoded: a folder in which decoded images are stored and read from again. No result depends on it.
         device: such as cpu or cuda:1 (default: a GPU where there is one).
         **recipe: optimizer settings, by default the student's run's.
 
@@ -1054,7 +1066,7 @@ def retrain(
         Traceback (most recent call last):
         ValueError: there is no student no/such/student. Write one with `kdnas export`.
     """
-    del decoders, device, insist, trust
+    del decoded, decoders, device, insist, trust
     from kdnas.jobs._arguments import as_data, retrain_settings
     from kdnas.jobs._retrain import retrain_with
 
@@ -1094,6 +1106,7 @@ def prune(
     insist: bool = False,
     trust: bool = False,
     decoders: Processes | None = None,
+    decoded: str | Path | None = None,
     device: str | None = None,
     **recipe: Unpack[RecipeOptions],
 ) -> dict[str, Any]:
@@ -1120,6 +1133,7 @@ def prune(
         trust: run code that files name, though it is none of kdnas's algorithms.
         decoders: processes that decode images ahead of need, for each training; 0 for none. By default one per core
             that computes nothing, where images are decoded from files. No result depends on it.
+        decoded: a folder in which decoded images are stored and read from again. No result depends on it.
         device: such as cpu or cuda:1 (default: a GPU where there is one).
         **recipe: optimizer settings of all trainings; by default 400 steps at 0.02 with factors, 1000 steps else.
 
@@ -1129,7 +1143,7 @@ def prune(
         ValueError: a pruning bounds params and macs and latency and size, got a bound on memory. Remove that bound.
     """
     options = locals()
-    del decoders, device, insist, trust
+    del decoded, decoders, device, insist, trust
 
     from kdnas.jobs import prune as job
     from kdnas.jobs._arguments import as_budget, as_teacher, load_settings, with_overrides
@@ -1213,6 +1227,7 @@ def compare(
     insist: bool = False,
     trust: bool = False,
     decoders: Processes | None = None,
+    decoded: str | Path | None = None,
     device: str | None = None,
 ) -> dict[str, Any]:
     """Compare systems on the same data, under one teacher and budget, at equal cost.
@@ -1231,9 +1246,10 @@ def compare(
         trust: run code that files name, though it is none of kdnas's algorithms.
         decoders: processes that decode images ahead of need, for each training; 0 for none. By default one per core
             that computes nothing, where images are decoded from files. No result depends on it.
+        decoded: a folder in which decoded images are stored and read from again. No result depends on it.
         device: such as cpu or cuda:1 (default: a GPU where there is one).
     """
-    del decoders, device, insist, trust
+    del decoded, decoders, device, insist, trust
     from kdnas.jobs import compare as job
     from kdnas.jobs._arguments import as_budget, as_seconds, as_space, as_teacher
     from kdnas.jobs._unlabelled import data_of
@@ -1268,6 +1284,7 @@ def grow(
     insist: bool = False,
     trust: bool = False,
     decoders: Processes | None = None,
+    decoded: str | Path | None = None,
     device: str | None = None,
     **recipe: Unpack[RecipeOptions],
 ) -> dict[str, Any]:
@@ -1289,10 +1306,11 @@ def grow(
         trust: run code that files name, though it is none of kdnas's algorithms.
         decoders: processes that decode images ahead of need, for each training; 0 for none. By default one per core
             that computes nothing, where images are decoded from files. No result depends on it.
+        decoded: a folder in which decoded images are stored and read from again. No result depends on it.
         device: such as cpu or cuda:1 (default: a GPU where there is one).
         **recipe: optimizer settings of every candidate; by default the experiment's.
     """
-    del decoders, device, insist, trust
+    del decoded, decoders, device, insist, trust
 
     from kdnas.jobs import grow as job
     from kdnas.jobs._arguments import as_budget, as_data, as_space, load_settings, with_overrides
