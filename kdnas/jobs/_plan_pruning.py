@@ -163,8 +163,10 @@ def _paces(settings: Prune, job: Job, trained: Variant) -> dict[str, Pace]:
         paces["teacher"] = measured_pace(training, lambda: accuracy(network, job.data.search, job.data))
     whole = dataclasses.replace(trained.settings, recipe=settings.retrain)
     _, taught = job.variant(trained.student.name, whole.weights)
-    labels = dataclasses.replace(whole, distiller=spec(FromLabels))
-    for name, each in (("student", dataclasses.replace(taught.settings, recipe=settings.retrain)), ("labels", labels)):
+    students = {"student": dataclasses.replace(taught.settings, recipe=settings.retrain)}
+    if job.data.task.has_classes:
+        students["labels"] = dataclasses.replace(whole, distiller=spec(FromLabels))
+    for name, each in students.items():
         prepared = prepare(trained.student, each, settings.data, trained.teacher)
         paces[name] = measured_pace(prepared.training, lambda prepared=prepared: _accuracy(prepared))
     return paces

@@ -203,9 +203,13 @@ def test_the_command_prints_the_plan(monkeypatch, capsys, tmp_path):
     assert json.loads(capsys.readouterr().out)["phases"][0]["name"] == "search"
 
 
-@pytest.mark.parametrize("teacher", ["fit,width=4", "tests.toy:steady_cnn"])
-def test_a_run_without_a_space_is_planned_too(teacher, tmp_path):
+@pytest.mark.parametrize(
+    ("teacher", "unlabelled"),
+    [("fit,width=4", False), ("tests.toy:steady_cnn", False), ("tests.teachers.test_unlabelled:narrow", True)],
+)
+def test_a_run_without_a_space_is_planned_too(teacher, unlabelled, tmp_path):
     options = {"data": "tests.toy:data", "teacher": teacher, "budget": "macs=50%", "steps": 400, "batch_size": 16}
+    options["unlabelled"] = unlabelled
     plan = kdnas.plan(**options, num_evaluations=30, finalists=1, deploy=False, out=tmp_path / "run", time="1h")
     names = ["search", "trials", "finals", "other"]
     assert [phase.name for phase in plan.phases] == ["teacher"] * (teacher == "fit,width=4") + names
