@@ -14,6 +14,7 @@ from kdnas.data.base import Data, Images
 from kdnas.network import default_device, modes
 from kdnas.outputs import Outputs
 from kdnas.randomness import torch_rng
+from kdnas.statistics import mean_interval
 from kdnas.students.folder import read_student
 from kdnas.supernet import Supernet
 from kdnas.tasks.base import Task
@@ -21,7 +22,7 @@ from kdnas.tasks.classification import balanced_accuracy
 from kdnas.teachers.base import Teacher
 
 _log = logging.getLogger(__name__)
-_ROW = ("accuracy", "balanced_accuracy", "measures", "params", "macs", "seconds")
+_ROW = ("accuracy", "balanced_accuracy", "interval", "measures", "params", "macs", "seconds")
 
 
 def quality_of(task: Task, grades: Tensor) -> float:
@@ -32,7 +33,8 @@ def quality_of(task: Task, grades: Tensor) -> float:
 def final_measures(grades: Tensor, data: Data, name: str = "") -> dict[str, Any]:
     """The task's measure on the test part as `accuracy`, and what else there is to say.
 
-    `balanced_accuracy` where the data's classes are imbalanced, and `measures` where the task has further ones.
+    `balanced_accuracy` where the data's classes are imbalanced, `measures` where the task has further ones, and of a
+    measure that is no share of the images its 95 % `interval` over images.
 
     Args:
         grades: of each test image, `[count, ...]`, or means of several networks.
@@ -45,6 +47,9 @@ def final_measures(grades: Tensor, data: Data, name: str = "") -> dict[str, Any]
     classes = data.task.image_classes(data.test.labels)
     if classes is not None and data.is_imbalanced:
         rows["balanced_accuracy"] = balanced_accuracy(grades, classes)
+    if data.task.measure != Task.measure:
+        own = data.task.claims["quality"]
+        rows["interval"] = list(mean_interval(grades.double().numpy(), quality=own))
     details = data.task.details(grades.double().mean(0).numpy(), data.class_names)
     return rows | ({"measures": details} if details else {})
 

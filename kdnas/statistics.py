@@ -102,6 +102,26 @@ def difference_interval(
     return float(means[0] - means[1]), *interval(resampled, *columns, resamples=resamples)
 
 
+def mean_interval(grades: Array, resamples: int = 2000, *, quality: Statistic | None = None) -> tuple[float, float]:
+    """The 95 % bootstrap interval of a mean over rows, or of a measure of it.
+
+    Args:
+        grades: `[rows, *grade]`.
+        resamples: how many.
+        quality: the measure of mean grades `[resamples, *grade]`; None for the mean itself.
+
+    Example:
+        >>> mean_interval(np.array([0.0, 1.0] * 50))
+        (0.4, 0.6)
+    """
+
+    def resampled(grades: Array, rows: Rows) -> Array:
+        means = (_counts(rows) / rows.shape[1] @ grades.reshape(len(grades), -1)).reshape(-1, *grades.shape[1:])
+        return means if quality is None else quality(means)
+
+    return interval(resampled, grades, resamples=resamples)
+
+
 def _over_seeds(means: Array, rng: np.random.Generator) -> Array:
     """The mean over seeds drawn with replacement, `[resamples, seeds]` to `[resamples]`; see `difference_interval`."""
     whole, count = means.mean(1), means.shape[1]

@@ -12,7 +12,9 @@ from kdnas.statistics import (
     difference_interval,
     interval,
     kendall,
+    mean_interval,
     pareto_front,
+    percentiles,
     points_lost,
     precision_at_top,
     regret,
@@ -316,3 +318,16 @@ def test_seeds_that_agree_add_nothing_and_are_counted_in_the_sentence():
     assert whole["value"] == pytest.approx(single["value"])
     assert whole["interval"] == pytest.approx(single["interval"], abs=0.02)
     assert whole["sentence"].endswith("On 65 test images and 3 seeds the two are not distinguishable.")
+
+
+def test_the_interval_of_a_measure_resamples_images_before_it_measures():
+    grades = np.random.default_rng(0).random((200, 2))
+    low, high = mean_interval(grades, quality=lambda means: means[..., 0] / means.sum(-1))
+    assert low < grades[:, 0].mean() / grades.mean(0).sum() < high
+    ratio = np.array([grades[rows, 0].mean() / grades[rows].mean(0).sum() for rows in _resamples(200, 2000)])
+    assert (low, high) == pytest.approx(percentiles(ratio), rel=0.02)
+    assert mean_interval(grades[:, 0]) == pytest.approx(interval(resampled_mean, grades[:, 0], resamples=2000))
+
+
+def _resamples(count, times):
+    return np.random.default_rng(1).integers(count, size=(times, count))

@@ -42,7 +42,7 @@ Plan = dict[str, float]
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class Task:
+class Contest:
     """What all systems of a comparison have in common.
 
     Attributes:
@@ -70,7 +70,7 @@ class Task:
 
 
 class Contestant(abc.ABC):
-    """One system on a task."""
+    """One system of a contest."""
 
     @abc.abstractmethod
     def step_seconds(self) -> float:
@@ -100,7 +100,7 @@ class Contestant(abc.ABC):
         """
 
 
-def contestant(name: str, task: Task) -> Contestant:
+def contestant(name: str, contest: Contest) -> Contestant:
     """The system that an experiment's file describes by its `small()`.
 
     Raises:
@@ -108,11 +108,11 @@ def contestant(name: str, task: Task) -> Contestant:
     """
     template = load_settings(f"{name}:small", object)
     if isinstance(template, Experiment):
-        return ChainContestant(template, task)
+        return ChainContestant(template, contest)
     if isinstance(template, Grow):
-        return GrowContestant(template, task)
+        return GrowContestant(template, contest)
     if isinstance(template, Prune):
-        return PruneContestant(template, task)
+        return PruneContestant(template, contest)
     raise ValueError(f"{name}:small is a {type(template).__name__}, which cannot be compared yet.")
 
 
@@ -120,23 +120,23 @@ def contestant(name: str, task: Task) -> Contestant:
 class ChainContestant(Contestant):
     """Supernet or none, search, export, retraining: `kdnas run`."""
 
-    def __init__(self, template: Experiment, task: Task) -> None:
-        if not task.data.task.has_classes:
-            train = dataclasses.replace(template.train, data=task.data_spec)
+    def __init__(self, template: Experiment, contest: Contest) -> None:
+        if not contest.data.task.has_classes:
+            train = dataclasses.replace(template.train, data=contest.data_spec)
             search = template.search
             if reads_classes(search.scorer):
                 search = dataclasses.replace(search, scorer=Search.scorer)  # another one takes its place
             template = without_labels(dataclasses.replace(template, train=train, search=search), ())
-        self.template, self.task = template, task
+        self.template, self.contest = template, contest
 
     def step_seconds(self) -> float:
         """Of the supernet's training."""
         train = self.template.train
         if train.distiller is None:
             return 0.0
-        make = partial(Supernet, self.task.fitted, corner if train.share is None else train.share.build())
+        make = partial(Supernet, self.contest.fitted, corner if train.share is None else train.share.build())
         distiller = train.distiller.build(Distiller)
-        return timed_step(make, distiller, self.task.data, self.task.teacher, train.recipe)
+        return timed_step(make, distiller, self.contest.data, self.contest.teacher, train.recipe)
 
     def plan(self, seconds: float, each: float, retrain_steps: int) -> Plan:
         """Steps of the supernet and of each retraining, seconds of the search."""
@@ -146,36 +146,36 @@ class ChainContestant(Contestant):
 
     def run(self, folder: Path, plan: Plan) -> dict[str, Any]:
         """The chain without deployment."""
-        template, task = self.template, self.task
-        recipe = dataclasses.replace(template.train.recipe, steps=int(plan["steps"]), seed=task.seed)
-        retrain = dataclasses.replace(template.retrain.recipe, steps=int(plan["retrain_steps"]), seed=task.seed)
+        template, contest = self.template, self.contest
+        recipe = dataclasses.replace(template.train.recipe, steps=int(plan["steps"]), seed=contest.seed)
+        retrain = dataclasses.replace(template.retrain.recipe, steps=int(plan["retrain_steps"]), seed=contest.seed)
         experiment = Experiment(
             train=dataclasses.replace(
                 template.train,
-                space=task.space,
-                data=task.data_spec,
-                teacher=task.teacher_spec,
+                space=contest.space,
+                data=contest.data_spec,
+                teacher=contest.teacher_spec,
                 recipe=recipe,
                 weights="",
             ),
             search=dataclasses.replace(
                 template.search,
-                budget=task.budget,
+                budget=contest.budget,
                 exact=False,  # it takes the time it takes, and blocks of this space may share choices
                 num_evaluations=max(template.search.num_evaluations, 1000),
-                num_images=min(template.search.num_images, len(task.data.search)),
+                num_images=min(template.search.num_images, len(contest.data.search)),
                 max_time=plan["search"],
-                seed=task.seed,
+                seed=contest.seed,
             ),
             retrain=dataclasses.replace(template.retrain, recipe=retrain),
-            finals=Finals(finalists=1, controls=("labels", "random") if task.data.task.has_classes else ("random",)),
+            finals=Finals(finalists=1, controls=("labels", "random") if contest.data.task.has_classes else ("random",)),
         )
         storage = chain(experiment, folder, deploy=False).storage
         results = storage.results()
         rows = {row["name"]: row for row in results["rows"]}
         controls = [results["controls"].get(key) for key in ("distillation", "choice")]
         return {
-            **_student(rows["student"], task.data),
+            **_student(rows["student"], contest.data),
             "evaluations": storage.require("search", "kdnas search")["evaluations"],
             "without teacher": rows["control"]["accuracy"] if "control" in rows else None,
             "random": rows["random networks"]["accuracy"] if "random networks" in rows else None,
@@ -187,16 +187,20 @@ class ChainContestant(Contestant):
 class GrowContestant(Contestant):
     """An ensemble grown member by member: `kdnas grow`. It is its own teacher; the comparison's is not used."""
 
-    def __init__(self, template: Grow, task: Task) -> None:
-        if not task.data.task.has_classes:
+    def __init__(self, template: Grow, contest: Contest) -> None:
+        if not contest.data.task.has_classes:
             raise ValueError("a grown ensemble learns from labels, and with --unlabelled there are none.")
-        self.template, self.task = template, task
+        self.template, self.contest = template, contest
 
     def step_seconds(self) -> float:
         """Of the smallest member's training."""
-        space = self.task.fitted
+        space = self.contest.fitted
         return timed_step(
-            lambda: Network(space.blueprint(space.smallest)), FromLabels(), self.task.data, None, self.template.recipe
+            lambda: Network(space.blueprint(space.smallest)),
+            FromLabels(),
+            self.contest.data,
+            None,
+            self.template.recipe,
         )
 
     def plan(self, seconds: float, each: float, retrain_steps: int) -> Plan:
@@ -207,18 +211,18 @@ class GrowContestant(Contestant):
 
     def run(self, folder: Path, plan: Plan) -> dict[str, Any]:
         """The growth with its controls."""
-        task = self.task
+        contest = self.contest
         settings = dataclasses.replace(
             self.template,
-            space=task.space,
-            data=task.data_spec,
-            recipe=dataclasses.replace(self.template.recipe, steps=int(plan["steps"]), seed=task.seed),
-            budget=task.budget,
+            space=contest.space,
+            data=contest.data_spec,
+            recipe=dataclasses.replace(self.template.recipe, steps=int(plan["steps"]), seed=contest.seed),
+            budget=contest.budget,
         )
         ensemble = grow(settings, folder)
         rows = ensemble["controls"]
         return {
-            **_student(ensemble, task.data),
+            **_student(ensemble, contest.data),
             "evaluations": len(ensemble["members"]),
             "without teacher": rows.get("not taught", {}).get("accuracy"),
             "random": rows.get("random candidates", {}).get("accuracy"),
@@ -230,10 +234,10 @@ class GrowContestant(Contestant):
 class PruneContestant(Contestant):
     """A student cut out of the teacher's topology by scale factors: `kdnas prune`. The space is not searched."""
 
-    def __init__(self, template: Prune, task: Task) -> None:
-        if not task.data.task.has_classes:
-            template = pruned_without_labels(dataclasses.replace(template, data=task.data_spec), ())
-        self.template, self.task = template, task
+    def __init__(self, template: Prune, contest: Contest) -> None:
+        if not contest.data.task.has_classes:
+            template = pruned_without_labels(dataclasses.replace(template, data=contest.data_spec), ())
+        self.template, self.contest = template, contest
 
     def step_seconds(self) -> float:
         """Of the training of a network and its factors.
@@ -241,12 +245,14 @@ class PruneContestant(Contestant):
         Raises:
             ValueError: the teacher is no student folder, so there is no topology to start from.
         """
-        if "path" not in dict(self.task.teacher_spec.arguments):
+        if "path" not in dict(self.contest.teacher_spec.arguments):
             raise ValueError("the teacher is no student folder of kdnas, so its topology cannot be pruned.")
-        path = str(self.task.teacher_spec["path"])
-        if self.task.budget.admits(read_student(path)[1].cost):
+        path = str(self.contest.teacher_spec["path"])
+        if self.contest.budget.admits(read_student(path)[1].cost):
             raise ValueError("the teacher is within the budget, so there is nothing to remove.")
-        return timed_step(lambda: read_student(path)[0], FromTeacher(), self.task.data, self.task.teacher, Recipe())
+        return timed_step(
+            lambda: read_student(path)[0], FromTeacher(), self.contest.data, self.contest.teacher, Recipe()
+        )
 
     def plan(self, seconds: float, each: float, retrain_steps: int) -> Plan:
         """Steps with factors, and of each retraining."""
@@ -254,20 +260,20 @@ class PruneContestant(Contestant):
 
     def run(self, folder: Path, plan: Plan) -> dict[str, Any]:
         """The pruning with its controls."""
-        template, task = self.template, self.task
+        template, contest = self.template, self.contest
         settings = dataclasses.replace(
             template,
-            data=task.data_spec,
-            budget=task.budget,
-            source=f"checkpoint:{task.teacher_spec['path']}",
-            teacher=task.teacher_spec,
-            recipe=dataclasses.replace(template.recipe, steps=int(plan["steps"]), seed=task.seed),
-            retrain=dataclasses.replace(template.retrain, steps=int(plan["retrain_steps"]), seed=task.seed),
+            data=contest.data_spec,
+            budget=contest.budget,
+            source=f"checkpoint:{contest.teacher_spec['path']}",
+            teacher=contest.teacher_spec,
+            recipe=dataclasses.replace(template.recipe, steps=int(plan["steps"]), seed=contest.seed),
+            retrain=dataclasses.replace(template.retrain, steps=int(plan["retrain_steps"]), seed=contest.seed),
         )
         student = prune(settings, folder)
         rows = student["controls"]
         return {
-            **_student(student, task.data),
+            **_student(student, contest.data),
             "evaluations": 1,
             "without teacher": rows["control"]["accuracy"] if "control" in rows else None,
             "random": rows["random"]["accuracy"],
@@ -290,5 +296,8 @@ def timed_step(
 
 
 def _student(row: dict[str, Any], data: Data) -> dict[str, Any]:
-    count = len(data.test)
-    return {**row_of(row), "interval": list(wilson(round(row["accuracy"] * count), count))}
+    own = row_of(row)
+    if "interval" not in own:
+        count = len(data.test)
+        own["interval"] = list(wilson(round(row["accuracy"] * count), count))
+    return own

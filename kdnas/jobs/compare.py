@@ -14,7 +14,7 @@ from kdnas.costs.count import cost
 from kdnas.data.base import Data, changes
 from kdnas.distillers.from_labels import FromLabels
 from kdnas.distillers.from_teacher import FromTeacher
-from kdnas.jobs._contestants import LEAST_STEPS, RETRAIN_SHARE, Plan, Task, contestant, timed_step
+from kdnas.jobs._contestants import LEAST_STEPS, RETRAIN_SHARE, Contest, Plan, contestant, timed_step
 from kdnas.jobs._preflight import preflight
 from kdnas.jobs._run import build_teacher
 from kdnas.jobs.chain import say
@@ -29,6 +29,7 @@ from kdnas.runs.places import digests, forget, located, moved, name_again, porta
 from kdnas.settings import Compare, FitTeacher, Recipe, systems
 from kdnas.specs import Spec
 from kdnas.tables import structure, unstructure
+from kdnas.tasks.base import Task
 from kdnas.tasks.features import Similarity
 from kdnas.teachers.fitted import fitted_teacher
 
@@ -43,6 +44,7 @@ class ComparisonState:
     Attributes:
         settings: of the comparison.
         systems: what each system does, by name.
+        measure: what `accuracy` in the results is.
         data: fingerprint of the data.
         inputs: files outside of the folder, and folders with weights, with SHA-256.
         teacher: row of the teacher that was fitted here, or None.
@@ -56,6 +58,7 @@ class ComparisonState:
 
     settings: dict[str, Any]
     systems: dict[str, str]
+    measure: str = Task.measure
     data: dict[str, str] = field(default_factory=dict)
     inputs: list[dict[str, str]] = field(default_factory=list)
     teacher: dict[str, Any] | None = None
@@ -102,11 +105,11 @@ def compare(settings: Compare, folder: Path) -> dict[str, Any]:
     if not (folder / COMPARISON).exists():
         preflight(data, folder=folder, teacher=settings.teacher, space=space, budget=settings.budget)
     comparison = _Comparison(settings, data, Path(folder))
-    task = comparison.task()
-    comparison.measure_steps(task)
-    comparison.plan_retraining(task, check)
-    comparison.run_systems(task)
-    comparison.measure_teacher(task)
+    contest = comparison.contest()
+    comparison.measure_steps(contest)
+    comparison.plan_retraining(contest, check)
+    comparison.run_systems(contest)
+    comparison.measure_teacher(contest)
     write_comparison(comparison.folder)
     return dataclasses.asdict(comparison.state)
 
@@ -136,11 +139,11 @@ class _Comparison:
         self.state.results[name] = {"reason": str(error).replace(f"{self.folder}{os.sep}", "")}
         say(f"compare: {name} is left out: {error}")
 
-    def task(self) -> Task:
+    def contest(self) -> Contest:
         """What all systems have in common; the teacher is fitted where the settings name none."""
         teacher = self.settings.teacher
         spec = self._fit_teacher(teacher) if isinstance(teacher, FitTeacher) else teacher
-        return Task(
+        return Contest(
             data_spec=self.settings.data,
             data=self.data,
             space=self.settings.space,
@@ -167,46 +170,46 @@ class _Comparison:
         storage = RunFolder.create(self.folder / "teacher", self.state.teacher_job, fit.recipe.seed)
         return fit_teacher(fit, self.data, storage)
 
-    def measure_teacher(self, task: Task) -> None:
+    def measure_teacher(self, contest: Contest) -> None:
         """The row of a teacher that was fitted here, once every system has chosen its student."""
         if self.state.teacher_job is not None and self.state.teacher is None:
-            self.state.teacher = teacher_result(RunFolder(self.folder / "teacher"), task.teacher, self.data)
+            self.state.teacher = teacher_result(RunFolder(self.folder / "teacher"), contest.teacher, self.data)
             self.save()
 
-    def measure_steps(self, task: Task) -> None:
+    def measure_steps(self, contest: Contest) -> None:
         """Time a training step of every system, or leave it out."""
         for name in self.names:
             if name in self.state.step_seconds or name in self.state.results:
                 continue
             try:
-                self.state.step_seconds[name] = contestant(name, task).step_seconds()
+                self.state.step_seconds[name] = contestant(name, contest).step_seconds()
             except ValueError as error:
                 self.leave_out(name, error)
             self.save()
 
-    def plan_retraining(self, task: Task, check: BudgetCheck) -> None:
+    def plan_retraining(self, contest: Contest, check: BudgetCheck) -> None:
         """The number of steps for which every student is retrained."""
         state, left = self.state, self.seconds_left
         if state.retrain_steps is not None or not state.step_seconds:
             return
         make = partial(Network, check.space.blueprint(_typical_student(check, self.settings.seed)))
-        each = timed_step(make, FromTeacher(), self.data, task.teacher, Recipe())
+        each = timed_step(make, FromTeacher(), self.data, contest.teacher, Recipe())
         state.retrain_steps = max(LEAST_STEPS, int(RETRAIN_SHARE / 3 * left / len(state.step_seconds) / each))
         self.save()
 
-    def run_systems(self, task: Task) -> None:
+    def run_systems(self, contest: Contest) -> None:
         """Plan and run every system that has no result yet."""
         for index, name in enumerate(name for name in self.names if name in self.state.step_seconds):
             if name in self.state.results:
                 continue
             try:
-                self._run_system(name, index, task)
+                self._run_system(name, index, contest)
             except (ValueError, FloatingPointError) as error:
                 self.leave_out(name, error)
             self.save()
 
-    def _run_system(self, name: str, index: int, task: Task) -> None:
-        state, system = self.state, contestant(name, task)
+    def _run_system(self, name: str, index: int, contest: Contest) -> None:
+        state, system = self.state, contestant(name, contest)
         assert state.retrain_steps is not None
         if name not in state.plans:
             left, count = self.seconds_left, len(state.step_seconds)
@@ -243,7 +246,7 @@ def _read_state(settings: Compare, data: Data, folder: Path) -> ComparisonState:
     state = ComparisonState(**{k: v for k, v in content.items() if k in _FIELDS} | {"settings": settings.to_json()})
     if not state.data:
         inputs = [{"path": path, "sha256": digest} for path, digest in digests(state.settings).items()]
-        state = dataclasses.replace(state, data=data.fingerprint, inputs=inputs)
+        state = dataclasses.replace(state, data=data.fingerprint, measure=data.task.measure, inputs=inputs)
         _write_state(state, folder)
     return state
 

@@ -18,6 +18,7 @@ from kdnas.costs.check import BudgetCheck, largest_within
 from kdnas.costs.count import cost
 from kdnas.distillers.from_labels import FromLabels
 from kdnas.evaluation import final_measures, near_chance, row_of, student_grades
+from kdnas.jobs._pictures import write_pictures
 from kdnas.jobs._preflight import duration
 from kdnas.jobs._run import Run
 from kdnas.jobs._trainings import Job, TrainingRow, Trainings, marks, with_length
@@ -428,6 +429,8 @@ class _Finals:
             log.warning(sentence)
             claims = {CHANCE: {"sentence": sentence}, **claims}
         storage.replace_results(rows, claims)
+        folder = self.trainings.folder(trained["student"][0])
+        write_pictures(storage.folder, run.data, folder, run.teacher, grades["student"][0])
         return {row["name"]: row for row in rows}
 
     def _grades(self, row: TrainingRow) -> Array:

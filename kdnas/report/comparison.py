@@ -19,6 +19,7 @@ from kdnas.report.markup import (
     table,
     tag,
     text,
+    title,
     whole,
     write_page,
 )
@@ -54,6 +55,7 @@ class _Comparison(TypedDict):
     results: dict[str, JsonObject]
     teacher: _Teacher | None
     systems: NotRequired[dict[str, str]]
+    measure: NotRequired[str]
     data: NotRequired[dict[str, str]]
     inputs: NotRequired[list[_Input]]
     teacher_job: NotRequired[JsonObject | None]
@@ -89,11 +91,11 @@ def write_comparison(folder: Path) -> Path:
     """
     content = read_comparison(folder)
     settings, results = content["settings"], content["results"]
-    ordered = best_first(results)
+    ordered, measure = best_first(results), content.get("measure", "accuracy")
     bounds = {name: float(bound) for name, bound in settings["budget"].items() if name == "macs"}
     sections = [
         ("result", "Result", _result(ordered, mapping(content["teacher"]))),
-        ("cost", "Accuracy against cost", _cost(ordered, bounds)),
+        ("cost", f"{title(measure)} against cost", _cost(ordered, bounds, measure)),
         ("claims", "Each system, and claims on its student", _claims(ordered, mapping(content.get("systems")))),
         ("left", "Left out", iter([_left({name: r["reason"] for name, r in results.items() if "reason" in r})])),
     ]
@@ -177,7 +179,7 @@ def _result(ordered: Results, teacher: JsonObject) -> Iterator[Markup]:
     yield tag("p", verdict(ordered), class_="lead")
 
 
-def _cost(ordered: Results, bounds: dict[str, float]) -> Iterator[Markup]:
+def _cost(ordered: Results, bounds: dict[str, float], measure: str) -> Iterator[Markup]:
     points = [
         Point(float(r["macs"]), float(r["accuracy"]), f"{name}: {percent(r['accuracy'])}, {whole(r['macs'])} MACs")
         for name, r in ordered
@@ -185,7 +187,7 @@ def _cost(ordered: Results, bounds: dict[str, float]) -> Iterator[Markup]:
     ]
     if points:
         stars = {name: i for i, (name, _) in enumerate(ordered[:3])}
-        yield scatter(points, x_label="MACs", y_label="Test accuracy", y_unit="%", bounds=bounds, stars=stars)
+        yield scatter(points, x_label="MACs", y_label=f"Test {measure}", y_unit="%", bounds=bounds, stars=stars)
 
 
 def _claims(ordered: Results, systems: JsonObject) -> Iterator[Markup]:

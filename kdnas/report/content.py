@@ -9,7 +9,7 @@ from typing import Any, Self, final
 from kdnas.ranking.order import order_key
 from kdnas.report.markup import finite
 from kdnas.runs.entry import CONTROL_SEARCHERS
-from kdnas.runs.folder import CARD, METRICS, RANKING, STUDENTS, WHY, JsonObject, RunFolder
+from kdnas.runs.folder import CARD, METRICS, PICTURES, RANKING, STUDENTS, WHY, JsonObject, RunFolder
 
 
 @final
@@ -64,6 +64,7 @@ class RunContent:
         controls: by name.
         students: by name, `student.json`; the one of the closing table first.
         why: the last explained architecture, empty if there is none.
+        pictures: test images and what networks answer, empty if there are none.
         problems: sentences on what could not be read.
     """
 
@@ -75,6 +76,7 @@ class RunContent:
     controls: Mapping[str, JsonObject]
     students: Mapping[str, JsonObject]
     why: JsonObject
+    pictures: JsonObject
     problems: tuple[str, ...]
 
     @classmethod
@@ -94,6 +96,7 @@ class RunContent:
             controls={n: c for n, c in mapping(results["controls"]).items() if isinstance(c, dict)},
             students={path.parent.name: run.read(str(path.relative_to(folder))) for path in cards},
             why=run.read(WHY),
+            pictures=run.read(PICTURES),
             problems=tuple(run.problems),
         )
 

@@ -59,6 +59,11 @@ def text(value: Any) -> str:
     return _NOTHING if value is None else value if isinstance(value, str) else str(value)
 
 
+def title(words: str) -> str:
+    """The words with a capital first letter."""
+    return words[:1].upper() + words[1:]
+
+
 def whole(value: Any) -> str:
     """`1,234,567`."""
     number = finite(value)

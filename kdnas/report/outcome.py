@@ -27,11 +27,11 @@ from kdnas.runs.folder import JsonObject
 
 _SEED = (
     "One run with one seed: another seed, number of threads or device can choose another network of about the same "
-    "accuracy. Intervals are over test images."
+    "{measure}. Intervals are over test images."
 )
 _SEEDS = (
-    "Accuracies are means over {} seeds of each training, intervals are over seeds and test images. Another number of "
-    "threads or another device can choose another network of about the same accuracy."
+    "Values of {measure} are means over {seeds} seeds of each training, intervals are over seeds and test images. "
+    "Another number of threads or another device can choose another network of about the same {measure}."
 )
 
 
@@ -48,7 +48,8 @@ def result(run: RunContent) -> Iterator[Markup]:
         if lost := mapping(run.controls.get("points lost")).get("sentence"):
             yield tag("p", str(lost), class_="lead")
         seeds = len(_listed(mapping(rows.get("student")).get("seeds")))
-        yield tag("p", _SEEDS.format(seeds) if seeds > 1 else _SEED, class_="soft")
+        words = (_SEEDS if seeds > 1 else _SEED).format(seeds=seeds, measure=run.measure)
+        yield tag("p", words, class_="soft")
     for words in (_removal(run.phase("removal")), _members(run.phase("grow"))):
         if words:
             yield tag("p", words)

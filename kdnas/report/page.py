@@ -24,11 +24,13 @@ from kdnas.report.markup import (
     table,
     tag,
     text,
+    title,
     whole,
     write_page,
 )
 from kdnas.report.names import loss_name, phase_name
 from kdnas.report.outcome import controls, result
+from kdnas.report.pictures import pictures
 from kdnas.report.todo import commands, missing, next_command
 from kdnas.runs.folder import COMPARISON, MANIFEST, JsonObject
 from kdnas.statistics import share_sentence
@@ -67,6 +69,8 @@ def _page(run: RunContent) -> str:
         ("settings", "Settings", _settings(run)),
     ]
     name = Path(run.name).name or run.name
+    if run.pictures:
+        sections.insert(1, ("pictures", "What it sees", pictures(run)))
     if run.phase("finals"):
         sections.insert(2, ("finalists", "Finalists", finalists(run)))
     if run.why:
@@ -175,7 +179,7 @@ def _time(run: RunContent) -> Iterator[Markup]:
         Column("Time", duration),
         Column("of the whole", percent),
         Column("Steps", whole),
-        Column(f"{run.measure[0].upper()}{run.measure[1:]}", accuracy),
+        Column(title(run.measure), accuracy),
         Column("Params", whole),
         Column("MACs", whole),
     ]

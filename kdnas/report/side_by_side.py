@@ -22,6 +22,7 @@ from kdnas.report.markup import (
     table,
     tag,
     text,
+    title,
     whole,
 )
 from kdnas.report.names import phase_name
@@ -48,7 +49,7 @@ def write_side_by_side(folders: Sequence[Path], path: Path) -> Path:
     runs = {name: RunContent.read(folder) for name, folder in zip(names, folders, strict=True)}
     sections = [
         ("students", "Students", _students(runs)),
-        ("cost", "Accuracy against cost", _cost(runs)),
+        ("cost", f"{title(measure_of(runs))} against cost", _cost(runs)),
         ("rankings", "Rankings", _rankings(runs)),
         ("training", "Students during their training", _trainings(runs)),
         ("time", "Time", _times(runs)),
@@ -74,6 +75,12 @@ def _names(folders: Sequence[Path]) -> list[str]:
     raise AssertionError
 
 
+def measure_of(runs: _Runs) -> str:
+    """What the runs' students are measured by, several joined."""
+    measures = dict.fromkeys(run.measure for run in runs.values() if "student" in run.closing)
+    return " or ".join(measures or ["accuracy"])
+
+
 def _num_tested(run: RunContent) -> int:
     """Number of test images, from the fingerprint of the data; 0 if unknown."""
     count = str(mapping(run.manifest.get("data")).get("test", "")).partition(" ")[0]
@@ -81,10 +88,15 @@ def _num_tested(run: RunContent) -> int:
 
 
 def _interval(run: RunContent, row: JsonObject) -> str:
-    value, count = finite(row.get("accuracy")), _num_tested(run)
-    if value is None or not count or not 0 <= value <= 1:
+    value, count, own = finite(row.get("accuracy")), _num_tested(run), row.get("interval")
+    if value is None:
         return "–"
-    low, high = wilson(value * count, count)
+    if isinstance(own, list) and len(own) == 2 and None not in map(finite, own):
+        low, high = own
+    elif run.measure == "accuracy" and count and 0 <= value <= 1:
+        low, high = wilson(value * count, count)
+    else:
+        return "–"
     return f"{percent(low)} to {percent(high)}"
 
 
@@ -109,12 +121,15 @@ def _students(runs: _Runs) -> Iterator[Markup]:
     rows.sort(key=lambda row: (-(finite(row[1]) or -1.0), row[0]))
     yield table(columns, rows, marked=[0] if finite(rows[0][1]) is not None else [])
     tests = {str(mapping(run.manifest.get("data")).get("test")) for run in runs.values()}
-    if len(tests) > 1:
-        words = "The runs were tested on different images, so that their accuracies cannot be compared."
+    measure = measure_of(runs)
+    if len(tests) > 1 or " or " in measure:
+        what = "tested on different images" if len(tests) > 1 else f"measured by {measure}"
+        words = f"The runs were {what}, so that their students cannot be compared."
         yield tag("p", words, class_="missing")
     else:
+        how = "Wilson" if measure == "accuracy" else "bootstrap"
         words = (
-            "Intervals are over test images (Wilson). Runs whose intervals overlap are not distinguishable by them; "
+            f"Intervals are over test images ({how}). Runs whose intervals overlap are not distinguishable by them; "
             "runs of several seeds say more."
         )
         yield tag("p", words, class_="soft")
@@ -132,7 +147,7 @@ def _cost(runs: _Runs) -> Iterator[Markup]:
     if not points:
         yield tag("p", "No run has a student yet.", class_="missing")
         return
-    yield scatter(points, x_label="MACs", y_label="Test accuracy", y_unit="%")
+    yield scatter(points, x_label="MACs", y_label=f"Test {measure_of(runs)}", y_unit="%")
 
 
 def _scores(run: RunContent) -> dict[str, float]:
@@ -183,7 +198,7 @@ def _trainings(runs: _Runs) -> Iterator[Markup]:
         if points := run.accuracies(training):
             series[name] = points
     if series:
-        yield curves(series, x_label="step", y_label="accuracy on the search part", y_unit="%")
+        yield curves(series, x_label="step", y_label=f"{measure_of(runs)} on the search part", y_unit="%")
     else:
         yield tag("p", "No student was trained yet.", class_="missing")
 

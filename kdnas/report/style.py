@@ -82,6 +82,9 @@ svg text.star { fill: var(--c1); font-weight: 650; paint-order: stroke; stroke: 
 .hit:hover { fill: var(--ink); fill-opacity: 0.09; }
 .legend { display: flex; flex-wrap: wrap; gap: 2px 16px; font-size: 13px; min-height: 21px; margin-left: 11%; }
 .entry i { display: inline-block; width: 9px; height: 9px; border-radius: 50%; margin-right: 6px; }
+.gallery { display: grid; grid-template-columns: repeat(4, 1fr); gap: 8px; max-width: 900px; font-size: 13.5px; }
+.gallery figure { margin: 0; } .gallery figcaption { color: var(--soft); font-size: 13px; }
+.gallery img { display: block; width: 100%; image-rendering: pixelated; border-radius: 3px; }
 .entry i.key { background: var(--c); border-radius: 2px; height: 4px; width: 15px; vertical-align: 3px; }
 .entry b { margin-left: 6px; font-weight: 600; font-variant-numeric: tabular-nums; }
 .network { display: flex; flex-wrap: wrap; gap: 12px; margin: 12px 0; }

@@ -40,6 +40,7 @@ MANIFEST, METRICS, RANKING, RESULTS = "run.json", "metrics.jsonl", "ranking.json
 CHECKPOINT, TEACHER, STUDENTS, REPORT = "checkpoint.safetensors", "teacher", "students", "report.html"
 SNAPSHOTS, MEMBERS, WHY, LATENCIES = "teacher-snapshots", "teacher-members", "why.json", "latency.jsonl"
 TRAININGS, HITS, IMPORTED = "trainings.jsonl", "test_hits.jsonl", "imported.jsonl"
+PICTURES = "pictures.json"
 # The files of a student folder.
 CARD, WEIGHTS, SOURCE, GRAPH = "student.json", "weights.safetensors", "student.py", "student.onnx"
 INTEGERS, PROGRAM, XNNPACK = "student-int8.onnx", "student.pt2", "student.pte"
@@ -71,6 +72,7 @@ class _Record(TypedDict, total=False):
 
     accuracy: float
     balanced_accuracy: float
+    interval: tuple[float, float]
     measures: dict[str, float]
     search_accuracy: float
     params: Index
@@ -109,6 +111,7 @@ class _Row(TypedDict):
     name: str
     accuracy: NotRequired[float]
     balanced_accuracy: NotRequired[float]
+    interval: NotRequired[tuple[float, float]]
     measures: NotRequired[dict[str, float]]
     params: NotRequired[Index]
     macs: NotRequired[Index | None]

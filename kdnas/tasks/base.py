@@ -121,6 +121,11 @@ class Task(abc.ABC):
         del grades, labels, names
         return None
 
+    def pixel_classes(self, logits: Tensor, labels: Tensor) -> Tensor | None:
+        """The class of each pixel as a network answers, in the labels' shape; None where answers are no pictures."""
+        del logits, labels
+        return None
+
     def image_classes(self, labels: Tensor) -> Tensor | None:
         """The class of each image, `[batch]`, for what is looked at class by class; None where images have none."""
         del labels

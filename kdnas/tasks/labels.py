@@ -9,6 +9,8 @@ from torch import Tensor
 
 from kdnas.plain import reason
 
+VOID = -100
+"""The label of what neither is learnt nor counts."""
 _MOST_LABEL = 2**62
 
 

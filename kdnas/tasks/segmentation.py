@@ -11,10 +11,8 @@ from torch import Tensor
 
 from kdnas.specs import Spec, spec
 from kdnas.tasks.base import Chance, Numbers, Task
-from kdnas.tasks.labels import as_tensor
+from kdnas.tasks.labels import VOID, as_tensor
 
-VOID = -100
-"""The label of a pixel that neither is learnt nor counts."""
 _MOST = 1000  # classes
 
 
@@ -124,10 +122,14 @@ class Segmentation(Task):
     def grades(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The confusion matrix of each image, `[batch, class of the label, class of the network]`."""
         count, classes = logits.shape[:2]
-        predictions = at_labels(logits, labels).argmax(1)
+        predictions = self.pixel_classes(logits, labels)
         image = torch.arange(count, device=labels.device)[:, None, None].expand_as(labels)
         places = ((image * classes + labels) * classes + predictions)[labels != VOID]
         return torch.bincount(places, minlength=count * classes**2).view(count, classes, classes)
+
+    def pixel_classes(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The class of the largest logit at each pixel of the labels."""
+        return at_labels(logits, labels).argmax(1)
 
     def quality(self, means: Numbers) -> Numbers:
         """The mIoU."""

@@ -39,6 +39,13 @@ def test_every_system_is_an_experiment_that_says_what_it_does():
     assert all(found.values())
 
 
+def test_a_student_s_interval_is_that_of_its_measure():
+    row = {"accuracy": 0.5, "params": 1, "macs": 2, "seconds": 3.0}
+    low, high = contestants._student(row, data())["interval"]
+    assert low < 0.5 < high
+    assert contestants._student(row | {"interval": [0.4, 0.6]}, data())["interval"] == [0.4, 0.6]
+
+
 @pytest.mark.parametrize("name", sorted(systems()))
 def test_every_system_has_a_small_size(name):
     load_settings(f"{name}:small", object)

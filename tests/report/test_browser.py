@@ -89,6 +89,10 @@ def make_long(folder: Path) -> None:
         | {"params difference": 10**7, "macs difference": -(10**9), "code": rows[i]["code"]}
         for i in range(20)
     ]
+    dot = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAQAAAC1HAwCAAAAC0lEQVR42mNk+A8AAQUBAScY42YAAAAASUVORK5CYII="
+    row = {"number": 3, "quality": 0.5} | dict.fromkeys(("image", "truth", "teacher", "student"), dot)
+    classes = [[f"a class with the long name {i}", "#4a8df2"] for i in range(40)]
+    write(folder / "pictures.json", {"images": [row] * 3, "classes": classes})
     names = [*(f"stage {i}" for i in range(7)), "logits"]
     values = [[(i + j) / 20 for j in range(8)] for i in range(8)]
     stages = [{"stage": f"stage {i}", "layers": 3, "params": 10**8, "macs": 10**10} for i in range(5)]

@@ -6,9 +6,11 @@ import math
 import pytest
 
 from kdnas.cli.commands import main
+from kdnas.report import write_report
 from kdnas.report.side_by_side import flat, write_side_by_side
 from kdnas.runs.folder import RunFolder
 from kdnas.statistics import wilson
+from tests.report.test_browser import make_compared
 from tests.report.test_page import make_run, write
 
 
@@ -54,7 +56,31 @@ def test_scores_of_networks_in_both_rankings_are_correlated(runs, tmp_path):
 def test_other_test_images_are_said(runs, tmp_path):
     make_run(tmp_path / "other", num_architectures=5, steps=10)
     page = write_side_by_side([runs[0], tmp_path / "other"], tmp_path / "runs.html").read_text()
-    assert "tested on different images, so that their accuracies cannot be compared" in page
+    assert "tested on different images, so that their students cannot be compared" in page
+
+
+def test_titles_and_intervals_are_those_of_the_measure(runs, tmp_path):
+    for name in ("one", "two"):
+        make_run(tmp_path / name, num_architectures=5, steps=10)
+        manifest, results = tmp_path / name / "run.json", tmp_path / name / "results.json"
+        write(manifest, json.loads(manifest.read_text()) | {"data": {"test": "1000 abc"}, "measure": "mIoU"})
+        content = json.loads(results.read_text())
+        content["rows"][1] |= {"interval": [0.9234, 0.9876]}
+        write(results, content)
+    page = write_side_by_side([tmp_path / "one", tmp_path / "two"], tmp_path / "runs.html").read_text()
+    assert "MIoU against cost" in page and "Test mIoU" in page and "mIoU on the search part" in page
+    assert "92.3 % to 98.8 %" in page and "(bootstrap)" in page and "Wilson" not in page
+    page = write_side_by_side([runs[0], tmp_path / "one"], tmp_path / "runs.html").read_text()
+    assert "The runs were measured by accuracy or mIoU, so that their students cannot be compared" in page
+
+
+def test_a_comparison_has_the_titles_of_its_measure(tmp_path):
+    make_compared(tmp_path)
+    path = tmp_path / "compare.json"
+    assert "Accuracy against cost" in write_report(tmp_path).read_text()
+    write(path, json.loads(path.read_text()) | {"measure": "mIoU"})
+    page = write_report(tmp_path).read_text()
+    assert "MIoU against cost" in page and "Test mIoU" in page and "ccuracy against" not in page
 
 
 def test_an_unfinished_run_is_compared_as_far_as_it_is(runs, tmp_path):

@@ -1,6 +1,9 @@
 """Segmentation as a task: measures by hand, void, masks that follow their images, and a whole run."""
 
+import base64
+import io
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -8,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from kdnas.costs.count import cost
 from kdnas.data.base import Data, TensorImages
@@ -96,6 +100,47 @@ def test_a_run_measures_students_by_miou_with_its_classes(folder):
     assert "test mIoU" in Run(folder).storage.results()["controls"]["distillation"]["sentence"]
     page = (folder / "report.html").read_text()
     assert "Test mIoU" in page and "IoU thing" in page and "pixel accuracy" in page
+    low, high = rows["student"]["interval"]
+    assert low <= rows["student"]["accuracy"] <= high
+
+
+def test_the_page_shows_images_labels_and_both_answers(folder):
+    shown = json.loads((folder / "pictures.json").read_text())
+    assert [name for name, _ in shown["classes"]] == ["ground", "thing"]
+    qualities = [row["quality"] for row in shown["images"]]
+    assert len(qualities) == 6 and qualities == sorted(qualities, reverse=True)
+    data, row = shapes(), shown["images"][0]
+    pictures = {
+        side: np.array(Image.open(io.BytesIO(base64.b64decode(row[side])))) for side in ("image", "truth", "student")
+    }
+    assert all(picture.shape == (*SIZE, 3) for picture in pictures.values())
+    expected = (data.test.images[row["number"]] * 255).round().byte().permute(1, 2, 0).numpy()
+    assert np.array_equal(pictures["image"], expected)
+    mask = data.test.truths(torch.tensor([row["number"]]))[0]
+    assert (pictures["truth"][:, -1] == 128).all()  # void
+    assert len(np.unique(pictures["truth"][(mask == 1).numpy()], axis=0)) == 1
+    network, _ = read_student(folder / "students" / "student")
+    with torch.no_grad():
+        answer = network(data.normalise(data.test.images[row["number"]][None])).logits.argmax(1)[0]
+    colours = {tuple(int(name[i : i + 2], 16) for i in (1, 3, 5)) for _, name in shown["classes"]}
+    for k, (_, name) in enumerate(shown["classes"]):
+        colour = [int(name[i : i + 2], 16) for i in (1, 3, 5)]
+        assert np.array_equal((pictures["student"] == colour).all(2), (answer == k).numpy())
+    page = (folder / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == 24 and 'class="gallery"' in page and len(colours) == 2
+    assert not (folder / "pictures.json").read_text().count("/work")
+
+
+def test_pictures_that_are_none_are_left_out(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "run")
+    shown = json.loads((folder / "pictures.json").read_text())
+    shown["images"][0]["student"] = '" onerror="alert(1)'
+    shown["images"][1]["truth"] = 3
+    shown["classes"] = [["ground", "red;background:url(//x)"], ["<b>", "#00ff00"], 5]
+    (tmp_path / "run" / "pictures.json").write_text(json.dumps(shown))
+    page = write_report(tmp_path / "run").read_text()
+    assert page.count("data:image/png;base64,") == 16 and "onerror" not in page and "url(//" not in page
+    assert "&lt;b&gt;" in page
 
 
 def test_its_student_takes_any_size_in_every_form(folder):
