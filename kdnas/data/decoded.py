@@ -18,7 +18,6 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from kdnas.runs.files import Damaged, write_atomically
-from kdnas.runs.progress import progress
 
 _FOLDER: ContextVar[Path | None] = ContextVar("decoded", default=None)
 _SUFFIX = ".decoded.npy"
@@ -139,16 +138,15 @@ def _row(shape: tuple[int, ...]) -> np.dtype[Any]:
 def _write(draft: Path, count: int, shape: tuple[int, ...], decode: Decode) -> None:
     rows = np.lib.format.open_memmap(draft, mode="w+", dtype=_row(shape), shape=(count,))
     inexact = 0
-    with progress("decoding", count) as bar:
-        for start in range(0, count, _CHUNK):
-            numbers = range(start, min(count, start + _CHUNK))
-            images = decode(numbers).numpy()
-            whole = np.round(images * 255).astype(np.uint8)
-            exact = (whole.astype(np.float32) / 255 == images).reshape(len(whole), -1).all(1)
-            for number, pixels, is_exact in zip(numbers, whole, exact, strict=True):
-                rows[number] = (zlib.crc32(pixels.tobytes()), is_exact, pixels)
-            inexact += int((~exact).sum())
-            bar.update(numbers[-1] + 1)
+    _log.info(f"{count} images are decoded once and stored in {draft.parent}: {rows.nbytes / 1e9:.1f} GB")
+    for start in range(0, count, _CHUNK):
+        numbers = range(start, min(count, start + _CHUNK))
+        images = decode(numbers).numpy()
+        whole = np.round(images * 255).astype(np.uint8)
+        exact = (whole.astype(np.float32) / 255 == images).reshape(len(whole), -1).all(1)
+        for number, pixels, is_exact in zip(numbers, whole, exact, strict=True):
+            rows[number] = (zlib.crc32(pixels.tobytes()), is_exact, pixels)
+        inexact += int((~exact).sum())
     rows.flush()
     if inexact:
         _log.warning(f"{inexact} of {count} images have more than 8 bits: they are decoded again each time.")
