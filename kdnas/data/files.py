@@ -105,7 +105,7 @@ class FileImages(Images):
         return self.__dict__ | {"_stored": None}  # a copy maps the file itself
 
     def _images(self, numbers: Sequence[int]) -> Tensor:
-        return torch.stack(list(_each(self._decode, [self.sources[i] for i in numbers])))
+        return torch.stack(list(each_of(self._decode, [self.sources[i] for i in numbers])))
 
     def _fingerprint(self) -> str:
         """Of names, sizes and times of all files, or of the content of what is in no file of its own."""
@@ -123,7 +123,7 @@ class FileImages(Images):
         return digest.hexdigest()
 
     def _decode(self, source: Source) -> Tensor:
-        with _opened(source) as picture:
+        with opened(source) as picture:
             return torch.from_numpy(pixels_of(picture, self.mode, self.size))
 
 
@@ -138,12 +138,12 @@ def _identity(source: Source) -> tuple[object, ...]:
 
 def problems(sources: Sequence[Source]) -> list[str]:
     """A sentence for each of the files that cannot be decoded."""
-    return [sentence for sentence in _each(_problem, sources) if sentence]
+    return [sentence for sentence in each_of(_problem, sources) if sentence]
 
 
 def _problem(source: Source) -> str:
     try:
-        with _opened(source) as picture:
+        with opened(source) as picture:
             pixels_of(picture)
     except ValueError as error:
         return str(error)
@@ -158,14 +158,14 @@ def sides(sources: Sequence[Source]) -> list[int]:
     """
 
     def side(source: Source) -> int:
-        with _opened(source) as picture:
+        with opened(source) as picture:
             return min(picture.size)
 
-    return list(_each(side, sources))
+    return list(each_of(side, sources))
 
 
-def _each(function: Callable[[Any], Any], sources: Sequence[Source]) -> Iterator[Any]:
-    """The function of each source: in threads, but for a process that is one of several which decode."""
+def each_of(function: Callable[[Any], Any], sources: Sequence[Any]) -> Iterator[Any]:
+    """The function of each source, in order: in threads, but for a process that is one of several which decode."""
     threads = 1 if get_worker_info() else min(_MOST_THREADS, cores())
     with ThreadPoolExecutor(threads) as pool, warnings.catch_warnings():
         # What Pillow only warns of, such as damaged EXIF data, leaves the pixels as they are; a picture of more than
@@ -176,7 +176,7 @@ def _each(function: Callable[[Any], Any], sources: Sequence[Source]) -> Iterator
 
 
 @contextmanager
-def _opened(source: Source) -> Iterator[Image.Image]:
+def opened(source: Source) -> Iterator[Image.Image]:
     """The picture of a file.
 
     Raises:

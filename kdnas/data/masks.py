@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,9 +13,10 @@ from torch import Tensor
 
 from kdnas.data.assembly import role_of
 from kdnas.data.base import Data, TensorImages
-from kdnas.data.files import SUFFIXES
+from kdnas.data.files import SUFFIXES, each_of, opened, pixels_of
+from kdnas.plain import reason
 from kdnas.randomness import torch_rng
-from kdnas.tasks.segmentation import VOID, Segmentation
+from kdnas.tasks.segmentation import MOST, VOID, Segmentation
 from kdnas.values import Seed, Side
 
 CLASSES = "classes.txt"
@@ -75,8 +77,9 @@ def masks(
         weighted: weigh each class in the loss by the square root of the ratio of the median class's pixels to its own.
 
     Raises:
-        ValueError: no such layout, an image without mask, a mask of another size than its image or with a number or
-            colour that is no class, or void alone, images of several sizes, or a class without a training pixel.
+        ValueError: no such layout, an image without mask or the other way round, two images with one mask, a mask of
+            another size than its image or with a number or colour that is no class, or void alone, images of several
+            sizes, a class without a training pixel, or a file that cannot be read.
     """
     root = Path(path)
     if not root.is_dir():
@@ -92,7 +95,7 @@ def masks(
         )
     names = classes.names or tuple(str(i) for i in range(1 + max(int(part.masks.max()) for part in loaded.values())))
     for part in loaded.values():
-        part.check(names)
+        part.check(" Cityscapes publishes no labels of its test part." if recognised == "Cityscapes" else "")
     weights = _weights(loaded["train"].masks, len(names)) if weighted else ()
     task = Segmentation(class_weights=weights)
     return Data(
@@ -118,8 +121,8 @@ class _Part(NamedTuple):
     def read(cls, pairs: Sequence[tuple[Path, Path]], classes: _Classes, size: tuple[int, int]) -> "_Part":
         """Decode images and masks."""
         images, masks_ = [], []
-        for image, mask in pairs:
-            pixels, labels = _decoded(image, mask, classes, size)
+        decoded = each_of(lambda pair: _decoded(*pair, classes, size), pairs)
+        for (image, _), (pixels, labels) in zip(pairs, decoded, strict=True):
             if images and pixels.shape != images[0].shape:
                 raise ValueError(
                     f"images must have one size, {pairs[0][0]} has {images[0].shape[0]} x {images[0].shape[1]}, "
@@ -131,35 +134,30 @@ class _Part(NamedTuple):
             torch.from_numpy(np.stack(images)), torch.from_numpy(np.stack(masks_)), tuple(mask for _, mask in pairs)
         )
 
-    def check(self, names: Sequence[str]) -> None:
-        """Raise a ValueError, with the file, for a number that is no class, or a mask of void alone."""
+    def check(self, note: str) -> None:
+        """Raise a ValueError, with the file and a note, for a mask of void alone."""
         for file, mask in zip(self.files, self.masks, strict=True):
-            if int(mask.max()) >= len(names):
-                raise ValueError(
-                    f"{file} has the number {int(mask.max())}, the classes are 0 to {len(names) - 1}. Name its class "
-                    f"in {CLASSES}, or make it void by void={int(mask.max())}."
-                )
             if bool((mask == VOID).all()):
-                raise ValueError(f"{file} is void alone. Remove it and its image.")
+                raise ValueError(f"{file} is void alone. Remove it and its image.{note}")
 
 
 def _decoded(image: Path, mask: Path, classes: _Classes, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     """An image as uint8 and its mask as int16."""
-    try:
-        with Image.open(image) as picture, Image.open(mask) as labels:
-            if picture.size != labels.size:
-                raise ValueError(
-                    f"{mask} must have the size of its image {image}, {picture.width} x {picture.height}, got "
-                    f"{labels.width} x {labels.height}."
-                )
-            pixels, numbers = picture.convert("RGB"), _numbers(labels, classes, mask)
-            height, width = size[0] or picture.height, size[1] or picture.width
-            if (width, height) != picture.size:
-                pixels = pixels.resize((width, height), Image.Resampling.BICUBIC)
-                numbers = np.asarray(Image.fromarray(numbers).resize((width, height), Image.Resampling.NEAREST))
-            return np.array(pixels), numbers.astype(np.int16)
-    except OSError as error:
-        raise ValueError(f"{image} or {mask} cannot be read: {error}. Repair or remove both.") from error
+    with opened(image) as picture:
+        pixels = (pixels_of(picture, "RGB").transpose(1, 2, 0) * 255).round().astype(np.uint8)
+    with opened(mask) as picture:
+        picture.load()
+        labels = picture.copy()
+    rows, columns = pixels.shape[:2]
+    if labels.size != (columns, rows):
+        raise ValueError(
+            f"{mask} must have the size of its image {image}, {columns} x {rows}, got {labels.width} x {labels.height}."
+        )
+    numbers, height, width = _numbers(labels, classes, mask), size[0] or rows, size[1] or columns
+    if (height, width) != (rows, columns):
+        pixels = np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC))
+        numbers = np.asarray(Image.fromarray(numbers).resize((width, height), Image.Resampling.NEAREST))
+    return pixels, numbers.astype(np.int16)
 
 
 def _numbers(picture: Image.Image, classes: _Classes, file: Path) -> np.ndarray:
@@ -172,13 +170,22 @@ def _numbers(picture: Image.Image, classes: _Classes, file: Path) -> np.ndarray:
             f"classes in {CLASSES}: NAME R G B on each line."
         )
     values = np.asarray(picture).astype(np.int32)
-    result = np.where(np.isin(values, list(classes.void)), VOID, values)
-    if classes.numbers is not None:
-        table = np.full(max(256, int(values.max()) + 1), VOID, np.int32)
-        for value, number in classes.numbers.items():
-            table[value] = number
-        result = np.where(result == VOID, VOID, table[values])
-    return result.astype(np.int32)
+    void = np.isin(values, list(classes.void))
+    known = values[~void]
+    table = classes.numbers or {number: number for number in range(len(classes.names) or MOST)}
+    wrong = known[~np.isin(known, list(table))]
+    if wrong.size:
+        usual = f"0 to {len(classes.names) - 1}" if classes.numbers is None else ", ".join(map(str, sorted(table)))
+        fix = f"the classes are {usual}" if classes.names else f"there can be at most {MOST} classes"
+        raise ValueError(
+            f"{file} has the number {int(wrong[0])}, {fix}. Name its class in {CLASSES}, or make it void by "
+            f"void={int(wrong[0])}."
+        )
+    result = np.full(values.shape, VOID, np.int32)
+    places = np.zeros(max(table) + 1, np.int32)
+    places[list(table)] = list(table.values())
+    result[~void] = places[known]
+    return result
 
 
 def _of_colours(pixels: np.ndarray, classes: _Classes, file: Path) -> np.ndarray:
@@ -203,7 +210,7 @@ def _classes(root: Path, recognised: str, files: Sequence[Path], void: int) -> _
         return _listed(text, void)
     if recognised == "Cityscapes":
         numbers = {number: place for place, number in enumerate(_CITYSCAPES)}
-        return _Classes(tuple(_CITYSCAPES.values()), numbers, {}, frozenset({void}))
+        return _Classes(tuple(_CITYSCAPES.values()), numbers, {}, frozenset({*range(34), void} - {*numbers}))
     if recognised == "VOC":
         return _Classes(tuple(_VOC), None, {}, frozenset({void}))
     return _Classes((), None, {}, frozenset({void}))
@@ -212,7 +219,7 @@ def _classes(root: Path, recognised: str, files: Sequence[Path], void: int) -> _
 def _listed(text: Path, void: int) -> _Classes:
     """The classes of `classes.txt`."""
     names, colours, voids = [], {}, {void}
-    lines = [line.strip() for line in text.read_text(encoding="utf-8").splitlines() if line.strip()]
+    lines = [line.strip() for line in _text(text).splitlines() if line.strip()]
     for number, line in enumerate(lines):
         match = re.fullmatch(r"(.*?)\s+(\d+)\s+(\d+)\s+(\d+)", line)
         name = match[1] if match else line
@@ -237,6 +244,14 @@ def _listed(text: Path, void: int) -> _Classes:
     return _Classes(tuple(names), None, colours, frozenset(voids))
 
 
+def _text(file: Path) -> str:
+    """The text of a file."""
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file} cannot be read as UTF-8 text ({reason(error)}). Write it anew.") from error
+
+
 def _pairs(root: Path) -> tuple[dict[str, list[tuple[Path, Path]]], str]:
     """Images with their masks by part, and the name of the layout."""
     folders = {folder.name.lower(): folder for folder in sorted(root.iterdir()) if folder.is_dir()}
@@ -259,7 +274,7 @@ def _pairs(root: Path) -> tuple[dict[str, list[tuple[Path, Path]]], str]:
             f"{root} must hold images/ and masks/, VOC's JPEGImages and SegmentationClass, or Cityscapes' leftImg8bit "
             f"and gtFine, got {', '.join(folders) or 'no folders'}."
         )
-    return {role: _pairs(folder)[0]["train"] for role, folder in parts.items()}, "images and masks"
+    return {role: [*chain(*_pairs(folder)[0].values())] for role, folder in parts.items()}, "images and masks"
 
 
 def _lists(folder: Path) -> Iterator[tuple[str, Path]]:
@@ -270,7 +285,7 @@ def _lists(folder: Path) -> Iterator[tuple[str, Path]]:
 
 
 def _of_list(file: Path, images: Path, targets: Path) -> Iterator[tuple[Path, Path]]:
-    for name in file.read_text(encoding="utf-8").split():
+    for name in _text(file).split():
         image, mask = images / f"{name}.jpg", targets / f"{name}.png"
         missing = next((path for path in (image, mask) if not path.is_file()), None)
         if missing is not None:
@@ -279,22 +294,28 @@ def _of_list(file: Path, images: Path, targets: Path) -> Iterator[tuple[Path, Pa
 
 
 def _matched(images: Path, targets: Path) -> Iterator[tuple[Path, Path]]:
-    """Each image below a folder with the mask of its name."""
-    known = (
-        {_stem(mask): mask for mask in sorted(targets.rglob("*.png")) if not _is_other(mask)}
-        if targets.is_dir()
-        else {}
-    )
+    """Each image below a folder with the mask of its name, in the same folder within."""
+    files = sorted(targets.rglob("*.png")) if targets.is_dir() else []
+    masks_ = {_name(mask, targets): mask for mask in files if not _is_other(mask)}
+    pictures: dict[str, Path] = {}
     for image in sorted(images.rglob("*")):
         if image.suffix.lower() in SUFFIXES:
-            if _stem(image) not in known:
-                raise ValueError(f"{image} has no mask {targets / _stem(image)}.png. Add it, or remove the image.")
-            yield image, known[_stem(image)]
+            name = _name(image, images)
+            if name in pictures:
+                raise ValueError(f"{pictures[name]} and {image} have the same mask. Give each a name of its own.")
+            if name not in masks_:
+                raise ValueError(f"{image} has no mask {targets / name}.png. Add it, or remove the image.")
+            pictures[name] = image
+            yield image, masks_[name]
+    alone = next((mask for name, mask in masks_.items() if name not in pictures), None)
+    if alone is not None:
+        raise ValueError(f"{alone} has no image {images / _name(alone, targets)}.*. Add it, or remove the mask.")
 
 
-def _stem(path: Path) -> str:
-    """The name of an image without what Cityscapes adds."""
-    return re.sub(r"_(leftImg8bit|gtFine_labelIds|gtFine_labelTrainIds)$", "", path.stem)
+def _name(path: Path, root: Path) -> str:
+    """The path of an image or a mask below its folder, without its suffix and what Cityscapes adds."""
+    stem = re.sub(r"_(leftImg8bit|gtFine_labelIds|gtFine_labelTrainIds)$", "", path.stem)
+    return path.relative_to(root).with_name(stem).as_posix()
 
 
 def _is_other(mask: Path) -> bool:
@@ -304,6 +325,8 @@ def _is_other(mask: Path) -> bool:
 
 def _split(pairs: Mapping[str, list[tuple[Path, Path]]], seed: int) -> dict[str, list[tuple[Path, Path]]]:
     """The three parts, as `kdnas.data.assembly.split` forms them, without regard to classes."""
+    if not pairs.get("train"):
+        raise ValueError(f"there must be images to train with, got parts {', '.join(pairs) or 'none'}. Add train.")
     train, outer = list(pairs["train"]), pairs.get("test") or pairs.get("validation")
     if pairs.get("test") and pairs.get("validation"):
         return {"train": train, "search": pairs["validation"], "test": pairs["test"]}

@@ -13,7 +13,7 @@ from kdnas.specs import Spec, spec
 from kdnas.tasks.base import Chance, Numbers, Task
 from kdnas.tasks.labels import VOID, as_tensor
 
-_MOST = 1000  # classes
+MOST = 1000  # classes
 
 
 @final
@@ -68,9 +68,9 @@ class Segmentation(Task):
             raise ValueError(f"`labels` must be whole numbers, one class index per pixel, got {masks.dtype}.")
         masks = masks.long()
         low, high = int(masks.min()), int(masks.max())
-        if low < VOID or high >= _MOST or bool(((masks < 0) & (masks != VOID)).any()):
-            worst = high if high >= _MOST else int(masks[(masks < 0) & (masks != VOID)][0])
-            raise ValueError(f"`labels` must be 0 to {_MOST - 1}, or {VOID} for void, got {worst}.")
+        if low < VOID or high >= MOST or bool(((masks < 0) & (masks != VOID)).any()):
+            worst = high if high >= MOST else int(masks[(masks < 0) & (masks != VOID)][0])
+            raise ValueError(f"`labels` must be 0 to {MOST - 1}, or {VOID} for void, got {worst}.")
         return masks.to(torch.int16)
 
     def check(self, part: str, labels: Tensor, names: Sequence[str]) -> None:

@@ -123,6 +123,39 @@ def test_images_of_other_sizes_are_resized_where_asked(tmp_path):
     assert masks(str(tmp_path), height=6, width=10).image == (3, 6, 10)
 
 
+def test_images_of_one_name_in_several_folders_have_their_own_masks(tmp_path):
+    for folder, value in (("berlin", 0), ("ulm", 1)):
+        for number in range(4):
+            picture(tmp_path / "images" / folder / f"{number}.png")
+            values = np.full((6, 8), value)
+            values[0, 0] = 1 - value
+            mask(tmp_path / "masks" / folder / f"{number}.png", values)
+    data = masks(str(tmp_path))
+    marks = [int(labels[1, 1]) for part in (data.train, data.search, data.test) for labels in part.labels]
+    assert sorted(marks) == [0] * 4 + [1] * 4
+    (tmp_path / "masks" / "ulm" / "2.png").unlink()
+    with pytest.raises(ValueError, match=r"ulm/2.png has no mask .*ulm/2.png"):
+        masks(str(tmp_path))
+
+
+def test_a_turned_photograph_is_turned_before_it_is_compared_with_its_mask(tmp_path):
+    plain(tmp_path)
+    file = tmp_path / "images" / "3.jpg"
+    upright = Image.open(file).copy()
+    exif = Image.Exif()
+    exif[0x0112] = 6  # shown a quarter turn clockwise
+    upright.transpose(Image.Transpose.ROTATE_90).save(file, exif=exif)
+    assert masks(str(tmp_path)).image == (3, 6, 8)
+
+
+def test_parts_without_train_are_refused(tmp_path):
+    for role in ("val", "test"):
+        picture(tmp_path / "images" / role / "0.png")
+        mask(tmp_path / "masks" / role / "0.png", both())
+    with pytest.raises(ValueError, match="must be images to train with, got parts test, validation"):
+        masks(str(tmp_path))
+
+
 def test_class_weights_are_of_pixels(tmp_path):
     plain(tmp_path)
     for file in (tmp_path / "masks").iterdir():
@@ -145,6 +178,21 @@ def _break(root, how):
         file.unlink()
     elif how == "damaged":
         file.write_bytes(b"no picture")
+    elif how == "negative":
+        Image.fromarray(np.full((6, 8), 65436, np.uint16)).save(file)  # -100 in 16 bits
+    elif how == "number beside void":
+        (root / "classes.txt").write_text("a\nvoid\nb\n")
+        for each in (root / "masks").iterdir():
+            mask(each, 2 * (both() == 1))
+        mask(file, np.full((6, 8), 3))
+    elif how == "alone":
+        mask(root / "masks" / "more.png", both())
+    elif how == "twice":
+        picture(root / "images" / "3.bmp")
+    elif how == "no image":
+        (root / "images" / "3.jpg").write_bytes(b"no picture")
+    elif how == "no text":
+        (root / "classes.txt").write_bytes(b"\xff\xfea\n")
     elif how == "colours":
         picture(file)
     elif how == "absent class":
@@ -163,6 +211,12 @@ def _break(root, how):
         ("void", r"3.png is void alone"),
         ("missing", r"3.jpg has no mask .*3.png"),
         ("damaged", r"3.png cannot be read"),
+        ("negative", r"3.png has the number 65436, there can be at most 1000 classes"),
+        ("number beside void", r"3.png has the number 3, the classes are 0, 2"),
+        ("alone", r"more.png has no image .*images/more\.\*"),
+        ("twice", r"3.bmp and .*3.jpg have the same mask"),
+        ("no image", r"3.jpg cannot be read"),
+        ("no text", r"classes.txt cannot be read as UTF-8 text"),
         ("colours", r"3.png must hold class numbers in one channel, got the mode RGB"),
         ("absent class", r"every class must have training pixels, 'never' has none"),
         ("colour", r"png has the colour \(0, 0, 0\) at row 0, column 0"),
