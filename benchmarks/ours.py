@@ -146,7 +146,7 @@ def factors(network: Network, teacher: Teacher, data: Data, budget: float, seed:
     assert isinstance(conversion.space, Converted)
     source = conversion.supernet.extract(conversion.space.largest)
     bound = Budget(macs=budget)
-    distiller = Factors(conversion.space, budget=bound)
+    distiller = Factors(conversion.space, budget=bound, rounds=Prune.rounds)
     training = Training(copy.deepcopy(source), distiller, data, teacher, Prune.recipe)
     while not training.done:
         training.step()

@@ -439,6 +439,7 @@ class Prune:
             latency, which is then measured on few different layers, else 1.
         controls: whether equal shares, random removal and the student without a teacher are trained whole too.
         penalty: weight of the scale factors' penalty; None increases it until the budget is met.
+        rounds: in which a penalty that grows removes, with training in between.
         by_cost: whether each channel's penalty is weighted by its cost.
         recipe: optimizer settings of the training with scale factors.
         retrain: optimizer settings of the student's training, and of its controls'.
@@ -458,6 +459,7 @@ class Prune:
     divisor: Side = 0
     controls: bool = True
     penalty: Amount | None = None
+    rounds: Count = 4
     by_cost: bool = False
     recipe: Recipe = Recipe(steps=400, learning_rate=0.02)
     retrain: Recipe = Recipe(learning_rate=0.05)

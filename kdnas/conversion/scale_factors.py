@@ -18,6 +18,7 @@ from kdnas.losses.response.soft_targets import SoftTargets
 from kdnas.network import Network
 from kdnas.outputs import Outputs
 from kdnas.spaces.converted import Converted
+from kdnas.values import Count, check_value
 
 _GROWTH = (0.1, 1000.0, 0.8)  # of the penalty: start, end, share of the steps
 _CHECKS = 200  # of the cost of the remaining network
@@ -48,6 +49,9 @@ class Factors(Distiller):
     restored as the budget allows, those farthest from 0 for their cost first. After that, zeros are fixed and the rest
     is trained without penalty.
 
+    In $R$ rounds of equally many steps the penalty begins anew in each; round $r$ removes until each bounded cost $C$
+    is at most $C\,(B / C)^{r / R}$, with $B$ the bound, and trains what is left without penalty until its end.
+
     Args:
         space: of the converted network (`kdnas.conversion.convert.convert`), which is its largest subnet.
         penalty: lambda; None grows it until the budget is met.
@@ -56,9 +60,10 @@ class Factors(Distiller):
             (CIFAR-10 at 16x16, 700 steps of retraining, one seed).
         blocks: whether whole blocks have factors too.
         temperature: T.
+        rounds: of a growing penalty.
 
     Raises:
-        ValueError: nothing can be removed, a negative penalty, or neither penalty nor budget.
+        ValueError: nothing can be removed, a negative penalty, neither penalty nor budget, or rounds of a fixed penalty.
 
     Reference: Gu, Tresp, Search for Better Students to Learn Distilled Knowledge, ECAI 2020 (arXiv 2001.11612), the
         objective of section 3.
@@ -78,8 +83,12 @@ class Factors(Distiller):
         by_cost: bool = False,
         blocks: bool = True,
         temperature: float = 1.0,
+        rounds: int = 1,
     ) -> None:
         super().__init__()
+        check_value("rounds", rounds, Count)
+        if penalty is not None and rounds > 1:
+            raise ValueError(f"`rounds` belong to a penalty that grows, got {rounds} of the penalty {penalty:g}.")
         single = [unit for unit in units(space) if isinstance(unit, ResidualBlock) or unit.multiple == 1]
         self.units = tuple(unit for unit in single if blocks or not isinstance(unit, ResidualBlock))
         self.removal = Removal(space, self.units)
@@ -87,7 +96,7 @@ class Factors(Distiller):
             raise ValueError("no channel and no block of this network can be removed. `kdnas convert` reports why.")
         if penalty is None and not budget.bounds():
             raise ValueError("scale factors need a penalty, or a budget for which it grows; got neither.")
-        self.penalty, self.budget = penalty, budget
+        self.penalty, self.budget, self.rounds = penalty, budget, rounds
         savings = self.removal.savings()
         costs = {unit.key: max(savings[unit.key].macs, 1) for unit in self.units}
         most = max((costs[u.key] for u in self.units if isinstance(u, ChannelGroup)), default=math.inf)
@@ -95,8 +104,8 @@ class Factors(Distiller):
         self.regulariser = ScaleFactors(strength=1.0 if penalty is None else penalty, costs=shares)
         self.divergence = SoftTargets(temperature=temperature)
         self.factors = nn.ParameterDict({unit.key: nn.Parameter(torch.ones(unit.size)) for unit in self.units})
-        # Nonzero factors when the budget was met, and the factors at the last check before; all ones until then.
-        self.register_buffer("met", torch.tensor(False))
+        # Rounds whose budget was met; nonzero factors when the last was, and the factors at the last check before.
+        self.register_buffer("met", torch.tensor(0))
         self.alive, self.before = (
             nn.ParameterDict({u.key: nn.Parameter(torch.ones(u.size), requires_grad=False) for u in self.units})
             for _ in range(2)
@@ -147,11 +156,11 @@ class Factors(Distiller):
         del batch
         if self.penalty is not None:
             self.regulariser.proximal(self._values(), step.rate)
-        elif bool(self.met):
+        else:
             for unit in self.units:  # the gradient moves factors that are 0: back to 0
                 self.factors[unit.key].data.mul_(self.alive[unit.key])
-        else:
-            self._grow(step)
+            if int(self.met) <= self._round(step):
+                self._grow(step)
         self._fold_largest(dict(model.named_parameters()))
 
     @torch.no_grad()
@@ -168,13 +177,27 @@ class Factors(Distiller):
     def _values(self) -> list[nn.Parameter]:
         return [self.factors[unit.key] for unit in self.units]
 
+    def _round(self, step: Step) -> int:
+        """From 0."""
+        return min(self.rounds - 1, int(step.progress * self.rounds))
+
+    def _budget(self, done: int) -> Budget:
+        """What may be left after so many rounds."""
+        if done == self.rounds:
+            return self.budget
+        costs = cost(self.removal.space.blueprint(self.removal.space.largest))._asdict()
+        share = done / self.rounds
+        return Budget(**{name: costs[name] ** (1 - share) * bound**share for name, bound in self.budget.bounds().items()})
+
     def _grow(self, step: Step) -> None:
         first, last, within = _GROWTH
-        strength = first * (last / first) ** min(1.0, step.progress / within)
+        done = self._round(step)
+        strength = first * (last / first) ** min(1.0, (step.progress * self.rounds - done) / within)
         self.regulariser.proximal(self._values(), step.rate * strength)
         if step.index % max(1, step.total // _CHECKS):
             return
-        if self.budget.excess(cost(self.removal.remaining(self.nonzero()))) > 0:
+        budget = self._budget(done + 1)
+        if budget.excess(cost(self.removal.remaining(self.nonzero()))) > 0:
             for key, value in self.factors.items():
                 self.before[key].copy_(value.detach())
             return
@@ -187,10 +210,10 @@ class Factors(Distiller):
         for key, value in values.items():
             self.factors[key].data.copy_(torch.where(gone[key], before[key], value))
         order = {key: torch.where(gone[key], near[key], most + 1 + value.abs()) for key, value in values.items()}
-        for key, mask in self.removal.within(self.budget, order, self.nonzero()).items():
+        for key, mask in self.removal.within(budget, order, self.nonzero()).items():
             self.alive[key].copy_(mask)
             self.factors[key].data.mul_(self.alive[key])
-        self.met.fill_(True)
+        self.met.fill_(done + 1)
 
 
 def _scaled(unit: Unit) -> Iterator[tuple[str, int]]:

@@ -1103,6 +1103,7 @@ def prune(
     weights: Literal["chosen", "inherited", "fresh"] = Prune.weights,
     controls: bool = Prune.controls,
     penalty: Amount | None = None,
+    rounds: Count = Prune.rounds,
     insist: bool = False,
     trust: bool = False,
     decoders: Processes | None = None,
@@ -1129,6 +1130,7 @@ def prune(
         weights: initial weights of the retraining: inherited, fresh, or chosen by such a trial.
         controls: whether equal shares, random removal and the student without a teacher are retrained whole too.
         penalty: weight of the scale factors' penalty; by default it grows until the budget is met.
+        rounds: in which a penalty that grows removes, with training in between.
         insist: train although the teacher or the size of the images speaks against it.
         trust: run code that files name, though it is none of kdnas's algorithms.
         decoders: processes that decode images ahead of need, for each training; 0 for none. By default one per core
@@ -1165,6 +1167,7 @@ def prune(
             num_candidates=num_candidates,
             divisor=divisor,
             controls=controls,
+            rounds=rounds,
             weights=weights,
         )
     changes: dict[str, Any] = {

@@ -404,7 +404,10 @@ class Job:
         """Train the source with a factor per channel and block, and remove the least ones; counts, and facts."""
         settings, space = self.settings, self.source.space
         network = copy.deepcopy(source).requires_grad_(True)
-        factors = Factors(space, penalty=settings.penalty, budget=self.budget, by_cost=settings.by_cost)
+        rounds = settings.rounds if settings.penalty is None else 1
+        factors = Factors(
+            space, penalty=settings.penalty, budget=self.budget, rounds=rounds, by_cost=settings.by_cost
+        )
         factors.within(self.budget)  # refuses a budget that cannot be met before anything is trained
         training = Training(network, factors, self.data, self.teacher, settings.recipe, default_device())
         watch = lambda: {"accuracy": accuracy(_Folded(network, factors), self.data.search, self.data)}  # noqa: E731

@@ -18,6 +18,7 @@ from kdnas.costs.count import cost
 from kdnas.data.base import Data
 from kdnas.distillers.base import Step
 from kdnas.jobs.prune import prune
+from kdnas.network import Network
 from kdnas.outputs import Outputs
 from kdnas.runs.folder import RunFolder
 from kdnas.settings import FitTeacher, Recipe
@@ -412,6 +413,34 @@ def test_looks_that_are_far_apart_remove_no_more_than_the_budget_asks(total):
     assert sum(map(len, went)) > 0
     assert all(not len(c) or not len(w) or c.min() >= w.max() for c, w in zip(came, went, strict=True))
     assert total == 200 or sum(map(len, came)) > 0
+
+
+@pytest.mark.parametrize("rounds", [1, 3])
+def test_each_round_removes_to_its_share_of_the_budget_and_brings_nothing_back(rounds):
+    whole = cost(SPACE.blueprint(SPACE.largest)).macs
+    factors = Factors(SPACE, budget=Budget(macs=whole / 8), rounds=rounds)
+    network = Network(SPACE.blueprint(SPACE.largest))
+    total, before = 300, factors.nonzero()
+    for index in range(total):
+        factors.after(network, None, Step(index, total, 0, rate=0.01))
+        nonzero = factors.nonzero()
+        done = int(factors.met)
+        left = cost(factors.removal.remaining(nonzero)).macs
+        assert done <= index * rounds // total + 1
+        assert left <= whole * 8 ** (-done / rounds)
+        for value in factors.factors.values():  # as a gradient would
+            value.data[value == 0] = 0.01 if done == rounds else 0.0
+        if done:
+            assert all((nonzero[key] <= before[key]).all() for key in nonzero)
+        before = nonzero
+    assert done == rounds
+    factors.after(network, None, Step(total - 1, total, 0, rate=0.01))
+    assert all(torch.equal(value != 0, factors.alive[key] != 0) for key, value in factors.factors.items())
+
+
+def test_rounds_of_a_fixed_penalty_are_refused():
+    with pytest.raises(ValueError, match="`rounds` belong to a penalty that grows, got 2 of the penalty 0.1"):
+        Factors(SPACE, penalty=0.1, rounds=2)
 
 
 def test_what_was_met_survives_a_checkpoint(tmp_path):

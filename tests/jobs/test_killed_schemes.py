@@ -16,6 +16,7 @@ from kdnas.students.folder import read_student
 from kdnas.tables import space_from_table
 from tests.jobs.test_killed import same_weights
 from tests.killing import CHECKPOINT, drafts, killed, no_graph  # noqa: F401
+from tests.patterns import traced_once  # noqa: F401
 
 pytestmark = pytest.mark.slow  # each test starts a process of its own
 
