@@ -121,7 +121,7 @@ class _Part(NamedTuple):
     def read(cls, pairs: Sequence[tuple[Path, Path]], classes: _Classes, size: tuple[int, int]) -> "_Part":
         """Decode images and masks."""
         images, masks_ = [], []
-        decoded = each_of(lambda pair: _decoded(*pair, classes, size), pairs)
+        decoded = each_of(lambda pair: _decoded(pair[0], pair[1], classes, size), pairs)
         for (image, _), (pixels, labels) in zip(pairs, decoded, strict=True):
             if images and pixels.shape != images[0].shape:
                 raise ValueError(
