@@ -63,7 +63,8 @@ class Factors(Distiller):
         rounds: of a growing penalty.
 
     Raises:
-        ValueError: nothing can be removed, a negative penalty, neither penalty nor budget, or rounds of a fixed penalty.
+        ValueError: nothing can be removed, a negative penalty, neither penalty nor budget, or rounds of a fixed
+            penalty.
 
     Reference: Gu, Tresp, Search for Better Students to Learn Distilled Knowledge, ECAI 2020 (arXiv 2001.11612), the
         objective of section 3.
@@ -187,7 +188,9 @@ class Factors(Distiller):
             return self.budget
         costs = cost(self.removal.space.blueprint(self.removal.space.largest))._asdict()
         share = done / self.rounds
-        return Budget(**{name: costs[name] ** (1 - share) * bound**share for name, bound in self.budget.bounds().items()})
+        return Budget(
+            **{name: costs[name] ** (1 - share) * bound**share for name, bound in self.budget.bounds().items()}
+        )
 
     def _grow(self, step: Step) -> None:
         first, last, within = _GROWTH

@@ -405,9 +405,7 @@ class Job:
         settings, space = self.settings, self.source.space
         network = copy.deepcopy(source).requires_grad_(True)
         rounds = settings.rounds if settings.penalty is None else 1
-        factors = Factors(
-            space, penalty=settings.penalty, budget=self.budget, rounds=rounds, by_cost=settings.by_cost
-        )
+        factors = Factors(space, penalty=settings.penalty, budget=self.budget, rounds=rounds, by_cost=settings.by_cost)
         factors.within(self.budget)  # refuses a budget that cannot be met before anything is trained
         training = Training(network, factors, self.data, self.teacher, settings.recipe, default_device())
         watch = lambda: {"accuracy": accuracy(_Folded(network, factors), self.data.search, self.data)}  # noqa: E731

@@ -439,7 +439,7 @@ def test_each_round_removes_to_its_share_of_the_budget_and_brings_nothing_back(r
 
 
 def test_rounds_of_a_fixed_penalty_are_refused():
-    with pytest.raises(ValueError, match="`rounds` belong to a penalty that grows, got 2 of the penalty 0.1"):
+    with pytest.raises(ValueError, match=r"`rounds` belong to a penalty that grows, got 2 of the penalty 0\.1"):
         Factors(SPACE, penalty=0.1, rounds=2)
 
 
