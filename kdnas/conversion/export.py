@@ -70,6 +70,8 @@ def export(module: nn.Module, image: tuple[int, int, int]) -> torch.export.Expor
         # Stochastic depth does nothing in evaluation mode; a dropout in its place is recorded.
         with silenced(), torch.no_grad(), hooked(paths, after=_mark_path):
             return torch.export.export(module, (torch.zeros(BATCH, *image),), strict=False)
+    except OSError:  # a full disk, not the network
+        raise
     except Exception as error:
         reason = _reason(error)
         if "data-dependent" in reason or type(error).__name__.startswith("GuardOnDataDependent"):

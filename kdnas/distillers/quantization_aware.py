@@ -151,6 +151,8 @@ def _rounding_graph(network: Network, images: Tensor) -> torch.fx.GraphModule:
             _without_dropout(traced)
             quantizer = X86InductorQuantizer().set_global(get_default_x86_inductor_quantization_config(is_qat=True))
             graph: torch.fx.GraphModule = prepare_qat_pt2e(traced, quantizer)
+    except OSError:  # a full disk, not the network
+        raise
     except Exception as error:  # a tracer runs layers in ways of its own, which may raise anything
         raise ValueError(f"the student cannot be traced for quantisation: {reason(error)}.") from error
     for name, parameter in wrapper.named_parameters():

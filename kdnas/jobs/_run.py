@@ -81,8 +81,11 @@ class Run:
     @cached_property
     def experiment(self) -> Experiment:
         """What was asked for."""
+        job = self.storage.manifest["job"]
+        if isinstance(job, dict) and "train" not in job:
+            raise ValueError(f"{self.folder} is no run of `kdnas run` or `kdnas train`. Name such a run.")
         try:
-            return Experiment.from_json(self.storage.manifest["job"])
+            return Experiment.from_json(job)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(
                 f"{self.storage.path(MANIFEST)} does not describe a job ({error!r}). Start again in another folder."

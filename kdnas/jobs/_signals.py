@@ -1,16 +1,16 @@
 """What ends a command from outside: signals, as Ctrl-C does, memory and the disk."""
 
 import contextlib
-import errno
 import re
 import signal
 import threading
 from collections.abc import Iterator
 from typing import Any, NoReturn, final
 
+from kdnas.runs.files import FULL
+
 _GOES_ON = "the same command goes on from the last checkpoint."
 _OUT_OF_MEMORY = re.compile("out of memory|not enough memory|can't allocate memory", re.IGNORECASE)
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @final
@@ -66,5 +66,5 @@ def ending(error: BaseException) -> tuple[str, int] | None:
 def disk_error(error: OSError) -> str:
     """A sentence on an error of the operating system, with the file where it is known."""
     place = f"{error.filename}: " if error.filename else ""
-    advice = "Make room; the same command goes on." if error.errno in _FULL else "Check the path and the disk."
+    advice = "Make room; the same command goes on." if error.errno in FULL else "Check the path and the disk."
     return f"{place}{error.strerror or error}. {advice}"

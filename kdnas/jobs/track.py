@@ -44,7 +44,8 @@ def track(run: Path, tracker: Tracker, *, follow: bool = False, online: bool = F
     """Write a run's metrics and results to a tracker; the same call later writes what is new, and nothing twice.
 
     The tracker's files and the last step of each phase that it has are in `RUN/tracking/TRACKER`: removing that folder
-    begins anew. After a kill, lines of the last two seconds, or of a call without `follow`, are written again.
+    begins anew. After a kill or on a full disk, lines of the last two seconds, or of a call without `follow`, come
+    again.
 
     Args:
         run: the run folder, whose training may be going on.

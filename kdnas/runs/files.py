@@ -21,6 +21,8 @@ FORMAT = 1
 """The version of every file that is written; older ones, and files without a version, are read."""
 MOST_DEPTH = 64
 _MOST_BYTES = 2**28
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Error numbers of a disk, a quota or a file that is full."""
 _OLD = 600.0  # seconds
 _NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES)
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from kdnas.costs.latency import timed
 from kdnas.data.base import Data
-from kdnas.runs.files import plain, write_bytes
+from kdnas.runs.files import FULL, plain, write_bytes
 from kdnas.runs.folder import CONFIG, GRAPH, INTEGERS, MODEL, PROGRAM, SOURCE, XNNPACK
 from kdnas.runtimes import (
     Function,
@@ -221,6 +221,8 @@ def write_forms(draft: Draft, names: Sequence[str]) -> dict[str, Record]:
         try:
             records[name] = form.write(draft)
         except Exception as error:  # other libraries may raise anything, and the student itself is sound
+            if isinstance(error, OSError) and error.errno in FULL:
+                raise
             for file in form.files:
                 (draft.folder / file).unlink(missing_ok=True)
             reason = plain(f"{error}" if isinstance(error, ValueError) else f"{type(error).__name__}: {error}", 400)

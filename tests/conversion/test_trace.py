@@ -289,6 +289,15 @@ def untracked():
     return Small(nn.BatchNorm2d(16, track_running_stats=False))
 
 
+def test_a_full_disk_is_not_the_network_s_fault(monkeypatch):
+    def full(*_, **__):
+        raise FileNotFoundError(2, "No usable temporary directory found")
+
+    monkeypatch.setattr(torch.export, "export", full)
+    with pytest.raises(FileNotFoundError, match="temporary directory"):
+        convert(small(), image=(3, 16, 16))
+
+
 @pytest.mark.parametrize(
     ("module", "message"),
     [

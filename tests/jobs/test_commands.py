@@ -17,6 +17,7 @@ from kdnas.data.builtin import digits
 from kdnas.data.datasets import from_dataset
 from kdnas.jobs._memory import keep
 from kdnas.network import default_device, on_device
+from kdnas.runs.folder import RunFolder
 from kdnas.students.folder import read_student
 from tests.toy import Cnn, data
 
@@ -196,3 +197,9 @@ def test_jobs_import_little_beside_torch():
     jobs = ", ".join(f"kdnas.jobs.{job}" for job in ("chain", "prune", "compare", "grow", "plan", "doctor"))
     program = f"import sys, {jobs}; print([name for name in {slow} if name in sys.modules])"
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_a_run_of_another_command_is_not_searched(tmp_path):
+    RunFolder.create(tmp_path / "pruned", {"prune": {}}, 0)
+    with pytest.raises(ValueError, match="pruned is no run of `kdnas run` or `kdnas train`"):
+        kdnas.search(tmp_path / "pruned")

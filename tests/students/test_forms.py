@@ -1,4 +1,5 @@
 import dataclasses
+import errno
 import json
 import random
 import re
@@ -106,6 +107,13 @@ def test_forms_that_are_there_stay_and_a_failure_leaves_nothing_of_its_form(bare
     assert records["pte"] == {"problem": "RuntimeError: no kernel for this line"}
     assert not (folder / "student.pte").exists() and "student.pte is left out: RuntimeError" in log.text
     assert add_forms(folder, folder, ())["pt2"] == records["pt2"]
+
+    def full(draft):
+        raise OSError(errno.ENOSPC, "No space left on device", "student.pte")
+
+    monkeypatch.setitem(FORMS, "pte", FORMS["pte"]._replace(extra="", write=full))
+    with pytest.raises(OSError, match="No space left"):
+        add_forms(folder, folder, ("pte",))
 
 
 def _plain(draft):
