@@ -1,9 +1,11 @@
 """Text from files and values as a terminal may show it."""
 
+import os
 import re
 import sys
 import traceback
 import warnings
+from pathlib import Path
 from typing import Any, TextIO
 
 _OBEYED = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -34,6 +36,16 @@ def printable_content(value: Any) -> Any:
     if isinstance(value, list):
         return [printable_content(entry) for entry in value]
     return printable(value) if isinstance(value, str) else value
+
+
+def typed_path(text: str) -> Path:
+    """The path that a person typed, or that a list of files holds; where no user is called as after `~`, it is a name.
+
+    Example:
+        >>> typed_path("~no such user/a.png").name
+        'a.png'
+    """
+    return Path(os.path.expanduser(text))  # noqa: PTH111  # Path.expanduser raises a RuntimeError
 
 
 def reason(error: BaseException, *, named: bool = False) -> str:

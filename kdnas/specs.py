@@ -14,7 +14,7 @@ from types import UnionType
 from typing import Annotated, Any, ClassVar, Literal, Union, final, get_args, get_origin
 
 from kdnas.plain import reason
-from kdnas.values import check_arguments
+from kdnas.values import check_arguments, real, whole
 
 
 @final
@@ -486,7 +486,7 @@ def _fits(value: Any, kinds: Sequence[Any]) -> bool:
 def _parse_value(text: str) -> bool | int | float | str:
     if text in ("true", "false"):
         return text == "true"
-    for kind in (int, float):
+    for kind in (whole, real):
         try:
             return kind(text)
         except ValueError:

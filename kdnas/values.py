@@ -79,6 +79,40 @@ def is_finite(number: Any) -> bool:
         return False
 
 
+_WHOLE = re.compile(r"[+-]?\d+", re.ASCII)
+_REAL = re.compile(r"[+-]?((\d+\.?\d*|\.\d+)(e[+-]?\d+)?|inf|nan)", re.ASCII | re.IGNORECASE)
+
+
+def whole(text: str) -> int:
+    """The whole number of a text that a person typed, or that a file of text holds: digits 0 to 9 and a sign.
+
+    Raises:
+        ValueError: it is none; `1_000` and digits of other scripts, which Python reads, are not meant as numbers.
+
+    Example:
+        >>> whole("-12")
+        -12
+    """
+    if not _WHOLE.fullmatch(text):
+        raise ValueError(f"a whole number has digits 0 to 9 and a sign, got {shown(text)}.")
+    return int(text)
+
+
+def real(text: str) -> float:
+    """The number of a text, as `whole`, with a decimal point and an exponent; `inf` and `nan` are left to ranges.
+
+    Raises:
+        ValueError: it is none.
+
+    Example:
+        >>> real("1.5e3")
+        1500.0
+    """
+    if not _REAL.fullmatch(text):
+        raise ValueError(f"a number has digits 0 to 9, a sign, a point and an exponent, got {shown(text)}.")
+    return float(text)
+
+
 @final
 @dataclass(frozen=True)
 class Time:
@@ -100,11 +134,11 @@ def seconds(value: Any) -> float | None:
         (5400.0, 2.0, None)
     """
     text = str(value)
-    parts = re.fullmatch(r"(?:([\d.]+)h)?(?:([\d.]+)m)?(?:([\d.]+)s?)?", text)
+    parts = re.fullmatch(r"(?:([\d.]+)h)?(?:([\d.]+)m)?(?:([\d.]+)s?)?", text, re.ASCII)
     try:
         if parts is None or not any(parts.groups()):
-            return float(text.removesuffix("s"))
-        return sum(float(n) * unit for n, unit in zip(parts.groups(), (3600, 60, 1), strict=True) if n)
+            return real(text.removesuffix("s"))
+        return sum(real(n) * unit for n, unit in zip(parts.groups(), (3600, 60, 1), strict=True) if n)
     except ValueError:
         return None
 

@@ -240,7 +240,7 @@ def refusing(at: int, number_of: int = errno.EROFS) -> Fault:
     return fault
 
 
-_TIMES = {"seconds", "created", "saved", "milliseconds"}
+_TIMES = {"seconds", "created", "saved", "milliseconds", "checksum"}
 
 
 def differences(one: Path, other: Path) -> list[str]:

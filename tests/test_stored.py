@@ -1,7 +1,8 @@
 """Runs and students of every format that was ever written are read by today's code.
 
-`golden/run` is from before the modules moved and has no format in its files; `golden/format_1` is the first with one. A
-golden is never written anew: a change of the format adds another one.
+`golden/run` is from before the modules moved and has no format in its files; `golden/format_1` is the first with one,
+`golden/format_2` the first whose JSON objects and lines have checksums. A golden is never written anew: a change of the
+format adds another one.
 """
 
 import json
@@ -14,6 +15,7 @@ import torch
 from kdnas.cli.commands import main
 from kdnas.jobs._run import Run
 from kdnas.ranking.order import ranked
+from kdnas.runs.folder import CONFIG
 from kdnas.students.folder import read_student
 from kdnas.students.source import load_source
 
@@ -51,6 +53,7 @@ def test_a_stored_ranking_keeps_its_order(stored):
     [
         *(f"run/students/{name}" for name in ("student", "place-1", "place-2", "place-2-retrained")),
         "format_1/students/student",
+        "format_2/students/student",
     ],
 )
 def test_a_stored_student_gives_the_same_logits_as_its_source(stored, name):
@@ -72,13 +75,14 @@ def test_later_commands_go_on_from_a_stored_run(stored, capsys):
     assert json.loads(capsys.readouterr().out)["params"] == 846
 
 
-@pytest.mark.parametrize("name", ["run", "format_1"])
+@pytest.mark.parametrize("name", ["run", "format_1", "format_2"])
 def test_what_a_stored_run_has_measured_is_read(stored, name):
     run = Run(stored.parent / name)
     assert run.experiment.train.recipe.steps == 30 and run.experiment.search.budget.macs == 30_000
     entries = run.storage.ranking(1)
     assert len({entry.code for entry in entries}) > 5
-    assert run.ranking()[0].score == max(entry.score for entry in entries if not entry.is_control)
+    best = max(entry.score for entry in entries if not entry.is_control)
+    assert name == "format_2" or run.ranking()[0].score == best  # its last search has another score
     names = {row["name"]: row["accuracy"] for row in run.storage.results()["rows"]}
     assert names.keys() >= {"teacher", "student", "control"} and all(0 < value < 1 for value in names.values())
     assert torch.isfinite(torch.cat([p.flatten() for p in run.supernet.parameters()])).all()
@@ -92,8 +96,13 @@ def test_the_finals_of_format_1_are_not_trained_again(stored, capsys):
     assert ((folder / "trainings.jsonl").read_bytes(), (folder / "test_hits.jsonl").read_bytes()) == before
 
 
-def test_every_file_of_format_1_says_so():
-    files = [path for path in (GOLDEN / "format_1").rglob("*") if path.suffix in (".json", ".jsonl", ".safetensors")]
+@pytest.mark.parametrize("number", [1, 2])
+def test_every_file_of_a_format_says_so(number):
+    folder = GOLDEN / f"format_{number}"
+    files = [path for path in folder.rglob("*") if path.suffix in (".json", ".jsonl", ".safetensors")]
     assert len(files) > 10
-    for path in files:
-        assert (b'"kdnas":"1 ' if path.suffix == ".safetensors" else b'"format": 1') in path.read_bytes(), path
+    stamps = {".safetensors": b'"kdnas":"%d ' % number}
+    for path in (path for path in files if path.name != CONFIG):
+        content = path.read_bytes()
+        assert stamps.get(path.suffix, b'"format": %d' % number) in content, path
+        assert number < 2 or content.count(b'"checksum": ') == content.count(b'"format": 2'), path

@@ -230,7 +230,7 @@ def test_what_was_begun_here_needs_no_flag_in_a_later_process_and_wherever_the_f
     changed = json.loads((tmp_path / "moved" / "run.json").read_text())
     for value in (4, [3], "3"):
         changed["job"]["data"]["arguments"]["size"] = value
-        (tmp_path / "moved" / "run.json").write_text(json.dumps(changed))
+        (tmp_path / "moved" / "run.json").write_text(json.dumps(changed | {"format": 1}))
         with pytest.raises(Untrusted, match=r"tests\.toy:data"):
             RunFolder(tmp_path / "moved")
 

@@ -78,7 +78,7 @@ def test_every_number_of_every_command_is_one(capsys, monkeypatch):
     monkeypatch.setattr(commands, "parser", once)  # it is the same for all of the command lines
     assert len(walked) > 60 and {name for name, _, _ in walked} >= {"run", "search", "quantize", "export", "compare"}
     for name, action, kind in walked:
-        for text in ("nan", "inf", "-inf", "-1", "1e400", "true", "9" * 5000):
+        for text in ("nan", "inf", "-inf", "-1", "1e400", "true", "1_000", "１２", "9" * 5000):
             if kind is int and text == "9" * 5000:
                 continue  # a long one is refused in the same place
             with pytest.raises(SystemExit) as stopped:
@@ -171,7 +171,7 @@ def replaced(content, path, value):
         ("run", "--budget", "macs={}"),
     ],
 )
-@pytest.mark.parametrize("value", ["nan", "-1"])
+@pytest.mark.parametrize("value", ["nan", "-1", "1_0", "１２"])
 def test_a_number_within_an_option_is_one(capsys, tmp_path, command, option, text, value):
     given = {"--data": "digits", "--space": "toy", option: text.format(value), "--out": str(tmp_path / "out")}
     with pytest.raises(SystemExit) as stopped:

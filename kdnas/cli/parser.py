@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, NoReturn, Union, get_args, get_origi
 from kdnas.plain import printable, show
 from kdnas.settings import Recipe
 from kdnas.specs import Spec
-from kdnas.values import hints_of
+from kdnas.values import hints_of, real, whole
 
 
 class Parser(argparse.ArgumentParser):
@@ -22,6 +22,8 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.register("type", int, whole)
+        self.register("type", float, real)
         # A value such as -5s is one, to be refused by its meaning, and no unknown option.
         self._negative_number_matcher = re.compile(r"-(\.?\d|inf|nan)")
 

@@ -7,7 +7,7 @@ from typing import ClassVar, NamedTuple, final
 
 from kdnas.costs.target import Target
 from kdnas.specs import nearest
-from kdnas.values import is_finite, shown
+from kdnas.values import is_finite, real, shown
 
 
 class Cost(NamedTuple):
@@ -231,7 +231,7 @@ def _after(name: str, bound: float | str | None) -> tuple[str, float | str | Non
 def _share(name: str, text: str) -> float:
     """A share below 1 from a percentage."""
     try:
-        share = float(text.strip()[:-1]) / 100
+        share = real(text.strip()[:-1].rstrip()) / 100
     except ValueError:
         share = float("nan")
     if not 0 < share < 1:
@@ -246,7 +246,7 @@ def _bound(name: str, bound: float | str) -> float:
     if isinstance(bound, str):
         match = re.fullmatch(r"\s*(.*?[\d.])\s*([A-Za-z]*)\s*", bound)
         try:
-            value = float(match[1]) * units[match[2]] if match else float(bound)
+            value = real(match[1]) * units[match[2]] if match else real(bound.strip())
         except (ValueError, KeyError):
             known = ", ".join(filter(None, units))
             rule = (

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
-from kdnas.costs.latency import adopt_rows, linear_fit, signed, verified
+from kdnas.costs.latency import adopt_rows, linear_fit, verified
 from kdnas.costs.target import Target
 from kdnas.runs.files import Damaged, read_json
 
@@ -74,9 +74,9 @@ def adopt(path: Path) -> Target:
         raise Damaged(path, "has a network whose layers take no time", _AGAIN)
     offset, scale = linear_fit(sums, wholes)
     table = [
-        signed({"reference": 1.0, "device": content["device"], "threads": content["threads"]}),
-        signed({"scale": scale, "offset": offset, "sums": sums, "wholes": wholes}),
-        *(signed({"layer": key, "seconds": seconds}) for key, seconds in alone.items()),
+        {"reference": 1.0, "device": content["device"], "threads": content["threads"]},
+        {"scale": scale, "offset": offset, "sums": sums, "wholes": wholes},
+        *({"layer": key, "seconds": seconds} for key, seconds in alone.items()),
     ]
     try:
         verified(content)

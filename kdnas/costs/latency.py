@@ -1,6 +1,5 @@
 """Latency of networks on a device: a table of layers, each measured once, and their sum."""
 
-import hashlib
 import json
 import platform
 import statistics
@@ -19,6 +18,7 @@ from kdnas.costs.count import layer_inputs
 from kdnas.costs.target import Target
 from kdnas.network import Network, build
 from kdnas.randomness import python_rng
+from kdnas.runs.files import CHECKSUM, checksum
 from kdnas.runtimes import executorch_bytes, executorch_function, onnx_bytes, onnx_function, require
 from kdnas.space import Blueprint, Layer, SearchSpace
 
@@ -64,13 +64,13 @@ class LayerTable(ABC):
             sums, wholes = [self.sum(b) for b in blueprints], [self.whole(b) for b in blueprints]
             self.offset, self.scale = linear_fit(sums, wholes)
             fit = {"scale": self.scale, "offset": self.offset, "sums": sums, "wholes": wholes}
-            self.write(signed(fit))
+            self.write(fit)
 
     def _layer(self, layer: Layer, shape: tuple[int, ...]) -> float:
         key = json.dumps([layer.make.to_json(), shape])
         if key not in self.layers:
             self.layers[key] = self._alone(layer, shape)
-            self.write(signed({"layer": key, "seconds": self.layers[key]}))
+            self.write({"layer": key, "seconds": self.layers[key]})
         return self.layers[key]
 
 
@@ -172,7 +172,7 @@ class LatencyTable(LayerTable):
         self._input = torch.zeros(1, 32, 32, 32, device=self.device)
         if self.base is None:
             self.base = min(self._times(lambda: self._reference(self._input)))
-            self.write(signed({"reference": self.base, **self._here}))
+            self.write({"reference": self.base, **self._here})
 
     base: float | None
     call: float | None
@@ -230,7 +230,7 @@ class LatencyTable(LayerTable):
             )
         if self.call is None and self.target.runtime != "eager":
             self.call = self._measure(nn.Identity(), (1, 8))
-            self.write(signed({"call": self.call}))
+            self.write({"call": self.call})
         try:
             return max(0.0, self._measure(build(layer), shape) - (self.call or 0.0))
         except (ValueError, RuntimeError) as error:
@@ -341,17 +341,11 @@ def _positive(value: Any, *, or_zero: bool = False) -> float:
     return float(value)
 
 
-def signed(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row with the checksum of its values."""
-    return {**row, "checksum": hashlib.blake2b(json.dumps(dict(row)).encode(), digest_size=8).hexdigest()}
-
-
 def verified(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row without its checksum; one from before there were any has none."""
-    plain = {key: value for key, value in row.items() if key != "checksum"}
-    if "checksum" in row and signed(plain) != row:
+    """A row without its own checksum, which those of other devices and of runs of format 1 have."""
+    if CHECKSUM in row and checksum(row) != row[CHECKSUM]:
         raise TypeError("its checksum is another than when it was written")
-    return plain
+    return {key: value for key, value in row.items() if key != CHECKSUM}
 
 
 def timed(call: Callable[[], Any], device: torch.device, repeats: int, warm: int = _WARM) -> list[float]:

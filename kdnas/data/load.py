@@ -12,6 +12,7 @@ from kdnas.data.cifar import cifar10, cifar100
 from kdnas.data.folders import folder
 from kdnas.data.masks import masks
 from kdnas.data.sources import csv, hf, npz, parquet, wds
+from kdnas.plain import typed_path
 from kdnas.specs import Spec, check_typed, nearest, resolve, spec, split_options
 
 _FORMS = (
@@ -67,7 +68,7 @@ def load_data(text: str, **options: object) -> Spec:
             raise ValueError(f"{kind} must have a path: {kind}:PATH.")
         if kind == "digits" and colon:
             raise ValueError(f"digits has no path, got {text!r}.")
-        place = Path(path).expanduser()
+        place = typed_path(path)
         is_name = kind == "hf" and not place.exists() and not path.startswith((".", "/", "~"))
         paths = {} if kind == "digits" else {"path": path if is_name else str(place.resolve())}
         source = spec(loaders[kind], **paths, **typed, **options)

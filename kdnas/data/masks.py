@@ -221,7 +221,7 @@ def _listed(text: Path, void: int) -> _Classes:
     names, colours, voids = [], {}, {void}
     lines = [line.strip() for line in _text(text).splitlines() if line.strip()]
     for number, line in enumerate(lines):
-        match = re.fullmatch(r"(.*?)\s+(\d+)\s+(\d+)\s+(\d+)", line)
+        match = re.fullmatch(r"(.*?)\s+(\d{1,9})\s+(\d{1,9})\s+(\d{1,9})", line, re.ASCII)
         name = match[1] if match else line
         place = VOID if name == "void" else len(names)
         if match:

@@ -23,7 +23,7 @@ from kdnas.data.base import Data, TensorImages
 from kdnas.data.datasets import numbered
 from kdnas.data.files import SUFFIXES, Piece, Source, arrays_of
 from kdnas.data.pixels import as_pixels
-from kdnas.plain import reason
+from kdnas.plain import reason, typed_path
 from kdnas.runs.files import parse_json, plain
 from kdnas.runtimes import library
 from kdnas.tasks.labels import as_labels
@@ -31,7 +31,7 @@ from kdnas.values import Seed, Side
 
 IMAGES = ("image", "img", "pixel_values", "picture", "photo", "file", "file_name", "filename", "path", "filepath")
 LABELS = ("label", "labels", "class", "category", "target", "fine_label", "y", "cls")
-_WHOLE = re.compile(r"-?\d{1,18}")  # a longer one is a name
+_WHOLE = re.compile(r"-?\d{1,18}", re.ASCII)  # a longer one is a name
 _MOST_FILES = 100_000
 _SPLITS = ("split", "part", "subset", "set")
 
@@ -82,7 +82,7 @@ def csv(
             raise ValueError(f"line {number} of {path} must have {pictures} and {labels}, one is empty.")
         role = _role(str(row[split_column]), path) if split_column else "train"
         part = parts.setdefault(role, _Part([], []))
-        part.sources.append(file.parent / Path(row[pictures]).expanduser())
+        part.sources.append(file.parent / typed_path(row[pictures]))
         part.labels.append(row[labels] if labels else NO_CLASS)
     whole = all(_WHOLE.fullmatch(text) for part in parts.values() for text in part.labels)
     if whole:
@@ -471,7 +471,7 @@ def _of_files(
 
 def _braces(path: str) -> Iterator[str]:
     """The paths that `{000..012}` stands for."""
-    found = re.search(r"\{(\d+)\.\.(\d+)\}", path)
+    found = re.search(r"\{(\d+)\.\.(\d+)\}", path, re.ASCII)
     if found is None:
         yield path
         return

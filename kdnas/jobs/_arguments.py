@@ -34,7 +34,7 @@ from kdnas.tables import load_space, shared_folder, unstructure
 from kdnas.tasks.segmentation import Segmentation
 from kdnas.teachers.load import load_teacher
 from kdnas.teachers.zoo import Function
-from kdnas.values import Seconds, check_value, seconds
+from kdnas.values import Seconds, check_value, real, seconds
 
 _Settings = TypeVar("_Settings")
 
@@ -310,7 +310,7 @@ def losses_of(texts: Sequence[str]) -> tuple[tuple[float, Spec], ...]:
         name, _, number = text.partition("=")
         loss = find_spec("kdnas.losses", name)
         try:
-            weight = float(number) if number else getattr(resolve(loss.make), "weight", 1.0)
+            weight = real(number) if number else getattr(resolve(loss.make), "weight", 1.0)
         except ValueError:
             weight = math.nan
         if not 0 <= weight < math.inf:

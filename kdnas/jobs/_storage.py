@@ -3,6 +3,8 @@
 import contextlib
 import logging
 import math
+import re
+import sqlite3
 import threading
 import time
 import warnings
@@ -15,12 +17,21 @@ from optuna.exceptions import DuplicatedStudyError, ExperimentalWarning, Storage
 from optuna.storages import BaseStorage, RDBStorage, get_storage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy import create_engine, inspect
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
+from sqlalchemy.exc import (
+    ArgumentError,
+    DataError,
+    DBAPIError,
+    NoSuchModuleError,
+    NotSupportedError,
+    ProgrammingError,
+)
 
 from kdnas.architecture import Architecture
 from kdnas.jobs._scoring import scores_of, split
 from kdnas.plain import printable, reason
+from kdnas.runs.files import plain
 from kdnas.runs.lock import has_ended, own_record
 from kdnas.scorers.base import LayerCount, Score
 from kdnas.space import SearchSpace
@@ -54,18 +65,25 @@ def opened(url: str) -> BaseStorage:
     form = "sqlite:///search.db or postgresql://me@host/name"
     try:
         parsed = make_url(url)
-    except ArgumentError:
-        raise ValueError(f"`storage` must be a URL such as {form}, got {printable(url)!r:.80}.") from None
-    shown = printable(parsed.render_as_string(hide_password=True))
+    except (ArgumentError, ValueError):
+        shown = printable(re.sub(":.*@", ":***@", url.partition("?")[0]))  # what may be a password is not shown
+        raise ValueError(f"`storage` must be a URL such as {form}, got {shown!r:.80}.") from None
+    shown = printable(parsed.set(query={}).render_as_string(hide_password=True))
     if parsed.drivername == "grpc":
         return _proxy(parsed.host or "localhost", parsed.port or 13000)
     if parsed.drivername == "postgresql":  # else the driver that SQLAlchemy takes depends on its version
         url = parsed.set(drivername="postgresql+psycopg").render_as_string(hide_password=False)
     try:
+        names = _tables(url)
+        if names and "studies" not in names:
+            raise ValueError(
+                f"the storage {shown} must be a database of Optuna's alone, it has the table {plain(names[0], 80)}. "
+                "Name another database."
+            )
         with _quiet():
             return get_storage(RDBStorage(url, engine_kwargs={"pool_pre_ping": True}))  # connections that were lost
     except ImportError as error:  # of Optuna, for SQLAlchemy's own
-        driver = getattr(error.__cause__, "name", None) or parsed.drivername
+        driver = getattr(error.__cause__ or error, "name", None) or parsed.drivername
         package = "'kdnas[postgresql]'" if driver == "psycopg" else driver
         raise ValueError(f"the storage {shown} needs the package {driver}: pip install {package}") from None
     except NoSuchModuleError:
@@ -83,6 +101,14 @@ def opened(url: str) -> BaseStorage:
         ) from None
 
 
+def _tables(url: str) -> list[str]:
+    engine = create_engine(url)
+    try:
+        return inspect(engine).get_table_names()
+    finally:
+        engine.dispose()
+
+
 def _proxy(host: str, port: int) -> BaseStorage:
     from optuna.storages import GrpcStorageProxy
 
@@ -96,6 +122,14 @@ def _proxy(host: str, port: int) -> BaseStorage:
         raise ValueError(f"a storage grpc:// needs a package that is missing ({error}): pip install grpcio") from None
     except Exception as error:
         raise ValueError(f"no proxy answers at {host}:{port} ({reason(error, named=True)}). Start it first.") from None
+
+
+def _may_pass(cause: BaseException) -> bool:
+    """Whether an error may pass by itself: that of a server that is away, or of a file that another process locks."""
+    own = getattr(cause, "orig", None)
+    if isinstance(own, sqlite3.Error):
+        return "locked" in str(own)
+    return not isinstance(cause, ProgrammingError | DataError | NotSupportedError)
 
 
 def _cause(error: BaseException) -> str:
@@ -326,6 +360,8 @@ class Board:
                 return function(*arguments)
             except (StorageInternalError, DBAPIError) as error:
                 cause = error.__cause__ or error
+                if not _may_pass(cause):
+                    raise ValueError(f"the storage cannot be used: {_cause(cause)}. Name another database.") from error
                 if time.monotonic() > until:
                     raise ValueError(
                         f"the storage does not answer ({_cause(cause)}). Once it does, the same command goes on."

@@ -9,7 +9,7 @@ from kdnas.architecture import Architecture, Choice, Value
 from kdnas.costs.count import cost, layer_costs, sum_costs
 from kdnas.jobs._run import Run
 from kdnas.jobs.predict import beliefs_of
-from kdnas.runs.files import FORMAT, write_json
+from kdnas.runs.files import write_json
 from kdnas.runs.folder import WHY
 from kdnas.scorers.base import Evidence, Score, score_all
 from kdnas.similarity import dissimilarity, rdm_similarity
@@ -49,7 +49,6 @@ def why(
     networks = [architecture, *dict.fromkeys(other for _, _, other in changes)]
     scores = dict(zip(networks, score_all(run.supernet, networks, run.scorer(scorer), evidence), strict=True))
     explanation: dict[str, Any] = {
-        "format": FORMAT,
         "code": space.code(architecture),
         "architecture": dict(architecture),
         "scorer": scorer.name,

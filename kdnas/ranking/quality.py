@@ -25,7 +25,7 @@ from kdnas.statistics import (
     resampled_spearman,
     spearman,
 )
-from kdnas.values import shown
+from kdnas.values import real, shown
 
 CONTROLS = ("params", "macs", "layers", "non_minimal")
 TRAINED = 5  # best-scored networks that are trained, of which the best one is kept, for the points lost
@@ -110,7 +110,7 @@ def _row(line: Mapping[str, Any], codes: str, column: str, space: SearchSpace, p
             f"{plain(str(error))}"
         ) from error
     try:
-        truth = float(line[column])
+        truth = real(str(line[column]).strip())
     except (TypeError, ValueError):
         truth = math.nan
     if not math.isfinite(truth):

@@ -2,13 +2,14 @@
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
 import re
 import shutil
 import stat
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, final
@@ -17,9 +18,11 @@ from kdnas.plain import printable_content
 from kdnas.runs.lock import hold, is_locked, is_running
 from kdnas.runs.schema import mismatch
 
-FORMAT = 1
+FORMAT = 2
 """The version of every file that is written; older ones, and files without a version, are read."""
+CHECKSUM = "checksum"
 MOST_DEPTH = 64
+_ANOTHER = "its checksum is another than when it was written"
 _MOST_BYTES = 2**28
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Error numbers of a disk, a quota or a file that is full."""
@@ -69,7 +72,21 @@ def plain(text: str, most: int = 160) -> str:
     return text if len(text) <= most else f"{text[: most // 2]}…{text[-most // 2 + 1 :]}"
 
 
-def parse_json(content: bytes, path: str | Path, advice: str, depth: int = MOST_DEPTH) -> Any:
+def checksum(value: Mapping[str, Any]) -> str:
+    """Of the values of a JSON object in their order, but for its key `checksum`."""
+    content = {key: entry for key, entry in value.items() if key != CHECKSUM}
+    return hashlib.blake2b(json.dumps(content).encode(), digest_size=8).hexdigest()
+
+
+def signed(value: Mapping[str, Any]) -> dict[str, Any]:
+    """A JSON object as it is written, alone in a file or as a line: with its format and its checksum."""
+    content = {"format": FORMAT, **{key: entry for key, entry in value.items() if key != "format"}}
+    return {**content, CHECKSUM: checksum(content)}
+
+
+def parse_json(
+    content: bytes, path: str | Path, advice: str, depth: int = MOST_DEPTH, *, is_signed: bool = False
+) -> Any:
     """The value of a JSON text; control characters in its texts become escapes, see `kdnas.plain.printable`.
 
     Args:
@@ -77,9 +94,10 @@ def parse_json(content: bytes, path: str | Path, advice: str, depth: int = MOST_
         path: of its file, for the message.
         advice: what to do about a damaged file.
         depth: how deep objects and lists may be nested.
+        is_signed: an object of kdnas's own, whose checksum is compared and left out; those of older formats have none.
 
     Raises:
-        Damaged: it is no JSON, or nested deeper.
+        Damaged: it is no JSON, nested deeper, or has another content than when it was written.
     """
     try:
         text = content.decode("utf-8")
@@ -90,23 +108,26 @@ def parse_json(content: bytes, path: str | Path, advice: str, depth: int = MOST_
         raise Damaged(path, f"cannot be read ({error})", advice) from error
     if text.count("[") + text.count("{") > depth and _depth(value) > depth:
         raise Damaged(path, f"is nested more than {depth} deep", advice)
+    if is_signed and isinstance(value, dict):
+        _compare(value, path, advice)
     # Without escapes, a JSON text is as printable as its strings, apart from its own line ends.
     return value if text.isascii() and "\\" not in text and "\x7f" not in text else printable_content(value)
 
 
-def read_json(path: Path, kind: Any, advice: str) -> Any:
+def read_json(path: Path, kind: Any, advice: str, *, is_signed: bool = True) -> Any:
     """The value of a JSON file, of the types that an annotation names.
 
     Args:
         path: of the file.
         kind: see `kdnas.runs.schema.mismatch`.
         advice: what to do about a damaged file, a sentence.
+        is_signed: see `parse_json`; False for a file of other people's.
 
     Raises:
-        Damaged: it is no regular file, too large, no JSON, or of other types.
+        Damaged: it is no regular file, too large, no JSON, of other types, or not what was written.
         ValueError: a newer version of kdnas wrote it.
     """
-    value = parse_json(read_bytes(path, advice, _MOST_BYTES), path, advice)
+    value = parse_json(read_bytes(path, advice, _MOST_BYTES), path, advice, is_signed=is_signed)
     if isinstance(value, dict):
         check_format(value.get("format", 0), path, advice)
     reason = mismatch(value, kind)
@@ -143,6 +164,22 @@ def check_format(number: Any, path: str | Path, advice: str) -> None:
             f"{plain(str(path), 200)} has format {plain(str(number), 20)}, and kdnas {version('kdnas')} reads formats "
             f"up to {FORMAT}: a newer version wrote it. Update kdnas."
         )
+
+
+def _compare(value: dict[str, Any], path: str | Path, advice: str) -> None:
+    """Take out an object's checksum and compare it; what has neither format nor checksum is from before there were any.
+
+    Format 1 has checksums in rows of latency alone, which are compared where they are read. A later format than this
+    version's may have others; `check_format` refuses it.
+    """
+    number = value.get("format", 0)
+    is_signed = not mismatch(number, int) and 1 < number <= FORMAT
+    if not is_signed and (number != 0 or CHECKSUM not in value):
+        return
+    if CHECKSUM not in value:
+        raise Damaged(path, f"has no {CHECKSUM!r}", advice)
+    if value.pop(CHECKSUM) != checksum(value):
+        raise Damaged(path, f"{_ANOTHER} (of a file that you edited, set 'format' to 1)", advice)
 
 
 def _depth(value: Any) -> int:
@@ -253,8 +290,8 @@ def drafts_beside(path: Path) -> list[Path]:
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
-    """Write a JSON object with its `format` atomically."""
-    text = json.dumps({"format": FORMAT, **value}, indent=2) + "\n"
+    """Write a JSON object with its `format` and its checksum atomically."""
+    text = json.dumps(signed(value), indent=2) + "\n"
     write_atomically(path, lambda draft: write_text(draft, text))
 
 

@@ -14,7 +14,6 @@ from typing import Any, NotRequired, TypedDict, final
 from kdnas.plain import printable_content
 from kdnas.runs.entry import Entry
 from kdnas.runs.files import (
-    FORMAT,
     Damaged,
     Fields,
     append_lines,
@@ -23,6 +22,7 @@ from kdnas.runs.files import (
     plain,
     read_bytes,
     read_json,
+    signed,
     write_atomically,
     write_json,
     write_text,
@@ -220,7 +220,6 @@ class RunFolder:
             draft.unlink()
         top = _whole(folder)
         manifest = {
-            "format": FORMAT,
             "kdnas": version("kdnas"),
             "torch": version("torch"),
             "python": platform.python_version(),
@@ -411,11 +410,11 @@ class RunFolder:
         for number, text in enumerate([*texts, rest], 1):
             place = f"{path}, line {number},"
             try:
-                line = parse_json(text, place, _REMOVE_LINE) if text.strip() else None
+                line = parse_json(text, place, _REMOVE_LINE, is_signed=True) if text.strip() else None
                 if line is not None and (reason := mismatch(line, kind if self.strict else JsonObject)):
                     raise Damaged(place, reason, _REMOVE_LINE)
             except Damaged as error:
-                if self.strict and number <= len(texts):
+                if self.strict and (number <= len(texts) or not _is_torn(text)):
                     raise
                 problems.append(error)
                 continue
@@ -544,8 +543,19 @@ def _write_lines(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
     write_atomically(path, lambda draft: write_text(draft, text))
 
 
+def _is_torn(text: bytes) -> bool:
+    """Whether what follows the last line end is the beginning of a line, as a kill leaves it, and not a whole one."""
+    try:
+        json.JSONDecoder().raw_decode(text.decode("utf-8", "replace"))
+    except ValueError:
+        return True
+    except RecursionError:
+        pass
+    return False
+
+
 def _line(row: Mapping[str, Any]) -> str:
-    return json.dumps({"format": FORMAT, **row})
+    return json.dumps(signed(row))
 
 
 def _differences(old: Any, new: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:

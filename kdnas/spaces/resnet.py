@@ -123,7 +123,7 @@ class ResNet(SearchSpace):
         """
         if not self._digits:
             return super().parse(code)
-        if len(code) != len(self.choices) or not code.isdecimal():
+        if len(code) != len(self.choices) or not (code.isascii() and code.isdecimal()):
             raise ValueError(f"a code of {self._title} must have {len(self.choices)} digits, got {code!r}.")
         return self.architecture({choice.name: int(digit) for choice, digit in zip(self.choices, code, strict=True)})
 

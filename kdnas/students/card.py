@@ -13,7 +13,7 @@ from kdnas.costs.count import cost
 from kdnas.data.base import Data
 from kdnas.network import Network
 from kdnas.preprocessing import Preprocessing
-from kdnas.runs.files import Damaged, current_folder, read_json
+from kdnas.runs.files import CHECKSUM, FORMAT, Damaged, current_folder, read_json, signed
 from kdnas.runs.folder import CARD, GRAPH, SOURCE
 from kdnas.runs.schema import mismatch
 from kdnas.space import Blueprint, SearchSpace
@@ -24,7 +24,6 @@ from kdnas.tasks.base import Answers, Task
 FINGERPRINT = "fingerprint"  # of the data, in a card's origin
 _FILES = "files"  # SHA-256 by name of the files beside the card
 _AGAIN = "Export the student again."
-_FORMAT = 1
 
 
 def input_of(network: Network, data: Data) -> Preprocessing:
@@ -114,7 +113,7 @@ class Card:
         p = self.preprocessing
         size: list[Any] = ["height", "width"] if self.blueprint.dense else [p.height, p.width]
         return {
-            "format": _FORMAT,
+            "format": FORMAT,
             "architecture": None if self.architecture is None else dict(self.architecture),
             "space": None if self.space is None else dict(self.space),
             "cost": self.cost._asdict(),
@@ -160,7 +159,8 @@ class Card:
         if revived != content:
             raise ValueError("`Card.origin` must be plain JSON: text keys, lists, finite numbers.")
         digests = {name: digest_of(path) for name, path in sorted((files or {}).items())}
-        return json.dumps(content | ({_FILES: digests} if digests else {}), indent=2, ensure_ascii=False) + "\n"
+        whole = signed(content | ({_FILES: digests} if digests else {}))
+        return json.dumps(whole, indent=2, ensure_ascii=False) + "\n"
 
     @classmethod
     def from_json(cls, value: Any) -> "Card":
@@ -171,12 +171,12 @@ class Card:
         """
         if not isinstance(value, Mapping):
             raise ValueError(f"{CARD} must be a JSON object, got {type(value).__name__}.")
-        if value.get("format") != _FORMAT:
+        if value.get("format") not in range(1, FORMAT + 1):
             raise ValueError(
-                f"`format` must be {_FORMAT}, got {value.get('format')!r}. Read it with the version of kdnas that "
+                f"`format` must be 1 to {FORMAT}, got {value.get('format')!r}. Read it with the version of kdnas that "
                 "wrote it."
             )
-        known = ["format", "input", "output", _FILES, *cls.__dataclass_fields__]
+        known = ["format", "input", "output", _FILES, CHECKSUM, *cls.__dataclass_fields__]
         for key in value:
             if key not in known:
                 raise ValueError(f"unknown key {key!r}.{nearest(key, known)}")

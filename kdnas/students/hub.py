@@ -28,14 +28,13 @@ def push_student(student: Path, repo: str, *, private: bool = True, revision: st
     _, card = read_student(student)
     if not _NAME.fullmatch(repo):
         raise ValueError(f"`repo` must be OWNER/NAME, got {plain(repo, 80)!r}.")
-    for record in ({"file": SOURCE}, *card.forms.values()):
-        if "file" in record:
-            form_of(student, record["file"])
+    folder = current_folder(student)
+    names = sorted(path.name for path in folder.iterdir() if path.name in STUDENT_FILES)
+    for name in {SOURCE, *names, *(record["file"] for record in card.forms.values() if "file" in record)}:
+        form_of(student, name)
     require("hub", "kdnas push")
     import huggingface_hub
 
-    folder = current_folder(student)
-    names = sorted(path.name for path in folder.iterdir() if path.name in STUDENT_FILES)
     api = huggingface_hub.HfApi()
     try:
         api.create_repo(repo, private=private, exist_ok=True)

@@ -68,7 +68,7 @@ def _selected(teacher: str, count: int, names: Sequence[str], classes: int, chos
         )
     columns = []
     for text in chosen:
-        places = [int(text)] if text.isdecimal() else _places(names, text)
+        places = [int(text)] if text.isascii() and text.isdecimal() else _places(names, text)
         if len(places) != 1:
             hint = nearest(text, list(names)) if names else " Give its number: the teacher's classes have no names."
             raise ValueError(f"`select` of the teacher {teacher} names {text!r}, which is no class of it.{hint}")

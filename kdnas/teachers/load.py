@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
+from kdnas.plain import typed_path
 from kdnas.settings import FitTeacher
 from kdnas.specs import Spec, check_typed, nearest, resolve, spec, split_options
 from kdnas.teachers.combined import Mean, several_teachers, streamed_teacher
@@ -82,7 +83,7 @@ def _zoo(kind: str, rest: str) -> Spec:
     if not name or (at and not weights):
         raise ValueError(f"a teacher of {kind} is {kind}:NAME or {kind}:NAME@WEIGHTS, got {kind}:{rest!r}.")
     name = _place(name) if kind == "timm" else name
-    fixed = {"zoo": kind, "name": name, "weights": str(Path(weights).expanduser().resolve()) if weights else ""}
+    fixed = {"zoo": kind, "name": name, "weights": str(typed_path(weights).resolve()) if weights else ""}
     return _checked(f"{kind}:{name}", spec(zoo_teacher, **fixed, **options), options)
 
 
@@ -97,7 +98,7 @@ _OF_FILES = {
 
 def _of_file(kind: str, rest: str) -> Spec:
     name, options = _typed(rest)
-    path = _place(name) if kind == "hf" else str(Path(name).expanduser().resolve())
+    path = _place(name) if kind == "hf" else str(typed_path(name).resolve())
     return _checked(f"{kind}:{name}", spec(_OF_FILES[kind], path=path, **options), options)
 
 
@@ -107,7 +108,7 @@ def _place(name: str) -> str:
     Raises:
         ValueError: it does, and there is no such folder.
     """
-    path = Path(name).expanduser()
+    path = typed_path(name)
     if path.is_dir():
         return str(path.resolve())
     if name.startswith((".", "/", "~")) or path.exists():

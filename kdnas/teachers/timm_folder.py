@@ -35,7 +35,7 @@ def timm_folder(folder: Path, classes: int | None, size: int = 0) -> tuple[nn.Mo
     for file in (CONFIG, TENSORS):
         if not (folder / file).is_file():
             raise ValueError(f"{folder} has no {file}. {_FIX}")
-    config: Any = read_json(folder / CONFIG, dict[str, Any], _FIX)
+    config: Any = read_json(folder / CONFIG, dict[str, Any], _FIX, is_signed=False)
     name, feeding = config.get("architecture"), config.get("pretrained_cfg") or config
     if not isinstance(name, str) or not timm.is_model(name):
         raise ValueError(

@@ -13,7 +13,8 @@ from kdnas.cli.commands import main
 from kdnas.costs.budget import Budget
 from kdnas.costs.check import BudgetCheck
 from kdnas.costs.elsewhere import adopt
-from kdnas.costs.latency import LatencyTable, NotMeasured, calibration_networks, linear_fit, signed
+from kdnas.costs.latency import LatencyTable, NotMeasured, calibration_networks, linear_fit
+from kdnas.costs.portable import signed
 from kdnas.costs.size import shipped_bytes, weights_bytes
 from kdnas.costs.target import Target
 from kdnas.jobs._arguments import as_budget

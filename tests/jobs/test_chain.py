@@ -310,7 +310,7 @@ def test_a_checkpoint_cut_short_or_of_another_space_is_refused(tmp_path, trained
     shutil.copy(trained / "checkpoint.safetensors", path)
     manifest = json.loads((broken / "run.json").read_text())
     manifest["job"]["train"]["space"]["widths"] = [4, 16]
-    (broken / "run.json").write_text(json.dumps(manifest))
+    (broken / "run.json").write_text(json.dumps(manifest | {"format": 1}))
     with pytest.raises(SystemExit):
         main(["search", str(broken)])
     assert "checkpoint.safetensors does not fit the network: 21 of another shape, such as " in capsys.readouterr().err
@@ -408,7 +408,7 @@ def test_a_student_from_elsewhere_runs_no_code_of_its_own(tmp_path, searched, ca
         "make": "subprocess:call",
         "arguments": {"args": f"touch {tmp_path / 'ran'}", "shell": True},
     }
-    (tmp_path / "taken" / "student.json").write_text(json.dumps(card))
+    (tmp_path / "taken" / "student.json").write_text(json.dumps(card | {"format": 1}))
     with pytest.raises(SystemExit):
         main(["retrain", str(tmp_path / "taken")])
     assert "none of kdnas's algorithms: subprocess:call" in capsys.readouterr().err
@@ -432,11 +432,11 @@ def test_a_student_outside_its_run_is_retrained_by_the_recipe_of_its_run(tmp_pat
     assert settings_of(tmp_path / "taken").recipe == Run(searched).experiment.retrain.recipe != Recipe()
     card = json.loads((tmp_path / "taken" / "student.json").read_text())
     card["origin"]["recipe"]["steps"] = "many"
-    (tmp_path / "taken" / "student.json").write_text(json.dumps(card))
+    (tmp_path / "taken" / "student.json").write_text(json.dumps(card | {"format": 1}))
     with pytest.raises(ValueError, match="has an invalid recipe"):
         settings_of(tmp_path / "taken")
     del card["origin"]["recipe"]
-    (tmp_path / "taken" / "student.json").write_text(json.dumps(card))
+    (tmp_path / "taken" / "student.json").write_text(json.dumps(card | {"format": 1}))
     assert settings_of(tmp_path / "taken").recipe == Recipe()
 
 
@@ -478,20 +478,20 @@ def test_a_teacher_of_other_class_names_is_refused(tmp_path, trained):
     assert build_teacher(made, data()).class_names == ("a", "b", "c")
     card = json.loads((folder / "student.json").read_text())
     card["class_names"] = ["a", "c", "b"]
-    (folder / "student.json").write_text(json.dumps(card))
+    (folder / "student.json").write_text(json.dumps(card | {"format": 1}))
     assert build_teacher(made, data()).class_names == ("a", "b", "c")  # turned into the data's order
     card["class_names"] = ["a", "c", "d"]
-    (folder / "student.json").write_text(json.dumps(card))
+    (folder / "student.json").write_text(json.dumps(card | {"format": 1}))
     with pytest.raises(ValueError, match="class 1 is 'c' to the teacher and 'b' in the data"):
         build_teacher(made, data())
     card["class_names"] = ["a", "b"]
-    (folder / "student.json").write_text(json.dumps(card))
+    (folder / "student.json").write_text(json.dumps(card | {"format": 1}))
     with pytest.raises(ValueError, match="the teacher knows 2 classes, the data has 3"):
         build_teacher(made, data())
     with pytest.raises(ValueError, match=r"the student knows 2 classes, the data has 3. Give the data it was found on"):
         retrain(folder, Retrain(), tmp_path / "new", data=spec("tests.toy:data"))
     card["class_names"] = ["a", "c", "d"]
-    (folder / "student.json").write_text(json.dumps(card))
+    (folder / "student.json").write_text(json.dumps(card | {"format": 1}))
     several = load_teacher(f"ensemble:checkpoint:{trained / 'teacher'},checkpoint:{folder}")
     with pytest.raises(ValueError, match="class 1"):
         build_teacher(several, data())

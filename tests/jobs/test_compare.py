@@ -95,7 +95,7 @@ def test_an_interrupted_comparison_goes_on_with_its_plans(compared):
     path = folder / "compare.json"
     held = json.loads(path.read_text())
     cut = held["results"].pop("random_search")
-    path.write_text(json.dumps(held))
+    path.write_text(json.dumps(held | {"format": 1}))
     again = compare(settings(), folder)
     assert again["plans"] == found["plans"]
     assert {**again["results"]["random_search"], "seconds": 0} == {**cut, "seconds": 0}

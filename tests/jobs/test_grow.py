@@ -160,7 +160,7 @@ def test_members_written_once_are_never_written_again(tmp_path):
     before = (first.read_bytes(), first.stat().st_mtime_ns)
     manifest = json.loads((tmp_path / "run" / "run.json").read_text())
     manifest["job"]["grow"]["num_members"] = 2
-    (tmp_path / "run" / "run.json").write_text(json.dumps(manifest))
+    (tmp_path / "run" / "run.json").write_text(json.dumps(manifest | {"format": 1}))
     Path(tmp_path / "run" / "student").rename(tmp_path / "first")
     grow(dataclasses.replace(SETTINGS, num_members=2), tmp_path / "run")
     assert (first.read_bytes(), first.stat().st_mtime_ns) == before

@@ -38,6 +38,7 @@ def same_students(one, other):
         # A teacher trained in the run lies in its folder.
         text = (folder / "student.json").read_text().replace(str(folder.resolve().parent.parent), "RUN")
         cards.append(json.loads(text))
+        del cards[-1]["checksum"]
         cards[-1]["origin"].pop("seconds", None)
     assert cards[0] == cards[1]
 

@@ -1,5 +1,6 @@
 """Searches whose scores several processes compute: each candidate once, the ranking that of one process."""
 
+import contextlib
 import dataclasses
 import random
 import shutil
@@ -213,6 +214,14 @@ def test_a_storage_that_is_away_for_a_while_is_waited_for(quick, monkeypatch, ca
         board._call(away, 9)
 
 
+def test_an_error_that_does_not_pass_is_said_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(_storage.time, "sleep", lambda seconds: pytest.fail("it is waited for"))
+    with contextlib.closing(sqlite3.connect(tmp_path / "a.db")) as database:
+        database.execute("CREATE TABLE studies (x INTEGER)")
+    with pytest.raises(ValueError, match="the storage cannot be used: table studies has no column named study_name"):
+        Board(opened(f"sqlite:///{tmp_path}/a.db"), "search")
+
+
 def old_tables(folder):
     RDBStorage(f"sqlite:///{folder}/old.db")
     with sqlite3.connect(folder / "old.db") as database:
@@ -228,12 +237,21 @@ def old_tables(folder):
         ("nosuch://host/name", "no database is called nosuch"),
         ("sqlite:////no/such/folder/s.db", "unable to open database file. Check server, name and password."),
         ("sqlite:///{}/old.db", "has tables of another version of Optuna"),
+        ("sqlite:///{}/other.db", "must be a database of Optuna's alone, it has the table bookmarks"),
+        ("sqlite:///{}/text.db", "file is not a database"),
+        ("mysql//me:secret@h/db?password=secret", "must be a URL such as"),
+        ("mysql:/me:secret@h/se:cret@h", "must be a URL such as"),
+        ("postgresql://me:secret@h:port/db", "must be a URL such as"),
+        ("mysql+pymysql://me@127.0.0.1:1/name?password=secret", "pymysql"),
         ("mysql+pymysql://me:secret@127.0.0.1:1/name", "pymysql"),
         ("grpc://127.0.0.1:1", "grpc"),
     ],
 )
 def test_a_storage_that_cannot_be_used_is_one_sentence(url, said, tmp_path, monkeypatch):
     old_tables(tmp_path)
+    (tmp_path / "text.db").write_text("no database " * 99)
+    with contextlib.closing(sqlite3.connect(tmp_path / "other.db")) as database:
+        database.execute("CREATE TABLE bookmarks (x INTEGER)")
     monkeypatch.setattr(_storage, "_ANSWER", 0.1)
     with pytest.raises(ValueError) as error:
         opened(url.format(tmp_path))

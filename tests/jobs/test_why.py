@@ -14,6 +14,7 @@ from kdnas.jobs.predict import predict
 from kdnas.jobs.rank_check import rank_check
 from kdnas.jobs.why import neighbours
 from kdnas.network import batch_statistics
+from kdnas.runs.files import FORMAT, read_json
 from kdnas.scorers.accuracy import Accuracy
 from kdnas.scorers.rdm import Rdm
 from kdnas.settings import Search
@@ -117,7 +118,7 @@ def test_why_explains_similarity_cost_and_every_choice(storage, capsys):
     space, code = run.space, "110110"
     main(["why", str(storage), code, "--scorer", "rdm", "--json"])
     found = json.loads(capsys.readouterr().out)
-    assert found | {"format": 1} == json.loads((storage / "why.json").read_text())
+    assert found | {"format": FORMAT} == read_json(storage / "why.json", dict, "")
     architecture = space.parse(code)
     evidence = run.evidence(run.experiment.search.num_images, 0)
     student = run.supernet.extract(architecture)

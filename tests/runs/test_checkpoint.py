@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import save_file
 
 from kdnas.runs.checkpoint import load_state, part_of, save_state, save_tensors
-from kdnas.runs.files import remove_drafts, write_atomically
+from kdnas.runs.files import FORMAT, remove_drafts, write_atomically
 
 STATE = {
     "weights": {"a": torch.arange(6.0).reshape(2, 3), "half": torch.ones(2, dtype=torch.bfloat16)},
@@ -111,7 +111,7 @@ def test_a_file_without_a_checksum_is_read_and_one_of_a_newer_version_refused(tm
     save_file({"t0": torch.ones(2)}, path, metadata={"structure": '{"dict": [["a", {"tensor": "t0"}]]}'})
     assert same(load_state(path), {"a": torch.ones(2)})
     save_state(path, STATE)
-    path.write_bytes(path.read_bytes().replace(b'"kdnas":"1 ', b'"kdnas":"7 '))
+    path.write_bytes(path.read_bytes().replace(b'"kdnas":"%d ' % FORMAT, b'"kdnas":"7 '))
     with pytest.raises(ValueError, match="has format 7"):
         load_state(path)
 

@@ -1,4 +1,5 @@
 import errno
+import json
 import os
 from pathlib import Path
 
@@ -110,8 +111,10 @@ def test_a_damaged_file_is_refused_in_one_short_sentence(tmp_path, content, reas
 
 def test_a_file_of_a_newer_version_is_refused_with_both_versions(tmp_path):
     path = tmp_path / "a.json"
-    path.write_text('{"format": 2}')
-    with pytest.raises(ValueError, match=r"has format 2, and kdnas \S+ reads formats up to 1: .* Update kdnas"):
+    path.write_text('{"format": 99, "checksum": "of another kind"}')
+    with pytest.raises(
+        ValueError, match=rf"has format 99, and kdnas \S+ reads formats up to {FORMAT}: .* Update kdnas"
+    ):
         read_json(path, dict, ADVICE)
 
 
@@ -124,6 +127,24 @@ def test_a_pipe_is_not_opened(tmp_path):
 def test_what_is_written_carries_its_format_and_half_a_surrogate_pair_is_read_as_an_escape(tmp_path):
     write_json(tmp_path / "a.json", {"a": "\ud800b"})
     assert read_json(tmp_path / "a.json", dict, ADVICE) == {"format": FORMAT, "a": "\\ud800b"}
+
+
+@pytest.mark.parametrize("change", [{"a": 0.8}, {"b": []}, {"more": 1}, {"a": 0.9, "b": 1, "checksum": "x"}])
+def test_another_content_than_was_written_is_refused(tmp_path, change):
+    path = tmp_path / "a.json"
+    write_json(path, {"a": 0.9, "b": {"c": [1, "\x1b", "é"]}, "checksum": "of an older content", "format": 1})
+    assert read_json(path, dict, ADVICE)["a"] == 0.9
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content | change))
+    with pytest.raises(Damaged, match="its checksum is another than when it was written"):
+        read_json(path, dict, ADVICE)
+    path.write_text(json.dumps({name: value for name, value in content.items() if name != "checksum"}))
+    with pytest.raises(Damaged, match="it has no 'checksum'"):
+        read_json(path, dict, ADVICE)
+    # A person who edits a file makes it one of format 1; in other people's files the key means nothing.
+    for written, is_signed in (({"format": 1}, True), ({}, False)):
+        path.write_text(json.dumps(content | change | written))
+        assert read_json(path, dict, ADVICE, is_signed=is_signed)["a"] == (content | change)["a"]
 
 
 def test_a_key_that_an_object_lacks_is_a_damage_of_its_file(tmp_path):

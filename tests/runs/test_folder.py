@@ -131,6 +131,23 @@ def test_a_ranking_survives_a_last_line_cut_short(tmp_path):
     assert run.ranking(2) == []
 
 
+def test_no_flipped_bit_changes_a_line_unseen(tmp_path):
+    run = RunFolder.create(tmp_path, JOB, 0)
+    run.append([entry("a"), entry("b")])
+    path, entries = run.path(RANKING), run.ranking()
+    content = path.read_bytes()
+    refused = 0
+    for place in range(len(content)):
+        bit = place % 8
+        path.write_bytes(content[:place] + bytes([content[place] ^ 1 << bit]) + content[place + 1 :])
+        try:
+            assert run.ranking() == entries, (place, bit)
+        except ValueError as error:
+            refused += 1
+            assert "ranking.jsonl, line " in str(error) and len(str(error)) < 500
+    assert refused > 0.9 * len(content)
+
+
 def test_a_damaged_line_in_the_middle_is_named(tmp_path):
     run = RunFolder.create(tmp_path, JOB, 0)
     run.path(RANKING).write_text('{"a": \n' + json.dumps(entry("b").to_json()) + "\n")

@@ -6,6 +6,7 @@ import pytest
 
 from kdnas.costs.count import cost
 from kdnas.preprocessing import Preprocessing
+from kdnas.runs.files import FORMAT
 from kdnas.students.card import Card
 from kdnas.tables import load_space, table_of
 
@@ -35,7 +36,7 @@ def test_the_json_object_tells_how_to_use_the_files():
         "forms",
         "blueprint",
     ]
-    assert content["format"] == 1
+    assert content["format"] == FORMAT
     assert content["architecture"] == dict(SPACE.largest) and content["space"] == table_of(SPACE)
     assert content["cost"] == {"params": cost(BLUEPRINT).params, "macs": cost(BLUEPRINT).macs}
     assert content["input"]["name"] == "images" and content["input"]["shape"] == ["batch", 3, 10, 8]
@@ -53,7 +54,7 @@ def test_the_json_object_tells_how_to_use_the_files():
 def test_a_card_survives_its_text(changes):
     own = card(**changes)
     text = own.to_text()
-    assert text.endswith("}\n") and text.startswith('{\n  "format": 1,')
+    assert text.endswith("}\n") and text.startswith(f'{{\n  "format": {FORMAT},')
     assert Card.from_json(json.loads(text)) == own
     assert (own.to_json()["architecture"] is None) == (own.architecture is None)
     assert (own.to_json()["space"] is None) == (own.space is None)
@@ -92,10 +93,10 @@ def test_a_card_is_an_object(value):
         Card.from_json(value)
 
 
-@pytest.mark.parametrize("value", [0, 2, "1", None, ...])
+@pytest.mark.parametrize("value", [0, FORMAT + 1, "1", None, ...])
 def test_another_format_is_refused(value):
     shown = None if value is ... else value
-    with pytest.raises(ValueError, match=f"`format` must be 1, got {shown!r}"):
+    with pytest.raises(ValueError, match=f"`format` must be 1 to {FORMAT}, got {shown!r}"):
         read(format=value)
 
 

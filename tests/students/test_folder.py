@@ -362,8 +362,7 @@ def test_weights_of_another_network_are_refused(copied):
 
 
 def change(folder, **changes):
-    held = json.loads((folder / "student.json").read_text())
-    held.update(changes)
+    held = json.loads((folder / "student.json").read_text()) | {"format": 1} | changes
     (folder / "student.json").write_text(json.dumps({k: v for k, v in held.items() if v is not ...}, default=str))
 
 
@@ -403,7 +402,7 @@ def test_a_card_that_computes_something_else_than_was_written_is_refused(copied,
         place = place[key]
     assert place[path[-1]] != value
     place[path[-1]] = value
-    file.write_text(json.dumps(card), encoding="utf-8")
+    change(copied, **(card | {"format": 1}))
     with pytest.raises(ValueError, match="is damaged or was edited: the blueprint or the preprocessing"):
         read_student(copied)
 
@@ -433,6 +432,9 @@ def test_the_origin_and_the_class_names_of_a_card_may_be_edited(copied):
     card["origin"]["remark"] = "of the second week"
     card["class_names"][0] = "another"
     file.write_text(json.dumps(card), encoding="utf-8")
+    with pytest.raises(Damaged, match="of a file that you edited, set 'format' to 1"):
+        read_student(copied)
+    file.write_text(json.dumps(card | {"format": 1}), encoding="utf-8")
     _, card = read_student(copied)
     assert card.origin["remark"] == "of the second week" and card.class_names[0] == "another"
 
@@ -440,11 +442,11 @@ def test_the_origin_and_the_class_names_of_a_card_may_be_edited(copied):
 def test_a_card_of_another_format_or_with_other_keys_says_so(copied):
     text = (copied / "student.json").read_text()
     for changes, message in (
-        ({"format": 2}, r"student\.json has format 2, and kdnas .* reads formats up to 1: a newer .* Update kdnas"),
+        ({"format": 99}, r"student\.json has format 99, and kdnas .* reads formats up to \d: a newer .* Update kdnas"),
         ({"orign": {}}, "unknown key 'orign'.*'origin'"),
         ({"cost": ...}, "`cost` is missing"),
     ):
-        held = {k: v for k, v in (json.loads(text) | changes).items() if v is not ...}
+        held = {k: v for k, v in (json.loads(text) | {"format": 1} | changes).items() if v is not ...}
         (copied / "student.json").write_text(json.dumps(held))
         with pytest.raises(ValueError, match=message):
             read_student(copied)

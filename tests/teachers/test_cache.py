@@ -124,7 +124,7 @@ def test_a_misaligned_file_is_refused(tmp_path):
     second.write_bytes(contents[0])
     files = index["files"]
     files[first.name], files[second.name] = files[second.name], files[first.name]
-    (tmp_path / "cache" / INDEX).write_text(json.dumps(index))
+    (tmp_path / "cache" / INDEX).write_text(json.dumps(index | {"format": 1}))
     ids = torch.tensor([1, 2])
     with pytest.raises(ValueError, match="misaligned"):
         written(tmp_path).outputs(ids, 0, DATA.view(ids, 3, 0))
