@@ -75,10 +75,15 @@ def _is_installed(module: str) -> bool:
         return False
 
 
-def _dynamic(any_batch: bool, any_size: bool) -> Any:
-    """Which axes of an input are free."""
-    axes = {0: torch.export.Dim("batch")} if any_batch else {}
-    axes |= {2: torch.export.Dim("height"), 3: torch.export.Dim("width")} if any_size else {}
+def _dynamic(any_batch: bool, any_size: bool, *, names: bool) -> Any:
+    """Which axes of an input are free.
+
+    Height and width with names must be free of every bound, else the smallest may be left out: a map of one position.
+    """
+    dim: Any = torch.export.Dim
+    axes = {0: dim("batch")} if any_batch else {}
+    if any_size:
+        axes |= {2: dim("height"), 3: dim("width")} if names else {2: dim.DYNAMIC, 3: dim.DYNAMIC}
     return (axes,) if axes else None
 
 
@@ -93,7 +98,7 @@ def exported(
         any_batch: whether the batch size is free.
         any_size: whether height and width are.
     """
-    shapes = _dynamic(any_batch, any_size)
+    shapes = _dynamic(any_batch, any_size, names=False)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's own deprecations
         program = torch.export.export(module, (example,), dynamic_shapes=shapes)
@@ -146,7 +151,7 @@ def onnx_bytes(
             module,
             (example,),
             dynamo=True,
-            dynamic_shapes=_dynamic(any_batch, any_size),
+            dynamic_shapes=_dynamic(any_batch, any_size, names=True),
             input_names=[names[0]],
             output_names=[names[1]],
             opset_version=_OPSET,

@@ -900,7 +900,7 @@ def export(
     *,
     forms: str | Sequence[str] = (),
     input: Literal["pixels", "normalised"] = "pixels",
-    output: Literal["logits", "probabilities"] = "logits",
+    output: Literal["logits", "probabilities", "coarse_logits"] = "logits",
     place: Count = 1,
     search: Count | None = None,
     out: str | Path | None = None,
@@ -917,7 +917,7 @@ def export(
         forms: onnx, pt2 (torch.export), int8 (ONNX), pte (ExecuTorch) and timm, joined by commas; repeatable; by
             default onnx, where its packages are installed. A form that fails is left out, which student.json says.
         input: whether forms take pixels in [0, 1] and normalise them inside, or normalised images.
-        output: whether forms return logits, or their softmax.
+        output: whether forms return logits, or their softmax; or of segmenters coarse_logits, at the network's stride.
         place: 1-based place in the ranking.
         search: 1-based number of the search whose ranking it is; by default the last finished one.
         out: the student folder; by default RUN/students/place-N, or the student folder itself.

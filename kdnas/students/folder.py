@@ -83,6 +83,7 @@ def write_student(
         raise ValueError(
             "the network was built from another blueprint than `Card.blueprint`. Pass the card of this network."
         )
+    interface.check(card)
     names = chosen_forms(forms) if forms is not None else available_forms() if deploy else ()
     network = copy.deepcopy(network).to("cpu", torch.float32).eval().requires_grad_(False)
     card = dataclasses.replace(card, origin=portable(card.origin, folder, top_of(folder)))

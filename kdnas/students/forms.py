@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, final, get_args
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from kdnas.costs.latency import timed
 from kdnas.data.base import Data
@@ -40,7 +40,7 @@ _REPEATS = 11
 _TOLERANCE_OF_XNNPACK = 1e-4  # its kernels sum in another order and contract multiplications with additions
 
 Input = Literal["pixels", "normalised"]
-Output = Literal["logits", "probabilities"]
+Output = Literal["logits", "probabilities", "coarse_logits"]
 
 
 @final
@@ -50,7 +50,8 @@ class Interface:
 
     Attributes:
         input: `pixels` in [0, 1], which are normalised inside, or `normalised` images.
-        output: `logits`, or `probabilities`: their softmax.
+        output: `logits`, or `probabilities`: their softmax; or `coarse_logits`, of a network that answers for every
+            pixel those at its own stride, before they are enlarged to the size of the images.
 
     Raises:
         ValueError: another word.
@@ -64,13 +65,40 @@ class Interface:
             if getattr(self, name) not in get_args(kind):
                 raise ValueError(f"`{name}` must be {' or '.join(get_args(kind))}, got {getattr(self, name)!r}.")
 
+    def check(self, card: Card) -> None:
+        """Raise a ValueError for coarse logits of a network for whole images."""
+        if self.output == "coarse_logits" and not card.blueprint.dense:
+            raise ValueError(
+                "`output` must be logits or probabilities for a network of whole images, got coarse_logits."
+            )
+
     def module(self, student: nn.Module) -> nn.Module:
         """The module that a form is written from, of student.py's."""
         module: Any = copy.deepcopy(student)
         if self.input == "normalised":
             module.mean.zero_()
             module.std.fill_(1)
+        if self.output == "coarse_logits":
+            return _Coarse(module)
         return nn.Sequential(module, nn.Softmax(1)) if self.output == "probabilities" else module
+
+
+@final
+class _Coarse(nn.Module):
+    """The logits of a network that answers for every pixel, at its own stride.
+
+    Args:
+        student: of student.py.
+    """
+
+    def __init__(self, student: nn.Module) -> None:
+        super().__init__()
+        self.student = student
+
+    def forward(self, images: Tensor) -> Tensor:
+        """`[batch, classes, height / stride, width / stride]`."""
+        student: Any = self.student
+        return student.head(student.stages(student.stem((images - student.mean) / student.std)))
 
 
 class Draft(NamedTuple):

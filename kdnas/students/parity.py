@@ -8,6 +8,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from kdnas.blocks.basic import enlarge
 from kdnas.costs.budget import Cost
 from kdnas.costs.count import counted_macs
 from kdnas.data.base import normalise
@@ -78,7 +79,8 @@ class Parity:
             any_batch: whether it takes any batch size, else one image.
             tolerance: of the difference; None for `TOLERANCE`.
             input: `pixels` in [0, 1], or `normalised`.
-            output: `logits`, or `probabilities`, whose differences are compared as they are.
+            output: `logits`, or `probabilities`, whose differences are compared as they are, or `coarse_logits`, which
+                are enlarged before.
 
         Raises:
             ValueError: it cannot be run, or its logits differ by more than the tolerance.
@@ -97,6 +99,8 @@ class Parity:
             try:
                 with torch.inference_mode():
                     outputs = torch.cat([form(batch) for batch in images.split(size)])
+                    if output == "coarse_logits":
+                        outputs = enlarge(outputs, images)
             except Exception as error:
                 raise ValueError(f"{name} cannot be run on {words} ({shortened(error)}).") from error
             if outputs.shape != expected.shape:

@@ -124,8 +124,10 @@ def _plain(draft):
 def test_what_is_missing_or_unknown_is_said_before_anything_is_written(bare, tmp_path, monkeypatch, log):
     with pytest.raises(ValueError, match=r"a form must be one of onnx, pt2, .*, got 'onx'\. Did you mean 'onnx'\?"):
         add_forms(bare, tmp_path / "x", ("onx",))
-    with pytest.raises(ValueError, match="`output` must be logits or probabilities, got 'classes'"):
+    with pytest.raises(ValueError, match="`output` must be logits or probabilities or coarse_logits, got 'classes'"):
         Interface(output="classes")
+    with pytest.raises(ValueError, match="logits or probabilities for a network of whole images, got coarse_logits"):
+        add_forms(bare, tmp_path / "coarse", ("pt2",), Interface(output="coarse_logits"))
     monkeypatch.setattr(kdnas.runtimes, "_is_installed", lambda module: module == "onnx")
     message = r"needs the extra 'onnx': onnxscript and onnxruntime are not installed\. Run: pip install 'kdnas\[onnx\]'"
     with pytest.raises(ValueError, match=message):

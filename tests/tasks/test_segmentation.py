@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from kdnas.blocks.basic import enlarge
 from kdnas.costs.count import cost
 from kdnas.data.base import Data, TensorImages
 from kdnas.distillers.from_teacher import FromTeacher
@@ -24,12 +25,13 @@ from kdnas.network import Network
 from kdnas.outputs import Outputs
 from kdnas.randomness import initialised, torch_rng
 from kdnas.report import write_report
-from kdnas.runtimes import onnx_function
+from kdnas.runtimes import onnx_function, pt2_function
 from kdnas.settings import Experiment, Finals, FitTeacher, Recipe, Retrain, Search, Train
 from kdnas.spaces.resnet import ResNetStage
 from kdnas.spaces.segmenter import Segmenter
 from kdnas.specs import find_spec, spec
-from kdnas.students.folder import read_student
+from kdnas.students.folder import add_forms, read_student
+from kdnas.students.forms import Interface
 from kdnas.students.source import load_source
 from kdnas.tables import load_space
 from kdnas.tasks.segmentation import VOID, Segmentation
@@ -159,6 +161,21 @@ def test_its_student_takes_any_size_in_every_form(folder):
             torch.testing.assert_close(graph(images), logits, atol=1e-4, rtol=1e-4)
         assert logits.shape == (2, 2, *size)
     assert own.cost == cost(own.blueprint) and own.blueprint.image == (3, *SIZE)
+
+
+def test_forms_may_return_the_logits_at_the_network_s_stride(folder, tmp_path):
+    student = folder / "students" / "student"
+    records = add_forms(student, tmp_path / "more", ("onnx", "pt2"), Interface(output="coarse_logits"))
+    assert all(record["output"] == "coarse_logits" for name, record in records.items() if name != "python")
+    network, _ = read_student(student)
+    for size in (SIZE, (17, 9)):
+        images = torch.rand(2, 3, *size, generator=torch_rng("coarse"))
+        expected = network(shapes().normalise(images)).logits
+        graph = onnx_function(tmp_path / "more" / "student.onnx", 1)
+        for form in (graph, pt2_function(tmp_path / "more" / "student.pt2")):
+            coarse = form(images)
+            assert coarse.shape == (2, 2, -(-size[0] // 4), -(-size[1] // 4))
+            torch.testing.assert_close(enlarge(coarse, images), expected, atol=1e-4, rtol=1e-4)
 
 
 def test_measures_by_hand():

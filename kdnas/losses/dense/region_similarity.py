@@ -38,7 +38,8 @@ class RegionSimilarity(FeatureLoss):
     Reference: Liu, Chen, Liu, Qin, Luo, Wang, Structured Knowledge Distillation for Semantic Segmentation, CVPR
         2019 (arXiv 1903.04197), section 3, pair-wise distillation.
     Differs: the authors' code holds the norm in the denominator constant, which gives the same value and another
-        gradient, and adds 1e-8 outside the root.
+        gradient, and adds 1e-8 outside the root. They take the map that is classified, which the last stage found of a
+        teacher of torchvision is; of a Network it is that before the head.
     """
 
     ranges: ClassVar[Mapping[str, str]] = {"grid": "[1, inf)"}
