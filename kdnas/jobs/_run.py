@@ -26,7 +26,7 @@ from kdnas.space import SearchSpace
 from kdnas.specs import Spec, resolve, spec
 from kdnas.supernet import Supernet, corner
 from kdnas.tasks.base import Task
-from kdnas.teachers.base import Frozen, Teacher, teacher_of
+from kdnas.teachers.base import Teacher, teacher_of
 from kdnas.teachers.combined import several_teachers
 from kdnas.teachers.zoo import load_weights, student_teacher
 from kdnas.training.loop import Training
@@ -241,12 +241,6 @@ def build_teacher(source: Spec, data: Data) -> Teacher:
         ValueError: as its maker; or the classes of it or of a member differ from the data's, or their order does.
     """
     teacher = teacher_of(source, data)
-    kinds = {module.dense for module in teacher.modules() if isinstance(module, Frozen)}
-    if kinds and data.task.dense not in kinds:
-        raise ValueError(
-            f"the teacher must give logits for {'every pixel' if data.task.dense else 'whole images'}, as the task "
-            f"{data.task.name} needs, got one for {'whole images' if data.task.dense else 'every pixel'}."
-        )
     difference = other_names(teacher, data)
     if difference:
         insist_or_raise([f"{difference} Use a teacher of these very classes, in their order."])

@@ -268,10 +268,21 @@ class Frozen(Teacher):
 
 
 def teacher_of(source: Spec, data: Data) -> Teacher:
-    """The teacher of a spec for a data set: of its classes, or of features where the data's task has none."""
-    if data.task.has_classes:
-        return made_for(source, data.classes, data.preprocessing, data.class_names, dense=data.task.dense)
-    return made_for(source, 0, data.preprocessing)
+    """The teacher of a spec for a data set: of its classes, or of features where the data's task has none.
+
+    Raises:
+        ValueError: as its maker; or it answers for whole images and the task is about pixels, or the other way round.
+    """
+    if not data.task.has_classes:
+        return made_for(source, 0, data.preprocessing)
+    teacher = made_for(source, data.classes, data.preprocessing, data.class_names, dense=data.task.dense)
+    if any(module.dense != data.task.dense for module in teacher.modules() if isinstance(module, Frozen)):
+        kinds = "whole images", "every pixel"
+        raise ValueError(
+            f"the teacher must give logits for {kinds[data.task.dense]}, as the task {data.task.name} needs, got one "
+            f"for {kinds[not data.task.dense]}."
+        )
+    return teacher
 
 
 def made_for(

@@ -10,6 +10,7 @@ from torchvision import models
 
 import kdnas
 from kdnas.data.base import prepare
+from kdnas.jobs._preflight.teacher import teacher_findings
 from kdnas.jobs._run import build_teacher
 from kdnas.preprocessing import Preprocessing
 from kdnas.specs import spec
@@ -128,6 +129,14 @@ def test_the_task_of_the_data_asks_for_it():
     assert teacher(shapes().test.images[:2]).logits.shape == (2, 2, 12, 20)
     with pytest.raises(ValueError, match="must give logits for whole images, as the task classification needs"):
         build_teacher(spec(f"{__name__}:frozen"), toy.data())
+
+
+def test_a_classifier_of_images_is_refused_before_it_is_judged(tmp_path):
+    torch.save(models.get_model("mobilenet_v3_small", num_classes=2).state_dict(), tmp_path / "w.pth")
+    source = load_teacher(f"torchvision:mobilenet_v3_small@{tmp_path / 'w.pth'},size=32")
+    for judge in (build_teacher, teacher_findings):
+        with pytest.raises(ValueError, match="must give logits for every pixel, as the task segmentation needs"):
+            judge(source, shapes())
 
 
 def frozen(classes, preprocessing):
