@@ -1,5 +1,6 @@
 """A callable and its arguments as a value, and the names by which people type one."""
 
+import contextlib
 import difflib
 import functools
 import importlib
@@ -8,13 +9,42 @@ import itertools
 import pkgutil
 import re
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, ClassVar, Literal, Union, final, get_args, get_origin
 
 from kdnas.plain import reason
 from kdnas.values import check_arguments, real, whole
+
+_OF_CODE = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    NameError,
+    SyntaxError,
+    TypeError,
+)
+"""What code raises that is wrong itself."""
+
+
+@contextlib.contextmanager
+def running(name: str) -> Iterator[None]:
+    """Inside, a person's own code runs; what wrong code raises becomes a ValueError that says where.
+
+    Args:
+        name: of the code, for the message.
+    """
+    try:
+        yield
+    except _OF_CODE as error:
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        place = "" if isinstance(error, SyntaxError) else f" (line {frame.lineno} of {Path(frame.filename).name})"
+        raise ValueError(f"{name} cannot be run: {reason(error, named=True)}{place}. Mend it.") from error
 
 
 @final
@@ -49,14 +79,19 @@ class Spec:
             **more: arguments only known at run time.
 
         Raises:
-            ValueError: the path cannot be imported, an argument is unknown or missing, or the class is another.
+            ValueError: the path cannot be imported, an argument is unknown or missing, the class is another, or code
+                that is not of kdnas fails.
         """
         target = resolve(self.make)
         if expect is not None:
             _check_returns(self.make, target, expect)
         arguments = dict(self.arguments) | more
         _check_arguments(self.make, target, arguments)
-        built = target(**arguments)
+        if self.make.startswith("kdnas."):
+            built = target(**arguments)
+        else:
+            with running(self.make):
+                built = target(**arguments)
         if expect is not None and not isinstance(built, expect):
             advice = getattr(expect, "advice", "")
             raise ValueError(

@@ -8,6 +8,7 @@ import pytest
 from torch import nn
 
 from kdnas import settings
+from kdnas.jobs._arguments import load_experiment
 from kdnas.scorers.base import Scorer
 from kdnas.specs import Spec, algorithms, check_literals, find_spec, nearest, parse_spec, resolve, spec
 
@@ -259,3 +260,16 @@ def test_every_option_of_an_algorithm_or_setting_that_takes_a_few_values_refuses
     }
     with pytest.raises(ValueError, match=f"`{name}` must be one of .*, got 'another'"):
         target(**(required | {name: "another"}))
+
+
+@pytest.mark.parametrize(
+    "text", ["1 / 0", "raise KeyError('\\x1b[2J')", "def experiment(x): ...", "experiment = 3", "("]
+)
+def test_code_of_a_person_that_fails_is_a_sentence_with_its_place(tmp_path, text):
+    path = tmp_path / "mine.py"
+    path.write_text(f"\n{text}\n")
+    with pytest.raises(ValueError, match=r"mine\.py cannot be run: \w+Error: .*line \d+.*\. Mend it\.") as error:
+        load_experiment(str(path))
+    assert str(error.value).isprintable()
+    with pytest.raises(ValueError, match=r"subprocess:run cannot be run: TypeError: .*line \d+ of subprocess.py"):
+        spec("subprocess:run").build()

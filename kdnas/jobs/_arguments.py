@@ -29,7 +29,7 @@ from kdnas.runs.lock import hold
 from kdnas.runs.places import moved
 from kdnas.settings import CardTeacher, Experiment, FitTeacher, NoTeacher, Recipe, Retrain, TeacherChoice
 from kdnas.space import SearchSpace
-from kdnas.specs import Spec, find_spec, nearest, parse_spec, resolve, search_last, spec
+from kdnas.specs import Spec, find_spec, nearest, parse_spec, resolve, running, search_last, spec
 from kdnas.tables import load_space, shared_folder, unstructure
 from kdnas.tasks.segmentation import Segmentation
 from kdnas.teachers.load import load_teacher
@@ -69,14 +69,13 @@ def load_settings(text: str, kind: type[_Settings]) -> _Settings:
     assert loader.loader is not None
     module = importlib.util.module_from_spec(loader)
     sys.modules[name] = module
-    try:
+    with running(str(path)):
         loader.loader.exec_module(module)
-    except (SyntaxError, ImportError, NameError, AttributeError, TypeError) as error:
-        raise ValueError(f"{path} cannot be run: {type(error).__name__}: {error}. Mend the file.") from error
     function = function or "experiment"
     if not hasattr(module, function):
         raise ValueError(f"{path} defines no {function}().{nearest(function, dir(module))}")
-    settings = getattr(module, function)()
+    with running(f"{function}() of {path}"):
+        settings = getattr(module, function)()
     if not isinstance(settings, kind):
         article = "an" if kind.__name__[0] in "AEIOU" else "a"
         raise ValueError(
