@@ -317,6 +317,7 @@ def _cut(options: dict[str, Any]) -> Prune:
     from kdnas.data.base import Data
     from kdnas.jobs._arguments import as_budget, as_teacher, of_task, recipe_for
     from kdnas.jobs._unlabelled import data_of
+    from kdnas.jobs.prune import check_task
 
     allowed = (
         "data",
@@ -334,7 +335,9 @@ def _cut(options: dict[str, Any]) -> Prune:
     _refuse_options(run, options, *allowed, beside="--space")
     teacher = as_teacher(options["teacher"])
     data = data_of(options["data"], teacher, unlabelled=options["unlabelled"])
-    recipe = recipe_for(of_task(data.build(Data), options["task"]), options["recipe"])
+    loaded = of_task(data.build(Data), options["task"])
+    check_task(loaded)
+    recipe = recipe_for(loaded, options["recipe"])
     rate = Prune.retrain.learning_rate if options["recipe"].get("learning_rate") is None else recipe.learning_rate
     settings = Prune(
         data=data,

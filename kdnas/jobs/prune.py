@@ -130,9 +130,19 @@ def prune(settings: Prune, folder: Path, *, deploy: bool = True) -> dict[str, An
     return {"student": str(storage.path(STUDENTS, "student")), **rows["student"], "controls": controls}
 
 
+def check_task(data: Data) -> None:
+    """Raise a ValueError for a task whose networks are not cut down: those that answer for every pixel."""
+    if data.task.dense:
+        raise ValueError(
+            f"networks for the task {data.task.name} are searched in a space, and not cut down. Add --space, such as "
+            "--space elastic_segmenter."
+        )
+
+
 def begin(settings: Prune, storage: RunFolder) -> "Job":
     """Data, teacher and source; a named source that does not fit is refused before a teacher is trained."""
     data: Data = settings.data.build(Data)
+    check_task(data)
     seed = settings.recipe.seed
     source = None if settings.source == "teacher" else load(settings.source, None, data, seed)
     choice = settings.teacher

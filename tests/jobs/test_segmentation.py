@@ -73,6 +73,16 @@ def test_a_killed_run_ends_as_one_that_was_not(streets, tmp_path):
     assert "holistic_discriminator" in trained
 
 
+def test_networks_of_pixels_are_not_cut_down(streets, tmp_path):
+    data, words = f"masks:{streets}", "segmentation are searched in a space, and not cut down. Add --space"
+    with pytest.raises(ValueError, match=words):
+        kdnas.run(data=data, budget="macs=50%", out=tmp_path / "run")
+    with pytest.raises(ValueError, match=words):
+        kdnas.prune(data=data, budget="macs=50%", source="torchvision:resnet18", out=tmp_path / "run")
+    assert any(words in finding.text for finding in kdnas.doctor(data=data, budget="macs=50%"))
+    assert not (tmp_path / "run" / "teacher").exists()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
