@@ -29,7 +29,6 @@ from kdnas.distillers.from_labels import FromLabels
 from kdnas.distillers.from_teacher import FromTeacher
 from kdnas.losses.feature.attention_transfer import AttentionTransfer
 from kdnas.losses.feature.hint import Hint
-from kdnas.losses.feature.knowledge_review import KnowledgeReview
 from kdnas.losses.relation.representational import Representational
 from kdnas.losses.relation.similarity_preserving import SimilarityPreserving
 from kdnas.losses.response.cosine import Cosine
@@ -56,7 +55,6 @@ LOSSES = {
     "logit_regression": (LogitRegression,),
     "cosine + hint": (Cosine, Hint),
     "cosine + attention_transfer": (Cosine, AttentionTransfer),
-    "cosine + knowledge_review": (Cosine, KnowledgeReview),
     "cosine + similarity_preserving": (Cosine, SimilarityPreserving),
     "cosine + representational": (Cosine, Representational),
 }

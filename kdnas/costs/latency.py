@@ -120,9 +120,9 @@ class LatencyTable(LayerTable):
     A time is the least of several calls: other processes on the machine only add to it. Every layer is timed in turn
     with one reference convolution, call by call; its seconds are the ratio of the two times the seconds of the
     convolution when the table was created. So a machine that slows down while the table grows does not make later
-    layers look slower. $t_0$ is the time of a call that does nothing, which a whole network has once and not for every
-    layer; in `eager` it has it for every layer, and $t_0$ is 0. Offset a and scale s are fitted to whole networks
-    (`calibrate`): layers in a network find their input in the cache.
+    layers look slower. $t_0$ is the time of a call that does next to nothing (`least`), which a whole network has
+    once and not for every layer; in `eager` it has it for every layer, and $t_0$ is 0. Offset a and scale s are fitted
+    to whole networks (`calibrate`): layers in a network find their input in the cache.
 
     Args:
         device: where to measure `eager` and `compile`; the other runtimes are measured on the CPU.
@@ -229,7 +229,7 @@ class LatencyTable(LayerTable):
                 f"the latency table {self.target.table} has no layer {layer} for inputs of {list(shape)}."
             )
         if self.call is None and self.target.runtime != "eager":
-            self.call = self._measure(nn.Identity(), (1, 8))
+            self.call = self._measure(*least(self.target.runtime))
             self.write({"call": self.call})
         try:
             return max(0.0, self._measure(build(layer), shape) - (self.call or 0.0))
@@ -285,6 +285,15 @@ class Logits(nn.Module):
         """The logits of images of the network's size."""
         logits: Tensor = self.layers(images)
         return logits
+
+
+def least(runtime: str) -> tuple[nn.Module, tuple[int, ...]]:
+    """The module that takes no time but that of a call, and its input's shape.
+
+    What PyTorch compiles has a convolution of one pixel: without any kernel the compiled program is left out of the
+    call, which then takes half as long as that of a layer.
+    """
+    return (nn.Conv2d(1, 1, 1), (1, 1, 1, 1)) if runtime == "compile" else (nn.Identity(), (1, 8))
 
 
 def check_runtime(target: Target) -> None:

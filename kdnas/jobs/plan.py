@@ -355,8 +355,7 @@ def _searching(run: Run, short: Experiment, before: float, most: int) -> Searchi
         most: candidates.
     """
     settings = dataclasses.replace(short.search, initial=0)
-    counts, times = [min(settings.num_evaluations, most)], list[float]()
-    scoring = 0.0
+    counts, times, scored = [min(settings.num_evaluations, most)], list[float](), list[float]()
     while True:
         longer = dataclasses.replace(settings, num_evaluations=counts[-1])
         try:
@@ -365,10 +364,14 @@ def _searching(run: Run, short: Experiment, before: float, most: int) -> Searchi
             counts.pop()
             break
         number = len(run.storage.manifest["searches"])
-        scoring = sum(entry.seconds for entry in run.storage.ranking(number)) / counts[-1]
-        if counts[-1] == most or times[-1] > _ENOUGH:
+        scored.append(sum(entry.seconds for entry in run.storage.ranking(number)))
+        # What every search takes once, such as its evidence, is no part of what a candidate takes.
+        if counts[-1] == most or times[-1] - times[0] > _ENOUGH or (len(times) > 1 and sum(times) > _LIMIT):
             break
         counts.append(min(most, 2 * counts[-1]))
+    scoring = scored[-1] / counts[-1]
+    if len(counts) > 1:
+        scoring = max(0.0, scored[-1] - scored[-2]) / (counts[-1] - counts[-2])
     searches = 1 + (short.second is not None)
     return Searching(max(0.0, before - searches * times[0]), tuple(counts), tuple(times), scoring)
 

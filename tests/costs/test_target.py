@@ -119,6 +119,15 @@ def test_the_call_itself_counts_once_and_rows_are_of_their_target(fake):
     assert not LatencyTable(CPU, rows, repeats=1).layers
 
 
+@pytest.mark.parametrize("runtime", ["compile", "onnxruntime"])
+def test_the_call_that_is_subtracted_runs_a_kernel_where_programs_without_one_are_left_out(monkeypatch, runtime):
+    modules = []
+    monkeypatch.setattr(LatencyTable, "_measure", lambda table, module, shape: modules.append((module, shape)) or 1e-3)
+    LatencyTable(CPU, repeats=1, target=Target(runtime)).sum(SPACE.blueprint(SPACE.smallest))
+    module, shape = modules[0]
+    assert any(module.parameters()) == (runtime == "compile") and module(torch.ones(shape)).shape == shape
+
+
 def test_a_runtime_that_is_not_installed_is_said_before_anything_is_measured(monkeypatch):
     monkeypatch.setattr(kdnas.runtimes, "_is_installed", lambda module: False)
     with pytest.raises(ValueError, match=r"latency on onnxruntime needs the extra 'onnx'.*kdnas\[onnx\]"):

@@ -85,7 +85,8 @@ def test_a_second_search_is_added_to_the_first():
 
 
 @pytest.mark.parametrize(
-    ("most", "uninformative_from", "counts"), [(100, 1000, (4, 8, 16, 32)), (12, 1000, (4, 8, 12)), (100, 16, (4, 8))]
+    ("most", "uninformative_from", "counts"),
+    [(100, 1000, (4, 8, 16, 32, 64)), (12, 1000, (4, 8, 12)), (100, 16, (4, 8))],
 )
 def test_a_search_is_predicted_from_ones_twice_as_long_up_to_one_that_takes_a_while(
     monkeypatch, most, uninformative_from, counts
@@ -99,7 +100,8 @@ def test_a_search_is_predicted_from_ones_twice_as_long_up_to_one_that_takes_a_wh
 
     monkeypatch.setattr(job, "search", search)
     monkeypatch.setattr(job, "_timed", lambda action: action() or 1.0 + 0.05 * asked[-1])
-    entries = lambda number: [SimpleNamespace(seconds=0.02)] * (2 * asked[-1])  # noqa: E731  a random search is beside it
+    # A random search is beside it; the first candidate also takes what is made ready for all.
+    entries = lambda number: [SimpleNamespace(seconds=s) for s in (0.9, *[0.02] * (2 * asked[-1] - 1))]  # noqa: E731
     run = SimpleNamespace(storage=SimpleNamespace(manifest={"searches": [1]}, ranking=entries))
     searching = job._searching(run, _rehearsed().short, 7.2, most)
     assert searching.counts == counts and searching.times == pytest.approx([1 + 0.05 * count for count in counts])
