@@ -16,7 +16,7 @@ from kdnas.data.base import Data, TensorImages
 from kdnas.data.cifar import cifar10
 from kdnas.outputs import Moment, Outputs
 from kdnas.runs.checkpoint import load_state, save_state
-from kdnas.runs.files import write_json
+from kdnas.runs.files import read_json, write_json
 from kdnas.settings import Recipe
 from kdnas.teachers.base import Frozen, Teacher
 from kdnas.training.driver import train_with_checkpoints
@@ -179,7 +179,7 @@ def agree(facts: Row, place: Path, growing: str = "") -> None:
     """
     fresh = json.loads(json.dumps(facts))
     if place.exists():
-        there = json.loads(place.read_text(encoding="utf-8"))
+        there = read_json(place, dict, "It is written anew where it is missing.")
         there.pop("format", None)  # of the file, which `write_json` adds
         if growing:
             fresh[growing] = there[growing] | fresh[growing]

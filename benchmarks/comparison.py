@@ -180,6 +180,7 @@ NAMES = {
     "tp-global": "Torch-Pruning, magnitude, global",
     "tp-local": "Torch-Pruning, magnitude, local",
     "fastnas": "FastNAS (Model-Optimizer)",
+    "kdnas-factors": "scale factors (Gu and Tresp), in four rounds",
     "random": "random removal, inherited weights",
     "uniform": "uniform widths, fresh weights",
     "resnet": "ResNet",

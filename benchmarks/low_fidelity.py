@@ -28,6 +28,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from common import agree
 from numpy.typing import NDArray
 
 from kdnas import Recipe, load_space, spec
@@ -226,11 +227,7 @@ def main() -> None:
     settings = {"steps": options.steps, "long": options.long, "seeds": options.seeds}
     folder, settings_file = options.out / "networks", options.out / "settings.json"
     folder.mkdir(parents=True, exist_ok=True)
-    if settings_file.exists() and json.loads(settings_file.read_text()) != settings:
-        raise SystemExit(
-            f"{options.out} was measured with other settings: {settings_file.read_text()}Give another --out."
-        )
-    write_json(settings_file, settings)
+    agree(settings, settings_file)
     data = digits()
     space = load_space("digits").fitted(classes=data.classes, image_channels=data.channels)
     teacher = teacher_of(data, options.out / "teacher.safetensors")
