@@ -17,7 +17,7 @@ from types import UnionType
 from typing import Annotated, Any, ClassVar, Literal, Union, final, get_args, get_origin
 
 from kdnas.plain import reason
-from kdnas.values import check_arguments, real, whole
+from kdnas.values import check_arguments, real, shown, whole
 
 _OF_CODE = (
     ArithmeticError,
@@ -123,7 +123,7 @@ class Spec:
     def from_json(cls, value: Mapping[str, Any]) -> "Spec":
         """The Spec that `to_json` wrote."""
         if not isinstance(value, Mapping) or set(value) != {"make", "arguments"}:
-            raise ValueError(f"a spec has the keys make and arguments, got {list(value)!r:.80}.")
+            raise ValueError(f"a spec has the keys make and arguments, got {shown(value)}.")
         make, arguments = value["make"], value["arguments"]
         if not isinstance(make, str) or not isinstance(arguments, Mapping):
             raise ValueError(f"make of a spec must be a text and arguments an object, got {make!r:.80}.")

@@ -396,6 +396,15 @@ def test_a_message_is_one_line_whatever_it_names(capsys, monkeypatch):
     )
 
 
+def test_a_message_is_short_however_long_the_name_is(capsys, monkeypatch):
+    def fail(name, values):
+        raise ValueError(f"there is no {'../' * 9999}end of it. Check the path.")
+
+    monkeypatch.setattr("kdnas.cli.commands._execute", fail)
+    message = refusal(capsys, "list", "losses")
+    assert len(message) < 500 and "…" in message and message.endswith("/end of it. Check the path.")
+
+
 def test_what_grows_in_memory_is_refused_before_it_does(tmp_path, stored):
     weights = tmp_path / "bomb.pth"
     with zipfile.ZipFile(weights, "w", zipfile.ZIP_DEFLATED) as archive:

@@ -20,6 +20,7 @@ from kdnas.ranks.team import joined
 from kdnas.specs import look_in
 from kdnas.values import Count, check_value
 
+_LONG_WORD = re.compile(r"\S{300,}")
 _BROKEN_PIPE = 128 + 13  # as a shell says it of a program that SIGPIPE ended
 
 
@@ -231,5 +232,7 @@ def _silence() -> None:
 
 
 def _end(command: str, message: str, code: int) -> None:
-    show(f"kdnas {command}: {printable(message)}", sys.stderr)
+    # A path or a name of a file may be as long as the file.
+    message = _LONG_WORD.sub(lambda match: f"{match[0][:120]}…{match[0][-120:]}", printable(message))
+    show(f"kdnas {command}: {message}", sys.stderr)
     raise SystemExit(code) from None

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from kdnas.plain import reason
 from kdnas.runs.folder import CARD
 from kdnas.runs.places import check_places
 from kdnas.settings import CardTeacher, NoTeacher, TeacherChoice
@@ -45,6 +46,9 @@ def source_of(student: Path, card: Card, name: str) -> Spec | None:
     if content is None:
         return None
     admit(content, student / CARD, f"Add --{name} to use another {name}, or --trust if you trust whoever wrote it.")
-    source = Spec.from_json(content)
+    try:
+        source = Spec.from_json(content)
+    except ValueError as error:
+        raise ValueError(f"the {name} of {student / CARD} is damaged: {reason(error)}. Add --{name}.") from error
     check_places(source, f"the {name} of {student / CARD}", f"--{name} {name.upper()}")
     return source

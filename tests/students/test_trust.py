@@ -49,3 +49,11 @@ def test_a_card_without_data_asks_for_it(tmp_path):
     with pytest.raises(ValueError, match=r"names no data set\. Add --data"):
         data_of(tmp_path, card(), None)
     assert data_of(tmp_path, card(), FOREIGN) == FOREIGN
+
+
+@pytest.mark.parametrize(
+    "content", [3, "digits", [1], {"make": "kdnas.data.builtin:digits"}, {"make": 3, "arguments": {}}]
+)
+def test_a_card_whose_data_are_no_spec_is_named(tmp_path, content):
+    with pytest.raises(ValueError, match=r"the data of .*student\.json is damaged: .*\. Add --data\.$"):
+        source_of(tmp_path, card(data=content), "data")
