@@ -1,6 +1,6 @@
 """Distillation for segmentation on CamVid: one student under each loss, then a search among elastic segmenters.
 
-python -m experiments.segmentation camvid_small.npz     # experiments/segmentation.md, some hours of one thread
+python -m experiments.segmentation camvid_small.npz     # experiments/segmentation.md, about three hours of one thread
 python -m experiments.segmentation camvid_small.npz --only labels pixel-wise     # some of it
 python -m experiments.segmentation camvid_small.npz --steps 20 --page page.md    # a quick look
 
@@ -57,9 +57,9 @@ from kdnas.teachers.zoo import student_teacher
 
 SEEDS = 3
 PARTS = ("train", "val", "test")
-TEACHER = Recipe(steps=1500, batch_size=8, learning_rate=0.05)
-STUDENT = Recipe(steps=1000, batch_size=8, learning_rate=0.05)
-SUPERNET = Recipe(steps=500, batch_size=8, learning_rate=0.05)
+TEACHER = Recipe(steps=1200, batch_size=8, learning_rate=0.05)
+STUDENT = Recipe(steps=800, batch_size=8, learning_rate=0.05)
+SUPERNET = Recipe(steps=450, batch_size=8, learning_rate=0.05)
 MACS = 150e6
 EVALUATIONS = 60
 CONTROL = "labels"
