@@ -8,6 +8,9 @@ import warnings
 from pathlib import Path
 from typing import Any, TextIO
 
+BROKEN_PIPE = 128 + 13
+"""The exit code, as a shell says it of a program that SIGPIPE ended."""
+_LONG_WORD = re.compile(r"\S{300,}")
 _OBEYED = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
@@ -36,6 +39,11 @@ def printable_content(value: Any) -> Any:
     if isinstance(value, list):
         return [printable_content(entry) for entry in value]
     return printable(value) if isinstance(value, str) else value
+
+
+def of_short_words(text: str) -> str:
+    """The text with the middle of each word of 300 characters or more left out: a path may be as long as the file."""
+    return _LONG_WORD.sub(lambda match: f"{match[0][:120]}…{match[0][-120:]}", text)
 
 
 def typed_path(text: str) -> Path:
@@ -76,6 +84,16 @@ def show(text: object, stream: TextIO | None = None) -> None:
     encoding = getattr(stream, "encoding", None) or "utf-8"
     text = printable(str(text), lines=True).encode(encoding, "backslashreplace").decode(encoding)
     print(text, file=stream, flush=True)
+
+
+def silence() -> None:
+    """Send what is printed nowhere where nobody reads it any more: the interpreter flushes once more at its end."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except BrokenPipeError:
+            os.dup2(nowhere, stream.fileno())
 
 
 def show_everything() -> None:

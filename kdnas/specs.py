@@ -180,7 +180,7 @@ def resolve(path: str) -> Callable[..., Any]:
 
 
 def _imported(module: str) -> Any:
-    """A module; where it is not found, the folder of `look_in` is searched too, last."""
+    """A module; where it is not found, the folder of `look_in_working_folder` is searched too, last."""
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
@@ -192,13 +192,14 @@ def _imported(module: str) -> Any:
 _LAST: list[str] = []
 
 
-def look_in(folder: str) -> None:
-    """Have a folder searched last for modules that a person names and that are found nowhere else."""
-    _LAST[:] = [folder]
+def look_in_working_folder() -> None:
+    """Have the working folder, unless it was removed, searched last for modules that a person names."""
+    with contextlib.suppress(FileNotFoundError):
+        _LAST[:] = [str(Path.cwd())]
 
 
 def search_last() -> bool:
-    """Search the folder of `look_in` from now on; whether it was not searched before."""
+    """Search the folder of `look_in_working_folder` from now on; whether it was not searched before."""
     new = [folder for folder in _LAST if folder not in sys.path]
     sys.path += new
     importlib.invalidate_caches()

@@ -1,13 +1,10 @@
 """The command line: a table of commands, each a function; torch is imported when one runs."""
 
 import argparse
-import contextlib
 import json
-import os
 import re
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from kdnas.cli.parser import Parser, add_command
@@ -15,13 +12,10 @@ from kdnas.jobs import _texts as texts
 from kdnas.jobs import commands as jobs
 from kdnas.jobs._signals import ending, stopping
 from kdnas.jobs._texts import Values
-from kdnas.plain import printable, show, show_everything
+from kdnas.plain import BROKEN_PIPE, of_short_words, printable, show, show_everything, silence
 from kdnas.ranks.team import joined
-from kdnas.specs import look_in
+from kdnas.specs import look_in_working_folder
 from kdnas.values import Count, check_value
-
-_LONG_WORD = re.compile(r"\S{300,}")
-_BROKEN_PIPE = 128 + 13  # as a shell says it of a program that SIGPIPE ended
 
 
 class Command(NamedTuple):
@@ -183,15 +177,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if value == "" or (isinstance(value, list) and "" in value):
             own.error(f"--{name.replace('_', '-')} is empty; give a value, or leave it out")
     show_everything()
-    with contextlib.suppress(FileNotFoundError):  # the working folder was removed
-        look_in(str(Path.cwd()))
+    look_in_working_folder()
     try:
         with stopping(), joined() as is_first:
             if is_first:
                 _execute(options.command, values)
             sys.stdout.flush()
     except BrokenPipeError:  # whoever reads the output has enough
-        _silence()
+        silence()
     except (ValueError, FloatingPointError) as error:
         _end(options.command, _as_typed(str(error), own), 2)
     except (MemoryError, RuntimeError, OSError, KeyboardInterrupt) as error:
@@ -209,8 +202,8 @@ def _execute(name: str, values: Values) -> None:
     try:
         result = command.function(**{key: value for key, value in values.items() if key not in display})
     except BrokenPipeError:  # nobody reads its progress any more, and its work is not done
-        _silence()
-        raise SystemExit(_BROKEN_PIPE) from None
+        silence()
+        raise SystemExit(BROKEN_PIPE) from None
     if display["json"] and command.json is not None:
         show(json.dumps(command.json(result, values)))
     elif not isinstance(result, bool):
@@ -221,18 +214,6 @@ def _execute(name: str, values: Values) -> None:
         show(f"next: {printable(following)}", sys.stderr)
 
 
-def _silence() -> None:
-    """Send what is printed nowhere: the interpreter flushes once more at its end."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except BrokenPipeError:
-            os.dup2(nowhere, stream.fileno())
-
-
 def _end(command: str, message: str, code: int) -> None:
-    # A path or a name of a file may be as long as the file.
-    message = _LONG_WORD.sub(lambda match: f"{match[0][:120]}…{match[0][-120:]}", printable(message))
-    show(f"kdnas {command}: {message}", sys.stderr)
+    show(f"kdnas {command}: {of_short_words(printable(message))}", sys.stderr)
     raise SystemExit(code) from None
