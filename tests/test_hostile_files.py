@@ -48,6 +48,7 @@ def everything(tmp_path, monkeypatch):
     run = folder / "run"
     write(run / names.WHY, {"code": "000000", "architecture": {"a": 1}, "changes": [{"choice": "x", "to": "y"}]})
     write(run / names.LATENCIES, [signed({"reference": 1.0, "device": "cpu (x)", "threads": 1}), {"layer": "x"}])
+    write(run / names.PICTURES, {"classes": [["a", "#00ff00"]], "images": [{"number": 0, "image": "iVBORw0KGgo="}]})
     write(run / names.IMPORTED, [{"code": "000000", "accuracy": 0.5, "file": "a.csv"}])
     write(run / CANDIDATES, [{"counts": {"a": 1}, "score": 0.5}])
     write(run / "tracking" / "tensorboard" / "written.json", {"train": 1})
@@ -102,6 +103,7 @@ READERS = {
     names.IMPORTED: lines(ImportedRow),
     names.LATENCIES: read_latencies,
     names.WHY: lambda path: RunFolder(path.parent).read(names.WHY),
+    names.PICTURES: lambda path: RunFolder(path.parent).read(names.PICTURES),
     names.COMPARISON: lambda path: read_comparison(path.parent),
     names.BEGUN: lambda path: StudentSteps(path.parent, settings="other"),
     CANDIDATES: lines(_Candidate),

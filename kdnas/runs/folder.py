@@ -102,6 +102,7 @@ class _Manifest(TypedDict):
     data: NotRequired[dict[str, Any]]
     measure: NotRequired[str]
     inputs: NotRequired[list[_Input]]
+    lines: NotRequired[dict[str, Index]]
     insists: NotRequired[bool]
 
 
@@ -316,8 +317,12 @@ class RunFolder:
         return () if status is None else (status.st_ino, status.st_mtime_ns, status.st_size)
 
     def save(self) -> None:
-        """Write the manifest, and remember the code that it names."""
+        """Write the manifest with how many lines each JSON-lines file has, and remember the code that it names."""
+        self._save({path.name: path.read_bytes().count(b"\n") for path in sorted(self.folder.glob("*.jsonl"))})
+
+    def _save(self, lines: dict[str, int]) -> None:
         self.own()
+        self.manifest["lines"] = lines
         remember(self.manifest)
         write_json(self.path(MANIFEST), portable(self.manifest, self.folder, top_of(self.folder)))
 
@@ -358,6 +363,8 @@ class RunFolder:
         self.own()
         metrics = self.lines(METRICS, Metric)
         lines = [m for m in metrics if m["phase"] != phase or (before is not None and m["step"] < before)]
+        if len(lines) < (counts := self.manifest.get("lines", {})).get(METRICS, 0):
+            self._save({**counts, METRICS: len(lines)})  # before they are gone: no kill makes them look lost
         _write_lines(self.path(METRICS), lines)
         return Metrics(self.path(METRICS), phase)
 
@@ -399,10 +406,12 @@ class RunFolder:
             kind: the types that a strict reader requires of every line.
 
         Raises:
-            ValueError: strict, and a line is damaged or from a newer version.
+            ValueError: strict, and a line is damaged or from a newer version. Fewer lines than `run.json` knows of,
+                which whoever removes a damaged one leaves, are reported.
         """
         path = self.path(name)
         if not self._is_there(path):
+            self._report_lost(path, 0)
             return []
         objects: list[JsonObject] = []
         problems: list[Damaged] = []
@@ -423,11 +432,19 @@ class RunFolder:
                     check_format(line.get("format", 0), place, _REMOVE_LINE)
                 line.pop("format", None)
                 objects.append(line)
+        self._report_lost(path, len(texts))
         if problems and not self.strict:
             self.problems.append(
                 f"{path.name}: {len(problems)} of {len(problems) + len(objects)} lines cannot be read and are left out."
             )
         return objects
+
+    def _report_lost(self, path: Path, count: int) -> None:
+        """Report a JSON-lines file that has fewer lines than when the manifest was written."""
+        before = self.manifest.get("lines", {}).get(path.name, 0) if path.parent == self.folder else 0
+        if count < before:
+            text = f"{before - count} of {before} lines are missing."
+            _log.warning(f"{path}: {text}") if self.strict else self.problems.append(f"{path.name}: {text}")
 
     def ranking(self, search: int | None = None) -> list[Entry]:
         """The scored architectures, of one search or of all.

@@ -148,6 +148,36 @@ def test_no_flipped_bit_changes_a_line_unseen(tmp_path):
     assert refused > 0.9 * len(content)
 
 
+@pytest.mark.parametrize("left", [0, 1, None])
+def test_lines_that_are_missing_are_reported(tmp_path, log, left):
+    run = RunFolder.create(tmp_path, JOB, 0)
+    run.append([entry("a"), entry("b")])
+    run.finish("search")
+    run.append([entry("c")])  # more than the manifest knows of
+    assert len(RunFolder(tmp_path).ranking()) == 3 and not log.records
+    path = run.path(RANKING)
+    if left is None:
+        path.unlink()
+    else:
+        path.write_text("".join(path.read_text().splitlines(keepends=True)[:left]))
+    assert len(RunFolder(tmp_path).ranking()) == (left or 0)
+    words = f"{2 - (left or 0)} of 2 lines are missing."
+    assert [record.getMessage() for record in log.records] == [f"{path}: {words}"]
+    lenient = RunFolder(tmp_path, strict=False)
+    lenient.ranking()
+    assert lenient.problems == [f"{RANKING}: {words}"]
+
+
+def test_metrics_that_are_taken_again_are_not_missing(tmp_path, log):
+    run = RunFolder.create(tmp_path, JOB, 0)
+    for count in (5, 2):
+        metrics = run.metrics("train", before=0)
+        for step in range(count):
+            metrics.write(step=step, value=1.0)
+        run.finish("train")
+    assert len(RunFolder(tmp_path).lines(METRICS)) == 2 and not log.records
+
+
 def test_a_damaged_line_in_the_middle_is_named(tmp_path):
     run = RunFolder.create(tmp_path, JOB, 0)
     run.path(RANKING).write_text('{"a": \n' + json.dumps(entry("b").to_json()) + "\n")
