@@ -10,7 +10,7 @@ from kdnas.costs.budget import COUNTS, Budget
 from kdnas.space import SearchSpace
 from kdnas.specs import Spec, nearest, spec
 from kdnas.tables import LATER, shared_folder, structure, unstructure
-from kdnas.values import Amount, Count, Factor, Index, Rate, Sample, Seed, Share, Side, Size, check_fields
+from kdnas.values import Amount, Count, Factor, Index, Rate, Sample, Seed, Share, Side, Size, check_fields, shown
 
 
 @final
@@ -568,7 +568,7 @@ class Compare:
         known = systems()
         for name in self.systems:
             if name not in known:
-                raise ValueError(f"no system is named {name!r}.{nearest(name, known)}")
+                raise ValueError(f"no system is named {shown(name)}.{nearest(name, known)}")
 
     def to_json(self) -> dict[str, Any]:
         """What must be equal for a comparison to be resumed."""

@@ -23,7 +23,7 @@ from kdnas.values import Ratios as Ratios
 from kdnas.values import Size as Size
 from kdnas.values import SizeOptions as SizeOptions
 from kdnas.values import Sizes as Sizes
-from kdnas.values import check_fields
+from kdnas.values import check_fields, shown
 
 _CACHE_SIZE = 10_000  # blueprints; each is a few kilobytes
 _MUTATIONS = 1000  # tries to find a neighbour that is another network
@@ -391,7 +391,7 @@ class SearchSpace(abc.ABC):
         known = {choice.name: choice for choice in self.choices}
         for name in values:
             if name not in known:
-                raise ValueError(f"{self._title} has no choice {name!r}.{nearest(name, known)}")
+                raise ValueError(f"{self._title} has no choice {shown(name)}.{nearest(name, known)}")
         for choice in self.choices:
             exists = choice.exists(values)
             if exists and choice.name not in values:

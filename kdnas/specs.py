@@ -172,7 +172,7 @@ def resolve(path: str) -> Callable[..., Any]:
         raise ValueError(f"cannot import {module!r} ({words}). Install it, or run from the folder it is in.") from error
     for attribute in name.split("."):
         if not hasattr(target, attribute):
-            raise ValueError(f"{module} has no {name!r}.{nearest(attribute, dir(target))}")
+            raise ValueError(f"{module} has no {shown(name)}.{nearest(attribute, dir(target))}")
         target = getattr(target, attribute)
     if not (inspect.isclass(target) or inspect.isfunction(target)):
         raise ValueError(f"{path} must be a class or a function, it is a {type(target).__name__}.")
@@ -250,7 +250,7 @@ def _check_known(path: str, target: Callable[..., Any], arguments: Mapping[str, 
         return
     for name in arguments:
         if name not in parameters:
-            raise ValueError(f"{path} has no argument {name!r}.{nearest(name, list(parameters))}")
+            raise ValueError(f"{path} has no argument {shown(name)}.{nearest(name, list(parameters))}")
 
 
 def _immutable(value: Any) -> Any:
@@ -338,7 +338,7 @@ def find_spec(package: str, name: str, **arguments: Any) -> Spec:
         return spec(name, **arguments)
     known = algorithms(package)
     if name not in known:
-        raise ValueError(f"{name!r} is not in {package}.{nearest(name, known)}")
+        raise ValueError(f"{shown(name)} is not in {package}.{nearest(name, known)}")
     return spec(known[name], **arguments)
 
 
@@ -371,7 +371,7 @@ def parse_spec(package: str, text: str) -> Spec:
             names = " and ".join(owner.name for owner in reversed(owners))
             known = {parameter for owner in owners for parameter in owner.parameters}
             raise ValueError(
-                f"{names} {'has' if len(owners) == 1 else 'have'} no option {key!r}.{nearest(key, sorted(known))}"
+                f"{names} {'has' if len(owners) == 1 else 'have'} no option {shown(key)}.{nearest(key, sorted(known))}"
             )
         del owners[place + 1 :]
         listing = next((owner for owner in reversed(owners) if owner.lists), None)

@@ -57,7 +57,7 @@ def load_space(table: str | Path, *, trust: bool = False) -> SearchSpace:
     if path.suffix != ".toml":
         known = {p.stem: p for p in sorted(shared_folder("search_spaces").glob("*.toml"))}
         if str(table) not in known:
-            raise ValueError(f"there is no search space {str(table)!r}.{nearest(str(table), known)}")
+            raise ValueError(f"there is no search space {shown(str(table))}.{nearest(str(table), known)}")
         path = known[str(table)]
     if not path.is_file():
         raise ValueError(f"there is no file {path}. Give the path of a TOML table or a name from `kdnas list spaces`.")
@@ -148,7 +148,7 @@ def _family(name: str) -> type[SearchSpace]:
     """The class of a family, by the name of its file or its import path."""
     known = algorithms("kdnas.spaces")
     if ":" not in name and name not in known:
-        raise ValueError(f"there is no family {name!r}.{nearest(name, known)}")
+        raise ValueError(f"there is no family {shown(name)}.{nearest(name, known)}")
     family = resolve(known.get(name, name))
     if not (isinstance(family, type) and issubclass(family, SearchSpace)):
         raise ValueError(f"family {name} is not a subclass of SearchSpace.")
@@ -242,7 +242,7 @@ def _explain(error: BaseException, where: str = "") -> list[str]:
     if isinstance(error, cattrs.ForbiddenExtraKeysError):
         known = list(getattr(error.cl, "__dataclass_fields__", {}))
         prefix = f"{where}: " if where else ""
-        return [f"{prefix}unknown key {key!r}.{nearest(key, known)}" for key in sorted(error.extra_fields)]
+        return [f"{prefix}unknown key {shown(key)}.{nearest(key, known)}" for key in sorted(error.extra_fields)]
     if isinstance(error, ExceptionGroup):
         sentences = []
         for inner in error.exceptions:

@@ -12,7 +12,7 @@ from kdnas.jobs._arguments import load_settings
 from kdnas.settings import Experiment, Recipe, Train
 from kdnas.space import SearchSpace
 from kdnas.spaces.toy import Toy
-from kdnas.specs import Spec, spec
+from kdnas.specs import Spec, find_spec, spec
 from kdnas.tables import load_space, shared_folder, space_from_table, structure, table_of, unstructure
 
 
@@ -158,3 +158,12 @@ def test_a_field_that_was_added_later_is_not_written_at_its_default():
     written = unstructure(Recipe(per_process="statistics"))
     assert structure(written, Recipe) == Recipe(per_process="statistics")
     assert structure(unstructure(Recipe()), Recipe) == Recipe()
+
+
+@pytest.mark.parametrize(
+    "call", [load_space, lambda name: space_from_table({"family": name}), lambda name: find_spec("kdnas.losses", name)]
+)
+def test_a_name_of_thousands_of_letters_is_shortened(call):
+    with pytest.raises(ValueError, match="999") as refusal:
+        call("9" * 5000)
+    assert len(str(refusal.value)) < 500

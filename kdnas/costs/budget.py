@@ -187,7 +187,7 @@ class Budget:
             raise ValueError(f"a budget must be an object, got {value!r}.")
         for name in value:
             if name not in _NAMES:
-                raise ValueError(f"unknown key {name!r}.{nearest(str(name), _NAMES)}")
+                raise ValueError(f"unknown key {shown(name)}.{nearest(str(name), _NAMES)}")
         return cls(**value)
 
     @classmethod
@@ -210,7 +210,7 @@ class Budget:
                 )
             if name not in known:
                 raise ValueError(
-                    f"a budget bounds {', '.join(known[:-1])} or {known[-1]}, got {name!r}.{nearest(name, known)}"
+                    f"a budget bounds {', '.join(known[:-1])} or {known[-1]}, got {shown(name)}.{nearest(name, known)}"
                 )
             if name in bounds:
                 raise ValueError(f"{name} is bounded twice. Name it once.")

@@ -34,7 +34,7 @@ from kdnas.tables import load_space, shared_folder, unstructure
 from kdnas.tasks.segmentation import Segmentation
 from kdnas.teachers.load import load_teacher
 from kdnas.teachers.zoo import Function
-from kdnas.values import Seconds, check_value, real, seconds
+from kdnas.values import Seconds, check_value, real, seconds, shown
 
 _Settings = TypeVar("_Settings")
 
@@ -57,7 +57,7 @@ def load_settings(text: str, kind: type[_Settings]) -> _Settings:
     if path.suffix != ".py":
         known = {p.stem: p for p in sorted(shared_folder("experiments").glob("*.py"))}
         if place not in known:
-            raise ValueError(f"no experiment is named {place!r}.{nearest(place, known)}")
+            raise ValueError(f"no experiment is named {shown(place)}.{nearest(place, known)}")
         path = known[place]
     else:
         search_last()  # the file is a person's, and imports what lies beside it
@@ -93,7 +93,7 @@ def with_overrides(recipe: Recipe, options: Mapping[str, Any]) -> Recipe:
     known = [field.name for field in dataclasses.fields(Recipe)]
     for name in options:
         if name not in known:
-            raise TypeError(f"unexpected keyword argument {name!r}.{nearest(name, known)}")
+            raise TypeError(f"unexpected keyword argument {shown(name)}.{nearest(name, known)}")
     return dataclasses.replace(recipe, **{name: value for name, value in options.items() if value is not None})
 
 

@@ -14,6 +14,7 @@ from kdnas.losses.objective import Objective
 from kdnas.network import hooked
 from kdnas.outputs import Moment, Outputs
 from kdnas.specs import Spec, nearest
+from kdnas.values import shown
 
 
 @final
@@ -48,7 +49,7 @@ class Recorder(nn.Module):
         known = dict(module.named_modules())
         for name in (*stages, *attentions):
             if not name or name not in known:
-                raise ValueError(f"the module has no submodule {name!r}.{nearest(name, [n for n in known if n])}")
+                raise ValueError(f"the module has no submodule {shown(name)}.{nearest(name, [n for n in known if n])}")
         self.module, self.stages, self.attentions = module, tuple(stages), tuple(attentions)
 
     def forward(self, images: Tensor) -> Outputs:

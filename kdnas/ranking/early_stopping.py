@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, final
 
 from kdnas.scorers.base import Score, Scorer
 from kdnas.specs import Spec, nearest, parse_spec, resolve
+from kdnas.values import shown
 
 if TYPE_CHECKING:
     import optuna
@@ -143,6 +144,6 @@ def parse_pruner(text: str) -> Spec:
         classes = [n for n in optuna.pruners.__all__ if n.endswith("Pruner") and n != "BasePruner"]
         known = {re.sub(r"(?<!^)(?=[A-Z])", "_", n.removesuffix("Pruner")).lower(): n for n in classes}
         if name not in known:
-            raise ValueError(f"Optuna has no pruner {name!r}.{nearest(name, known)}")
+            raise ValueError(f"Optuna has no pruner {shown(name)}.{nearest(name, known)}")
         name = f"optuna.pruners:{known[name]}"
     return parse_spec("optuna.pruners", ",".join([name, *options]))

@@ -86,9 +86,8 @@ def read_table(
             truths = next((name for name in columns if name in names), None)
             if truths is None:
                 how = " Name it with --column." if isinstance(column, str) else ""
-                raise ValueError(
-                    f"{path} has no column {columns[0]!r}.{nearest(columns[0], [shown(n)[1:-1] for n in names])}{how}"
-                )
+                near = nearest(columns[0], [shown(n)[1:-1] for n in names])
+                raise ValueError(f"{path} has no column {shown(columns[0])}.{near}{how}")
             codes = "arch" if "arch" in names else names[0]
             rows = [_row(line, codes, truths, space, f"{path}, line {reader.line_num}") for line in reader]
     except UnicodeDecodeError as error:

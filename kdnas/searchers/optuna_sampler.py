@@ -15,6 +15,7 @@ from kdnas.runs.entry import Entry
 from kdnas.searchers.base import Searcher
 from kdnas.space import SearchSpace
 from kdnas.specs import nearest, resolve
+from kdnas.values import shown
 
 
 @final
@@ -145,7 +146,7 @@ def _sampler_of(name: str, seed: int) -> BaseSampler:
         known.pop("base")
         short = name.removesuffix("Sampler").lower()
         if short not in known:
-            raise ValueError(f"Optuna has no sampler {name!r}.{nearest(short, known)}")
+            raise ValueError(f"Optuna has no sampler {shown(name)}.{nearest(short, known)}")
         maker = getattr(optuna.samplers, known[short])
     try:
         sampler = maker(seed=seed)

@@ -9,6 +9,7 @@ from typing import final
 from kdnas.architecture import Architecture, Choice
 from kdnas.space import Depth, Layer, SearchSpace, Sizes, layer
 from kdnas.specs import nearest
+from kdnas.values import shown
 
 _OPERATIONS = ("none", "skip_connect", "avg_pool_3x3", "nor_conv_1x1", "nor_conv_3x3")
 _EDGES = tuple((source, target) for target in range(1, 4) for source in range(target))
@@ -49,7 +50,7 @@ class Cell(SearchSpace):
         super().__post_init__()
         for name in self.operations:
             if name not in _OPERATIONS:
-                raise ValueError(f"`operations` has an unknown operation {name!r}.{nearest(name, _OPERATIONS)}")
+                raise ValueError(f"`operations` has an unknown operation {shown(name)}.{nearest(name, _OPERATIONS)}")
         if list(self.operations) != sorted(set(self.operations), key=_OPERATIONS.index):
             raise ValueError(f"`operations` must be in the order {_OPERATIONS}, got {self.operations}.")
 

@@ -20,13 +20,14 @@ from kdnas.space import (
     make_divisible,
 )
 from kdnas.specs import nearest
+from kdnas.values import shown
 
 _ACTIVATIONS = ("relu", "swish", "hswish", "gelu")
 
 
 def _check_name(name: str, value: str | None, known: tuple[str, ...]) -> None:
     if value is not None and value not in known:
-        raise ValueError(f"`{name}` must be one of {', '.join(known)}, got {value!r}.{nearest(value, known)}")
+        raise ValueError(f"`{name}` must be one of {', '.join(known)}, got {shown(value)}.{nearest(value, known)}")
 
 
 @final

@@ -20,6 +20,7 @@ from kdnas.space import Blueprint, SearchSpace
 from kdnas.specs import nearest
 from kdnas.tables import structure, table_of, unstructure
 from kdnas.tasks.base import Answers, Task
+from kdnas.values import shown
 
 FINGERPRINT = "fingerprint"  # of the data, in a card's origin
 _FILES = "files"  # SHA-256 by name of the files beside the card
@@ -179,7 +180,7 @@ class Card:
         known = ["format", "input", "output", _FILES, CHECKSUM, *cls.__dataclass_fields__]
         for key in value:
             if key not in known:
-                raise ValueError(f"unknown key {key!r}.{nearest(key, known)}")
+                raise ValueError(f"unknown key {shown(key)}.{nearest(key, known)}")
         for key in cls.__dataclass_fields__:
             if key not in value and key not in ("forms", "answers", "measure"):
                 raise ValueError(f"`{key}` is missing.")

@@ -31,6 +31,7 @@ from kdnas.students.graph import example_of, graph_of, load_graph
 from kdnas.students.integers import write_integers
 from kdnas.students.parity import Parity
 from kdnas.students.stock import write_timm
+from kdnas.values import shown
 
 _log = logging.getLogger(__name__)
 
@@ -227,7 +228,7 @@ def chosen_forms(names: Sequence[str]) -> tuple[str, ...]:
     """
     for name in names:
         if name not in FORMS:
-            raise ValueError(f"a form must be one of {', '.join(FORMS)}, got {name!r}.{nearest(name, FORMS)}")
+            raise ValueError(f"a form must be one of {', '.join(FORMS)}, got {shown(name)}.{nearest(name, FORMS)}")
         if FORMS[name].extra:
             require(FORMS[name].extra, f"the form {name}")
     return tuple(dict.fromkeys(names))

@@ -27,6 +27,7 @@ from kdnas.teachers.stages import (
     plain_module,
     recorded,
 )
+from kdnas.values import shown
 
 
 class Teacher(nn.Module, abc.ABC):
@@ -154,7 +155,7 @@ class Frozen(Teacher):
         known = dict(self.module.named_modules())
         for name in stages:
             if name not in known:
-                raise ValueError(f"the teacher has no submodule {name!r}.{nearest(name, known)}")
+                raise ValueError(f"the teacher has no submodule {shown(name)}.{nearest(name, known)}")
         self.stages = tuple(stages)
 
     def teach(self, pixels: Tensor, labels: Tensor | None, at: Moment) -> Outputs:

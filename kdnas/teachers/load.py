@@ -10,6 +10,7 @@ from kdnas.settings import FitTeacher
 from kdnas.specs import Spec, check_typed, nearest, resolve, spec, split_options
 from kdnas.teachers.combined import Mean, several_teachers, streamed_teacher
 from kdnas.teachers.zoo import own_teacher, zoo_teacher
+from kdnas.values import shown
 
 FIT = "fit"
 _MOST_COLONS = 100
@@ -71,7 +72,7 @@ def _fit(text: str) -> FitTeacher:
     known = {"members", "snapshots", "blocks", "width"}
     for name, value in options.items():
         if name not in known:
-            raise ValueError(f"fit has no option {name!r}.{nearest(name, sorted(known))}")
+            raise ValueError(f"fit has no option {shown(name)}.{nearest(name, sorted(known))}")
         if type(value) is not int:
             raise ValueError(f"{name} of fit must be a whole number, got {value!r}.")
     return FitTeacher(**options)

@@ -19,7 +19,7 @@ from kdnas.specs import nearest
 from kdnas.teachers.base import Frozen, Teacher
 from kdnas.teachers.feeding import Normalisation, fed
 from kdnas.teachers.zoo import with_classes_of
-from kdnas.values import Side
+from kdnas.values import Side, shown
 
 _MOST, _BLOCKS = 6, 4
 Shape = tuple[int, ...]
@@ -88,7 +88,7 @@ class Graph(nn.Module):
         values = [output for node in model.graph.node for output in node.output if output]
         for stage in stages:
             if stage not in values:
-                raise ValueError(f"the graph {name} has no value {stage!r}.{nearest(stage, values)}")
+                raise ValueError(f"the graph {name} has no value {shown(stage)}.{nearest(stage, values)}")
         self.stages = tuple(stages) or _stages(model, self.input, self.logits, np.zeros(shape, np.float32), name)
         self.content = _with_outputs(model, self.stages).SerializeToString()
         # What a cache of outputs depends on, as other networks' weights.

@@ -11,6 +11,7 @@ from kdnas.preprocessing import Interpolation, Preprocessing
 from kdnas.runs.files import read_json
 from kdnas.specs import nearest
 from kdnas.teachers.weights import load_weights
+from kdnas.values import shown
 
 CONFIG, TENSORS = "config.json", "model.safetensors"
 _FIX = "Write it with timm.models.save_for_hf(network, FOLDER, safe_serialization=True)."
@@ -39,7 +40,7 @@ def timm_folder(folder: Path, classes: int | None, size: int = 0) -> tuple[nn.Mo
     name, feeding = config.get("architecture"), config.get("pretrained_cfg") or config
     if not isinstance(name, str) or not timm.is_model(name):
         raise ValueError(
-            f"timm has no {name!r}, which {folder / CONFIG} names.{nearest(str(name), timm.list_models())}"
+            f"timm has no {shown(name)}, which {folder / CONFIG} names.{nearest(str(name), timm.list_models())}"
         )
     count = config.get("num_classes", feeding.get("num_classes"))
     if classes not in (None, count):

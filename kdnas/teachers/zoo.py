@@ -27,7 +27,7 @@ from kdnas.teachers.stages import ImagesRefused, check_logits
 from kdnas.teachers.timm_folder import built, interpolation_of, timm_folder, timm_preprocessing
 from kdnas.teachers.weights import head_size, put_weights
 from kdnas.teachers.weights import load_weights as load_weights
-from kdnas.values import Share, Side
+from kdnas.values import Share, Side, shown
 
 ZOO_CARD = "teacher.json"
 _ANY = 2  # classes of a network whose classifier is not used
@@ -238,7 +238,7 @@ def _torchvision_network(
     from torchvision import models
 
     if name not in models.list_models():
-        raise ValueError(f"torchvision has no {name!r}.{nearest(name, models.list_models())}")
+        raise ValueError(f"torchvision has no {shown(name)}.{nearest(name, models.list_models())}")
     weights: Any = models.get_model_weights(name).DEFAULT  # type: ignore[attr-defined]
     transforms, dense = weights.transforms(), is_segmenter("torchvision", name)
     side = (transforms.resize_size if dense else transforms.crop_size)[0]
@@ -264,7 +264,7 @@ def _timm_network(name: str, classes: int | None, size: int, pretrained: bool) -
     if Path(name).is_dir():
         return timm_folder(Path(name), classes, size)
     if not timm.is_model(name):
-        raise ValueError(f"timm has no {name!r}.{nearest(name.partition('.')[0], timm.list_models())}")
+        raise ValueError(f"timm has no {shown(name)}.{nearest(name.partition('.')[0], timm.list_models())}")
     options: dict[str, Any] = {"pretrained": pretrained or classes is None}
     options |= {} if classes is None else {"num_classes": classes}
     make = partial(timm.create_model, name, **options)
