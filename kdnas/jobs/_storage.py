@@ -84,7 +84,7 @@ def opened(url: str) -> BaseStorage:
             return get_storage(RDBStorage(url, engine_kwargs={"pool_pre_ping": True}))  # connections that were lost
     except ImportError as error:  # of Optuna, for SQLAlchemy's own
         driver = getattr(error.__cause__ or error, "name", None) or parsed.drivername
-        package = "'kdnas[postgresql]'" if driver == "psycopg" else driver
+        package = {"psycopg": "'kdnas[postgresql]'", "MySQLdb": "mysqlclient"}.get(driver, driver)
         raise ValueError(f"the storage {shown} needs the package {driver}: pip install {package}") from None
     except NoSuchModuleError:
         raise ValueError(

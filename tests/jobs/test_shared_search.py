@@ -243,6 +243,7 @@ def old_tables(folder):
         ("mysql:/me:secret@h/se:cret@h", "must be a URL such as"),
         ("postgresql://me:secret@h:port/db", "must be a URL such as"),
         ("mysql+pymysql://me@127.0.0.1:1/name?password=secret", "pymysql"),
+        ("mysql://me@127.0.0.1:1/name", "needs the package MySQLdb: pip install mysqlclient"),
         ("mysql+pymysql://me:secret@127.0.0.1:1/name", "pymysql"),
         ("grpc://127.0.0.1:1", "grpc"),
     ],
