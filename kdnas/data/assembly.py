@@ -1,5 +1,6 @@
 """Images of all sources become one Data: parts, classes, decoding and refusals."""
 
+import itertools
 import re
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,6 +26,7 @@ NO_CLASS = ""
 """The class of images without labels; the only one."""
 _LABELLED: ContextVar[bool] = ContextVar("labelled", default=True)
 _MOST_SIDE = 8192
+_MOST_NAMED = 280  # letters of what is wrong with single files, in a message
 _SPLIT = "a fifth of each class is for test, a tenth of the rest for search"
 
 
@@ -71,7 +73,9 @@ def assembled(
     except ValueError:
         everything = [file for part in parts.values() for file, _ in part]
         broken = problems(everything)
-        shown = " ".join(broken[:3]) + (" ..." if len(broken) > 3 else "")
+        ends = itertools.accumulate(len(sentence) + 1 for sentence in broken)
+        room = max(1, sum(end <= _MOST_NAMED for end in ends))
+        shown = " ".join(broken[:room]) + (" ..." if room < len(broken) else "")
         raise ValueError(
             f"{len(broken)} of {len(everything)} files cannot be decoded: {shown} Repair or remove them, or leave them "
             f"out by {form},skip_broken=true."
