@@ -93,7 +93,7 @@ def difference_interval(
 
     def resampled(first: Array, second: Array, rows: Rows) -> Array:
         counts = _counts(rows) / rows.shape[1]
-        ours, theirs = ((counts @ side.reshape(len(side), -1)).reshape(-1, *side.shape[1:]) for side in (first, second))
+        ours, theirs = (_means(counts, side) for side in (first, second))
         if quality is not None:
             ours, theirs = quality(ours), quality(theirs)
         return _over_seeds(ours, rng) - _over_seeds(theirs, rng)
@@ -116,10 +116,15 @@ def mean_interval(grades: Array, resamples: int = 2000, *, quality: Statistic | 
     """
 
     def resampled(grades: Array, rows: Rows) -> Array:
-        means = (_counts(rows) / rows.shape[1] @ grades.reshape(len(grades), -1)).reshape(-1, *grades.shape[1:])
+        means = _means(_counts(rows) / rows.shape[1], grades)
         return means if quality is None else quality(means)
 
     return interval(resampled, grades, resamples=resamples)
+
+
+def _means(shares: Array, grades: Array) -> Array:
+    """Means of rows `[rows, *grade]` by their shares in each sample `[samples, rows]`."""
+    return (shares @ grades.reshape(len(grades), -1)).reshape(-1, *grades.shape[1:])
 
 
 def _over_seeds(means: Array, rng: np.random.Generator) -> Array:

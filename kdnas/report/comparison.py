@@ -24,7 +24,7 @@ from kdnas.report.markup import (
     write_page,
 )
 from kdnas.runs.files import Damaged, read_json
-from kdnas.runs.folder import COMPARISON, JsonObject
+from kdnas.runs.folder import COMPARISON, Input, JsonObject
 from kdnas.runs.schema import mismatch
 from kdnas.values import Amount, Index, Share
 
@@ -40,11 +40,6 @@ class _Teacher(TypedDict):
     balanced_accuracy: NotRequired[Share]
 
 
-class _Input(TypedDict):
-    path: str
-    sha256: str
-
-
 class _Settings(TypedDict):
     budget: dict[str, Any]
     max_time: float
@@ -57,7 +52,7 @@ class _Comparison(TypedDict):
     systems: NotRequired[dict[str, str]]
     measure: NotRequired[str]
     data: NotRequired[dict[str, str]]
-    inputs: NotRequired[list[_Input]]
+    inputs: NotRequired[list[Input]]
     teacher_job: NotRequired[JsonObject | None]
     retrain_steps: NotRequired[int | None]
     step_seconds: NotRequired[dict[str, float]]

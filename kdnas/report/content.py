@@ -147,6 +147,11 @@ def mapping(value: Any) -> JsonObject:
     return value if isinstance(value, dict) else {}
 
 
+def listed(value: Any) -> list[Any]:
+    """A list from a file, or an empty one where there is something else."""
+    return value if isinstance(value, list) else []
+
+
 def _by_phase(lines: list[JsonObject]) -> dict[str, list[JsonObject]]:
     phases: dict[str, dict[float, JsonObject]] = {}
     for line in lines:

@@ -6,7 +6,7 @@ from typing import Any
 from markupsafe import Markup
 
 from kdnas.report.charts import heat_map
-from kdnas.report.content import RunContent, mapping
+from kdnas.report.content import RunContent, listed, mapping
 from kdnas.report.markup import Column, decimal, finite, percent, table, tag, text, whole
 
 
@@ -16,15 +16,15 @@ def explanation(run: RunContent) -> Iterator[Markup]:
     scorer = f", {text(why.get('scorer'))} {decimal(why.get('score'))}."
     yield tag("p", "Architecture ", tag("code", text(why.get("code"))), scorer)
     similarity = mapping(why.get("similarity"))
-    rows, columns = ([str(name) for name in _listed(similarity.get(side))] for side in ("student", "teacher"))
-    values = [[finite(v) for v in _listed(line)] for line in _listed(similarity.get("values"))]
+    rows, columns = ([str(name) for name in listed(similarity.get(side))] for side in ("student", "teacher"))
+    values = [[finite(v) for v in listed(line)] for line in listed(similarity.get("values"))]
     if rows and len(values) == len(rows) and all(len(line) == len(columns) for line in values):
         numbers = [[float("nan") if v is None else v for v in line] for line in values]
         yield heat_map(rows, columns, numbers, row_label="student", column_label="teacher")
         yield tag(
             "p", "Correlation of the dissimilarities of the same images: 1 for the teacher itself.", class_="soft"
         )
-    stages = [mapping(s) for s in _listed(why.get("stages"))]
+    stages = [mapping(s) for s in listed(why.get("stages"))]
     if stages:
         headings = [
             Column("Stage", text, numeric=False),
@@ -36,7 +36,7 @@ def explanation(run: RunContent) -> Iterator[Markup]:
         ]
         keys = ("stage", "layers", "params", "share of params", "macs", "share of macs")
         yield table(headings, [tuple(s.get(key) for key in keys) for s in stages])
-    choices = [mapping(c) for c in _listed(why.get("choices"))]
+    choices = [mapping(c) for c in listed(why.get("choices"))]
     if choices:
         yield tag("p", "The effect of changing one choice, best first:", class_="soft")
         headings = [
@@ -50,10 +50,6 @@ def explanation(run: RunContent) -> Iterator[Markup]:
         ]
         keys = ("choice", "from", "to", "score difference", "params difference", "macs difference", "code")
         yield table(headings, [tuple(c.get(key) for key in keys) for c in choices], visible=12, what="choices")
-
-
-def _listed(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else []
 
 
 def _signed(value: Any) -> str:

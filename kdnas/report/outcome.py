@@ -6,7 +6,7 @@ from typing import Any
 from markupsafe import Markup
 
 from kdnas.report.charts import curves
-from kdnas.report.content import RunContent, mapping
+from kdnas.report.content import RunContent, listed, mapping
 from kdnas.report.markup import (
     Column,
     accuracy,
@@ -47,7 +47,7 @@ def result(run: RunContent) -> Iterator[Markup]:
         yield tag("p", sentence, class_="lead")
         if lost := mapping(run.controls.get("points lost")).get("sentence"):
             yield tag("p", str(lost), class_="lead")
-        seeds = len(_listed(mapping(rows.get("student")).get("seeds")))
+        seeds = len(listed(mapping(rows.get("student")).get("seeds")))
         words = (_SEEDS if seeds > 1 else _SEED).format(seeds=seeds, measure=run.measure)
         yield tag("p", words, class_="soft")
     for words in (_removal(run.phase("removal")), _members(run.phase("grow"))):
@@ -132,7 +132,7 @@ def verdict(rows: Mapping[str, JsonObject], controls: Mapping[str, JsonObject], 
     if control is None:
         below = "" if teacher is None else f", {_points(student - teacher)} {_side(student - teacher)} its teacher"
         return f"{reaches[0].upper()}{reaches[1:]}{below}."
-    bounds = _listed(mapping(controls.get("distillation")).get("interval"))
+    bounds = listed(mapping(controls.get("distillation")).get("interval"))
     ends = [end for end in map(finite, bounds) if end is not None]
     low, high = ends if len(ends) == 2 else (0.0, 0.0)
     interval = f" [{_signed_points(low)}, {_signed_points(high)}]" if len(ends) == 2 else ""
@@ -155,10 +155,6 @@ def _side(difference: float) -> str:
 
 def _signed_points(difference: float) -> str:
     return f"{100 * difference:+.2f}".replace("-", "−")
-
-
-def _listed(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else []
 
 
 def _compared(run: RunContent, rows: Mapping[str, JsonObject]) -> Markup | None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from kdnas.report.content import RunContent, mapping
+from kdnas.report.content import RunContent, listed, mapping
 from kdnas.report.markup import accuracy, tag, whole
 
 _SIDES = ("image", "truth", "teacher", "student")
@@ -16,7 +16,7 @@ _COLOUR = re.compile(r"#[0-9a-f]{6}")
 
 def pictures(run: RunContent) -> Iterator[Markup]:
     """A row of pictures per image, and which colour is which class."""
-    rows = [mapping(each) for each in _listed(run.pictures.get("images"))]
+    rows = [mapping(each) for each in listed(run.pictures.get("images"))]
     rows = [row for row in rows if all(_is_picture(row.get(side)) for side in _SIDES)]
     yield tag(
         "p",
@@ -37,7 +37,7 @@ def pictures(run: RunContent) -> Iterator[Markup]:
         for side in _SIDES
     ]
     yield tag("div", *heads, *cells, class_="gallery")
-    pairs = [pair for pair in _listed(run.pictures.get("classes")) if isinstance(pair, list) and len(pair) == 2]
+    pairs = [pair for pair in listed(run.pictures.get("classes")) if isinstance(pair, list) and len(pair) == 2]
     yield tag(
         "p",
         *(
@@ -51,7 +51,3 @@ def pictures(run: RunContent) -> Iterator[Markup]:
 
 def _is_picture(value: Any) -> bool:
     return isinstance(value, str) and _BASE64.fullmatch(value) is not None
-
-
-def _listed(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else []

@@ -87,7 +87,7 @@ class _Record(TypedDict, total=False):
     budget: dict[str, float]
 
 
-class _Input(TypedDict):
+class Input(TypedDict):
     """A file outside of the run, or a folder with weights."""
 
     path: str
@@ -101,7 +101,7 @@ class _Manifest(TypedDict):
     seed: NotRequired[Seed]
     data: NotRequired[dict[str, Any]]
     measure: NotRequired[str]
-    inputs: NotRequired[list[_Input]]
+    inputs: NotRequired[list[Input]]
     lines: NotRequired[dict[str, Index]]
     insists: NotRequired[bool]
 
