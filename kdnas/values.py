@@ -177,6 +177,8 @@ Index = Annotated[int, Range(least=0, most=2**40)]
 """A number that may be 0."""
 Processes = Annotated[int, Range(least=0, most=1024)]
 """A number of processes that may be 0."""
+WorkerCount = Annotated[int, Range(least=1, most=1024)]
+"""A number of processes side by side."""
 Seed = Annotated[int, Range(least=0, below=2**63)]
 """A seed of random numbers."""
 Amount = Annotated[float, Range(least=0)]

@@ -18,7 +18,7 @@ from optuna.storages import BaseStorage, RDBStorage, get_storage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import create_engine, inspect
-from sqlalchemy.engine import make_url
+from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import (
     ArgumentError,
     DataError,
@@ -51,14 +51,18 @@ ScoreCodes = Callable[[str, Sequence[str]], dict[str, Any]]
 """(name of a score, codes of candidates) to what `kdnas.jobs._scoring.scored` returns."""
 
 
-def opened(url: str) -> BaseStorage:
-    """Optuna's storage at a URL: of a relational database, or `grpc://host:port` of its proxy.
+@contextlib.contextmanager
+def opened(url: str) -> Iterator[BaseStorage]:
+    """Optuna's storage at a URL, for a block: of a relational database, or `grpc://host:port` of its proxy.
+
+    No connection is open after the block.
 
     Raises:
         ValueError: no such URL, driver, server or password, or tables of another version.
 
     Example:
-        >>> opened("my.db")
+        >>> with opened("my.db"):
+        ...     pass
         Traceback (most recent call last):
         ValueError: `storage` must be a URL such as sqlite:///search.db or postgresql://me@host/name, got 'my.db'.
     """
@@ -68,11 +72,25 @@ def opened(url: str) -> BaseStorage:
     except (ArgumentError, ValueError):
         shown = printable(re.sub(":.*@", ":***@", url.partition("?")[0]))  # what may be a password is not shown
         raise ValueError(f"`storage` must be a URL such as {form}, got {shown!r:.80}.") from None
-    shown = printable(parsed.set(query={}).render_as_string(hide_password=True))
     if parsed.drivername == "grpc":
-        return _proxy(parsed.host or "localhost", parsed.port or 13000)
+        storage: Any = _proxy(parsed.host or "localhost", parsed.port or 13000)
+        close = storage.close
+    else:
+        storage = _database(parsed, form)
+        close = storage.engine.dispose
+    try:
+        yield get_storage(storage)
+    finally:
+        storage.remove_session()
+        close()
+
+
+def _database(parsed: URL, form: str) -> RDBStorage:
+    """Optuna's storage in a relational database, whose tables are made where there are none."""
+    shown = printable(parsed.set(query={}).render_as_string(hide_password=True))
     if parsed.drivername == "postgresql":  # else the driver that SQLAlchemy takes depends on its version
-        url = parsed.set(drivername="postgresql+psycopg").render_as_string(hide_password=False)
+        parsed = parsed.set(drivername="postgresql+psycopg")
+    url = parsed.render_as_string(hide_password=False)
     try:
         names = _tables(url)
         if names and "studies" not in names:
@@ -80,8 +98,8 @@ def opened(url: str) -> BaseStorage:
                 f"the storage {shown} must be a database of Optuna's alone, it has the table {plain(names[0], 80)}. "
                 "Name another database."
             )
-        with _quiet():
-            return get_storage(RDBStorage(url, engine_kwargs={"pool_pre_ping": True}))  # connections that were lost
+        with _quiet():  # connections that were lost are replaced; versions are compared where it can be closed again
+            storage = RDBStorage(url, engine_kwargs={"pool_pre_ping": True}, skip_compatibility_check=True)
     except ImportError as error:  # of Optuna, for SQLAlchemy's own
         driver = getattr(error.__cause__ or error, "name", None) or parsed.drivername
         package = {"psycopg": "'kdnas[postgresql]'", "MySQLdb": "mysqlclient"}.get(driver, driver)
@@ -94,11 +112,15 @@ def opened(url: str) -> BaseStorage:
         raise ValueError(
             f"the storage {shown} cannot be used: {_cause(error)}. Check server, name and password."
         ) from None
-    except RuntimeError as error:
+    versions = storage.get_current_version(), storage.get_head_version()
+    if versions[0] != versions[1]:
+        storage.remove_session()
+        storage.engine.dispose()
         raise ValueError(
-            f"the storage {shown} has tables of another version of Optuna ({reason(error)}). Name another database, "
-            "or bring this one up to date: optuna storage upgrade --storage URL"
-        ) from None
+            f"the storage {shown} has tables of another version of Optuna ({versions[0]}, not {versions[1]}). Name "
+            "another database, or bring this one up to date: optuna storage upgrade --storage URL"
+        )
+    return storage
 
 
 def _tables(url: str) -> list[str]:
@@ -109,18 +131,20 @@ def _tables(url: str) -> list[str]:
         engine.dispose()
 
 
-def _proxy(host: str, port: int) -> BaseStorage:
+def _proxy(host: str, port: int) -> Any:
     from optuna.storages import GrpcStorageProxy
 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
             proxy = GrpcStorageProxy(host=host, port=port)
-        proxy.wait_server_ready(timeout=_ANSWER)
-        return proxy
     except ImportError as error:
         raise ValueError(f"a storage grpc:// needs a package that is missing ({error}): pip install grpcio") from None
+    try:
+        proxy.wait_server_ready(timeout=_ANSWER)
+        return proxy
     except Exception as error:
+        proxy.close()
         raise ValueError(f"no proxy answers at {host}:{port} ({reason(error, named=True)}). Start it first.") from None
 
 
@@ -175,14 +199,15 @@ class Board:
         self.leads = not any(t.number < self._process and self._is_leader(t) for t in self._trials())
         if not self.leads:
             self._set(self._process, "leads", False)
-        threading.Thread(target=self._live, daemon=True).start()
+        self._life = threading.Thread(target=self._live, daemon=True)
+        self._life.start()
 
     def close(self, state: TrialState) -> None:
         """End this process's part in the search: COMPLETE where the search is done, else FAIL."""
         self._ended.set()
+        self._life.join(_ANSWER)  # its connection is free then
         with contextlib.suppress(UpdateFinishedTrialError, ValueError):
             self._finish(self._process, state, 0.0)
-        self.storage.remove_session()
 
     # What the leading process does.
 
@@ -351,6 +376,7 @@ class Board:
             beat += 1
             with contextlib.suppress(Exception):  # the next one may come through; what fails is said where it matters
                 self.storage.set_trial_user_attr(self._id(self._process), "beat", beat)
+        self.storage.remove_session()  # a thread's own
 
     def _call(self, function: Callable[..., _T], *arguments: Any) -> _T:
         """What the storage answers; a lost connection is tried again for five minutes."""
@@ -428,13 +454,14 @@ def joined(url: str, name: str) -> Iterator[Board]:
     Raises:
         ValueError: as `opened`.
     """
-    board = Board(opened(url), name)
-    try:
-        yield board
-    except BaseException:
-        board.close(TrialState.FAIL)
-        raise
-    board.close(TrialState.COMPLETE)
+    with opened(url) as storage:
+        board = Board(storage, name)
+        try:
+            yield board
+        except BaseException:
+            board.close(TrialState.FAIL)
+            raise
+        board.close(TrialState.COMPLETE)
 
 
 @contextlib.contextmanager

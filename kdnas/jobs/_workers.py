@@ -25,6 +25,7 @@ from kdnas.jobs._memory import IN_MEMORY
 from kdnas.jobs._run import Run
 from kdnas.network import default_device
 from kdnas.runs.lock import command, hold
+from kdnas.values import WorkerCount, check_value
 
 _TRIES = 2  # of a request whose worker is killed
 _QUIET = 0.5  # seconds between a worker's messages of its progress
@@ -50,8 +51,9 @@ def check_workers(run: Run, count: int | None) -> int:
     """The number of workers asked for, or the default.
 
     Raises:
-        ValueError: several, where the run's teacher or data are objects of this process.
+        ValueError: several, where the run's teacher or data are objects of this process; or too many.
     """
+    check_value("workers", count, WorkerCount | None)
     if count is not None and count > 1 and IN_MEMORY in json.dumps(run.storage.manifest["job"]):
         raise ValueError(
             f"`workers` must be 1 where the teacher or the data are objects of this process, got {count}. Drop it, or "

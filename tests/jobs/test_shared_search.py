@@ -11,7 +11,7 @@ import time
 import optuna
 import pytest
 from optuna.exceptions import StorageInternalError
-from optuna.storages import InMemoryStorage, RDBStorage
+from optuna.storages import InMemoryStorage
 from optuna.trial import TrialState
 
 from kdnas.cli.commands import main
@@ -218,12 +218,27 @@ def test_an_error_that_does_not_pass_is_said_at_once(tmp_path, monkeypatch):
     monkeypatch.setattr(_storage.time, "sleep", lambda seconds: pytest.fail("it is waited for"))
     with contextlib.closing(sqlite3.connect(tmp_path / "a.db")) as database:
         database.execute("CREATE TABLE studies (x INTEGER)")
-    with pytest.raises(ValueError, match="the storage cannot be used: table studies has no column named study_name"):
-        Board(opened(f"sqlite:///{tmp_path}/a.db"), "search")
+    refused = pytest.raises(
+        ValueError, match="the storage cannot be used: table studies has no column named study_name"
+    )
+    with refused, opened(f"sqlite:///{tmp_path}/a.db") as storage:
+        Board(storage, "search")
+
+
+def test_no_connection_is_open_after_a_search_whether_it_ends_well_or_not(tmp_path):
+    for error in (None, ValueError("it failed")):
+        with contextlib.suppress(ValueError), _storage.joined(f"sqlite:///{tmp_path}/s.db", "search") as board:
+            pool = board.storage._backend.engine.pool
+            assert pool.checkedin()
+            if error is not None:
+                raise error
+        assert not board._life.is_alive() and not pool.checkedout()
+        assert board.storage._backend.engine.pool is not pool and not pool.checkedin()
 
 
 def old_tables(folder):
-    RDBStorage(f"sqlite:///{folder}/old.db")
+    with opened(f"sqlite:///{folder}/old.db"):
+        pass
     with sqlite3.connect(folder / "old.db") as database:
         database.execute("UPDATE alembic_version SET version_num = 'v2.6.0.a'")
         database.execute("UPDATE version_info SET schema_version = 1, library_version = '0.1.0'")
@@ -254,8 +269,8 @@ def test_a_storage_that_cannot_be_used_is_one_sentence(url, said, tmp_path, monk
     with contextlib.closing(sqlite3.connect(tmp_path / "other.db")) as database:
         database.execute("CREATE TABLE bookmarks (x INTEGER)")
     monkeypatch.setattr(_storage, "_ANSWER", 0.1)
-    with pytest.raises(ValueError) as error:
-        opened(url.format(tmp_path))
+    with pytest.raises(ValueError) as error, opened(url.format(tmp_path)):
+        pass
     assert said in str(error.value) and "secret" not in str(error.value) and "\n" not in str(error.value)
 
 
@@ -265,6 +280,7 @@ def test_a_storage_that_cannot_be_used_is_one_sentence(url, said, tmp_path, monk
         (["--workers", "2", "--storage", "sqlite:///s.db"], "`--workers` does not go with --storage"),
         (["--trainings", "3", "--storage", "sqlite:///s.db"], "`--storage` is for searches by a score"),
         (["--storage", "s.db"], "must be a URL"),
+        (["--workers", "10000000"], "`--workers` must be at most 1024, got 10000000"),
     ],
 )
 def test_the_command_line_refuses_what_cannot_be_shared(run, options, said, capsys):

@@ -19,8 +19,7 @@ from kdnas.jobs.search import search
 from kdnas.tables import unstructure
 from tests.jobs.test_shared_search import facts, settings, trained  # noqa: F401
 
-# The tests' own storages stay open; Optuna has no way to close one.
-pytestmark = [pytest.mark.real, pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")]
+pytestmark = pytest.mark.real
 
 JOIN = """
 import sys, time
@@ -88,20 +87,20 @@ def started(folder, url, settings):  # noqa: F811
 
 def shared(run, url, settings, power=None):  # noqa: F811
     """Four processes search; one is killed with a part in its hands, and the server is away for a while."""
-    Board(opened(url), "prepared").close(TrialState.COMPLETE)
-    processes = [started(run.folder, url, settings)]
-    storage = opened(url)
-    waited(lambda: len(storage.get_all_studies()) == 2)
-    study = next(s for s in storage.get_all_studies() if s.study_name != "prepared")._study_id
-    processes += [started(run.folder, url, settings) for _ in range(3)]
-    waited(lambda: len([t for t in storage.get_all_trials(study) if t.user_attrs.get("leads") is False]) == 3)
-    os.kill(processes[1].pid, signal.SIGKILL)
-    if power is not None:
-        power(False)
-        time.sleep(20)
-        power(True)
-    assert [process.wait(300) for process in processes] == [0, -signal.SIGKILL, 0, 0]
-    return [t for t in storage.get_all_trials(study) if "codes" in t.user_attrs]
+    with opened(url) as storage:
+        Board(storage, "prepared").close(TrialState.COMPLETE)
+        processes = [started(run.folder, url, settings)]
+        waited(lambda: len(storage.get_all_studies()) == 2)
+        study = next(s for s in storage.get_all_studies() if s.study_name != "prepared")._study_id
+        processes += [started(run.folder, url, settings) for _ in range(3)]
+        waited(lambda: len([t for t in storage.get_all_trials(study) if t.user_attrs.get("leads") is False]) == 3)
+        os.kill(processes[1].pid, signal.SIGKILL)
+        if power is not None:
+            power(False)
+            time.sleep(20)
+            power(True)
+        assert [process.wait(300) for process in processes] == [0, -signal.SIGKILL, 0, 0]
+        return [t for t in storage.get_all_trials(study) if "codes" in t.user_attrs]
 
 
 def waited(condition):
@@ -138,8 +137,7 @@ def test_postgresql_that_is_away_for_twenty_seconds(trained, more, tmp_path, ser
 
 
 def test_postgresql_with_a_wrong_password(server):
-    with pytest.raises(
-        ValueError, match=r"cannot be used: .*password authentication failed.* Check server, name"
-    ) as error:
-        opened(server[0].replace(":word@", ":secret@"))
+    said = "cannot be used: .*password authentication failed.* Check server, name"
+    with pytest.raises(ValueError, match=said) as error, opened(server[0].replace(":word@", ":secret@")):
+        pass
     assert "secret" not in str(error.value)
