@@ -1,5 +1,6 @@
 """A blueprint as an ordinary PyTorch network."""
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -212,7 +213,7 @@ def default_device() -> torch.device:
 
 @contextmanager
 def on_device(name: str | None) -> Iterator[None]:
-    """Inside, jobs compute on this device; None leaves it as it is.
+    """Inside, jobs compute on this device, and repeatably (see `repeatable`); None leaves it as it is.
 
     Args:
         name: as torch writes it, such as `cpu`, `cuda` or `cuda:1`.
@@ -232,6 +233,41 @@ def on_device(name: str | None) -> Iterator[None]:
             raise ValueError(f"`device` must be one of this machine, such as cpu, got {name!r} ({reason}).") from error
     token = _DEVICE.set(device or _DEVICE.get())
     try:
-        yield
+        with repeatable(default_device()):
+            yield
     finally:
         _DEVICE.reset(token)
+
+
+@contextmanager
+def repeatable(device: torch.device) -> Iterator[None]:
+    """Inside, a GPU adds in the same order every time, so that equal seeds give equal results; a CPU does anyway.
+
+    An operation for which CUDA has no such algorithm is computed all the same, with torch's warning. What it costs is
+    in benchmarks/gpu.md.
+
+    Args:
+        device: where is computed.
+
+    Example:
+        >>> with repeatable(torch.device("cpu")):
+        ...     torch.are_deterministic_algorithms_enabled()
+        False
+    """
+    if device.type != "cuda":
+        yield
+        return
+    # cuBLAS reads it once, when the first product is computed.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    fills, tries = torch.utils.deterministic.fill_uninitialized_memory, torch.backends.cudnn.benchmark
+    try:
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        # Filling new memory with NaN finds programs that read it too early, and takes time.
+        torch.utils.deterministic.fill_uninitialized_memory = False
+        torch.backends.cudnn.benchmark = False
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        torch.utils.deterministic.fill_uninitialized_memory = fills
+        torch.backends.cudnn.benchmark = tries

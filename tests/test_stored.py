@@ -36,7 +36,7 @@ def test_a_stored_run_opens_with_its_experiment_teacher_and_weights(stored):
     assert experiment.search.budget.macs == 30_000
     assert [weight for weight, _ in experiment.train.distiller["terms"]] == [0.9, 10.0]
     assert run.teacher(run.data.test.take(torch.arange(2)), torch.zeros(2)).logits.shape == (2, 10)
-    network = run.supernet.extract(run.space.largest)
+    network = run.supernet.extract(run.space.largest).cpu()
     assert torch.isfinite(network(run.data.normalise(run.data.test.take(torch.arange(2)))).logits).all()
 
 

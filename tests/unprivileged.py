@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 
 from kdnas.cli.commands import main
+from kdnas.network import on_device
 
 _VERSION = 0x20080522  # of the kernel's structure: two words of each set
 
@@ -23,7 +24,8 @@ def without_privileges(*arguments):
             code, output = 0, io.StringIO()
             with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
                 try:
-                    main([str(argument) for argument in arguments])
+                    with on_device("cpu"):  # a GPU that is in use cannot be used by a fork
+                        main([str(argument) for argument in arguments])
                 except SystemExit as end:
                     code = end.code
                 except BaseException as error:

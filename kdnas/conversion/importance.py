@@ -110,7 +110,7 @@ def sort_by_importance(supernet: Supernet, importance: Importance = channel_impo
 def _permute(module: nn.Module, order: Tensor, dim: int) -> None:
     for tensor in (*module.parameters(), *module.buffers()):
         if tensor.dim() > dim:
-            tensor.copy_(tensor.index_select(dim, order))
+            tensor.copy_(tensor.index_select(dim, order.to(tensor.device)))
 
 
 def _module(network: Network, place: Place) -> nn.Module:

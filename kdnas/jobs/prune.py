@@ -386,9 +386,9 @@ class Job:
 
     def _sorted(self, removal: str, importance: Importance, images: Tensor) -> Reconstruction:
         """The source with its channels in this order, stored for a removal, and its layers' inputs on the images."""
-        space, supernet = self.source.space, self.source.supernet
+        space, supernet = self.source.space, self.source.supernet.to(images.device)
         sort_by_importance(supernet, importance)
-        network = supernet.extract(space.largest).to(images.device).eval()
+        network = supernet.extract(space.largest).eval()
         self._store(_source_of(removal), network)
         return Reconstruction(Removal(space, units(space)), network, images)
 

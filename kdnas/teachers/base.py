@@ -2,6 +2,7 @@
 
 import abc
 import copy
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from inspect import signature
@@ -62,15 +63,20 @@ class Teacher(nn.Module, abc.ABC):
 
     @final
     def forward(self, pixels: Tensor, labels: Tensor | None = None, at: Moment = END) -> Outputs:
-        """Logits `[batch, classes]` and one feature map per stage.
+        """Logits `[batch, classes]` and one feature map per stage, on the device of the pixels.
+
+        It computes where its weights are.
 
         Args:
             pixels: `[batch, channels, height, width]` in [0, 1].
             labels: `[batch]`, or None if unknown.
             at: where in the student's training, for teachers that change with it; outside a training its end.
         """
+        tensors = itertools.chain(self.parameters(), self.buffers())
+        home = next((tensor.device for tensor in tensors), pixels.device)
+        labels = None if labels is None else labels.to(home)
         with torch.no_grad():
-            return self.teach(pixels, labels, at)
+            return self.teach(pixels.to(home), labels, at).map(lambda tensor: tensor.to(pixels.device))
 
     @abc.abstractmethod
     def teach(self, pixels: Tensor, labels: Tensor | None, at: Moment) -> Outputs:

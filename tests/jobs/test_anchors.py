@@ -42,11 +42,11 @@ def test_divergences_by_hand():
     torch.manual_seed(0)
     space = experiment().train.space.fitted(classes=3, image_channels=3)
     networks = [Network(space.blueprint(space.largest)).eval() for _ in range(3)]
-    found = divergences(networks[0], [Frozen(n, preprocessing=loaded.preprocessing) for n in networks], loaded)
     images = loaded.normalise(loaded.search.take(torch.arange(len(loaded.search))))
     with torch.no_grad():
         p = [n(images).logits.double().softmax(1) for n in networks]
     expected = [float((t * (t / p[0]).log()).sum(1).mean()) for t in p]
+    found = divergences(networks[0], [Frozen(n, preprocessing=loaded.preprocessing) for n in networks], loaded)
     assert found == pytest.approx(expected, abs=1e-6)
     assert found[0] == pytest.approx(0, abs=1e-7) and min(found[1:]) > 1e-5
 

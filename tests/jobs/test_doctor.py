@@ -210,7 +210,7 @@ def swapped():
 
 
 def dead():
-    return Changed(after=lambda logits: 0 * logits + torch.tensor([0.0, 2.0, 1.0]))
+    return Changed(after=lambda logits: 0 * logits + torch.tensor([0.0, 2.0, 1.0], device=logits.device))
 
 
 def softmax():

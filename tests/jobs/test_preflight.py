@@ -19,7 +19,7 @@ from kdnas.jobs.fit import fit
 from kdnas.jobs.grow import grow
 from kdnas.jobs.prune import prune
 from kdnas.jobs.train import train
-from kdnas.network import Network
+from kdnas.network import Network, default_device
 from kdnas.runs.lock import command
 from kdnas.settings import Compare, Fit, FitTeacher, Grow, Recipe, Retrain
 from kdnas.specs import spec
@@ -164,7 +164,7 @@ def test_the_block_shows_data_student_teacher_device_and_time(tmp_path, log):
         "16 to 16 training images each",
         "images of 8 x 8, as the data's",
         "class names unknown; 100.0% of 30 search images",
-        "cpu (",
+        f"device    {default_device().type} (",
         "20 steps of 128 images, roughly",
         "MB on disk",
     ):

@@ -1,0 +1,352 @@
+"""How fast a device computes a sandwich step and a ranking: beside other code, by precision, with repeatable sums.
+
+    python benchmarks/device_speed.py                       # every section, on the GPU where there is one
+    python benchmarks/device_speed.py step --ofa CHECKOUT   # beside the code of mit-han-lab/once-for-all
+
+`step`: forward and backward of the largest, the smallest and two random subnets of OFA-MobileNetV3, at one size, in
+the product's supernet, as four ordinary networks, and by OFA's own code on the very same subnets. `precision`: the same
+step by number format, memory format and whether sums are repeatable (`kdnas.network.repeatable`), with its peak memory
+and how far its losses are from those of float32. `rate`: operations of the step a second beside those of a large
+matrix product. `ranking`: all codes of NAS-Bench-Macro (or `--networks` of them) by RDM, with shared prefixes, one by
+one, and naively. `waiting`: how long the GPU has nothing to do in the product's own training loop.
+
+Ways are timed in turn, in one process, medians of `--rounds` after two that are left out. Ratios are of one run; give
+the device's name with them, which the first line prints. On a CPU one thread computes.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import itertools
+import random
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from prefix_sharing import evidence_of, synthetic
+from torch import Tensor, nn
+
+from kdnas import Supernet, load_space
+from kdnas.architecture import Architecture
+from kdnas.costs.count import cost
+from kdnas.distillers.sandwich import Sandwich
+from kdnas.network import Network, calibrate, repeatable
+from kdnas.randomness import initialised, python_rng
+from kdnas.scorers import Rdm
+from kdnas.scorers.base import score_all
+from kdnas.settings import Recipe
+from kdnas.space import SearchSpace
+from kdnas.tables import space_from_table, table_of
+from kdnas.teachers import Frozen
+from kdnas.teachers.fitted import fitted_teacher
+from kdnas.training.loop import Training
+
+WARM = 2
+Call = Callable[[], list[float]]
+
+
+def wait_for(device: torch.device) -> None:
+    """Until all is computed."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def medians(calls: dict[str, Call], rounds: int, device: torch.device) -> dict[str, float]:
+    """The median seconds of every call, in turn."""
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(WARM + rounds):
+        for name, call in calls.items():
+            wait_for(device)
+            began = time.perf_counter()
+            call()
+            wait_for(device)
+            seconds[name].append(time.perf_counter() - began)
+    return {name: statistics.median(each[WARM:]) for name, each in seconds.items()}
+
+
+def space_of(side: int) -> SearchSpace:
+    """OFA-MobileNetV3 at one size."""
+    return space_from_table({**table_of(load_space("ofa_mbv3")), "resolutions": [side]})
+
+
+def subnets(space: SearchSpace) -> list[Architecture]:
+    """The largest, the smallest and two random ones."""
+    rng = python_rng(0, "architectures")
+    return [space.largest, space.smallest, space.sample(rng), space.sample(rng)]
+
+
+def step_of(run: Callable[[int], Tensor], labels: Tensor, zero: Callable[..., Any]) -> Call:
+    """Forward and backward of four subnets; returns their losses."""
+
+    def step() -> list[float]:
+        zero(set_to_none=True)
+        losses = []
+        for index in range(4):
+            loss = F.cross_entropy(run(index), labels)
+            loss.backward()
+            losses.append(loss.detach())
+        return torch.stack(losses).tolist()
+
+    return step
+
+
+def of_ofa(checkout: Path, chosen: Sequence[Architecture], device: torch.device) -> tuple[nn.Module, list[dict]]:
+    """The supernet of OFA's own code, and its settings of the same subnets."""
+    sys.path.insert(0, str(checkout))
+    from ofa.imagenet_classification.elastic_nn.networks import OFAMobileNetV3
+
+    supernet = OFAMobileNetV3(n_classes=1000, ks_list=[3, 5, 7], expand_ratio_list=[3, 4, 6], depth_list=[2, 3, 4])
+    blocks = list(itertools.product(range(5), range(4)))
+    settings = [
+        {
+            "ks": [a.get(f"stage{i}.block{j}.kernel", 3) for i, j in blocks],
+            "e": [a.get(f"stage{i}.block{j}.expansion", 3) for i, j in blocks],
+            "d": [a[f"stage{i}.depth"] for i in range(5)],
+        }
+        for a in map(dict, chosen)
+    ]
+    return supernet.to(device).train(), settings
+
+
+def images_of(space: SearchSpace, batch: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Random images and labels."""
+    shape = space.blueprint(space.largest).image
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(batch, *shape, generator=generator).to(device), (torch.arange(batch) % 10).to(device)
+
+
+def measure_step(options: argparse.Namespace, device: torch.device) -> None:
+    """Beside four networks and OFA's own code."""
+    space = space_of(options.side)
+    chosen, (images, labels) = subnets(space), images_of(space, options.batch, device)
+    if device.type == "cpu":  # as the product's training
+        images = images.contiguous(memory_format=torch.channels_last)
+    supernet = initialised(lambda: Supernet(space), 0).to(device).train()
+    networks = [supernet.extract(architecture).to(device).train() for architecture in chosen]
+    parts = nn.ModuleList(networks)
+    calls = {
+        "kdnas": step_of(lambda i: supernet(images, chosen[i]).logits, labels, supernet.zero_grad),
+        "four networks": step_of(lambda i: networks[i](images).logits, labels, parts.zero_grad),
+    }
+    if options.ofa:
+        theirs, settings = of_ofa(options.ofa, chosen, device)
+
+        def run(index: int) -> Tensor:
+            theirs.set_active_subnet(**settings[index])
+            return theirs(images)
+
+        calls["OFA's code"] = step_of(run, labels, theirs.zero_grad)
+    with repeatable(device):
+        seconds = medians(calls, options.rounds, device)
+    print(f"step, {options.batch} images of {options.side}x{options.side}:")
+    for name, each in seconds.items():
+        print(f"  {name:<16}{1000 * each:>9.1f} ms; kdnas takes {seconds['kdnas'] / each:.2f} of it", flush=True)
+
+
+def formats(device: torch.device) -> dict[str, tuple[torch.dtype, torch.memory_format, bool]]:
+    """Number format, memory format, and whether sums are repeatable, by name."""
+    dense, last = torch.contiguous_format, torch.channels_last
+    names = {
+        "float32, not repeatable": (torch.float32, dense, False),
+        "float32": (torch.float32, dense, True),
+        "float32, channels-last": (torch.float32, last, True),
+        "bfloat16": (torch.bfloat16, dense, True),
+        "bfloat16, channels-last": (torch.bfloat16, last, True),
+        "bfloat16, channels-last, not repeatable": (torch.bfloat16, last, False),
+    }
+    return names if device.type == "cuda" else {n: v for n, v in names.items() if v[2]}
+
+
+def measure_precision(options: argparse.Namespace, device: torch.device) -> None:
+    """By number format and memory format."""
+    space = space_of(options.side)
+    chosen, (images, labels) = subnets(space), images_of(space, options.batch, device)
+    supernet = initialised(lambda: Supernet(space), 0).to(device).train()
+    print(f"precision, {options.batch} images of {options.side}x{options.side}:")
+    first: list[float] = []
+    base = 0.0
+    for name, (dtype, memory, repeats) in formats(device).items():
+        inputs = images.clone(memory_format=memory)
+
+        def run(index: int, inputs: Tensor = inputs, dtype: torch.dtype = dtype) -> Tensor:
+            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                return supernet(inputs, chosen[index]).logits
+
+        call = step_of(run, labels, supernet.zero_grad)
+        with repeatable(device) if repeats else contextlib.nullcontext():
+            if device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats()
+            seconds = medians({name: call}, options.rounds, device)[name]
+            losses = call()
+        memory_used = f"{torch.cuda.max_memory_allocated() / 1e9:.2f} GB, " if device.type == "cuda" else ""
+        first, base = first or losses, base or seconds
+        away = max(abs(a - b) / b for a, b in zip(losses, first, strict=True))
+        print(
+            f"  {name:<42}{1000 * seconds:>9.1f} ms, {base / seconds:.2f} times as fast, {memory_used}"
+            f"losses away by {away:.1e}",
+            flush=True,
+        )
+
+
+def measure_rate(options: argparse.Namespace, device: torch.device) -> None:
+    """Operations a second of a step, three times those of its forward pass, beside a matrix product's."""
+    space = space_of(options.side)
+    chosen, (images, labels) = subnets(space), images_of(space, options.batch, device)
+    supernet = initialised(lambda: Supernet(space), 0).to(device).train()
+    macs = sum(cost(space.blueprint(architecture)).macs for architecture in chosen) * options.batch
+    size = 8192 if device.type == "cuda" else 2048
+    print(f"rate, {options.batch} images of {options.side}x{options.side}:")
+    for dtype, memory in ((torch.float32, torch.contiguous_format), (torch.bfloat16, torch.channels_last)):
+        inputs, a = images.clone(memory_format=memory), torch.randn(size, size, device=device, dtype=dtype)
+
+        def run(index: int, inputs: Tensor = inputs, dtype: torch.dtype = dtype) -> Tensor:
+            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                return supernet(inputs, chosen[index]).logits
+
+        def product(a: Tensor = a) -> list[float]:
+            return [float((a @ a)[0, 0])]
+
+        calls = {"step": step_of(run, labels, supernet.zero_grad), "product": product}
+        with repeatable(device):
+            seconds = medians(calls, options.rounds, device)
+        rates = 6 * macs / seconds["step"], 2 * size**3 / seconds["product"]
+        print(
+            f"  {str(dtype).removeprefix('torch.'):<10}{rates[0] / 1e12:>9.3f} TFLOP/s of "
+            f"{rates[1] / 1e12:.3f} TFLOP/s of a product of {size}: {rates[0] / rates[1]:.1%}",
+            flush=True,
+        )
+
+
+def measure_ranking(options: argparse.Namespace, device: torch.device) -> None:
+    """With shared prefixes, one by one, naively."""
+    space = dataclasses.replace(load_space("nas_bench_macro"), resolutions=(32,))
+    supernet = initialised(lambda: Supernet(space), 0).to(device).eval()
+    data = synthetic(max(256, options.images), 32)
+    teacher = Frozen(Network(fitted_teacher((3, 32, 32), 10)), preprocessing=data.preprocessing).to(device)
+
+    def evidence() -> Any:
+        given = evidence_of(data, teacher, options.images)
+        return dataclasses.replace(
+            given,
+            pixels=given.pixels.to(device),
+            images=given.images.to(device),
+            labels=given.labels.to(device),
+            teacher=given.teacher.map(lambda tensor: tensor.to(device)),
+        )
+
+    kept, scorer = evidence(), Rdm()
+    every = [
+        Architecture(dict(zip((c.name for c in space.choices), values, strict=True)))
+        for values in itertools.product(*(c.options for c in space.choices))
+    ]
+    if options.networks:
+        every = random.Random(1).sample(every, options.networks)
+    few = random.Random(0).sample(every, min(len(every), 60))
+
+    def naive() -> None:
+        for architecture in few[:20]:
+            network = supernet.extract(architecture).to(device)
+            calibrate(network, [data.normalise(data.train.take(torch.arange(256)).to(device))])
+            scorer.score(network, evidence())
+
+    ways = {
+        "shared": (lambda: score_all(supernet, every, scorer, kept), len(every)),
+        "one by one": (lambda: [score_all(supernet, [each], scorer, kept) for each in few], len(few)),
+        "naive": (naive, min(len(few), 20)),
+    }
+    print(f"ranking, {len(every):,} codes, {options.images} images of 32x32:")
+    each: dict[str, float] = {}
+    with repeatable(device), torch.no_grad():
+        score_all(supernet, few[:5], scorer, kept)
+        for name, (call, count) in ways.items():
+            wait_for(device)
+            began = time.perf_counter()
+            call()
+            wait_for(device)
+            each[name] = (time.perf_counter() - began) / count
+            print(
+                f"  {name:<12}{1000 * each[name]:>9.2f} ms a candidate, {each[name] / each['shared']:.1f} times shared"
+            )
+
+
+def measure_waiting(options: argparse.Namespace, device: torch.device) -> None:
+    """The share of a training's time in which the GPU has nothing to do."""
+    from torch.profiler import ProfilerActivity, profile
+
+    space = space_of(options.side)
+    parts = synthetic(2048, options.side)
+    for precision, batch in itertools.product(("float32", "bfloat16"), (options.batch, 4 * options.batch)):
+        recipe = Recipe(steps=100, batch_size=batch, precision=precision)
+        with repeatable(device):
+            training = Training(
+                initialised(lambda: Supernet(space.fitted(classes=10, image_channels=3)), 0),
+                Sandwich(terms=()),
+                parts,
+                None,
+                recipe,
+                device,
+            )
+            for _ in range(4):
+                training.step()
+            with profile(activities=[ProfilerActivity.CUDA]) as record:
+                wait_for(device)
+                began = time.perf_counter()
+                for _ in range(options.rounds):
+                    training.step()
+                wait_for(device)
+                seconds = time.perf_counter() - began
+            training.close()
+        busy = sum(e.device_time_total for e in record.events() if e.device_type.name == "CUDA") / 1e6
+        print(
+            f"waiting, {precision}, {batch} images of {options.side}x{options.side}: "
+            f"{1000 * seconds / options.rounds:.1f} ms a step, {batch * options.rounds / seconds:,.0f} images a second; "
+            f"the GPU waits {1 - busy / seconds:.0%}",
+            flush=True,
+        )
+
+
+SECTIONS = {
+    "step": measure_step,
+    "precision": measure_precision,
+    "rate": measure_rate,
+    "ranking": measure_ranking,
+    "waiting": measure_waiting,
+}
+
+
+def sections(options: argparse.Namespace, device: torch.device) -> Iterator[str]:
+    """Those asked for; the last one needs a GPU."""
+    chosen = options.sections or list(SECTIONS)
+    yield from (name for name in chosen if name != "waiting" or device.type == "cuda")
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sections", nargs="*", help=", ".join(SECTIONS))
+    parser.add_argument("--ofa", type=Path, help="a checkout of mit-han-lab/once-for-all")
+    parser.add_argument("--side", type=int, default=224)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--images", type=int, default=256, help="of a ranking")
+    parser.add_argument("--networks", type=int, default=0, help="of a ranking; 0 for all codes")
+    options = parser.parse_args()
+    unknown = [name for name in options.sections if name not in SECTIONS]
+    if unknown:
+        parser.error(f"sections must be of {', '.join(SECTIONS)}, got {', '.join(unknown)}")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.type == "cpu":
+        torch.set_num_threads(1)
+    name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU, one thread"
+    print(f"{name}, torch {torch.__version__}")
+    for section in sections(options, device):
+        SECTIONS[section](options, device)
+
+
+if __name__ == "__main__":
+    main()
