@@ -1,12 +1,13 @@
 """Images of all sources become one Data: parts, classes, decoding and refusals."""
 
 import itertools
+import math
 import re
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, NamedTuple, final
+from typing import Any, NamedTuple, TypeVar, final
 
 import torch
 
@@ -14,6 +15,7 @@ from kdnas.data.base import Data, Images, TensorImages
 from kdnas.data.files import FileImages, Source, problems, sides
 from kdnas.randomness import torch_rng
 
+Image = TypeVar("Image")
 Files = Mapping[str, Sequence[Source]]
 """The pictures of each class."""
 
@@ -67,7 +69,7 @@ def assembled(
     try:
         side = size or _median_side([file for file, _ in parts["train"]], seed)
         loaded: dict[str, Any] = {
-            name: _in_memory(FileImages([f for f, _ in part], torch.tensor([label for _, label in part]), side), most)
+            name: in_memory(FileImages([f for f, _ in part], torch.tensor([label for _, label in part]), side), most)
             for name, part in parts.items()
         }
     except ValueError:
@@ -187,15 +189,41 @@ def split(
     return {"train": train, "search": search, "test": test}, note
 
 
+def split_images(parts: Mapping[str, Sequence[Image]], seed: int) -> dict[str, list[Image]]:
+    """The three parts, as `assembled` says, without regard to classes.
+
+    Args:
+        parts: images by `train`, and perhaps `validation` and `test`.
+        seed: random seed.
+
+    Raises:
+        ValueError: too few images.
+    """
+    if not parts.get("train"):
+        raise ValueError(f"there must be images to train with, got parts {', '.join(parts) or 'none'}. Add train.")
+    train, outer = list(parts["train"]), parts.get("test") or parts.get("validation")
+    if parts.get("test") and parts.get("validation"):
+        return {"train": train, "search": list(parts["validation"]), "test": list(parts["test"])}
+    order = torch.randperm(len(train), generator=torch_rng(seed, "masks")).tolist()
+    shuffled = [train[i] for i in order]
+    cut = 0 if outer else max(1, len(shuffled) // 5)
+    test, rest = list(outer or shuffled[:cut]), shuffled[cut:]
+    few = max(1, len(rest) // 10)
+    if len(rest) <= few:
+        raise ValueError(f"there must be at least 4 images to train, search and test, got {len(train)}.")
+    return {"train": rest[few:], "search": rest[:few], "test": test}
+
+
 def _median_side(files: Sequence[Source], seed: int, most: int = 200) -> int:
     """The median of the shorter sides of images drawn from these files, 224 at most."""
     order = torch.randperm(len(files), generator=torch_rng(seed, "size"))[:most].tolist()
     return min(224, round(statistics.median(sides([files[i] for i in order]))))
 
 
-def _in_memory(files: FileImages, limit: int) -> Images:
-    """Files decoded once into memory where they fit in a gibibyte, as uint8 if they hold no more than that."""
-    if len(files) * 3 * files.size**2 > limit:
+def in_memory(files: FileImages, limit: int) -> Images:
+    """Files decoded once into memory where they fit in so many bytes, as uint8 if they hold no more than that."""
+    size = len(files) * math.prod(files.shape)
+    if size > limit:
         return files
     chunks, deep = [], False
     for images, _ in files.batches(256):
@@ -203,6 +231,6 @@ def _in_memory(files: FileImages, limit: int) -> Images:
         if not deep and bool((images * 255 - levels).abs().max() > 1e-3):
             deep, chunks = True, [chunk.float() / 255 for chunk in chunks]
         chunks.append(images if deep else levels.to(torch.uint8))
-        if deep and len(files) * 12 * files.size**2 > limit:
+        if deep and 4 * size > limit:
             return files
-    return TensorImages(torch.cat(chunks), files.labels)
+    return TensorImages(torch.cat(chunks), files.labels, files.task)

@@ -165,11 +165,7 @@ class Data:
                 f"`take` of the {name} part must return float32 [count, channels, height, width], got {image.dtype} "
                 f"{tuple(image.shape)}."
             )
-        if self.task.dense and part.labels.shape[-2:] != image.shape[2:]:
-            raise ValueError(
-                f"labels of the {name} part must have the size of the images, {tuple(image.shape[2:])}, got "
-                f"{tuple(part.labels.shape[-2:])}."
-            )
+        self.task.fits(name, part.labels, (image.shape[2], image.shape[3]))
         return tuple(image.shape[1:])
 
     @cached_property

@@ -21,7 +21,8 @@ from kdnas.data.base import Images
 from kdnas.data.decoded import Decoded, fingerprint, store
 from kdnas.data.feeding import cores
 from kdnas.plain import printable, reason
-from kdnas.tasks.labels import as_labels
+from kdnas.tasks.base import Task
+from kdnas.tasks.classification import CLASSIFICATION
 
 SUFFIXES = frozenset(
     ".jpg .jpeg .jpe .jfif .png .apng .bmp .dib .webp .avif .gif .tif .tiff .jp2 .j2k .ppm .pgm .pbm .pnm .tga".split()
@@ -65,16 +66,18 @@ Source = Path | bytes | Piece
 
 @final
 class FileImages(Images):
-    """Images decoded from files (or encoded bytes) by `take`, resized and centre-cropped to a square.
+    """Images decoded from files (or encoded bytes) by `take`, in one size.
 
     Pixels are 0 to 1 of what the format can hold: of 8 and 16 bits, or floats in [0, 1]. Pictures are turned as their
     EXIF data say, and what is transparent is white. Of several frames the first counts.
 
     Args:
         sources: files, or their bytes.
-        labels: one class index per file.
-        size: side of the square.
+        labels: one per file, of the task.
+        size: side of a square, to which images are resized and centre-cropped; or height and width, to which they are
+            resized.
         mode: `RGB` or `L`.
+        task: what the labels are for.
 
     Raises:
         ValueError: from `take`, for a file that is no image or none that can be shown in [0, 1]; the message names it.
@@ -82,10 +85,19 @@ class FileImages(Images):
 
     is_decoded = True
 
-    def __init__(self, sources: Sequence[Source], labels: Tensor, size: int, mode: str = "RGB") -> None:
-        if size < 1:
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        labels: Tensor,
+        size: int | tuple[int, int],
+        mode: str = "RGB",
+        task: Task = CLASSIFICATION,
+    ) -> None:
+        height, width = (size, size) if isinstance(size, int) else size
+        if min(height, width) < 1:
             raise ValueError(f"`size` must be at least 1, got {size}.")
-        self.sources, self.labels, self.size, self.mode = sources, as_labels(labels, len(sources)), size, mode
+        self.sources, self.labels, self.size, self.mode = sources, task.as_labels(labels, len(sources)), size, mode
+        self.task, self.shape = task, (1 if mode == "L" else 3, height, width)
         self._stored: tuple[Path, Decoded] | None = None
 
     def take(self, indices: Tensor) -> Tensor:
@@ -94,8 +106,7 @@ class FileImages(Images):
         if folder is None or not numbers:
             return self._images(numbers)
         if self._stored is None or self._stored[0] != folder:
-            shape = (1 if self.mode == "L" else 3, self.size, self.size)
-            decoded = Decoded.of(folder, self._fingerprint(), len(self), shape, self._images)
+            decoded = Decoded.of(folder, self._fingerprint(), len(self), self.shape, self._images)
             if decoded is None:
                 return self._images(numbers)
             self._stored = folder, decoded
@@ -212,7 +223,7 @@ def _bytes(source: Source) -> bytes:
     return source if isinstance(source, bytes) else source.read_bytes()
 
 
-def pixels_of(picture: Image.Image, mode: str = "", size: int = 0) -> np.ndarray:
+def pixels_of(picture: Image.Image, mode: str = "", size: int | tuple[int, int] = 0) -> np.ndarray:
     """The pixels of a picture, `[channels, height, width]`, float32 in [0, 1].
 
     It is turned as its EXIF data say. Gray of 8, 12 and 16 bits is divided by the largest value; floats are taken as
@@ -221,7 +232,8 @@ def pixels_of(picture: Image.Image, mode: str = "", size: int = 0) -> np.ndarray
     Args:
         picture: from Pillow.
         mode: `RGB`, `L`, or empty for the picture's own: `L` for gray, else `RGB`.
-        size: side of a square, to which it is resized (bicubic) and cropped; 0 leaves its size.
+        size: side of a square, to which it is resized (bicubic) and cropped, or height and width, to which it is
+            resized; 0 leaves its size.
 
     Raises:
         ValueError: 32-bit integers, whose largest value is unknown, or floats outside [0, 1].
@@ -233,7 +245,7 @@ def pixels_of(picture: Image.Image, mode: str = "", size: int = 0) -> np.ndarray
     own = "L" if picture.mode in ("1", "L", "F") else "RGB"
     if picture.mode != "F":
         picture = picture.convert(mode or own)
-    array = np.asarray(_square(picture, size) if size else picture, np.float32)
+    array = np.asarray(_sized(picture, size) if size else picture, np.float32)
     array = array.clip(0, 1) if picture.mode == "F" else array / 255
     if array.ndim == 3:
         return array.transpose(2, 0, 1).copy()
@@ -276,8 +288,12 @@ def _opaque(picture: Image.Image) -> Image.Image:
     return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert(own)
 
 
-def _square(picture: Image.Image, size: int) -> Image.Image:
-    """Resized so that the shorter side has this many pixels, and cropped to the centre."""
+def _sized(picture: Image.Image, size: int | tuple[int, int]) -> Image.Image:
+    """Resized so that the shorter side has this many pixels, and cropped to the centre; or to height and width."""
+    if not isinstance(size, int):
+        height, width = size
+        same = picture.size == (width, height)
+        return picture if same else picture.resize((width, height), Image.Resampling.BICUBIC)
     scale = size / min(picture.size)
     if scale != 1:
         wide = [max(size, round(side * scale)) for side in picture.size]

@@ -10,14 +10,16 @@ from kdnas.data.base import Data
 from kdnas.data.builtin import digits
 from kdnas.data.cifar import cifar10, cifar100
 from kdnas.data.folders import folder
+from kdnas.data.lanes import culane, tusimple
 from kdnas.data.masks import masks
+from kdnas.data.roads import roads
 from kdnas.data.sources import csv, hf, npz, parquet, wds
 from kdnas.plain import typed_path
 from kdnas.specs import Spec, check_typed, nearest, resolve, spec, split_options
 
 _FORMS = (
-    "digits, folder:PATH, masks:PATH, hf:FOLDER_OR_NAME, parquet:FILES, wds:FILES, csv:FILE, npz:FILE, cifar10:PATH, "
-    "cifar100:PATH, package.module:function or strong:TEXT"
+    "digits, folder:PATH, masks:PATH, culane:PATH, tusimple:PATH, roads:COUNT, hf:FOLDER_OR_NAME, parquet:FILES, "
+    "wds:FILES, csv:FILE, npz:FILE, cifar10:PATH, cifar100:PATH, package.module:function or strong:TEXT"
 )
 
 
@@ -38,10 +40,10 @@ def load_data(text: str, **options: object) -> Spec:
     """The Spec of a data set by its name on the command line.
 
     Args:
-        text: `digits`, `folder:PATH`, `masks:PATH` (for segmentation), `hf:FOLDER_OR_NAME` of the library datasets,
-            `parquet:FILES`, `wds:FILES` of webdataset, `csv:FILE`, `npz:FILE`, `cifar10:PATH`, `cifar100:PATH`, or
-            `package.module:function`; `strong:TEXT` is one of them under strong augmentation. Arguments of the loader
-            follow as in `folder:PATH,size=64`.
+        text: `digits`, `folder:PATH`, `masks:PATH` (for segmentation), `culane:PATH`, `tusimple:PATH` and `roads:COUNT`
+            (for lanes), `hf:FOLDER_OR_NAME` of the library datasets, `parquet:FILES`, `wds:FILES` of webdataset,
+            `csv:FILE`, `npz:FILE`, `cifar10:PATH`, `cifar100:PATH`, or `package.module:function`; `strong:TEXT` is
+            one of them under strong augmentation. Arguments of the loader follow as in `folder:PATH,size=64`.
         **options: arguments of the loader, such as `size`.
 
     Raises:
@@ -63,14 +65,18 @@ def load_data(text: str, **options: object) -> Spec:
     kind, colon, path = name.partition(":")
     loaders = {"digits": digits, "folder": folder, "masks": masks, "cifar10": cifar10, "cifar100": cifar100}
     loaders |= {"hf": hf, "parquet": parquet, "wds": wds, "csv": csv, "npz": npz}
+    loaders |= {"culane": culane, "tusimple": tusimple, "roads": roads}
     if kind in loaders:
         if kind != "digits" and not path:
-            raise ValueError(f"{kind} must have a path: {kind}:PATH.")
+            what, form = ("number of images", "COUNT") if kind == "roads" else ("path", "PATH")
+            raise ValueError(f"{kind} must have a {what}: {kind}:{form}.")
         if kind == "digits" and colon:
             raise ValueError(f"digits has no path, got {text!r}.")
         place = typed_path(path)
         is_name = kind == "hf" and not place.exists() and not path.startswith((".", "/", "~"))
-        paths = {} if kind == "digits" else {"path": path if is_name else str(place.resolve())}
+        paths = {} if kind in ("digits", "roads") else {"path": path if is_name else str(place.resolve())}
+        if kind == "roads":
+            typed |= split_options(f"_,count={path}")[1]
         source = spec(loaders[kind], **paths, **typed, **options)
     elif path.isidentifier() and not difflib.get_close_matches(kind, loaders, cutoff=0.8):
         try:

@@ -11,11 +11,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from kdnas.data.assembly import role_of
+from kdnas.data.assembly import role_of, split_images
 from kdnas.data.base import Data, TensorImages
 from kdnas.data.files import SUFFIXES, each_of, opened, pixels_of
 from kdnas.plain import reason
-from kdnas.randomness import torch_rng
 from kdnas.tasks.segmentation import MOST, VOID, Segmentation
 from kdnas.values import Seed, Side
 
@@ -85,7 +84,7 @@ def masks(
     if not root.is_dir():
         raise ValueError(f"there is no folder {root}. Use a folder that holds images/ and masks/.")
     pairs, recognised = _pairs(root)
-    parts = _split(pairs, seed)
+    parts = split_images(pairs, seed)
     classes = _classes(root, recognised, [mask for _, mask in parts["train"]], void)
     loaded = {role: _Part.read(files, classes, (height, width)) for role, files in parts.items()}
     shapes = {tuple(part.images.shape[1:3]) for part in loaded.values()}
@@ -321,23 +320,6 @@ def _name(path: Path, root: Path) -> str:
 def _is_other(mask: Path) -> bool:
     """Whether it is one of the pictures beside Cityscapes' masks."""
     return mask.stem.endswith(("_gtFine_color", "_gtFine_instanceIds", "_gtFine_labelTrainIds"))
-
-
-def _split(pairs: Mapping[str, list[tuple[Path, Path]]], seed: int) -> dict[str, list[tuple[Path, Path]]]:
-    """The three parts, as `kdnas.data.assembly.split` forms them, without regard to classes."""
-    if not pairs.get("train"):
-        raise ValueError(f"there must be images to train with, got parts {', '.join(pairs) or 'none'}. Add train.")
-    train, outer = list(pairs["train"]), pairs.get("test") or pairs.get("validation")
-    if pairs.get("test") and pairs.get("validation"):
-        return {"train": train, "search": pairs["validation"], "test": pairs["test"]}
-    order = torch.randperm(len(train), generator=torch_rng(seed, "masks")).tolist()
-    shuffled = [train[i] for i in order]
-    cut = 0 if outer else max(1, len(shuffled) // 5)
-    test, rest = outer or shuffled[:cut], shuffled[cut:]
-    few = max(1, len(rest) // 10)
-    if len(rest) <= few:
-        raise ValueError(f"there must be at least 4 images to train, search and test, got {len(train)}.")
-    return {"train": rest[few:], "search": rest[:few], "test": test}
 
 
 def _weights(labels: Tensor, classes: int) -> tuple[float, ...]:

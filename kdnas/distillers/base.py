@@ -13,6 +13,7 @@ from kdnas.architecture import Architecture, Choice, Value
 from kdnas.data.base import Data
 from kdnas.losses.base import Loss
 from kdnas.losses.objective import Objective
+from kdnas.losses.of_task import OfMaps, OfTask
 from kdnas.network import Network
 from kdnas.outputs import Moment, Outputs
 from kdnas.randomness import python_rng
@@ -143,12 +144,18 @@ class Distiller(nn.Module, abc.ABC):
 
     @final
     def suit(self, task: Task) -> None:
-        """Exchange its losses of classes for those that a task has in their place; called before `prepare`."""
+        """Exchange its losses of classes for those that a task has in their place; called before `prepare`.
+
+        Other losses of logits see those of pixels alone, where some are of the whole image.
+        """
         for module in list(self.modules()):
             for name, part in list(module.named_children()):
-                other = task.losses.get(type(part).__module__.rpartition(".")[2]) if isinstance(part, Loss) else None
-                if other is not None:
-                    module.register_module(name, other.build(Loss))
+                if isinstance(part, Loss):
+                    other, inner = task.losses.get(type(part).__module__.rpartition(".")[2]), isinstance(module, Loss)
+                    if other is not None:
+                        module.register_module(name, other.build(Loss))
+                    elif task.image_outputs and "logits" in part.needs and not inner and not _is_suited(part):
+                        module.register_module(name, OfMaps(loss=part, image_outputs=task.image_outputs))
 
     @property
     def uses_teacher(self) -> bool:
@@ -181,6 +188,10 @@ class Distiller(nn.Module, abc.ABC):
     def schedule(self, total: int) -> Schedule:
         """How a training of `total` steps is divided; asked for after `prepare`. Default: not at all."""
         return Schedule(total)
+
+
+def _is_suited(loss: Loss) -> bool:
+    return isinstance(loss, OfMaps | OfTask)
 
 
 class ObjectiveDistiller(Distiller):

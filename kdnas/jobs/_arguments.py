@@ -31,6 +31,7 @@ from kdnas.settings import CardTeacher, Experiment, FitTeacher, NoTeacher, Recip
 from kdnas.space import SearchSpace
 from kdnas.specs import Spec, find_spec, nearest, parse_spec, resolve, running, search_last, spec
 from kdnas.tables import load_space, shared_folder, unstructure
+from kdnas.tasks.lanes import Lanes
 from kdnas.tasks.segmentation import Segmentation
 from kdnas.teachers.load import load_teacher
 from kdnas.teachers.zoo import Function
@@ -185,10 +186,14 @@ def of_task(data: Data, task: str | None) -> Data:
     """
     if task in (None, data.task.name):
         return data
-    fix = " Images with masks are masks:FOLDER." if task == Segmentation.name else ""
-    raise ValueError(
-        f"`task` must be that of the data, {data.task.name}, got {task!r}.{fix or ' Drop it, or use other data.'}"
-    )
+    fix = _SOURCES.get(task or "", "Drop it, or use other data.")
+    raise ValueError(f"`task` must be that of the data, {data.task.name}, got {task!r}. {fix}")
+
+
+_SOURCES = {
+    Segmentation.name: "Images with masks are masks:FOLDER.",
+    Lanes.name: "Images with lanes are culane:FOLDER, tusimple:FOLDER and roads:COUNT.",
+}
 
 
 def as_teacher(value: str | Spec | FitTeacher | nn.Module | Callable[..., Any]) -> Spec | FitTeacher:

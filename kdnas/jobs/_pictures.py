@@ -49,7 +49,8 @@ def write_pictures(folder: Path, data: Data, student: Path, teacher: Teacher, gr
     answer, target = (data.task.pixel_classes(each, labels) for each in (logits, taught))
     if answer is None or target is None:
         return
-    shown = sorted({*answer.unique().tolist(), *target.unique().tolist(), *labels.unique().tolist()} - {VOID})
+    truth = data.task.label_classes(labels, data.image[1:])
+    shown = sorted({int(k) for each in (answer, target, truth) for k in each.unique()} - {VOID})
     write_json(
         folder / PICTURES,
         {
@@ -59,7 +60,7 @@ def write_pictures(folder: Path, data: Data, student: Path, teacher: Teacher, gr
                     "number": int(index),
                     "quality": float(qualities[index]),
                     "image": _png(_rgb(pixels[i])),
-                    "truth": _png(_coloured(labels[i])),
+                    "truth": _png(_coloured(truth[i])),
                     "teacher": _png(_coloured(target[i])),
                     "student": _png(_coloured(answer[i])),
                 }

@@ -183,9 +183,11 @@ def run(
         experiment: a Python file that defines experiment(), or a name from `kdnas list experiments`, instead of
             everything else.
         out: the run folder.
-        data: digits, folder:PATH, masks:PATH, hf:FOLDER_OR_NAME, parquet:FILES, wds:FILES, csv:FILE, npz:FILE,
-            cifar10:PATH, cifar100:PATH or package.module:function; strong:DATA augments more.
-        task: what networks are for, such as classification or segmentation. The data decide it; another one is refused.
+        data: digits, folder:PATH, masks:PATH, culane:PATH, tusimple:PATH, roads:COUNT, hf:FOLDER_OR_NAME,
+            parquet:FILES, wds:FILES, csv:FILE, npz:FILE, cifar10:PATH, cifar100:PATH or package.module:function;
+            strong:DATA augments more.
+        task: what networks are for, such as classification, segmentation or lanes. The data decide it; another one is
+            refused.
         unlabelled: learn the teacher's features and no labels, which data and teacher need not have then; labels that
             there are measure the student.
         teacher: fit (or fit,blocks=1,width=16), torchvision:NAME or timm:NAME (each with @WEIGHTS, and options such as

@@ -7,6 +7,7 @@ __getattr__, __dir__ = face(
     {
         "Chance": "kdnas.tasks.base",
         "Classification": "kdnas.tasks.classification",
+        "Lanes": "kdnas.tasks.lanes",
         "Segmentation": "kdnas.tasks.segmentation",
         "Task": "kdnas.tasks.base",
     },

@@ -61,6 +61,11 @@ class Task(abc.ABC):
         """By the name of a loss of classes, the loss that distillers have in its place; none by default."""
         return {}
 
+    @property
+    def image_outputs(self) -> int:
+        """How many of the last outputs are of the whole image: their logit is the mean of their map. Default: none."""
+        return 0
+
     @abc.abstractmethod
     def as_labels(self, labels: Any, count: int) -> Tensor:
         """The labels of so many images as a tensor `[count, ...]`, from what people hand over.
@@ -79,6 +84,19 @@ class Task(abc.ABC):
             names: of the outputs.
         """
 
+    def fits(self, part: str, labels: Tensor, size: tuple[int, int]) -> None:
+        """Raise a ValueError unless labels fit images of this height and width; by default those of pixels have it.
+
+        Args:
+            part: name of the part of the data.
+            labels: as `as_labels` returns them.
+            size: height and width.
+        """
+        if self.dense and tuple(labels.shape[-2:]) != size:
+            raise ValueError(
+                f"labels of the {part} part must have the size of the images, {size}, got {tuple(labels.shape[-2:])}."
+            )
+
     def moved(self, labels: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
         """The labels of images that an augmentation moved.
 
@@ -94,6 +112,10 @@ class Task(abc.ABC):
     @abc.abstractmethod
     def loss(self, logits: Tensor, labels: Tensor, label_smoothing: float = 0.0, reduction: str = "mean") -> Tensor:
         """The loss of the labels: a scalar, a mean over the labels; with the reduction `none` a number per label."""
+
+    def imitation(self, logits: Tensor, teacher: Tensor) -> Tensor:
+        """The distance from a teacher's logits that a task has of its own, a scalar; `losses` say where it is used."""
+        raise NotImplementedError
 
     @abc.abstractmethod
     def grades(self, logits: Tensor, labels: Tensor) -> Tensor:
@@ -122,9 +144,14 @@ class Task(abc.ABC):
         return None
 
     def pixel_classes(self, logits: Tensor, labels: Tensor) -> Tensor | None:
-        """The class of each pixel as a network answers, in the labels' shape; None where answers are no pictures."""
+        """What a network answers for each pixel, `[batch, height, width]`; None where answers are no pictures."""
         del logits, labels
         return None
+
+    def label_classes(self, labels: Tensor, size: tuple[int, int]) -> Tensor:
+        """What labels say of each pixel, `[batch, height, width]`, where `pixel_classes` gives any."""
+        del size
+        return labels
 
     def image_classes(self, labels: Tensor) -> Tensor | None:
         """The class of each image, `[batch]`, for what is looked at class by class; None where images have none."""
