@@ -64,8 +64,8 @@ class Lanes(Task):
       \theta$ pixels from the label's at 1280 x 720, $\theta$ the lane's angle to the vertical by least squares; rows
       are 160 to 710 by 10, and a row that neither lane crosses counts too. A lane of the label is matched if 85 % of
       the points of its best lane count. Accuracy is the sum of the best shares by the number of lanes, at most 4; of
-      more than 4 lanes the worst is left out, and one unmatched. False positives are a share of the network's lanes, false
-      negatives one of the label's; with three lanes too many they are 0 and 1, and the accuracy 0.
+      more than 4 lanes the worst is left out, and one unmatched. False positives are a share of the network's lanes,
+      false negatives one of the label's; with three lanes too many they are 0 and 1, and the accuracy 0.
 
     Attributes:
         lanes: number of slots, even.
