@@ -304,7 +304,7 @@ def measure_waiting(options: argparse.Namespace, device: torch.device) -> None:
         busy = sum(e.device_time_total for e in record.events() if e.device_type.name == "CUDA") / 1e6
         print(
             f"waiting, {precision}, {batch} images of {options.side}x{options.side}: "
-            f"{1000 * seconds / options.rounds:.1f} ms a step, {batch * options.rounds / seconds:,.0f} images a second; "
+            f"{1000 * seconds / options.rounds:.1f} ms a step, {batch * options.rounds / seconds:,.0f} images/s; "
             f"the GPU waits {1 - busy / seconds:.0%}",
             flush=True,
         )
