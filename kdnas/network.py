@@ -260,14 +260,15 @@ def repeatable(device: torch.device) -> Iterator[None]:
     # cuBLAS reads it once, when the first product is computed.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    fills, tries = torch.utils.deterministic.fill_uninitialized_memory, torch.backends.cudnn.benchmark
+    memory: Any = torch.utils.deterministic
+    fills, tries = memory.fill_uninitialized_memory, torch.backends.cudnn.benchmark
     try:
         torch.use_deterministic_algorithms(True, warn_only=True)
         # Filling new memory with NaN finds programs that read it too early, and takes time.
-        torch.utils.deterministic.fill_uninitialized_memory = False
+        memory.fill_uninitialized_memory = False
         torch.backends.cudnn.benchmark = False
         yield
     finally:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
-        torch.utils.deterministic.fill_uninitialized_memory = fills
+        memory.fill_uninitialized_memory = fills
         torch.backends.cudnn.benchmark = tries
