@@ -31,7 +31,7 @@ from safetensors import safe_open
 import kdnas.jobs.search
 import kdnas.training.driver
 from kdnas.cli.commands import main
-from kdnas.jobs import _arguments, _contestants, _storage, track
+from kdnas.jobs import _arguments, _board, _contestants, track
 from kdnas.jobs import compare as comparing
 from kdnas.runs import lock
 from kdnas.runs.files import append_lines
@@ -78,7 +78,7 @@ def prepare():
     integers.integers_of = lambda *_: b"integers"
     integers._logits = lambda _, images: np.eye(3)[images.labels.numpy()]
     track._SINKS["tensorboard"] = Notes
-    _storage._PATIENCE = 0.0
+    _board._PATIENCE = 0.0
 
 
 class Outcome(NamedTuple):

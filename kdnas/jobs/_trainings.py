@@ -2,12 +2,13 @@
 
 import contextlib
 import dataclasses
+import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, final
+from typing import Any, NamedTuple, Protocol, final
 
 import torch
 
@@ -15,14 +16,14 @@ from kdnas.architecture import Architecture
 from kdnas.evaluation import accuracy
 from kdnas.jobs._preflight import training_seconds
 from kdnas.jobs._run import Run
-from kdnas.jobs._workers import Wire, Workers
+from kdnas.jobs._workers import Message, Wire
 from kdnas.jobs.export import card_of, inherited
 from kdnas.jobs.retrain import training_of
 from kdnas.network import Network
 from kdnas.randomness import initialised
 from kdnas.runs.checkpoint import load_state
 from kdnas.runs.folder import STUDENTS, TRAININGS, Metrics
-from kdnas.runs.progress import progress
+from kdnas.runs.progress import Bar, progress
 from kdnas.runs.steps import digest_of
 from kdnas.settings import SHARES, Retrain
 from kdnas.students.card import FINGERPRINT, input_of
@@ -33,6 +34,24 @@ from kdnas.training.loop import Training
 from kdnas.values import Amount, Index, Seed
 
 _PAUSED = "trainings"  # folder of the states with which trainings go on
+
+
+class Answers(Protocol):
+    """Other processes, which take trainings to their marks; see `Workers` and `SharedAnswers`."""
+
+    @property
+    def count(self) -> int:
+        """The number of processes."""
+        ...
+
+    @property
+    def is_apart(self) -> bool:
+        """Whether this process did not start them: they may be at work already, and leave files of what they record."""
+        ...
+
+    def answers(self, requests: Sequence[Message], tell: Callable[[Message], None]) -> list[Message]:
+        """The last message of every request; `tell` receives the others."""
+        ...
 
 
 def marks(steps: int) -> tuple[int, ...]:
@@ -101,12 +120,12 @@ class Trainings:
 
     Attributes:
         run: the run; its data, teacher and supernet are those of every training.
-        workers: processes that train side by side; None trains here, one after another.
+        workers: other processes that train side by side; None trains here, one after another.
         rows: the lines of `trainings.jsonl`, those of one training side by side.
     """
 
     run: Run
-    workers: Workers | None = None
+    workers: Answers | None = None
     rows: list[TrainingRow] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -134,22 +153,33 @@ class Trainings:
         for job in jobs:
             if not self.of(job.architecture, job.settings):
                 self._begin(job)
-        missing = [job for job in jobs if self._row(job) is None]
-        missing = list({_key(job): job for job in sorted(missing, key=_mark)}.values())  # the last mark of each
-        if self.workers is None or self.workers.count == 1 or len(missing) < 2:
-            for job in missing:
-                self._advance(job)
+        workers, missing = self.workers, self._missing(jobs)
+        if workers is not None and workers.is_apart:
+            if missing:
+                self._share(missing, workers)
         else:
-            self._share(missing, self.workers)
+            for job in missing:  # a command of processes on several hosts may have been stopped
+                _Record(self).logs(self.of(job.architecture, job.settings)[0].name)
+            missing = self._missing(missing)
+            if workers is not None and workers.count > 1 and len(missing) > 1:
+                self._share(missing, workers)
+            else:
+                for job in missing:
+                    self._advance(job)
         rows = [self._row(job) for job in jobs]
         return [row for row in rows if row is not None]
+
+    def _missing(self, jobs: Sequence[Job]) -> list[Job]:
+        """Those without a row at their mark, each training up to the last of them."""
+        missing = [job for job in jobs if self._row(job) is None]
+        return list({_key(job): job for job in sorted(missing, key=_mark)}.values())
 
     def _row(self, job: Job) -> TrainingRow | None:
         """The row at a job's mark, or that of the problem that ended its training."""
         own = self.of(job.architecture, job.settings)
         return next((row for row in own if row.step == _mark(job) or row.problem), None)
 
-    def _share(self, jobs: Sequence[Job], workers: Workers) -> None:
+    def _share(self, jobs: Sequence[Job], workers: Answers) -> None:
         """Have jobs done by the workers, and record what they tell."""
         requests = [
             {
@@ -163,24 +193,13 @@ class Trainings:
             for job in jobs
         ]
         steps = {request["name"]: request["rows"][-1]["step"] for request in requests}
-        total = sum(map(_mark, jobs))
-        metrics: dict[str, Metrics] = {}
-        with progress(f"{len(jobs)} trainings", total, sum(steps.values())) as bar:
-
-            def tell(message: Mapping[str, Any]) -> None:
-                if "row" in message:
-                    self._add(TrainingRow(**message["row"]))
-                elif "metrics" in message:
-                    phase = message["metrics"]
-                    metrics[phase] = self.run.storage.metrics(phase, message["before"])
-                elif "line" in message:
-                    metrics[message["phase"]].write(**message["line"])
-                else:
-                    steps[message["name"]] = message["step"]
-                    bar.update(sum(steps.values()), ", ".join(f"{name} {step}" for name, step in steps.items()))
-
-            workers.answers(requests, tell)
-            bar.update(total)
+        if workers.is_apart:  # what is trained here has a bar of its own
+            workers.answers(requests, _Record(self))
+        else:
+            total = sum(map(_mark, jobs))
+            with progress(f"{len(jobs)} trainings", total, sum(steps.values())) as bar:
+                workers.answers(requests, _Record(self, steps, bar))
+                bar.update(total)
         self._sort()
 
     def _sort(self) -> None:
@@ -223,13 +242,13 @@ class Trainings:
         """Name a new training."""
         number = 1 + len({row.name for row in self.rows if row.name.rpartition("-")[0] == job.role})
         code, recipe = self.run.space.code(job.architecture), job.settings.recipe
-        self._add(TrainingRow(f"{job.role}-{number}", code, _digest(job.settings), recipe.seed, 0, recipe.steps))
+        self.add(TrainingRow(f"{job.role}-{number}", code, _digest(job.settings), recipe.seed, 0, recipe.steps))
 
     def _advance(self, job: Job) -> None:
         """Train up to a mark here."""
         own = self.of(job.architecture, job.settings)
         with one_thread():
-            self.advance(own, job, self.run.storage, self._add)
+            self.advance(own, job, self.run.storage, self.add)
 
     def advance(
         self,
@@ -306,9 +325,63 @@ class Trainings:
     def _state(self, name: str) -> Path:
         return self.run.storage.path(_PAUSED, f"{name}.safetensors")
 
-    def _add(self, row: TrainingRow) -> None:
+    def add(self, row: TrainingRow) -> None:
+        """Record a row."""
         self.run.storage.add(TRAININGS, [dataclasses.asdict(row)])
         self.rows.append(row)
+
+
+@final
+@dataclass
+class _Record:
+    """Records what other processes tell of their trainings.
+
+    Attributes:
+        trainings: of the run.
+        steps: that each has taken, by name.
+        bar: shows their sum.
+    """
+
+    trainings: Trainings
+    steps: dict[str, int] = field(default_factory=dict)
+    bar: Bar | None = None
+    _metrics: dict[str, Metrics] = field(default_factory=dict)
+
+    def __call__(self, message: Message) -> None:
+        if "row" in message:
+            row, rows = TrainingRow(**message["row"]), self.trainings.rows
+            if (row.name, row.step) not in {(known.name, known.step) for known in rows}:
+                self.trainings.add(row)
+        elif "metrics" in message:
+            phase = message["metrics"]
+            self._metrics[phase] = self.trainings.run.storage.metrics(phase, message["before"])
+        elif "line" in message:
+            self._metrics[message["phase"]].write(**message["line"])
+        elif "logs" in message:
+            self.logs(message["logs"])
+        elif self.bar is not None:
+            self.steps[message["name"]] = message["step"]
+            notes = ", ".join(f"{name} {step}" for name, step in self.steps.items())
+            self.bar.update(sum(self.steps.values()), notes)
+
+    def logs(self, name: str) -> None:
+        """Record what is in the files of a training, in which nobody writes any more, and remove them."""
+        for path in sorted(self.trainings.run.storage.path(_PAUSED).glob(f"{name}.*.log")):
+            for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+                if line.endswith("\n"):  # else a kill cut it short
+                    self(json.loads(line))
+            path.unlink()
+
+
+def log_of(run: Run, name: str, number: int) -> Path:
+    """Where a process that the run's writer did not start puts what is to be recorded of a training.
+
+    Args:
+        run: the run.
+        name: of the training.
+        number: of the claim; later ones have larger numbers.
+    """
+    return run.storage.path(_PAUSED, f"{name}.{number:08}.log")
 
 
 def answer(run: Run, request: Mapping[str, Any], wire: Wire) -> dict[str, Any]:

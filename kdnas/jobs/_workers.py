@@ -98,6 +98,11 @@ class Workers:
             worker.close()
         self._stack.close()
 
+    @property
+    def is_apart(self) -> bool:
+        """See `Answers`: this process started them."""
+        return False
+
     def answers(self, requests: Sequence[Message], tell: Callable[[Message], None]) -> list[Message]:
         """The last message of every request, in their order.
 
@@ -207,10 +212,15 @@ class _Worker:
 
 @final
 class Wire:
-    """A worker's side: what it records goes to the process that started it."""
+    """A worker's side: what it records goes to the process that leads.
 
-    def __init__(self, out: TextIO, lines: "queue.SimpleQueue[Message]") -> None:
-        self._out, self._lines, self._told = out, lines, 0.0
+    Args:
+        out: takes the messages, one a line.
+        acknowledged: returns once the last message is safe.
+    """
+
+    def __init__(self, out: TextIO, acknowledged: Callable[[], object]) -> None:
+        self._out, self._acknowledged, self._told = out, acknowledged, 0.0
 
     def send(self, **message: Any) -> None:
         """Say something that needs no acknowledgement."""
@@ -220,7 +230,7 @@ class Wire:
     def ask(self, **message: Any) -> None:
         """Have something recorded, and wait until it is."""
         self.send(**message)
-        self._lines.get()
+        self._acknowledged()
 
     def step(self, name: str, index: int) -> None:
         """Say how far a training is, now and then."""
@@ -260,7 +270,7 @@ def serve() -> None:
     torch.set_num_threads(1)
     lines: queue.SimpleQueue[Message] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(lines,), daemon=True).start()
-    first, wire = lines.get(), Wire(out, lines)
+    first, wire = lines.get(), Wire(out, lines.get)
     decodes = decoding(first["decoders"], first["beside"])
     with on_device(first["device"]), decodes, stored_in(first["decoded"]):
         run = Run(first["folder"], trust=True)  # the process that started this one has admitted it

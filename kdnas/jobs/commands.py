@@ -652,7 +652,8 @@ def search(
         workers: number of processes side by side, each on one thread or one device. By default trainings have one per
             device, or per core on a CPU, and scores one process with all threads, which differ from those of workers
             in their last digits; no result depends on the number.
-        storage: URL of a database, such as postgresql://me@host/name; the same command on any hosts joins the search.
+        storage: URL of a database, such as postgresql://me@host/name; the same command on any hosts joins the search,
+            and with --trainings on any that share the run's folder.
         teacher: the run's own teacher, where it was in memory or lies elsewhere now; see `kdnas run --help`.
         data: the run's own data, likewise.
         trust: run code that files name, though it is none of kdnas's algorithms.
@@ -669,7 +670,7 @@ def search(
     del device, trust
     from kdnas.jobs import search as job
     from kdnas.jobs._arguments import as_budget, as_run, as_seconds
-    from kdnas.jobs.predict import predict
+    from kdnas.jobs.predict import predict, shared_predict
     from kdnas.ranking.table import Ranking
 
     limit = None if max_time is None else as_seconds(max_time)
@@ -684,19 +685,16 @@ def search(
         exact=exact,
         initial=initial,
     )
+    _check_one_way(workers, storage)
     if trainings is None and results is None:
         if not quality:
             raise ValueError("`quality` is of trainings, got it without --trainings. Add them, or drop it.")
-        if storage is not None and workers is not None:
-            raise ValueError(
-                "`workers` does not go with --storage. Start the same command as often as you want workers."
-            )
         if storage is not None:
             return Ranking(job.shared_search(opened, settings, storage))
         return Ranking(job.search(opened, settings, workers=workers))
-    if storage is not None:
-        raise ValueError("`storage` is for searches by a score, got it with --trainings or --results. Use --workers.")
     path = None if results is None else Path(results)
+    if storage is not None:
+        return Ranking(shared_predict(opened, settings, trainings or 0, storage, results=path, quality=quality))
     return Ranking(predict(opened, settings, trainings or 0, results=path, quality=quality, workers=workers))
 
 
@@ -710,6 +708,7 @@ def finals(
     seeds: Count | None = None,
     max_time: Seconds | None = None,
     workers: WorkerCount | None = None,
+    storage: str | None = None,
     deploy: bool = True,
     teacher: str | Spec | nn.Module | None = None,
     data: str | Spec | Data | Dataset[Any] | None = None,
@@ -735,6 +734,8 @@ def finals(
         max_time: time of the finalists' trainings, in seconds or such as 2h; there are fewer where it is too short.
         workers: number of trainings side by side, each on one thread or one device; by default one per device, or per
             core on a CPU. No result depends on it.
+        storage: URL of a database, such as postgresql://me@host/name; the same command on any hosts that share the
+            run's folder joins these trainings.
         deploy: whether to write the student as Python code and ONNX too, and compare all forms.
         teacher: the run's own teacher, where it was in memory or lies elsewhere now; see `kdnas run --help`.
         data: the run's own data, likewise.
@@ -758,14 +759,23 @@ def finals(
     from kdnas.jobs._arguments import as_run, with_overrides
     from kdnas.report import write_report
 
-    opened = as_run(run, teacher=teacher, data=data, writes=True)
+    _check_one_way(workers, storage)
+    opened = as_run(run, teacher=teacher, data=data, writes=storage is None)
     changes = {"pruner": pruner, "max_time": max_time, "finalists": finalists, "seeds": seeds}
     settings = finals_settings(opened.experiment.finals, controls=controls, **changes)
     retrain = opened.experiment.retrain
     retrain = dataclasses.replace(retrain, recipe=with_overrides(retrain.recipe, recipe))
+    if storage is not None:
+        return job.shared_finals(opened, settings, retrain, storage, deploy=deploy)
     result = job.finals(opened, settings, retrain, deploy=deploy, workers=workers)
     write_report(opened.folder)
     return result
+
+
+def _check_one_way(workers: int | None, storage: str | None) -> None:
+    """Raise a ValueError where processes would be started and awaited at once."""
+    if storage is not None and workers is not None:
+        raise ValueError("`workers` does not go with --storage. Start the same command as often as you want workers.")
 
 
 def finals_settings(
@@ -1233,6 +1243,7 @@ def compare(
     max_time: Seconds = Compare.max_time,
     seed: Seed = Compare.seed,
     out: str | Path = Path("runs/compare"),
+    storage: str | None = None,
     insist: bool = False,
     trust: bool = False,
     decoders: Processes | None = None,
@@ -1251,6 +1262,8 @@ def compare(
         max_time: time for everything, in seconds or such as 20m.
         seed: random seed of every system.
         out: the folder of the comparison.
+        storage: URL of a database, such as postgresql://me@host/name; the same command on any hosts that share the
+            folder joins the comparison.
         insist: train although the teacher or the size of the images speaks against it.
         trust: run code that files name, though it is none of kdnas's algorithms.
         decoders: processes that decode images ahead of need, for each training; 0 for none. By default one per core
@@ -1273,7 +1286,7 @@ def compare(
         max_time=as_seconds(max_time),
         seed=seed,
     )
-    return job.compare(settings, Path(out))
+    return job.compare(settings, Path(out)) if storage is None else job.shared_compare(settings, Path(out), storage)
 
 
 @_computes

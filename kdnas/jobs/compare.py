@@ -3,8 +3,9 @@
 import dataclasses
 import os
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, final
 
@@ -16,7 +17,8 @@ from kdnas.distillers.from_labels import FromLabels
 from kdnas.distillers.from_teacher import FromTeacher
 from kdnas.jobs._contestants import LEAST_STEPS, RETRAIN_SHARE, Contest, Plan, contestant, timed_step
 from kdnas.jobs._preflight import preflight
-from kdnas.jobs._run import build_teacher
+from kdnas.jobs._run import build_teacher, fitted_spec
+from kdnas.jobs._trainings import Answers
 from kdnas.jobs.chain import say
 from kdnas.jobs.fit import fit_teacher, teacher_result
 from kdnas.network import Network
@@ -24,8 +26,9 @@ from kdnas.randomness import python_rng
 from kdnas.report.comparison import best_first, read_comparison, verdict, write_comparison
 from kdnas.runs.files import write_json
 from kdnas.runs.folder import COMPARISON, RunFolder
-from kdnas.runs.lock import hold, is_lock
+from kdnas.runs.lock import Busy, hold, is_lock
 from kdnas.runs.places import digests, forget, located, moved, name_again, portable, settle, weights_digest
+from kdnas.runs.steps import digest_of
 from kdnas.settings import Compare, FitTeacher, Recipe, systems
 from kdnas.specs import Spec
 from kdnas.tables import structure, unstructure
@@ -93,6 +96,53 @@ def compare(settings: Compare, folder: Path) -> dict[str, Any]:
             teacher do not fit; or there are no labels.
         Infeasible: no network is within the budget.
     """
+    data, check = _checked(settings, folder)
+    comparison = _Comparison(settings, data, Path(folder))
+    return comparison.held(check, comparison.run_systems)
+
+
+def shared_compare(settings: Compare, folder: Path, url: str) -> dict[str, Any]:
+    """As `compare`, together with all processes, on any hosts, that were given the same settings, folder and storage.
+
+    The first process leads: it fits the teacher, plans every system with an equal part of the time, as many at once as
+    there are processes then, and records. Each system is run by one process; one that is not heard of for 30
+    seconds is gone on with by another.
+
+    Args:
+        settings: as `compare`.
+        folder: as `compare`; all hosts share it.
+        url: of a database for Optuna, such as `postgresql://me@host/name`.
+
+    Returns:
+        As `compare`, in every process.
+
+    Raises:
+        ValueError: as `compare`; or the storage cannot be used, the folder is another than that of the process that
+            leads, or that was stopped.
+    """
+    from kdnas.jobs import _shared  # SQLAlchemy: half a second
+
+    _shared.check_named(settings.to_json())
+    folder = Path(folder)
+    data, check = _checked(settings, folder)
+    other = cache(lambda: _Comparison(settings, data, folder).contest(fits=False))
+
+    def answer(request: Mapping[str, Any], number: int) -> dict[str, Any]:
+        del number
+        return {"end": _result(request["name"], request["plan"], other(), folder)}
+
+    def lead(board: Any) -> dict[str, Any]:
+        comparison = _Comparison(settings, data, folder)
+        shared = _shared.SharedAnswers(board, answer, keeps=True)
+        return comparison.held(check, lambda contest: comparison.share_systems(contest, shared))
+
+    parts = {"settings": settings.to_json(), "data": data.fingerprint}
+    result = _shared.led(url, f"kdnas compare {digest_of(parts)[:16]}", answer, lead, folder)
+    return result or dict(read_comparison(folder))
+
+
+def _checked(settings: Compare, folder: Path) -> tuple[Data, BudgetCheck]:
+    """The data and the budget's check, once all that would end a comparison is refused."""
     data: Data = settings.data.build(Data)
     if isinstance(data.task, Similarity):
         raise ValueError(
@@ -104,14 +154,23 @@ def compare(settings: Compare, folder: Path) -> dict[str, Any]:
     check_feasible(check, python_rng(settings.seed, "feasible"))
     if not (folder / COMPARISON).exists():
         preflight(data, folder=folder, teacher=settings.teacher, space=space, budget=settings.budget)
-    comparison = _Comparison(settings, data, Path(folder))
-    contest = comparison.contest()
-    comparison.measure_steps(contest)
-    comparison.plan_retraining(contest, check)
-    comparison.run_systems(contest)
-    comparison.measure_teacher(contest)
-    write_comparison(comparison.folder)
-    return dataclasses.asdict(comparison.state)
+    return data, check
+
+
+def _result(name: str, plan: Plan, contest: Contest, folder: Path) -> dict[str, Any]:
+    """The result of a system, or the reason why it has none."""
+    started = time.perf_counter()
+    try:
+        result = contestant(name, contest).run(folder / name, plan)
+    except Busy:
+        raise
+    except (ValueError, FloatingPointError) as error:
+        return {"reason": _reason(error, folder)}
+    return {**result, "seconds": round(time.perf_counter() - started, 1), "run": name}
+
+
+def _reason(error: Exception, folder: Path) -> str:
+    return str(error).replace(f"{folder}{os.sep}", "")
 
 
 @final
@@ -123,6 +182,16 @@ class _Comparison:
         self.state = _read_state(settings, data, folder)
         self.names = settings.systems or tuple(systems())
         self._began = time.perf_counter() - self.state.seconds
+
+    def held(self, check: BudgetCheck, run_systems: Callable[[Contest], None]) -> dict[str, Any]:
+        """The whole comparison, in which something runs the systems that are planned."""
+        contest = self.contest()
+        self.measure_steps(contest)
+        self.plan_retraining(contest, check)
+        run_systems(contest)
+        self.measure_teacher(contest)
+        write_comparison(self.folder)
+        return dataclasses.asdict(self.state)
 
     def save(self) -> None:
         """Write the state."""
@@ -136,13 +205,13 @@ class _Comparison:
 
     def leave_out(self, name: str, error: Exception) -> None:
         """Record why a system has no result."""
-        self.state.results[name] = {"reason": str(error).replace(f"{self.folder}{os.sep}", "")}
-        say(f"compare: {name} is left out: {error}")
+        self._record(name, {"reason": _reason(error, self.folder)})
 
-    def contest(self) -> Contest:
-        """What all systems have in common; the teacher is fitted where the settings name none."""
-        teacher = self.settings.teacher
-        spec = self._fit_teacher(teacher) if isinstance(teacher, FitTeacher) else teacher
+    def contest(self, *, fits: bool = True) -> Contest:
+        """What all systems have in common; the teacher is fitted where the settings name none, or was by another."""
+        spec = self.settings.teacher
+        if isinstance(spec, FitTeacher):
+            spec = self._fit_teacher(spec) if fits else fitted_spec(spec, RunFolder(self.folder / "teacher"))
         return Contest(
             data_spec=self.settings.data,
             data=self.data,
@@ -183,9 +252,9 @@ class _Comparison:
                 continue
             try:
                 self.state.step_seconds[name] = contestant(name, contest).step_seconds()
+                self.save()
             except ValueError as error:
                 self.leave_out(name, error)
-            self.save()
 
     def plan_retraining(self, contest: Contest, check: BudgetCheck) -> None:
         """The number of steps for which every student is retrained."""
@@ -198,27 +267,48 @@ class _Comparison:
         self.save()
 
     def run_systems(self, contest: Contest) -> None:
-        """Plan and run every system that has no result yet."""
-        for index, name in enumerate(name for name in self.names if name in self.state.step_seconds):
-            if name in self.state.results:
-                continue
-            try:
-                self._run_system(name, index, contest)
-            except (ValueError, FloatingPointError) as error:
-                self.leave_out(name, error)
-            self.save()
+        """Plan and run every system that has no result yet, one after another."""
+        left = self._left()
+        for index, name in enumerate(left):
+            if self._plans(name, index, len(left), contest):
+                self._record(name, _result(name, self.state.plans[name], contest, self.folder))
 
-    def _run_system(self, name: str, index: int, contest: Contest) -> None:
-        state, system = self.state, contestant(name, contest)
+    def share_systems(self, contest: Contest, shared: Answers) -> None:
+        """Plan every system that has no result yet, and have them run side by side."""
+        left = self._left()
+        rounds = -(-len(left) // shared.count)
+        planned = [name for name in left if self._plans(name, 0, rounds, contest)]
+        requests = [{"kind": "system", "name": name, "plan": self.state.plans[name]} for name in planned]
+
+        def tell(message: Mapping[str, Any]) -> None:
+            if "result" in message and "end" in message["result"]:
+                self._record(message["logs"], message["result"]["end"])
+
+        shared.answers(requests, tell)
+
+    def _left(self) -> list[str]:
+        return [name for name in self.names if name in self.state.step_seconds and name not in self.state.results]
+
+    def _plans(self, name: str, index: int, count: int, contest: Contest) -> bool:
+        """Plan a system with its part of the time that is left, unless it is planned; False where it cannot be."""
+        state = self.state
         assert state.retrain_steps is not None
-        if name not in state.plans:
-            left, count = self.seconds_left, len(state.step_seconds)
-            say(f"compare: {name}, {index + 1} of {count}, {left:.0f} s left for all")
-            state.plans[name] = system.plan(left / (count - index), state.step_seconds[name], state.retrain_steps)
+        if name in state.plans:
+            return True
+        left, each = self.seconds_left, state.step_seconds[name]
+        say(f"compare: {name}, {index + 1} of {count}, {left:.0f} s left for all")
+        try:
+            state.plans[name] = contestant(name, contest).plan(left / (count - index), each, state.retrain_steps)
             self.save()
-        started = time.perf_counter()
-        result = system.run(self.folder / name, state.plans[name])
-        state.results[name] = {**result, "seconds": round(time.perf_counter() - started, 1), "run": name}
+        except ValueError as error:
+            self.leave_out(name, error)
+        return name in state.plans
+
+    def _record(self, name: str, result: dict[str, Any]) -> None:
+        self.state.results[name] = result
+        if "reason" in result:
+            say(f"compare: {name} is left out: {result['reason']}")
+        self.save()
 
 
 def _read_state(settings: Compare, data: Data, folder: Path) -> ComparisonState:

@@ -28,6 +28,7 @@ from kdnas.jobs.search import latency_table
 from kdnas.randomness import python_rng
 from kdnas.ranking.early_stopping import survivors
 from kdnas.ranking.order import finalists, ranked
+from kdnas.report import write_report
 from kdnas.runs.entry import CONTRAST, RANDOM, Entry
 from kdnas.runs.files import Damaged, current_folder
 from kdnas.runs.folder import HITS, STUDENTS, WEIGHTS
@@ -36,7 +37,7 @@ from kdnas.settings import SHARES, Control, Finals, Retrain, Search, contest_cos
 from kdnas.settings import rungs as compared
 from kdnas.specs import Spec, spec
 from kdnas.statistics import Array, compare_accuracy
-from kdnas.tables import structure
+from kdnas.tables import structure, unstructure
 from kdnas.tasks.base import Task
 from kdnas.values import Count
 
@@ -127,6 +128,45 @@ def finals(
     """
     with Workers(run, check_workers(run, workers)) as processes:
         return _held(_Finals(run, settings, retrain, Trainings(run, processes)), deploy=deploy)
+
+
+def shared_finals(run: Run, settings: Finals, retrain: Retrain, url: str, *, deploy: bool = True) -> dict[str, Any]:
+    """As `finals`, together with all processes, on any hosts, that were given the same run, settings and storage.
+
+    The first process leads: it chooses, measures and records. All take trainings, each once; one whose process is not
+    heard of for 30 seconds goes on elsewhere from its last checkpoint. The results are those of one process on the
+    same kind of CPU, to the last bit. All write in the run's folder, so it lies where all hosts have it.
+
+    Args:
+        run: with a finished search, in the folder that all processes share.
+        settings: as `finals`.
+        retrain: as `finals`.
+        url: of a database for Optuna, such as `postgresql://me@host/name`.
+        deploy: as `finals`.
+
+    Returns:
+        As `finals`, in every process.
+
+    Raises:
+        ValueError: as `finals`; or the storage cannot be used, the folder is another than that of the process that
+            leads, or that was stopped.
+    """
+    from kdnas.jobs import _shared  # SQLAlchemy: half a second
+
+    _shared.check_named(run.storage.manifest["job"])
+    plain = {"settings": unstructure(settings), "retrain": unstructure(retrain)}
+    search = run.storage.require("search", f"kdnas search {run.folder}")["search"]
+    train = _shared.trains(run)
+
+    def lead(board: Any) -> dict[str, Any]:
+        trainings = Trainings(run, _shared.SharedAnswers(board, train))
+        board.outcome = _held(_Finals(run, settings, retrain, trainings), deploy=deploy)
+        write_report(run.folder)
+        return dict(board.outcome)
+
+    name = f"kdnas finals {_shared.identity(run, search=search, **plain)}"
+    result = _shared.led_run(run, url, name, train, lead, shares=True)
+    return {**(result or {}), "student": str(run.storage.path(STUDENTS, "student"))}
 
 
 def _held(job: "_Finals", *, deploy: bool) -> dict[str, Any]:

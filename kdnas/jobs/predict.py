@@ -114,6 +114,42 @@ def predict(
         return _ranked_by(_Predictions(run, number, Trainings(run, processes)), count, quality=quality)
 
 
+def shared_predict(
+    run: Run, settings: Search, count: int, url: str, *, results: Path | None = None, quality: bool = True
+) -> list[Entry]:
+    """As `predict`, together with all processes, on any hosts, that were given the same run, settings and storage.
+
+    The first process leads: it searches, where that is not done, predicts and records; all take trainings. See
+    `kdnas.jobs.finals.shared_finals`.
+
+    Args:
+        run: as `predict`, in the folder that all processes share.
+        settings: as `predict`.
+        count: as `predict`.
+        url: of a database for Optuna, such as `postgresql://me@host/name`.
+        results: as `predict`.
+        quality: as `predict`.
+
+    Raises:
+        ValueError: as `predict`; or as `shared_finals`.
+    """
+    from kdnas.jobs import _shared  # SQLAlchemy: half a second
+
+    _shared.check_named(run.storage.manifest["job"])
+    train = _shared.trains(run)
+
+    def lead(board: Any) -> list[Entry]:
+        if results is not None:
+            _import(run, results)
+        trainings = Trainings(run, _shared.SharedAnswers(board, train))
+        return _ranked_by(_Predictions(run, _searched(run, settings), trainings), count, quality=quality)
+
+    plain = {"settings": unstructure(settings), "count": count, "quality": quality}
+    name = f"kdnas trainings {_shared.identity(run, **plain)}"
+    entries = _shared.led_run(run, url, name, train, lead, shares=True)
+    return list(run.ranking()) if entries is None else entries
+
+
 def _ranked_by(job: "_Predictions", count: int, *, quality: bool) -> list[Entry]:
     known = len({result.architecture for result in job.results(job.known_length)})
     length = job.known_length if known >= max(count, _LEAST) else job.length(count, quality=quality)

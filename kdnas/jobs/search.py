@@ -1,7 +1,6 @@
 """Search within a budget, with its controls."""
 
 import dataclasses
-import json
 import logging
 import math
 import time
@@ -14,10 +13,8 @@ from kdnas.architecture import Architecture
 from kdnas.costs.check import BudgetCheck, check_feasible
 from kdnas.costs.latency import LatencyTable, calibration_networks
 from kdnas.costs.target import Target
-from kdnas.jobs._arguments import as_run
 from kdnas.jobs._block_rating import best_networks
 from kdnas.jobs._checks import check_search
-from kdnas.jobs._memory import IN_MEMORY
 from kdnas.jobs._run import Run
 from kdnas.jobs._scoring import SideBySide, scored
 from kdnas.jobs._trainings import one_thread
@@ -29,16 +26,14 @@ from kdnas.ranking.early_stopping import EarlyStopping
 from kdnas.ranking.loop import Evaluator, SearchLimits, run_search
 from kdnas.ranking.order import ranked
 from kdnas.runs.entry import CONTRAST, RANDOM, Entry
-from kdnas.runs.folder import CHECKPOINT, LATENCIES, RunFolder
+from kdnas.runs.folder import LATENCIES, RunFolder
 from kdnas.runs.progress import progress
-from kdnas.runs.steps import digest_of
 from kdnas.scorers.base import Evidence, LayerCount, Score, Scorer
 from kdnas.scorers.blocks import Blocks
 from kdnas.searchers.base import Searcher
 from kdnas.searchers.random_search import RandomSearch
 from kdnas.settings import Search
 from kdnas.specs import Spec, spec
-from kdnas.students.card import digest_of as checksum_of
 from kdnas.supernet import Supernet
 from kdnas.tables import unstructure
 
@@ -125,24 +120,24 @@ def shared_search(run: Run, settings: Search, url: str) -> list[Entry]:
     Raises:
         ValueError: as `search`; or the storage cannot be used, or the process that leads was stopped.
     """
-    from kdnas.jobs._storage import joined  # SQLAlchemy: half a second
+    from kdnas.jobs import _shared  # SQLAlchemy: half a second
 
     _check_alone(settings, "storage")
     check_search(settings, run.space, run.experiment.train.distiller)
-    if IN_MEMORY in json.dumps(run.storage.manifest["job"]):
-        raise ValueError("`storage` is for runs whose teacher and data have names: no other process has these objects.")
+    _shared.check_named(run.storage.manifest["job"])
     number, _ = _number(run.storage, unstructure(settings))
-    name = f"kdnas search {_identity(run, settings, number)}"
-    with one_thread(), joined(url, name) as board:
-        score = _scores_here(run, settings)
-        if not board.leads:
-            say(f"this process joins the search {name!r} that another one leads")
-            if board.follow(score):
-                run.storage = RunFolder(run.folder)
-                return ranked([e for e in run.storage.ranking(number) if not e.is_control])
-        as_run(run, writes=True)
-        say(f"this process leads the search {name!r} and records it in {run.folder}; others join by the same command")
-        return search(run, settings, elsewhere=lambda name, _: board.of(name, run.space, score))
+    name = f"kdnas search {_shared.identity(run, settings=unstructure(settings), number=number)}"
+    answer = _shared.scores(scores_here(run, settings))
+
+    def lead(board: Any) -> list[Entry]:
+        shared = _shared.SharedSearch(board, run.space, answer)
+        return search(run, settings, elsewhere=lambda name, _: shared.of(name))
+
+    with one_thread():
+        entries = _shared.led_run(run, url, name, answer, lead, shares=False)
+    if entries is None:
+        return ranked([e for e in run.storage.ranking(number) if not e.is_control])
+    return entries
 
 
 def _check_alone(settings: Search, option: str) -> None:
@@ -151,15 +146,7 @@ def _check_alone(settings: Search, option: str) -> None:
         raise ValueError(f"`{option}` does not go with {kind}: it takes one step after another. Drop one of them.")
 
 
-def _identity(run: Run, settings: Search, number: int) -> str:
-    """A digest of what scores depend on: two processes with the same one compute the same."""
-    checkpoint, manifest = run.storage.path(CHECKPOINT), run.storage.manifest
-    weights = checksum_of(checkpoint) if checkpoint.is_file() else ""
-    parts = {"settings": unstructure(settings), "number": number, "weights": weights}
-    return digest_of(parts | {name: manifest.get(name) for name in ("job", "data")})[:16]
-
-
-def _scores_here(run: Run, settings: Search) -> Callable[[str, Sequence[str]], dict[str, Any]]:
+def scores_here(run: Run, settings: Search) -> Callable[[str, Sequence[str]], dict[str, Any]]:
     """Scores of candidates by this process, under the search's own scorer or its contrast."""
     sources = {_SEARCH: settings.scorer} | ({CONTRAST: settings.contrast} if settings.contrast else {})
     evidence = cache(lambda: run.evidence(settings.num_images, settings.seed))

@@ -29,6 +29,12 @@ class Busy(ValueError):
     """Another process is writing there."""
 
 
+Process = tuple[str, str, int, str]
+
+_companions: set[Process] = set()
+"""Processes whose locks this one shares, though it was not started by them."""
+_lost: set[Process] = set()
+"""Processes of other machines that are known to have ended."""
 _mutex = threading.RLock()
 _locks: dict[Path, str] = {}
 """The lock files of this process, with the id in each."""
@@ -55,8 +61,8 @@ def hold(path: str | Path, *, inside: bool = False) -> bool:
 
     A run and a comparison are locked as a whole, by a file `.lock` in them; any other path by a file beside it. This
     process and those that it started share a lock. The lock of a process that has ended is taken over; whether one on
-    another machine has ended cannot be known. The file is made by a hard link, which is atomic on network file systems
-    too. Outside of a `command` nothing is kept: then it only says who else writes there.
+    another machine has ended cannot be known here, see `believe`. The file is made by a hard link, which is atomic on
+    network file systems too. Outside of a `command` nothing is kept: then it only says who else writes there.
 
     Args:
         path: what is to be written.
@@ -149,6 +155,23 @@ def is_lock(name: str) -> bool:
     return name == LOCK or name.startswith(f"{LOCK}.")
 
 
+def is_locked_by(folder: Path, record: Any) -> bool:
+    """Whether the process of a record has locked the run or the comparison in a folder."""
+    owner = _read(folder.resolve() / LOCK)
+    return bool(owner) and _is_record(record) and _process(owner) == _process(record)
+
+
+def accompany(record: Record) -> None:
+    """Share the locks of another process, which knows what this one writes."""
+    _companions.add(_process(record))
+
+
+def believe(record: Any, *, ended: bool) -> None:
+    """Take over the locks of a process on another machine that is known to have ended, or leave them again."""
+    if _is_record(record):
+        (_lost.add if ended else _lost.discard)(_process(record))
+
+
 def has_ended(record: Any) -> bool:
     """Whether the process of a record has ended, as far as this machine knows; False for those of other machines."""
     return _is_record(record) and not _is_alive(record)
@@ -182,7 +205,7 @@ def _claim(lock: Path, draft: Path, record: Record) -> bool:
                 raise Busy(f"{lock} is no lock of kdnas. Where no other command writes there, remove it.")
             continue
         if _is_alive(other):
-            if _is_near(other) and other["pid"] in _ancestors():
+            if _process(other) in _companions or (_is_near(other) and other["pid"] in _ancestors()):
                 return False
             raise Busy(_words(lock, other))
         token = lock.with_name(f"{lock.name}.{other['id']}.over")
@@ -242,6 +265,10 @@ def own_record() -> Record:
     }
 
 
+def _process(record: Record) -> Process:
+    return record["host"], record["machine"], record["pid"], record["started"]
+
+
 def _machine() -> str:
     """The machine and, of its namespaces of process numbers, this process's: elsewhere the numbers mean others."""
     parts = []
@@ -259,7 +286,7 @@ def _is_near(other: Record) -> bool:
 
 def _is_alive(other: Record) -> bool:
     if not _is_near(other):
-        return True
+        return _process(other) not in _lost
     started = _started(other["pid"])
     return (other["started"] != "" and started == other["started"]) or (not started and _is_hidden(other["pid"]))
 

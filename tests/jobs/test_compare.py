@@ -1,9 +1,13 @@
 """Systems compared on the toy data: planned by time, listed or left out with the reason, resumed."""
 
 import json
+import os
 import random
+import shutil
 import signal
+import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -12,8 +16,10 @@ from kdnas.costs.budget import Budget
 from kdnas.jobs import _contestants as contestants
 from kdnas.jobs import compare as job
 from kdnas.jobs._arguments import load_settings
-from kdnas.jobs.compare import compare, comparison_table
+from kdnas.jobs.compare import compare, comparison_table, shared_compare
 from kdnas.report import write_report
+from kdnas.report.comparison import read_comparison
+from kdnas.runs.lock import command
 from kdnas.settings import Compare, systems
 from kdnas.specs import spec
 from kdnas.tables import load_space
@@ -99,6 +105,46 @@ def test_an_interrupted_comparison_goes_on_with_its_plans(compared):
     again = compare(settings(), folder)
     assert again["plans"] == found["plans"]
     assert {**again["results"]["random_search"], "seconds": 0} == {**cut, "seconds": 0}
+
+
+def test_two_processes_run_every_system_once_with_its_part_of_the_time(compared, tmp_path, monkeypatch):
+    folder = shutil.copytree(compared[0], tmp_path / "shared")
+    held = json.loads((folder / "compare.json").read_text())
+    (folder / "compare.json").write_text(json.dumps(held | {"format": 1, "plans": {}, "results": {}, "seconds": 0.0}))
+    ran, both = [], threading.Event()
+
+    def system(name, contest):
+        def run(place, plan):
+            assert place.parent == folder and contest.teacher_spec["path"] == str(folder / "teacher" / "teacher")
+            ran.append((name, plan))
+            both.set() if threading.current_thread().name == "second" else both.wait(30)
+            if name == "adanas":
+                raise ValueError(f"{place}/run.json does not fit.")
+            return held["results"]["spos"]
+
+        return SimpleNamespace(plan=lambda seconds, each, steps: {"seconds": seconds, "steps": steps}, run=run)
+
+    monkeypatch.setattr(job, "contestant", system)
+    outcomes = {}
+
+    def take_part():
+        outcome = shared_compare(settings(), folder, f"sqlite:///{tmp_path}/compare.db")
+        outcomes[threading.current_thread().name] = outcome
+
+    with command():
+        threads = [threading.Thread(target=take_part, name=name) for name in ("first", "second")]
+        threads[0].start()
+        while not (folder / ".lock").exists():
+            assert threads[0].is_alive()
+        threads[1].start()
+        for thread in threads:
+            thread.join(120)
+    names = ["spos", "random_search", "adanas", "dna"]
+    assert sorted(name for name, _ in ran) == sorted(set(names) & set(held["step_seconds"]))
+    results = outcomes["first"]["results"]
+    assert results == outcomes["second"]["results"] == read_comparison(folder)["results"]
+    assert results["adanas"] == {"reason": f"adanas{os.sep}run.json does not fit."}
+    assert dict(ran) == outcomes["first"]["plans"]
 
 
 def test_other_settings_and_foreign_folders_are_refused(compared, tmp_path, capsys):

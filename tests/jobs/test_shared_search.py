@@ -13,12 +13,15 @@ import pytest
 from optuna.exceptions import StorageInternalError
 from optuna.storages import InMemoryStorage
 from optuna.trial import TrialState
+from sqlalchemy import event
 
 from kdnas.cli.commands import main
-from kdnas.jobs import _storage, _workers
+from kdnas.jobs import _board, _storage, _workers
+from kdnas.jobs._board import Board
 from kdnas.jobs._run import Run, insisting
 from kdnas.jobs._scoring import answer, split
-from kdnas.jobs._storage import Board, opened
+from kdnas.jobs._shared import SharedSearch, scores
+from kdnas.jobs._storage import opened
 from kdnas.jobs._trainings import one_thread
 from kdnas.jobs.search import search, shared_search
 from kdnas.jobs.train import train
@@ -62,7 +65,7 @@ def alone(trained, settings, tmp_path_factory):
 def quick(monkeypatch):
     """A process is dead after a fifth of a second."""
     for name, value in {"_BEAT": 0.02, "_DEAD": 0.2, "_WAIT": (0.005, 0.01)}.items():
-        monkeypatch.setattr(_storage, name, value)
+        monkeypatch.setattr(_board, name, value)
 
 
 def facts(entries):
@@ -71,7 +74,7 @@ def facts(entries):
 
 def parts_of(storage):
     trials = storage.get_all_trials(storage.get_all_studies()[0]._study_id)
-    return [trial for trial in trials if "codes" in trial.user_attrs]
+    return [trial for trial in trials if "part" in trial.user_attrs]
 
 
 def by_length(log):
@@ -82,6 +85,10 @@ def by_length(log):
         return {"scores": [[float(sum(map(ord, code))), {}, 1.0] for code in codes], "layers": [2 * len(codes), 3]}
 
     return score
+
+
+def shared(board, run, log):
+    return SharedSearch(board, run.space, scores(by_length(log)))
 
 
 def test_workers_give_the_ranking_of_one_process(run, settings, alone, monkeypatch):
@@ -124,16 +131,16 @@ def test_two_processes_score_every_candidate_once(run, quick):
     storage, logs = InMemoryStorage(), ([], [])
     first, second = Board(storage, "search"), Board(storage, "search")
     assert first.leads and not second.leads and first.parallel == 2
-    follower = threading.Thread(target=second.follow, args=(by_length(logs[1]),))
+    follower = threading.Thread(target=second.follow, args=(scores(by_length(logs[1])),))
     follower.start()
     candidates = list(dict.fromkeys(run.space.sample(random.Random(seed)) for seed in range(40)))
     codes, count = [run.space.code(a) for a in candidates], LayerCount()
-    shared = first.of("search", run.space, by_length(logs[0]))
-    scores = shared(candidates[:25], count) + shared(candidates, count)
+    evaluate = shared(first, run, logs[0]).of("search")
+    values = evaluate(candidates[:25], count) + evaluate(candidates, count)
     first.close(TrialState.COMPLETE)
     follower.join(5)
     assert not follower.is_alive()
-    assert [score.value for score in scores] == [float(sum(map(ord, code))) for code in [*codes[:25], *codes]]
+    assert [score.value for score in values] == [float(sum(map(ord, code))) for code in [*codes[:25], *codes]]
     assert sorted(logs[0] + logs[1]) == sorted(("search", code) for code in codes)
     assert count.evaluated == 2 * len(codes) and all(t.state == TrialState.COMPLETE for t in parts_of(storage))
 
@@ -143,48 +150,54 @@ def test_a_part_of_a_dead_process_is_scored_by_another_and_what_it_says_later_is
     leader, lost = Board(storage, "search"), Board(storage, "search")
     candidates = list(run.space.sample(random.Random(seed)) for seed in range(3))
     codes = list(dict.fromkeys(run.space.code(a) for a in candidates))
-    leader.post("search", [codes])
+    leader.post({"score": "search", "codes": codes})
+    search = shared(leader, run, log)
 
-    def dies(name, listed):
+    def dies(request, number):
         lost._ended.set()  # no more signs of life
         time.sleep(0.05)
-        assert leader.of("search", run.space, by_length(log))(candidates[:1], LayerCount())
-        return by_length([])(name, ["another"] * len(listed))
+        assert search.of("search")(candidates[:1], LayerCount())
+        return by_length([])(request["score"], ["another"] * len(request["codes"]))
 
     assert lost.work(dies)
     assert log and {t.state for t in parts_of(storage)} == {TrialState.COMPLETE, TrialState.FAIL}
-    assert ("search", "another") not in leader.scores
+    assert ("search", "another") not in search.scores
 
 
 def test_a_search_goes_on_with_the_scores_that_are_in_the_storage(run, quick):
     storage, log = InMemoryStorage(), []
     candidates = [run.space.smallest, run.space.largest]
     board = Board(storage, "search")
-    first = board.of("search", run.space, by_length(log))(candidates, LayerCount())
+    first = shared(board, run, log).of("search")(candidates, LayerCount())
     board.close(TrialState.FAIL)
     later = Board(storage, "search")
     assert later.leads
-    assert later.of("search", run.space, by_length(log))(candidates, LayerCount()) == first and len(log) == 2
-    assert later.of("contrast", run.space, by_length(log))(candidates, LayerCount()) == first and len(log) == 4
+    assert shared(later, run, log).of("search")(candidates, LayerCount()) == first and len(log) == 2
+    assert shared(later, run, log).of("contrast")(candidates, LayerCount()) == first and len(log) == 4
+
+
+IDLE = scores(by_length([]))
 
 
 def test_a_process_leads_where_the_first_is_not_heard_of_and_ends_where_it_was_stopped(run, quick):
     storage = InMemoryStorage()
     leader, follower = Board(storage, "search"), Board(storage, "search")
     leader.close(TrialState.FAIL)
-    with pytest.raises(ValueError, match=r"the process that leads this search was stopped\. Start the same command"):
-        follower.follow(by_length([]))
+    with pytest.raises(ValueError, match=r"the process that leads this command was stopped\. Start the same command"):
+        follower.follow(IDLE)
     follower.close(TrialState.FAIL)
     silent, second, third = (Board(storage, "search") for _ in range(3))
     assert (silent.leads, second.leads, third.leads) == (True, False, False)
     silent._ended.set()
     outcomes = {}
-    thread = threading.Thread(target=lambda: outcomes.update(third=third.follow(by_length([]))))
+    thread = threading.Thread(target=lambda: outcomes.update(third=third.follow(IDLE)))
     thread.start()
-    assert not second.follow(by_length([])) and second.leads
+    assert not second.follow(IDLE) and second.leads
     second.close(TrialState.COMPLETE)
     thread.join(5)
     assert outcomes == {"third": True}
+    with pytest.raises(ValueError, match="this process was not heard of for 0 seconds, so that another one leads"):
+        silent.parts()
 
 
 def test_a_result_that_is_none_is_computed_again(run, quick, caplog):
@@ -192,15 +205,15 @@ def test_a_result_that_is_none_is_computed_again(run, quick, caplog):
     board = Board(storage, "search")
     code = run.space.code(run.space.smallest)
     for result in ({}, {"scores": [], "layers": [0, 0]}, {"scores": 3, "layers": [0, 0]}, "text"):
-        attributes = {"score": "search", "codes": [code], "result": result}
+        attributes = {"part": {"score": "search", "codes": [code]}, "result": result}
         storage.create_new_trial(board._study, optuna.trial.create_trial(value=0.0, user_attrs=attributes))
-    assert board.of("search", run.space, by_length(log))([run.space.smallest], LayerCount())
+    assert shared(board, run, log).of("search")([run.space.smallest], LayerCount())
     assert len(log) == 1 and caplog.text.count("holds no scores") == 4
 
 
 def test_a_storage_that_is_away_for_a_while_is_waited_for(quick, monkeypatch, caplog):
     board, calls = Board(InMemoryStorage(), "search"), []
-    monkeypatch.setattr(_storage.time, "sleep", calls.append)
+    monkeypatch.setattr(_board.time, "sleep", calls.append)
 
     def away(times):
         if len(calls) < times:
@@ -209,13 +222,13 @@ def test_a_storage_that_is_away_for_a_while_is_waited_for(quick, monkeypatch, ca
 
     assert board._call(away, 4) == "there" and calls == [0.5, 1.0, 2.0, 4.0]
     assert caplog.text.count("the storage does not answer (no route); it is tried again for five minutes.") == 1
-    monkeypatch.setattr(_storage, "_PATIENCE", -1.0)
+    monkeypatch.setattr(_board, "_PATIENCE", -1.0)
     with pytest.raises(ValueError, match=r"the storage does not answer \(no route\). Once it does"):
         board._call(away, 9)
 
 
 def test_an_error_that_does_not_pass_is_said_at_once(tmp_path, monkeypatch):
-    monkeypatch.setattr(_storage.time, "sleep", lambda seconds: pytest.fail("it is waited for"))
+    monkeypatch.setattr(_board.time, "sleep", lambda seconds: pytest.fail("it is waited for"))
     with contextlib.closing(sqlite3.connect(tmp_path / "a.db")) as database:
         database.execute("CREATE TABLE studies (x INTEGER)")
     refused = pytest.raises(
@@ -227,13 +240,34 @@ def test_an_error_that_does_not_pass_is_said_at_once(tmp_path, monkeypatch):
 
 def test_no_connection_is_open_after_a_search_whether_it_ends_well_or_not(tmp_path):
     for error in (None, ValueError("it failed")):
-        with contextlib.suppress(ValueError), _storage.joined(f"sqlite:///{tmp_path}/s.db", "search") as board:
+        with contextlib.suppress(ValueError), _board.joined(f"sqlite:///{tmp_path}/s.db", "search") as board:
             pool = board.storage._backend.engine.pool
             assert pool.checkedin()
             if error is not None:
                 raise error
         assert not board._life.is_alive() and not pool.checkedout()
         assert board.storage._backend.engine.pool is not pool and not pool.checkedin()
+
+
+def test_of_two_processes_that_claim_a_part_at_once_on_sqlite_one_gets_it(tmp_path):
+    url = f"sqlite:///{tmp_path}/s.db"
+    with _board.joined(url, "search") as one, _board.joined(url, "search") as two:
+        one.post({"score": "search", "codes": ["x"]})
+        (part,) = [t for t in one._trials() if "part" in t.user_attrs]
+        claims, threads = [], []
+        two._id(part.number)
+
+        @event.listens_for(one.storage._backend.engine, "after_cursor_execute")
+        def meanwhile(connection, cursor, statement, *rest):
+            """Right after the first has read that the part is free, the second claims it."""
+            if "trials.state" in statement and not threads:
+                threads.append(threading.Thread(target=lambda: claims.append(two._claim(part))))
+                threads[0].start()
+                threads[0].join(0.3)
+
+        claims.append(one._claim(part))
+        threads[0].join(30)
+    assert sorted(claims) == [False, True]
 
 
 def old_tables(folder):
@@ -278,7 +312,7 @@ def test_a_storage_that_cannot_be_used_is_one_sentence(url, said, tmp_path, monk
     ("options", "said"),
     [
         (["--workers", "2", "--storage", "sqlite:///s.db"], "`--workers` does not go with --storage"),
-        (["--trainings", "3", "--storage", "sqlite:///s.db"], "`--storage` is for searches by a score"),
+        (["--trainings", "3", "--workers", "2", "--storage", "sqlite:///s.db"], "`--workers` does not go with"),
         (["--storage", "s.db"], "must be a URL"),
         (["--workers", "10000000"], "`--workers` must be at most 1024, got 10000000"),
     ],

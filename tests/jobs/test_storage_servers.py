@@ -1,4 +1,4 @@
-"""Searches by processes of their own on real databases, of which some are killed."""
+"""Searches and finals by processes of their own on real databases, of which some are killed."""
 
 import dataclasses
 import json
@@ -13,11 +13,16 @@ from pathlib import Path
 import pytest
 from optuna.trial import TrialState
 
+from kdnas.jobs._board import Board
 from kdnas.jobs._run import Run
-from kdnas.jobs._storage import Board, opened
+from kdnas.jobs._storage import opened
+from kdnas.jobs.finals import finals
 from kdnas.jobs.search import search
+from kdnas.settings import Finals
 from kdnas.tables import unstructure
 from tests.jobs.test_shared_search import facts, settings, trained  # noqa: F401
+from tests.jobs.test_shared_trainings import content, searched  # noqa: F401
+from tests.toy import SealedImages, by_params
 
 pytestmark = pytest.mark.real
 
@@ -40,6 +45,27 @@ def slow(run, scorer, evidence, codes):
 job.scored = slow
 with command():
     job.shared_search(Run(folder), structure(json.loads(settings), Search), url)
+"""
+
+
+FINALS = """
+import json, os, sys
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from kdnas.jobs._run import Run
+from kdnas.jobs.finals import shared_finals
+from kdnas.runs.lock import command
+from kdnas.settings import Finals, Retrain
+from kdnas.tables import structure
+from kdnas.training import driver
+from tests.toy import SealedImages
+folder, url, settings, retrain = sys.argv[1:]
+SealedImages.run = Path(folder)
+driver.CHECKPOINT_SECONDS = 0.0
+with command():
+    settings, retrain = structure(json.loads(settings), Finals), structure(json.loads(retrain), Retrain)
+    shared_finals(Run(folder), settings, retrain, url, deploy=False)
 """
 
 
@@ -100,7 +126,7 @@ def shared(run, url, settings, power=None):  # noqa: F811
             time.sleep(20)
             power(True)
         assert [process.wait(300) for process in processes] == [0, -signal.SIGKILL, 0, 0]
-        return [t for t in storage.get_all_trials(study) if "codes" in t.user_attrs]
+        return [t for t in storage.get_all_trials(study) if "part" in t.user_attrs]
 
 
 def waited(condition):
@@ -112,7 +138,10 @@ def waited(condition):
 
 def check(run, parts, alone):
     complete = [
-        (t.user_attrs["score"], code) for t in parts if t.state.name == "COMPLETE" for code in t.user_attrs["codes"]
+        (t.user_attrs["part"]["score"], code)
+        for t in parts
+        if t.state.name == "COMPLETE"
+        for code in t.user_attrs["part"]["codes"]
     ]
     assert len(complete) == len(set(complete))
     assert facts(Run(run).ranking()) == alone
@@ -141,3 +170,34 @@ def test_postgresql_with_a_wrong_password(server):
     with pytest.raises(ValueError, match=said) as error, opened(server[0].replace(":word@", ":secret@")):
         pass
     assert "secret" not in str(error.value)
+
+
+def check_finals(searched, tmp_path, url, monkeypatch):  # noqa: F811
+    """Three processes train; each of them is killed in its turn, and another one started in its place."""
+    one, many = (shutil.copytree(searched, tmp_path / name) for name in ("one", "many"))
+    settings = Finals(controls=("labels", "random"))  # noqa: F811
+    retrain = dataclasses.replace(by_params().retrain, recipe=dataclasses.replace(by_params().retrain.recipe, steps=60))
+    monkeypatch.setattr(SealedImages, "run", one)
+    finals(Run(one), settings, retrain, deploy=False, workers=1)
+    words = [sys.executable, "-c", FINALS, str(many), url, json.dumps(unstructure(settings))]
+    start = lambda: subprocess.Popen([*words, json.dumps(unstructure(retrain))])  # noqa: E731
+    processes = [start()]
+    waited((many / ".lock").exists)
+    processes += [start(), start()]
+    for place in (2, 1, 0):
+        states = set(many.glob("trainings/*.log"))
+        victim = processes[place]
+        waited(lambda v=victim, s=states: v.poll() is not None or set(many.glob("trainings/*.log")) - s)
+        victim.kill()
+        victim.wait()
+        processes.append(start())
+    assert [process.wait(300) for process in processes[3:]] == [0, 0, 0]
+    assert content(many) == content(one)
+
+
+def test_finals_with_sqlite(searched, tmp_path, monkeypatch):  # noqa: F811
+    check_finals(searched, tmp_path, f"sqlite:///{tmp_path}/finals.db", monkeypatch)
+
+
+def test_finals_with_postgresql(searched, tmp_path, server, monkeypatch):  # noqa: F811
+    check_finals(searched, tmp_path, server[0], monkeypatch)

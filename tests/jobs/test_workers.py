@@ -77,9 +77,8 @@ def test_what_a_process_raises_is_raised_here(tmp_path, processes, message, erro
 
 
 def test_a_worker_waits_until_what_it_tells_is_recorded(tmp_path):
-    acknowledged = SimpleNamespace(get=lambda: order.append("recorded"))
     order = []
-    wire = Wire(SimpleNamespace(write=order.append, flush=lambda: None), acknowledged)
+    wire = Wire(SimpleNamespace(write=order.append, flush=lambda: None), lambda: order.append("recorded"))
     metrics = wire.metrics("finalist-1", 3)
     metrics.write(step=4)
     assert [json.loads(text) for text in order[::2]] == [

@@ -101,6 +101,26 @@ def test_a_process_of_another_machine_cannot_be_judged(run, changes):
         hold(run)
 
 
+def test_a_process_that_is_told_of_shares_its_lock_and_one_that_has_ended_elsewhere_loses_it(run, other, monkeypatch):
+    theirs = record(other.pid)
+    (run / ".lock").write_text(json.dumps(theirs))
+    assert lock.is_locked_by(run, theirs) and not lock.is_locked_by(run, record(other.pid, host="elsewhere"))
+    monkeypatch.setattr(lock, "_companions", set())
+    lock.accompany(theirs)
+    with command():
+        assert not hold(run)
+    assert lock.is_locked_by(run, theirs)
+    far = record(other.pid, host="elsewhere")
+    (run / ".lock").write_text(json.dumps(far))
+    lock.believe(far, ended=True)
+    with command():
+        assert hold(run)
+    (run / ".lock").write_text(json.dumps(far))
+    lock.believe(far, ended=False)
+    with command(), pytest.raises(Busy, match="elsewhere"):
+        hold(run)
+
+
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"pid": 1}', "[" * 100_000])
 def test_a_file_that_is_no_lock_is_named(run, content):
     (run / ".lock").write_text(content)
