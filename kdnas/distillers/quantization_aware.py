@@ -143,18 +143,29 @@ def _rounding_graph(network: Network, images: Tensor) -> torch.fx.GraphModule:
         if isinstance(module, DropPath):
             module.eval()  # a trace has one mode, and its random numbers would stay in the student
     example = images[:2].contiguous()
+    quantizer = X86InductorQuantizer().set_global(get_default_x86_inductor_quantization_config(is_qat=True))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the tracer's own deprecations
-            program = torch.export.export(wrapper, (example,), dynamic_shapes=({0: torch.export.Dim.AUTO},))
-            traced: Any = program.module()
-            _without_dropout(traced)
-            quantizer = X86InductorQuantizer().set_global(get_default_x86_inductor_quantization_config(is_qat=True))
-            graph: torch.fx.GraphModule = prepare_qat_pt2e(traced, quantizer)
+            # Of some versions of torch only the strict trace says which layer an operation is of, which the quantiser
+            # asks; without it nothing is rounded.
+            for strict in (False, True):
+                shapes = ({0: torch.export.Dim.AUTO},)
+                program = torch.export.export(wrapper, (example,), dynamic_shapes=shapes, strict=strict)
+                traced: Any = program.module()
+                _without_dropout(traced)
+                graph: torch.fx.GraphModule = prepare_qat_pt2e(traced, quantizer)
+                if _observers(graph):
+                    break
     except OSError:  # a full disk, not the network
         raise
     except Exception as error:  # a tracer runs layers in ways of its own, which may raise anything
         raise ValueError(f"the student cannot be traced for quantisation: {reason(error)}.") from error
+    if not _observers(graph):
+        raise ValueError(
+            "the student must have a layer that is rounded, such as a convolution, but torchao finds none in its trace "
+            f"by torch {torch.__version__}. Use another version of torch or torchao, or another distiller."
+        )
     for name, parameter in wrapper.named_parameters():
         owner, _, leaf = name.rpartition(".")
         setattr(graph.get_submodule(owner), leaf, parameter)

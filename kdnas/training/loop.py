@@ -13,7 +13,7 @@ from kdnas.data.feeding import Feed, Steps, num_decoders
 from kdnas.distillers.base import Batch, Distiller, Model, Step
 from kdnas.losses.base import Loss
 from kdnas.losses.objective import Objective, Share
-from kdnas.network import Network, load_strictly
+from kdnas.network import Network, load_strictly, repeatable
 from kdnas.outputs import Moment
 from kdnas.randomness import seed_of
 from kdnas.ranks import team, tensors
@@ -136,7 +136,7 @@ class Training:
         self.model.train()
         self.distiller.train()
         # Dropout draws from the global generator: seeded per step, and restored afterwards.
-        with torch.random.fork_rng(devices=[]):
+        with repeatable(self.device), torch.random.fork_rng(devices=[]):
             process = tensors.rank()
             torch.manual_seed(seed_of(recipe.seed, "step", self.index, *[process] * (process > 0)))
             self._feed = self._feed.taking(tensors.part(self._feed.steps.size))

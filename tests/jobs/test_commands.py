@@ -51,7 +51,9 @@ def test_the_teacher_handed_over_is_the_one_that_teaches_and_stays_as_it_is(star
     run, _, teacher, images = started
     pixels = images.test.take(torch.arange(4))
     expected = teacher.eval()(images.normalise(pixels))
-    assert torch.equal(run.teacher(pixels).logits, expected)
+    taught = run.teacher(pixels).logits
+    assert torch.allclose(taught, expected, atol=1e-3)  # on a GPU, convolutions are of another precision
+    assert run.device.type != "cpu" or torch.equal(taught, expected)
     assert all(parameter.requires_grad for parameter in teacher.parameters())
 
 
