@@ -116,8 +116,8 @@ def pt2_bytes(module: nn.Module, example: Tensor, *, any_size: bool = False) -> 
 
 def pt2_function(path: Path) -> Function:
     """The program of a `.pt2` file."""
-    module: Function = torch.export.load(path).module()
-    return module
+    module = torch.export.load(path).module()
+    return lambda images: joined(module(images))
 
 
 def onnx_bytes(
@@ -126,7 +126,7 @@ def onnx_bytes(
     *,
     any_batch: bool = True,
     any_size: bool = False,
-    names: tuple[str, str] = ("images", "logits"),
+    names: tuple[str, ...] = ("images", "logits"),
     metadata: Mapping[str, str] = {},
 ) -> bytes:
     """The content of an ONNX file.
@@ -136,7 +136,7 @@ def onnx_bytes(
         example: an input; of at least two images where the batch size is free.
         any_batch: whether the batch size is free.
         any_size: whether height and width are.
-        names: of input and output.
+        names: of the input and of each output.
         metadata: texts by name, stored in the file.
 
     Raises:
@@ -153,7 +153,7 @@ def onnx_bytes(
             dynamo=True,
             dynamic_shapes=_dynamic(any_batch, any_size, names=True),
             input_names=[names[0]],
-            output_names=[names[1]],
+            output_names=list(names[1:]),
             opset_version=_OPSET,
             verbose=False,
         )
@@ -181,15 +181,24 @@ def _remove_notes(message: Any) -> None:
                 _remove_notes(part)
 
 
+def joined(outputs: Any) -> Tensor:
+    """A network's outputs as one tensor: logits, or after those of pixels maps of what it says of the whole image."""
+    if isinstance(outputs, Tensor):
+        return outputs
+    logits, *images = outputs
+    maps = [each[:, :, None, None].expand(-1, -1, *logits.shape[2:]) for each in images]
+    return torch.cat([logits, *maps], 1) if maps else logits
+
+
 def onnx_function(graph: bytes | Path, threads: int) -> Function:
-    """A graph of one input and one output in ONNX Runtime on the CPU."""
+    """A graph of one input in ONNX Runtime on the CPU; see `joined`."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
-    return lambda images: torch.from_numpy(session.run(None, {name: images.numpy()})[0])
+    return lambda images: joined(map(torch.from_numpy, session.run(None, {name: images.numpy()})))
 
 
 def input_size(graph: bytes) -> list[int]:
@@ -272,7 +281,6 @@ def executorch_function(program: bytes | Path, threads: int) -> Function:
 
     def call(images: Tensor, keep: Any = (content, loaded)) -> Tensor:  # the method refers to both without owning them
         outputs: Any = method.execute([images.contiguous()])
-        result: Tensor = outputs[0].clone()
-        return result
+        return joined([output.clone() for output in outputs])
 
     return call

@@ -75,6 +75,11 @@ def enlarge(x: Tensor, images: Tensor) -> Tensor:
     return F.interpolate(x, (images.shape[2], images.shape[3]), mode="bilinear", align_corners=False)
 
 
+def split_logits(logits: Tensor, image_outputs: int) -> tuple[Tensor, Tensor]:
+    """Logits of pixels, and those of the whole image `[batch, image_outputs]`: the means of the last maps."""
+    return logits[:, :-image_outputs], logits[:, -image_outputs:].mean((2, 3))
+
+
 def resize(images: Tensor, height: int, width: int) -> Tensor:
     """Images `[batch, channels, h, w]` resized to `[batch, channels, height, width]`; of that size, unchanged."""
     if images.shape[2] == height and images.shape[3] == width:

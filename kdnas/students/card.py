@@ -47,6 +47,7 @@ class Card:
         class_names: one per logit.
         answers: what a logit is: of a class, or a value.
         measure: name of what the origin calls accuracy: the measure of the student's task.
+        image_outputs: how many of the last logits are of the whole image, where the others are of pixels.
         origin: where it comes from (run, place, scorer, accuracy), plain JSON.
         forms: by name, what is recorded of each form that lies beside the card; see `kdnas.students.forms`. It is no
             part of what makes two cards equal.
@@ -63,6 +64,7 @@ class Card:
     class_names: tuple[str, ...]
     answers: Answers = "classes"
     measure: str = Task.measure
+    image_outputs: int = 0
     origin: Mapping[str, Any] = field(default_factory=dict)
     forms: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
@@ -75,6 +77,11 @@ class Card:
             )
         if not self.class_names:
             raise ValueError("`class_names` must not be empty: a student has a name for each logit.")
+        if not 0 <= self.image_outputs < len(self.class_names) or (self.image_outputs and not self.blueprint.dense):
+            raise ValueError(
+                f"`image_outputs` must be fewer than the {len(self.class_names)} logits of a network for every pixel, "
+                f"got {self.image_outputs}."
+            )
 
     @classmethod
     def of(
@@ -103,6 +110,7 @@ class Card:
             class_names=data.class_names,
             answers=data.task.answers,
             measure=data.task.measure,
+            image_outputs=data.task.image_outputs,
             origin={**origin, FINGERPRINT: data.fingerprint},
         )
 
@@ -126,12 +134,18 @@ class Card:
             },
             "output": {
                 "name": "logits",
-                "shape": ["batch", len(self.class_names), *(size if self.blueprint.dense else [])],
+                "shape": [
+                    "batch",
+                    len(self.class_names) - self.image_outputs,
+                    *(size if self.blueprint.dense else []),
+                ],
+                **({"image_logits": ["batch", self.image_outputs]} if self.image_outputs else {}),
             },
             "preprocessing": unstructure(p),
             "class_names": list(self.class_names),
             **({"answers": self.answers} if self.answers != "classes" else {}),
             **({"measure": self.measure} if self.measure != Task.measure else {}),
+            **({"image_outputs": self.image_outputs} if self.image_outputs else {}),
             "origin": dict(self.origin),
             "forms": dict(self.forms),
             "blueprint": self.blueprint.to_json(),
@@ -182,7 +196,7 @@ class Card:
             if key not in known:
                 raise ValueError(f"unknown key {shown(key)}.{nearest(key, known)}")
         for key in cls.__dataclass_fields__:
-            if key not in value and key not in ("forms", "answers", "measure"):
+            if key not in value and key not in ("forms", "answers", "measure", "image_outputs"):
                 raise ValueError(f"`{key}` is missing.")
         for key, kind in (("class_names", list), ("origin", dict), ("blueprint", dict), ("cost", dict)):
             if not isinstance(value[key], kind):
@@ -201,6 +215,7 @@ class Card:
                 class_names=structure(value["class_names"], tuple[str, ...]),
                 answers=structure(value.get("answers", "classes"), Answers),
                 measure=structure(value.get("measure", Task.measure), str),
+                image_outputs=structure(value.get("image_outputs", 0), int),
                 origin=value["origin"],
                 forms=forms,
             )

@@ -94,9 +94,10 @@ def write_student(
         save_tensors(draft / WEIGHTS, network.state_dict(), card.checksum)
         measurements: dict[str, float] = {}
         if parity is not None:
-            write_text(
-                draft / SOURCE, student_source(card.blueprint, card.preprocessing, card.class_names, card.answers)
+            source = student_source(
+                card.blueprint, card.preprocessing, card.class_names, card.answers, card.image_outputs
             )
+            write_text(draft / SOURCE, source)
             work = Draft(draft, load_source(draft), card, parity, interface, data, timed=forms is not None)
             records = {"python": work.record(SOURCE, work.student)}
             if before is not None:

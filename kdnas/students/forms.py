@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple, final, get_args
 import torch
 from torch import Tensor, nn
 
+from kdnas.blocks.basic import enlarge, split_logits
 from kdnas.costs.latency import timed
 from kdnas.data.base import Data
 from kdnas.runs.files import FULL, plain, write_bytes
@@ -73,15 +74,15 @@ class Interface:
                 "`output` must be logits or probabilities for a network of whole images, got coarse_logits."
             )
 
-    def module(self, student: nn.Module) -> nn.Module:
+    def module(self, student: nn.Module, card: Card) -> nn.Module:
         """The module that a form is written from, of student.py's."""
         module: Any = copy.deepcopy(student)
         if self.input == "normalised":
             module.mean.zero_()
             module.std.fill_(1)
         if self.output == "coarse_logits":
-            return _Coarse(module)
-        return nn.Sequential(module, nn.Softmax(1)) if self.output == "probabilities" else module
+            return _Coarse(module, card.image_outputs)
+        return nn.Sequential(module, _Shares()) if self.output == "probabilities" else module
 
 
 @final
@@ -90,16 +91,31 @@ class _Coarse(nn.Module):
 
     Args:
         student: of student.py.
+        image_outputs: how many of its outputs are of the whole image.
     """
 
-    def __init__(self, student: nn.Module) -> None:
+    def __init__(self, student: nn.Module, image_outputs: int) -> None:
         super().__init__()
-        self.student = student
+        self.student, self.image_outputs = student, image_outputs
 
-    def forward(self, images: Tensor) -> Tensor:
-        """`[batch, classes, height / stride, width / stride]`."""
+    def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        """`[batch, classes, height / stride, width / stride]`, and the logits of the whole image, if any."""
         student: Any = self.student
-        return student.head(student.stages(student.stem((images - student.mean) / student.std)))
+        logits: Tensor = student.head(student.stages(student.stem((images - student.mean) / student.std)))
+        if not self.image_outputs:
+            return logits
+        return logits[:, : -self.image_outputs], split_logits(enlarge(logits, images), self.image_outputs)[1]
+
+
+@final
+class _Shares(nn.Module):
+    """Probabilities of logits: their softmax, and of those of the whole image the sigmoid of each."""
+
+    def forward(self, logits: Tensor | tuple[Tensor, Tensor]) -> Tensor | tuple[Tensor, Tensor]:
+        """In the form of the logits."""
+        if isinstance(logits, Tensor):
+            return logits.softmax(1)
+        return logits[0].softmax(1), logits[1].sigmoid()
 
 
 class Draft(NamedTuple):
@@ -122,6 +138,11 @@ class Draft(NamedTuple):
     interface: Interface = Interface()
     data: Data | None = None
     timed: bool = False
+
+    @property
+    def module(self) -> nn.Module:
+        """The module that forms are written from."""
+        return self.interface.module(self.student, self.card)
 
     def record(self, file: str, form: Function, *, any_batch: bool = True, tolerance: float | None = None) -> Record:
         """Compare a form that was written, and measure it."""
@@ -148,7 +169,7 @@ def _pt2(draft: Draft) -> Record:
     write_bytes(
         path,
         pt2_bytes(
-            draft.interface.module(draft.student),
+            draft.module,
             example_of(draft.card.preprocessing),
             any_size=draft.card.blueprint.dense,
         ),
@@ -161,11 +182,12 @@ def _onnx(draft: Draft) -> Record:
     names = json.dumps(list(card.class_names), ensure_ascii=False)
     metadata = {"class_names": names, **vars(interface)}
     content = graph_of(
-        interface.module(draft.student),
+        draft.module,
         card.preprocessing,
         interface.output,
         metadata,
         any_size=card.blueprint.dense,
+        has_image_outputs=card.image_outputs > 0,
     )
     write_bytes(draft.folder / GRAPH, content)
     return draft.record(GRAPH, load_graph(draft.folder / GRAPH))
@@ -174,7 +196,7 @@ def _onnx(draft: Draft) -> Record:
 def _pte(draft: Draft) -> Record:
     path = draft.folder / XNNPACK
     example = example_of(draft.card.preprocessing, 1)
-    write_bytes(path, executorch_bytes(draft.interface.module(draft.student).eval(), example))
+    write_bytes(path, executorch_bytes(draft.module.eval(), example))
     function = executorch_function(path, torch.get_num_threads())
     return draft.record(XNNPACK, function, any_batch=False, tolerance=_TOLERANCE_OF_XNNPACK)
 
@@ -185,7 +207,8 @@ def _int8(draft: Draft) -> Record:
     if draft.data is None:
         raise ValueError("the ranges of integers are those of training images, and no data is known. Add --data.")
     path, preprocessing = draft.folder / INTEGERS, draft.card.preprocessing
-    comparison = write_integers(path, graph_of(draft.student, preprocessing), draft.data)
+    graph = graph_of(draft.student, preprocessing, has_image_outputs=draft.card.image_outputs > 0)
+    comparison = write_integers(path, graph, draft.data)
     record = {"file": INTEGERS, "bytes": path.stat().st_size, **comparison}
     return record | draft.time(load_graph(path))
 

@@ -23,6 +23,7 @@ def graph_of(
     metadata: Mapping[str, str] = {},
     *,
     any_size: bool = False,
+    has_image_outputs: bool = False,
 ) -> bytes:
     """A module from images `[batch, channels, height, width]` to logits as an ONNX graph.
 
@@ -32,15 +33,16 @@ def graph_of(
         output: name of the output.
         metadata: texts by name, stored in the file.
         any_size: whether height and width are free.
+        has_image_outputs: whether a second output is of the whole image; its name is `image_logits`, for example.
 
     Raises:
         ValueError: it cannot be expressed, or for one batch size only; or the extra `onnx` is not installed.
     """
     require("onnx", "an ONNX graph")
+    more = (f"image_{output.removeprefix('coarse_')}",) if has_image_outputs else ()
+    names = ("images", output, *more)
     try:
-        return onnx_bytes(
-            student, example_of(preprocessing), names=("images", output), metadata=metadata, any_size=any_size
-        )
+        return onnx_bytes(student, example_of(preprocessing), names=names, metadata=metadata, any_size=any_size)
     except torch.onnx.OnnxExporterError as error:
         raise ValueError(
             f"the network cannot be written as an ONNX graph: {shortened(error)} Use operations that ONNX has."

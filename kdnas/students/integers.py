@@ -16,7 +16,7 @@ from kdnas.preprocessing import Preprocessing
 from kdnas.randomness import torch_rng
 from kdnas.runs.files import current_folder, write_atomically, write_bytes
 from kdnas.runs.folder import GRAPH, INTEGERS
-from kdnas.runtimes import input_size, quantized, require
+from kdnas.runtimes import input_size, joined, quantized, require
 from kdnas.students.card import form_of
 from kdnas.students.graph import graph_of
 from kdnas.tasks.base import Task
@@ -201,7 +201,8 @@ def _logits(graph: bytes, images: Images) -> np.ndarray:
     session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     entry = session.get_inputs()[0]
     batches = _batches(images, entry.shape[2:])
-    return np.concatenate([np.asarray(session.run(None, {entry.name: batch})[0]) for batch in batches])
+    outputs = (session.run(None, {entry.name: batch}) for batch in batches)
+    return np.concatenate([joined(map(torch.from_numpy, each)).numpy() for each in outputs])
 
 
 def _batches(images: Images, size: Sequence[int] = ()) -> Iterator[np.ndarray]:

@@ -8,12 +8,13 @@ from typing import final
 import torch
 from torch import Tensor
 
-from kdnas.blocks.basic import enlarge
+from kdnas.blocks.basic import enlarge, split_logits
 from kdnas.costs.budget import Cost
 from kdnas.costs.count import counted_macs
 from kdnas.data.base import normalise
 from kdnas.network import Network
 from kdnas.randomness import torch_rng
+from kdnas.runtimes import joined
 from kdnas.students.card import Card
 from kdnas.students.source import shortened
 
@@ -38,6 +39,7 @@ class Parity:
 
     def __init__(self, network: Network, card: Card) -> None:
         p = self._preprocessing = card.preprocessing
+        self._image_outputs = card.image_outputs
         check_card(network, card)
         rng = torch_rng("parity")
         # Brightness and contrast of their own, or pooling would make all images one.
@@ -45,12 +47,12 @@ class Parity:
         low, high = torch.rand(2, count, 1, 1, 1, generator=rng)
         self._images = low + (high - low) * torch.rand(count, len(p.mean), p.height, p.width, generator=rng)
         with torch.inference_mode():
-            self._logits = network(normalise(self._images, p)).logits
+            self._logits = self._shown(network(normalise(self._images, p)).logits)
             # A size that is neither square nor even, for networks that take any.
             other = (
                 torch.rand(3, len(p.mean), p.height | 1, p.width + 3, generator=rng) if card.blueprint.dense else None
             )
-            self._other = None if other is None else (other, network(normalise(other, p)).logits)
+            self._other = None if other is None else (other, self._shown(network(normalise(other, p)).logits))
         if not self._logits.isfinite().all():
             raise ValueError("the student's logits are not finite. Train it again with a lower learning rate.")
         sizes = self._logits.abs().flatten(1).amax(1)
@@ -95,10 +97,10 @@ class Parity:
         for words, size, pixels, expected, scale in sets if any_batch else sets[:1]:
             images = pixels if input == "pixels" else normalise(pixels, self._preprocessing)
             if output == "probabilities":
-                expected, scale = expected.softmax(1), torch.ones_like(scale)
+                expected, scale = self._probabilities(expected), torch.ones_like(scale)
             try:
                 with torch.inference_mode():
-                    outputs = torch.cat([form(batch) for batch in images.split(size)])
+                    outputs = torch.cat([joined(form(batch)) for batch in images.split(size)])
                     if output == "coarse_logits":
                         outputs = enlarge(outputs, images)
             except Exception as error:
@@ -114,6 +116,16 @@ class Parity:
             )
         self.differences[name] = difference
         return difference
+
+    def _shown(self, logits: Tensor) -> Tensor:
+        """Logits as forms give them: those of the whole image are one number each."""
+        return joined(split_logits(logits, self._image_outputs)) if self._image_outputs else logits
+
+    def _probabilities(self, logits: Tensor) -> Tensor:
+        if not self._image_outputs:
+            return logits.softmax(1)
+        maps, images = logits[:, : -self._image_outputs], logits[:, -self._image_outputs :]
+        return torch.cat([maps.softmax(1), images.sigmoid()], 1)
 
 
 def check_card(network: Network, card: Card) -> None:

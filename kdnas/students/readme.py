@@ -32,7 +32,7 @@ Python, with torch alone:
 from {SOURCE.removesuffix(".py")} import load
 
 student = load("{WEIGHTS}")
-logits = student(images)  # [batch, channels, height, width] in [0, 1]
+LOGITS = student(images)  # [batch, channels, height, width] in [0, 1]
 ```
 """
 _ACCURACIES = {"test_accuracy": "test part", "search_accuracy": "search part, before retraining"}
@@ -62,7 +62,7 @@ def readme_text(card: Card, controls: Mapping[str, Any]) -> str:
         f"| images | {size}, values in [0, 1]; normalised inside |",
         f"| {card.answers} | {len(card.class_names)}: {classes}{more} |",
         *(f"| parameters | {card.cost.params:,} |", f"| multiply-accumulates | {card.cost.macs:,} |", *accuracies),
-        _USE,
+        _USE.replace("LOGITS", "logits, image_logits" if card.image_outputs else "logits"),
         *_forms(card),
         *("## Controls", "", *words, ""),
     ]

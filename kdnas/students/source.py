@@ -26,7 +26,7 @@ _HEADER = '''"""{kind} as plain PyTorch code, written by kdnas; it needs torch a
     from student import load
 
     student = load("weights.safetensors")
-    logits = student(images)
+    {logits} = student(images)
 
 Images are `[batch, {channels}, {size}]` with values in [0, 1]; they are normalised inside. The
 names in the file are those of `Student().state_dict()`.
@@ -34,7 +34,7 @@ names in the file are those of `Student().state_dict()`.
 '''
 
 _STUDENT = '''class Student(nn.Module):
-    """Images `[batch, {channels}, {size}]` with values in [0, 1] to logits `[batch, {classes}{positions}]`."""
+    """Images `[batch, {channels}, {size}]` with values in [0, 1] to logits `[batch, {classes}{positions}]`{more}."""
 
     mean: Tensor
     std: Tensor
@@ -43,7 +43,7 @@ _STUDENT = '''class Student(nn.Module):
         super().__init__()
 {layers}
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> {returned}:
         """{forward}
 
 
@@ -96,6 +96,10 @@ _SHARES = """        classes = student(torch.load(arguments[0], weights_only=Tru
 _VALUES = """        values = student(torch.load(arguments[0], weights_only=True))
     for row in values.flatten(2).mean(2).tolist() if values.dim() > 2 else values.tolist():
         print(", ".join(f"{name} {value:.4g}" for name, value in zip(CLASS_NAMES, row, strict=True)))"""
+_OF_IMAGES = """        maps, images = student(torch.load(arguments[0], weights_only=True))
+    for row, logits in zip(maps.argmax(1).flatten(1), images, strict=True):
+        shares = [*(row.bincount(minlength=maps.shape[1]) / len(row)).tolist(), *logits.sigmoid().tolist()]
+        print(", ".join(f"{name} {share:.3f}" for name, share in zip(CLASS_NAMES, shares, strict=True) if share))"""
 _ANSWERS = {
     ("classes", False): ("An image classifier", "the class and its probability", _CLASS),
     ("classes", True): ("A classifier of pixels", "the share of its pixels of each class", _SHARES),
@@ -115,13 +119,18 @@ _IMPORTS = (
 
 
 def student_source(
-    blueprint: Blueprint, preprocessing: Preprocessing, class_names: Sequence[str], answers: Answers = "classes"
+    blueprint: Blueprint,
+    preprocessing: Preprocessing,
+    class_names: Sequence[str],
+    answers: Answers = "classes",
+    image_outputs: int = 0,
 ) -> str:
     """The network as readable Python code that imports torch and the standard library only.
 
     Copied are the classes of the layers and all they use: functions, base classes and constants, from kdnas and from
     the modules the layers come from. `Student` takes images as `preprocessing` does, and normalises inside with
-    constants that are no part of its state dict, which has the names of `Network(blueprint)`.
+    constants that are no part of its state dict, which has the names of `Network(blueprint)`. Where some of the last
+    logits are of the whole image, it returns these beside the others, `[batch, image_outputs]`.
 
     Raises:
         ValueError: a layer is no class derived from nn.Module, its code cannot be found, or it needs a package
@@ -136,12 +145,16 @@ def student_source(
     channels, height, width = len(preprocessing.mean), preprocessing.height, preprocessing.width
     size = "height, width" if blueprint.dense else f"{height}, {width}"
     kind, printed, answer = _ANSWERS[answers, blueprint.dense]
+    if image_outputs:
+        printed, answer = f"{printed}, and the probabilities of the whole image,", _OF_IMAGES
     student = _STUDENT.format(
         channels=channels,
         size=size,
         positions=", height, width" if blueprint.dense else "",
-        forward=_forward(blueprint, height, width, definitions),
-        classes=len(class_names),
+        forward=_forward(blueprint, height, width, definitions, image_outputs),
+        returned="tuple[Tensor, Tensor]" if image_outputs else "Tensor",
+        more=f" and `[batch, {image_outputs}]`" if image_outputs else "",
+        classes=len(class_names) - image_outputs,
         answers=answers,
         answer=answer,
         printed=printed,
@@ -156,16 +169,21 @@ def student_source(
         "\n",
         student,
     ]
-    return _HEADER.format(channels=channels, size=size, kind=kind) + "\n" + "\n".join(parts)
+    logits = "logits, image_logits" if image_outputs else "logits"
+    return _HEADER.format(channels=channels, size=size, kind=kind, logits=logits) + "\n" + "\n".join(parts)
 
 
-def _forward(blueprint: Blueprint, height: int, width: int, definitions: Definitions) -> str:
+def _forward(blueprint: Blueprint, height: int, width: int, definitions: Definitions, image_outputs: int) -> str:
     """The body of `Student.forward` after its quotation marks, for images of this size."""
     if blueprint.dense:
         enlarge = definitions.name("kdnas.blocks.basic", "enlarge")
-        return f'''Logits of every pixel."""
+        logits, more = f"{enlarge}(self.head(self.stages(self.stem(x))), images)", ""
+        if image_outputs:
+            split = definitions.name("kdnas.blocks.basic", "split_logits")
+            logits, more = f"{split}({logits}, {image_outputs})", ", and those of the whole image"
+        return f'''Logits of every pixel{more}."""
         x = (images - self.mean) / self.std
-        return {enlarge}(self.head(self.stages(self.stem(x))), images)'''
+        return {logits}'''
     resize = definitions.name("kdnas.blocks.basic", "resize")
     own = blueprint.image[1:]
     inner = "x" if own == (height, width) else f"{resize}(x, {own[0]}, {own[1]})"

@@ -1,32 +1,49 @@
 """Lanes as a task: the loss and both benchmarks' measures by second implementations, lanes that follow their images."""
 
+import base64
+import contextlib
+import dataclasses
 import functools
+import io
 import itertools
+import json
 import math
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
+from kdnas.blocks.basic import enlarge
 from kdnas.data.base import Data, TensorImages
 from kdnas.data.roads import roads
 from kdnas.distillers.from_teacher import FromTeacher
 from kdnas.distillers.sandwich import Sandwich
+from kdnas.jobs._pictures import write_pictures
 from kdnas.losses.dense.pixel_wise import PixelWise
 from kdnas.losses.of_task import OfMaps, OfTask
 from kdnas.losses.response.logit_standardization import LogitStandardization
 from kdnas.network import Network
 from kdnas.outputs import Outputs
 from kdnas.randomness import initialised, torch_rng
+from kdnas.runtimes import joined, onnx_function
 from kdnas.settings import Recipe
 from kdnas.spaces.resnet import ResNetStage
 from kdnas.spaces.segmenter import Segmenter
 from kdnas.specs import spec
+from kdnas.students.card import Card
+from kdnas.students.folder import read_student, write_student
+from kdnas.students.forms import Interface
+from kdnas.students.parity import Parity
+from kdnas.students.source import load_source
+from kdnas.supernet import Supernet
 from kdnas.tasks.lanes import Lanes, counts, exists, in_slots, overlaps, points
 from kdnas.tasks.segmentation import Segmentation
+from kdnas.teachers.base import Frozen
 from kdnas.testing import TaskContract
 from kdnas.training.loop import Training
 
@@ -357,3 +374,94 @@ def test_self_attention_begins_after_the_warm_up():
     plain, sad = ((1.0, LABELS),), ((1.0, LABELS), (1e4, SAD))
     assert torch.equal(weights(plain, 2), weights(sad, 2))
     assert not torch.equal(weights(plain, 3), weights(sad, 3))
+
+
+@pytest.fixture(scope="module")
+def supernet():
+    return Supernet(data().fitted(space())).eval()
+
+
+@pytest.fixture(scope="module")
+def folder(supernet, tmp_path_factory):
+    """The student folder of a subnet that was never trained."""
+    network = supernet.extract(supernet.space.smallest).eval()
+    path = tmp_path_factory.mktemp("student") / "student"
+    write_student(path, network, Card.of(network, data(), {}, supernet.space.smallest, supernet.space))
+    return path
+
+
+def test_a_student_gives_maps_and_existence_in_every_form(supernet, folder):
+    network, card = read_student(folder)
+    own = json.loads((folder / "student.json").read_text())
+    assert card.image_outputs == own["image_outputs"] == 4
+    shape = ["batch", 5, "height", "width"]
+    assert own["output"] == {"name": "logits", "shape": shape, "image_logits": ["batch", 4]}
+    session = onnxruntime.InferenceSession(folder / "student.onnx")
+    assert [entry.name for entry in session.get_outputs()] == ["logits", "image_logits"]
+    module, probe = load_source(folder), onnx_function(folder / "student.onnx", 1)
+    for size in (SIZE, (17, 9), (33, 40)):
+        images = torch.rand(2, 3, *size, generator=torch_rng("sizes"))
+        with torch.inference_mode():
+            maps, existence = module(images)
+            normalised = (images - module.mean) / module.std
+            packed = supernet(normalised, supernet.space.smallest).logits
+            assert torch.equal(network(normalised).logits, packed)
+        assert torch.equal(maps, packed[:, :5]) and torch.equal(existence, packed[:, 5:].mean((2, 3)))
+        graph = session.run(None, {"images": images.numpy()})
+        np.testing.assert_allclose(graph[0], maps.numpy(), atol=1e-4)
+        np.testing.assert_allclose(graph[1], existence.numpy(), atol=1e-4)
+        torch.testing.assert_close(probe(images), joined((maps, existence)), atol=1e-4, rtol=1e-4)
+        assert torch.equal(Lanes().lanes_of(joined((maps, existence))), Lanes().lanes_of(packed))
+
+
+@pytest.mark.parametrize("output", ["probabilities", "coarse_logits"])
+def test_other_forms_give_existence_too(folder, output):
+    (network, card), student = read_student(folder), load_source(folder)
+    form = Interface(output=output).module(student, card)
+    assert Parity(network, card).compare("form", form, output=output) < 1e-5
+    images = torch.rand(2, 3, *SIZE, generator=torch_rng("forms"))
+    with torch.no_grad():
+        (maps, existence), own = form(images), student(images)
+    if output == "probabilities":
+        assert torch.equal(existence, own[1].sigmoid()) and torch.equal(maps, own[0].softmax(1))
+    else:
+        torch.testing.assert_close(enlarge(maps, images), own[0], atol=1e-4, rtol=1e-4)
+        assert torch.equal(existence, own[1]) and maps.shape[2] < SIZE[0]
+    wrong = lambda x: (form(x)[0], form(x)[1] + 1)  # noqa: E731
+    with pytest.raises(ValueError, match=f"wrong gives other {output} than the network"):
+        Parity(network, card).compare("wrong", wrong, output=output)
+
+
+def test_the_report_shows_the_lanes_of_image_teacher_and_student(folder, tmp_path):
+    network, _ = read_student(folder)
+    teacher = Frozen(network, preprocessing=data().preprocessing)
+    labels = data().test.labels
+    write_pictures(tmp_path, data(), folder, teacher, Lanes().grades(Lanes().outputs(labels, SIZE), labels).numpy())
+    shown = json.loads((tmp_path / "pictures.json").read_text())
+    assert {"background", "lane 2"} <= {name for name, _ in shown["classes"]} <= {*Lanes().output_names[:5]}
+    row, colours = shown["images"][0], dict(shown["classes"])
+    truth = np.array(Image.open(io.BytesIO(base64.b64decode(row["truth"]))))
+    mask = Lanes().mask(labels[row["number"]][None], SIZE)[0].numpy()
+    for number, name in enumerate(Lanes().output_names[:5]):
+        if name in colours:
+            colour = [int(colours[name][i : i + 2], 16) for i in (1, 3, 5)]
+            assert np.array_equal((truth == colour).all(2), mask == number)
+
+
+def test_the_code_of_a_student_says_what_it_shows(folder, tmp_path):
+    torch.save(torch.rand(2, 3, *SIZE, generator=torch_rng("shown")), tmp_path / "images.pt")
+    names = {"__name__": "student", "__file__": str(folder / "student.py")}
+    exec((folder / "student.py").read_text(), names)
+    with contextlib.redirect_stdout(io.StringIO()) as text:
+        names["main"]([str(tmp_path / "images.pt")])
+    lines = text.getvalue().splitlines()
+    assert len(lines) == 2 and all("lane 4 exists 0." in line for line in lines)
+    assert "logits, image_logits = student(images)" in (folder / "README.md").read_text()
+    assert "logits, image_logits = student(images)" in (folder / "student.py").read_text()
+
+
+def test_a_card_with_too_many_image_outputs_is_refused(folder):
+    card = read_student(folder)[1]
+    for number in (-1, 9):
+        with pytest.raises(ValueError, match="`image_outputs` must be fewer than the 9 logits"):
+            dataclasses.replace(card, image_outputs=number)
