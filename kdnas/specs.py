@@ -237,9 +237,12 @@ def _check_arguments(path: str, target: Callable[..., Any], arguments: Mapping[s
         raise ValueError(f"{path}: {error}") from error
 
 
+_inspected = functools.lru_cache(1024)(inspect.signature)  # a network has hundreds of layers, of few classes
+
+
 def _signature(path: str, target: Callable[..., Any]) -> inspect.Signature:
     try:
-        return inspect.signature(target)
+        return _inspected(target)
     except ValueError as error:
         raise ValueError(f"{path} says nowhere which arguments it takes. Write a function that calls it.") from error
 

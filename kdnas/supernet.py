@@ -1,5 +1,6 @@
 """The shared weights of a search space, and a pure function that runs any of its architectures with them."""
 
+import functools
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, final
@@ -213,6 +214,7 @@ def _union(layers: Sequence[Layer]) -> Layer:
     return union if union != largest and _params(union) > _params(largest) else largest
 
 
+@functools.cache
 def _params(layer: Layer) -> int:
     return sum(p.numel() for p in _skeleton(layer).parameters())
 

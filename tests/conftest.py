@@ -1,5 +1,6 @@
 """One thread per test process: several torch processes with more fight for the cores."""
 
+import gc
 import logging
 import os
 
@@ -9,6 +10,8 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
+# Torch's compiler alone has half a million objects; to look through them often takes a twelfth of the whole time.
+gc.set_threshold(50_000, 10, 10)
 
 
 LONG = ("test_killed_schemes", "test_docs", "test_quantization_aware", "test_folder", "test_removal", "test_damage")

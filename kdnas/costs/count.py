@@ -74,7 +74,7 @@ def _measure(layer: Layer, shape: tuple[int, ...]) -> tuple[Cost, tuple[int, ...
     with torch.device("meta"):
         module = build(layer).eval()
         try:
-            with counted_macs() as macs, torch.no_grad():
+            with counted_macs() as macs, _Alike(), torch.no_grad():
                 output = module(torch.empty(shape))
         except RuntimeError as error:
             raise ValueError(
@@ -82,6 +82,29 @@ def _measure(layer: Layer, shape: tuple[int, ...]) -> tuple[Cost, tuple[int, ...
                 "Use larger images, or fewer strides."
             ) from error
     return Cost(sum(p.numel() for p in module.parameters()), macs()), tuple(output.shape)
+
+
+_ALIKE = {
+    getattr(torch.ops.aten, name).default
+    for base in ("relu", "hardtanh", "hardswish", "hardsigmoid", "silu", "gelu", "sigmoid", "tanh", "leaky_relu", "elu")
+    for name in (base, f"{base}_")
+}
+
+
+class _Alike(TorchDispatchMode):
+    """Leaves out operations without a multiplication of matrices that return a tensor of the shape they take.
+
+    Shapes and multiply-accumulates stay the same. On tensors without storage these operations run in Python, and take
+    longer than all others.
+    """
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run the operation, or return what it would compute on."""
+        if func in _ALIKE and args[0].is_floating_point():
+            return args[0]
+        if func is torch.ops.aten.native_batch_norm.default and not args[5]:  # by its running statistics
+            return args[0], args[3], args[4]
+        return func(*args, **(kwargs or {}))
 
 
 @functools.cache

@@ -9,7 +9,7 @@ import torch
 
 from kdnas.blocks.mbconv import MBConv
 from kdnas.costs.budget import Budget, Cost, amount
-from kdnas.costs.count import cost, feature_shapes, layer_costs, sum_costs
+from kdnas.costs.count import _ALIKE, cost, feature_shapes, layer_costs, sum_costs
 from kdnas.network import Network
 from kdnas.space import Blueprint, layer
 from kdnas.spaces.toy import Toy
@@ -50,6 +50,21 @@ def test_shapes_are_those_of_the_networks_features():
     shapes = feature_shapes(blueprint)
     assert [shapes["stages.0.1"], shapes["stages.1.1"]] == [f.shape for f in outputs.features]
     assert shapes["head"] == (1, 10)
+
+
+@pytest.mark.parametrize("operation", sorted(_ALIKE, key=str), ids=str)
+def test_operations_that_are_left_out_return_what_is_of_their_input_s_shape(operation):
+    image = torch.rand(2, 3, 4)
+    output = operation(image.clone())
+    assert (output.shape, output.dtype) == (image.shape, image.dtype)
+
+
+def test_a_norm_s_own_statistics_are_left_out_and_other_channels_are_still_refused():
+    norm = layer(torch.nn.BatchNorm2d, num_features=4)
+    blueprint = Blueprint(norm, ((layer(torch.nn.ReLU),),), layer(torch.nn.Flatten), (4, 8, 8))
+    assert cost(blueprint) == Cost(8, 0) and feature_shapes(blueprint)["stages.0.0"] == (1, 4, 8, 8)
+    with pytest.raises(ValueError, match="BatchNorm2d"):
+        cost(dataclasses.replace(blueprint, image=(3, 8, 8)))
 
 
 def test_macs_grow_with_the_image_and_parameters_do_not():

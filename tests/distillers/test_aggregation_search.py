@@ -2,12 +2,6 @@
 
 import copy
 import dataclasses
-import os
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import pytest
 import torch
@@ -32,6 +26,7 @@ from kdnas.teachers.base import Frozen, every_layer
 from kdnas.teachers.combined import Ensemble
 from kdnas.teachers.zoo import student_teacher
 from kdnas.training.loop import Training
+from tests.killing import CHECKPOINT, killed
 from tests.toy import Cnn, data
 
 DATA = data()
@@ -300,26 +295,13 @@ def retrained(folder):
     retrain(folder / "student", RETRAIN, folder / "found", data=spec("tests.toy:data"), teacher=taught, deploy=False)
 
 
-def test_a_retraining_killed_at_any_time_ends_with_the_same_student(tmp_path):
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
+def test_a_retraining_killed_in_its_midst_ends_with_the_same_student(tmp_path):
+    whole, folder = tmp_path / "whole", tmp_path / "killed"
     retrained(whole)
-    code = "import sys, time, pathlib, kdnas.training.driver as d, kdnas.jobs.retrain as r\n"
-    code += "d.CHECKPOINT_SECONDS = 0.0\n"
-    # What is written last is held back, so that the kill is never too late.
-    code += "sys.path.insert(0, 'tests/distillers')\nimport test_aggregation_search as own\n"
-    code += "r.accuracy = lambda *_: time.sleep(60)\nown.retrained(pathlib.Path(sys.argv[1]))"
-    started = subprocess.Popen(
-        [sys.executable, "-c", code, str(killed)],
-        cwd=Path(__file__).parents[2],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stderr=subprocess.DEVNULL,
-    )
-    deadline = time.monotonic() + 120
-    while not list(killed.glob(".found.*.draft.safetensors")):
-        assert started.poll() is None and time.monotonic() < deadline
-        time.sleep(0.002)
-    os.kill(started.pid, signal.SIGKILL)
-    started.wait()
-    retrained(killed)
-    found = [read_student(folder / "found")[0].state_dict() for folder in (whole, killed)]
+    code = f"import pathlib, {__name__} as own\nown.retrained(pathlib.Path({str(folder)!r}))"
+    for step in (3, 6):  # within the search for shares, and behind it
+        killed(code, f"given[1]['training']['index'] == {step}", **CHECKPOINT)
+    assert list(folder.glob(".found.*.draft.safetensors"))
+    retrained(folder)
+    found = [read_student(place / "found")[0].state_dict() for place in (whole, folder)]
     assert all(torch.equal(tensor, found[1][name]) for name, tensor in found[0].items())

@@ -3,12 +3,7 @@
 import dataclasses
 import functools
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -27,7 +22,6 @@ from kdnas.jobs.retrain import retrain, settings_of
 from kdnas.jobs.train import train
 from kdnas.network import Network
 from kdnas.randomness import initialised
-from kdnas.runs.checkpoint import load_state
 from kdnas.runs.folder import RunFolder
 from kdnas.settings import Experiment, Recipe, Retrain
 from kdnas.specs import spec
@@ -39,7 +33,6 @@ from kdnas.teachers.load import load_teacher
 from tests.toy import data, experiment
 
 ROOT = Path(__file__).parents[2]
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 DATA = spec("tests.toy:data")
@@ -314,31 +307,6 @@ def test_a_checkpoint_cut_short_or_of_another_space_is_refused(tmp_path, trained
     with pytest.raises(SystemExit):
         main(["search", str(broken)])
     assert "checkpoint.safetensors does not fit the network: 21 of another shape, such as " in capsys.readouterr().err
-
-
-def test_training_killed_at_any_time_ends_with_the_same_weights(tmp_path, trained):
-    """SIGKILL after the first checkpoint, then the same command: weights equal those of the uninterrupted run."""
-    folder = tmp_path / "killed"
-    code = "import kdnas.training.driver as t; t.CHECKPOINT_SECONDS = 0.0; import sys; "
-    code += "from kdnas.cli.commands import main; main(sys.argv[1:])"
-    arguments = ["train", "tests/toy.py", "--out", str(folder)]
-    started = subprocess.Popen(
-        [sys.executable, "-c", code, *arguments], cwd=ROOT, env=ENVIRONMENT, stderr=subprocess.DEVNULL
-    )
-    deadline = time.monotonic() + 120
-    while not (folder / "checkpoint.safetensors").exists():
-        assert started.poll() is None, "training ended before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-    os.kill(started.pid, signal.SIGKILL)
-    started.wait()
-    assert load_state(folder / "checkpoint.safetensors")["training"]["index"] < 12, "it was killed too late"
-    main(arguments)
-    whole = load_state(trained / "checkpoint.safetensors")["training"]
-    resumed = load_state(folder / "checkpoint.safetensors")["training"]
-    assert whole["index"] == resumed["index"] == 12
-    for name, tensor in whole["model"].items():
-        assert torch.equal(tensor, resumed["model"][name]), name
 
 
 @pytest.mark.slow

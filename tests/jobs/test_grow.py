@@ -2,11 +2,6 @@
 
 import dataclasses
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -305,30 +300,6 @@ def test_the_ensemble_is_a_student_that_can_be_retrained(grown, capsys, tmp_path
     retrain = ["retrain", str(folder / "student"), "--data", "tests.toy:data", "--teacher", "none", "--steps", "2"]
     main([*retrain, "--batch-size", "8", "--weights", "inherited", "--out", str(tmp_path / "again"), "--json"])
     assert json.loads(capsys.readouterr().out)["macs"] == found["macs"]
-
-
-def test_a_kill_at_any_time_ends_with_the_same_ensemble(grown, tmp_path):
-    folder = tmp_path / "killed"
-    code = "import kdnas.training.driver as t, kdnas.students.folder as s; t.CHECKPOINT_SECONDS = 0.0\n"
-    code += "from tests.jobs.test_grow import SETTINGS, growth\nimport sys, time\nfrom pathlib import Path\n"
-    # Whatever is written last is held back, so that the kill is never too late.
-    code += "growth.correct = lambda *_: time.sleep(60)\ngrowth.grow(SETTINGS, Path(sys.argv[1]))"
-    started = subprocess.Popen(
-        [sys.executable, "-c", code, str(folder)],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stderr=subprocess.DEVNULL,
-    )
-    deadline = time.monotonic() + 120
-    while not list(folder.glob("grown-2.*.draft.safetensors")) and not (folder / "members" / "grown-2.1").exists():
-        assert started.poll() is None and time.monotonic() < deadline
-        time.sleep(0.002)
-    os.kill(started.pid, signal.SIGKILL)
-    started.wait()
-    found = grow(SETTINGS, folder)
-    assert found["members"] == grown[1]["members"]
-    whole, resumed = (read_student(f / "student")[0].state_dict() for f in (grown[0], folder))
-    assert all(torch.equal(tensor, resumed[name]) for name, tensor in whole.items())
 
 
 def test_what_a_kill_left_beside_a_finished_member_is_removed(tmp_path):

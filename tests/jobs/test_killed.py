@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from kdnas.cli.commands import main
+from kdnas.runs.checkpoint import load_state
 from kdnas.runs.folder import RunFolder
 from tests.killing import CHECKPOINT, drafts, killed, no_graph  # noqa: F401
 
@@ -36,6 +37,17 @@ def test_a_teacher_s_training(tmp_path, trained):
     main(arguments)
     same_weights(folder / "teacher", trained / "teacher")
     assert drafts(folder) == []
+
+
+def test_a_supernet_s_training(tmp_path, trained):
+    folder = tmp_path / "run"
+    arguments = ["train", "tests/toy.py", "--out", str(folder)]
+    killed(arguments, "given[0].name == 'checkpoint.safetensors' and given[1]['training']['index'] == 5", **CHECKPOINT)
+    assert load_state(folder / "checkpoint.safetensors")["training"]["index"] == 4
+    main(arguments)
+    whole, resumed = (load_state(place / "checkpoint.safetensors")["training"] for place in (trained, folder))
+    assert whole["index"] == resumed["index"] == 12
+    assert all(torch.equal(tensor, resumed["model"][name]) for name, tensor in whole["model"].items())
 
 
 def test_a_search(tmp_path, trained):

@@ -1,11 +1,6 @@
 """One command trains several teachers, and their ensemble teaches."""
 
 import dataclasses
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -19,6 +14,7 @@ from kdnas.settings import Experiment, FitTeacher
 from kdnas.students.folder import read_student
 from kdnas.teachers.combined import Ensemble
 from kdnas.teachers.fitted import fitted_teacher
+from tests.killing import CHECKPOINT, killed
 from tests.toy import experiment, oracle
 
 ROOT = Path(__file__).parents[2]
@@ -56,22 +52,8 @@ def test_the_same_command_again_changes_nothing(trained):
 def test_a_kill_between_two_members_ends_with_the_same_supernet(trained, tmp_path):
     folder = tmp_path / "killed"
     arguments = ["train", "tests/toy.py:oracle", "--out", str(folder)]
-    # The supernet's phase never begins in the process that is killed, however late the kill comes.
-    code = "import kdnas.jobs.train as t, kdnas.training.driver as d, time, sys\n"
-    code += "t._train_supernet = lambda *_: time.sleep(60)\nd.CHECKPOINT_SECONDS = 0.0\n"
-    code += "from kdnas.cli.commands import main\nmain(sys.argv[1:])"
-    started = subprocess.Popen(
-        [sys.executable, "-c", code, *arguments],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stderr=subprocess.DEVNULL,
-    )
-    deadline = time.monotonic() + 120
-    while not (folder / MEMBERS[0] / "weights.safetensors").exists():
-        assert started.poll() is None and time.monotonic() < deadline
-        time.sleep(0.002)
-    os.kill(started.pid, signal.SIGKILL)
-    started.wait()
+    killed(arguments, "given[1]['training']['index'] == 3 and '2.' in given[0].name", **CHECKPOINT)
+    assert [(folder / name).exists() for name in MEMBERS] == [True, False, False]
     main(arguments)
     whole, resumed = (load_state(f / "checkpoint.safetensors")["training"]["model"] for f in (trained, folder))
     assert all(torch.equal(tensor, resumed[name]) for name, tensor in whole.items())
