@@ -396,6 +396,7 @@ class Fit:
         weights: `pretrained` (the zoo's, apart from the head) or `fresh`, where no file is named.
         size: height and width of a zoo's network's images; 0 for the zoo's.
         teacher: recipe, and of a `resnet` also blocks and width.
+        losses: of a `resnet`, beside that of the labels: pairs of weight and loss, none of which uses a teacher.
     """
 
     data: Spec
@@ -403,6 +404,7 @@ class Fit:
     weights: Literal["pretrained", "fresh"] = "pretrained"
     size: Side = 0
     teacher: FitTeacher = FitTeacher()
+    losses: tuple[tuple[float, Spec], ...] = ()
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -412,10 +414,15 @@ class Fit:
         of_resnet = (self.teacher.blocks, self.teacher.width) != (0, None)
         if (self.network == "resnet" and self.size) or (self.network != "resnet" and of_resnet):
             raise ValueError("`size` is for a zoo's network, `blocks` and `width` are for resnet. Drop one of the two.")
+        if self.losses and self.network != "resnet":
+            raise ValueError("`loss` is for resnet, whose stages it compares. Drop --loss or --network.")
 
     def to_json(self) -> dict[str, Any]:
         """What must be equal for a fit to be resumed."""
-        return {"fit": unstructure(self)}
+        settings = unstructure(self)
+        if not self.losses:  # folders of before there were any have none
+            del settings["losses"]
+        return {"fit": settings}
 
 
 @final

@@ -306,13 +306,16 @@ def with_losses(distiller: Spec | None, texts: str | Sequence[str]) -> Spec | No
 def losses_of(texts: Sequence[str]) -> tuple[tuple[float, Spec], ...]:
     """The losses named `NAME` or `NAME=WEIGHT`, each at its default weight, as an objective's terms.
 
+    Options of a loss follow: `NAME,key=value` or `NAME=WEIGHT,key=value`.
+
     Raises:
-        ValueError: an unknown loss (the nearest is offered) or a weight that is no number or negative.
+        ValueError: an unknown loss or option (the nearest is offered) or a weight that is no number or negative.
     """
     terms: list[tuple[float, Spec]] = []
     for text in texts:
-        name, _, number = text.partition("=")
-        loss = find_spec("kdnas.losses", name)
+        head, comma, options = text.partition(",")
+        name, _, number = head.partition("=")
+        loss = parse_spec("kdnas.losses", f"{name},{options}") if comma else find_spec("kdnas.losses", name)
         try:
             weight = real(number) if number else getattr(resolve(loss.make), "weight", 1.0)
         except ValueError:

@@ -206,7 +206,8 @@ def run(
         divisor: without --space, widths narrower than the teacher's are multiples of it; 0 for 8 under a budget on
             latency, else 1. The widths of a space are those of its table.
         distiller: NAME or NAME,key=value from `kdnas list distillers`; none trains no supernet.
-        loss: NAME or NAME=WEIGHT from `kdnas list losses`, a distillation loss beside the labels; repeatable.
+        loss: NAME or NAME=WEIGHT from `kdnas list losses`, perhaps with ,key=value, a distillation loss beside the
+            labels; repeatable.
         weights: a safetensors file with the supernet's initial weights, as `kdnas convert` writes it.
         scorer: NAME or NAME,key=value from `kdnas list scorers`.
         searcher: NAME or NAME,key=value from `kdnas list searchers`.
@@ -502,6 +503,7 @@ def fit(
     size: Side = 0,
     blocks: Side = 0,
     width: Size | None = None,
+    loss: str | Sequence[str] = (),
     insist: bool = False,
     trust: bool = False,
     decoders: Processes | None = None,
@@ -520,6 +522,8 @@ def fit(
         blocks: residual blocks per stage of resnet; 0 for one on images of up to 16 pixels, two on larger ones.
         width: channels of resnet's first stage, doubled at each later one; by default 32 on images of up to 16 pixels,
             64 on larger ones.
+        loss: NAME or NAME=WEIGHT from `kdnas list losses`, perhaps with ,key=value, a loss of resnet's own stages such
+            as self_attention, beside the labels; repeatable.
         insist: train although the teacher or the size of the images speaks against it.
         trust: run code that files name, though it is none of kdnas's algorithms.
         decoders: processes that decode images ahead of need, for each training; 0 for none. By default one per core
@@ -541,7 +545,7 @@ def fit(
     del decoded, decoders, device, insist, trust
     from kdnas.data.base import Data
     from kdnas.jobs import fit as job
-    from kdnas.jobs._arguments import as_data, recipe_for
+    from kdnas.jobs._arguments import as_data, listed, losses_of, recipe_for
     from kdnas.settings import Fit
 
     source = as_data(data)
@@ -551,7 +555,9 @@ def fit(
     trained = network != "resnet" and (weights == "pretrained" or "@" in network)
     options = {"learning_rate": 0.01 if trained else None} | {k: v for k, v in recipe.items() if v is not None}
     teacher = FitTeacher(recipe=recipe_for(source.build(Data), options), blocks=blocks, width=width)
-    return job.fit(Fit(data=source, network=network, weights=weights, size=size, teacher=teacher), Path(out))
+    losses = losses_of(listed(loss))
+    settings = Fit(data=source, network=network, weights=weights, size=size, teacher=teacher, losses=losses)
+    return job.fit(settings, Path(out))
 
 
 @_computes
@@ -572,7 +578,8 @@ def train(
     Args:
         experiment: a Python file that defines experiment(), or a name from `kdnas list experiments`.
         out: the run folder.
-        loss: NAME or NAME=WEIGHT from `kdnas list losses`, a distillation loss beside the labels; repeatable.
+        loss: NAME or NAME=WEIGHT from `kdnas list losses`, perhaps with ,key=value, a distillation loss beside the
+            labels; repeatable.
         insist: train although the teacher or the size of the images speaks against it.
         trust: run code that files name, though it is none of kdnas's algorithms.
         decoders: processes that decode images ahead of need, for each training; 0 for none. By default one per core
@@ -1067,7 +1074,8 @@ def retrain(
             most this multiple of the present one's.
         assistants: auto, or codes of the space joined by commas, largest first.
         distiller: NAME or NAME,key=value from `kdnas list distillers`, such as mutual; by default the run's.
-        loss: NAME or NAME=WEIGHT from `kdnas list losses`, a distillation loss beside the labels; repeatable.
+        loss: NAME or NAME=WEIGHT from `kdnas list losses`, perhaps with ,key=value, a distillation loss beside the
+            labels; repeatable.
         force: replace the student that `out` holds.
         insist: train although the teacher or the size of the images speaks against it.
         trust: run code that files name, though it is none of kdnas's algorithms.

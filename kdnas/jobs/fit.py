@@ -12,9 +12,11 @@ from torch import Tensor, nn
 
 from kdnas.data.base import Data, prepare
 from kdnas.distillers.base import Batch, Distiller, Parallel, Step
+from kdnas.distillers.from_teacher import FromTeacher
 from kdnas.evaluation import accuracy, teacher_accuracy, teacher_row
 from kdnas.jobs._preflight import judge_fitted, preflight
 from kdnas.jobs._run import build_teacher, fitted_spec, insisting, record_data
+from kdnas.losses.base import Loss
 from kdnas.network import Network, default_device
 from kdnas.outputs import Outputs
 from kdnas.preprocessing import Preprocessing
@@ -37,13 +39,17 @@ _FEW_STEPS = 10
 _COSTS = ("params", "macs", "seconds")
 
 
-def fit_teacher(settings: FitTeacher, data: Data, storage: RunFolder) -> Spec:
+Losses = tuple[tuple[float, Spec], ...]
+
+
+def fit_teacher(settings: FitTeacher, data: Data, storage: RunFolder, losses: Losses = ()) -> Spec:
     """Train the teachers of a run, where they are not finished, and return the spec of the run's teacher.
 
     Args:
         settings: size, number and training of the teachers.
         data: what they are trained on.
         storage: the run; its phase `teacher` is recorded, without an accuracy on the test part: see `teacher_result`.
+        losses: of the networks' own outputs, beside that of the labels: pairs of weight and loss.
 
     Raises:
         ValueError: the trained teacher's accuracy on the search part is near chance, unless inside of
@@ -53,7 +59,7 @@ def fit_teacher(settings: FitTeacher, data: Data, storage: RunFolder) -> Spec:
         rows = []
         for member in range(1, settings.members + 1):
             phase = "teacher" if settings.members == 1 else f"teacher {member}"
-            rows.append(storage.phase(phase) or _fit_member(settings, data, storage, phase, member))
+            rows.append(storage.phase(phase) or _fit_member(settings, data, storage, phase, member, losses))
         if settings.members > 1:
             ensemble = build_teacher(fitted_spec(settings, storage), data).to(default_device())
             sums = {name: sum(row[name] for row in rows) for name in _COSTS}
@@ -70,8 +76,10 @@ def fit_teacher(settings: FitTeacher, data: Data, storage: RunFolder) -> Spec:
     return source
 
 
-def _fit_member(settings: FitTeacher, data: Data, storage: RunFolder, phase: str, member: int) -> dict[str, Any]:
-    training = member_training(settings, data, member)
+def _fit_member(
+    settings: FitTeacher, data: Data, storage: RunFolder, phase: str, member: int, losses: Losses
+) -> dict[str, Any]:
+    training = member_training(settings, data, member, losses)
     network, recipe = training.model, training.recipe
     assert isinstance(network, Network)
     checkpoint = storage.path(f"{phase.replace(' ', '-')}.draft.safetensors")
@@ -92,12 +100,19 @@ def _fit_member(settings: FitTeacher, data: Data, storage: RunFolder, phase: str
     return storage.require(phase, "kdnas train")
 
 
-def member_training(settings: FitTeacher, data: Data, member: int = 1) -> Training:
-    """The training of a teacher, or of the member of this 1-based number, before its first step."""
+def member_training(settings: FitTeacher, data: Data, member: int = 1, losses: Losses = ()) -> Training:
+    """The training of a teacher, or of the member of this 1-based number, before its first step.
+
+    The losses are beside that of the labels, and use no teacher.
+    """
     recipe = dataclasses.replace(settings.recipe, seed=settings.recipe.seed + member - 1)
     blueprint = fitted_teacher(data.image, data.classes, settings.blocks, settings.width, dense=data.task.dense)
     network = initialised(lambda: Network(blueprint), recipe.seed)
-    return Training(network, _Labels(), data, None, recipe, default_device())
+    distiller = FromTeacher(terms=(_SMOOTHED, *losses)) if losses else _Labels()
+    return Training(network, distiller, data, None, recipe, default_device())
+
+
+_SMOOTHED = (1.0, spec("kdnas.losses.response.cross_entropy:CrossEntropy", label_smoothing=0.1))
 
 
 def teacher_result(storage: RunFolder, teacher: Teacher, data: Data) -> dict[str, Any]:
@@ -125,10 +140,12 @@ def fit(settings: Fit, folder: Path) -> dict[str, Any]:
         seconds.
 
     Raises:
-        ValueError: the folder holds something else, or the network or its weights cannot be loaded.
+        ValueError: the folder holds something else, the network or its weights cannot be loaded, or a loss uses a
+            teacher.
     """
     data: Data = settings.data.build(Data)
     _check_network(settings.network, data)
+    _check_losses(settings.losses)
     if not (folder / MANIFEST).exists():
         own = settings.teacher if settings.network == "resnet" else None
         preflight(data, folder=folder, teacher=own, recipe=settings.teacher.recipe)
@@ -136,7 +153,7 @@ def fit(settings: Fit, folder: Path) -> dict[str, Any]:
     record_data(storage, data)
     if settings.network == "resnet":
         with insisting(True):  # whoever asked for the teacher alone gets it, with its accuracy
-            source = fit_teacher(settings.teacher, data, storage)
+            source = fit_teacher(settings.teacher, data, storage, settings.losses)
         if "accuracy" not in storage.require("teacher", "kdnas fit"):
             row = teacher_result(storage, build_teacher(source, data), data)
             storage.record_result(row)
@@ -153,6 +170,15 @@ def _check_network(network: str, data: Data) -> None:
         raise ValueError(
             f"`network` must be for the data's task, {data.task.name}, {network} is not. Use "
             f"{'torchvision:lraspp_mobilenet_v3_large' if data.task.dense else 'torchvision:resnet18'}, for example."
+        )
+
+
+def _check_losses(losses: Losses) -> None:
+    """Refuse losses of a teacher."""
+    names = [loss.name for _, loss in losses if loss.build(Loss).uses_teacher]
+    if names:
+        raise ValueError(
+            f"`loss` of a fit must use no teacher, got {', '.join(names)}. Use self_attention, for example."
         )
 
 

@@ -176,6 +176,8 @@ RUN = ["run", "--data", "tests.toy:data", "--space", "toy", "--out", "OUT"]
         ([*RUN, "--distiller", "sandwhich"], "Did you mean 'sandwich'"),
         ([*RUN, "--distiller", "mutual,num_peers=x"], "num_peers of mutual must be a whole number, got 'x'"),
         ([*RUN, "--loss", "hint=nan"], "must be a finite number of at least 0, got 'nan'"),
+        ([*RUN, "--loss", "hint,stag=2"], "hint has no option 'stag'"),
+        ([*RUN, "--loss", "self_attention=x,start=0.5"], "the weight of self_attention must be a finite number"),
         ([*RUN, "--loss", "hint=-1"], "the weight of hint must be a finite number of at least 0, got '-1'"),
         ([*RUN, "--budget", "latency=5"], "the bound of latency must be a number with a unit, s, ms, us, got '5'"),
         ([*RUN, "--num-evaluations", "0"], "`--num-evaluations` must be at least 1, got 0"),

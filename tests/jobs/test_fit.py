@@ -11,8 +11,9 @@ from kdnas.cli.commands import main
 from kdnas.data.base import Data
 from kdnas.data.builtin import digits
 from kdnas.evaluation import teacher_accuracy
+from kdnas.jobs._arguments import losses_of
 from kdnas.jobs._run import build_teacher, insisting
-from kdnas.jobs.fit import fit, fit_teacher, teacher_result
+from kdnas.jobs.fit import fit, fit_teacher, member_training, teacher_result
 from kdnas.runs.folder import RunFolder
 from kdnas.settings import Fit, FitTeacher, Recipe
 from kdnas.specs import spec
@@ -97,6 +98,28 @@ def test_fine_tuning_begins_with_the_body_of_a_file_of_other_classes(tmp_path):
 def test_settings_that_contradict_each_other_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         settings(**options)
+
+
+def test_a_fit_may_add_losses_of_its_own_stages(tmp_path):
+    """They begin when their schedule says, and a fit without any is stored as before there were some."""
+    losses = losses_of(["self_attention=2,start=0.5,reduction=sum"])
+    assert losses[0][0] == 2 and losses[0][1]["start"] == 0.5 and losses[0][1]["reduction"] == "sum"
+    assert "losses" not in settings().to_json()["fit"] and settings(losses=losses).to_json()["fit"]["losses"]
+    teacher, data = FitTeacher(recipe=dataclasses.replace(RECIPE, steps=2), width=4), digits()
+    weights = []
+    for own in (losses, losses_of(["self_attention=0,start=0.5"])):
+        training = member_training(teacher, data, losses=own)
+        training.step()
+        early = [p.detach().clone() for p in training.model.parameters()]
+        training.step()
+        weights.append((early, [p.detach().clone() for p in training.model.parameters()]))
+    assert all(map(torch.equal, weights[0][0], weights[1][0]))
+    assert not all(map(torch.equal, weights[0][1], weights[1][1]))
+    with pytest.raises(ValueError, match="`loss` of a fit must use no teacher, got hint"):
+        fit(settings(losses=losses_of(["hint"])), tmp_path / "fit")
+    assert not (tmp_path / "fit").exists()
+    with pytest.raises(ValueError, match="`loss` is for resnet"):
+        zoo(losses=losses)
 
 
 def test_the_command_fits_and_names_the_next_one(tmp_path, capsys, monkeypatch):
