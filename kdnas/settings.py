@@ -152,6 +152,8 @@ class Train:
         teacher_views: number of fixed augmentations per image, whose teacher outputs are computed once and cached in
             the run; 0 runs the teacher at every step on new augmentations.
         cache_limit: largest size of that cache in gigabytes.
+        cache_outputs: what is cached: all outputs, or `top_logits`, at most 300 bytes per image, for losses that read
+            nothing else.
         weights: a safetensors file with the supernet's initial weights, as `kdnas convert` writes it; "" for random
             weights.
         share: makes the supernet's sharing rule, such as `KernelTransform`; None is the leading corner.
@@ -167,6 +169,7 @@ class Train:
     rollback: bool = False
     teacher_views: Index = 0
     cache_limit: Factor = 4.0
+    cache_outputs: Literal["all", "top_logits"] = "all"
     weights: str = ""
 
     def __post_init__(self) -> None:

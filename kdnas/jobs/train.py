@@ -75,7 +75,9 @@ def supernet_training(run: Run, settings: Train) -> Training:
         teacher = teacher.with_attentions()
     if settings.teacher_views:
         options = {"seed": settings.recipe.seed, "views": settings.teacher_views, "limit": settings.cache_limit}
-        cache = open_cache(run.storage.path(TEACHER_CACHE), teacher.to(device), data, device=device, **options)
+        folder, stored = run.storage.path(TEACHER_CACHE), settings.cache_outputs
+        cache = open_cache(folder, teacher.to(device), data, device=device, stored=stored, **options)
+        teacher.cpu()
     return Training(supernet, distiller, data, teacher, settings.recipe, device, cache)
 
 

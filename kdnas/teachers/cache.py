@@ -1,31 +1,48 @@
 """A teacher's outputs on the training images, computed once and read from disk afterwards."""
 
+import contextlib
+import functools
 import hashlib
 import logging
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypedDict, final
+from typing import Any, Literal, TypedDict, final
 
 import torch
 from torch import Tensor
 
 from kdnas.data.base import Data
 from kdnas.outputs import Outputs
+from kdnas.ranks import team
+from kdnas.ranks import tensors as ranks
 from kdnas.runs.checkpoint import load_tensors, save_tensors
 from kdnas.runs.files import current_folder, new_folder, read_json, write_json
 from kdnas.runs.progress import progress
+from kdnas.teachers import _top
 from kdnas.teachers.base import Teacher
 from kdnas.teachers.combined import Route
 
 _log = logging.getLogger(__name__)
 
 INDEX = "index.json"
+_PART = ".part{}.json"  # what one process has written
+_TOP = "top."
+_PROBE = 64  # images by which the size is estimated
 _SHARD = 256  # images per file
 _REMOVE = "Remove the folder: it is written again."
 
 
+Stored = Literal["all", "top_logits"]
+"""What is stored of a teacher's outputs: everything, or of logits the largest, and nothing else."""
+
+
 class _Index(TypedDict):
     files: dict[str, str]
+
+
+class _Part(_Index):
+    summary: tuple[float, float, float, float]
 
 
 @final
@@ -36,6 +53,11 @@ class TeacherCache:
     view: epoch `e` uses view `e mod views`. A training with a cache therefore uses `views` fixed augmentations of
     each image instead of new ones; without augmentation there is one view.
 
+    The files are written by all processes of `torchrun`, each its part of them, and read by any process that sees the
+    folder. With `top_logits` there are no feature maps, and of the logits `kdnas.teachers._top` stores as few as keep
+    the KL divergence below 1e-3 at temperature 1: at most 300 bytes per image, or all logits of a flatter distribution.
+    At higher temperatures the differences between the logits that are not stored count for more, and are lost.
+
     A file stores 256 images of one view. Every read compares the image's index and a checksum of its pixels with
     those stored; a file's SHA-256 is checked when it is first opened.
 
@@ -45,18 +67,21 @@ class TeacherCache:
         data: the data of the images.
         seed: seed of the views.
         views: number of views.
+        stored: what is stored.
 
     Raises:
         ValueError: no cache, a damaged one, or one of another teacher, other data, another seed or number of views.
             While reading: a changed file, or pixels other than those of the stored outputs.
     """
 
-    def __init__(self, folder: Path, teacher: Teacher, data: Data, *, seed: int, views: int) -> None:
+    def __init__(
+        self, folder: Path, teacher: Teacher, data: Data, *, seed: int, views: int, stored: Stored = "all"
+    ) -> None:
         self.folder = current_folder(folder)
         if not (self.folder / INDEX).exists():
             raise ValueError(f"{folder} is not a teacher cache: it has no {INDEX}. {_REMOVE}")
         self._index: dict[str, Any] = read_json(self.folder / INDEX, _Index, _REMOVE)
-        difference = _difference(self._index, _identity(teacher, data, seed, views))
+        difference = _difference(self._index, _identity(teacher, data, seed, views, stored))
         if difference:
             raise ValueError(f"the teacher cache {folder} was written with another {difference}. {_REMOVE}")
         self.views, self._shards = views, dict[str, dict[str, Tensor]]()
@@ -77,10 +102,10 @@ class TeacherCache:
             rows = ids[here] % _SHARD
             if int(rows.max()) >= len(stored["ids"]) or not torch.equal(stored["ids"][rows], ids[here]):
                 raise ValueError(f"images in {_file(view, shard)} of {self.folder} are misaligned. {_REMOVE}")
-            for name, tensor in stored.items():
+            for name, tensor in _rows(stored, rows):
                 if name not in tensors:
                     tensors[name] = tensor.new_empty(len(ids), *tensor.shape[1:])
-                tensors[name][here] = tensor[rows]
+                tensors[name][here] = tensor
         sums = tensors["pixels"]
         differs = ((sums - _checksum(pixels)).abs() > 1e-6 * (1 + sums.abs())).nonzero().flatten()
         if len(differs):
@@ -109,6 +134,7 @@ def open_cache(
     views: int,
     limit: float,
     device: torch.device | str = "cpu",
+    stored: Stored = "all",
 ) -> TeacherCache:
     """The cache in a folder; written first if there is none, or a stale one: of another teacher or other settings.
 
@@ -122,54 +148,102 @@ def open_cache(
         views: augmentations per image.
         limit: most gigabytes to write.
         device: where to run the teacher.
+        stored: what is stored; see `TeacherCache`.
 
     Raises:
         ValueError: a damaged cache; or it would be larger than `limit`, the teacher changes with the training's
             progress, or there are several views of data without augmentation.
     """
-    stale = _stale(folder, _identity(teacher, data, seed, views))
+    identity = _identity(teacher, data, seed, views, stored)
+    stale = _stale(folder, identity)
     if stale:
         _log.info(f"teacher cache: {folder} was written with another {stale}; it is replaced")
     if stale or not current_folder(folder).is_dir():
-        _write(folder, teacher, data, seed, views, limit, torch.device(device))
-    return TeacherCache(folder, teacher, data, seed=seed, views=views)
+        _check(folder, teacher, data, seed, views, limit, torch.device(device), stored)
+        with new_folder(folder) as new:
+            files = _write(new, teacher, data, seed, views, torch.device(device), stored)
+            write_json(new / INDEX, identity | {"files": files})
+    return TeacherCache(folder, teacher, data, seed=seed, views=views, stored=stored)
 
 
-def _write(
-    folder: Path, teacher: Teacher, data: Data, seed: int, views: int, limit: float, device: torch.device
+def _check(
+    folder: Path,
+    teacher: Teacher,
+    data: Data,
+    seed: int,
+    views: int,
+    limit: float,
+    device: torch.device,
+    stored: Stored,
 ) -> None:
+    """Raise a ValueError where a cache cannot be written, or would be too large."""
     if views < 1 or (views > 1 and data.augmentation == "none"):
         raise ValueError(
             f"a teacher cache needs at least one view per image, and exactly one without augmentation, got {views}."
         )
     if any(isinstance(module, Route) for module in teacher.modules()):
         raise ValueError("outputs of a route cannot be cached, they change during the training. Set teacher_views=0.")
-    probe = _flatten(teacher(data.view(torch.arange(1), seed, 0).to(device), data.train.labels[:1].to(device)))
-    each = sum(tensor.numel() * tensor.element_size() for tensor in probe.values())
+    ids = torch.arange(min(_PROBE, len(data.train)))
+    outputs = teacher(data.view(ids, seed, 0).to(device), data.train.labels[ids].to(device))
+    probe, _ = _flatten(outputs, stored)
+    each = math.ceil(sum(tensor.numel() * tensor.element_size() for tensor in probe.values()) / len(ids))
     size = each * len(data.train) * views / 1e9
     _log.info(f"teacher cache: {len(data.train):,} images x {views} views x {each:,} bytes = {size:.3g} GB in {folder}")
     if size > limit:
         raise ValueError(
             f"the teacher cache would take {size:.3g} GB, the limit is {limit:g}. Raise the limit, use fewer views or "
-            "a teacher with fewer stages, or set teacher_views=0."
+            "a teacher with fewer stages, store only logits with cache_outputs='top_logits', or set teacher_views=0."
         )
+
+
+def _write(
+    new: Path, teacher: Teacher, data: Data, seed: int, views: int, device: torch.device, stored: Stored
+) -> dict[str, str]:
+    """Write all files, each process its part of them; returns their SHA-256 by name."""
+    team.everywhere(_write_part, str(new), teacher, data, seed, views, device.type, stored)
     files: dict[str, str] = {}
-    shards = list(torch.arange(len(data.train)).split(_SHARD))
-    with new_folder(folder) as new, progress("teacher cache", views * len(shards)) as bar:
-        for view in range(views):
-            for number, ids in enumerate(shards):
-                pixels = data.view(ids, seed, view)
-                outputs = teacher(pixels.to(device), data.train.labels[ids].to(device))
-                tensors = _flatten(outputs)
-                path = new / _file(view, number)
-                save_tensors(path, tensors | {"ids": ids, "pixels": _checksum(pixels)})
-                files[path.name] = _digest(path)
+    summaries = []
+    for process in range(team.number()):
+        path = new / _PART.format(process)
+        if not path.is_file():
+            raise ValueError(
+                f"the teacher cache {new.parent} must be on a file system that all processes share: there is nothing "
+                f"of process {process}. Put --out there, or set teacher_views=0."
+            )
+        part = read_json(path, _Part, _REMOVE)
+        files |= part["files"]
+        summaries.append(_top.Summary(*part["summary"]))
+        path.unlink()
+    if stored != "all":
+        _log.info(f"teacher cache: {functools.reduce(_top.Summary.and_of, summaries)}")
+    return dict(sorted(files.items()))
+
+
+def _write_part(
+    folder: str, teacher: Teacher, data: Data, seed: int, views: int, device_type: str, stored: Stored
+) -> None:
+    """Write this process's files, and a list of them."""
+    new, rank, device = Path(folder), ranks.rank(), torch.device(device_type)
+    new.mkdir(exist_ok=True)
+    files: dict[str, str] = {}
+    summary = _top.Summary(0, 0, 0, 0.0)
+    shards = list(enumerate(torch.arange(len(data.train)).split(_SHARD)))
+    mine = [(view, number, ids) for view in range(views) for number, ids in shards][rank :: ranks.size()]
+    teacher = teacher.to(device)
+    with progress("teacher cache", len(mine)) if not rank else contextlib.nullcontext() as bar:
+        for view, number, ids in mine:
+            pixels = data.view(ids, seed, view)
+            outputs = teacher(pixels.to(device), data.train.labels[ids].to(device))
+            stored_tensors, own = _flatten(outputs, stored)
+            path = new / _file(view, number)
+            save_tensors(path, stored_tensors | {"ids": ids, "pixels": _checksum(pixels)})
+            files[path.name], summary = _digest(path), summary.and_of(own)
+            if bar is not None:
                 bar.update(len(files))
-        index = _identity(teacher, data, seed, views) | {"files": files}
-        write_json(new / INDEX, index)
+    write_json(new / _PART.format(rank), {"files": files, "summary": list(summary)})
 
 
-def _identity(teacher: Teacher, data: Data, seed: int, views: int) -> dict[str, Any]:
+def _identity(teacher: Teacher, data: Data, seed: int, views: int, stored: Stored) -> dict[str, Any]:
     """What a cache depends on, under the names that messages use."""
     weights = hashlib.sha256(type(teacher).__name__.encode())
     for name, tensor in sorted(teacher.state_dict().items()):
@@ -182,11 +256,13 @@ def _identity(teacher: Teacher, data: Data, seed: int, views: int) -> dict[str, 
         "augmentation": data.augmentation,
         "seed": seed,
         "number_of_views": views,
+        "selection_of_outputs": stored,
     }
 
 
 def _difference(index: dict[str, Any], identity: dict[str, Any]) -> str:
     """The name of the first value in which a cache differs; empty if none does."""
+    index = {"selection_of_outputs": "all"} | index  # where it was written before there was a choice
     return next((name.replace("_", " ") for name, value in identity.items() if index.get(name) != value), "")
 
 
@@ -196,13 +272,33 @@ def _stale(folder: Path, identity: dict[str, Any]) -> str:
     return _difference(read_json(path, _Index, _REMOVE), identity) if path.exists() else ""
 
 
-def _flatten(outputs: Outputs, prefix: str = "") -> dict[str, Tensor]:
-    tensors = {f"{prefix}logits": outputs.logits}
-    tensors |= {f"{prefix}features.{i}": feature for i, feature in enumerate(outputs.features)}
-    tensors |= {f"{prefix}attentions.{i}": attention for i, attention in enumerate(outputs.attentions)}
+def _flatten(outputs: Outputs, stored: Stored, prefix: str = "") -> tuple[dict[str, Tensor], _top.Summary]:
+    """The outputs as named tensors, and what was stored of the logits."""
+    if stored == "all":
+        tensors, summary = {f"{prefix}logits": outputs.logits}, _top.Summary(len(outputs.logits), 0, 0, 0.0)
+        tensors |= {f"{prefix}features.{i}": feature for i, feature in enumerate(outputs.features)}
+        tensors |= {f"{prefix}attentions.{i}": attention for i, attention in enumerate(outputs.attentions)}
+    else:
+        largest, summary = _top.packed(outputs.logits)
+        tensors = {f"{prefix}{_TOP}{name}": tensor for name, tensor in largest.items()}
     for i, member in enumerate(outputs.members):
-        tensors |= _flatten(member, f"{prefix}members.{i}.")
-    return tensors
+        more, own = _flatten(member, stored, f"{prefix}members.{i}.")
+        tensors, summary = tensors | more, summary.and_of(own)
+    return tensors, summary
+
+
+def _rows(stored: Mapping[str, Tensor], rows: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """The named tensors of some images of a file; logits whole again."""
+    for name, tensor in stored.items():
+        place = name.find(_TOP)
+        if place < 0:
+            yield name, tensor[rows]
+        elif name.endswith(f"{_TOP}counts"):
+            prefix = name[:place]
+            part = {
+                key.removeprefix(f"{prefix}{_TOP}"): t for key, t in stored.items() if key.startswith(f"{prefix}{_TOP}")
+            }
+            yield f"{prefix}logits", _top.unpacked(part, rows)
 
 
 def _unflatten(tensors: dict[str, Tensor], prefix: str = "") -> Outputs:

@@ -51,7 +51,8 @@ class Training:
         teacher: None if the distiller uses none.
         recipe: number of steps, batch size and optimizer settings.
         device: where to compute.
-        cache: the teacher's outputs, in place of running it; batches are the cache's views of the images.
+        cache: the teacher's outputs, in place of running it, which needs no place then; batches are the cache's views
+            of the images.
 
     Raises:
         ValueError: the distiller is for another kind of model, or needs teacher layers that the cache does not store.
@@ -80,7 +81,7 @@ class Training:
         if distiller.reads_attentions and teacher is not None and cache is None:
             teacher = teacher.with_attentions()
         self.model, self.distiller = model.to(self.device), distiller.to(self.device)
-        self.teacher = None if teacher is None else teacher.to(self.device)
+        self.teacher = None if teacher is None or cache is not None else teacher.to(self.device)
         self.data, self.recipe, self.index, self.cache = data, recipe, 0, cache
         self.is_shared, self.is_new = False, True
         steps = Steps(data, recipe.seed, recipe.batch_size, 0 if cache is None else cache.views)

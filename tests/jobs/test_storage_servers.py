@@ -176,7 +176,7 @@ def check_finals(searched, tmp_path, url, monkeypatch):  # noqa: F811
     """Three processes train; each of them is killed in its turn, and another one started in its place."""
     one, many = (shutil.copytree(searched, tmp_path / name) for name in ("one", "many"))
     settings = Finals(controls=("labels", "random"))  # noqa: F811
-    retrain = dataclasses.replace(by_params().retrain, recipe=dataclasses.replace(by_params().retrain.recipe, steps=60))
+    retrain = dataclasses.replace(by_params().retrain, recipe=dataclasses.replace(by_params().retrain.recipe, steps=24))
     monkeypatch.setattr(SealedImages, "run", one)
     finals(Run(one), settings, retrain, deploy=False, workers=1)
     words = [sys.executable, "-c", FINALS, str(many), url, json.dumps(unstructure(settings))]

@@ -12,9 +12,11 @@ from kdnas.randomness import initialised
 from kdnas.ranks import team, tensors
 from kdnas.settings import Recipe
 from kdnas.supernet import Supernet
+from kdnas.teachers.cache import INDEX, TeacherCache, open_cache
 from kdnas.training.loop import Training
 from tests.distillers.spaces import OPERATIONS
 from tests.processes import outcome, started, together
+from tests.teachers.test_cache import DATA, teacher
 from tests.toy import data
 
 RECIPE = Recipe(steps=20, batch_size=12, learning_rate=0.05)
@@ -141,3 +143,17 @@ def test_one_process_is_left_alone(monkeypatch):
 def test_what_cannot_be_sent_is_a_sentence():
     with pytest.raises(ValueError, match="cannot be sent to the other processes"):
         together(lambda: team.everywhere(len, lambda: None))
+
+
+def test_two_processes_write_the_files_of_a_teacher_cache_and_any_reads_them(tmp_path):
+    def written(name):
+        options = {"seed": 3, "views": 2, "limit": 1.0}
+        cache = open_cache(tmp_path / name, teacher(), DATA, **options)
+        return {path.name: path.read_bytes() for path in cache.folder.iterdir() if path.name != INDEX}
+
+    one, two = written("one"), together(lambda: written("two"))
+    assert one == two and len(one) == 4
+    ids = torch.arange(5)
+    pixels = DATA.view(ids, 3, 1)
+    outputs = TeacherCache(tmp_path / "two", teacher(), DATA, seed=3, views=2).outputs(ids, 1, pixels)
+    torch.testing.assert_close(outputs.logits, teacher()(pixels).logits)

@@ -5,9 +5,12 @@ import torch
 
 from kdnas.data.base import Data
 from kdnas.distillers.block_wise import BlockWise
+from kdnas.distillers.from_teacher import FromTeacher
 from kdnas.network import Network
 from kdnas.randomness import initialised
+from kdnas.ranks import team
 from kdnas.settings import Recipe
+from kdnas.specs import parse_spec
 from kdnas.supernet import Supernet
 from kdnas.tables import load_space
 from kdnas.teachers.base import Frozen
@@ -40,6 +43,45 @@ def test_cached_outputs_are_the_teacher_s_on_the_same_augmented_pixels(tmp_path)
         assert len(found.features) == len(live.features)
         for mine, theirs in zip(found.features, live.features, strict=True):
             torch.testing.assert_close(mine, theirs)
+
+
+def test_top_logits_take_few_bytes_and_nothing_else_is_stored(tmp_path, caplog):
+    caplog.set_level("INFO", "kdnas")
+    taught = Ensemble([teacher(1), teacher(2)])
+    cache = open_cache(tmp_path / "cache", taught, DATA, seed=3, views=2, limit=1.0, stored="top_logits")
+    ids = torch.tensor([299, 0, 17, 256, 255])
+    stored, live = cache.outputs(ids, 1, DATA.view(ids, 3, 1)), taught(DATA.view(ids, 3, 1))
+    assert not stored.features and len(stored.members) == 2
+    for mine, theirs in [(stored, live), *zip(stored.members, live.members, strict=True)]:
+        p, q = theirs.logits.softmax(1), mine.logits.softmax(1)
+        assert float((p * (p / q).log()).sum(1).max()) <= 1e-3
+    assert "0 of 1,800 distributions are too flat" in caplog.text
+    with pytest.raises(ValueError, match="another selection of outputs"):
+        TeacherCache(tmp_path / "cache", taught, DATA, seed=3, views=2)
+
+
+@pytest.mark.parametrize("loss", ["soft_targets", "attention_transfer", "hint", "teacher_graph"])
+def test_a_loss_that_reads_more_than_logits_is_refused(tmp_path, loss):
+    options = {"seed": 3, "views": 2, "limit": 1.0, "stored": "top_logits"}
+    cache = open_cache(tmp_path / "cache", teacher(), DATA, **options)
+    distiller = FromTeacher(terms=((1.0, parse_spec("kdnas.losses", loss)),))
+    network = initialised(lambda: Network(SPACE.blueprint(SPACE.smallest)), 0)
+    recipe = Recipe(steps=2, batch_size=8, seed=3)
+    if loss == "soft_targets":
+        training = Training(network, distiller, DATA, teacher(), recipe, cache=cache)
+        assert training.teacher is None and training.step()
+        return
+    with pytest.raises(ValueError) as error:
+        Training(network, distiller, DATA, teacher(), recipe, cache=cache).step()
+    assert "cache" not in str(error.value)
+
+
+def test_processes_that_write_elsewhere_are_told_of(tmp_path, monkeypatch):
+    monkeypatch.setattr(team, "number", lambda: 2)
+    with pytest.raises(
+        ValueError, match="must be on a file system that all processes share: there is nothing of process"
+    ):
+        written(tmp_path)
 
 
 def test_an_image_s_view_depends_on_seed_view_and_image_alone():
