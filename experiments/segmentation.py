@@ -8,10 +8,10 @@ Brostow, Fauqueur, Cipolla, Semantic Object Classes in Video, Pattern Recognitio
 Liu et al., Structured Knowledge Distillation for Semantic Segmentation, CVPR 2019 (arXiv 1903.04197).
 
 A teacher of the kind that `--teacher fit` trains learns the training images. One student, a network of the space
-`elastic_segmenter` of some 150 million MACs, is trained from the same initial weights and batches (a seed fixes both)
-under the labels alone, and under the labels and each loss at its default weight; "+" adds a level to those before it.
-The critic of the holistic loss has a quarter of its default width: on maps of the images' size it would cost five
-times the student.
+`elastic_segmenter` (LR-ASPP without its branch of an earlier map) of some 150 million MACs, is trained from the same
+initial weights and batches (a seed fixes both) under the labels alone, and under the labels and each loss at its
+default weight; "+" adds a level to those before it. The critic of the holistic loss has a quarter of its default
+width: on maps of the images' size it would cost five times the student.
 Then the chain of `kdnas run`: supernet, ranking by similarity to the teacher, finalists, beside as many random
 networks and the largest within the budget, each trained for as many steps. mIoU is on the test images, which chose
 nothing; intervals are over test images and seeds. Everything that is finished is kept in `--out`; the same command
@@ -49,6 +49,7 @@ from kdnas.network import Network
 from kdnas.randomness import initialised, python_rng
 from kdnas.runs.files import write_atomically
 from kdnas.settings import Finals, Fit, Retrain, Search, Train
+from kdnas.space import SearchSpace
 from kdnas.specs import Spec, find_spec
 from kdnas.statistics import difference_interval
 from kdnas.students.card import Card
@@ -100,11 +101,16 @@ def teacher_of(data: Spec, recipe: Recipe, width: int, folder: Path) -> tuple[Sp
     return spec(student_teacher, path=str((folder / "teacher").resolve())), row
 
 
+def networks() -> SearchSpace:
+    """The space; LR-ASPP reads the last map alone."""
+    return dataclasses.replace(load_space("elastic_segmenter"), low_level=False)
+
+
 def write_fresh(data: Data, folder: Path) -> None:
     """The student folder that every training of the first part begins with: of many networks the one next to MACS."""
     if folder.exists():
         return
-    space = data.fitted(load_space("elastic_segmenter"))
+    space = data.fitted(networks())
     rng = python_rng(0, "segmentation")
     samples = [space.sample(rng) for _ in range(100)]
     architecture = min(samples, key=lambda a: abs(cost(space.blueprint(a)).macs - MACS))
@@ -147,7 +153,7 @@ def searched(data: Spec, teacher: Spec, recipes: Mapping[str, Recipe], folder: P
     """The chain: elastic segmenters ranked by their similarity to the teacher, finalists, and their controls."""
     loaded: Data = data.build(Data)
     experiment = Experiment(
-        train=Train(space=load_space("elastic_segmenter"), data=data, teacher=teacher, recipe=recipes["supernet"]),
+        train=Train(space=networks(), data=data, teacher=teacher, recipe=recipes["supernet"]),
         search=Search(
             scorer=spec("kdnas.scorers.rdm:Rdm"),
             budget=Budget(macs=MACS),

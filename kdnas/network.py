@@ -82,19 +82,38 @@ class Network(nn.Module):
             for stage in self.stages:
                 x = stage(x)
                 features.append(x)
-            logits = as_logits(self.head(x), images, self.blueprint)
+            logits = as_logits(self.head(*self.blueprint.head.inputs(x, features)), images, self.blueprint)
             return Outputs(logits, tuple(features), tuple(attentions), images=images)
 
     def remaining_layers(self, stage: int, feature: Tensor) -> Tensor:
         """The logits that the layers after a stage compute from this map instead of the stage's own output.
 
         In training mode their batch norms use this map's statistics and leave the running ones alone.
+
+        Raises:
+            ValueError: the head reads a stage before it too.
         """
+        outputs = outputs_from(stage, feature, self.blueprint)
         later = nn.ModuleList((*self.stages[stage + 1 :], self.head))
         with untracked(later):
-            for part in later:
-                feature = part(feature)
-        return feature
+            for part in later[:-1]:
+                outputs.append(part(outputs[-1]))
+            return self.head(*self.blueprint.head.inputs(outputs[-1], outputs))
+
+
+def outputs_from(stage: int, feature: Tensor, blueprint: Blueprint) -> list[Tensor]:
+    """The outputs of the stages up to this one, where the map takes the place of this one's; those before are not read.
+
+    Raises:
+        ValueError: the head reads one of those.
+    """
+    earlier = [i for i in blueprint.head.reads if i < stage]
+    if earlier:
+        raise ValueError(
+            f"the layers after stage {stage} must need that stage's map alone, but the head reads stage {earlier[0]} "
+            "too. Use a loss that does not run them, or a space with a head of one map."
+        )
+    return [feature] * (stage + 1)
 
 
 def as_input(images: Tensor, blueprint: Blueprint) -> Tensor:

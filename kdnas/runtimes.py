@@ -23,7 +23,7 @@ _EXTRAS = {
 }
 """The extras of pyproject.toml that are needed here, with the modules that each brings."""
 
-Function = Callable[[Tensor], Tensor]
+Function = Callable[..., Tensor]
 
 
 def lacking(extra: str) -> str:
@@ -88,23 +88,28 @@ def _dynamic(any_batch: bool, any_size: bool, *, names: bool) -> Any:
 
 
 def exported(
-    module: nn.Module, example: Tensor, *, any_batch: bool, any_size: bool = False
+    module: nn.Module, example: Tensor | tuple[Tensor, ...], *, any_batch: bool, any_size: bool = False
 ) -> torch.export.ExportedProgram:
     """The module as a program of `torch.export`, without notes on where its code was.
 
     Args:
-        module: from one tensor to one tensor.
-        example: an input; of at least two images where the batch size is free, as one would be taken for a constant.
+        module: from tensors to one tensor.
+        example: its input or inputs; of at least two images where the batch size is free, as one would be taken for a
+            constant. Only of one input is anything free.
         any_batch: whether the batch size is free.
         any_size: whether height and width are.
     """
     shapes = _dynamic(any_batch, any_size, names=False)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's own deprecations
-        program = torch.export.export(module, (example,), dynamic_shapes=shapes)
+        program = torch.export.export(module, _arguments(example), dynamic_shapes=shapes)
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)
     return program
+
+
+def _arguments(example: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return (example,) if isinstance(example, Tensor) else example
 
 
 def pt2_bytes(module: nn.Module, example: Tensor, *, any_size: bool = False) -> bytes:
@@ -122,7 +127,7 @@ def pt2_function(path: Path) -> Function:
 
 def onnx_bytes(
     module: nn.Module,
-    example: Tensor,
+    example: Tensor | tuple[Tensor, ...],
     *,
     any_batch: bool = True,
     any_size: bool = False,
@@ -132,11 +137,11 @@ def onnx_bytes(
     """The content of an ONNX file.
 
     Args:
-        module: from one tensor to one tensor.
-        example: an input; of at least two images where the batch size is free.
+        module: from tensors to one tensor.
+        example: its input or inputs; of at least two images where the batch size is free, which needs one input.
         any_batch: whether the batch size is free.
         any_size: whether height and width are.
-        names: of the input and of each output.
+        names: of the first input and of each output.
         metadata: texts by name, stored in the file.
 
     Raises:
@@ -149,7 +154,7 @@ def onnx_bytes(
         warnings.simplefilter("ignore")  # the exporter's own deprecations; who writes a graph compares it
         program = torch.onnx.export(
             module,
-            (example,),
+            _arguments(example),
             dynamo=True,
             dynamic_shapes=_dynamic(any_batch, any_size, names=True),
             input_names=[names[0]],
@@ -191,14 +196,19 @@ def joined(outputs: Any) -> Tensor:
 
 
 def onnx_function(graph: bytes | Path, threads: int) -> Function:
-    """A graph of one input in ONNX Runtime on the CPU; see `joined`."""
+    """A graph in ONNX Runtime on the CPU, as a function of its inputs; see `joined`."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-    name = session.get_inputs()[0].name
-    return lambda images: joined(map(torch.from_numpy, session.run(None, {name: images.numpy()})))
+    names = [entry.name for entry in session.get_inputs()]
+
+    def call(*inputs: Tensor) -> Tensor:
+        feeds = {name: x.numpy() for name, x in zip(names, inputs, strict=True)}
+        return joined(map(torch.from_numpy, session.run(None, feeds)))
+
+    return call
 
 
 def input_size(graph: bytes) -> list[int]:
@@ -258,8 +268,8 @@ def silenced() -> Iterator[None]:
         logging.disable(level)
 
 
-def executorch_bytes(module: nn.Module, example: Tensor) -> bytes:
-    """The content of a `.pte` file for the example's shape, lowered to XNNPACK where that has the operation."""
+def executorch_bytes(module: nn.Module, example: Tensor | tuple[Tensor, ...]) -> bytes:
+    """The content of a `.pte` file for the example's shapes, lowered to XNNPACK where that has the operation."""
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner  # pyrefly: ignore
     from executorch.exir import to_edge_transform_and_lower  # pyrefly: ignore[missing-import]
 
@@ -279,8 +289,8 @@ def executorch_function(program: bytes | Path, threads: int) -> Function:
     loaded = Runtime.get().load_program(content)
     method = loaded.load_method("forward")
 
-    def call(images: Tensor, keep: Any = (content, loaded)) -> Tensor:  # the method refers to both without owning them
-        outputs: Any = method.execute([images.contiguous()])
+    def call(*inputs: Tensor, keep: Any = (content, loaded)) -> Tensor:  # the method refers to both without owning them
+        outputs: Any = method.execute([x.contiguous() for x in inputs])
         return joined([output.clone() for output in outputs])
 
     return call

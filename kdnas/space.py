@@ -5,9 +5,9 @@ import dataclasses
 import functools
 import math
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self, final
+from typing import Any, ClassVar, Self, TypeVar, final
 
 from kdnas.architecture import Architecture, Choice, Value
 from kdnas.specs import Spec, nearest, resolve, spec
@@ -27,6 +27,7 @@ from kdnas.values import check_fields, shown
 
 _CACHE_SIZE = 10_000  # blueprints; each is a few kilobytes
 _MUTATIONS = 1000  # tries to find a neighbour that is another network
+_Map = TypeVar("_Map")  # a feature map, or its shape
 
 
 @final
@@ -38,18 +39,31 @@ class Layer:
         make: the module's class and its arguments.
         bank: name of its weights. In a supernet, layers at the same position with the same bank share weights by the
             sharing rule; layers with different banks have weights of their own.
+        reads: of a head: indices of the stages, ascending, whose outputs it takes before that of the last one.
     """
 
     make: Spec
     bank: str = "shared"
+    reads: tuple[int, ...] = ()
 
     def __str__(self) -> str:
-        return str(self.make)
+        return f"{self.make}{''.join(f' with stage {stage}' for stage in self.reads)}"
+
+    def inputs(self, x: _Map, outputs: Sequence[_Map]) -> tuple[_Map, ...]:
+        """What it is called with.
+
+        Args:
+            x: the output of the layer before it.
+            outputs: of the stages before it.
+        """
+        return (*(outputs[stage] for stage in self.reads), x)
 
 
-def layer(make: Callable[..., Any] | str, *, bank: str = "shared", **arguments: Any) -> Layer:
+def layer(
+    make: Callable[..., Any] | str, *, bank: str = "shared", reads: tuple[int, ...] = (), **arguments: Any
+) -> Layer:
     """A Layer from a module class, or its import path, and the class's arguments."""
-    return Layer(spec(make, **arguments), bank)
+    return Layer(spec(make, **arguments), bank, reads)
 
 
 @final
@@ -60,7 +74,7 @@ class Blueprint:
     Attributes:
         stem: reads images.
         stages: each a sequence of layers; losses see the output of every stage.
-        head: reads the last stage's output, returns logits.
+        head: reads the last stage's output, after those of the stages that it names in `reads`; returns logits.
         image: channels, height and width of the images the network computes on.
         dense: whether it takes images of any size, of which `image` is the one that costs are counted at, and its
             logits, `[batch, classes, height, width]`, are enlarged to the size of the images (bilinear).
@@ -72,13 +86,37 @@ class Blueprint:
     image: tuple[int, int, int]
     dense: bool = False
 
+    def __post_init__(self) -> None:
+        reads, before = self.head.reads, len(self.stages) - 1
+        known = all(type(i) is int and 0 <= i < before for i in reads)
+        if not known or sorted(set(reads)) != list(reads):
+            raise ValueError(
+                f"`reads` of a head must be indices of the {before} stages before the last, ascending, got {reads}."
+            )
+        if reads and not all(self.stages):
+            raise ValueError("every stage must have a layer where the head has `reads`.")
+        if any(entry.reads for entry in (self.stem, *(entry for stage in self.stages for entry in stage))):
+            raise ValueError("`reads` must be empty for layers before the head.")
+
     def named_layers(self) -> Iterator[tuple[str, Layer]]:
         """Position and layer, in order of execution."""
-        yield "stem", self.stem
+        return ((name, entry) for name, entry, _ in self.steps())
+
+    def steps(self) -> Iterator[tuple[str, Layer, int | None]]:
+        """Position, layer, and the stage that ends with it, in order of execution."""
+        yield "stem", self.stem, None
         for i, stage in enumerate(self.stages):
             for j, stage_layer in enumerate(stage):
-                yield f"stages.{i}.{j}", stage_layer
-        yield "head", self.head
+                yield f"stages.{i}.{j}", stage_layer, i if j == len(stage) - 1 else None
+        yield "head", self.head, None
+
+    @property
+    def chain(self) -> Layer:
+        """The network as one layer, for images of its own size; dense logits are not enlarged."""
+        ends = [place for place, (_, _, stage) in enumerate(self.steps()) if stage in self.head.reads]
+        reads = {"reads": tuple(ends)} if ends else {}
+        parts = tuple(entry.make for _, entry in self.named_layers())
+        return Layer(spec("kdnas.blocks.basic:Chain", parts=parts, **reads))
 
     def __str__(self) -> str:
         lines = [f"image       {' x '.join(map(str, self.image))}"]
@@ -109,11 +147,13 @@ class Blueprint:
 
 
 def _layer_json(value: Layer) -> dict[str, Any]:
-    return {**value.make.to_json(), "bank": value.bank}
+    reads = {"reads": list(value.reads)} if value.reads else {}
+    return {**value.make.to_json(), "bank": value.bank, **reads}
 
 
 def _layer_from_json(value: Mapping[str, Any]) -> Layer:
-    return Layer(Spec.from_json({"make": value["make"], "arguments": value["arguments"]}), value["bank"])
+    make = Spec.from_json({"make": value["make"], "arguments": value["arguments"]})
+    return Layer(make, value["bank"], tuple(value.get("reads", ())))
 
 
 @dataclass(frozen=True, kw_only=True)

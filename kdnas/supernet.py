@@ -11,7 +11,7 @@ from torch.func import functional_call
 
 from kdnas.architecture import Architecture, Value
 from kdnas.blocks.basic import AttentionMap, DropPath
-from kdnas.network import BATCH_NORMS, Network, as_input, as_logits, attention_maps, build
+from kdnas.network import BATCH_NORMS, Network, as_input, as_logits, attention_maps, build, outputs_from
 from kdnas.outputs import Outputs
 from kdnas.space import Layer, SearchSpace
 
@@ -118,26 +118,33 @@ class Supernet(nn.Module):
                     x = self.run(name, layer, x, **modes)
                 attentions += maps
             features.append(x)
-        logits = as_logits(self.run("head", blueprint.head, x, **modes), images, blueprint)
+        inputs = blueprint.head.inputs(x, features)
+        logits = as_logits(self.run("head", blueprint.head, *inputs, **modes), images, blueprint)
         return Outputs(logits, tuple(features), tuple(attentions), images=images)
 
     def remaining_layers(self, stage: int, feature: Tensor, architecture: Architecture) -> Tensor:
-        """The logits that a subnet's layers after a stage compute from this map instead of the stage's own output."""
+        """The logits that a subnet's layers after a stage compute from this map instead of the stage's own output.
+
+        Raises:
+            ValueError: the head reads a stage before it too.
+        """
         blueprint = self.space.blueprint(architecture)
+        outputs = outputs_from(stage, feature, blueprint)
         for i in range(stage + 1, len(blueprint.stages)):
             for j, layer in enumerate(blueprint.stages[i]):
                 feature = self.run(f"stages.{i}.{j}", layer, feature, batch_statistics=True)
-        return self.run("head", blueprint.head, feature, batch_statistics=True)
+            outputs.append(feature)
+        return self.run("head", blueprint.head, *blueprint.head.inputs(feature, outputs), batch_statistics=True)
 
     def run(
-        self, name: str, layer: Layer, x: Tensor, *, regularise: bool = True, batch_statistics: bool = False
+        self, name: str, layer: Layer, *inputs: Tensor, regularise: bool = True, batch_statistics: bool = False
     ) -> Tensor:
         """One layer of a subnet at position `name`, with the bank's weights.
 
         Args:
             name: the position, as in `Blueprint.named_layers`.
             layer: the layer.
-            x: its input.
+            inputs: its input; of a head that reads several stages, their outputs.
             regularise: whether dropout and drop-path are active in training mode.
             batch_statistics: whether batch norm uses the statistics of its input and does not update the running ones,
                 in either mode. A subnet's outputs then do not depend on earlier forward passes.
@@ -152,9 +159,10 @@ class Supernet(nn.Module):
             norm.track_running_stats = not batch_statistics
         try:
             # Layers have no tied weights, which `extract` could not copy; to look for them is a tenth of a GPU's step.
-            return functional_call(plan.module, self._weights(name, plan), (x,), tie_weights=False)
+            return functional_call(plan.module, self._weights(name, plan), inputs, tie_weights=False)
         except RuntimeError as error:
-            error.add_note(f"in layer {name}: {layer}, with an input of shape {tuple(x.shape)}")
+            shapes = " and ".join(str(tuple(x.shape)) for x in inputs)
+            error.add_note(f"in layer {name}: {layer}, with an input of shape {shapes}")
             raise
 
     def extract(self, architecture: Architecture) -> Network:

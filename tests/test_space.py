@@ -3,7 +3,7 @@
 import json
 import random
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -249,6 +249,28 @@ def test_a_space_fits_other_data():
     blueprint = fitted.blueprint(fitted.smallest)
     assert blueprint.head.make["classes"] == 7 and blueprint.stem.make["inputs"] == 1
     assert list(fitted.all()) == list(TOY.all())
+
+
+def test_a_head_may_read_stages_before_the_last():
+    blueprint = TOY.blueprint(TOY.largest)
+    both = replace(blueprint, head=replace(blueprint.head, reads=(0,)))
+    assert Blueprint.from_json(json.loads(json.dumps(both.to_json()))) == both != blueprint
+    assert "reads" not in json.dumps(blueprint.to_json()) and str(both).endswith(" with stage 0")
+    assert both.head.inputs("c", ["a", "b"]) == ("a", "c") and blueprint.head.inputs("c", ["a", "b"]) == ("c",)
+    assert [stage for _, _, stage in both.steps()] == [None, None, 0, None, 1, None]
+    assert dict(both.chain.make.arguments)["reads"] == (2,)
+    assert "reads" not in dict(blueprint.chain.make.arguments)
+
+
+@pytest.mark.parametrize("reads", [(1,), (-1,), (0, 0), (0.0,), ("0",), (True,)])
+def test_a_head_reads_stages_that_there_are(reads):
+    blueprint = TOY.blueprint(TOY.largest)
+    with pytest.raises(ValueError, match="`reads` of a head must be indices of the 1 stages before the last"):
+        replace(blueprint, head=replace(blueprint.head, reads=reads))
+    with pytest.raises(ValueError, match="must be empty for layers before the head"):
+        replace(blueprint, stem=replace(blueprint.stem, reads=(0,)))
+    with pytest.raises(ValueError, match="every stage must have a layer"):
+        Blueprint(blueprint.stem, ((), *blueprint.stages), replace(blueprint.head, reads=(1,)), blueprint.image)
 
 
 def test_a_blueprint_is_a_value_that_prints_as_a_table_and_survives_json():

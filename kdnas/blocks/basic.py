@@ -1,5 +1,7 @@
 """Stems, heads and the plain convolution. A block imports torch only: its source goes into the exported student."""
 
+from collections.abc import Iterable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -25,6 +27,40 @@ class ConvNormAct(nn.Sequential):
             nn.BatchNorm2d(outputs),
         ]
         super().__init__(*layers, *([] if activation == "none" else [activation_named(activation)]))
+
+
+def chained(parts: Iterable[nn.Module], reads: tuple[int, ...], x: Tensor) -> Tensor:
+    """What the last of these modules returns, of which each takes the output of the one before.
+
+    Args:
+        parts: in order.
+        reads: places of those whose outputs the last one takes before its own input.
+        x: the input of the first.
+    """
+    *parts, last = parts
+    outputs = []
+    for place, part in enumerate(parts):
+        x = part(x)
+        if place in reads:
+            outputs.append(x)
+    return last(*outputs, x)
+
+
+class Chain(nn.Sequential):
+    """Modules one after the other; see `chained`.
+
+    Args:
+        parts: in order.
+        reads: places of those whose outputs the last one takes before its own input.
+    """
+
+    def __init__(self, parts: tuple[nn.Module, ...], reads: tuple[int, ...] = ()) -> None:
+        super().__init__(*parts)
+        self.reads = reads
+
+    def forward(self, input: Tensor) -> Tensor:
+        """The output of the last."""
+        return chained(self, self.reads, input)
 
 
 class PoolLinear(nn.Module):

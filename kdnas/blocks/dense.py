@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from kdnas.blocks.basic import enlarge
+
 
 class _Decoder(nn.Module):
     """Convolutions of 3x3 and a classifier of every position."""
@@ -23,29 +25,41 @@ class _Decoder(nn.Module):
 
 
 class LrAspp(nn.Module):
-    """Features of 1x1 times an attention of channels from their mean over the image, then a decoder.
+    r"""The classes of a deep map, weighted channel by channel, and those of an earlier, finer one.
+
+    With $x$ the deep map, $\bar x$ its mean over the image and $l$ the earlier map,
+    $z = \mathrm{up}(D(\mathrm{ReLU}(\mathrm{BN}(W x)) \cdot \sigma(V \bar x))) + U l$: 1x1 convolutions $U, V, W$,
+    the decoder $D$, and $\mathrm{up}$ bilinear to the size of $l$. Without an earlier map, $z$ is $D(\ldots)$.
 
     Args:
-        inputs: channels in.
+        inputs: channels of the deep map.
         width: channels inside.
         classes: number of classes.
         depth: number of 3x3 convolutions before the classifier.
+        low: channels of the earlier map; 0 for none.
 
     Reference: Howard et al., Searching for MobileNetV3, ICCV 2019, section 6.4 (LR-ASPP).
-    Differs: the mean is over the whole image; no branch from an earlier map, as the last one has its resolution; the
-        decoder.
+    Differs: the mean is over the whole image; the decoder; its map is classified before it is enlarged, which gives the
+        same numbers for less.
     """
 
-    def __init__(self, inputs: int, width: int, classes: int, depth: int = 0) -> None:
+    def __init__(self, inputs: int, width: int, classes: int, depth: int = 0, low: int = 0) -> None:
         super().__init__()
+        self.low = nn.Conv2d(low, classes, 1, bias=False) if low else None
         self.project = nn.Sequential(nn.Conv2d(inputs, width, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
         self.scale = nn.Conv2d(inputs, width, 1)
         self.decoder = _Decoder(width, depth, classes)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """`[batch, inputs, height, width]` to `[batch, classes, height, width]`."""
+    def forward(self, *maps: Tensor) -> Tensor:
+        """The earlier map, `[batch, low, H, W]`, if any, and the deep one, `[batch, inputs, h, w]`.
+
+        Returns:
+            `[batch, classes, H, W]`; `[batch, classes, h, w]` without an earlier map.
+        """
+        *earlier, x = maps
         scale = torch.sigmoid(self.scale(x.mean((2, 3), keepdim=True)))
-        return self.decoder(self.project(x) * scale)
+        logits = self.decoder(self.project(x) * scale)
+        return enlarge(logits, earlier[0]) + self.low(earlier[0]) if self.low is not None else logits
 
 
 class Aspp(nn.Module):

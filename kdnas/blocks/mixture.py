@@ -3,20 +3,21 @@
 import torch
 from torch import Tensor, nn
 
-from kdnas.blocks.basic import resize
+from kdnas.blocks.basic import Chain, resize
 
 
-class Member(nn.Sequential):
+class Member(Chain):
     """A whole network from images to logits.
 
     Args:
         parts: its layers, in order.
         height: of the images it computes on.
         width: of the images it computes on.
+        reads: as in `Chain`.
     """
 
-    def __init__(self, parts: tuple[nn.Module, ...], height: int, width: int) -> None:
-        super().__init__(*parts)
+    def __init__(self, parts: tuple[nn.Module, ...], height: int, width: int, reads: tuple[int, ...] = ()) -> None:
+        super().__init__(parts, reads)
         self.height, self.width = height, width
 
     def forward(self, input: Tensor) -> Tensor:

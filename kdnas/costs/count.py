@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -15,6 +16,9 @@ from kdnas.costs.budget import Cost
 from kdnas.network import build
 from kdnas.space import Blueprint, Layer
 
+Shapes = tuple[tuple[int, ...], ...]
+"""Of the inputs of a layer; several for a head that reads several stages."""
+
 
 def cost(blueprint: Blueprint) -> Cost:
     """Exact cost, summed over layers; each layer is measured once per input shape, on tensors without storage.
@@ -27,30 +31,40 @@ def cost(blueprint: Blueprint) -> Cost:
 
 def layer_costs(blueprint: Blueprint) -> dict[str, Cost]:
     """The cost of every position of the blueprint."""
-    return {name: _measure(layer, shape)[0] for name, layer, shape in layer_inputs(blueprint)}
+    return {name: _measure(layer, shapes)[0] for name, layer, shapes in layer_inputs(blueprint)}
 
 
 def feature_shapes(blueprint: Blueprint) -> dict[str, tuple[int, ...]]:
     """The output shape of every position for a batch of one."""
-    return {name: _measure(layer, shape)[1] for name, layer, shape in layer_inputs(blueprint)}
+    return {name: _measure(layer, shapes)[1] for name, layer, shapes in layer_inputs(blueprint)}
 
 
-def layer_inputs(blueprint: Blueprint) -> Iterator[tuple[str, Layer, tuple[int, ...]]]:
-    """Every position with its layer and the shape of the layer's input for a batch of one."""
+def layer_inputs(blueprint: Blueprint) -> Iterator[tuple[str, Layer, Shapes]]:
+    """Every position with its layer and the shapes of the layer's inputs for a batch of one."""
     shape: tuple[int, ...] = (1, *blueprint.image)
-    for name, layer in blueprint.named_layers():
-        yield name, layer, shape
-        _, shape = _measure(layer, shape)
+    outputs = []
+    for name, layer, stage in blueprint.steps():
+        shapes = layer.inputs(shape, outputs)
+        yield name, layer, shapes
+        _, shape = _measure(layer, shapes)
+        if stage is not None:
+            outputs.append(shape)
 
 
 def peak_memory(blueprint: Blueprint) -> int:
     """The most bytes of activations alive at once, for one image in float32, in inference.
 
     Layer after layer as PyTorch runs them without gradients: the layer's input, its live intermediate tensors and its
-    output. Neither weights nor the workspace of convolution algorithms count; a runtime that fuses layers or computes
-    in place needs less.
+    output, and the maps that the head reads later. Neither weights nor the workspace of convolution algorithms count; a
+    runtime that fuses layers or computes in place needs less.
     """
-    return max(_peak(layer, shape) for _, layer, shape in layer_inputs(blueprint))
+    peaks, kept, latest = [], 0, 0  # bytes of maps that the head reads: older ones, and the input of this layer
+    shapes = feature_shapes(blueprint)
+    for (name, layer, stage), (_, _, inputs) in zip(blueprint.steps(), layer_inputs(blueprint), strict=True):
+        peaks.append(_peak(layer, inputs) + (kept if name != "head" else 0))
+        kept += latest
+        latest = 4 * math.prod(shapes[name]) if stage in blueprint.head.reads else 0
+    return max(peaks)
 
 
 def sum_costs(costs: Iterable[Cost]) -> Cost:
@@ -70,15 +84,16 @@ def counted_macs() -> Iterator[Callable[[], int]]:
 
 
 @functools.cache
-def _measure(layer: Layer, shape: tuple[int, ...]) -> tuple[Cost, tuple[int, ...]]:
+def _measure(layer: Layer, shapes: Shapes) -> tuple[Cost, tuple[int, ...]]:
     with torch.device("meta"):
         module = build(layer).eval()
         try:
             with counted_macs() as macs, _Alike(), torch.no_grad():
-                output = module(torch.empty(shape))
+                output = module(*map(torch.empty, shapes))
         except RuntimeError as error:
+            sizes = " and ".join(str(list(shape[1:])) for shape in shapes)
             raise ValueError(
-                f"the layer {layer} must compute on inputs of shape {list(shape[1:])}: {str(error).splitlines()[0]}. "
+                f"the layer {layer} must compute on inputs of shape {sizes}: {str(error).splitlines()[0]}. "
                 "Use larger images, or fewer strides."
             ) from error
     return Cost(sum(p.numel() for p in module.parameters()), macs()), tuple(output.shape)
@@ -108,16 +123,16 @@ class _Alike(TorchDispatchMode):
 
 
 @functools.cache
-def _peak(layer: Layer, shape: tuple[int, ...]) -> int:
+def _peak(layer: Layer, shapes: Shapes) -> int:
     with torch.device("meta"):
         module = build(layer).eval()
-        image = torch.empty(shape)
-    return peak_activations(lambda: module(image), image, module)
+        inputs = tuple(map(torch.empty, shapes))
+    return peak_activations(lambda: module(*inputs), inputs, module)
 
 
-def peak_activations(call: Callable[[], Any], image: Tensor, module: nn.Module) -> int:
-    """The most bytes of the tensors that a call creates and of its image at once, without the module's own tensors."""
-    with torch.no_grad(), _Alive(image, [*module.parameters(), *module.buffers()]) as alive:
+def peak_activations(call: Callable[[], Any], inputs: Tensor | tuple[Tensor, ...], module: nn.Module) -> int:
+    """The most bytes of the tensors that a call creates and of its inputs at once, without the module's own tensors."""
+    with torch.no_grad(), _Alive(inputs, [*module.parameters(), *module.buffers()]) as alive:
         call()
     return alive.peak
 
@@ -125,12 +140,12 @@ def peak_activations(call: Callable[[], Any], image: Tensor, module: nn.Module) 
 class _Alive(TorchDispatchMode):
     """Counts the bytes of the storages that exist after each operation."""
 
-    def __init__(self, image: Tensor, own: Iterable[Tensor]) -> None:
+    def __init__(self, inputs: Tensor | tuple[Tensor, ...], own: Iterable[Tensor]) -> None:
         super().__init__()
         self.own = {t.untyped_storage()._cdata for t in own}
         self.storages: dict[int, tuple[StorageWeakRef, int]] = {}
         self.peak = 0
-        self._count(image)
+        self._count(inputs)
 
     def _count(self, outputs: Any) -> None:
         for tensor in tree_leaves(outputs):

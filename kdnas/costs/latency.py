@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from kdnas.architecture import Architecture, Choice, Value
-from kdnas.costs.count import layer_inputs
+from kdnas.costs.count import Shapes, layer_inputs
 from kdnas.costs.target import Target
-from kdnas.network import Network, build
+from kdnas.network import build
 from kdnas.randomness import python_rng
 from kdnas.runs.files import CHECKSUM, checksum
 from kdnas.runtimes import executorch_bytes, executorch_function, onnx_bytes, onnx_function, require
@@ -47,12 +47,12 @@ class LayerTable(ABC):
         """The cost of the whole network, measured now."""
 
     @abstractmethod
-    def _alone(self, layer: Layer, shape: tuple[int, ...]) -> float:
-        """The cost of a layer alone on an input of this shape for one image."""
+    def _alone(self, layer: Layer, shapes: Shapes) -> float:
+        """The cost of a layer alone on inputs of these shapes for one image."""
 
     def sum(self, blueprint: Blueprint) -> float:
         """The sum over the layers; those that are not in the table yet are measured."""
-        return sum(self._layer(layer, shape) for _, layer, shape in layer_inputs(blueprint))
+        return sum(self._layer(layer, shapes) for _, layer, shapes in layer_inputs(blueprint))
 
     def predict(self, blueprint: Blueprint) -> float:
         """The cost of a network by its layers."""
@@ -66,12 +66,17 @@ class LayerTable(ABC):
             fit = {"scale": self.scale, "offset": self.offset, "sums": sums, "wholes": wholes}
             self.write(fit)
 
-    def _layer(self, layer: Layer, shape: tuple[int, ...]) -> float:
-        key = json.dumps([layer.make.to_json(), shape])
+    def _layer(self, layer: Layer, shapes: Shapes) -> float:
+        key = layer_key(layer, shapes)
         if key not in self.layers:
-            self.layers[key] = self._alone(layer, shape)
+            self.layers[key] = self._alone(layer, shapes)
             self.write({"layer": key, "seconds": self.layers[key]})
         return self.layers[key]
+
+
+def layer_key(layer: Layer, shapes: Shapes) -> str:
+    """The name of a layer with its inputs in a table."""
+    return json.dumps([layer.make.to_json(), *shapes])
 
 
 def linear_fit(sums: Sequence[float], wholes: Sequence[float]) -> tuple[float, float]:
@@ -216,36 +221,36 @@ class LatencyTable(LayerTable):
 
     def timer(self, blueprint: Blueprint) -> Callable[[], float]:
         """What measures the whole network each time it is called; the network is made for the runtime once."""
-        return self._timer(Logits(Network(blueprint)), tuple((1, *blueprint.image)))
+        return self._timer(build(blueprint.chain), ((1, *blueprint.image),))
 
     def drift(self) -> float:
         """How much slower the reference runs now than when the table was created: 0.1 is 10 %."""
         assert self.base is not None
         return min(self._times(lambda: self._reference(self._input))) / self.base - 1
 
-    def _alone(self, layer: Layer, shape: tuple[int, ...]) -> float:
+    def _alone(self, layer: Layer, shapes: Shapes) -> float:
         if self.target.table:
-            raise NotMeasured(
-                f"the latency table {self.target.table} has no layer {layer} for inputs of {list(shape)}."
-            )
+            sizes = " and ".join(map(str, map(list, shapes)))
+            raise NotMeasured(f"the latency table {self.target.table} has no layer {layer} for inputs of {sizes}.")
         if self.call is None and self.target.runtime != "eager":
             self.call = self._measure(*least(self.target.runtime))
             self.write({"call": self.call})
         try:
-            return max(0.0, self._measure(build(layer), shape) - (self.call or 0.0))
+            return max(0.0, self._measure(build(layer), shapes) - (self.call or 0.0))
         except (ValueError, RuntimeError) as error:
             raise ValueError(
                 f"the layer {layer} cannot be run on {self.target.runtime}: {str(error)[:300]} Use another target."
             ) from error
 
-    def _measure(self, module: nn.Module, shape: tuple[int, ...]) -> float:
-        return self._timer(module, shape)()
+    def _measure(self, module: nn.Module, shapes: Shapes) -> float:
+        return self._timer(module, shapes)()
 
-    def _timer(self, module: nn.Module, shape: tuple[int, ...]) -> Callable[[], float]:
+    def _timer(self, module: nn.Module, shapes: Shapes) -> Callable[[], float]:
         assert self.base is not None
-        base, image = self.base, torch.zeros((shape[0] * self.target.batch, *shape[1:]), device=self.device)
+        base, batch = self.base, self.target.batch
+        inputs = tuple(torch.zeros((shape[0] * batch, *shape[1:]), device=self.device) for shape in shapes)
         with threads(self.threads):
-            call = runner(self.target.runtime, module.to(self.device).eval(), image, self.threads)
+            call = runner(self.target.runtime, module.to(self.device).eval(), inputs, self.threads)
 
         def measure() -> float:
             seconds, reference = [], []
@@ -273,27 +278,13 @@ def threads(number: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-class Logits(nn.Module):
-    """A network whose only output are its logits, layer after layer."""
-
-    def __init__(self, network: Network) -> None:
-        super().__init__()
-        stages: Any = network.stages
-        self.layers = nn.Sequential(network.stem, *(layer for stage in stages for layer in stage), network.head)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """The logits of images of the network's size."""
-        logits: Tensor = self.layers(images)
-        return logits
-
-
-def least(runtime: str) -> tuple[nn.Module, tuple[int, ...]]:
-    """The module that takes no time but that of a call, and its input's shape.
+def least(runtime: str) -> tuple[nn.Module, Shapes]:
+    """The module that takes no time but that of a call, and the shape of its one input.
 
     What PyTorch compiles has a convolution of one pixel: without any kernel the compiled program is left out of the
     call, which then takes half as long as that of a layer.
     """
-    return (nn.Conv2d(1, 1, 1), (1, 1, 1, 1)) if runtime == "compile" else (nn.Identity(), (1, 8))
+    return (nn.Conv2d(1, 1, 1), ((1, 1, 1, 1),)) if runtime == "compile" else (nn.Identity(), ((1, 8),))
 
 
 def check_runtime(target: Target) -> None:
@@ -303,10 +294,10 @@ def check_runtime(target: Target) -> None:
         require(extra, f"latency on {target.runtime}")
 
 
-def runner(runtime: str, module: nn.Module, image: Tensor, threads: int) -> Callable[[], Any]:
-    """A function that runs the module on the image in a runtime."""
+def runner(runtime: str, module: nn.Module, inputs: tuple[Tensor, ...], threads: int) -> Callable[[], Any]:
+    """A function that runs the module on its inputs in a runtime."""
     if runtime == "eager":
-        return lambda: module(image)
+        return lambda: module(*inputs)
     if runtime == "compile":
         import torch._dynamo.config as dynamo  # takes seconds
 
@@ -314,13 +305,13 @@ def runner(runtime: str, module: nn.Module, image: Tensor, threads: int) -> Call
         # Compiled now: of modules with the same code PyTorch leaves all beyond the eighth uncompiled, without an error.
         limits = {"recompile_limit": _UNLIMITED, "accumulated_recompile_limit": _UNLIMITED}
         with dynamo.patch(limits), torch.no_grad():
-            compiled(image)
-        return lambda: compiled(image)
+            compiled(*inputs)
+        return lambda: compiled(*inputs)
     if runtime == "onnxruntime":
-        form = onnx_function(onnx_bytes(module, image, any_batch=False), threads)
+        form = onnx_function(onnx_bytes(module, inputs, any_batch=False), threads)
     else:
-        form = executorch_function(executorch_bytes(module, image), threads)
-    return lambda: form(image)
+        form = executorch_function(executorch_bytes(module, inputs), threads)
+    return lambda: form(*inputs)
 
 
 _ADOPTED: dict[str, list[dict[str, Any]]] = {}

@@ -36,7 +36,7 @@ def signed(row):
 
 
 def call_of_graph(entry, threads):
-    """A function that runs an ONNX graph on an input of zeros."""
+    """A function that runs an ONNX graph on inputs of zeros."""
     import numpy
     import onnxruntime
 
@@ -44,24 +44,24 @@ def call_of_graph(entry, threads):
     options.intra_op_num_threads = threads
     content = zlib.decompress(base64.b64decode(entry["graph"]))
     session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    inputs = {session.get_inputs()[0].name: numpy.zeros(entry["shape"], numpy.float32)}
+    names = (node.name for node in session.get_inputs())
+    inputs = {next(names): numpy.zeros(shape, numpy.float32) for shape in entry["shapes"]}
     return lambda: session.run(None, inputs)
 
 
-def call_of_modules(entry, modules, compiles):
-    """A function that runs PyTorch modules, one after the other, on an input of zeros."""
+def call_of_module(entry, modules, compiles):
+    """A function that runs a PyTorch module on inputs of zeros."""
     import torch
 
-    image = torch.zeros(entry["shape"])
-    module = torch.nn.Sequential(*(modules[index]() for index in entry["modules"])).eval()
-    module = module[0] if len(module) == 1 else module
+    inputs = [torch.zeros(shape) for shape in entry["shapes"]]
+    module = modules[entry["module"]]().eval()
     if compiles:
         torch._dynamo.reset()  # else PyTorch leaves what is beyond the eighth module of the same code uncompiled
         module = torch.compile(module, dynamic=False)
 
     def call():
         with torch.no_grad():
-            return module(image)
+            return module(*inputs)
 
     return call
 
@@ -81,7 +81,7 @@ def measure(payload, modules=()):
             if runtime == "onnxruntime":
                 call = call_of_graph(entry, threads)
             else:
-                call = call_of_modules(entry, modules, runtime == "compile")
+                call = call_of_module(entry, modules, runtime == "compile")
             best[place] = min(best.get(place, float("inf")), least_seconds(call))
             print(f"\rround {round_ + 1} of {ROUNDS}: {place + 1} of {len(entries)}", end="", file=sys.stderr)
     print(file=sys.stderr)

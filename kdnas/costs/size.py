@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kdnas.blocks.basic import chained
 from kdnas.network import Network, as_input, as_logits
 from kdnas.runtimes import onnx_bytes, quantized, require
 from kdnas.space import Blueprint
@@ -69,7 +70,8 @@ class _Shipped(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         x = (as_input(images, self.blueprint) - self.mean) / self.std
-        return as_logits(self.head(self.stages(self.stem(x))), images, self.blueprint)
+        logits = chained([*self.stages, self.head], self.blueprint.head.reads, self.stem(x))
+        return as_logits(logits, images, self.blueprint)
 
 
 def _integer_bytes(blueprint: Blueprint) -> int:

@@ -23,9 +23,8 @@ def mixture_blueprint(members: Sequence[Blueprint], image: tuple[int, int, int])
 
 
 def _member(member: Blueprint) -> Spec:
-    parts = tuple(layer_.make for _, layer_ in member.named_layers())
     _, height, width = member.image
-    return spec("kdnas.blocks.mixture:Member", parts=parts, height=height, width=width)
+    return spec("kdnas.blocks.mixture:Member", height=height, width=width, **dict(member.chain.make.arguments))
 
 
 def mixture(members: Sequence[Network], weights: Tensor, image: tuple[int, int, int]) -> Network:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from kdnas.blocks.basic import chained
 from kdnas.conversion.base import Conversion
 from kdnas.conversion.convert import convert
 from kdnas.network import Network
@@ -34,10 +35,8 @@ class Plain(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits `[batch, classes]`."""
-        x = self.network.stem(x)
-        for stage in self.network.stages:
-            x = stage(x)
-        return self.network.head(x)
+        network = self.network
+        return chained([*network.stages, network.head], network.blueprint.head.reads, network.stem(x))
 
 
 class Source(NamedTuple):

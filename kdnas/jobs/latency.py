@@ -14,11 +14,11 @@ from torch import nn
 
 from kdnas.architecture import Architecture
 from kdnas.costs import portable
-from kdnas.costs.count import layer_inputs
-from kdnas.costs.latency import Logits, calibration_networks, least
+from kdnas.costs.count import Shapes, layer_inputs
+from kdnas.costs.latency import calibration_networks, layer_key, least
 from kdnas.costs.target import Target
 from kdnas.jobs._arguments import as_run, as_space
-from kdnas.network import Network, build
+from kdnas.network import build
 from kdnas.randomness import python_rng
 from kdnas.runs.files import write_atomically, write_text
 from kdnas.runs.folder import MANIFEST
@@ -29,7 +29,7 @@ from kdnas.students.source import layer_code, nested_specs
 
 _FRUITLESS = 200  # draws in turn that bring no further layer
 _MOST_LAYERS = 2000
-_Inputs = tuple[Layer, tuple[int, ...]]
+_Inputs = tuple[Layer, Shapes]
 
 
 def space_of(
@@ -76,28 +76,30 @@ def write_measuring_script(space: SearchSpace, out: Path, target: Target, num_ne
     target = dataclasses.replace(target, threads=target.threads or 1)
     layers = list(dict.fromkeys(_layers(space)))
     networks = [space.blueprint(a) for a in calibration_networks(space, max(3, num_networks))]
-    keys = {pair: json.dumps([pair[0].make.to_json(), pair[1]]) for pair in layers}
-    chains = [[(layer, shape) for _, layer, shape in layer_inputs(blueprint)] for blueprint in networks]
+    keys = {pair: layer_key(*pair) for pair in layers}
     payload: dict[str, Any] = {"target": str(target), "runtime": target.runtime, "threads": target.threads}
-    images = [[target.batch, *blueprint.image] for blueprint in networks]
-    named = [[keys[pair] for pair in chain] for chain in chains]
+    images = [[[target.batch, *blueprint.image]] for blueprint in networks]
+    named = [[keys[layer, shapes] for _, layer, shapes in layer_inputs(blueprint)] for blueprint in networks]
+    chains = [blueprint.chain for blueprint in networks]
     if target.runtime == "onnxruntime":
         require("onnx", "a script for onnxruntime")
-        module, shape = least(target.runtime)
-        payload["call"] = _graph(module, list(shape))
+        module, shapes = least(target.runtime)
+        payload["call"] = _graph(module, [*map(list, shapes)])
         payload["layers"] = [{"key": keys[p], **_graph(build(p[0]), _batch(p[1], target))} for p in layers]
-        graphs = [_graph(Logits(Network(b)), image) for b, image in zip(networks, images, strict=True)]
+        graphs = [_graph(build(chain), image) for chain, image in zip(chains, images, strict=True)]
         payload["networks"] = [{"keys": k, **g} for k, g in zip(named, graphs, strict=True)]
         code = ""
     else:
-        numbers = {pair: place for place, pair in enumerate(layers, 1)}
-        payload["call"] = {"modules": [0], "shape": [1, 1, 1, 1]}
-        payload["layers"] = [{"key": keys[p], "modules": [numbers[p]], "shape": _batch(p[1], target)} for p in layers]
-        payload["networks"] = [
-            {"keys": k, "modules": [numbers[p] for p in chain], "shape": image}
-            for k, chain, image in zip(named, chains, images, strict=True)
+        payload["call"] = {"module": 0, "shapes": [[1, 1, 1, 1]]}
+        payload["layers"] = [
+            {"key": keys[pair], "module": place, "shapes": _batch(pair[1], target)}
+            for place, pair in enumerate(layers, 1)
         ]
-        code = _modules([layer for layer, _ in layers])
+        payload["networks"] = [
+            {"keys": k, "module": place, "shapes": image}
+            for place, (k, image) in enumerate(zip(named, images, strict=True), len(layers) + 1)
+        ]
+        code = _modules([*(layer for layer, _ in layers), *chains])
     text = _script(code, payload)
     write_atomically(out, lambda draft: write_text(draft, text))
     return {"script": str(out), "bytes": len(text.encode()), "layers": len(layers), "networks": len(networks)}
@@ -109,8 +111,8 @@ def _script(code: str, payload: dict[str, Any]) -> str:
     return f"{inspect.getsource(portable)}\n\n{code}\n\nPAYLOAD = {json.dumps(payload)!r}{end}"
 
 
-def _batch(shape: tuple[int, ...], target: Target) -> list[int]:
-    return [shape[0] * target.batch, *shape[1:]]
+def _batch(shapes: Shapes, target: Target) -> list[list[int]]:
+    return [[shape[0] * target.batch, *shape[1:]] for shape in shapes]
 
 
 def _layers(space: SearchSpace) -> Iterator[_Inputs]:
@@ -118,7 +120,7 @@ def _layers(space: SearchSpace) -> Iterator[_Inputs]:
     rng, seen = python_rng(0, "layers"), set[_Inputs]()
 
     def new(architecture: Architecture) -> list[_Inputs]:
-        pairs = [(layer, shape) for _, layer, shape in layer_inputs(space.blueprint(architecture))]
+        pairs = [(layer, shapes) for _, layer, shapes in layer_inputs(space.blueprint(architecture))]
         fresh = [pair for pair in pairs if pair not in seen]
         seen.update(fresh)
         return fresh
@@ -139,14 +141,14 @@ def _layers(space: SearchSpace) -> Iterator[_Inputs]:
         yield from fresh
 
 
-def _graph(module: nn.Module, shape: list[int]) -> dict[str, Any]:
+def _graph(module: nn.Module, shapes: list[list[int]]) -> dict[str, Any]:
     """A graph with equal numbers for all weights, which take no time more or less and compress to nothing."""
     with torch.no_grad():
         for tensor in (*module.parameters(), *module.buffers()):
             if tensor.is_floating_point():
                 tensor.fill_(0.015625)
-    content = onnx_bytes(module.eval(), torch.zeros(shape), any_batch=False)
-    return {"graph": base64.b64encode(zlib.compress(content, 9)).decode(), "shape": shape}
+    content = onnx_bytes(module.eval(), tuple(map(torch.zeros, shapes)), any_batch=False)
+    return {"graph": base64.b64encode(zlib.compress(content, 9)).decode(), "shapes": shapes}
 
 
 def _modules(layers: list[Layer]) -> str:

@@ -342,7 +342,8 @@ def _walked(
                 if layer is None:
                     x = as_input(evidence.images, blueprint)
                 else:
-                    x = supernet.run(name, layer, walk[-1][1], batch_statistics=True)
+                    outputs = [x for (_, _, ends), x, _ in walk if ends is not None]
+                    x = supernet.run(name, layer, *layer.inputs(walk[-1][1], outputs), batch_statistics=True)
                     layer_count.evaluated += 1
                 digests = [] if stage is None else [s.digest(stage, x, evidence) for s in scorers]
                 walk.append((step, x, digests))
@@ -362,10 +363,4 @@ def _walked(
 
 def _path(blueprint: Blueprint) -> list[tuple[str, Any, int | None]]:
     """The input size, then each layer with its position and the stage that ends with it."""
-    steps: list[tuple[str, Any, int | None]] = [
-        (f"image {blueprint.image}", None, None),
-        ("stem", blueprint.stem, None),
-    ]
-    for i, stage in enumerate(blueprint.stages):
-        steps += [(f"stages.{i}.{j}", layer, i if j == len(stage) - 1 else None) for j, layer in enumerate(stage)]
-    return [*steps, ("head", blueprint.head, None)]
+    return [(f"image {blueprint.image}", None, None), *blueprint.steps()]

@@ -5,6 +5,7 @@ from kdnas.spaces.cell import Cell as Cell
 from kdnas.spaces.channels import Channels as Channels
 from kdnas.spaces.channels import ChannelStage as ChannelStage
 from kdnas.spaces.converted import Converted as Converted
+from kdnas.spaces.enet import ENet as ENet
 from kdnas.spaces.enlarged import Enlarged as Enlarged
 from kdnas.spaces.macro import Macro as Macro
 from kdnas.spaces.macro import MacroOperation as MacroOperation

@@ -284,6 +284,9 @@ class MBConvSpace(SearchSpace):
         shortcut = "identity" if matches or self.shortcut == "always" else "none"
         if projects:
             shortcut = "project"
+        rest: dict[str, Any] = {"drop_path": row.drop_path} if row.drop_path and matches else {}
+        if self.zero_gamma and shortcut != "none":
+            rest["zero_gamma"] = True
         return layer(
             "kdnas.blocks.mbconv:MBConv",
             bank=bank,
@@ -295,8 +298,7 @@ class MBConvSpace(SearchSpace):
             activation=activation,
             shortcut=shortcut,
             **squeeze,
-            **({"drop_path": row.drop_path} if row.drop_path and matches else {}),
-            **({"zero_gamma": True} if self.zero_gamma and shortcut != "none" else {}),
+            **rest,
         )
 
     def _head(self, inputs: int, width: int) -> Layer:

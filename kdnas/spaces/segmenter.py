@@ -1,11 +1,12 @@
 """Networks that classify every pixel: width and depth of each stage, and of the head."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar, Literal, Self, final
+from typing import Any, Literal, final
 
 from kdnas.architecture import Architecture, Choice, Value
-from kdnas.space import Depths, Layer, SearchSpace, Size, SizeOptions, Sizes, layer
+from kdnas.space import Depths, Layer, Size, SizeOptions, layer
+from kdnas.spaces._dense import DenseSpace
 from kdnas.spaces.resnet import ResNetStage, option_of, stage_choices
 from kdnas.specs import check_literals
 
@@ -15,20 +16,20 @@ _HEADS = {"lraspp": "kdnas.blocks.dense:LrAspp", "aspp": "kdnas.blocks.dense:Asp
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class Segmenter(SearchSpace):
+class Segmenter(DenseSpace):
     """A backbone of residual or inverted residual blocks, and a head that classifies every position.
 
     Networks take images of any size; costs are counted at `size`, which is that of the data. A setting with one option
     is no choice. The first block of a stage has no identity shortcut, whatever its widths.
 
     Attributes:
-        size: height and width of the images that costs are counted at.
         block: `basic` (two 3x3 convolutions) or `mbconv` (1x1, depthwise 3x3, 1x1).
         stem_widths: options for the channels of the stem.
         stem_stride: stride of the stem.
         stages: options per stage; a ratio is the inner channels per channel of the output (`basic`) or of the input
             (`mbconv`, above 1).
         heads: options for the head: `lraspp`, `aspp`.
+        low_level: whether `lraspp` also reads the last map of a higher resolution than the deepest, if there is one.
         head_widths: options for the channels of the head.
         head_depths: options for the number of 3x3 convolutions before the classifier.
 
@@ -37,7 +38,6 @@ class Segmenter(SearchSpace):
     Differs: elastic; no dilated backbone, its stride is that of the stages; see the heads.
     """
 
-    size: Sizes = (128, 128)
     block: Literal["basic", "mbconv"] = "basic"
     stem_widths: SizeOptions = (16,)
     stem_stride: Size = 2
@@ -47,10 +47,9 @@ class Segmenter(SearchSpace):
         ResNetStage(widths=(64, 96), depths=(1, 2, 3), stride=2),
     )
     heads: Heads = ("lraspp", "aspp")
+    low_level: bool = True
     head_widths: SizeOptions = (32, 64)
     head_depths: Depths = (0, 1)
-
-    dense: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -59,13 +58,6 @@ class Segmenter(SearchSpace):
             raise ValueError("`stages` must not be empty.")
         if not self.heads or len(set(self.heads)) < len(self.heads):
             raise ValueError(f"`heads` must be some of {', '.join(_HEADS)}, each once, got {self.heads!r}.")
-        if self.resolutions != (32,):
-            raise ValueError(
-                "`resolutions` (--size) must be left out for networks that take images of any size: the data give "
-                "their size."
-            )
-        if len(self.size) != 2:
-            raise ValueError(f"`size` must be height and width, got {self.size!r}.")
         if tuple(sorted(set(self.head_depths))) != self.head_depths:
             raise ValueError(f"`head_depths` must be ascending, got {list(self.head_depths)}.")
         ratios = [ratio for stage in self.stages for ratio in stage.ratios]
@@ -91,7 +83,7 @@ class Segmenter(SearchSpace):
         stem = layer(
             "kdnas.blocks.basic:ConvNormAct", inputs=self.image_channels, outputs=width, stride=self.stem_stride
         )
-        stages = []
+        stages, widths = [], []
         for index, stage in enumerate(self.stages):
             outputs, blocks = option(f"stage{index}.width", stage.widths), []
             for place in range(option(f"stage{index}.depth", stage.depths)):
@@ -99,10 +91,15 @@ class Segmenter(SearchSpace):
                 blocks.append(self._block(width, outputs, ratio, stage.stride if place == 0 else 1, first=place == 0))
                 width = outputs
             stages.append(tuple(blocks))
+            widths.append(width)
         kind: Value = option("head.kind", self.heads)
+        reads = self._finer if kind == "lraspp" and self.low_level else ()
+        low: dict[str, Any] = {"low": widths[reads[0]]} if reads else {}
         head = layer(
             _HEADS[str(kind)],
             bank=str(kind),
+            reads=reads,
+            **low,
             inputs=width,
             width=option("head.width", self.head_widths),
             classes=self.classes,
@@ -110,15 +107,10 @@ class Segmenter(SearchSpace):
         )
         return stem, tuple(stages), head
 
-    def size_of(self, architecture: Architecture) -> tuple[int, int]:
-        """The size of the data's images."""
-        del architecture
-        height, width = self.size
-        return height, width
-
-    def fitted(self, *, classes: int, image_channels: int, size: tuple[int, int] | None = None) -> Self:
-        """The same space for data with other classes, channels and size."""
-        return replace(self, classes=classes, image_channels=image_channels, size=size or self.size)
+    @property
+    def _finer(self) -> tuple[int, ...]:
+        """The last stage with a map of a higher resolution than the deepest; none where all have its resolution."""
+        return tuple(i - 1 for i, stage in enumerate(self.stages) if i > 0 and stage.stride > 1)[-1:]
 
     def _block(self, inputs: int, outputs: int, ratio: float, stride: int, *, first: bool) -> Layer:
         if self.block == "basic":

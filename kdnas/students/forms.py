@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple, final, get_args
 import torch
 from torch import Tensor, nn
 
-from kdnas.blocks.basic import enlarge, split_logits
+from kdnas.blocks.basic import chained, enlarge, split_logits
 from kdnas.costs.latency import timed
 from kdnas.data.base import Data
 from kdnas.runs.files import FULL, plain, write_bytes
@@ -81,7 +81,7 @@ class Interface:
             module.mean.zero_()
             module.std.fill_(1)
         if self.output == "coarse_logits":
-            return _Coarse(module, card.image_outputs)
+            return _Coarse(module, card)
         return nn.Sequential(module, _Shares()) if self.output == "probabilities" else module
 
 
@@ -91,17 +91,18 @@ class _Coarse(nn.Module):
 
     Args:
         student: of student.py.
-        image_outputs: how many of its outputs are of the whole image.
+        card: the student's.
     """
 
-    def __init__(self, student: nn.Module, image_outputs: int) -> None:
+    def __init__(self, student: nn.Module, card: Card) -> None:
         super().__init__()
-        self.student, self.image_outputs = student, image_outputs
+        self.student, self.image_outputs, self.reads = student, card.image_outputs, card.blueprint.head.reads
 
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """`[batch, classes, height / stride, width / stride]`, and the logits of the whole image, if any."""
         student: Any = self.student
-        logits: Tensor = student.head(student.stages(student.stem((images - student.mean) / student.std)))
+        x = student.stem((images - student.mean) / student.std)
+        logits: Tensor = chained([*student.stages, student.head], self.reads, x)
         if not self.image_outputs:
             return logits
         return logits[:, : -self.image_outputs], split_logits(enlarge(logits, images), self.image_outputs)[1]

@@ -177,7 +177,7 @@ def _forward(blueprint: Blueprint, height: int, width: int, definitions: Definit
     """The body of `Student.forward` after its quotation marks, for images of this size."""
     if blueprint.dense:
         enlarge = definitions.name("kdnas.blocks.basic", "enlarge")
-        logits, more = f"{enlarge}(self.head(self.stages(self.stem(x))), images)", ""
+        logits, more = f"{enlarge}({_call(blueprint, 'x', definitions)}, images)", ""
         if image_outputs:
             split = definitions.name("kdnas.blocks.basic", "split_logits")
             logits, more = f"{split}({logits}, {image_outputs})", ", and those of the whole image"
@@ -189,7 +189,16 @@ def _forward(blueprint: Blueprint, height: int, width: int, definitions: Definit
     inner = "x" if own == (height, width) else f"{resize}(x, {own[0]}, {own[1]})"
     return f'''Logits; images of another size are resized."""
         x = ({resize}(images, {height}, {width}) - self.mean) / self.std
-        return self.head(self.stages(self.stem({inner})))'''
+        return {_call(blueprint, inner, definitions)}'''
+
+
+def _call(blueprint: Blueprint, x: str, definitions: Definitions) -> str:
+    """The expression of what the head returns."""
+    reads = blueprint.head.reads
+    if not reads:
+        return f"self.head(self.stages(self.stem({x})))"
+    chained = definitions.name("kdnas.blocks.basic", "chained")
+    return f"{chained}([*self.stages, self.head], {_literal(reads)}, self.stem({x}))"
 
 
 def check_modules(blueprint: Blueprint) -> None:

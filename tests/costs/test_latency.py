@@ -256,12 +256,12 @@ def test_every_module_is_compiled_however_many_of_one_class_there_are(monkeypatc
 
     monkeypatch.setattr(torch, "compile", lambda module, dynamic: compile_(module, dynamic=dynamic, backend=counting))
     torch._dynamo.reset()
-    calls = [latency.runner("compile", Layered(width), torch.zeros(1, width), 1) for width in range(1, 12)]
+    calls = [latency.runner("compile", Layered(width), (torch.zeros(1, width),), 1) for width in range(1, 12)]
     assert len(graphs) == 11
     with torch.no_grad():
         assert [call().shape[1] for call in calls] == list(range(1, 12)) and len(graphs) == 11
-    entries = [{"shape": [1, width], "modules": [place]} for place, width in enumerate(range(1, 12))]
+    entries = [{"shapes": [[1, width]], "module": place} for place, width in enumerate(range(1, 12))]
     modules = [lambda width=width: Layered(width) for width in range(1, 12)]
     for entry in entries:
-        portable.call_of_modules(entry, modules, compiles=True)()
+        portable.call_of_module(entry, modules, compiles=True)()
     assert len(graphs) == 22

@@ -91,8 +91,8 @@ def fake(monkeypatch):
     now = [0.0]
     monkeypatch.setattr("time.perf_counter", lambda: now[0])
 
-    def runner(runtime, module, image, threads):
-        seconds = 5e-3 + 1e-3 * len(image) * sum(p.numel() for p in module.parameters())
+    def runner(runtime, module, inputs, threads):
+        seconds = 5e-3 + 1e-3 * len(inputs[0]) * sum(p.numel() for p in module.parameters())
         return lambda: now.__setitem__(0, now[0] + seconds)
 
     hook = torch.nn.modules.module.register_module_forward_hook(lambda *_: now.__setitem__(0, now[0] + 1e-3))
@@ -124,7 +124,7 @@ def test_the_call_that_is_subtracted_runs_a_kernel_where_programs_without_one_ar
     modules = []
     monkeypatch.setattr(LatencyTable, "_measure", lambda table, module, shape: modules.append((module, shape)) or 1e-3)
     LatencyTable(CPU, repeats=1, target=Target(runtime)).sum(SPACE.blueprint(SPACE.smallest))
-    module, shape = modules[0]
+    module, (shape,) = modules[0]
     assert any(module.parameters()) == (runtime == "compile") and module(torch.ones(shape)).shape == shape
 
 
@@ -140,7 +140,7 @@ def test_the_runtimes_compute_what_the_module_does():
     module, image = torch.nn.Linear(3, 2).eval(), torch.rand(2, 3)
     for runtime in ("eager", "onnxruntime"):
         with torch.no_grad():
-            assert torch.allclose(kdnas.costs.latency.runner(runtime, module, image, 1)(), module(image), atol=1e-6)
+            assert torch.allclose(kdnas.costs.latency.runner(runtime, module, (image,), 1)(), module(image), atol=1e-6)
 
 
 def test_the_size_of_weights_is_exact(tmp_path):
@@ -199,7 +199,7 @@ def test_a_table_from_elsewhere_predicts_every_network_and_measures_none(tmp_pat
     stored = LatencyTable(CPU, json.loads(json.dumps(rows)), target=target)
     assert stored.layers == table.layers == {r["layer"]: r["seconds"] for r in content["layers"]}
     with pytest.raises(NotMeasured, match="has no layer"):
-        table._layer(layer(torch.nn.Identity), (1, 2))
+        table._layer(layer(torch.nn.Identity), ((1, 2),))
     with pytest.raises(ValueError, match=r"is not known here\. Give it again with --latency-table FILE"):
         LatencyTable(CPU, target=Target("eager", table="0" * 16))
 

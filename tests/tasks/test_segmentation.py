@@ -61,7 +61,7 @@ def shapes() -> Data:
 
 def space() -> Segmenter:
     stages = (ResNetStage(widths=(4, 8), depths=(1, 2)), ResNetStage(widths=(8,), depths=(1,), stride=2))
-    return Segmenter(stem_widths=(4,), stages=stages, head_widths=(4, 8), head_depths=(0, 1))
+    return Segmenter(stem_widths=(4,), stages=stages, heads=("lraspp",), head_widths=(4, 8), head_depths=(0, 1))
 
 
 class TestSegmentation(TaskContract):
@@ -175,7 +175,7 @@ def test_forms_may_return_the_logits_at_the_network_s_stride(folder, tmp_path):
         graph = onnx_function(tmp_path / "more" / "student.onnx", 1)
         for form in (graph, pt2_function(tmp_path / "more" / "student.pt2")):
             coarse = form(images)
-            assert coarse.shape == (2, 2, -(-size[0] // 4), -(-size[1] // 4))
+            assert coarse.shape == (2, 2, -(-size[0] // 2), -(-size[1] // 2))
             torch.testing.assert_close(enlarge(coarse, images), expected, atol=1e-4, rtol=1e-4)
 
 
