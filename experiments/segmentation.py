@@ -205,14 +205,14 @@ def page(
         rows = [r for r in records if r["method"] == method]
         mean = 100 * statistics.mean(r["mIoU"] for r in rows)
         each = ", ".join(f"{100 * r['mIoU']:.2f}" for r in rows)
-        gain = "" if method == CONTROL or CONTROL not in by_method else _gain(mine, by_method[CONTROL], task.quality)
+        gain = "" if method == CONTROL or CONTROL not in by_method else gain_of(mine, by_method[CONTROL], task.quality)
         classes = "" if not gain else _classes(mine, by_method[CONTROL], data)
         spent = statistics.median(r["seconds"] for r in rows)
         lines.append(f"| {method} | {mean:.2f} | {each} | {gain} | {classes} | {spent:.0f} |")
     return "\n".join([*lines, *([] if run is None else _chain(run))]) + "\n"
 
 
-def _gain(mine: np.ndarray, others: np.ndarray, quality: Any) -> str:
+def gain_of(mine: np.ndarray, others: np.ndarray, quality: Any) -> str:
     value, low, high = (100 * bound for bound in difference_interval(mine, others, quality=quality))
     words = f"{value:+.2f} [{low:+.2f}, {high:+.2f}]"
     return f"**{words}**" if low > 0 or high < 0 else words
@@ -279,8 +279,8 @@ def main(arguments: list[str] | None = None) -> None:
     for seed, method in itertools.product(range(options.seeds), METHODS):
         if method in options.only:
             file = folder / "records" / f"{list(METHODS).index(method)}-{seed}.json"
-            record, own = _recorded(file) or one_run(method, seed, recipes["student"], data, teacher, folder)
-            _record(file, record, own)
+            record, own = recorded(file) or one_run(method, seed, recipes["student"], data, teacher, folder)
+            write_record(file, record, own)
             records.append(record)
             grades[method, seed] = own
             print(json.dumps(record), flush=True)
@@ -289,7 +289,7 @@ def main(arguments: list[str] | None = None) -> None:
     options.page.write_text(text, encoding="utf-8")
 
 
-def _recorded(file: Path) -> tuple[dict[str, Any], np.ndarray] | None:
+def recorded(file: Path) -> tuple[dict[str, Any], np.ndarray] | None:
     """A finished training's record and grades."""
     if not file.exists():
         return None
@@ -297,7 +297,7 @@ def _recorded(file: Path) -> tuple[dict[str, Any], np.ndarray] | None:
     return content["record"], np.array(content["grades"])
 
 
-def _record(file: Path, record: dict[str, Any], grades: np.ndarray) -> None:
+def write_record(file: Path, record: dict[str, Any], grades: np.ndarray) -> None:
     if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps({"record": record, "grades": grades.tolist()})

@@ -13,6 +13,7 @@ from kdnas.values import Count, Seed, Size
 
 _MOST_BYTES = 2**30
 _LEAST = 10  # images
+_LINE = 0.025  # width of a line in the masks: small images have few pixels
 _NEAREST = 0.12  # depth from which lanes are drawn: 0 is the horizon, 1 the lower edge
 
 
@@ -39,7 +40,7 @@ def roads(count: Count, height: Size = 64, width: Size = 160, lanes: int = 4, se
         >>> len(data.train), data.image, data.train.labels.shape
         (7, (3, 32, 64), torch.Size([7, 4, 32]))
     """
-    task = Lanes(lanes=lanes)
+    task = Lanes(lanes=lanes, line=_LINE)
     if count < _LEAST:
         raise ValueError(f"`count` of roads must be at least {_LEAST}, got {count}.")
     if min(height, width) < 16:
