@@ -147,10 +147,10 @@ def evidence_of(supernet: Supernet, data: Data, teacher: Teacher) -> Evidence:
     return Evidence(pixels, data.normalise(pixels), labels, teacher(pixels), teacher, data, supernet=supernet)
 
 
-def scores_of(supernet: Supernet, rows: Sequence[BenchmarkRow], evidence: Evidence, kind: str) -> dict[str, Any]:
+def scores_of(supernet: Supernet, codes: Sequence[str], evidence: Evidence, kind: str) -> dict[str, Any]:
     """Every score of every network by name, a list each; of the `family` teacher its own alone."""
     names = (*(SCORERS if kind == "outside" else ()), *BY_TEACHER)
-    networks = [row.architecture for row in rows]
+    networks = [supernet.space.parse(code) for code in codes]
     scorers = [parse_spec("kdnas.scorers", name).build() for name in names]
     columns = dict(zip(names, score_by_all(supernet, networks, scorers, evidence), strict=True))
     table = {name: [score.value for score in column] for name, column in columns.items()}
@@ -247,7 +247,8 @@ def rows_of(part: Part, options: argparse.Namespace, data: Data, teachers: Mappi
         stored = place.with_name(f"{place.stem}-{kind}.json")
         if not stored.exists():
             began = time.process_time()
-            table = scores_of(supernet, rows, evidence_of(supernet, data, teacher), kind)
+            codes = [load_space(part.space).code(row.architecture) for row in rows]  # widths may be divided
+            table = scores_of(supernet, codes, evidence_of(supernet, data, teacher), kind)
             write_json(stored, {"scores": table, "seconds": time.process_time() - began})
         content = json.loads(stored.read_text())
         table = content["scores"]
