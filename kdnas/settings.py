@@ -12,6 +12,9 @@ from kdnas.specs import Spec, nearest, spec
 from kdnas.tables import LATER, shared_folder, structure, unstructure
 from kdnas.values import Amount, Count, Factor, Index, Rate, Sample, Seed, Share, Side, Size, check_fields, shown
 
+PerProcess = Literal["nothing", "statistics", "architectures", "blocks"]
+"""What each process of `torchrun` has for itself."""
+
 
 @final
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +33,8 @@ class Recipe:
         precision: `float32`, or `bfloat16` for autocast.
         seed: random seed for initial weights, batch order, augmentation and sampling.
         per_process: what each process of `torchrun` has for itself: `nothing`, so that they compute what one would;
-            `statistics`, of batch norm and of losses that compare samples; or `architectures` and statistics.
+            `statistics`, of batch norm and of losses that compare samples; `architectures` and statistics; or `blocks`
+            of block_wise, each with the whole batch.
 
     Example:
         >>> recipe = Recipe(steps=100, learning_rate=0.1, warmup=0.1)
@@ -48,7 +52,7 @@ class Recipe:
     clip: Amount = 5.0
     precision: Literal["float32", "bfloat16"] = "float32"
     seed: Seed = 0
-    per_process: Literal["nothing", "statistics", "architectures"] = field(default="nothing", metadata=LATER)
+    per_process: PerProcess = field(default="nothing", metadata=LATER)
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -76,7 +80,7 @@ class RecipeOptions(TypedDict, total=False):
     clip: float | None
     precision: Literal["float32", "bfloat16"] | None
     seed: int | None
-    per_process: Literal["nothing", "statistics", "architectures"] | None
+    per_process: PerProcess | None
 
 
 @final
@@ -169,7 +173,7 @@ class Train:
     rollback: bool = False
     teacher_views: Index = 0
     cache_limit: Factor = 4.0
-    cache_outputs: Literal["all", "top_logits"] = "all"
+    cache_outputs: Literal["all", "top_logits"] = field(default="all", metadata=LATER)
     weights: str = ""
 
     def __post_init__(self) -> None:

@@ -132,6 +132,19 @@ class Distiller(nn.Module, abc.ABC):
     reads_gradients: ClassVar[bool] = False
     model_type: ClassVar[type[Supernet] | type[Network] | None] = None
 
+    @property
+    def is_separable(self) -> bool:
+        """Whether each loss of a step trains parameters of its own, in the order of `parts`.
+
+        Such losses may be spread over processes: `losses` then yields those for which `kdnas.ranks.tensors.mine` holds.
+        """
+        return False
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Names of the losses of every step of a distiller that is separable; known after `prepare`."""
+        return ()
+
     @final
     @classmethod
     def check_model_type(cls, model: type[nn.Module]) -> None:

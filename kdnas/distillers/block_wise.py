@@ -17,7 +17,7 @@ from kdnas.network import Network, as_input
 from kdnas.numerics import as_map, same_positions
 from kdnas.outputs import Outputs
 from kdnas.randomness import python_rng
-from kdnas.ranks import team
+from kdnas.ranks import team, tensors
 from kdnas.similarity import relative_l1
 from kdnas.space import Blueprint, SearchSpace
 from kdnas.specs import check_literals
@@ -50,7 +50,9 @@ class BlockWise(Distiller):
     `L_i = mean((exit_i(S_i(entry_i(Y_{i-1}); a)) - Y_i)^2)`, a mean over samples, channels and positions. The input of
     block 0 is the output of the student's stem. `entry_i` and `exit_i` are 1x1 convolutions without bias,
     from the teacher's channels to the student's and back; they start as the identity if the widths agree. No
-    gradient leaves a block, so the blocks are independent of each other and may be trained in any order.
+    gradient leaves a block, so the blocks are independent of each other and may be trained in any order, or by several
+    processes: with `per_process` blocks process r of n trains blocks r, r + n, ... on the whole batch, no gradient is
+    exchanged, and weights only where all are needed, to be stored or measured.
     If the maps differ in size, `Y_{i-1}` is resized to the block's input in the student (pooled by averaging, or
     interpolated), and the larger of the two compared maps is pooled to the smaller.
 
@@ -98,6 +100,16 @@ class BlockWise(Distiller):
         """Number of blocks; known after `prepare`."""
         return len(self.stages)
 
+    @property
+    def is_separable(self) -> bool:
+        """Whether every step trains all blocks."""
+        return self.order == "together"
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The blocks; known after `prepare`."""
+        return tuple(f"block{block}" for block in range(self.num_blocks))
+
     def prepare(self, model: Model, batch: Batch) -> None:
         """Pair the stages and build the adapters, as wide as the largest subnet."""
         assert isinstance(model, Supernet)
@@ -130,14 +142,15 @@ class BlockWise(Distiller):
         return (step.index * self.num_blocks // step.total,)
 
     def losses(self, model: Model, batch: Batch, step: Step) -> Iterator[tuple[str, Tensor]]:
-        """One loss per block that is trained in this step."""
+        """One loss per block that is trained in this step, by this process."""
         assert isinstance(model, Supernet)
         for block in self.blocks(step):
             architecture = model.space.sample(step.rng(f"block {block}"))
             team.agree("architectures", model.space.code(architecture))
             # The supernet does not count layers that run one by one.
             model.uses.update((n, v) for n, v in architecture.items() if block in self.touched[n])
-            yield f"block{block}", self.loss(model, block, architecture, batch.images, batch.teacher)
+            if tensors.mine(block):
+                yield f"block{block}", self.loss(model, block, architecture, batch.images, batch.teacher)
 
     def loss(self, model: Supernet, block: int, architecture: Architecture, images: Tensor, teacher: Outputs) -> Tensor:
         """The mean squared error of one block on one path.

@@ -291,12 +291,12 @@ def note(name: str, value: Any) -> None:
 
 
 def agree(name: str, value: str) -> None:
-    """Wait in a call until all processes have come here with the same value; nothing where architectures are their own.
+    """Wait in a call until all processes have come here with the same value; nothing where those are their own.
 
     Tensors of other sizes than a process expects would end it without a word, so what decides on them is agreed first.
     """
     team = present()
-    if team is not None and team.per_process != "architectures":
+    if team is not None and team.per_process not in ("architectures", "blocks"):
         team.notes[name] = value
         team.meet(f"{name} {value}")
 

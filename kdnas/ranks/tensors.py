@@ -53,6 +53,12 @@ def part(count: int) -> slice:
     return slice(rank() * each, (rank() + 1) * each)
 
 
+def mine(index: int) -> bool:
+    """Whether this process computes a part of a step that is spread over processes; of others each computes all."""
+    team = present()
+    return team is None or team.per_process != "blocks" or index % team.size == team.rank
+
+
 @contextlib.contextmanager
 def sharing(per_process: str) -> Iterator[None]:
     """Inside, the processes have this for themselves; with `nothing`, batch norm's statistics are the whole batch's.
@@ -70,21 +76,30 @@ def sharing(per_process: str) -> Iterator[None]:
 
 
 def averaged(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """The mean over all processes of each tensor, by one exchange per dtype.
+    """The mean over all processes of each tensor, by one exchange per dtype and device.
 
     The results are parts of one flat tensor; where there is one process, the tensors themselves.
     """
+    return _reduced(tensors, size())
+
+
+def total(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The sum over all processes of each tensor; see `averaged`."""
+    return _reduced(tensors, 1)
+
+
+def _reduced(tensors: Sequence[Tensor], divisor: int) -> list[Tensor]:
     team = present()
     if team is None:
         return list(tensors)
-    means: dict[int, Tensor] = {}
-    for dtype in {tensor.dtype: None for tensor in tensors}:  # in the order of all processes
-        places = [place for place, tensor in enumerate(tensors) if tensor.dtype == dtype]
+    results: dict[int, Tensor] = {}
+    for kind in {(tensor.dtype, tensor.device): None for tensor in tensors}:  # in the order of all processes
+        places = [place for place, tensor in enumerate(tensors) if (tensor.dtype, tensor.device) == kind]
         flat = torch.cat([tensors[place].detach().reshape(-1) for place in places])
         _sum(team, flat)
-        parts = (flat / team.size).split([tensors[place].numel() for place in places])
-        means |= {place: mean.view(tensors[place].shape) for place, mean in zip(places, parts, strict=True)}
-    return [means[place] for place in range(len(tensors))]
+        parts = (flat / divisor if divisor > 1 else flat).split([tensors[place].numel() for place in places])
+        results |= {place: part.view(tensors[place].shape) for place, part in zip(places, parts, strict=True)}
+    return [results[place] for place in range(len(tensors))]
 
 
 def mean(value: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from kdnas.runs.progress import progress
 from kdnas.statistics import share_sentence
 from kdnas.training.guard import Guard
 from kdnas.training.loop import Training
+from kdnas.training.shared import collect
 
 CHECKPOINT_SECONDS = 10.0
 _RARE = 50
@@ -163,7 +164,10 @@ def _record(
         record["conflict"] = training.conflict
     if cadence.weighs(step) and training.shares:
         record["terms"] = {name: share._asdict() for name, share in training.shares.items()}
-    accuracies = evaluate() if evaluate is not None and cadence.evaluates(step) else None
+    accuracies = None
+    if evaluate is not None and cadence.evaluates(step):
+        collect(training)
+        accuracies = evaluate()
     if accuracies is not None:
         record |= {"accuracy": accuracies["accuracy"]} if "accuracy" in accuracies else {"health": accuracies}
     if guard is not None:

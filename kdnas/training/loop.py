@@ -140,7 +140,8 @@ class Training:
         with repeatable(self.device), torch.random.fork_rng(devices=[]):
             process = tensors.rank()
             torch.manual_seed(seed_of(recipe.seed, "step", self.index, *[process] * (process > 0)))
-            self._feed = self._feed.taking(tensors.part(self._feed.steps.size))
+            count = self._feed.steps.size
+            self._feed = self._feed.taking(slice(0, count) if shared.is_spread(self) else tensors.part(count))
             batch = self._batch(self.index)
             # Images may be slow to read, and first steps in other ways; later ones take all processes equally long.
             team.meet("a step", careful=self.is_new)
@@ -161,6 +162,7 @@ class Training:
         losses: list[tuple[str, Tensor]] = []
         first: list[tuple[nn.Parameter, Tensor]] = []
         generator = self.distiller.losses(self.model, batch, step)
+        is_spread = shared.is_spread(self)
         reads_gradients = tensors.size() > 1 and shared.reads_gradients(self.distiller)
         autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bfloat16")
         while True:
@@ -175,20 +177,24 @@ class Training:
                 shared.average(self, losses[-1][1])
             if watch and len(losses) == 1:
                 first = [(p, p.grad.clone()) for p in self.model.parameters() if p.grad is not None]
-        means = shared.average(self, torch.stack([loss for _, loss in losses]))
-        values = self._values([name for name, _ in losses], means)
+        if is_spread:
+            names, means = shared.joined_losses(self, losses)
+        else:
+            names, means = [n for n, _ in losses], shared.average(self, torch.stack([loss for _, loss in losses]))
+        values = self._values(names, means)
         if step.weigh:
             known = (module.shares for module in self.distiller.modules() if isinstance(module, Objective))
             self.shares = next((shares for shares in known if shares), {})
         if watch:
-            if tensors.size() > 1 and not reads_gradients:
+            if tensors.size() > 1 and not reads_gradients and not is_spread:
                 first = shared.averaged_pairs(self, first)
             self.conflict = _conflict(first) if len(losses) > 1 else None
         return values
 
     def _optimize(self) -> None:
         parameters = [p for g in self.optimizer.param_groups for p in g["params"] if p.grad is not None]
-        self.gradient_norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        self.gradient_norm = shared.whole_norm(self, norm)
         if not torch.isfinite(self.gradient_norm):
             raise FloatingPointError(
                 f"the gradient is not finite at step {self.index}, though the losses are. Start again in another "
@@ -212,7 +218,8 @@ class Training:
         return values
 
     def state(self) -> dict[str, Any]:
-        """Weights, learnable parts, optimizer and step."""
+        """Weights, learnable parts, optimizer and step, of all processes."""
+        shared.collect(self)
         return {
             "model": dict(self.model.state_dict()),
             "distiller": dict(self.distiller.state_dict()),

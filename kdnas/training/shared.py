@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from kdnas.training.loop import Training
 
 _PRESENT: list["Training"] = []  # the training whose steps are called
+_BASE: dict[str, Tensor] = {}  # what all processes had of it in common the last time, where its parts are spread
 _WEIGHTS = 16  # steps between two comparisons of all weights
 
 
@@ -38,6 +39,9 @@ def step(training: "Training", watch: bool, weigh: bool) -> dict[str, float]:
 
 def _adopt(training: "Training") -> None:
     _PRESENT[:] = [training]
+    _BASE.clear()
+    if training.recipe.per_process == "blocks":
+        _BASE.update({name: tensor.clone() for name, tensor in _tensors(training).items()})
 
 
 def _take(index: int, watch: bool, weigh: bool) -> dict[str, float]:
@@ -47,7 +51,7 @@ def _take(index: int, watch: bool, weigh: bool) -> dict[str, float]:
     with _observed(training):
         values = training.take(watch, weigh)
     team.note("gradient", float(training.gradient_norm).hex())
-    if index % _WEIGHTS == 0:
+    if index % _WEIGHTS == 0 and not is_spread(training):
         weights = [p.detach() for module in (training.model, training.distiller) for p in module.parameters()]
         team.note("weights", float(torch.nn.utils.get_total_norm(weights)).hex())
     return values
@@ -73,7 +77,7 @@ def average(training: "Training", losses: Tensor) -> Tensor:
     """
     if tensors.size() == 1:
         return losses
-    parameters = [p for group in training.optimizer.param_groups for p in group["params"]]
+    parameters = _parameters(training)
     own = training.recipe.per_process != "nothing"
     buffers = [b for b in training.model.buffers() if b.is_floating_point()] if own else []
     is_used = torch.tensor([p.grad is not None for p in parameters], dtype=losses.dtype, device=losses.device)
@@ -84,6 +88,79 @@ def average(training: "Training", losses: Tensor) -> Tensor:
     for buffer, mean in zip(buffers, means, strict=False):
         buffer.copy_(mean)
     return values
+
+
+def is_spread(training: "Training") -> bool:
+    """Whether each process trains parts of the model, on the whole batch."""
+    return tensors.size() > 1 and training.recipe.per_process == "blocks"
+
+
+def joined_losses(training: "Training", losses: list[tuple[str, Tensor]]) -> tuple[list[str], Tensor]:
+    """Names and values of all parts' losses, of which each process has some."""
+    own, names = dict(losses), list(training.distiller.parts)
+    zero = torch.zeros_like(losses[0][1])
+    (values,) = tensors.total([torch.stack([own.get(name, zero) for name in names])])
+    return names, values
+
+
+def whole_norm(training: "Training", norm: Tensor) -> Tensor:
+    """The Euclidean norm of the whole gradient, from that of this process's."""
+    if not is_spread(training):
+        return norm
+    (square,) = tensors.total([norm.double().square()])
+    return square.sqrt().to(norm.dtype)
+
+
+def collect(training: "Training") -> None:
+    """Put all parts of a training that are spread over processes in place: weights, statistics, optimizer."""
+    if team.leads() and training.is_shared and training.recipe.per_process == "blocks":
+        team.everywhere(_collect)
+
+
+@torch.no_grad()
+def _collect() -> None:
+    (training,) = _PRESENT
+    _fill_state(training)
+    mine = _tensors(training)
+    # Each is changed by one process at most.
+    changed = {name: not torch.equal(t, _BASE.get(name, torch.zeros_like(t))) for name, t in mine.items()}
+    own = [tensor if changed[name] else torch.zeros_like(tensor) for name, tensor in mine.items()]
+    flags, *sums = tensors.total([torch.tensor([float(flag) for flag in changed.values()]), *own])
+    for tensor, flag, value in zip(mine.values(), flags.tolist(), sums, strict=True):
+        if flag:
+            tensor.copy_(value)
+    _BASE.update({name: tensor.clone() for name, tensor in mine.items()})
+
+
+def _tensors(training: "Training") -> dict[str, Tensor]:
+    """All tensors that steps change, by name; those of the optimizer as far as there are any."""
+    listed: dict[str, Tensor] = {}
+    for part, module in (("model", training.model), ("distiller", training.distiller)):
+        listed |= {
+            f"{part}.{name}": tensor.detach() for name, tensor in (*module.named_parameters(), *module.named_buffers())
+        }
+    for place, parameter in enumerate(_parameters(training)):
+        state = training.optimizer.state.get(parameter, {})
+        listed |= {f"optimizer.{place}.{key}": state[key] for key in sorted(state) if isinstance(state[key], Tensor)}
+    return listed
+
+
+def _fill_state(training: "Training") -> None:
+    """Give the optimizer a state of zeros for parameters that only other processes have trained."""
+    states, parameters = training.optimizer.state, _parameters(training)
+    (anywhere,) = tensors.total([torch.tensor([float(bool(states.get(p))) for p in parameters])])
+    for parameter, count in zip(parameters, anywhere.tolist(), strict=True):
+        if count and not states.get(parameter):
+            names = (
+                ("momentum_buffer",) if isinstance(training.optimizer, torch.optim.SGD) else ("exp_avg", "exp_avg_sq")
+            )
+            states[parameter] = {name: torch.zeros_like(parameter) for name in names}
+            if "exp_avg" in names:
+                states[parameter]["step"] = torch.tensor(0.0)
+
+
+def _parameters(training: "Training") -> list[nn.Parameter]:
+    return [p for group in training.optimizer.param_groups for p in group["params"]]
 
 
 def averaged_pairs(training: "Training", pairs: list[tuple[nn.Parameter, Tensor]]) -> list[tuple[nn.Parameter, Tensor]]:
@@ -115,6 +192,9 @@ def check(distiller: Distiller, recipe: Recipe, num_images: int | None = None) -
     processes = team.number()
     if processes == 1:
         return
+    if recipe.per_process == "blocks":
+        _check_spread(distiller, processes)
+        return
     batch = recipe.batch_size if num_images is None else min(recipe.batch_size, num_images)
     if batch % processes:
         raise ValueError(
@@ -141,4 +221,17 @@ def check(distiller: Distiller, recipe: Recipe, num_images: int | None = None) -
         raise ValueError(
             f"`per_process` must be nothing or statistics with {same}, in which all samples of a step decide on "
             "architectures, got architectures."
+        )
+
+
+def _check_spread(distiller: Distiller, processes: int) -> None:
+    if not distiller.is_separable:
+        raise ValueError(
+            f"`per_process` must not be blocks with {type(distiller).__name__}, got blocks: only those of block_wise, "
+            "all of them in every step, are trained apart."
+        )
+    if 0 < len(distiller.parts) < processes:
+        raise ValueError(
+            f"`per_process` blocks needs a block for each process, got {len(distiller.parts)} blocks and {processes} "
+            "processes. Start fewer."
         )

@@ -9,6 +9,7 @@ import torch
 from kdnas.data.feeding import decoding
 from kdnas.distillers.aggregation import Aggregation
 from kdnas.distillers.base import Batch, Distiller, Step
+from kdnas.distillers.block_wise import BlockWise
 from kdnas.distillers.fair_paths import FairPaths
 from kdnas.distillers.from_teacher import FromTeacher
 from kdnas.distillers.prioritized import Prioritized
@@ -21,6 +22,7 @@ from kdnas.specs import algorithms, parse_spec, resolve
 from kdnas.supernet import Supernet
 from kdnas.teachers.base import Frozen
 from kdnas.training import loop
+from kdnas.training import shared as shared_training
 from kdnas.training.loop import Training
 from kdnas.training.shared import check as check_shared
 from tests import processes
@@ -149,6 +151,28 @@ def test_processes_with_architectures_of_their_own_train_both():
             assert any(not torch.equal(shared[0][2][key], fresh[key.removeprefix("model.")]) for key in names), name
 
 
+def test_blocks_spread_over_processes_equal_those_of_one(monkeypatch):
+    recipes = [dataclasses.replace(RECIPE, optimizer=name, clip=0.1, batch_size=11) for name in ("sgd", "adamw")]
+
+    def states(recipe):
+        own, records = training(BlockWise(), recipe), []
+        for step in range(3):
+            losses = own.step(watch=True)
+            if step != 1:  # in between the parts are where they were trained
+                state = own.state()
+                tensors = {f"{part}.{n}": t.clone() for part in ("model", "distiller") for n, t in state[part].items()}
+                moments = {k: v for k, v in state["optimizer"]["state"].items() if v}
+                records.append((tensors, moments, dict(state["uses"])))
+            records.append((losses, float(own.gradient_norm), own.conflict))
+        return records
+
+    def spread():
+        monkeypatch.setattr(shared_training, "average", lambda *_: pytest.fail("gradients are exchanged"))
+        return [states(dataclasses.replace(recipe, per_process="blocks")) for recipe in recipes]
+
+    torch.testing.assert_close(together(spread), [states(recipe) for recipe in recipes], rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("distiller", "changes", "message"),
     [
@@ -160,6 +184,8 @@ def test_processes_with_architectures_of_their_own_train_both():
             {"per_process": "statistics"},
             "`per_process` must be nothing with Contrastive, which remembers",
         ),
+        (SinglePath(), {"per_process": "blocks"}, "`per_process` must not be blocks with SinglePath"),
+        (BlockWise(schedule="one_by_one"), {"per_process": "blocks"}, "must not be blocks with BlockWise"),
     ],
 )
 def test_what_processes_cannot_share_is_refused(monkeypatch, distiller, changes, message):
