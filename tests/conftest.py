@@ -1,5 +1,6 @@
 """One thread per test process: several torch processes with more fight for the cores."""
 
+import functools
 import gc
 import logging
 import os
@@ -34,6 +35,22 @@ def log(caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger("kdnas"), "propagate", True)
     caplog.set_level(logging.INFO, "kdnas")
     return caplog
+
+
+@functools.cache
+def _keep_registry() -> None:
+    from torch.onnx._internal.exporter._registration import ONNXRegistry  # slow to import
+
+    ONNXRegistry.from_torchlib = staticmethod(functools.cache(ONNXRegistry.from_torchlib))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_registry():
+    """torch.onnx reads the source of its five hundred functions anew for each graph, a third of the time; here once."""
+    export = torch.onnx.export
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.onnx, "export", lambda *given, **options: _keep_registry() or export(*given, **options))
+        yield
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -2,12 +2,13 @@
 
 import json
 import random
+from collections.abc import Iterable
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from kdnas.architecture import Architecture
+from kdnas.architecture import Architecture, Choice, Value
 from kdnas.costs.count import cost
 from kdnas.network import Network
 from kdnas.randomness import initialised, torch_rng
@@ -84,7 +85,7 @@ class SpaceContract:
     def test_networks_have_the_classes_and_channels_of_the_data_and_a_feature_map_per_stage(self) -> None:
         small = self._small()
         space = small.fitted(classes=small.classes + 1, image_channels=small.image_channels + 1)
-        for architecture in (space.smallest, space.largest):
+        for architecture in self._within(space, (self.space.smallest, self.space.largest)):
             blueprint = space.blueprint(architecture)
             images = _images(space, architecture)
             outputs = initialised(lambda b=blueprint: Network(b), 0).eval()(images)
@@ -98,7 +99,8 @@ class SpaceContract:
         supernet = initialised(lambda: _supernet(space), 0)
         rng = random.Random(0)
         samples = [space.sample(rng) for _ in range(3)]
-        for architecture in dict.fromkeys((space.smallest, space.largest, *space.covering()[:3], *samples)):
+        ends = self._within(space, (self.space.smallest, self.space.largest, *self.space.covering()[:3]))
+        for architecture in dict.fromkeys((*ends, *samples)):
             student = supernet.extract(architecture)
             assert isinstance(student, Network) and not student.training
             images = _images(space, architecture)
@@ -115,7 +117,7 @@ class SpaceContract:
         with torch.device("meta"):
             supernet = Supernet(space)
         parameters = {id(parameter): name for name, parameter in supernet.named_parameters()}
-        for architecture in {*space.covering(), space.smallest}:
+        for architecture in set(self._within(space, (*self.space.covering(), self.space.smallest))):
             for position, layer in space.blueprint(architecture).named_layers():
                 for _, owner, attribute, _ in supernet._plan(position, layer).sources:
                     parameters.pop(id(getattr(owner, attribute)), None)
@@ -134,6 +136,16 @@ class SpaceContract:
         side = min(32, first)
         resolutions = (side, side + side // 2) if others else (side,)
         return replace(self.space, resolutions=resolutions, classes=min(10, self.space.classes))
+
+    def _within(self, space: SearchSpace, architectures: Iterable[Architecture]) -> list[Architecture]:
+        """The same options in a space whose resolutions alone are others; its own ends would take seconds to find."""
+
+        def option(architecture: Architecture, choice: Choice) -> Value:
+            if choice.name != "resolution":
+                return architecture[choice.name]
+            return choice.options[0 if architecture["resolution"] == self.space.resolutions[0] else -1]
+
+        return [space.decide(lambda choice, a=a: option(a, choice)) for a in architectures]
 
     def _architectures(self) -> list[Architecture]:
         """Different ones, some only in one choice."""

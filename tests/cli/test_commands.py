@@ -310,7 +310,7 @@ def test_a_working_folder_that_was_removed_is_no_error_where_none_is_needed(tmp_
 def test_a_reader_that_has_enough_is_no_error():
     reader, writer = os.pipe()
     os.close(reader)  # before the first line, so that writing fails whenever it comes
-    command = [sys.executable, "-m", "kdnas", "list", "losses"]
+    command = [sys.executable, "-m", "kdnas", "list", "spaces"]
     done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
     os.close(writer)
     assert (done.returncode, done.stderr) == (0, "")

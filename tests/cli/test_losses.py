@@ -2,8 +2,6 @@
 
 import dataclasses
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -21,8 +19,6 @@ from kdnas.tables import space_from_table
 from kdnas.teachers.combined import Route
 from tests.toy import cnn as cnn_teacher
 from tests.toy import experiment
-
-ROOT = Path(__file__).parents[2]
 
 
 def short():
@@ -43,12 +39,9 @@ def storage(tmp_path_factory):
     return folder
 
 
-def test_the_check_prints_every_loss_and_ends_well():
-    done = subprocess.run(
-        [sys.executable, "-m", "kdnas", "losses", "--check"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    lines = done.stdout.strip().splitlines()[1:]
+def test_the_check_prints_every_loss_and_ends_well(capsys):
+    main(["losses", "--check"])
+    lines = capsys.readouterr().out.strip().splitlines()[1:]
     assert [line.split()[0] for line in sorted(lines)] == sorted(algorithms("kdnas.losses"))
     assert len(lines) > 40
     assert all(line.split()[3] == "yes" for line in lines)

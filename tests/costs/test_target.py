@@ -297,7 +297,7 @@ def test_a_script_that_cannot_be_written_says_why(tmp_path, name, target, messag
     ("target", "distribution"), [("eager,threads=1", "torch"), ("onnxruntime,threads=1", "onnxruntime")]
 )
 def test_the_script_runs_where_only_its_runtime_is_installed(tmp_path, target, distribution):
-    write_measuring_script(Toy(depths=(1,)), tmp_path / "m.py", Target.parse(target), 3)
+    write_measuring_script(Toy(depths=(1,), num_stages=1), tmp_path / "m.py", Target.parse(target), 3)
     text = (tmp_path / "m.py").read_text().replace("SECONDS = 0.2", "SECONDS = 0.0")
     said = run_alone(distribution, text, "table.json", folder=tmp_path)
     adopted = adopt(tmp_path / "table.json")

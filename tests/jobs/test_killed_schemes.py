@@ -16,7 +16,6 @@ from kdnas.students.folder import read_student
 from kdnas.tables import space_from_table
 from tests.jobs.test_killed import same_weights
 from tests.killing import CHECKPOINT, drafts, killed, no_graph  # noqa: F401
-from tests.patterns import traced_once  # noqa: F401
 
 pytestmark = pytest.mark.slow  # each test starts a process of its own
 
@@ -224,7 +223,7 @@ def test_the_search_for_an_assistant_s_size(student):
     same_assistants(folder, "auto-killed", "auto")
 
 
-@pytest.mark.parametrize("distiller", ["mutual", "self_distillation", "born_again", "quantization_aware"])
+@pytest.mark.parametrize("distiller", ["mutual", "self_distillation", "born_again"])
 def test_a_scheme_for_one_student(student, distiller):
     run, students = student.parent.parent, student.parent
     arguments = ["retrain", str(student), "--distiller", distiller, "--steps", "12", "--out"]

@@ -2,8 +2,7 @@
 
 import dataclasses
 import json
-import subprocess
-import sys
+import runpy
 from collections.abc import Sequence
 from typing import Any, ClassVar, final
 
@@ -132,13 +131,14 @@ def test_a_task_of_a_test_passes_train_search_finals_and_report(folder):
     assert "Test R2" in page and "mean squared error" in page and "test accuracy" not in page
 
 
-def test_its_student_answers_in_values(folder, tmp_path):
+def test_its_student_answers_in_values(folder, tmp_path, monkeypatch, capsys):
     student = folder / "students" / "student"
     card = json.loads((student / "student.json").read_text())
     assert card["answers"] == "values" and card["output"]["shape"] == ["batch", 1]
     torch.save(torch.rand(2, 3, 8, 8), tmp_path / "images.pt")
-    call = [sys.executable, str((student / "student.py").resolve()), str(tmp_path / "images.pt")]
-    lines = subprocess.run(call, capture_output=True, text=True, check=True).stdout.splitlines()
+    monkeypatch.setattr("sys.argv", ["student.py", str(tmp_path / "images.pt")])
+    runpy.run_path(str(student / "student.py"), run_name="__main__")
+    lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2 and all(line.startswith("brightness ") for line in lines)
 
 
