@@ -74,7 +74,6 @@ ROWS = Path(__file__).with_suffix(".csv")
 SHORT, LONG = 700, 3000
 SEEDS = (0, 1, 2)
 SHARES = {"macs": (0.125, 0.25, 0.5), "latency": (0.75, 0.9)}  # widths alone reach about 0.6 of the ResNet's latency
-LONG_SEEDS = {0.125: 3, 0.25: 2, 0.5: 1}  # how many, by share of the MACs: the larger, the more a training costs
 LATENCY_SEEDS = 1  # short trainings alone
 RECIPE = Recipe(steps=LONG, batch_size=64, learning_rate=0.05)
 TEACHER_RECIPE = Recipe(steps=3000, batch_size=128, learning_rate=0.1)
@@ -159,9 +158,8 @@ def plan(contestants: list[str]) -> Iterator[Task]:
     for steps in (SHORT, LONG):
         for seed in SEEDS:
             for share in SHARES["macs"]:
-                if steps == SHORT or seed < LONG_SEEDS[share]:
-                    for teacher in TEACHERS:
-                        yield from (Task(teacher, "macs", share, name, seed, steps) for name in contestants)
+                for teacher in TEACHERS:
+                    yield from (Task(teacher, "macs", share, name, seed, steps) for name in contestants)
         known = [name for name in contestants if name in LATENCY and steps == SHORT]
         for seed, share, teacher in itertools.product(range(LATENCY_SEEDS), SHARES["latency"], TEACHERS):
             yield from (Task(teacher, "latency", share, name, seed, steps) for name in known)
