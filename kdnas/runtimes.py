@@ -212,11 +212,11 @@ def onnx_function(graph: bytes | Path, threads: int) -> Function:
 
 
 def input_size(graph: bytes) -> list[int]:
-    """Height and width that a graph takes."""
+    """Height and width that a graph takes; empty for any."""
     import onnx
 
     shape = onnx.load_from_string(graph).graph.input[0].type.tensor_type.shape
-    return [axis.dim_value for axis in shape.dim[2:]]
+    return [axis.dim_value for axis in shape.dim[2:] if axis.HasField("dim_value")]
 
 
 def quantized(graph: bytes, batches: Iterable[np.ndarray]) -> bytes:

@@ -200,7 +200,7 @@ def _logits(graph: bytes, images: Images) -> np.ndarray:
     options.add_session_config_entry("session.x64quantprecision", "1")
     session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     entry = session.get_inputs()[0]
-    batches = _batches(images, entry.shape[2:])
+    batches = _batches(images, [side for side in entry.shape[2:] if isinstance(side, int)])
     outputs = (session.run(None, {entry.name: batch}) for batch in batches)
     return np.concatenate([joined(map(torch.from_numpy, each)).numpy() for each in outputs])
 

@@ -38,6 +38,7 @@ from kdnas.specs import spec
 from kdnas.students.card import Card
 from kdnas.students.folder import read_student, write_student
 from kdnas.students.forms import Interface
+from kdnas.students.integers import calibration_images, quantize
 from kdnas.students.parity import Parity
 from kdnas.students.source import load_source
 from kdnas.supernet import Supernet
@@ -212,6 +213,12 @@ def test_point_accuracy_is_the_public_one(seed):
 
     expected = public_points([x[160:711:10] for x in lanes], [x[160:711:10] for x in truth])
     assert points(tensor(lanes), tensor(truth))[0].tolist() == pytest.approx(expected)
+
+
+def test_three_lanes_too_many_are_worth_nothing():
+    many = straight(72, *((place, place) for place in (0.5, 0.1, 0.2, 0.3)))
+    assert points(many[:, :3], many[:, :1])[0].tolist() == pytest.approx([1, 2 / 3, 0])
+    assert points(many, many[:, :1])[0].tolist() == [0, 0, 1]
 
 
 def test_lanes_are_read_from_the_maps_they_were_drawn_in():
@@ -465,3 +472,10 @@ def test_a_card_with_too_many_image_outputs_is_refused(folder):
     for number in (-1, 9):
         with pytest.raises(ValueError, match="`image_outputs` must be fewer than the 9 logits"):
             dataclasses.replace(card, image_outputs=number)
+
+
+def test_a_student_of_any_size_is_quantised(folder, tmp_path):
+    test = drawn().test
+    part = TensorImages(test.images[:4], test.labels[:4], Lanes())
+    result = quantize(folder, tmp_path / "int8.onnx", calibration_images(drawn().search, 4), part, 1.0, Lanes())
+    assert result["bytes"] > 0 and 0 < result["error"] < 0.3 and 0 <= result["accuracy"] <= 1
