@@ -29,6 +29,12 @@ from tests.toy import by_params
 WIDE = dataclasses.replace(by_params().search, budget=Search().budget, num_evaluations=36, control=False)
 
 
+@pytest.fixture(autouse=True)
+def few_untrained(monkeypatch):
+    """A search is compared with scores of its untrained networks, which take longer than all the rest here."""
+    monkeypatch.setattr("kdnas.ranking.controls.TRAINING_FREE_ENTRIES", 3)
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "trained"
@@ -60,7 +66,7 @@ def trainings(monkeypatch):
         architecture, recipe = training.architecture, training.settings.recipe
         calls.append((self.run.space.code(architecture), recipe.steps, recipe.seed))
         begun = self.of(architecture, training.settings)[-1]
-        self._add(dataclasses.replace(begun, step=recipe.steps, accuracy=truth(architecture, recipe.steps)))
+        self.add(dataclasses.replace(begun, step=recipe.steps, accuracy=truth(architecture, recipe.steps)))
 
     monkeypatch.setattr(_trainings.Trainings, "_advance", advance)
     return calls
