@@ -1,7 +1,7 @@
 """A blueprint as an ordinary PyTorch network."""
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, final
@@ -85,35 +85,42 @@ class Network(nn.Module):
             logits = as_logits(self.head(*self.blueprint.head.inputs(x, features)), images, self.blueprint)
             return Outputs(logits, tuple(features), tuple(attentions), images=images)
 
-    def remaining_layers(self, stage: int, feature: Tensor) -> Tensor:
+    def remaining_layers(self, stage: int, feature: Tensor, outputs: Sequence[Tensor] = ()) -> Tensor:
         """The logits that the layers after a stage compute from this map instead of the stage's own output.
 
         In training mode their batch norms use this map's statistics and leave the running ones alone.
 
+        Args:
+            stage: index of the stage.
+            feature: in place of its output.
+            outputs: of the stages; needed for a head that reads a stage before this one.
+
         Raises:
-            ValueError: the head reads a stage before it too.
+            ValueError: they are needed, and missing.
         """
-        outputs = outputs_from(stage, feature, self.blueprint)
+        maps = outputs_until(stage, feature, outputs, self.blueprint)
         later = nn.ModuleList((*self.stages[stage + 1 :], self.head))
         with untracked(later):
             for part in later[:-1]:
-                outputs.append(part(outputs[-1]))
-            return self.head(*self.blueprint.head.inputs(outputs[-1], outputs))
+                maps.append(part(maps[-1]))
+            return self.head(*self.blueprint.head.inputs(maps[-1], maps))
 
 
-def outputs_from(stage: int, feature: Tensor, blueprint: Blueprint) -> list[Tensor]:
-    """The outputs of the stages up to this one, where the map takes the place of this one's; those before are not read.
+def outputs_until(stage: int, feature: Tensor, outputs: Sequence[Tensor], blueprint: Blueprint) -> list[Tensor]:
+    """The outputs of the stages up to this one, with the map in place of its own.
 
     Raises:
-        ValueError: the head reads one of those.
+        ValueError: the head reads one before it, and it is missing.
     """
+    if len(outputs) >= stage:
+        return [*outputs[:stage], feature]
     earlier = [i for i in blueprint.head.reads if i < stage]
     if earlier:
         raise ValueError(
-            f"the layers after stage {stage} must need that stage's map alone, but the head reads stage {earlier[0]} "
-            "too. Use a loss that does not run them, or a space with a head of one map."
+            f"`outputs` must hold those of the {stage} stages before stage {stage}, as the head reads stage "
+            f"{earlier[0]}, got {len(outputs)}."
         )
-    return [feature] * (stage + 1)
+    return [feature] * (stage + 1)  # those before are not read
 
 
 def as_input(images: Tensor, blueprint: Blueprint) -> Tensor:

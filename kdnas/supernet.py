@@ -11,7 +11,7 @@ from torch.func import functional_call
 
 from kdnas.architecture import Architecture, Value
 from kdnas.blocks.basic import AttentionMap, DropPath
-from kdnas.network import BATCH_NORMS, Network, as_input, as_logits, attention_maps, build, outputs_from
+from kdnas.network import BATCH_NORMS, Network, as_input, as_logits, attention_maps, build, outputs_until
 from kdnas.outputs import Outputs
 from kdnas.space import Layer, SearchSpace
 
@@ -122,19 +122,27 @@ class Supernet(nn.Module):
         logits = as_logits(self.run("head", blueprint.head, *inputs, **modes), images, blueprint)
         return Outputs(logits, tuple(features), tuple(attentions), images=images)
 
-    def remaining_layers(self, stage: int, feature: Tensor, architecture: Architecture) -> Tensor:
+    def remaining_layers(
+        self, stage: int, feature: Tensor, architecture: Architecture, outputs: Sequence[Tensor] = ()
+    ) -> Tensor:
         """The logits that a subnet's layers after a stage compute from this map instead of the stage's own output.
 
+        Args:
+            stage: index of the stage.
+            feature: in place of its output.
+            architecture: the subnet.
+            outputs: of the stages; needed for a head that reads a stage before this one.
+
         Raises:
-            ValueError: the head reads a stage before it too.
+            ValueError: they are needed, and missing.
         """
         blueprint = self.space.blueprint(architecture)
-        outputs = outputs_from(stage, feature, blueprint)
+        maps = outputs_until(stage, feature, outputs, blueprint)
         for i in range(stage + 1, len(blueprint.stages)):
             for j, layer in enumerate(blueprint.stages[i]):
                 feature = self.run(f"stages.{i}.{j}", layer, feature, batch_statistics=True)
-            outputs.append(feature)
-        return self.run("head", blueprint.head, *blueprint.head.inputs(feature, outputs), batch_statistics=True)
+            maps.append(feature)
+        return self.run("head", blueprint.head, *blueprint.head.inputs(feature, maps), batch_statistics=True)
 
     def run(
         self, name: str, layer: Layer, *inputs: Tensor, regularise: bool = True, batch_statistics: bool = False

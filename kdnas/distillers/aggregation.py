@@ -1,6 +1,7 @@
 """DFA: search in which shares the teacher's layers form a stage's hint, then distil with these shares."""
 
 from collections.abc import Iterator
+from functools import partial
 from typing import ClassVar, final
 
 import torch
@@ -108,8 +109,9 @@ class Aggregation(Distiller):
         if step.index < self._switch(step.total):
             own = batch.ids.to(batch.images.device) % 2 == 0
             if own.any():
-                at = Moment(step.progress, model.remaining_layers, batch.ids[own.cpu()])
-                yield "bridge", self.hint(model(batch.images[own]), _rows(batch.teacher, own), batch.labels[own], at)
+                student = model(batch.images[own])
+                at = _moment(model, student, step, batch.ids[own.cpu()])
+                yield "bridge", self.hint(student, _rows(batch.teacher, own), batch.labels[own], at)
             else:
                 yield "bridge", connected_zero(*model.parameters())
             return
@@ -127,10 +129,10 @@ class Aggregation(Distiller):
         other = batch.ids.to(batch.images.device) % 2 == 1
         if step.index >= self._switch(step.total) or not other.any():
             return
-        at = Moment(step.progress, model.remaining_layers, batch.ids[other.cpu()])
         with batch_statistics(model):
             with torch.no_grad():
                 student = model(batch.images[other])
+            at = _moment(model, student, step, batch.ids[other.cpu()])
             self.hint.betas.requires_grad_(True)
             bridge = self.hint(student, _rows(batch.teacher, other), batch.labels[other], at)
             regulariser = torch.stack([beta.square().sum() for beta in self.hint.betas]).sum()
@@ -156,6 +158,11 @@ class Aggregation(Distiller):
         step = self.rate * mean / (variance.sqrt() + 1e-8)
         for beta, change in zip(self.hint.betas, step.split([b.numel() for b in self.hint.betas]), strict=True):
             beta -= change
+
+
+def _moment(model: Network, student: Outputs, step: Step, ids: Tensor) -> Moment:
+    """The moment of a loss that runs the student's remaining layers."""
+    return Moment(step.progress, partial(model.remaining_layers, outputs=student.features), ids)
 
 
 def _rows(outputs: Outputs, mask: Tensor) -> Outputs:

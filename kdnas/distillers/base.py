@@ -125,11 +125,13 @@ class Distiller(nn.Module, abc.ABC):
             of its values on equal parts of the batch, or a function of such means by `kdnas.ranks.tensors.mean` and
             `gathered`; so is what it remembers. `any`: moreover the processes may train architectures of their own.
         reads_gradients: whether it reads the parameters' gradients between its losses.
+        of_images: whether it needs logits of the whole image, `[batch, classes]`.
     """
 
     every_layer: ClassVar[bool] = False
     parallel: ClassVar[Parallel] = "no"
     reads_gradients: ClassVar[bool] = False
+    of_images: ClassVar[bool] = False
     model_type: ClassVar[type[Supernet] | type[Network] | None] = None
 
     @property
@@ -156,11 +158,26 @@ class Distiller(nn.Module, abc.ABC):
             raise ValueError(f"{cls.__name__} trains {own}, but the model is {other}. Use {usual}, for example.")
 
     @final
+    def check_answers(self, dense: bool) -> None:
+        """Raise a ValueError where it, or one that it wraps, needs logits of the whole image and gets `dense` ones."""
+        for part in self.modules():
+            if dense and isinstance(part, Distiller) and part.of_images:
+                usual = "from_teacher" if part.model_type is Network else "sandwich"
+                raise ValueError(
+                    f"the distiller {spec(type(part)).name} needs one answer for the whole image, these networks have "
+                    f"one for every pixel. Use {usual}, for example."
+                )
+
+    @final
     def suit(self, task: Task) -> None:
         """Exchange its losses of classes for those that a task has in their place; called before `prepare`.
 
         Other losses of logits see those of pixels alone, where some are of the whole image.
+
+        Raises:
+            ValueError: it needs logits of the whole image, and those of the task are of every pixel.
         """
+        self.check_answers(task.dense)
         for module in list(self.modules()):
             for name, part in list(module.named_children()):
                 if isinstance(part, Loss):
@@ -260,16 +277,16 @@ class ObjectiveDistiller(Distiller):
             architecture: the student's, where the model is a supernet.
         """
         if isinstance(model, Network):
-            at = Moment(step.progress, model.remaining_layers, batch.ids)
+            remaining = partial(model.remaining_layers, outputs=student.features)
         else:
             assert architecture is not None
-            at = Moment(step.progress, partial(model.remaining_layers, architecture=architecture), batch.ids)
+            remaining = partial(model.remaining_layers, outputs=student.features, architecture=architecture)
         yield from self.objective.teach(
             name,
             student,
             self.teacher_outputs(batch, student),
             batch.labels,
-            at,
+            Moment(step.progress, remaining, batch.ids),
             learner=model,
             weigh=step.weigh,
         )

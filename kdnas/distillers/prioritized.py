@@ -91,6 +91,7 @@ class Prioritized(Distiller):
 
     model_type: ClassVar[type[Supernet]] = Supernet
     parallel: ClassVar[Parallel] = "same"
+    of_images: ClassVar[bool] = True
 
     paths: Tensor
     accuracies: Tensor

@@ -49,6 +49,7 @@ class SelfDistillation(Distiller):
 
     model_type: ClassVar[type[Network]] = Network
     parallel: ClassVar[Parallel] = "any"
+    of_images: ClassVar[bool] = True
 
     def __init__(self, *, share: float = 0.3, temperature: float = 3.0, hint: float = 0.03) -> None:
         super().__init__()

@@ -39,7 +39,9 @@ def check_experiment(experiment: Experiment, space: SearchSpace) -> None:
     check_model_type(experiment.retrain.distiller, Network)
     for settings in (train, experiment.retrain):
         if settings.distiller is not None:
-            check_shared(settings.distiller.build(Distiller), settings.recipe)
+            distiller = settings.distiller.build(Distiller)
+            distiller.check_answers(space.dense)
+            check_shared(distiller, settings.recipe)
     for settings in (experiment.search, experiment.second):
         if settings is not None:
             check_search(settings, space, train.distiller)

@@ -91,8 +91,8 @@ def grow(settings: Grow, folder: Path) -> dict[str, Any]:
         a row per control.
 
     Raises:
-        ValueError: the folder holds something else, no architecture is within the budget, or `dynamic` on a space
-            without choices named depth or width.
+        ValueError: a task of pixels, the folder holds something else, no architecture is within the budget, or
+            `dynamic` on a space without choices named depth or width.
 
     Reference: Macko et al., Improving Neural Architecture Search Image Classifiers via Ensemble Learning, 2019,
         sections 3 and 4; Furlanello et al., Born Again Neural Networks, ICML 2018 (the variant).
@@ -101,6 +101,7 @@ def grow(settings: Grow, folder: Path) -> dict[str, Any]:
         more filters.
     """
     data: Data = settings.data.build(Data)
+    check_grown(data)
     if not (folder / MANIFEST).exists():
         space = data.fitted(settings.space)
         preflight(data, folder=folder, space=space, recipe=settings.recipe, budget=settings.budget)
@@ -123,6 +124,15 @@ def grow(settings: Grow, folder: Path) -> dict[str, Any]:
         storage.finish("grow", **summary)
     write_report(storage.folder)
     return {"student": str(student), **summary, "controls": {name: rows[name] for name in controls}}
+
+
+def check_grown(data: Data) -> None:
+    """Raise a ValueError for a task of pixels: the weights of members are fitted to classes of images."""
+    if data.task.dense:
+        raise ValueError(
+            f"a grown ensemble answers for the whole image, the task {data.task.name} has answers for every pixel. Use "
+            "kdnas run."
+        )
 
 
 def _record(ensembles: dict[str, SubnetEnsemble], storage: RunFolder, data: Data) -> dict[str, dict[str, Any]]:

@@ -244,7 +244,7 @@ def test_without_the_path_through_the_student_shares_move_to_what_it_matches_alr
         both = Batch(batch.pixels, batch.labels, batch.ids * 2 + 1, DATA, lambda *_: shown)
         distiller = Aggregation(groups=((0, (0, 1)),), search_share=0.5, teacher_to_student=share, rate=0.3, decay=0.0)
         distiller.prepare(made.model, both)
-        made.model.remaining_layers = lambda stage, feature: feature.mean((2, 3))[:, :3]
+        made.model.remaining_layers = lambda stage, feature, outputs: feature.mean((2, 3))[:, :3]
         made.model.eval()
         for _ in range(40):
             distiller.after(made.model, both, Step(0, 6, 0))

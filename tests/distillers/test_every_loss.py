@@ -89,9 +89,9 @@ def test_aggregation_looks_through_the_student_while_it_searches_and_not_after(m
     seen = []
     remaining_layers = Network.remaining_layers
 
-    def watched(self, stage, feature):
+    def watched(self, stage, feature, outputs):
         seen.append(stage)
-        return remaining_layers(self, stage, feature)
+        return remaining_layers(self, stage, feature, outputs)
 
     monkeypatch.setattr(Network, "remaining_layers", watched)
     made = training(distiller_of(FromTeacher, "aggregation"), Recipe(steps=3, batch_size=16, learning_rate=0.01))

@@ -17,14 +17,18 @@ from kdnas.jobs import _contestants as contestants
 from kdnas.jobs import compare as job
 from kdnas.jobs._arguments import load_settings
 from kdnas.jobs.compare import compare, comparison_table, shared_compare
+from kdnas.network import Network
+from kdnas.randomness import initialised
 from kdnas.report import write_report
 from kdnas.report.comparison import read_comparison
 from kdnas.runs.lock import command
 from kdnas.settings import Compare, systems
 from kdnas.specs import spec
 from kdnas.tables import load_space
+from kdnas.teachers.base import Frozen
 from kdnas.training.loop import Training
 from tests import faults
+from tests.tasks import test_segmentation as segmentation
 from tests.toy import data, files_with
 
 
@@ -78,6 +82,26 @@ def test_a_system_that_does_not_fit_is_listed_with_the_reason(compared):
     # The toy space's second stage takes its input from a width that the first decides.
     assert "reason" in found["results"]["dna"]
     assert "dna is left out: " in comparison_table(found)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("adanas", "a grown ensemble answers for the whole image, the task segmentation has answers for every pixel"),
+        ("scale_factors", "networks for the task segmentation are searched in a space, and not cut down"),
+        ("cream", "the distiller prioritized needs one answer for the whole image"),
+    ],
+)
+def test_a_system_for_whole_images_is_left_out_of_a_comparison_of_segmenters(name, reason):
+    images, space = segmentation.shapes(), segmentation.space()
+    blueprint = images.fitted(space).blueprint(images.fitted(space).smallest)
+    teacher = Frozen(initialised(lambda: Network(blueprint), 0), preprocessing=images.preprocessing)
+    made = spec("tests.tasks.test_segmentation:shapes")
+    contest = contestants.Contest(
+        data_spec=made, data=images, space=space, teacher_spec=made, teacher=teacher, budget=Budget(), seed=0
+    )
+    with pytest.raises(ValueError, match=reason):
+        contestants.contestant(name, contest).step_seconds()
 
 
 def test_the_table_has_the_best_first_and_the_teacher_beside(compared):

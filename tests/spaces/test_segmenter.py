@@ -17,7 +17,7 @@ from kdnas.blocks.dense import LrAspp
 from kdnas.costs.count import cost, counted_macs, feature_shapes, peak_memory
 from kdnas.costs.latency import LatencyTable
 from kdnas.data.base import Data, TensorImages
-from kdnas.network import Network
+from kdnas.network import Network, batch_statistics
 from kdnas.randomness import initialised, torch_rng
 from kdnas.scorers.base import Evidence, OutputScorer, Score, score_all, score_by_all
 from kdnas.scorers.rdm import Rdm
@@ -159,19 +159,20 @@ def test_latency_is_measured_of_heads_of_two_maps_too():
     assert head[1:] == [[1, 6, 7, 9], [1, 8, 4, 5]]
 
 
-def test_what_runs_through_the_remaining_layers_needs_their_maps():
+def test_the_remaining_layers_take_the_student_s_own_earlier_maps():
     supernet = supernet_of()
     architecture, images = head_of("lraspp"), torch.randn(2, 3, 21, 34)
     network = supernet.extract(architecture)
     with torch.no_grad():
-        outputs = network(images)
-        expected = network.head(*outputs.features)
-        assert torch.equal(network.remaining_layers(0, outputs.features[0]), expected)
-    for remaining in (network.remaining_layers, partial(supernet.remaining_layers, architecture=architecture)):
-        with pytest.raises(
-            ValueError, match="after stage 1 must need that stage's map alone, but the head reads stage 0"
-        ):
-            remaining(1, outputs.features[1])
+        low, high = network(images).features
+        assert torch.equal(network.remaining_layers(0, low), network.head(low, high))
+    with torch.no_grad(), batch_statistics(network):
+        for remaining in (network.remaining_layers, partial(supernet.remaining_layers, architecture=architecture)):
+            torch.testing.assert_close(remaining(1, 2 * high, outputs=(low, high)), network.head(low, 2 * high))
+            with pytest.raises(
+                ValueError, match="those of the 1 stages before stage 1, as the head reads stage 0, got 0"
+            ):
+                remaining(1, high)
 
 
 @pytest.mark.parametrize(

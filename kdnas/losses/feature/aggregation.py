@@ -11,6 +11,7 @@ from kdnas.losses.base import Loss, Stage
 from kdnas.losses.stage_pairs import Adapter
 from kdnas.numerics import as_map
 from kdnas.outputs import Moment, Outputs
+from kdnas.tasks.segmentation import at_labels
 
 Groups = tuple[tuple[int, tuple[int, ...]], ...]
 
@@ -115,7 +116,8 @@ class Aggregation(Loss):
                 continue
             # A narrower subnet takes the leading channels, as its own layers would give.
             substitute = self.to_student[index](_resize(mixed, (s.shape[2], s.shape[3])))[:, : s.shape[1]]
-            bridge = F.cross_entropy(at.remaining(i, substitute).to(substitute.dtype), labels)
+            logits = at.remaining(i, substitute).to(substitute.dtype)
+            bridge = F.cross_entropy(at_labels(logits, labels) if logits.dim() == 4 else logits, labels)
             values.append(self.student_to_teacher * hint + self.teacher_to_student * bridge)
         return torch.stack(values).sum()
 

@@ -1,0 +1,59 @@
+"""Every distiller on networks that answer for every pixel: it trains them, or says in one sentence that it cannot."""
+
+import math
+from dataclasses import replace
+
+import pytest
+
+from kdnas.distillers.base import Distiller
+from kdnas.distillers.conflict_free import ConflictFree
+from kdnas.distillers.prioritized import Prioritized
+from kdnas.network import Network
+from kdnas.randomness import initialised
+from kdnas.settings import Recipe
+from kdnas.specs import algorithms, resolve, spec
+from kdnas.supernet import Supernet
+from kdnas.teachers.base import Frozen
+from kdnas.training.loop import Training
+from tests.tasks.test_segmentation import shapes
+from tests.tasks.test_segmentation import space as segmenters
+
+DATA = shapes()
+SPACE = DATA.fitted(replace(segmenters(), heads=("aspp",)))
+TEACHER = initialised(lambda: Network(SPACE.blueprint(SPACE.largest)), 1)
+OF_IMAGES = ("prioritized", "self_distillation")
+SLOW = ("quantization_aware",)  # its training traces the network, most of a minute
+
+
+def training(name, space=SPACE):
+    distiller = spec(resolve(algorithms("kdnas.distillers")[name])).build(Distiller)
+    of_networks = distiller.model_type is Network
+    model = initialised(lambda: Network(space.blueprint(space.largest)) if of_networks else Supernet(space), 0)
+    teacher = Frozen(TEACHER, preprocessing=DATA.preprocessing)
+    return Training(model, distiller, DATA, teacher, Recipe(steps=3, batch_size=4, learning_rate=0.05))
+
+
+@pytest.mark.parametrize("name", [name for name in algorithms("kdnas.distillers") if name not in (*OF_IMAGES, *SLOW)])
+def test_a_distiller_trains_networks_that_answer_for_every_pixel(name):
+    trained = training(name)
+    for _ in range(3):
+        values = trained.step()
+        assert values and all(map(math.isfinite, values.values()))
+
+
+@pytest.mark.parametrize("name", OF_IMAGES)
+def test_what_needs_logits_of_whole_images_is_refused(name):
+    with pytest.raises(ValueError, match=f"{name} needs one answer for the whole image, these networks have one for"):
+        training(name)
+
+
+def test_what_is_wrapped_is_refused_too():
+    wrapped = ConflictFree(inner=spec(Prioritized))
+    wrapped.check_answers(False)
+    with pytest.raises(ValueError, match="prioritized needs one answer for the whole image"):
+        wrapped.check_answers(True)
+
+
+def test_a_bridge_runs_through_a_head_of_two_maps():
+    trained = training("aggregation", DATA.fitted(segmenters()))
+    assert math.isfinite(trained.step()["bridge"])
