@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from kdnas.data.augmentation import Augmentation
@@ -17,10 +18,24 @@ from kdnas.data.sources import csv, hf, npz, parquet, wds
 from kdnas.plain import typed_path
 from kdnas.specs import Spec, check_typed, nearest, resolve, spec, split_options
 
-_FORMS = (
-    "digits, folder:PATH, masks:PATH, culane:PATH, tusimple:PATH, roads:COUNT, hf:FOLDER_OR_NAME, parquet:FILES, "
-    "wds:FILES, csv:FILE, npz:FILE, cifar10:PATH, cifar100:PATH, package.module:function or strong:TEXT"
-)
+LOADERS: Mapping[str, tuple[Callable[..., Data], str]] = {
+    "digits": (digits, ""),
+    "folder": (folder, "PATH"),
+    "masks": (masks, "PATH"),
+    "culane": (culane, "PATH"),
+    "tusimple": (tusimple, "PATH"),
+    "roads": (roads, "COUNT"),
+    "hf": (hf, "FOLDER_OR_NAME"),
+    "parquet": (parquet, "FILES"),
+    "wds": (wds, "FILES"),
+    "csv": (csv, "FILE"),
+    "npz": (npz, "FILE"),
+    "cifar10": (cifar10, "PATH"),
+    "cifar100": (cifar100, "PATH"),
+}
+"""By name, the loader and what follows the name after a colon."""
+FORMS = tuple(f"{name}:{more}" if more else name for name, (_, more) in LOADERS.items())
+_FORMS = f"{', '.join(FORMS)}, package.module:function or strong:TEXT"
 
 
 def strong(data: Spec) -> Data:
@@ -63,10 +78,7 @@ def load_data(text: str, **options: object) -> Spec:
         return spec(strong, data=load_data(rest, **options))
     name, typed = _typed(text)
     kind, colon, path = name.partition(":")
-    loaders = {"digits": digits, "folder": folder, "masks": masks, "cifar10": cifar10, "cifar100": cifar100}
-    loaders |= {"hf": hf, "parquet": parquet, "wds": wds, "csv": csv, "npz": npz}
-    loaders |= {"culane": culane, "tusimple": tusimple, "roads": roads}
-    if kind in loaders:
+    if kind in LOADERS:
         if kind != "digits" and not path:
             what, form = ("number of images", "COUNT") if kind == "roads" else ("path", "PATH")
             raise ValueError(f"{kind} must have a {what}: {kind}:{form}.")
@@ -77,8 +89,8 @@ def load_data(text: str, **options: object) -> Spec:
         paths = {} if kind in ("digits", "roads") else {"path": path if is_name else str(place.resolve())}
         if kind == "roads":
             typed |= split_options(f"_,count={path}")[1]
-        source = spec(loaders[kind], **paths, **typed, **options)
-    elif path.isidentifier() and not difflib.get_close_matches(kind, loaders, cutoff=0.8):
+        source = spec(LOADERS[kind][0], **paths, **typed, **options)
+    elif path.isidentifier() and not difflib.get_close_matches(kind, LOADERS, cutoff=0.8):
         try:
             resolve(name)
         except ValueError as error:
@@ -88,7 +100,7 @@ def load_data(text: str, **options: object) -> Spec:
         source = spec(name, **typed, **options)
     else:
         near = (
-            f" Did you mean folder:{text}?" if text and Path(text).is_dir() else nearest(kind, loaders) if kind else ""
+            f" Did you mean folder:{text}?" if text and Path(text).is_dir() else nearest(kind, LOADERS) if kind else ""
         )
         raise ValueError(f"data must be {_FORMS}, got {text!r}.{near}")
     check_typed(name, source.make, {**typed, **options})

@@ -27,10 +27,9 @@ def listing(what: str) -> str:
 
         return _lines(systems().items())
     if what == "data":
-        from kdnas import data
+        from kdnas.data.load import FORMS, LOADERS
 
-        loaders = (data.digits, data.folder, data.cifar10, data.cifar100)
-        rows = [(f.__name__ if f is data.digits else f"{f.__name__}:PATH", _first(f)) for f in loaders]
+        rows = [(form, _first(loader)) for form, (loader, _) in zip(FORMS, LOADERS.values(), strict=True)]
         return _lines([*rows, ("package.module:function", "A function of yours that returns a Data.")])
     if what == "losses":
         from kdnas.losses.check import describe
