@@ -1,10 +1,12 @@
 """Hooks and modes leave nothing behind; batch-norm statistics are re-estimated, by hand."""
 
+import os
+
 import pytest
 import torch
 from torch import nn
 
-from kdnas.network import batch_statistics, calibrate, hooked, modes, untracked
+from kdnas.network import batch_statistics, calibrate, hooked, modes, repeatable, untracked
 from tests.toy import data
 
 DATA = data()
@@ -174,3 +176,22 @@ def test_one_batch_makes_evaluation_nearly_the_same_as_training_on_it():
     images = batches()[0]
     calibrate(network, [images])
     torch.testing.assert_close(network.eval()(images), network.train()(images), rtol=0.02, atol=0.02)
+
+
+def test_on_a_gpu_sums_are_repeatable_inside_and_as_they_were_afterwards(monkeypatch):
+    memory = torch.utils.deterministic
+    monkeypatch.setattr(memory, "fill_uninitialized_memory", True)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+
+    def flags():
+        sums = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+        return *sums, memory.fill_uninitialized_memory, torch.backends.cudnn.benchmark
+
+    assert flags() == (False, False, True, True)
+    with pytest.raises(KeyError), repeatable(torch.device("cuda")):
+        assert flags() == (True, True, False, False) and os.environ["CUBLAS_WORKSPACE_CONFIG"]
+        raise KeyError
+    assert flags() == (False, False, True, True)
+    with repeatable(torch.device("cpu")):
+        assert flags() == (False, False, True, True)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from kdnas.cli.commands import main
+from kdnas.distillers import quantization_aware
 from kdnas.distillers.from_teacher import FromTeacher
 from kdnas.distillers.quantization_aware import QuantizationAware
 from kdnas.network import Network
@@ -183,3 +184,23 @@ def test_mistakes_are_said(monkeypatch):
 class Branching(torch.nn.Module):
     def forward(self, x):
         return x if float(x.sum()) > 0 else -x
+
+
+def test_where_nothing_is_rounded_in_one_trace_the_strict_one_is_taken(monkeypatch):
+    """As under torch 2.11, whose other trace does not say which layer an operation is of."""
+    export, observers, traces = torch.export.export, quantization_aware._observers, []
+
+    def traced(*arguments, strict=False, **options):
+        traces.append(strict)
+        return export(*arguments, strict=strict, **options)
+
+    monkeypatch.setattr(torch.export, "export", traced)
+    monkeypatch.setattr(quantization_aware, "_observers", lambda graph: observers(graph) if traces[-1] else [])
+    assert len(training(QuantizationAware(begin=0.0)).distiller.observers) > 4
+    assert traces == [False, True]
+
+
+def test_a_network_of_which_nothing_is_rounded_is_refused(monkeypatch):
+    monkeypatch.setattr(quantization_aware, "_observers", lambda graph: [])
+    with pytest.raises(ValueError, match="the student must have a layer that is rounded"):
+        training(QuantizationAware(begin=0.0))
