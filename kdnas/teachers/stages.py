@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from kdnas.network import hooked
+from kdnas.runtimes import joined
 
 _NO_STAGE = (
     *(nn.Identity, nn.Dropout, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout),  # the same map again
@@ -302,7 +303,8 @@ def logits_of(outputs: Any, classes: int | None = None, *, dense: bool = False) 
 
     A tensor; the entry `logits`, else `out`, `output` or `prediction`, of a mapping, a named tuple or an object; else
     the only tensor with two axes, for `dense` with four, and with this number of classes. A map of one pixel counts as
-    a vector, unless for `dense`.
+    a vector, unless for `dense`. For `dense` also a map and a vector that have so many together, such as lanes and
+    their existence: the numbers of the vector become maps after the others.
 
     Args:
         outputs: what the network returned.
@@ -321,6 +323,10 @@ def logits_of(outputs: Any, classes: int | None = None, *, dense: bool = False) 
         pixel = not dense and outputs.dim() == 4 and outputs.shape[2:] == (1, 1)
         return (outputs[:, :, 0, 0] if pixel else outputs).float()
     entries = _entries(outputs)
+    if dense and classes is not None:
+        maps, vectors = ([x for x in entries.values() if isinstance(x, Tensor) and x.dim() == n] for n in (4, 2))
+        if len(maps) == len(vectors) == 1 and maps[0].shape[1] + vectors[0].shape[1] == classes:
+            return joined((maps[0], vectors[0])).float()
     named = {name.casefold().rstrip("s"): value for name, value in entries.items() if isinstance(value, Tensor)}
     main = next((named[name] for name in _LOGITS if name in named), None)
     if main is not None:

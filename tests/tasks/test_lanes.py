@@ -29,6 +29,7 @@ from kdnas.losses.of_task import OfMaps, OfTask
 from kdnas.losses.response.logit_standardization import LogitStandardization
 from kdnas.network import Network
 from kdnas.outputs import Outputs
+from kdnas.preprocessing import Preprocessing
 from kdnas.randomness import initialised, torch_rng
 from kdnas.runtimes import joined, onnx_function
 from kdnas.settings import Recipe
@@ -453,6 +454,18 @@ def test_the_report_shows_the_lanes_of_image_teacher_and_student(folder, tmp_pat
         if name in colours:
             colour = [int(colours[name][i : i + 2], 16) for i in (1, 3, 5)]
             assert np.array_equal((truth == colour).all(2), mask == number)
+
+
+def test_a_teacher_may_give_maps_and_existence_apart(folder):
+    (network, _), module = read_student(folder), load_source(folder)
+    images = torch.rand(2, 3, *SIZE, generator=torch_rng("apart"))
+    own = Preprocessing(height=SIZE[0], width=SIZE[1], mean=(0.0,) * 3, std=(1.0,) * 3)
+    teacher = Frozen(module, preprocessing=own, stages=(), classes=9, dense=True)
+    packed = network((images - module.mean) / module.std).logits.detach()
+    assert torch.equal(Lanes().lanes_of(teacher(images).logits), Lanes().lanes_of(packed))
+    torch.testing.assert_close(teacher(images).logits[:, 5:].mean((2, 3)), packed[:, 5:].mean((2, 3)))
+    with pytest.raises(ValueError, match="must return logits"):
+        Frozen(module, preprocessing=own, stages=(), classes=8, dense=True)(images)
 
 
 def test_the_code_of_a_student_says_what_it_shows(folder, tmp_path):
