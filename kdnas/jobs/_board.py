@@ -16,7 +16,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import DBAPIError
 
-from kdnas.jobs._storage import cause_of, may_pass, opened, quiet
+from kdnas.jobs._storage import READS, cause_of, may_pass, opened, quiet, remedy
 from kdnas.runs import lock
 
 _log = logging.getLogger(__name__)
@@ -289,14 +289,13 @@ class Board:
         """What the storage answers; a lost connection is tried again for five minutes."""
         until, pause, was_away = time.monotonic() + _PATIENCE, 0.5, False
         while True:
+            token = READS.set(function.__name__.startswith("get_"))
             try:
                 result = function(*arguments)
             except (StorageInternalError, DBAPIError) as error:
                 was_away, cause = True, error.__cause__ or error
                 if not may_pass(cause):
-                    raise ValueError(
-                        f"the storage cannot be used: {cause_of(cause)}. Name another database."
-                    ) from error
+                    raise ValueError(f"the storage cannot be used: {cause_of(cause)}. {remedy(cause)}") from error
                 if time.monotonic() > until:
                     raise ValueError(
                         f"the storage does not answer ({cause_of(cause)}). Once it does, the same command goes on."
@@ -309,6 +308,8 @@ class Board:
                 time.sleep(pause)
                 pause = min(5.0, 2 * pause)
                 continue
+            finally:
+                READS.reset(token)
             if was_away:  # nobody could give a sign of life
                 self._beats = {number: (beat, time.monotonic()) for number, (beat, _) in self._beats.items()}
             return result

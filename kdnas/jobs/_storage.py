@@ -5,6 +5,7 @@ import re
 import sqlite3
 import warnings
 from collections.abc import Iterator
+from contextvars import ContextVar
 from typing import Any
 
 import optuna
@@ -24,6 +25,8 @@ from sqlalchemy.exc import (
 from kdnas.plain import printable, reason
 from kdnas.runs.files import plain
 
+READS = ContextVar("reads", default=False)
+"""Whether what is asked of a storage writes nothing."""
 _ANSWER = 10.0  # seconds in which a proxy answers
 
 
@@ -86,7 +89,8 @@ def _database(parsed: URL, form: str) -> RDBStorage:
         ) from None
     except DBAPIError as error:
         raise ValueError(
-            f"the storage {shown} cannot be used: {cause_of(error)}. Check server, name and password."
+            f"the storage {shown} cannot be used: {cause_of(error)}. "
+            + (remedy(error) if "full" in cause_of(error) else "Check server, name and password.")
         ) from None
     versions = storage.get_current_version(), storage.get_head_version()
     if versions[0] != versions[1]:
@@ -102,13 +106,13 @@ def _database(parsed: URL, form: str) -> RDBStorage:
 
 
 def _in_turn(engine: Engine) -> None:
-    """Let transactions on SQLite begin one after another: it has no locks of rows, so two could claim the same one."""
+    """Let transactions that write on SQLite begin one after another: without locks of rows two could claim one."""
 
     @event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:
         # The driver would begin at the first write only, after what decides on it was read.
         connection.connection.dbapi_connection.isolation_level = None  # type: ignore[union-attr]
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
+        connection.exec_driver_sql("BEGIN" if READS.get() else "BEGIN IMMEDIATE")
 
 
 def _tables(url: str) -> list[str]:
@@ -142,6 +146,13 @@ def may_pass(cause: BaseException) -> bool:
     if isinstance(own, sqlite3.Error):
         return "locked" in str(own)
     return not isinstance(cause, ProgrammingError | DataError | NotSupportedError)
+
+
+def remedy(cause: BaseException) -> str:
+    """What to do about an error that does not pass by itself."""
+    if "full" in cause_of(cause):
+        return "Make room there; the same command goes on."
+    return "Name another database."
 
 
 def cause_of(error: BaseException) -> str:

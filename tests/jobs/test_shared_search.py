@@ -238,6 +238,27 @@ def test_an_error_that_does_not_pass_is_said_at_once(tmp_path, monkeypatch):
         Board(storage, "search")
 
 
+def test_a_full_disk_is_said_at_once_and_the_command_goes_on_later(tmp_path, monkeypatch):
+    monkeypatch.setattr(_board.time, "sleep", lambda seconds: None)  # Optuna tries five times
+    monkeypatch.setattr(_board, "_PATIENCE", -1.0)
+    url = f"sqlite:///{tmp_path}/s.db"
+    with opened(url) as storage:
+        board, engine = Board(storage, "search"), storage._backend.engine
+
+        @event.listens_for(engine, "connect")
+        def is_full(connection, _):
+            connection.execute("PRAGMA max_page_count = 1")  # as if no page could be added
+
+        engine.dispose()
+        said = r"the storage cannot be used: database or disk is full\. Make room there; the same command goes on\."
+        with pytest.raises(ValueError, match=said):
+            board.post({"score": "search", "codes": ["x" * 100_000]})
+        board._ended.set()
+    with _board.joined(url, "search") as later:
+        later.post({"score": "search", "codes": ["x" * 100_000]})
+        assert len(later.parts()) == 1
+
+
 def test_no_connection_is_open_after_a_search_whether_it_ends_well_or_not(tmp_path):
     for error in (None, ValueError("it failed")):
         with contextlib.suppress(ValueError), _board.joined(f"sqlite:///{tmp_path}/s.db", "search") as board:

@@ -7,14 +7,17 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 from optuna.trial import TrialState
 
-from kdnas.jobs._board import Board
+from kdnas.jobs import _storage
+from kdnas.jobs._board import Board, joined
 from kdnas.jobs._run import Run
+from kdnas.jobs._shared import SharedAnswers
 from kdnas.jobs._storage import opened
 from kdnas.jobs.finals import finals
 from kdnas.jobs.search import search
@@ -32,6 +35,7 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from kdnas.jobs._run import Run
+from kdnas.jobs._shared import SharedAnswers
 from kdnas.jobs import search as job
 from kdnas.runs.lock import command
 from kdnas.settings import Search
@@ -54,6 +58,7 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from kdnas.jobs._run import Run
+from kdnas.jobs._shared import SharedAnswers
 from kdnas.jobs.finals import shared_finals
 from kdnas.runs.lock import command
 from kdnas.settings import Finals, Retrain
@@ -97,6 +102,68 @@ def server(tmp_path):
     yield f"postgresql://me:word@127.0.0.1:{port}/kdnas", power
     power(False)
     shutil.rmtree(folder)
+
+
+@pytest.fixture
+def mysql(tmp_path):
+    """The URL of a MariaDB server."""
+    found = shutil.which("mariadbd") or shutil.which("mysqld")
+    install = shutil.which("mariadb-install-db")
+    if not (found and install):
+        pytest.skip("no MariaDB server is installed: apt-get install mariadb-server")
+    pytest.importorskip("pymysql")
+    folder, port = Path("/tmp") / f"kdnas-mariadb-{os.getpid()}", 20000 + (os.getpid() + 1) % 20000
+    common = ["--no-defaults", f"--datadir={folder}/data"]
+    user = ["--user=mysql"] if os.getuid() == 0 else []
+    folder.mkdir()
+    if user:
+        shutil.chown(folder, "mysql")
+    words = [install, *common, *user, "--auth-root-authentication-method=normal"]
+    subprocess.run(words, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    (folder / "init.sql").write_text(
+        "CREATE DATABASE kdnas; CREATE USER me@'127.0.0.1' IDENTIFIED BY 'word';"
+        "GRANT ALL ON kdnas.* TO me@'127.0.0.1';\n"
+    )
+    (folder / "init.sql").chmod(0o644)
+    own = [
+        f"--port={port}",
+        "--skip-name-resolve",
+        "--bind-address=127.0.0.1",
+        f"--socket={folder}/s",
+        f"--init-file={folder}/init.sql",
+    ]
+    process = subprocess.Popen([found, *common, *user, *own], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    url = f"mysql+pymysql://me:word@127.0.0.1:{port}/kdnas"
+    try:
+        waited(lambda: reaches(url))
+        yield url
+    finally:
+        process.terminate()
+        process.wait()
+        shutil.rmtree(folder)
+
+
+def reaches(url):
+    try:
+        with opened(url):
+            return True
+    except ValueError:
+        time.sleep(0.5)
+        return False
+
+
+@pytest.fixture
+def proxy(server):
+    """The URL of Optuna's proxy in front of PostgreSQL."""
+    pytest.importorskip("grpc")
+    port = 20000 + (os.getpid() + 2) % 20000
+    code = "import sys, optuna; url, port = sys.argv[1:]; optuna.storages.run_grpc_proxy_server("
+    code += "optuna.storages.RDBStorage(url), host='127.0.0.1', port=int(port))"
+    url = server[0].replace("postgresql:", "postgresql+psycopg:")
+    process = subprocess.Popen([sys.executable, "-c", code, url, str(port)])
+    yield f"grpc://127.0.0.1:{port}"
+    process.terminate()
+    process.wait()
 
 
 def secret(folder):
@@ -201,3 +268,49 @@ def test_finals_with_sqlite(searched, tmp_path, monkeypatch):  # noqa: F811
 
 def test_finals_with_postgresql(searched, tmp_path, server, monkeypatch):  # noqa: F811
     check_finals(searched, tmp_path, server[0], monkeypatch)
+
+
+def check_claims(url):
+    """Forty parts, done by eight threads with connections of their own, each once."""
+    parts, done = [f"part {number}" for number in range(40)], []
+    requests = [{"kind": "training", "name": name, "step": 3} for name in parts]
+
+    def answer(request, number):
+        done.append(request["name"])
+        return {"end": {"name": request["name"], "long": "x" * 30_000}}
+
+    def follow():
+        with joined(url, "claims") as board:
+            board.follow(answer)
+
+    with joined(url, "claims") as board:
+        threads = [threading.Thread(target=follow) for _ in range(7)]
+        for thread in threads:
+            thread.start()
+        ends = SharedAnswers(board, answer).answers(requests, lambda _: None)
+    for thread in threads:
+        thread.join(60)
+    assert [end["end"]["name"] for end in ends] == parts == sorted(done, key=parts.index)
+
+
+def test_claims_on_postgresql(server):
+    check_claims(server[0])
+
+
+def test_claims_on_mysql(mysql):
+    check_claims(mysql)
+    with (
+        pytest.raises(ValueError, match=r"Access denied.* Check server") as error,
+        opened(mysql.replace("word@", "x@")),
+    ):
+        pass
+    assert ":x@" not in str(error.value)
+
+
+def test_claims_through_a_proxy(proxy, monkeypatch):
+    monkeypatch.setattr(_storage, "_ANSWER", 60.0)
+    check_claims(proxy)
+
+
+def test_claims_on_sqlite(tmp_path):
+    check_claims(f"sqlite:///{tmp_path}/claims.db")
