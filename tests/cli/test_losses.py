@@ -17,6 +17,7 @@ from kdnas.network import Network
 from kdnas.specs import algorithms, spec
 from kdnas.tables import space_from_table
 from kdnas.teachers.combined import Route
+from tests.killing import no_graph  # noqa: F401
 from tests.toy import cnn as cnn_teacher
 from tests.toy import experiment
 

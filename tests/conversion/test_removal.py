@@ -25,6 +25,7 @@ from kdnas.settings import FitTeacher, Recipe
 from kdnas.spaces.converted import Node, Part
 from kdnas.students.folder import read_student
 from kdnas.training.loop import Training
+from tests.killing import no_graph  # noqa: F401
 from tests.toy import Cnn, data, files_with, narrow_cnn
 
 
@@ -55,8 +56,8 @@ class Mixed(nn.Module):
 SPACE = convert(Mixed().eval(), image=(3, 8, 8)).space
 
 
-@pytest.fixture
-def found():
+@pytest.fixture(scope="module")
+def conversion():
     torch.manual_seed(0)
     source = Mixed().eval()
     for module in source.modules():
@@ -65,7 +66,12 @@ def found():
             module.running_var.uniform_(0.5, 2)
             module.weight.data.uniform_(0.5, 1.5)
             module.bias.data.normal_()
-    conversion = convert(source, image=(3, 8, 8))
+    return convert(source, image=(3, 8, 8))
+
+
+@pytest.fixture
+def found(conversion):
+    """A network of its own and its factors."""
     return conversion.supernet.extract(conversion.space.largest).eval(), Factors(conversion.space, penalty=0.0)
 
 

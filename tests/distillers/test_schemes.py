@@ -23,6 +23,7 @@ from kdnas.specs import spec
 from kdnas.teachers.base import Frozen
 from kdnas.training.loop import Training
 from tests.distillers.spaces import DATA, TOY
+from tests.killing import no_graph  # noqa: F401
 
 RECIPE = Recipe(steps=9, batch_size=12, learning_rate=0.05, warmup=0.0, clip=0.0)
 SCHEMES = [Mutual, SelfDistillation, BornAgain]

@@ -15,6 +15,7 @@ from kdnas.ranking.order import ranked
 from kdnas.runs.folder import RunFolder
 from kdnas.settings import Experiment
 from kdnas.students.folder import read_student
+from tests.killing import no_graph  # noqa: F401
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ from kdnas.jobs._run import Run
 from kdnas.jobs.export import export
 from kdnas.students.folder import read_student
 from kdnas.tables import load_space
+from tests.killing import no_graph  # noqa: F401
 
 
 @pytest.fixture(scope="module")

@@ -30,6 +30,7 @@ from kdnas.students.folder import write_student
 from kdnas.students.source import load_source
 from kdnas.tables import load_space, table_of
 from kdnas.teachers.load import load_teacher
+from tests.killing import no_graph  # noqa: F401
 from tests.toy import data, experiment
 
 ROOT = Path(__file__).parents[2]

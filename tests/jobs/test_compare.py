@@ -28,6 +28,7 @@ from kdnas.tables import load_space
 from kdnas.teachers.base import Frozen
 from kdnas.training.loop import Training
 from tests import faults
+from tests.killing import no_graph  # noqa: F401
 from tests.tasks import test_segmentation as segmentation
 from tests.toy import data, files_with
 

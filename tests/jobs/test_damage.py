@@ -27,6 +27,7 @@ from kdnas.specs import spec
 from kdnas.students.card import form_of
 from kdnas.students.folder import read_student, write_student
 from kdnas.students.trust import source_of
+from tests.killing import no_graph  # noqa: F401
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
