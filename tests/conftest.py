@@ -15,8 +15,17 @@ torch.set_num_threads(1)
 gc.set_threshold(50_000, 10, 10)
 
 
-LONG = ("test_killed_schemes", "test_docs", "test_quantization_aware", "test_folder", "test_removal", "test_damage")
-"""Files of some tests that take a minute: with `--dist loadfile`, whoever gets one last would end alone."""
+LONG = (
+    "test_killed_schemes",
+    "test_docs",
+    "test_every_command",
+    "test_every_space",
+    "test_folder",
+    "test_quantization_aware",
+    "test_compare",
+    "test_every_distiller",
+)
+"""Files that take the most time: with `--dist loadfile`, whoever gets one last would end alone."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
