@@ -13,8 +13,11 @@ from kdnas.blocks.enet import EnetBlock, EnetDecoder, EnetDown, EnetStem, EnetUp
 from kdnas.costs.count import cost, counted_macs
 from kdnas.losses.feature.self_attention import SelfAttention
 from kdnas.network import Network
+from kdnas.preprocessing import Preprocessing
 from kdnas.randomness import initialised, torch_rng
+from kdnas.runtimes import onnx_bytes, onnx_function
 from kdnas.spaces.enet import ENet
+from kdnas.students.source import student_source
 from kdnas.supernet import Supernet
 from kdnas.tables import load_space
 
@@ -39,7 +42,7 @@ def noise(*shape):
     return torch.randn(*shape, generator=torch_rng("enet", *shape))
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(st.integers(0, 10**6), st.integers(1, 40), st.integers(1, 40))
 def test_a_subnet_is_its_extracted_student_to_the_bit_at_any_size(seed, height, width):
     architecture, images = SMALL.sample(random.Random(seed)), noise(2, 3, height, width)
@@ -110,6 +113,33 @@ def test_stages_distil_each_other():
     assert network.stem.conv.weight.grad.abs().sum() > 0
     third, fourth = outputs.features[2:]
     assert torch.equal(network.remaining_layers(3, 2 * fourth, outputs.features), network.head(third, 2 * fourth))
+
+
+def student_of(network):
+    """The module of its exported source, with its weights."""
+    preprocessing = Preprocessing(height=13, width=18, mean=(0.0,) * 3, std=(1.0,) * 3)
+    names = {"__name__": "student"}
+    exec(student_source(network.blueprint, preprocessing, "abc"), names)
+    student = names["Student"]().eval()
+    student.load_state_dict(network.state_dict())
+    return student
+
+
+def test_its_source_is_the_network_to_the_bit_at_any_size():
+    network = supernet().extract(SMALL.largest)
+    student = student_of(network)
+    for size in ((13, 18), (1, 1), (40, 33)):
+        with torch.no_grad():
+            assert torch.equal(student(noise(2, 3, *size)), network(noise(2, 3, *size)).logits)
+
+
+@pytest.mark.real  # exporting it takes most of a minute
+def test_its_graph_takes_images_of_any_size():
+    student = student_of(supernet().extract(SMALL.smallest))
+    graph = onnx_function(onnx_bytes(student, torch.rand(2, 3, 13, 18), any_size=True), 1)
+    for size in ((13, 18), (1, 1), (40, 33)):
+        with torch.no_grad():
+            torch.testing.assert_close(graph(noise(3, 3, *size)), student(noise(3, 3, *size)), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(

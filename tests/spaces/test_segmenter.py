@@ -15,8 +15,11 @@ from hypothesis import strategies as st
 from kdnas.architecture import Architecture
 from kdnas.blocks.dense import LrAspp
 from kdnas.costs.count import cost, counted_macs, feature_shapes, peak_memory
+from kdnas.costs.elsewhere import adopt
 from kdnas.costs.latency import LatencyTable
+from kdnas.costs.target import Target
 from kdnas.data.base import Data, TensorImages
+from kdnas.jobs.latency import write_measuring_script
 from kdnas.network import Network, batch_statistics
 from kdnas.randomness import initialised, torch_rng
 from kdnas.scorers.base import Evidence, OutputScorer, Score, score_all, score_by_all
@@ -157,6 +160,19 @@ def test_latency_is_measured_of_heads_of_two_maps_too():
     assert table.seconds(blueprint) > 0 and table.whole(blueprint) > 0
     (head,) = (json.loads(row["layer"]) for row in rows if "LrAspp" in row.get("layer", ""))
     assert head[1:] == [[1, 6, 7, 9], [1, 8, 4, 5]]
+
+
+def test_a_script_measures_heads_of_two_maps_elsewhere(tmp_path, capsys):
+    stage = ResNetStage(widths=(8,), depths=(1,), stride=2)
+    space = Segmenter(size=(13, 18), stages=(stage, stage), stem_widths=(4,), head_widths=(4,), head_depths=(0,))
+    write_measuring_script(space, tmp_path / "script.py", Target("eager", batch=2), 2)
+    names = {"__name__": "measuring"}
+    exec((tmp_path / "script.py").read_text(), names)
+    names |= {"LEAST_CALLS": 1, "ROUNDS": 1, "SECONDS": 0.0}
+    names["main"](json.loads(names["PAYLOAD"]), [str(tmp_path / "table.json")], names["MODULES"])
+    table = LatencyTable(torch.device("cpu"), target=adopt(tmp_path / "table.json"))
+    assert all(table.seconds(space.blueprint(a)) > 0 for a in space.all())
+    assert sum('"low"' in key for key in table.layers) == 1
 
 
 def test_the_remaining_layers_take_the_student_s_own_earlier_maps():
