@@ -120,10 +120,9 @@ def mysql(tmp_path):
         shutil.chown(folder, "mysql")
     words = [install, *common, *user, "--auth-root-authentication-method=normal"]
     subprocess.run(words, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    (folder / "init.sql").write_text(
-        "CREATE DATABASE kdnas; CREATE USER me@'127.0.0.1' IDENTIFIED BY 'word';"
-        "GRANT ALL ON kdnas.* TO me@'127.0.0.1';\n"
-    )
+    statements = ("CREATE DATABASE kdnas", "CREATE USER me@'127.0.0.1' IDENTIFIED BY 'word'")
+    statements += ("GRANT ALL ON kdnas.* TO me@'127.0.0.1'",)
+    (folder / "init.sql").write_text("".join(f"{statement};\n" for statement in statements))  # one a line
     (folder / "init.sql").chmod(0o644)
     own = [
         f"--port={port}",
