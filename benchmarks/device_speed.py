@@ -5,8 +5,8 @@
 
 `step`: forward and backward of the largest, the smallest and two random subnets of OFA-MobileNetV3, at one size, in
 the product's supernet, as four ordinary networks, and by OFA's own code on the very same subnets. `precision`: the same
-step by number format, memory format and whether sums are repeatable (`kdnas.network.repeatable`), with its peak memory
-and how far its losses are from those of float32. `rate`: operations of the step a second beside those of a large
+step by number format, memory format, whether sums are repeatable (`kdnas.network.repeatable`) and activations are
+recomputed (`kdnas.network.recomputing`), with its peak memory on a GPU and how far its losses are from those of float32. `rate`: operations of the step a second beside those of a large
 matrix product. `ranking`: all codes of NAS-Bench-Macro (or `--networks` of them) by RDM, with shared prefixes, one by
 one, and naively. `waiting`: how long the GPU has nothing to do in the product's own training loop.
 
@@ -35,7 +35,7 @@ from kdnas import Supernet, load_space
 from kdnas.architecture import Architecture
 from kdnas.costs.count import cost
 from kdnas.distillers.sandwich import Sandwich
-from kdnas.network import Network, calibrate, repeatable
+from kdnas.network import Network, calibrate, recomputing, repeatable
 from kdnas.randomness import initialised, python_rng
 from kdnas.scorers import Rdm
 from kdnas.scorers.base import score_all
@@ -149,11 +149,12 @@ def measure_step(options: argparse.Namespace, device: torch.device) -> None:
 
 
 def formats(device: torch.device) -> dict[str, tuple[torch.dtype, torch.memory_format, bool]]:
-    """Number format, memory format, and whether sums are repeatable, by name."""
+    """Number format, memory format, and whether sums are repeatable, by name; of "recomputed" activations too."""
     dense, last = torch.contiguous_format, torch.channels_last
     names = {
         "float32, not repeatable": (torch.float32, dense, False),
         "float32": (torch.float32, dense, True),
+        "float32, activations recomputed": (torch.float32, dense, True),
         "float32, channels-last": (torch.float32, last, True),
         "bfloat16": (torch.bfloat16, dense, True),
         "bfloat16, channels-last": (torch.bfloat16, last, True),
@@ -178,7 +179,8 @@ def measure_precision(options: argparse.Namespace, device: torch.device) -> None
                 return supernet(inputs, chosen[index]).logits
 
         call = step_of(run, labels, supernet.zero_grad)
-        with repeatable(device) if repeats else contextlib.nullcontext():
+        again = recomputing("recomputed" in name)
+        with repeatable(device) if repeats else contextlib.nullcontext(), again:
             if device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats()
             seconds = medians({name: call}, options.rounds, device)[name]

@@ -2,12 +2,13 @@
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from kdnas.blocks.basic import AttentionMap, enlarge, resize
 from kdnas.outputs import Outputs
@@ -78,11 +79,13 @@ class Network(nn.Module):
     def forward(self, images: Tensor) -> Outputs:
         """Logits, `[batch, classes]` or dense ones, one feature map per stage, and every attention layer's map."""
         with attention_maps(self.modules()) as attentions:
-            x, features = self.stem(as_input(images, self.blueprint)), []
+            x, features = called(self.stem, as_input(images, self.blueprint)), []
             for stage in self.stages:
-                x = stage(x)
+                for layer in stage if is_recomputing() else (stage,):
+                    x = called(layer, x)
                 features.append(x)
-            logits = as_logits(self.head(*self.blueprint.head.inputs(x, features)), images, self.blueprint)
+            outputs = called(self.head, *self.blueprint.head.inputs(x, features))
+            logits = as_logits(outputs, images, self.blueprint)
             return Outputs(logits, tuple(features), tuple(attentions), images=images)
 
     def remaining_layers(self, stage: int, feature: Tensor, outputs: Sequence[Tensor] = ()) -> Tensor:
@@ -181,6 +184,67 @@ def untracked(network: nn.Module) -> Iterator[list[nn.Module]]:
     finally:
         for norm, tracks in before.items():
             norm.track_running_stats = tracks
+
+
+_RECOMPUTING: ContextVar[bool] = ContextVar("recomputing", default=False)
+_IS_REPEATED: ContextVar[bool] = ContextVar("is_repeated", default=False)
+
+
+@contextmanager
+def recomputing(enabled: bool = True) -> Iterator[None]:
+    """Inside, networks and supernets keep only the inputs of their layers for a backward pass, which runs each again.
+
+    Results are the same bit for bit, batch norm's running statistics among them; a step needs less memory and a second
+    forward pass. Outside of a graph nothing changes.
+
+    Reference: Chen, Xu, Zhang, Guestrin, Training Deep Nets with Sublinear Memory Cost, 2016.
+    """
+    token = _RECOMPUTING.set(enabled)
+    try:
+        yield
+    finally:
+        _RECOMPUTING.reset(token)
+
+
+def is_recomputing() -> bool:
+    """Whether layers are run again in the backward pass."""
+    return _RECOMPUTING.get() and torch.is_grad_enabled()
+
+
+def is_repeated() -> bool:
+    """Whether a layer is run a second time, in a backward pass."""
+    return _IS_REPEATED.get()
+
+
+def called(layer: Callable[..., Any], *inputs: Tensor) -> Any:
+    """A layer's output; inside of `recomputing` it is run again for the backward pass."""
+    if not is_recomputing():
+        return layer(*inputs)
+
+    @contextmanager
+    def again() -> Iterator[None]:
+        token = _IS_REPEATED.set(True)
+        try:
+            with _unchanged(layer) if isinstance(layer, nn.Module) else nullcontext():
+                yield
+        finally:
+            _IS_REPEATED.reset(token)
+
+    return checkpoint(layer, *inputs, use_reentrant=False, context_fn=lambda: (nullcontext(), again()))
+
+
+@contextmanager
+def _unchanged(layer: nn.Module) -> Iterator[None]:
+    """Inside, batch norms update copies of their running statistics, which are forgotten."""
+    norms = [module for module in layer.modules() if isinstance(module, BATCH_NORMS)]
+    before = [norm._buffers for norm in norms]
+    for norm in norms:
+        norm._buffers = {name: None if b is None else b.clone() for name, b in norm._buffers.items()}
+    try:
+        yield
+    finally:
+        for norm, buffers in zip(norms, before, strict=True):
+            norm._buffers = buffers
 
 
 @contextmanager

@@ -35,6 +35,8 @@ class Recipe:
         per_process: what each process of `torchrun` has for itself: `nothing`, so that they compute what one would;
             `statistics`, of batch norm and of losses that compare samples; `architectures` and statistics; or `blocks`
             of block_wise, each with the whole batch.
+        activations: `kept` for the backward pass, or `recomputed` there, which needs less memory and a second forward
+            pass; results are the same bit for bit.
 
     Example:
         >>> recipe = Recipe(steps=100, learning_rate=0.1, warmup=0.1)
@@ -53,6 +55,7 @@ class Recipe:
     precision: Literal["float32", "bfloat16"] = "float32"
     seed: Seed = 0
     per_process: PerProcess = field(default="nothing", metadata=LATER)
+    activations: Literal["kept", "recomputed"] = field(default="kept", metadata=LATER)
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -81,6 +84,7 @@ class RecipeOptions(TypedDict, total=False):
     precision: Literal["float32", "bfloat16"] | None
     seed: int | None
     per_process: PerProcess | None
+    activations: Literal["kept", "recomputed"] | None
 
 
 @final

@@ -11,7 +11,17 @@ from torch.func import functional_call
 
 from kdnas.architecture import Architecture, Value
 from kdnas.blocks.basic import AttentionMap, DropPath
-from kdnas.network import BATCH_NORMS, Network, as_input, as_logits, attention_maps, build, outputs_until
+from kdnas.network import (
+    BATCH_NORMS,
+    Network,
+    as_input,
+    as_logits,
+    attention_maps,
+    build,
+    called,
+    is_repeated,
+    outputs_until,
+)
 from kdnas.outputs import Outputs
 from kdnas.space import Layer, SearchSpace
 
@@ -108,18 +118,19 @@ class Supernet(nn.Module):
             self.uses.update(architecture.items())
         blueprint = self.space.blueprint(architecture)
         modes = {"regularise": regularise, "batch_statistics": batch_statistics}
-        x = self.run("stem", blueprint.stem, as_input(images, blueprint), **modes)
+        run = lambda name, layer, *x: called(functools.partial(self.run, name, layer, **modes), *x)  # noqa: E731
+        x = run("stem", blueprint.stem, as_input(images, blueprint))
         features: list[Tensor] = []
         attentions: list[Tensor] = []
         for i, stage in enumerate(blueprint.stages):
             for j, layer in enumerate(stage):
                 name = f"stages.{i}.{j}"
                 with attention_maps(self._plan(name, layer).maps) as maps:
-                    x = self.run(name, layer, x, **modes)
+                    x = run(name, layer, x)
                 attentions += maps
             features.append(x)
         inputs = blueprint.head.inputs(x, features)
-        logits = as_logits(self.run("head", blueprint.head, *inputs, **modes), images, blueprint)
+        logits = as_logits(run("head", blueprint.head, *inputs), images, blueprint)
         return Outputs(logits, tuple(features), tuple(attentions), images=images)
 
     def remaining_layers(
@@ -165,9 +176,12 @@ class Supernet(nn.Module):
         for norm in plan.norms:
             norm.training = self.training or batch_statistics
             norm.track_running_stats = not batch_statistics
+        weights = self._weights(name, plan)
+        if is_repeated():  # running statistics have seen this batch
+            weights = {path: tensor if tensor.requires_grad else tensor.clone() for path, tensor in weights.items()}
         try:
             # Layers have no tied weights, which `extract` could not copy; to look for them is a tenth of a GPU's step.
-            return functional_call(plan.module, self._weights(name, plan), inputs, tie_weights=False)
+            return functional_call(plan.module, weights, inputs, tie_weights=False)
         except RuntimeError as error:
             shapes = " and ".join(str(tuple(x.shape)) for x in inputs)
             error.add_note(f"in layer {name}: {layer}, with an input of shape {shapes}")

@@ -13,7 +13,7 @@ from kdnas.data.feeding import Feed, Steps, num_decoders
 from kdnas.distillers.base import Batch, Distiller, Model, Step
 from kdnas.losses.base import Loss
 from kdnas.losses.objective import Objective, Share
-from kdnas.network import Network, load_strictly, repeatable
+from kdnas.network import Network, load_strictly, recomputing, repeatable
 from kdnas.outputs import Moment
 from kdnas.randomness import seed_of
 from kdnas.ranks import team, tensors
@@ -146,7 +146,8 @@ class Training:
             # Images may be slow to read, and first steps in other ways; later ones take all processes equally long.
             team.meet("a step", careful=self.is_new)
             with tensors.sharing(recipe.per_process):
-                values = self._backward(batch, step, watch)
+                with recomputing(recipe.activations == "recomputed"):
+                    values = self._backward(batch, step, watch)
                 self._optimize()
                 self.distiller.after(self.model, batch, step)
         self.index += 1

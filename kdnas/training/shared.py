@@ -192,6 +192,11 @@ def check(distiller: Distiller, recipe: Recipe, num_images: int | None = None) -
     processes = team.number()
     if processes == 1:
         return
+    if recipe.activations == "recomputed":
+        raise ValueError(
+            "`activations` must be kept with several processes, got recomputed: statistics of the whole batch would be "
+            "exchanged in the backward pass."
+        )
     if recipe.per_process == "blocks":
         _check_spread(distiller, processes)
         return
