@@ -6,9 +6,10 @@
 `step`: forward and backward of the largest, the smallest and two random subnets of OFA-MobileNetV3, at one size, in
 the product's supernet, as four ordinary networks, and by OFA's own code on the very same subnets. `precision`: the same
 step by number format, memory format, whether sums are repeatable (`kdnas.network.repeatable`) and activations are
-recomputed (`kdnas.network.recomputing`), with its peak memory on a GPU and how far its losses are from those of float32. `rate`: operations of the step a second beside those of a large
-matrix product. `ranking`: all codes of NAS-Bench-Macro (or `--networks` of them) by RDM, with shared prefixes, one by
-one, and naively. `waiting`: how long the GPU has nothing to do in the product's own training loop.
+recomputed (`kdnas.network.recomputing`), with its peak memory on a GPU and how far its losses are from those of
+float32. `rate`: operations of the step a second beside those of a large matrix product. `ranking`: all codes of
+NAS-Bench-Macro (or `--networks` of them) by RDM, with shared prefixes, one by one, and naively. `waiting`: how long the
+GPU has nothing to do in the product's own training loop.
 
 Ways are timed in turn, in one process, medians of `--rounds` after two that are left out. Ratios are of one run; give
 the device's name with them, which the first line prints. On a CPU one thread computes.
