@@ -81,7 +81,7 @@ class Network(nn.Module):
         with attention_maps(self.modules()) as attentions:
             x, features = called(self.stem, as_input(images, self.blueprint)), []
             for stage in self.stages:
-                for layer in stage if is_recomputing() else (stage,):
+                for layer in stage.children() if is_recomputing() else (stage,):
                     x = called(layer, x)
                 features.append(x)
             outputs = called(self.head, *self.blueprint.head.inputs(x, features))
