@@ -181,8 +181,8 @@ class Train:
     weights: str = ""
 
     def __post_init__(self) -> None:
-        _check_specs(self)
         check_fields(self)
+        _check_specs(self)
 
 
 SCORER = spec(

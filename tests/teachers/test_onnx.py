@@ -86,7 +86,7 @@ def test_two_graphs_are_two_teachers_to_a_cache(tmp_path):
     found = set()
     for seed in (0, 1):
         graph(tmp_path / "g.onnx", seed=seed)
-        found.add(_identity(built(tmp_path / "g.onnx"), data(), 0, 1)["teacher"])
+        found.add(_identity(built(tmp_path / "g.onnx"), data(), 0, 1, "all")["teacher"])
     assert len(found) == 2
 
 
