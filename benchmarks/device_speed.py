@@ -29,14 +29,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from prefix_sharing import evidence_of, synthetic
+from prefix_sharing import all_codes, evidence_of, score_naively, synthetic
 from torch import Tensor, nn
 
 from kdnas import Supernet, load_space
 from kdnas.architecture import Architecture
 from kdnas.costs.count import cost
 from kdnas.distillers.sandwich import Sandwich
-from kdnas.network import Network, calibrate, recomputing, repeatable
+from kdnas.network import Network, recomputing, repeatable
 from kdnas.randomness import initialised, python_rng
 from kdnas.scorers import Rdm
 from kdnas.scorers.base import score_all
@@ -149,6 +149,18 @@ def measure_step(options: argparse.Namespace, device: torch.device) -> None:
         print(f"  {name:<16}{1000 * each:>9.1f} ms; kdnas takes {seconds['kdnas'] / each:.2f} of it", flush=True)
 
 
+def in_format(
+    supernet: Supernet, chosen: Sequence[Architecture], images: Tensor, dtype: torch.dtype
+) -> Callable[[int], Tensor]:
+    """The logits of each subnet under autocast."""
+
+    def run(index: int) -> Tensor:
+        with torch.autocast(images.device.type, dtype, enabled=dtype != torch.float32):
+            return supernet(images, chosen[index]).logits
+
+    return run
+
+
 def formats(device: torch.device) -> dict[str, tuple[torch.dtype, torch.memory_format, bool]]:
     """Number format, memory format, and whether sums are repeatable, by name; of "recomputed" activations too."""
     dense, last = torch.contiguous_format, torch.channels_last
@@ -174,12 +186,7 @@ def measure_precision(options: argparse.Namespace, device: torch.device) -> None
     base = 0.0
     for name, (dtype, memory, repeats) in formats(device).items():
         inputs = images.clone(memory_format=memory)
-
-        def run(index: int, inputs: Tensor = inputs, dtype: torch.dtype = dtype) -> Tensor:
-            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-                return supernet(inputs, chosen[index]).logits
-
-        call = step_of(run, labels, supernet.zero_grad)
+        call = step_of(in_format(supernet, chosen, inputs, dtype), labels, supernet.zero_grad)
         again = recomputing("recomputed" in name)
         with repeatable(device) if repeats else contextlib.nullcontext(), again:
             if device.type == "cuda":
@@ -207,14 +214,11 @@ def measure_rate(options: argparse.Namespace, device: torch.device) -> None:
     for dtype, memory in ((torch.float32, torch.contiguous_format), (torch.bfloat16, torch.channels_last)):
         inputs, a = images.clone(memory_format=memory), torch.randn(size, size, device=device, dtype=dtype)
 
-        def run(index: int, inputs: Tensor = inputs, dtype: torch.dtype = dtype) -> Tensor:
-            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-                return supernet(inputs, chosen[index]).logits
-
         def product(a: Tensor = a) -> list[float]:
             return [float((a @ a)[0, 0])]
 
-        calls = {"step": step_of(run, labels, supernet.zero_grad), "product": product}
+        step = step_of(in_format(supernet, chosen, inputs, dtype), labels, supernet.zero_grad)
+        calls = {"step": step, "product": product}
         with repeatable(device):
             seconds = medians(calls, options.rounds, device)
         rates = 6 * macs / seconds["step"], 2 * size**3 / seconds["product"]
@@ -243,19 +247,14 @@ def measure_ranking(options: argparse.Namespace, device: torch.device) -> None:
         )
 
     kept, scorer = evidence(), Rdm()
-    every = [
-        Architecture(dict(zip((c.name for c in space.choices), values, strict=True)))
-        for values in itertools.product(*(c.options for c in space.choices))
-    ]
+    every = all_codes(space)
     if options.networks:
         every = random.Random(1).sample(every, options.networks)
     few = random.Random(0).sample(every, min(len(every), 60))
 
     def naive() -> None:
         for architecture in few[:20]:
-            network = supernet.extract(architecture).to(device)
-            calibrate(network, [data.normalise(data.train.take(torch.arange(256)).to(device))])
-            scorer.score(network, evidence())
+            score_naively(supernet, architecture, scorer, data, evidence())
 
     ways = {
         "shared": (lambda: score_all(supernet, every, scorer, kept), len(every)),

@@ -27,6 +27,7 @@ from kdnas.preprocessing import Preprocessing
 from kdnas.randomness import torch_rng
 from kdnas.scorers import Evidence, Rdm
 from kdnas.scorers.base import LayerCount, score_all
+from kdnas.space import SearchSpace
 from kdnas.teachers import Frozen
 from kdnas.teachers.fitted import fitted_teacher
 
@@ -66,6 +67,23 @@ def peak_bytes(supernet: Supernet, networks: list[Architecture], scorer: Rdm, ev
     return peak
 
 
+def all_codes(space: SearchSpace) -> list[Architecture]:
+    """Every combination of options."""
+    names = [choice.name for choice in space.choices]
+    return [
+        Architecture(dict(zip(names, values, strict=True)))
+        for values in itertools.product(*(choice.options for choice in space.choices))
+    ]
+
+
+def score_naively(supernet: Supernet, architecture: Architecture, scorer: Rdm, data: Data, evidence: Evidence) -> None:
+    """The network rebuilt, its batch norm re-estimated on 256 images."""
+    device = evidence.images.device
+    network = supernet.extract(architecture).to(device)
+    calibrate(network, [data.normalise(data.train.take(torch.arange(256)).to(device))])
+    scorer.score(network, evidence)
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -81,10 +99,7 @@ def main() -> None:
     teacher = Frozen(Network(fitted_teacher((3, options.side, options.side), 10)), preprocessing=preprocessing)
     evidence = evidence_of(data, teacher, options.images)
     scorer = Rdm()
-    everything = [
-        Architecture(dict(zip((c.name for c in space.choices), values, strict=True)))
-        for values in itertools.product(*(c.options for c in space.choices))
-    ]
+    everything = all_codes(space)
     chosen = random.Random(0).sample(everything, options.sample)
 
     score_all(supernet, chosen[:5], scorer, evidence)  # warm
@@ -104,9 +119,7 @@ def main() -> None:
     began = time.perf_counter()
     for architecture in chosen[: max(1, options.sample // 3)]:
         run = synthetic(max(256, options.images), options.side)
-        network = supernet.extract(architecture)
-        calibrate(network, [run.normalise(run.train.take(torch.arange(256)))])
-        scorer.score(network, evidence_of(run, teacher, options.images))
+        score_naively(supernet, architecture, scorer, run, evidence_of(run, teacher, options.images))
     naive_each = (time.perf_counter() - began) / max(1, options.sample // 3)
 
     distinct = sum(1 for _ in space.all())

@@ -415,7 +415,7 @@ class Fit:
     weights: Literal["pretrained", "fresh"] = "pretrained"
     size: Side = 0
     teacher: FitTeacher = FitTeacher()
-    losses: tuple[tuple[float, Spec], ...] = ()
+    losses: tuple[tuple[float, Spec], ...] = field(default=(), metadata=LATER)
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -430,10 +430,7 @@ class Fit:
 
     def to_json(self) -> dict[str, Any]:
         """What must be equal for a fit to be resumed."""
-        settings = unstructure(self)
-        if not self.losses:  # folders of before there were any have none
-            del settings["losses"]
-        return {"fit": settings}
+        return {"fit": unstructure(self)}
 
 
 @final

@@ -8,7 +8,7 @@ from typing import Any, final
 from kdnas.architecture import Architecture, Choice
 from kdnas.space import DepthOptions, Layer, Rate, Ratios, SizeOptions, layer
 from kdnas.spaces._dense import DenseSpace
-from kdnas.spaces.resnet import option_of
+from kdnas.spaces.resnet import elastic, option_of
 
 _MIDDLES: tuple[dict[str, Any], ...] = (
     {},
@@ -86,7 +86,7 @@ class ENet(DenseSpace):
             Choice("head.depth", self.decoder_depths),
             Choice("head.last_width", self.last_widths),
         ]
-        return tuple(choice for choice in choices if len(choice.options) > 1)
+        return elastic(choices)
 
     def layers(self, architecture: Architecture) -> tuple[Layer, tuple[tuple[Layer, ...], ...], Layer]:
         """Stem, four stages and head."""

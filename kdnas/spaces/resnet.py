@@ -73,7 +73,7 @@ class ResNet(SearchSpace):
     def structure(self) -> tuple[Choice, ...]:
         """Widths, depths and inner widths, stage by stage."""
         choices = [Choice("stem.width", self.stem_widths), *stage_choices(self.stages)]
-        return tuple(choice for choice in choices if len(choice.options) > 1)
+        return elastic(choices)
 
     def layers(self, architecture: Architecture) -> tuple[Layer, tuple[tuple[Layer, ...], ...], Layer]:
         """Stem, stages and head."""
@@ -144,6 +144,11 @@ def stage_choices(stages: Sequence[ResNetStage]) -> Iterator[Choice]:
         needs = depth if len(stage.depths) > 1 else None
         for place in range(stage.depths[-1]):
             yield Choice(f"stage{index}.block{place}.ratio", stage.ratios, needs, place + 1 if needs else 0)
+
+
+def elastic(choices: Sequence[Choice]) -> tuple[Choice, ...]:
+    """Those with more than one option."""
+    return tuple(choice for choice in choices if len(choice.options) > 1)
 
 
 def option_of(architecture: Architecture, name: str, options: tuple[_Option, ...]) -> _Option:

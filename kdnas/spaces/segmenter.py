@@ -7,7 +7,7 @@ from typing import Any, Literal, final
 from kdnas.architecture import Architecture, Choice, Value
 from kdnas.space import Depths, Layer, Size, SizeOptions, layer
 from kdnas.spaces._dense import DenseSpace
-from kdnas.spaces.resnet import ResNetStage, option_of, stage_choices
+from kdnas.spaces.resnet import ResNetStage, elastic, option_of, stage_choices
 from kdnas.specs import check_literals
 
 Heads = tuple[Literal["lraspp", "aspp"], ...]
@@ -74,7 +74,7 @@ class Segmenter(DenseSpace):
             Choice("head.width", self.head_widths),
             Choice("head.depth", self.head_depths),
         ]
-        return tuple(choice for choice in choices if len(choice.options) > 1)
+        return elastic(choices)
 
     def layers(self, architecture: Architecture) -> tuple[Layer, tuple[tuple[Layer, ...], ...], Layer]:
         """Stem, stages and head."""

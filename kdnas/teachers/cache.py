@@ -7,7 +7,7 @@ import logging
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, TypedDict, final
+from typing import Any, Literal, NamedTuple, TypedDict, final
 
 import torch
 from torch import Tensor
@@ -43,6 +43,16 @@ class _Index(TypedDict):
 
 class _Part(_Index):
     summary: tuple[float, float, float, float]
+
+
+class _Content(NamedTuple):
+    """What is cached; see `TeacherCache`."""
+
+    teacher: Teacher
+    data: Data
+    seed: int
+    views: int
+    stored: Stored
 
 
 @final
@@ -154,29 +164,22 @@ def open_cache(
         ValueError: a damaged cache; or it would be larger than `limit`, the teacher changes with the training's
             progress, or there are several views of data without augmentation.
     """
-    identity = _identity(teacher, data, seed, views, stored)
+    content = _Content(teacher, data, seed, views, stored)
+    identity, place = _identity(*content), torch.device(device)
     stale = _stale(folder, identity)
     if stale:
         _log.info(f"teacher cache: {folder} was written with another {stale}; it is replaced")
     if stale or not current_folder(folder).is_dir():
-        _check(folder, teacher, data, seed, views, limit, torch.device(device), stored)
+        _check(folder, content, limit, place)
         with new_folder(folder) as new:
-            files = _write(new, teacher, data, seed, views, torch.device(device), stored)
+            files = _write(new, content, place)
             write_json(new / INDEX, identity | {"files": files})
     return TeacherCache(folder, teacher, data, seed=seed, views=views, stored=stored)
 
 
-def _check(
-    folder: Path,
-    teacher: Teacher,
-    data: Data,
-    seed: int,
-    views: int,
-    limit: float,
-    device: torch.device,
-    stored: Stored,
-) -> None:
+def _check(folder: Path, content: _Content, limit: float, device: torch.device) -> None:
     """Raise a ValueError where a cache cannot be written, or would be too large."""
+    teacher, data, seed, views, stored = content
     if views < 1 or (views > 1 and data.augmentation == "none"):
         raise ValueError(
             f"a teacher cache needs at least one view per image, and exactly one without augmentation, got {views}."
@@ -196,11 +199,9 @@ def _check(
         )
 
 
-def _write(
-    new: Path, teacher: Teacher, data: Data, seed: int, views: int, device: torch.device, stored: Stored
-) -> dict[str, str]:
+def _write(new: Path, content: _Content, device: torch.device) -> dict[str, str]:
     """Write all files, each process its part of them; returns their SHA-256 by name."""
-    team.everywhere(_write_part, str(new), teacher, data, seed, views, device.type, stored)
+    team.everywhere(_write_part, str(new), content, device.type)
     files: dict[str, str] = {}
     summaries = []
     for process in range(team.number()):
@@ -214,15 +215,14 @@ def _write(
         files |= part["files"]
         summaries.append(_top.Summary(*part["summary"]))
         path.unlink()
-    if stored != "all":
+    if content.stored != "all":
         _log.info(f"teacher cache: {functools.reduce(_top.Summary.and_of, summaries)}")
     return dict(sorted(files.items()))
 
 
-def _write_part(
-    folder: str, teacher: Teacher, data: Data, seed: int, views: int, device_type: str, stored: Stored
-) -> None:
+def _write_part(folder: str, content: _Content, device_type: str) -> None:
     """Write this process's files, and a list of them."""
+    teacher, data, seed, views, stored = content
     new, rank, device = Path(folder), ranks.rank(), torch.device(device_type)
     new.mkdir(exist_ok=True)
     files: dict[str, str] = {}
