@@ -16,8 +16,9 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import DBAPIError
 
-from kdnas.jobs._storage import READS, cause_of, may_pass, opened, quiet, remedy
+from kdnas.jobs._storage import READS, cause_of, may_pass, opened, remedy
 from kdnas.runs import lock
+from kdnas.searchers._optuna import quiet
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextvars import ContextVar
 from typing import Any
 
-import optuna
 from optuna.exceptions import ExperimentalWarning
 from optuna.storages import BaseStorage, RDBStorage, get_storage
 from sqlalchemy import create_engine, event, inspect
@@ -24,6 +23,7 @@ from sqlalchemy.exc import (
 
 from kdnas.plain import printable, reason
 from kdnas.runs.files import plain
+from kdnas.searchers._optuna import quiet
 
 READS = ContextVar("reads", default=False)
 """Whether what is asked of a storage writes nothing."""
@@ -158,14 +158,3 @@ def remedy(cause: BaseException) -> str:
 def cause_of(error: BaseException) -> str:
     """What a database says of an error, in one line."""
     return printable(reason(Exception(str(getattr(error, "orig", None) or error)))).rstrip(".")
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Inside, Optuna logs errors only."""
-    before = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    try:
-        yield
-    finally:
-        optuna.logging.set_verbosity(before)

@@ -113,6 +113,8 @@ def _study(pruner_spec: Spec, resources: Sequence[int]) -> "optuna.Study":
     """A study in memory whose pruner has the resources' range by default."""
     import optuna
 
+    from kdnas.searchers._optuna import quiet
+
     low, high = resources[0], resources[1]
     known = {"min_resource": low, "max_resource": resources[-1], "reduction_factor": max(2, round(high / low))}
     parameters = inspect.signature(resolve(pruner_spec.make)).parameters
@@ -120,12 +122,9 @@ def _study(pruner_spec: Spec, resources: Sequence[int]) -> "optuna.Study":
     pruner = pruner_spec.replace(**{k: v for k, v in known.items() if k in parameters and k not in arguments}).build(
         optuna.pruners.BasePruner
     )
-    before = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    # Hyperband derives a candidate's bracket from the study's name.
-    study = optuna.create_study(study_name="kdnas", direction="maximize", pruner=pruner)
-    optuna.logging.set_verbosity(before)
-    return study
+    with quiet():
+        # Hyperband derives a candidate's bracket from the study's name.
+        return optuna.create_study(study_name="kdnas", direction="maximize", pruner=pruner)
 
 
 def parse_pruner(text: str) -> Spec:

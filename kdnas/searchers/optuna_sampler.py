@@ -12,6 +12,7 @@ from optuna.trial import Trial
 
 from kdnas.architecture import Architecture, Choice, Value
 from kdnas.runs.entry import Entry
+from kdnas.searchers._optuna import quiet
 from kdnas.searchers.base import Searcher
 from kdnas.space import SearchSpace
 from kdnas.specs import nearest, resolve
@@ -165,11 +166,6 @@ def _sampler_of(name: str, seed: int) -> BaseSampler:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Silences Optuna's log and its warnings that a sampler is experimental or samples independently."""
-    before = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
-            yield
-    finally:
-        optuna.logging.set_verbosity(before)
+    with quiet(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+        yield

@@ -6,6 +6,7 @@ import optuna
 import pytest
 
 from kdnas.costs.budget import Budget
+from kdnas.searchers._optuna import quiet
 from kdnas.searchers.optuna_sampler import OptunaSampler
 from kdnas.specs import spec
 from kdnas.tables import load_space
@@ -101,6 +102,17 @@ def test_it_is_quiet_and_leaves_optunas_logging_as_it_was(capfd):
     made().ask(3)
     assert optuna.logging.get_verbosity() == before == logging.INFO
     assert capfd.readouterr() == ("", "")
+
+
+def test_whoever_leaves_first_optunas_logging_is_as_it_was_in_the_end():
+    """As of two threads: the second found the log silenced by the first."""
+    first, second = quiet(), quiet()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert optuna.logging.get_verbosity() == logging.ERROR
+    second.__exit__(None, None, None)
+    assert optuna.logging.get_verbosity() == logging.INFO
 
 
 def test_its_arguments_are_plain():
