@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from kdnas.blocks.basic import AttentionMap, enlarge, resize
+from kdnas.blocks.basic import AttentionMap, ClassifiedMap, enlarge, resize
 from kdnas.outputs import Outputs
 from kdnas.plain import printable
 from kdnas.space import Blueprint, Layer
@@ -78,7 +78,7 @@ class Network(nn.Module):
 
     def forward(self, images: Tensor) -> Outputs:
         """Logits, `[batch, classes]` or dense ones, one feature map per stage, and every attention layer's map."""
-        with attention_maps(self.modules()) as attentions:
+        with attention_maps(self.modules()) as attentions, classified_maps(self.head) as classified:
             x, features = called(self.stem, as_input(images, self.blueprint)), []
             for stage in self.stages:
                 for layer in stage.children() if is_recomputing() else (stage,):
@@ -86,7 +86,8 @@ class Network(nn.Module):
                 features.append(x)
             outputs = called(self.head, *self.blueprint.head.inputs(x, features))
             logits = as_logits(outputs, images, self.blueprint)
-            return Outputs(logits, tuple(features), tuple(attentions), images=images)
+            last = classified[-1] if classified else None
+            return Outputs(logits, tuple(features), tuple(attentions), images, classified=last)
 
     def remaining_layers(self, stage: int, feature: Tensor, outputs: Sequence[Tensor] = ()) -> Tensor:
         """The logits that the layers after a stage compute from this map instead of the stage's own output.
@@ -141,11 +142,11 @@ def hooked(
     modules: Iterable[nn.Module],
     *,
     before: Callable[[nn.Module, tuple[Any, ...]], None] | None = None,
-    after: Callable[[nn.Module, tuple[Any, ...], Any], None] | None = None,
+    after: Callable[[nn.Module, tuple[Any, ...], Any], Any] | None = None,
 ) -> Iterator[None]:
     """Inside, every call of these modules is preceded by `before(module, inputs)`, followed by `after(..., output)`.
 
-    No hook is left behind.
+    What `after` returns stands in the output's place, unless it is None. No hook is left behind.
     """
     handles = []
     try:
@@ -250,8 +251,21 @@ def _unchanged(layer: nn.Module) -> Iterator[None]:
 @contextmanager
 def attention_maps(modules: Iterable[nn.Module]) -> Iterator[list[Tensor]]:
     """The outputs of attention layers among these modules inside, in order of execution."""
+    with _outputs_of(AttentionMap, modules) as maps:
+        yield maps
+
+
+@contextmanager
+def classified_maps(head: nn.Module) -> Iterator[list[Tensor]]:
+    """The maps that a head's classifier of every position reads inside; none of a head without a `ClassifiedMap`."""
+    with _outputs_of(ClassifiedMap, head.modules()) as maps:
+        yield maps
+
+
+@contextmanager
+def _outputs_of(kind: type[nn.Module], modules: Iterable[nn.Module]) -> Iterator[list[Tensor]]:
     maps: list[Tensor] = []
-    layers = [module for module in modules if isinstance(module, AttentionMap)]
+    layers = [module for module in modules if isinstance(module, kind)]
     with hooked(layers, after=lambda _, __, output: maps.append(output)):
         yield maps
 

@@ -21,7 +21,10 @@ class Outputs(NamedTuple):
             empty for a network without attention.
         images: the network's input, `[batch, channels, height, width]`, for losses that are conditioned on it.
         members: outputs of each network of an ensemble of teachers, for losses over several teachers; empty for one
-            network. The fields above are the ensemble's own.
+            network. The other fields are the ensemble's own.
+        classified: of dense prediction the map that the classifier of every position reads, after the head's own
+            layers, `[batch, channels, height, width]` or tokens; it goes with the features. None where the last of
+            them is that map, or nothing else is known.
     """
 
     logits: Tensor
@@ -29,6 +32,12 @@ class Outputs(NamedTuple):
     attentions: tuple[Tensor, ...] = ()
     images: Tensor | None = None
     members: tuple["Outputs", ...] = ()
+    classified: Tensor | None = None
+
+    @property
+    def maps(self) -> tuple[Tensor, ...]:
+        """The features, and behind them the map that is classified, where it is none of them."""
+        return self.features if self.classified is None else (*self.features, self.classified)
 
     @classmethod
     def of_tokens(cls, logits: Tensor, *fields: Any, **others: Any) -> "Outputs":
@@ -56,12 +65,17 @@ class Outputs(NamedTuple):
         return cls(logits.transpose(1, 2)[..., None], *fields, **others)
 
     def select(self, kinds: Container[str]) -> Iterator[tuple[str, Tensor]]:
-        """Name and tensor of the fields among `kinds`: `logits`, `features[0]`, `features[1]`, ..., `attentions[0]`."""
+        """Name and tensor of the fields among `kinds`: `logits`, `features[0]`, `features[1]`, ..., `attentions[0]`.
+
+        With the features comes `classified`.
+        """
         if "logits" in kinds:
             yield "logits", self.logits
         for kind in ("features", "attentions"):
             if kind in kinds:
                 yield from ((f"{kind}[{i}]", x) for i, x in enumerate(getattr(self, kind)))
+        if "features" in kinds and self.classified is not None:
+            yield "classified", self.classified
 
     def check(self, network: str) -> None:
         """Raise a ValueError unless the fields are dense tensors of their shapes, and tuples of them.
@@ -86,7 +100,7 @@ class Outputs(NamedTuple):
                 raise ValueError(
                     f"`{name}` of the {network} must be a dense tensor of floating-point numbers, got {kind}."
                 )
-            if name.startswith("features") and not 2 <= x.dim() <= 4:
+            if name.startswith(("features", "classified")) and not 2 <= x.dim() <= 4:
                 raise ValueError(
                     f"`{name}` of the {network} must be [batch, channels, height, width], [batch, tokens, channels] or "
                     f"[batch, channels], got shape {tuple(x.shape)}."
@@ -112,6 +126,7 @@ class Outputs(NamedTuple):
             self.attentions if "attentions" in kinds else (),
             self.images if "images" in kinds else None,
             tuple(member.of(kinds) for member in self.members),
+            self.classified if "features" in kinds else None,
         )
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "Outputs":
@@ -122,6 +137,7 @@ class Outputs(NamedTuple):
             tuple(change(a) for a in self.attentions),
             None if self.images is None else change(self.images),
             tuple(member.map(change) for member in self.members),
+            None if self.classified is None else change(self.classified),
         )
 
 

@@ -19,6 +19,7 @@ from kdnas.network import (
     attention_maps,
     build,
     called,
+    classified_maps,
     is_repeated,
     outputs_until,
 )
@@ -130,8 +131,10 @@ class Supernet(nn.Module):
                 attentions += maps
             features.append(x)
         inputs = blueprint.head.inputs(x, features)
-        logits = as_logits(run("head", blueprint.head, *inputs), images, blueprint)
-        return Outputs(logits, tuple(features), tuple(attentions), images=images)
+        with classified_maps(self._plan("head", blueprint.head).module) as classified:
+            logits = as_logits(run("head", blueprint.head, *inputs), images, blueprint)
+        last = classified[-1] if classified else None
+        return Outputs(logits, tuple(features), tuple(attentions), images, classified=last)
 
     def remaining_layers(
         self, stage: int, feature: Tensor, architecture: Architecture, outputs: Sequence[Tensor] = ()

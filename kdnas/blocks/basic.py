@@ -94,6 +94,10 @@ class DropPath(nn.Module):
         return x * keep / (1 - self.rate)
 
 
+class ClassifiedMap(nn.Identity):
+    """The map that the classifier of every position reads; losses see its output, `[batch, channels, h, w]`."""
+
+
 class AttentionMap(nn.Softmax):
     """The softmax of an attention layer; losses see its output, `[batch, heads, tokens, tokens]`."""
 

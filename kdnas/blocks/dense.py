@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from kdnas.blocks.basic import enlarge
+from kdnas.blocks.basic import ClassifiedMap, enlarge
 
 
 class _Decoder(nn.Module):
@@ -17,11 +17,12 @@ class _Decoder(nn.Module):
                 for _ in range(depth)
             )
         )
+        self.classified = ClassifiedMap()
         self.classifier = nn.Conv2d(width, classes, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         """`[batch, width, height, width]` to `[batch, classes, height, width]`."""
-        return self.classifier(self.layers(x))
+        return self.classifier(self.classified(self.layers(x)))
 
 
 class LrAspp(nn.Module):

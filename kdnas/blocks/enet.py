@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kdnas.blocks.basic import ClassifiedMap
+
 
 class EnetStem(nn.Module):
     """A convolution of stride 2 beside the pooled image.
@@ -149,12 +151,13 @@ class EnetDecoder(nn.Module):
         self.blocks = nn.Sequential(*blocks)
         self.second = EnetUp(width, last, final)
         self.refine = EnetBlock(last, final, dropout=dropout, activation="relu")
+        self.classified = ClassifiedMap()
         self.classifier = nn.ConvTranspose2d(last, classes, 2, 2)
 
     def forward(self, third: Tensor, fourth: Tensor) -> Tensor:
         """Two maps `[batch, inputs, h, w]` to `[batch, classes, 8 h, 8 w]`."""
         x = self.blocks(self.first(third, fourth))
-        return self.classifier(self.refine(self.second(x)))
+        return self.classifier(self.classified(self.refine(self.second(x))))
 
 
 def _pooled(x: Tensor) -> Tensor:

@@ -80,8 +80,8 @@ class QuantizationAware(ObjectiveDistiller):
 
     def outputs(self, images: Tensor) -> Outputs:
         """The network's outputs in simulated integers."""
-        logits, *features = self._graph[0](images)
-        return Outputs(logits, tuple(features), images=images)
+        logits, features, classified = self._graph[0](images)
+        return Outputs(logits, tuple(features), images=images, classified=classified)
 
     def losses(self, model: Model, batch: Batch, step: Step) -> Iterator[tuple[str, Tensor]]:
         """The objective's losses of the network in simulated integers."""
@@ -116,9 +116,9 @@ class _Tensors(nn.Module):
         super().__init__()
         self.network = network
 
-    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, images: Tensor) -> tuple[Tensor, tuple[Tensor, ...], Tensor | None]:
         outputs = self.network(images)
-        return outputs.logits, *outputs.features
+        return outputs.logits, outputs.features, outputs.classified
 
 
 def _rounding_graph(network: Network, images: Tensor) -> torch.fx.GraphModule:

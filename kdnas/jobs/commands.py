@@ -1416,7 +1416,7 @@ def taps(
     *,
     data: str = "digits",
     unlabelled: bool = False,
-    by: Literal["resolution", "rdm", "order"] = "resolution",
+    by: Literal["resolution", "rdm", "order", "classified"] = "resolution",
     trust: bool = False,
     device: str | None = None,
 ) -> str:

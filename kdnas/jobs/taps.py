@@ -20,7 +20,7 @@ def taps_table(teacher: str, space: str, data: str, by: str, *, unlabelled: bool
         teacher: a teacher's text form, other than `fit`.
         space: a table or its name.
         data: the data whose image size and channels are used.
-        by: `resolution`, `rdm` or `order`.
+        by: `resolution`, `rdm`, `order` or `classified`, as in `StagePairs`.
         unlabelled: whether the teacher gives features and no classes.
 
     Raises:

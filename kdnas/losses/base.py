@@ -459,8 +459,8 @@ class FeatureLoss(Loss):
     """A loss between paired feature maps: the weighted sum of `between` over the pairs.
 
     Args:
-        taps: the rule of pairing stages: `resolution` (default), `rdm`, `order`, or explicit pairs
-            `((student stage, teacher stage), ...)`.
+        taps: the rule of pairing stages: `resolution` (default), `rdm`, `order`, `classified`, or explicit pairs
+            `((student stage, teacher stage), ...)`; see `StagePairs`.
         weights: one weight per pair; default 1 each.
 
     Class attributes:

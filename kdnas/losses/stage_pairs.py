@@ -60,15 +60,19 @@ class StagePairs(nn.Module):
         pairs: `resolution` (default): each student stage with the deepest teacher stage of the nearest resolution;
             student stages with the same nearest teacher stages are spread over them evenly, last with last. `rdm`: with
             the teacher stage of the most similar dissimilarity matrix. `order`: first with first, for equal numbers of
-            stages. Or explicit pairs `((student stage, teacher stage), ...)`; negative indices count from the end.
+            stages. `classified`: the one pair of the maps that the two classifiers read, see below. Or explicit pairs
+            `((student stage, teacher stage), ...)`; negative indices count from the last stage.
         alignment: `nothing` (default); `positions`: both are average-pooled to the smaller height and width;
             `channels`: in addition an `Adapter` maps the student's channels to the teacher's.
+
+    The map that is classified is that of the last stage, unless a head has layers of its own before the classifier of
+    every position; then it is `Outputs.classified`, and its index is the number of stages.
     """
 
     def __init__(self, *, pairs: str | Pairs = "resolution", alignment: Alignment = "nothing") -> None:
         super().__init__()
-        if isinstance(pairs, str) and pairs not in ("resolution", "rdm", "order"):
-            raise ValueError(f"`taps` must be resolution, rdm, order or explicit pairs, got {pairs!r}.")
+        if isinstance(pairs, str) and pairs not in ("resolution", "rdm", "order", "classified"):
+            raise ValueError(f"`taps` must be resolution, rdm, order, classified or explicit pairs, got {pairs!r}.")
         self.by, self.alignment = pairs, alignment
         self.pairs: Pairs = ()
         self.adapters = nn.ModuleDict()
@@ -87,11 +91,11 @@ class StagePairs(nn.Module):
         Raises:
             ValueError: a stage does not exist, or a pair cannot be matched; the message has both shapes.
         """
-        self.pairs = self._choose(student.features, teacher.features)
+        self.pairs = self._choose(student, teacher)
         self.adapters.clear()
         table = []
         for index, (i, j) in enumerate(self.pairs):
-            s, t = student.features[i], teacher.features[j]
+            s, t = student.maps[i], teacher.maps[j]
             adapter = "none"
             if self.alignment != "nothing":
                 try:
@@ -115,27 +119,27 @@ class StagePairs(nn.Module):
     def forward(self, student: Outputs, teacher: Outputs) -> list[tuple[Tensor, Tensor]]:
         """The aligned pairs, student first."""
         # Losses without learnable parts may be called unprepared.
-        pairs = self.pairs or self._choose(student.features, teacher.features)
-        for index, features, network in (
-            (max(i for i, _ in pairs), student.features, "student"),
-            (max(j for _, j in pairs), teacher.features, "teacher"),
+        pairs = self.pairs or self._choose(student, teacher)
+        for index, maps, network in (
+            (max(i for i, _ in pairs), student.maps, "student"),
+            (max(j for _, j in pairs), teacher.maps, "teacher"),
         ):
-            if index >= len(features):
+            if index >= len(maps):
                 raise ValueError(
-                    f"the pairs {pairs} name stage {index} of the {network}, which has {len(features)} now. Prepare "
+                    f"the pairs {pairs} name stage {index} of the {network}, which has {len(maps)} now. Prepare "
                     "the loss with outputs of the same stages."
                 )
         aligned = []
         for index, (i, j) in enumerate(pairs):
-            s, t = student.features[i], teacher.features[j]
+            s, t = student.maps[i], teacher.maps[j]
             if self.alignment != "nothing":
                 s, t = same_positions(*_maps(s, t))
                 if str(index) in self.adapters:
                     s = self.adapters[str(index)](s)
                 elif self.alignment == "channels" and s.shape[1] != t.shape[1]:
                     raise ValueError(
-                        f"student stage {i} {tuple(student.features[i].shape)} and teacher stage {j} "
-                        f"{tuple(teacher.features[j].shape)} differ in channels, but there is no adapter. Call "
+                        f"student stage {i} {tuple(student.maps[i].shape)} and teacher stage {j} "
+                        f"{tuple(teacher.maps[j].shape)} differ in channels, but there is no adapter. Call "
                         "loss.prepare(student, teacher) with the outputs of the largest student before the optimiser "
                         "is created, with elastic=True for a supernet."
                     )
@@ -158,13 +162,16 @@ class StagePairs(nn.Module):
         )  # checkpoints of before pairs were stored
         super()._load_from_state_dict(state_dict, prefix, *arguments)
 
-    def _choose(self, student: tuple[Tensor, ...], teacher: tuple[Tensor, ...]) -> Pairs:
+    def _choose(self, ours: Outputs, theirs: Outputs) -> Pairs:
+        student, teacher = ours.features, theirs.features
         if not student or not teacher:
             raise ValueError(
                 f"both networks need stages to pair, got {len(student)} of the student, {len(teacher)} of the teacher."
             )
         if not isinstance(self.by, str):
-            return tuple((_index(i, student, "student"), _index(j, teacher, "teacher")) for i, j in self.by)
+            return tuple((_index(i, ours, "student"), _index(j, theirs, "teacher")) for i, j in self.by)
+        if self.by == "classified":
+            return ((len(ours.maps) - 1, len(theirs.maps) - 1),)
         if self.by == "order":
             if len(student) != len(teacher):
                 shapes = [[tuple(f.shape[1:]) for f in side] for side in (student, teacher)]
@@ -206,7 +213,8 @@ def _positions(feature: Tensor) -> int:
     return max(1, feature[0].numel() // (feature.shape[2] if feature.dim() == 3 else feature.shape[1]))
 
 
-def _index(index: int, features: tuple[Tensor, ...], network: str) -> int:
-    if not -len(features) <= index < len(features):
-        raise ValueError(f"`taps` must name {network} stages 0 to {len(features) - 1}, got {index}.")
-    return index % len(features)
+def _index(index: int, outputs: Outputs, network: str) -> int:
+    count = len(outputs.features)
+    if not -count <= index < len(outputs.maps):
+        raise ValueError(f"`taps` must name {network} stages 0 to {len(outputs.maps) - 1}, got {index}.")
+    return index + count if index < 0 else index

@@ -28,7 +28,8 @@ class FittedBlocks(OutputScorer):
 
     Args:
         adapters: `fitted` or `none`.
-        pairs: which stages are compared, as in `StagePairs`: `resolution`, `order`, `rdm` or explicit pairs.
+        pairs: which stages are compared, as in `StagePairs`: `resolution`, `order`, `rdm` or explicit pairs
+            of stages.
         weights: one per pair; 1 each by default, as in the authors' code.
 
     Raises:
@@ -58,21 +59,21 @@ class FittedBlocks(OutputScorer):
 
     def judge(self, logits: Tensor, digests: Sequence[Any], evidence: Evidence) -> Score:
         """Minus the weighted sum over the pairs."""
-        student = Outputs(logits, tuple(feature for feature, _ in digests))
-        for who, outputs in (("student", student), ("teacher", evidence.teacher)):
+        student, teacher = Outputs(logits, tuple(f for f, _ in digests)), evidence.teacher._replace(classified=None)
+        for who, outputs in (("student", student), ("teacher", teacher)):
             if not outputs.features:
                 raise ValueError(
                     f"scorer 'fitted_blocks' compares stages; the {who} has none. Return Outputs with features, or use "
                     "loss or accuracy."
                 )
-        rows = self.pairs.prepare(student, evidence.teacher)
+        rows = self.pairs.prepare(student, teacher)
         if self.weights and len(self.weights) != len(rows):
             raise ValueError(f"`weights` must have one number per pair, got {len(self.weights)} for {len(rows)} pairs.")
         ratings = []
         for row in rows:
             feature, memory = digests[row.student]
             if row.teacher not in memory:
-                memory[row.teacher] = self._rate(feature, evidence.teacher.features[row.teacher])
+                memory[row.teacher] = self._rate(feature, teacher.features[row.teacher])
             ratings.append(memory[row.teacher])
         weights = self.weights or (1.0,) * len(rows)
         value = -sum(w * r for w, r in zip(weights, ratings, strict=True))

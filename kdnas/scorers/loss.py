@@ -40,6 +40,7 @@ class Loss(OutputScorer):
     def judge(self, logits: Tensor, digests: Sequence[Any], evidence: Evidence) -> Score:
         """The student's score."""
         student = Outputs(logits, tuple(digests), images=evidence.images)
-        value = float(self.loss(student, evidence.teacher, evidence.labels))
+        # Students are seen stage by stage, so the teacher's last one too stands for the map that is classified.
+        value = float(self.loss(student, evidence.teacher._replace(classified=None), evidence.labels))
         accuracy = evidence.accuracy(logits)
         return Score(-value, {"loss": value, "accuracy": accuracy})

@@ -22,7 +22,9 @@ from kdnas.specs import Spec, nearest, resolve
 from kdnas.teachers.stages import (
     as_feature,
     check_logits,
+    classified_map,
     features_of,
+    find_classifier,
     find_stages,
     logits_of,
     plain_module,
@@ -111,6 +113,8 @@ class Frozen(Teacher):
         columns: the places among the module's logits of those that it gives, in their order; empty for all of them.
         classifier: the linear layer whose input stands in the logits' place, empty for the last stage's map; None for
             the logits themselves.
+        position_classifier: where the logits are maps, the layer that classifies every position, whose input is
+            `Outputs.classified`; empty where `find_classifier` finds none.
 
     Raises:
         ValueError: a stage that does not exist (the message suggests the nearest name), a module that fails on images
@@ -120,6 +124,7 @@ class Frozen(Teacher):
     columns: tuple[int, ...] = ()
     classifier: str | None = None
     attentions: tuple[str, ...] = ()
+    position_classifier: str = ""
 
     def __init__(
         self,
@@ -163,6 +168,8 @@ class Frozen(Teacher):
             if name not in known:
                 raise ValueError(f"the teacher has no submodule {shown(name)}.{nearest(name, known)}")
         self.stages = tuple(stages)
+        if self.dense and not isinstance(self.module, Network):
+            self.position_classifier = find_classifier(self.module, self._probe(), classes)
 
     def teach(self, pixels: Tensor, labels: Tensor | None, at: Moment) -> Outputs:
         """Logits, the named stages' maps, and those of the named attention layers."""
@@ -237,6 +244,7 @@ class Frozen(Teacher):
         with (
             recorded(self.module, self.stages, batch=len(images)) as outputs,
             called_attention(list(layers.values())) as maps,
+            classified_map(self.module, self.position_classifier) as classified,
         ):
             returned = self.module(images.to(self._dtype(), copy=True))  # it may write into them
         if isinstance(returned, Outputs) and not isinstance(self.module, Network):
@@ -247,7 +255,8 @@ class Frozen(Teacher):
         logits = features_of(returned) if self.classes == 0 else logits_of(returned, self.classes, dense=self.dense)
         check_logits(logits, len(images), type(self.module).__name__, dense=self.dense)
         attentions = tuple(maps[layer].float() for layer in layers.values())
-        return self._chosen(Outputs(logits, features, attentions, images=images))
+        last = classified[-1].float() if classified else None
+        return self._chosen(Outputs(logits, features, attentions, images, classified=last))
 
     def _chosen(self, outputs: Outputs) -> Outputs:
         """The same with the logits of the chosen classes."""
@@ -342,8 +351,11 @@ def _joined(parts: Sequence[Outputs]) -> Outputs:
     """The outputs of several batches as those of one."""
     maps = [(part.features, part.attentions) for part in parts]
     features, attentions = (tuple(map(torch.cat, zip(*kind, strict=True))) for kind in zip(*maps, strict=True))
-    images = None if parts[0].images is None else torch.cat([part.images for part in parts if part.images is not None])
-    return Outputs(torch.cat([part.logits for part in parts]), features, attentions, images)
+    images, classified = (
+        torch.cat([value for value in values if value is not None]) if values[0] is not None else None
+        for values in ([part.images for part in parts], [part.classified for part in parts])
+    )
+    return Outputs(torch.cat([part.logits for part in parts]), features, attentions, images, classified=classified)
 
 
 def _blocks(module: nn.Module, images: Tensor) -> list[str]:

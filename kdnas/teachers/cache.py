@@ -33,6 +33,8 @@ _SHARD = 256  # images per file
 _REMOVE = "Remove the folder: it is written again."
 
 
+_MAPS = {False: "stages", True: "stages and the classified"}
+
 Stored = Literal["all", "top_logits"]
 """What is stored of a teacher's outputs: everything, or of logits the largest, and nothing else."""
 
@@ -257,12 +259,13 @@ def _identity(teacher: Teacher, data: Data, seed: int, views: int, stored: Store
         "seed": seed,
         "number_of_views": views,
         "selection_of_outputs": stored,
+        "set_of_maps": _MAPS[stored == "all" and data.task.dense],
     }
 
 
 def _difference(index: dict[str, Any], identity: dict[str, Any]) -> str:
     """The name of the first value in which a cache differs; empty if none does."""
-    index = {"selection_of_outputs": "all"} | index  # where it was written before there was a choice
+    index = {"selection_of_outputs": "all", "set_of_maps": _MAPS[False]} | index  # of before there was a choice
     return next((name.replace("_", " ") for name, value in identity.items() if index.get(name) != value), "")
 
 
@@ -278,6 +281,7 @@ def _flatten(outputs: Outputs, stored: Stored, prefix: str = "") -> tuple[dict[s
         tensors, summary = {f"{prefix}logits": outputs.logits}, _top.Summary(len(outputs.logits), 0, 0, 0.0)
         tensors |= {f"{prefix}features.{i}": feature for i, feature in enumerate(outputs.features)}
         tensors |= {f"{prefix}attentions.{i}": attention for i, attention in enumerate(outputs.attentions)}
+        tensors |= {} if outputs.classified is None else {f"{prefix}classified": outputs.classified}
     else:
         largest, summary = _top.packed(outputs.logits)
         tensors = {f"{prefix}{_TOP}{name}": tensor for name, tensor in largest.items()}
@@ -312,7 +316,8 @@ def _unflatten(tensors: dict[str, Tensor], prefix: str = "") -> Outputs:
     while f"{prefix}members.{len(members)}.logits" in tensors:
         members.append(_unflatten(tensors, f"{prefix}members.{len(members)}."))
     logits, features, attentions = tensors[f"{prefix}logits"], tuple(series("features")), tuple(series("attentions"))
-    return Outputs(logits, features, attentions, members=tuple(members))
+    classified = tensors.get(f"{prefix}classified")
+    return Outputs(logits, features, attentions, members=tuple(members), classified=classified)
 
 
 def _checksum(pixels: Tensor) -> Tensor:

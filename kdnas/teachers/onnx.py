@@ -59,7 +59,7 @@ def onnx_teacher(
     name = f"onnx:{path}"
     model = _model(Path(path), name)
     batch, shape = _input(model, name, size, preprocessing)
-    graph = Graph(model, stages, (batch or 2, *shape), name)
+    graph = Graph(model, stages, (batch or 2, *shape), name, dense=dense)
     own = fed(shape, preprocessing, normalise, name)
     teacher = Frozen(graph, preprocessing=own, stages=(), classes=classes, batch=batch, dense=dense)
     teacher.note = f"ONNX on the CPU, {f'batches of {batch}' if batch else 'batches of any size'}"
@@ -75,6 +75,7 @@ class Graph(nn.Module):
         stages: names of values that are its features; empty to choose.
         shape: of the images by which they are chosen.
         name: for messages.
+        dense: whether it answers for every pixel.
 
     Raises:
         ValueError: a name that the graph does not have, or it fails on images of this shape.
@@ -82,7 +83,7 @@ class Graph(nn.Module):
 
     digest: Tensor
 
-    def __init__(self, model: Any, stages: Sequence[str], shape: Shape, name: str) -> None:
+    def __init__(self, model: Any, stages: Sequence[str], shape: Shape, name: str, *, dense: bool = False) -> None:
         super().__init__()
         self.input, self.logits = model.graph.input[0].name, model.graph.output[0].name
         values = [output for node in model.graph.node for output in node.output if output]
@@ -90,7 +91,10 @@ class Graph(nn.Module):
             if stage not in values:
                 raise ValueError(f"the graph {name} has no value {shown(stage)}.{nearest(stage, values)}")
         self.stages = tuple(stages) or _stages(model, self.input, self.logits, np.zeros(shape, np.float32), name)
-        self.content = _with_outputs(model, self.stages).SerializeToString()
+        node = _classifier(model, self.logits) if dense else None
+        self.classified, self.is_turned = ("", False) if node is None else (node.input[0], node.op_type == "MatMul")
+        more = [self.classified] if self.classified else []
+        self.content = _with_outputs(model, (*self.stages, *more)).SerializeToString()
         # What a cache of outputs depends on, as other networks' weights.
         self.digest = nn.Buffer(torch.tensor(list(hashlib.blake2b(self.content, digest_size=16).digest())))
         self.session = _session(self.content, name)
@@ -102,10 +106,13 @@ class Graph(nn.Module):
 
     def forward(self, images: Tensor) -> Outputs:
         """Logits and features, on the images' device."""
-        names = [self.logits, *self.stages]
+        names = [self.logits, *self.stages, *([self.classified] if self.classified else [])]
         values = self.session.run(names, {self.input: images.detach().cpu().float().numpy()})
         logits, *features = (torch.from_numpy(value).float().to(images.device) for value in values)
-        return Outputs(logits, tuple(features), images=images)
+        classified = features.pop() if self.classified else None
+        if classified is not None and classified.dim() == 4 and self.is_turned:
+            classified = classified.movedim(-1, 1)
+        return Outputs(logits, tuple(features), images=images, classified=classified)
 
 
 def _model(path: Path, name: str) -> Any:
@@ -193,6 +200,17 @@ def _stages(model: Any, source: str, logits: str, images: np.ndarray, name: str)
         is_inner = before is not None and shape[1] >= 2 * shapes[before][1] and shape[2:] != list(maps.values())[-1][2:]
         chosen[shape[2:]] = before if before is not None and is_inner else output
     return tuple(chosen.values())[-_MOST:]
+
+
+def _classifier(model: Any, logits: str) -> Any:
+    """The last convolution or product that the logits depend on; None where there is none."""
+    needed = {logits}
+    for node in reversed(model.graph.node):
+        if needed & set(node.output):
+            if node.op_type in ("Conv", "ConvTranspose", "MatMul"):
+                return node
+            needed |= set(node.input)
+    return None
 
 
 def _is_map(shape: Shape, images: Shape) -> bool:

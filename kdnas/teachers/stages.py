@@ -149,6 +149,70 @@ def find_stages(module: nn.Module, images: Tensor, most: int = 6, classes: int |
     )
 
 
+def find_classifier(module: nn.Module, images: Tensor, classes: int | None = None) -> str:
+    """The submodule that classifies every position: the last layer with a weight that the maps of logits depend on.
+
+    Layers with one weight per channel, such as norms, are none; nor are those of auxiliary heads, on which the logits
+    do not depend.
+
+    Args:
+        module: the network, in evaluation mode.
+        images: `[batch, channels, height, width]`, as the network takes them.
+        classes: number of classes, as in `find_stages`.
+
+    Returns:
+        Its name; empty where there is none whose input is a map or tokens, or the network hides it.
+    """
+    names = {part: name for name, part in module.named_modules() if _has_matrix(part)}
+    outputs: dict[str, Tensor] = {}
+
+    def replace(part: nn.Module, inputs: tuple[Any, ...], output: Any) -> Tensor | None:
+        outputs.pop(names[part], None)
+        if not isinstance(output, Tensor) or _map_read(part, inputs) is None:
+            return None
+        # With a graph from here; a copy, as the next layer may work in place.
+        outputs[names[part]] = output.detach().requires_grad_()
+        return outputs[names[part]].clone()
+
+    try:
+        with hooked(names, after=replace), torch.enable_grad():
+            logits = logits_of(run(module, images), classes, dense=True)
+            slopes = torch.autograd.grad(logits[:, :1].sum(), list(outputs.values()), allow_unused=True)
+    except (RuntimeError, ValueError):
+        return ""
+    read = [name for name, slope in zip(outputs, slopes, strict=True) if slope is not None]
+    return read[-1] if read else ""
+
+
+@contextmanager
+def classified_map(module: nn.Module, classifier: str) -> Iterator[list[Tensor]]:
+    """The map that a network's layer of this name reads inside; nothing for an empty name."""
+    maps: list[Tensor] = []
+
+    def keep(part: nn.Module, inputs: tuple[Any, ...], _: Any) -> None:
+        feature = _map_read(part, inputs)
+        maps[:] = [] if feature is None else [feature.clone()]
+
+    with hooked([module.get_submodule(classifier)] if classifier else [], after=keep):
+        yield maps
+
+
+def _has_matrix(part: nn.Module) -> bool:
+    """Whether it is a single layer with a weight for every pair of channels."""
+    weight = getattr(part, "weight", None)
+    return not any(part.children()) and isinstance(weight, Tensor) and weight.dim() > 1
+
+
+def _map_read(part: nn.Module, inputs: tuple[Any, ...]) -> Tensor | None:
+    """The input of a layer with a weight matrix as a map or tokens; None where it has no positions."""
+    x, weight = inputs[0] if inputs else None, part.weight
+    if not isinstance(x, Tensor) or not isinstance(weight, Tensor):
+        return None
+    if x.dim() == weight.dim() > 2:  # a convolution: channels come second
+        return x if x.dim() == 4 else x.transpose(1, 2) if x.dim() == 3 else None
+    return {3: x, 4: x.movedim(-1, 1)}.get(x.dim()) if weight.dim() == 2 and x.dim() > 2 else None
+
+
 def _candidates(
     module: nn.Module, shapes: Mapping[str, tuple[int, ...]], num_logits: int, most: int
 ) -> Iterator[tuple[str, ...]]:

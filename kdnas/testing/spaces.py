@@ -109,8 +109,8 @@ class SpaceContract:
             assert inside.logits.shape == (2, space.classes, *(images.shape[2:] if space.dense else ()))
             assert torch.isfinite(inside.logits).all()
             assert torch.equal(inside.logits, outside.logits), dict(architecture)
-            assert len(inside.features) == len(outside.features)
-            assert all(torch.equal(a, b) for a, b in zip(inside.features, outside.features, strict=True))
+            assert len(inside.maps) == len(outside.maps)
+            assert all(torch.equal(a, b) for a, b in zip(inside.maps, outside.maps, strict=True))
 
     def test_every_weight_is_used_by_some_covering_architecture(self) -> None:
         space = self._small()

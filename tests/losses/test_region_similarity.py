@@ -71,6 +71,19 @@ def test_golden_compares_the_deepest_stages():
     assert RegionSimilarity.golden == pytest.approx(expected, rel=1e-12)
 
 
+def test_the_maps_that_are_classified_are_compared_where_the_heads_have_layers_of_their_own():
+    student, teacher, labels = example()
+    deep, own, theirs = RegionSimilarity()(student, teacher, labels), student.features[0], teacher.features[0]
+    value = RegionSimilarity()(student._replace(classified=own), teacher._replace(classified=theirs), labels)
+    assert value.item() == pytest.approx(reference(own, theirs, 2, 2, np.max), rel=1e-12) != pytest.approx(deep.item())
+    # A network whose head has none shows that of its last stage.
+    mixed = RegionSimilarity()(student._replace(classified=own), teacher, labels)
+    assert torch.equal(mixed, RegionSimilarity(taps=((0, -1),))(student, teacher, labels))
+    # Explicit pairs count from the last stage.
+    last = RegionSimilarity(taps=((-1, -1),))(student._replace(classified=own), teacher, labels)
+    assert torch.equal(last, deep)
+
+
 def test_the_size_of_a_map_does_not_matter():
     student, teacher, labels = example()
     larger = student._replace(features=tuple(7 * f for f in student.features))

@@ -81,8 +81,22 @@ def test_explicit_pairs_may_count_from_the_end():
             StagePairs(pairs=wrong).prepare(CNN, CNN)
 
 
+def test_the_map_that_is_classified_comes_after_the_last_stage():
+    dense, taps = CNN._replace(classified=normal(4, 5, 16, 16)), StagePairs(pairs="classified", alignment="channels")
+    (row,) = taps.prepare(dense, CNN)
+    assert (row.student, row.teacher, row.student_shape, row.teacher_shape) == (3, 2, (5, 16, 16), (32, 4, 4))
+    ((s, t),) = taps(dense, CNN)
+    assert s.shape == t.shape == (4, 32, 4, 4)
+    (named,) = StagePairs(pairs=((3, -1),))(dense, CNN)
+    assert named[0] is dense.classified and named[1] is CNN.features[-1]
+    with pytest.raises(ValueError, match="`taps` must name student stages 0 to 3, got 4"):
+        StagePairs(pairs=((4, 0),)).prepare(dense, CNN)
+    with pytest.raises(ValueError, match="name stage 3 of the student, which has 3 now"):
+        taps(CNN, CNN)
+
+
 def test_an_unknown_way_of_pairing_and_a_network_without_stages_are_refused():
-    with pytest.raises(ValueError, match="`taps` must be resolution, rdm, order or explicit pairs, got 'name'"):
+    with pytest.raises(ValueError, match="`taps` must be resolution, rdm, order, classified or explicit pairs"):
         StagePairs(pairs="name")
     with pytest.raises(ValueError, match="stages to pair, got 3 of the student, 0 of the teacher"):
         StagePairs().prepare(CNN, outputs())

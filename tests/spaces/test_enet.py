@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kdnas.blocks.basic import enlarge
 from kdnas.blocks.enet import EnetBlock, EnetDecoder, EnetDown, EnetStem, EnetUp
 from kdnas.costs.count import cost, counted_macs
 from kdnas.losses.feature.self_attention import SelfAttention
@@ -50,7 +51,9 @@ def test_a_subnet_is_its_extracted_student_to_the_bit_at_any_size(seed, height, 
         inside, outside = supernet()(images, architecture), supernet().extract(architecture)(images)
     assert inside.logits.shape == (2, 3, height, width)
     assert torch.equal(inside.logits, outside.logits)
-    assert all(torch.equal(a, b) for a, b in zip(inside.features, outside.features, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(inside.maps, outside.maps, strict=True))
+    logits = supernet().extract(architecture).head.classifier(outside.classified)
+    assert torch.equal(enlarge(logits, outside.logits), outside.logits)
     sides = [(-(-height // s), -(-width // s)) for s in (4, 8, 8, 8)]
     assert [tuple(x.shape[2:]) for x in inside.features] == sides
 

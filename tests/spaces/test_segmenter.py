@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdnas.architecture import Architecture
+from kdnas.blocks.basic import enlarge
 from kdnas.blocks.dense import LrAspp
 from kdnas.costs.count import cost, counted_macs, feature_shapes, peak_memory
 from kdnas.costs.elsewhere import adopt
@@ -67,7 +68,17 @@ def test_a_subnet_is_its_extracted_student_to_the_bit_at_any_size(block, seed, h
         inside, outside = supernet(images, architecture), supernet.extract(architecture)(images)
     assert inside.logits.shape == (2, 3, height, width)
     assert torch.equal(inside.logits, outside.logits)
-    assert all(torch.equal(a, b) for a, b in zip(inside.features, outside.features, strict=True))
+    assert inside.classified is not None
+    assert all(torch.equal(a, b) for a, b in zip(inside.maps, outside.maps, strict=True))
+
+
+@pytest.mark.parametrize("kind", ["lraspp", "aspp"])
+def test_the_map_that_is_classified_is_the_one_from_which_the_classifier_makes_the_logits(kind):
+    space = replace(small(), low_level=False)
+    network = initialised(lambda: Network(space.blueprint(head_of(kind, space))), 0).eval()
+    images = torch.randn(2, 3, 17, 33, generator=torch_rng(kind))
+    outputs = network(images)
+    assert torch.equal(enlarge(network.head.decoder.classifier(outputs.classified), images), outputs.logits)
 
 
 @pytest.mark.parametrize("size", [(12, 20), (17, 33), (31, 9)])

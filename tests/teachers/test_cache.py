@@ -17,6 +17,7 @@ from kdnas.teachers.base import Frozen
 from kdnas.teachers.cache import INDEX, TeacherCache, open_cache
 from kdnas.teachers.combined import Ensemble, Route
 from kdnas.training.loop import Training
+from tests.tasks.test_segmentation import shapes
 from tests.toy import part
 
 SPACE = load_space("toy").fitted(classes=3, image_channels=3)
@@ -43,6 +44,23 @@ def test_cached_outputs_are_the_teacher_s_on_the_same_augmented_pixels(tmp_path)
         assert len(found.features) == len(live.features)
         for mine, theirs in zip(found.features, live.features, strict=True):
             torch.testing.assert_close(mine, theirs)
+
+
+def test_of_pixels_the_map_that_is_classified_is_stored_too(tmp_path):
+    data, taught = shapes(), initialised(frozen_segmenter, 0)
+    cache, ids = written(tmp_path, data, taught=taught), torch.tensor([3, 0])
+    pixels = data.view(ids, 3, 1)
+    torch.testing.assert_close(cache.outputs(ids, 1, pixels).classified, taught(pixels).classified)
+    index = json.loads((tmp_path / "cache" / INDEX).read_text())
+    del index["set_of_maps"]  # as it was written before
+    (tmp_path / "cache" / INDEX).write_text(json.dumps(index | {"format": 1}))
+    with pytest.raises(ValueError, match="was written with another set of maps"):
+        TeacherCache(tmp_path / "cache", taught, data, seed=3, views=2)
+
+
+def frozen_segmenter():
+    space = load_space("elastic_segmenter").fitted(classes=2, image_channels=3, size=(12, 20))
+    return Frozen(Network(space.blueprint(space.smallest)), preprocessing=shapes().preprocessing)
 
 
 def test_top_logits_take_few_bytes_and_nothing_else_is_stored(tmp_path, caplog):

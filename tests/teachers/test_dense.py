@@ -1,6 +1,7 @@
 """Teachers of every pixel: torchvision's, a user's, several together, and those of transformers under `real`."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -47,7 +48,14 @@ def test_a_segmenter_of_torchvision_sees_the_whole_image_and_answers_for_the_dat
     assert (own.height, own.width, own.interpolation) == (64, 88, "bilinear")
     outputs = teacher(PIXELS)
     torch.testing.assert_close(outputs.logits, enlarged(teacher.module(prepare(PIXELS, own))["out"]))
-    assert teacher.stages[-1] == "classifier.cbr"  # what is classified
+    assert teacher.stages[-1] == "classifier.cbr"
+    head, read = teacher.module.classifier, []
+    handle = head.low_classifier.register_forward_hook(lambda _, __, output: read.append(output))
+    teacher(PIXELS)
+    handle.remove()
+    # The deep map as the classifier reads it: weighted channel by channel, and enlarged.
+    logits = F.interpolate(head.high_classifier(outputs.classified) + read[0], (64, 88), mode="bilinear")
+    torch.testing.assert_close(enlarged(logits), outputs.logits)
 
 
 def test_the_classifier_beside_the_network_in_its_training_is_left_out(tmp_path):
@@ -88,6 +96,15 @@ def test_a_network_for_another_task_is_not_fine_tuned(tmp_path):
     assert not (tmp_path / "fit").exists()
 
 
+@pytest.mark.parametrize("name", ["deeplabv3_mobilenet_v3_large", "fcn_resnet50"])
+def test_the_map_that_is_classified_is_not_that_of_a_second_classifier(name):
+    torch.manual_seed(0)
+    module = models.get_model(name, weights_backbone=None, num_classes=3, aux_loss=True).eval()
+    outputs = as_frozen(module, name, 3, replace(DATA, height=32, width=44), dense=True)(PIXELS)
+    logits = F.interpolate(module.classifier[-1](outputs.classified), (32, 44), mode="bilinear", align_corners=False)
+    torch.testing.assert_close(enlarged(logits), outputs.logits)
+
+
 class Own(nn.Module):
     """A user's network: logits of stride 4 in a dictionary."""
 
@@ -101,6 +118,29 @@ class Own(nn.Module):
         for stage in self.stages:
             images = stage(images)
         return {"out": self.classifier(images), "aux": images}
+
+
+class WithoutGraph(Own):
+    """The same in a forward pass that never has a graph."""
+
+    @torch.no_grad()
+    def forward(self, images):
+        return super().forward(images)
+
+
+def test_a_user_s_network_shows_what_its_classifier_reads_unless_it_hides_it():
+    outputs = as_frozen(Own(), "mine", 3, DATA, dense=True)(PIXELS)
+    torch.testing.assert_close(enlarged(Own().classifier(outputs.classified)), outputs.logits)
+    hidden = as_frozen(WithoutGraph(), "mine", 3, DATA, dense=True)(PIXELS)
+    assert hidden.classified is None and torch.equal(hidden.logits, outputs.logits)
+    batches = replace_batch(as_frozen(Own(), "mine", 3, DATA, dense=True))(PIXELS)
+    assert torch.equal(batches.classified, outputs.classified)
+
+
+def replace_batch(teacher):
+    """The same teacher, which takes three images at once."""
+    teacher.batch = 3
+    return teacher
 
 
 def test_a_user_s_network_answers_for_every_pixel_where_the_task_does():
@@ -197,6 +237,9 @@ def test_a_segformer_s_logits_of_stride_4_are_brought_to_the_labels_size(tmp_pat
     with pytest.raises(ValueError, match=r"must see all of them, got crop=0\.5"):
         built(f"hf:{tmp_path},crop=0.5")
     assert built(f"hf:{tmp_path},size=48").preprocessing.width == 66  # the data's proportion
+    assert teacher.position_classifier == "decode_head.classifier"
+    with torch.no_grad():
+        assert torch.equal(model.decode_head.classifier(teacher(PIXELS).classified), logits)
 
 
 @pytest.mark.real

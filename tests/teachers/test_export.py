@@ -63,6 +63,24 @@ def test_a_program_gives_the_networks_logits_and_stages_for_any_batch(tmp_path, 
     assert teacher.train().training is False
 
 
+class Dense(Net):
+    def __init__(self):
+        super().__init__()
+        self.head, self.classifier = nn.Conv2d(6, 5, 3, padding=1), nn.Conv2d(5, 3, 1)
+
+    def forward(self, x):
+        return self.classifier(self.head(self.second(self.first(x))).relu())
+
+
+def test_a_program_of_every_pixel_shows_the_map_that_it_classifies(tmp_path):
+    module = saved(tmp_path / "n.pt2", module=Dense())
+    teacher = load_teacher(f"export:{tmp_path / 'n.pt2'}").build(Teacher, classes=3, preprocessing=DATA, dense=True)
+    pixels = torch.rand(2, 3, 8, 8)
+    expected = Frozen(module, preprocessing=teacher.preprocessing, dense=True)(pixels)
+    assert expected.classified.shape == (2, 5, 4, 4)
+    torch.testing.assert_close(teacher(pixels).classified, expected.classified)
+
+
 @pytest.mark.parametrize(
     ("options", "mean"),
     [("", (0.5,) * 3), (",normalise=none", (0.0,) * 3), (",normalise=imagenet", (0.485, 0.456, 0.406))],

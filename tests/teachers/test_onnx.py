@@ -44,6 +44,21 @@ def graph(path, *, batch="batch", size=8, classes=3, kind=TensorProto.FLOAT, met
     return weights
 
 
+def test_a_graph_of_every_pixel_shows_the_map_that_it_classifies(tmp_path):
+    weights = graph(tmp_path / "g.onnx")
+    model, value = onnx.load(tmp_path / "g.onnx"), helper.make_tensor_value_info
+    del model.graph.node[4:], model.graph.output[:], model.graph.initializer[2:]
+    classifier = torch.randn(3, 6, 1, 1)
+    model.graph.initializer.append(numpy_helper.from_array(classifier.numpy(), "w3"))
+    model.graph.node.append(helper.make_node("Conv", ["second", "w3"], ["logits"]))
+    model.graph.node.append(helper.make_node("Conv", ["first", "w2"], ["more"]))  # on which no logit depends
+    model.graph.output.append(value("logits", TensorProto.FLOAT, ["batch", 3, "height", "width"]))
+    onnx.save(model, tmp_path / "d.onnx")
+    teacher, pixels = built(tmp_path / "d.onnx", dense=True), torch.rand(2, 3, 8, 8)
+    outputs, second = teacher(pixels), by_hand(weights, pixels)[1]
+    torch.testing.assert_close(outputs.classified, second, rtol=1e-4, atol=1e-4)
+
+
 def by_hand(weights, pixels):
     images = (pixels - 0.5) / 0.25
     first = torch.conv2d(images, weights["w1"], padding=1).relu()

@@ -29,7 +29,8 @@ class RegionSimilarity(FeatureLoss):
     Args:
         grid: nodes per side, at least 1; default 2: the authors' pooling with half the map's size.
         pool: `max` or `average` over each node's patch; default `max`.
-        taps: how stages are paired, as in `StagePairs`; default ((-1, -1),): the last stage of each.
+        taps: how stages are paired, as in `StagePairs`; default `classified`: the maps that the two classifiers read,
+            after the layers of the heads; those of the last stages where the heads have none.
         weights: one weight per pair; default None: 1 each.
 
     Raises:
@@ -38,8 +39,7 @@ class RegionSimilarity(FeatureLoss):
     Reference: Liu, Chen, Liu, Qin, Luo, Wang, Structured Knowledge Distillation for Semantic Segmentation, CVPR
         2019 (arXiv 1903.04197), section 3, pair-wise distillation.
     Differs: the authors' code holds the norm in the denominator constant, which gives the same value and another
-        gradient, and adds 1e-8 outside the root. They take the map that is classified, which the last stage found of a
-        teacher of torchvision is; of a Network it is that before the head.
+        gradient, and adds 1e-8 outside the root.
     """
 
     ranges: ClassVar[Mapping[str, str]] = {"grid": "[1, inf)"}
@@ -51,7 +51,7 @@ class RegionSimilarity(FeatureLoss):
         *,
         grid: int = 2,
         pool: Pool = "max",
-        taps: str | Pairs = ((-1, -1),),
+        taps: str | Pairs = "classified",
         weights: tuple[float, ...] | None = None,
     ) -> None:
         super().__init__(taps=taps, weights=weights)

@@ -60,7 +60,7 @@ def paired_maps(taps: StagePairs, student: Outputs, teacher: Outputs) -> list[tu
     """
     maps = []
     for i, j in taps.pairs:
-        s, t = student.features[i], teacher.features[j]
+        s, t = student.maps[i], teacher.maps[j]
         try:
             maps.append((as_map(s), as_map(t)))
         except ValueError as error:

@@ -98,7 +98,7 @@ class FactorTransfer(FeatureLoss):
         part(self.encoders, 0)  # raises unless prepared
         errors = []
         for index, (_, j) in enumerate(self.taps.pairs):
-            t = as_map(teacher.features[j])
+            t = as_map(teacher.maps[j])
             error = self.decoders[index](self.encoders[index](t)) - t
             errors.append(error.square().mean() if self.reconstruction == "l2" else error.abs().mean())
         return torch.stack(errors).sum()

@@ -91,7 +91,7 @@ class MultiHeadGraph(LayerRelation):
         super().build(student, teacher, elastic=elastic)
         self.heads.to(student.logits.device)
         self.num_prepared = self.num_prepared.to(student.logits.device)
-        maps = ((as_map(student.features[i]), as_map(teacher.features[j])) for i, j in self.taps.pairs)
+        maps = ((as_map(student.maps[i]), as_map(teacher.maps[j])) for i, j in self.taps.pairs)
         self._sizes = [same_positions(*pair)[1].shape[2:] for pair in maps]
 
     def describe(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
@@ -110,7 +110,7 @@ class MultiHeadGraph(LayerRelation):
     def pretrain(self, teacher: Outputs) -> Tensor:
         """The error with which the estimators predict each stage's vectors from the stage before."""
         self._check_prepared()
-        maps = [as_map(teacher.features[j]) for _, j in self.taps.pairs]
+        maps = [as_map(teacher.maps[j]) for _, j in self.taps.pairs]
         if len(maps[0]) < 2:  # one sample has no batch statistics
             return connected_zero(*self.heads.parameters())
         pooled = [F.adaptive_avg_pool2d(m, (size[0], size[1])) for m, size in zip(maps, self._sizes, strict=True)]
