@@ -19,7 +19,7 @@ from kdnas.runs.schema import mismatch
 from kdnas.space import Blueprint, SearchSpace
 from kdnas.specs import nearest
 from kdnas.tables import structure, table_of, unstructure
-from kdnas.tasks.base import Answers, Task
+from kdnas.tasks.base import PIPELINES, Answers, Task
 from kdnas.values import shown
 
 FINGERPRINT = "fingerprint"  # of the data, in a card's origin
@@ -48,6 +48,7 @@ class Card:
         answers: what a logit is: of a class, or a value.
         measure: name of what the origin calls accuracy: the measure of the student's task.
         image_outputs: how many of the last logits are of the whole image, where the others are of pixels.
+        pipeline: its purpose as hubs of models call it; empty for what follows from `answers` and the blueprint.
         origin: where it comes from (run, place, scorer, accuracy), plain JSON.
         forms: by name, what is recorded of each form that lies beside the card; see `kdnas.students.forms`. It is no
             part of what makes two cards equal.
@@ -65,6 +66,7 @@ class Card:
     answers: Answers = "classes"
     measure: str = Task.measure
     image_outputs: int = 0
+    pipeline: str = ""
     origin: Mapping[str, Any] = field(default_factory=dict)
     forms: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
@@ -77,11 +79,17 @@ class Card:
             )
         if not self.class_names:
             raise ValueError("`class_names` must not be empty: a student has a name for each logit.")
+        if not self.pipeline:
+            object.__setattr__(self, "pipeline", self._usual_pipeline)
         if not 0 <= self.image_outputs < len(self.class_names) or (self.image_outputs and not self.blueprint.dense):
             raise ValueError(
                 f"`image_outputs` must be fewer than the {len(self.class_names)} logits of a network for every pixel, "
                 f"got {self.image_outputs}."
             )
+
+    @property
+    def _usual_pipeline(self) -> str:
+        return PIPELINES[self.answers, self.blueprint.dense]
 
     @classmethod
     def of(
@@ -111,6 +119,7 @@ class Card:
             answers=data.task.answers,
             measure=data.task.measure,
             image_outputs=data.task.image_outputs,
+            pipeline=data.task.pipeline,
             origin={**origin, FINGERPRINT: data.fingerprint},
         )
 
@@ -146,6 +155,7 @@ class Card:
             **({"answers": self.answers} if self.answers != "classes" else {}),
             **({"measure": self.measure} if self.measure != Task.measure else {}),
             **({"image_outputs": self.image_outputs} if self.image_outputs else {}),
+            **({"pipeline": self.pipeline} if self.pipeline != self._usual_pipeline else {}),
             "origin": dict(self.origin),
             "forms": dict(self.forms),
             "blueprint": self.blueprint.to_json(),
@@ -196,7 +206,7 @@ class Card:
             if key not in known:
                 raise ValueError(f"unknown key {shown(key)}.{nearest(key, known)}")
         for key in cls.__dataclass_fields__:
-            if key not in value and key not in ("forms", "answers", "measure", "image_outputs"):
+            if key not in value and key not in ("forms", "answers", "measure", "image_outputs", "pipeline"):
                 raise ValueError(f"`{key}` is missing.")
         for key, kind in (("class_names", list), ("origin", dict), ("blueprint", dict), ("cost", dict)):
             if not isinstance(value[key], kind):
@@ -216,6 +226,7 @@ class Card:
                 answers=structure(value.get("answers", "classes"), Answers),
                 measure=structure(value.get("measure", Task.measure), str),
                 image_outputs=structure(value.get("image_outputs", 0), int),
+                pipeline=structure(value.get("pipeline", ""), str),
                 origin=value["origin"],
                 forms=forms,
             )

@@ -10,9 +10,9 @@ from kdnas.students.card import Card
 _MOST_CLASSES = 20
 _HEADER = """---
 library_name: kdnas
-pipeline_tag: {task}
+pipeline_tag: {pipeline}
 tags:
-- {task}
+- {pipeline}
 - knowledge-distillation
 - neural-architecture-search
 ---
@@ -20,8 +20,9 @@ tags:
 # {title}, chosen and distilled by kdnas
 """
 _TITLES = {
-    "classes": {"task": "image-classification", "title": "An image classifier"},
-    "values": {"task": "image-feature-extraction", "title": "Features of images"},
+    "image-classification": "An image classifier",
+    "image-segmentation": "A classifier of pixels",
+    "image-feature-extraction": "Features of images",
 }
 _USE = f"""
 ## Use
@@ -46,7 +47,7 @@ def readme_text(card: Card, controls: Mapping[str, Any]) -> str:
         controls: of the run whose student this is, by name, each with its `sentence`; empty where it has none.
     """
     p, origin = card.preprocessing, card.origin
-    size = f"{len(p.mean)} x {p.height} x {p.width}"
+    size = f"{len(p.mean)} x {p.height} x {p.width}{' or any other size' if card.blueprint.dense else ''}"
     accuracies = [
         f"| {_cell(card.measure)} on the {words} | {origin[key]:.2%} |"
         for key, words in _ACCURACIES.items()
@@ -57,7 +58,7 @@ def readme_text(card: Card, controls: Mapping[str, Any]) -> str:
     sentences = [_cell(c["sentence"], 1000) for c in controls.values() if isinstance(c, Mapping) and "sentence" in c]
     words = [f"- {sentence}" for sentence in sentences] or ["No controls are recorded for this student."]
     lines = [
-        _HEADER.format(**_TITLES[card.answers]),
+        _HEADER.format(pipeline=_cell(card.pipeline), title=_TITLES.get(card.pipeline, "A network")),
         *("| | |", "| --- | --- |"),
         f"| images | {size}, values in [0, 1]; normalised inside |",
         f"| {card.answers} | {len(card.class_names)}: {classes}{more} |",

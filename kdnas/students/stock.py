@@ -35,13 +35,14 @@ def config_text(card: Card, *, timm: bool) -> str:
     common = {"num_classes": len(card.class_names), "label_names": list(card.class_names)}
     p = card.preprocessing
     inputs = {"input_size": [len(p.mean), p.height, p.width], "mean": list(p.mean), "std": list(p.std)}
-    inputs |= {"interpolation": p.interpolation, "crop_pct": 1.0, "fixed_input_size": True}
+    inputs |= {"interpolation": p.interpolation, "crop_pct": 1.0, "fixed_input_size": not card.blueprint.dense}
     if timm:
         architecture, arguments = timm_arguments(card.blueprint)
         inputs |= {"num_classes": len(card.class_names), "first_conv": "patch_embed.proj", "classifier": "head"}
         content = {"architecture": architecture, **common, "model_args": arguments, "pretrained_cfg": inputs}
     else:
-        content = {"library_name": "kdnas", "code": "student.py", **common, "pretrained_cfg": inputs}
+        own = {"library_name": "kdnas", "pipeline_tag": card.pipeline, "code": "student.py"}
+        content = {**own, **common, "pretrained_cfg": inputs}
         content["timm"] = why_not_timm(card.blueprint) or "kdnas export STUDENT --forms timm writes it for timm"
     return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 

@@ -10,6 +10,14 @@ from torch import Tensor
 from kdnas.specs import Spec
 
 Answers = Literal["classes", "values"]
+PIPELINES: Mapping[tuple[Answers, bool], str] = {
+    ("classes", False): "image-classification",
+    ("classes", True): "image-segmentation",
+    ("values", False): "image-feature-extraction",
+    ("values", True): "image-to-image",
+}
+"""By what an output is, and whether there is one for every pixel: what hubs of models call a network's purpose."""
+
 Numbers = TypeVar("Numbers", Tensor, np.ndarray)
 
 
@@ -55,6 +63,11 @@ class Task(abc.ABC):
     images_at_once: ClassVar[int] = 500
     compares: ClassVar[bool] = False
     has_classes: ClassVar[bool] = True
+
+    @property
+    def pipeline(self) -> str:
+        """What hubs of models call a student's purpose (`pipeline_tag`); by default from `answers` and `dense`."""
+        return PIPELINES[self.answers, self.dense]
 
     @property
     def losses(self) -> Mapping[str, Spec]:

@@ -184,6 +184,10 @@ def test_the_model_card_has_controls_and_no_code_of_names(tmp_path, bare):
     assert text.startswith("---\nlibrary_name: kdnas\n")
     assert "- It helped \\| by &lt;b>one&lt;/b> point." in text
     assert "No controls are recorded" in readme_text(card, {})
+    assert "pipeline_tag: image-classification\n" in text and "# An image classifier" in text
+    own = dataclasses.replace(card, pipeline="depth-estimation")
+    assert Card.from_json(own.to_json()) == own and "pipeline" not in card.to_json()
+    assert "pipeline_tag: depth-estimation\n" in readme_text(own, {}) and "# A network" in readme_text(own, {})
     assert "1e" not in text.split("## Forms")[0] and "`student.py`" in text
 
 

@@ -401,6 +401,7 @@ def folder(supernet, tmp_path_factory):
 def test_a_student_gives_maps_and_existence_in_every_form(supernet, folder):
     network, card = read_student(folder)
     own = json.loads((folder / "student.json").read_text())
+    assert "pipeline_tag: image-segmentation\n" in (folder / "README.md").read_text()
     assert card.image_outputs == own["image_outputs"] == 4
     shape = ["batch", 5, "height", "width"]
     assert own["output"] == {"name": "logits", "shape": shape, "image_logits": ["batch", 4]}
