@@ -101,7 +101,7 @@ def test_another_format_is_refused(value):
 
 
 @pytest.mark.parametrize(
-    "name", sorted(Card.__dataclass_fields__.keys() - {"forms", "answers", "measure", "image_outputs"})
+    "name", sorted(Card.__dataclass_fields__.keys() - {"forms", "answers", "measure", "image_outputs", "pipeline"})
 )
 def test_every_field_but_the_forms_of_older_cards_is_required(name):
     with pytest.raises(ValueError, match=f"`{name}` is missing"):
