@@ -6,9 +6,9 @@ PATH is CIFAR-10 (see `kdnas.data.cifar.cifar10`), FOLDER holds the public rows 
 layers, each a quarter, a half, three quarters or all of its full width, trained with three seeds.
 
 A copy of the benchmark's largest network, all widths divided, is trained on labels; it is teacher and source. For each
-budget (a share of its MACs) factors are trained under it from its weights, as `kdnas prune` does, without removing
-blocks, which the benchmark does not. What is kept of each width is a share; of the benchmark's rows within 3 % of the
-same share of the full network's MACs the one of the nearest shares (Euclidean) is looked up.
+budget (a share of its MACs) factors are trained under it from its weights as published, groups not normalised, without
+removing blocks, which the benchmark does not. What is kept of each width is a share; of the benchmark's rows within 3 %
+of the same share of the full network's MACs the one of the nearest shares (Euclidean) is looked up.
 
 Reported is its percentile: the share of the rows in that band whose accuracy is lower (ties count half). Random widths
 are the band itself: 50 on average. Controls, looked up alike: equal shares everywhere, factors whose penalty does not
@@ -87,7 +87,7 @@ def shares_of(
     student = conversion.supernet.extract(conversion.space.largest)
     whole = cost(student.blueprint).macs
     bound = Budget(macs=budget * whole)
-    factors = Factors(conversion.space, budget=bound, by_cost=by_cost, blocks=False)
+    factors = Factors(conversion.space, budget=bound, by_cost=by_cost, blocks=False, normalised=False)
     training = Training(student, factors, data, Frozen(network, preprocessing=data.preprocessing), recipe)
     run_all_steps(training, f"factors {budget:g}")
     channels = factors.within(bound)

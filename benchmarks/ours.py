@@ -10,9 +10,9 @@ from peers import Contestant, Facts, plain
 from torch import Tensor
 
 from kdnas.conversion.convert import convert
-from kdnas.conversion.importance import channel_importance, sort_by_importance
+from kdnas.conversion.importance import Importance, channel_importance, sort_by_importance
 from kdnas.conversion.reconstruction import Reconstruction
-from kdnas.conversion.removal import Removal, units
+from kdnas.conversion.removal import Removal, counts_of, units
 from kdnas.conversion.scale_factors import Factors
 from kdnas.conversion.shares import ShareSearch, agreement, leading
 from kdnas.costs.budget import Budget
@@ -39,14 +39,15 @@ _FORWARDS = 3  # of the images: the order of channels, the fit's covariances, th
 
 
 class _Cut:
-    """The teacher's network with its channels in order and its layers' inputs measured."""
+    """The teacher's network with its channels in order (the fit's by default) and its layers' inputs measured."""
 
-    def __init__(self, network: Network, data: Data, seed: int) -> None:
+    def __init__(self, network: Network, data: Data, seed: int, importance: Importance | None = None) -> None:
         conversion = convert(plain(network), image=network.blueprint.image, needs_choices=False)
         space = conversion.space
         assert isinstance(space, Converted)
         images = _images(data, data.train, "reconstruction", seed)
-        sort_by_importance(conversion.supernet, partial(channel_importance, method="reconstruction", images=images))
+        by_fit = partial(channel_importance, method="reconstruction", images=images)
+        sort_by_importance(conversion.supernet, importance or by_fit)
         self.source = conversion.supernet.extract(space.largest).eval()
         self.removal = Removal(space, units(space))
         self.fit = Reconstruction(self.removal, self.source, images)
@@ -150,11 +151,10 @@ def factors(network: Network, teacher: Teacher, data: Data, budget: float, seed:
     training = Training(copy.deepcopy(source), distiller, data, teacher, Prune.recipe)
     while not training.done:
         training.step()
-    assert isinstance(training.model, Network)
-    recipe = Prune.recipe
-    return distiller.removed(training.model, distiller.within(bound)), Facts(
-        inherited=True, images=2 * recipe.steps * recipe.batch_size
-    )
+    cut = _Cut(network, data, seed, distiller.importance)
+    left = cut.network(cut.removal.sizes | counts_of(distiller.within(bound)))
+    seen = 2 * Prune.recipe.steps * Prune.recipe.batch_size + _FORWARDS * IMAGES
+    return left, Facts(inherited=True, images=seen, source=cut.source)
 
 
 def under_latency(

@@ -456,6 +456,9 @@ class Prune:
         penalty: weight of the scale factors' penalty; None increases it until the budget is met.
         rounds: in which a penalty that grows removes, with training in between.
         by_cost: whether each channel's penalty is weighted by its cost.
+        as_published: of scale factors: whether groups of channels are compared by their factors as they are, and the
+            weights trained with the factors are retrained. False: factors are relative to their group's, and only
+            choose; what is left is fitted to the source and retrained as with `shares`.
         recipe: optimizer settings of the training with scale factors.
         retrain: optimizer settings of the student's training, and of its controls'.
         distiller: how the student is trained; None chooses the mixture of labels and teacher by trials of a tenth of
@@ -476,6 +479,7 @@ class Prune:
     penalty: Amount | None = None
     rounds: Count = 4
     by_cost: bool = False
+    as_published: bool = False
     recipe: Recipe = Recipe(steps=400, learning_rate=0.02)
     retrain: Recipe = Recipe(learning_rate=0.05)
     distiller: Spec | None = None

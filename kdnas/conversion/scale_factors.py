@@ -1,7 +1,7 @@
 """Scale factors of channels and blocks, trained under a teacher with a penalty."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import ClassVar, final
 
 import torch
@@ -34,9 +34,10 @@ class Factors(Distiller):
     channel in multiply-accumulates, divided by the mean over all groups and blocks, and of a block at most that of the
     costliest channel; or 1.
 
-    After each step the factors of a group are divided by the largest of them, and the weights that read its channels
-    multiplied by it, which changes no output. Otherwise a group would vanish as a whole: the batch norm behind a reader
-    undoes a common scale, so that no gradient holds it.
+    The batch norm behind a reader undoes a common scale of a group's factors, so that no gradient holds it: the penalty
+    would shrink whole groups. So after each step every group's factors are divided by their root mean square, zeros
+    included, and those of all blocks by that of all of them: what a group has lost makes its other factors larger, and
+    the penalty compares channels with their own group. A lone block stays.
 
     A channel's factor multiplies the weights (columns) with which later layers read it, a block's factor the last
     normalisation or convolution before the sum with its input. Both fold into the weights exactly. A residual stream's
@@ -59,6 +60,9 @@ class Factors(Distiller):
         by_cost: whether the penalty is weighted by cost; at an eighth of a ResNet's MACs 44.8 % with it, 55.3 % without
             (CIFAR-10 at 16x16, 700 steps of retraining, one seed).
         blocks: whether whole blocks have factors too.
+        normalised: whether the root mean square of a group's factors stays 1. False: the penalty shrinks them, as
+            published; the largest of each group moves into the weights that read its channels, which changes no output
+            and keeps the group from vanishing, but leaves weights so small that a later training destroys them.
         temperature: T.
         rounds: of a growing penalty.
 
@@ -69,7 +73,9 @@ class Factors(Distiller):
     Reference: Gu, Tresp, Search for Better Students to Learn Distilled Knowledge, ECAI 2020 (arXiv 2001.11612), the
         objective of section 3.
     Differs: the paper has KL(student, teacher) in the formula and no order in the text; this is the usual direction.
-        The paper does not define alpha. Its lambda is fixed; the growing lambda is our addition.
+        The paper does not define alpha. Its lambda is fixed; the growing lambda is our addition. Groups are normalised,
+        unless `normalised` is False: at half of a ResNet's MACs 0.383 without and 0.656 with it on the search part
+        after 70 steps of retraining (CIFAR-10 at 16x16, one seed).
     """
 
     model_type: ClassVar[type[Network]] = Network
@@ -83,6 +89,7 @@ class Factors(Distiller):
         budget: Budget = Budget(),
         by_cost: bool = False,
         blocks: bool = True,
+        normalised: bool = True,
         temperature: float = 1.0,
         rounds: int = 1,
     ) -> None:
@@ -97,7 +104,7 @@ class Factors(Distiller):
             raise ValueError("no channel and no block of this network can be removed. `kdnas convert` reports why.")
         if penalty is None and not budget.bounds():
             raise ValueError("scale factors need a penalty, or a budget for which it grows; got neither.")
-        self.penalty, self.budget, self.rounds = penalty, budget, rounds
+        self.penalty, self.budget, self.rounds, self.normalised = penalty, budget, rounds, normalised
         savings = self.removal.savings()
         costs = {unit.key: max(savings[unit.key].macs, 1) for unit in self.units}
         most = max((costs[u.key] for u in self.units if isinstance(u, ChannelGroup)), default=math.inf)
@@ -141,6 +148,12 @@ class Factors(Distiller):
         values = {key: value.abs() for key, value in _on_cpu(self.factors).items()}
         return self.removal.within(budget, values, self.nonzero())
 
+    def importance(self, network: Network, groups: Sequence[ChannelGroup]) -> list[Tensor]:
+        """The factors' absolute values, for `sort_by_importance`; 1 for groups that have none."""
+        del network
+        values = _on_cpu(self.factors)
+        return [values[g.key].abs() if g.key in values else torch.ones(g.size) for g in groups]
+
     def removed(self, model: Network, masks: Masks) -> Network:
         """The smaller network, factors folded in; where all that is removed has factor 0, its outputs are the same."""
         state = {**model.state_dict(), **{name: tensor.detach() for name, tensor in self.folded(model).items()}}
@@ -153,7 +166,7 @@ class Factors(Distiller):
         yield "teacher", self.divergence(self.outputs(model, batch.images), batch.teacher, batch.labels)
 
     def after(self, model: Model, batch: Batch, step: Step) -> None:
-        """The proximal step, and the largest factor of each group into the weights that read it."""
+        """The proximal step, and what it leaves of the factors to their norm."""
         del batch
         if self.penalty is not None:
             self.regulariser.proximal(self._values(), step.rate)
@@ -162,7 +175,20 @@ class Factors(Distiller):
                 self.factors[unit.key].data.mul_(self.alive[unit.key])
             if int(self.met) <= self._round(step):
                 self._grow(step)
-        self._fold_largest(dict(model.named_parameters()))
+        if self.normalised:
+            self._normalise()
+        else:
+            self._fold_largest(dict(model.named_parameters()))
+
+    @torch.no_grad()
+    def _normalise(self) -> None:
+        blocks = [unit.key for unit in self.units if isinstance(unit, ResidualBlock)]
+        for keys in (blocks, *([unit.key] for unit in self.units if isinstance(unit, ChannelGroup))):
+            size = torch.cat([self.factors[key] for key in keys]).square().mean().sqrt() if keys else 0
+            if size > 0:
+                for key in keys:
+                    self.factors[key].div_(size)
+                    self.before[key].div_(size)
 
     @torch.no_grad()
     def _fold_largest(self, parameters: dict[str, nn.Parameter]) -> None:

@@ -72,11 +72,6 @@ _CONTROLS = {
 }
 
 
-def _source_of(removal: str) -> str:
-    """The student folder of the source with its channels in the order of a removal."""
-    return "source-random" if removal == _RANDOM else "source"
-
-
 class _Folded(nn.Module):
     """A network with its factors in place."""
 
@@ -236,13 +231,18 @@ class Job:
     @property
     def matches_features(self) -> bool:
         """Whether the teacher is the source, so that channels are matched one by one."""
-        return self.settings.source == "teacher" and self.settings.method == "shares"
+        return self.settings.source == "teacher" and not self.keeps_weights
+
+    @property
+    def keeps_weights(self) -> bool:
+        """Whether the chosen removal keeps the weights that were trained with scale factors."""
+        return self.settings.method == "scale_factors" and self.settings.as_published
 
     def remove(self) -> None:
         """Write the networks that the removals leave, and the source in the order of each one's channels."""
         images, labels = self._images(self.data.train, "reconstruction")
         order = partial(channel_importance, method="reconstruction", images=images, labels=labels)
-        fitted = self._sorted(_CHOSEN, order, images)
+        fitted = self._sorted(_EQUAL, order, images)
         search = self._search(fitted)
         chosen, equal = search.best.counts, search.equal_shares()
         facts: dict[str, Any] = {"candidates": len(search.candidates)}
@@ -251,10 +251,9 @@ class Job:
             for place, other in enumerate(search.finalists(self.settings.finalists)[1:], 2):
                 self._write(f"{_CHOSEN}-{place}", fitted, other.counts, images)
         else:
-            network, chosen, facts = self._remove_by_factors(fitted.source)
-            self._store(_CHOSEN, network)
+            network, chosen, facts = self._remove_by_factors(fitted.source, images)
         left = cost(network.blueprint)
-        if equal is not None and equal != chosen:
+        if equal is not None and (equal != chosen or self.settings.method == "scale_factors"):
             self._write(_EQUAL, fitted, equal, images)
         rng = torch_rng("random removal", self.settings.recipe.seed)
         order = lambda network, groups: [torch.rand(g.size, generator=rng) for g in groups]  # noqa: E731
@@ -350,7 +349,13 @@ class Job:
     def _teacher_of(self, name: str) -> Spec:
         if not self.matches_features:
             return self.teacher_spec
-        return spec(student_teacher, path=str(self.storage.path(STUDENTS, _source_of(name)).resolve()))
+        return spec(student_teacher, path=str(self.storage.path(STUDENTS, self._source_of(name)).resolve()))
+
+    def _source_of(self, removal: str) -> str:
+        """The student folder of the source with its channels in the order of a removal."""
+        if removal == _CHOSEN and self.settings.method == "scale_factors":
+            return "source-factors"
+        return "source-random" if removal == _RANDOM else "source"
 
     def _search(self, fitted: Reconstruction) -> ShareSearch:
         """Candidates within the budget; recorded scores are not computed again."""
@@ -389,7 +394,7 @@ class Job:
         space, supernet = self.source.space, self.source.supernet.to(images.device)
         sort_by_importance(supernet, importance)
         network = supernet.extract(space.largest).eval()
-        self._store(_source_of(removal), network)
+        self._store(self._source_of(removal), network)
         return Reconstruction(Removal(space, units(space)), network, images)
 
     def _images(self, part: Images, purpose: str) -> tuple[Tensor, Tensor]:
@@ -410,12 +415,19 @@ class Job:
         origin |= {"recipe": unstructure(self.settings.retrain)}
         write_student(self.storage.path(STUDENTS, name), network, Card.of(network, self.data, origin), deploy=False)
 
-    def _remove_by_factors(self, source: Network) -> tuple[Network, Counts, dict[str, Any]]:
+    def _remove_by_factors(self, source: Network, images: Tensor) -> tuple[Network, Counts, dict[str, Any]]:
         """Train the source with a factor per channel and block, and remove the least ones; counts, and facts."""
         settings, space = self.settings, self.source.space
         network = copy.deepcopy(source).requires_grad_(True)
-        rounds = settings.rounds if settings.penalty is None else 1
-        factors = Factors(space, penalty=settings.penalty, budget=self.budget, rounds=rounds, by_cost=settings.by_cost)
+        rounds, normalised = settings.rounds if settings.penalty is None else 1, not settings.as_published
+        factors = Factors(
+            space,
+            penalty=settings.penalty,
+            budget=self.budget,
+            rounds=rounds,
+            by_cost=settings.by_cost,
+            normalised=normalised,
+        )
         factors.within(self.budget)  # refuses a budget that cannot be met before anything is trained
         training = Training(network, factors, self.data, self.teacher, settings.recipe, default_device())
         watch = lambda: {"accuracy": accuracy(_Folded(network, factors), self.data.search, self.data)}  # noqa: E731
@@ -424,4 +436,10 @@ class Job:
         masks = factors.within(self.budget)
         values = list(factors.factors.values())
         facts = {"zeros": sum(int((f == 0).sum()) for f in values), "factors": sum(f.numel() for f in values)}
-        return factors.removed(network, masks).eval(), counts_of(masks), facts
+        if self.keeps_weights:
+            left = factors.removed(network, masks).eval()
+            self._store(_CHOSEN, left)
+            return left, counts_of(masks), facts
+        fitted = self._sorted(_CHOSEN, factors.importance, images)
+        counts = fitted.removal.sizes | counts_of(masks)
+        return self._write(_CHOSEN, fitted, counts, images), counts, facts

@@ -11,13 +11,14 @@ from torchvision.ops import StochasticDepth
 
 from kdnas.cli.commands import main
 from kdnas.conversion.convert import convert
-from kdnas.conversion.removal import ResidualBlock
+from kdnas.conversion.importance import sort_by_importance
+from kdnas.conversion.removal import ResidualBlock, floor_of
 from kdnas.conversion.scale_factors import Factors
 from kdnas.costs.budget import Budget
 from kdnas.costs.count import cost
 from kdnas.data.base import Data
 from kdnas.distillers.base import Step
-from kdnas.jobs.prune import prune
+from kdnas.jobs.prune import begin, prune
 from kdnas.network import Network
 from kdnas.outputs import Outputs
 from kdnas.runs.folder import RunFolder
@@ -307,15 +308,78 @@ def test_what_a_factor_costs_by_hand():
     assert Factors(SPACE, penalty=1.0).regulariser.costs is None
 
 
-def test_the_threshold_is_the_learning_rate_times_the_penalty_and_the_largest_factor_moves_into_the_weights(found):
+@pytest.mark.parametrize("normalised", [True, False])
+def test_the_threshold_is_the_learning_rate_times_the_penalty(found, normalised):
     network, _ = found
-    factors = Factors(SPACE, penalty=0.1, by_cost=False)
+    factors = Factors(SPACE, penalty=0.1, normalised=normalised)
+    value = factors.factors["stages_0_0:0"]
+    value.data[:] = torch.linspace(0.01, 1.5, 32)
+    expected = (value.detach() - 0.1 * 0.3).clamp_min(0)
+    factors.after(network, None, Step(0, 3, 0, rate=0.3))
+    torch.testing.assert_close(
+        value.detach(), expected / (expected.square().mean().sqrt() if normalised else expected.max())
+    )
+    assert value[0] == 0
+
+
+def test_the_penalty_leaves_each_group_and_the_blocks_together_the_norm_of_ones_and_no_weight_smaller(found):
+    network, _ = found
+    factors = Factors(SPACE, penalty=2.0)
+    weights = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    drawn(factors, 0.0)
+    for index in range(20):
+        factors.after(network, None, Step(index, 20, 0, rate=0.01))
+    assert any((value == 0).any() for value in factors.factors.values())
+    blocks = torch.cat([value for key, value in factors.factors.items() if key.endswith("block")])
+    for value in (blocks, *(value for key, value in factors.factors.items() if not key.endswith("block"))):
+        assert value.detach().square().mean().item() == pytest.approx(1, rel=1e-5)
+    assert blocks.abs().min() < 0.99 * blocks.abs().max()
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in network.state_dict().items())
+
+
+def test_groups_whose_factors_differ_in_scale_alone_keep_equal_shares():
+    bound = 0.6 * cost(SPACE.blueprint(SPACE.largest)).macs
+    factors = Factors(SPACE, budget=Budget(macs=bound))
+    network = Network(SPACE.blueprint(SPACE.largest))
+    scales = torch.logspace(-2, 0, len(factors.units))
+    with torch.no_grad():
+        for unit, scale in zip(factors.units, scales, strict=True):
+            factors.factors[unit.key].copy_(torch.linspace(0.5, 1.5, unit.size) * scale if unit.size > 1 else 1)
+    for index in range(200):
+        factors.after(network, None, Step(index, 200, 0, rate=0.01))
+    assert factors.met
+    kept = factors.nonzero()
+    shares = [kept[u.key].float().mean() for u in factors.units if u.size > 1]
+    assert max(shares) - min(shares) < 2 / 16  # two channels of the smallest group
+
+
+def test_a_group_that_vanishes_whole_keeps_its_floor(found):
+    network, _ = found
+    factors = Factors(SPACE, penalty=100.0)
+    factors.after(network, None, Step(0, 3, 0, rate=1.0))
+    assert all((value == 0).all() for value in factors.factors.values())
+    assert {u.key: int(factors.nonzero()[u.key].sum()) for u in factors.units} == {
+        u.key: floor_of(u) for u in factors.units
+    }
+
+
+def test_channels_are_sorted_by_their_factors(conversion):
+    factors = Factors(conversion.space, penalty=0.0)
+    drawn(factors)
+    values = {key: value.detach().abs() for key, value in factors.factors.items()}
+    orders = sort_by_importance(conversion.supernet, factors.importance)
+    assert all(torch.equal(values[key][order], values[key].sort(descending=True)[0]) for key, order in orders.items())
+
+
+def test_as_published_the_largest_factor_of_a_group_moves_into_the_weights(found):
+    network, _ = found
+    factors = Factors(SPACE, penalty=0.1, normalised=False)
     images = torch.randn(4, 3, 8, 8)
     unit = next(u for u in factors.units if not isinstance(u, ResidualBlock))
     with torch.no_grad():
         factors.factors[unit.key][:2] = torch.tensor([0.01, 0.5])
     expected = {key: (v.detach().abs() - 0.1 * 0.3).clamp_min(0) for key, v in factors.factors.items()}
-    moved = Factors(SPACE, penalty=0.1, by_cost=False)
+    moved = Factors(SPACE, penalty=0.1, normalised=False)
     with torch.no_grad():
         for key, value in expected.items():
             moved.factors[key].copy_(value)
@@ -365,7 +429,7 @@ def zeros(factors):
 
 def test_no_penalty_removes_nothing_and_a_larger_one_never_keeps_more():
     counts, macs = [], []
-    for penalty in (0.0, 1.0, 4.0, 20.0):
+    for penalty in (0.0, 1.0, 20.0, 60.0):
         network, factors, _ = trained(penalty)
         counts.append(zeros(factors))
         macs.append(cost(factors.removed(network, factors.within(Budget())).blueprint).macs)
@@ -464,7 +528,7 @@ def test_costs_move_removal_to_expensive_channels(found):
     network, _ = found
 
     def left(by_cost):
-        """What one step leaves of a factor of 0.5, in the costliest group and in the cheapest."""
+        """What one step leaves of a factor of 0.5 beside 1, in the costliest group and in the cheapest."""
         factors = Factors(SPACE, penalty=0.1, by_cost=by_cost)
         prices = factors.removal.savings()
         channels = [u for u in factors.units if not isinstance(u, ResidualBlock)]
@@ -472,7 +536,8 @@ def test_costs_move_removal_to_expensive_channels(found):
             value.data[1:] = 0.5
         factors.after(network, None, Step(0, 3, 0, rate=1.0))
         order = sorted(channels, key=lambda u: prices[u.key].macs)
-        return [float(factors.factors[unit.key].detach()[1]) for unit in (order[-1], order[0])]
+        values = [factors.factors[unit.key].detach() for unit in (order[-1], order[0])]
+        return [float(value[1] / value[0]) for value in values]
 
     dear, cheap = left(True)
     assert dear < cheap - 0.01
@@ -574,6 +639,25 @@ def test_a_source_of_other_classes_is_refused(tmp_path):
 
     with pytest.raises(ValueError, match="other_classes has 7 classes, the data 3"):
         prune(dataclasses.replace(pruned(), source="tests.toy:other_classes"), tmp_path / "run")
+
+
+@pytest.mark.parametrize("as_published", [False, True])
+def test_factors_choose_and_the_source_gives_the_weights_unless_they_are_as_published(tmp_path, as_published):
+    from tests.toy import pruned_by_factors
+
+    settings = dataclasses.replace(pruned_by_factors(), as_published=as_published)
+    storage = RunFolder.create(tmp_path / "run", settings.to_json(), 0)
+    job = begin(settings, storage)
+    job.remove()
+    left = read_student(storage.path("students", "removal-chosen"))[0]
+    assert cost(left.blueprint).macs <= 350_000
+    assert storage.path("students", "removal-equal").exists()
+    folder = storage.path("students", "source-factors")
+    assert folder.exists() is not as_published
+    # The stem reads the images, of which none is removed: what is left of it are its first channels.
+    source = read_student(folder if not as_published else storage.path("students", "source"))[0]
+    weight, whole = (network.get_parameter("stem.parts.0.weight") for network in (left, source))
+    assert torch.equal(weight, whole[: len(weight)]) is not as_published
 
 
 def test_a_source_in_which_nothing_is_elastic_is_pruned_all_the_same(tmp_path):
