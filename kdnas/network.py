@@ -275,6 +275,22 @@ def image_batches(images: Tensor, most: int = 2**21) -> tuple[Tensor, ...]:
     return images.split(max(1, most // images.shape[2:].numel()))
 
 
+def without_weights(blueprint: Blueprint) -> Network:
+    """The network with shapes alone, on the meta device: it takes no memory and draws nothing.
+
+    The blueprint comes ready: inside `torch.device("meta")` any other computation gives wrong numbers without an error,
+    such as indices of images.
+
+    Example:
+        >>> from kdnas import load_space
+        >>> space = load_space("toy")
+        >>> {p.device.type for p in without_weights(space.blueprint(space.smallest)).parameters()}
+        {'meta'}
+    """
+    with torch.device("meta"):
+        return Network(blueprint)
+
+
 def calibrate(network: nn.Module, batches: Iterable[Tensor]) -> None:
     """Re-estimate batch-norm statistics: reset, then the mean over batches of batch mean and unbiased batch variance.
 

@@ -22,6 +22,7 @@ from kdnas.network import (
     classified_maps,
     is_repeated,
     outputs_until,
+    without_weights,
 )
 from kdnas.outputs import Outputs
 from kdnas.space import Layer, SearchSpace
@@ -193,8 +194,7 @@ class Supernet(nn.Module):
     def extract(self, architecture: Architecture) -> Network:
         """A subnet as an ordinary network with a copy of its weights, in this supernet's mode."""
         blueprint = self.space.blueprint(architecture)
-        with torch.device("meta"):
-            network = Network(blueprint)
+        network = without_weights(blueprint)
         state = {
             f"{name}.{key}": tensor.detach().clone(memory_format=torch.contiguous_format)
             for name, layer in blueprint.named_layers()

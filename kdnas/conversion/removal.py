@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import final
 
-import torch
 from torch import Tensor
 
 from kdnas.conversion.channels import (
@@ -19,7 +18,7 @@ from kdnas.conversion.channels import (
 )
 from kdnas.costs.budget import Budget, Cost
 from kdnas.costs.count import cost
-from kdnas.network import Network
+from kdnas.network import Network, without_weights
 from kdnas.space import Blueprint, Layer, layer
 from kdnas.spaces.converted import Converted
 
@@ -215,8 +214,7 @@ class Removal:
             if place in inputs and kind == "weight":
                 tensor = tensor[:, inputs[place]]
             tensors[name] = tensor.clone()
-        with torch.device("meta"):
-            network = Network(self.remaining(masks))
+        network = without_weights(self.remaining(masks))
         network.load_state_dict({name: tensors[name] for name in network.state_dict()}, assign=True)
         return network.requires_grad_(True)
 

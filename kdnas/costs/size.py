@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from kdnas.blocks.basic import chained
-from kdnas.network import Network, as_input, as_logits
+from kdnas.network import Network, as_input, as_logits, without_weights
 from kdnas.runtimes import onnx_bytes, quantized, require
 from kdnas.space import Blueprint
 
@@ -41,8 +41,7 @@ def check_format(format: str) -> None:
 
 def weights_bytes(blueprint: Blueprint) -> int:
     """Numbers, a header with their names, types, shapes and places, and two checksums."""
-    with torch.device("meta"):
-        state = Network(blueprint).state_dict()
+    state = without_weights(blueprint).state_dict()
     # The widest numbers come first, then names decide.
     entries = sorted(state.items(), key=lambda item: (-_BYTES[item[1].dtype], item[0]))
     header: dict[str, Any] = {"__metadata__": {"kdnas": _STAMP}}

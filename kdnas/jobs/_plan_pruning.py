@@ -11,7 +11,7 @@ from kdnas.evaluation import accuracy
 from kdnas.jobs._rehearsal import short_recipe, short_teacher
 from kdnas.jobs._trials import SHARE, Variant
 from kdnas.jobs.fit import member_training, teacher_result
-from kdnas.jobs.plan import STEPS, Meter, Pace, Phase, longer, measured_pace, size_of
+from kdnas.jobs.plan import STEPS, Meter, More, Pace, Phase, line_bytes, longer, measured_pace, size_of
 from kdnas.jobs.prune import CANDIDATES, Job, begin
 from kdnas.jobs.retrain import Prepared, prepare
 from kdnas.network import Network
@@ -85,7 +85,6 @@ class RehearsedPruning:
         short = _shortened(settings)
         measured, job, trained = pruning_phases(short, folder, deploy=deploy)
         storage = job.storage
-        lines = storage.path(CANDIDATES).read_bytes().splitlines(keepends=True)
         return cls(
             settings=settings,
             short=short,
@@ -94,7 +93,7 @@ class RehearsedPruning:
             trials=sum(name.startswith("trial: ") for name in storage.manifest["phases"]),
             trainings=sum(storage.phase(name) is not None for name in ("trained", "equal", "random")),
             candidate=job.candidate,
-            line=sum(map(len, lines)) // max(1, len(lines)),
+            line=line_bytes(storage, CANDIDATES),
         )
 
     @property
@@ -118,9 +117,10 @@ class RehearsedPruning:
         before = {name: recipe.steps for name, recipe in _recipes(self.short).items()}
         more = {
             "teacher": self._more("teacher", steps.get("teacher", 0), before.get("teacher", 0)),
-            "trials": self.trials * self._more("student", max(1, steps["students"] // SHARE), 1),
-            "finals": self.trainings * self._more("student", steps["students"], before["students"])
-            + self.settings.controls * self._more("labels", steps["students"], before["students"]),
+            "trials": self._more("student", max(1, steps["students"] // SHARE), 1).times(self.trials),
+            "finals": self._more("student", steps["students"], before["students"])
+            .times(self.trainings)
+            .plus(self._more("labels", steps["students"], before["students"]).times(self.settings.controls)),
         }
         return longer({**self.measured, "search": self.searching(evaluations)}, more)
 
@@ -131,9 +131,9 @@ class RehearsedPruning:
             phase, seconds=phase.seconds + more * self.candidate, disk=phase.disk + more * self.line
         )
 
-    def _more(self, name: str, steps: int, before: int) -> float:
-        """Seconds that one training takes longer than in the rehearsal."""
-        return self.paces[name].seconds(steps) - self.paces[name].seconds(before) if name in self.paces else 0.0
+    def _more(self, name: str, steps: int, before: int) -> More:
+        """What one training takes more than in the rehearsal."""
+        return self.paces[name].beyond(steps, before) if name in self.paces else More()
 
 
 def _shortened(settings: Prune) -> Prune:

@@ -19,7 +19,7 @@ from kdnas.jobs._run import Run
 from kdnas.jobs._workers import Message, Wire
 from kdnas.jobs.export import card_of, inherited
 from kdnas.jobs.retrain import training_of
-from kdnas.network import Network
+from kdnas.network import Network, without_weights
 from kdnas.randomness import initialised
 from kdnas.runs.checkpoint import load_state
 from kdnas.runs.folder import STUDENTS, TRAININGS, Metrics
@@ -318,8 +318,7 @@ class Trainings:
         if settings.weights == "inherited":
             network = inherited(run, architecture)
         else:
-            with torch.device("meta"):  # its weights are drawn by `training_of`
-                network = Network(run.space.blueprint(architecture))
+            network = without_weights(run.space.blueprint(architecture))  # `training_of` draws them
         return training_of(network, settings, run.data, lambda: run.teacher)
 
     def _state(self, name: str) -> Path:

@@ -3,9 +3,10 @@
 import dataclasses
 import math
 import shutil
+import statistics
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, final
 
@@ -24,7 +25,8 @@ from kdnas.network import Network
 from kdnas.ranking.controls import TRAINING_FREE_ENTRIES
 from kdnas.ranking.loop import Uninformative
 from kdnas.runs.checkpoint import save_state
-from kdnas.runs.folder import RANKING, TEACHER, RunFolder
+from kdnas.runs.entry import Entry
+from kdnas.runs.folder import METRICS, RANKING, TEACHER, RunFolder
 from kdnas.settings import Experiment, FitTeacher, Prune, Recipe, Retrain
 from kdnas.specs import spec
 from kdnas.supernet import Supernet
@@ -34,6 +36,7 @@ from kdnas.training.loop import Training
 STEPS, _EVALUATIONS = 6, 4  # of the rehearsal
 _WARM, _TIMED, _WATCHED = 2, 12, 3  # steps
 _LIMIT = 20.0  # seconds that the steps of one training are timed
+_LIKELY = 4  # networks that are timed in the place of the finalists
 _ENOUGH = 2.0  # seconds of a search from which longer ones are predicted
 _LEAST = 10  # steps of a training that is proposed
 _SEARCHING = 0.25  # share of the time that is proposed for the search
@@ -49,6 +52,7 @@ class Pace(NamedTuple):
         saving: writing a checkpoint once.
         epoch: steps of an epoch.
         guarded: whether a guard watches the training.
+        line: bytes of a line of the metrics.
     """
 
     step: float
@@ -57,6 +61,7 @@ class Pace(NamedTuple):
     saving: float
     epoch: int
     guarded: bool
+    line: int = 0
 
     def seconds(self, steps: int) -> float:
         """Of a training of so many steps.
@@ -70,6 +75,40 @@ class Pace(NamedTuple):
         pure = steps * self.step + sum(map(cadence.compares, numbers)) * self.watched
         pure += sum(map(cadence.evaluates, numbers)) * self.evaluation
         return pure + (pure // CHECKPOINT_SECONDS + 1) * self.saving
+
+    def disk(self, steps: int) -> int:
+        """Bytes that the metrics of a training of so many steps take.
+
+        Example:
+            >>> Pace(1.0, 2.0, 10.0, 0.5, 50, False, line=300).disk(1000)  # a line every 5 steps
+            60000
+        """
+        cadence = Cadence.of(steps, self.epoch, guarded=self.guarded)
+        return self.line * sum(map(cadence.records, range(1, steps + 1)))
+
+    def beyond(self, steps: int, before: int) -> "More":
+        """What a training of so many steps takes more than one of `before` steps."""
+        return More(self.seconds(steps) - self.seconds(before), self.disk(steps) - self.disk(before))
+
+
+class More(NamedTuple):
+    """What a phase takes more than in the rehearsal.
+
+    Attributes:
+        seconds: of wall time.
+        disk: bytes.
+    """
+
+    seconds: float = 0.0
+    disk: float = 0.0
+
+    def times(self, count: float) -> "More":
+        """So many of it."""
+        return More(count * self.seconds, count * self.disk)
+
+    def plus(self, other: "More") -> "More":
+        """Both."""
+        return More(self.seconds + other.seconds, self.disk + other.disk)
 
 
 class Searching(NamedTuple):
@@ -157,8 +196,9 @@ def plan(settings: Experiment | Prune, folder: Path, *, deploy: bool, seconds: f
     """Time, memory and disk of every phase; and settings with which the run ends within a time.
 
     Every phase is run with a few steps and candidates in a temporary folder. What steps, evaluations, checkpoints and
-    candidates take is measured apart, and what the run has more of them is added. Finalists are those of the rehearsed
-    search, whose supernet is hardly trained. Of a pruning, every training but the control is taken for one under the
+    candidates take is measured apart, and what the run has more of them is added. The rehearsed supernet is hardly
+    trained, so that its ranking says nothing of the finalists: they are taken for candidates that use much of the
+    budget, the quarter of most MACs. Of a pruning, every training but the control is taken for one under the
     teacher; where trials choose the labels alone, it takes less.
 
     Args:
@@ -242,6 +282,7 @@ class RehearsedRun:
         search: seconds of a search by its number of candidates.
         line: bytes of a line of the ranking.
         candidates: number of candidates that there are at most.
+        size: parameters of likely finalists, by those of the finalists of the rehearsal.
     """
 
     experiment: Experiment
@@ -251,23 +292,27 @@ class RehearsedRun:
     search: Searching
     line: int
     candidates: int
+    size: float = 1.0
 
     @classmethod
     def of(cls, experiment: Experiment, folder: Path, *, deploy: bool) -> "RehearsedRun":
         """Run every phase in small, in a folder."""
         short = shortened(experiment, STEPS, _EVALUATIONS, cheap=False)
         measured, run = run_phases(short, folder, deploy=deploy), Run(folder)
-        lines = run.storage.path(RANKING).read_bytes().splitlines()
-        count = run.space.count()
+        count, line = run.space.count(), line_bytes(run.storage, RANKING)
         most = min(count, experiment.search.num_evaluations)
+        searching = _searching(run, short, measured["search"].seconds, most)
+        likely = likely_finalists(run.storage.ranking())
+        rehearsed = [row["params"] for row in run.storage.results()["rows"] if "training" in row]
         return cls(
             experiment=experiment,
             short=short,
             measured=measured,
-            paces=_paces(run, experiment),
-            search=_searching(run, short, measured["search"].seconds, most),
-            line=sum(map(len, lines)) // max(1, len(lines)),
+            paces=_paces(run, experiment, likely),
+            search=searching,
+            line=line,
             candidates=count,
+            size=statistics.mean(entry.params for entry in likely) / statistics.mean(rehearsed),
         )
 
     @property
@@ -292,24 +337,28 @@ class RehearsedRun:
             "supernet": self._more("supernet", scale),
             "finals": self._finals(scale),
         }
-        return longer({**self.measured, "search": self.searching(evaluations)}, more)
+        with_weights = {
+            name: dataclasses.replace(self.measured[name], disk=round(self.size * self.measured[name].disk))
+            for name in ("finals", "other")  # nearly all that they write are students' weights and states
+        }
+        return longer({**self.measured, **with_weights, "search": self.searching(evaluations)}, more)
 
-    def _teacher(self, scale: float) -> float:
+    def _teacher(self, scale: float) -> More:
         teacher = self.experiment.train.teacher
-        return self._more("teacher", scale) * teacher.members if isinstance(teacher, FitTeacher) else 0.0
+        return self._more("teacher", scale).times(teacher.members if isinstance(teacher, FitTeacher) else 0)
 
-    def _finals(self, scale: float) -> float:
+    def _finals(self, scale: float) -> More:
         finals = self.experiment.finals
         labels = finals.seeds * ("labels" in finals.controls)
         taught = sum(finals.trainings) - labels
-        return taught * self._more("student", scale) + labels * self._more("labels", scale)
+        return self._more("student", scale).times(taught).plus(self._more("labels", scale).times(labels))
 
-    def _more(self, name: str, scale: float) -> float:
-        """Seconds that one training takes longer than in the rehearsal."""
+    def _more(self, name: str, scale: float) -> More:
+        """What one training takes more than in the rehearsal."""
         if name not in self.paces:
-            return 0.0
-        pace, long, short = self.paces[name], *(_recipes(e)[_KINDS[name]] for e in (self.experiment, self.short))
-        return pace.seconds(max(1, round(scale * long.steps))) - pace.seconds(short.steps)
+            return More()
+        long, short = (_recipes(e)[_KINDS[name]].steps for e in (self.experiment, self.short))
+        return self.paces[name].beyond(max(1, round(scale * long)), short)
 
     def searching(self, evaluations: int) -> Phase:
         """The search of so many candidates, and the second one."""
@@ -325,11 +374,12 @@ class RehearsedRun:
         )
 
 
-def longer(phases: Mapping[str, Phase], more: Mapping[str, float]) -> tuple[Phase, ...]:
-    """Those phases that take time, with so many seconds more each, by their names."""
-    predicted = [
-        dataclasses.replace(phase, seconds=phase.seconds + more.get(phase.name, 0.0)) for phase in phases.values()
-    ]
+def longer(phases: Mapping[str, Phase], more: Mapping[str, More]) -> tuple[Phase, ...]:
+    """Those phases that take time, with so much more each, by their names."""
+    predicted = []
+    for phase in phases.values():
+        whole = More(phase.seconds, phase.disk).plus(more.get(phase.name, More()))
+        predicted.append(dataclasses.replace(phase, seconds=whole.seconds, disk=round(whole.disk)))
     return tuple(phase for phase in predicted if phase.seconds > 0)
 
 
@@ -376,7 +426,19 @@ def _searching(run: Run, short: Experiment, before: float, most: int) -> Searchi
     return Searching(max(0.0, before - searches * times[0]), tuple(counts), tuple(times), scoring)
 
 
-def _paces(run: Run, experiment: Experiment) -> dict[str, Pace]:
+def likely_finalists(ranking: Sequence[Entry]) -> list[Entry]:
+    """Of the quarter of a ranking that has most MACs, the first and up to three more at equal distances."""
+    quarter = sorted(ranking, key=lambda entry: -entry.macs)[: max(1, len(ranking) // 4)]
+    return quarter[:: -(-len(quarter) // _LIKELY)]
+
+
+def line_bytes(storage: RunFolder, name: str) -> int:
+    """Mean number of bytes of the lines of a run's file."""
+    lines = storage.path(name).read_bytes().splitlines(keepends=True)
+    return sum(map(len, lines)) // max(1, len(lines))
+
+
+def _paces(run: Run, experiment: Experiment, finalists: Sequence[Entry]) -> dict[str, Pace]:
     """The pace of every kind of training of a rehearsed run, with the run's own recipes, but for very few steps."""
     retrain = dataclasses.replace(experiment.retrain, recipe=_long(experiment.retrain.recipe))
     data, train = run.data, dataclasses.replace(experiment.train, recipe=_long(experiment.train.recipe))
@@ -389,15 +451,12 @@ def _paces(run: Run, experiment: Experiment) -> dict[str, Pace]:
         supernet = supernets.model
         assert isinstance(supernet, Supernet)
         paces["supernet"] = measured_pace(supernets, lambda: health(supernet, data), guarded=True)
-    names = {row["training"] for row in run.storage.results()["rows"] if "training" in row}
-    known = Trainings(run)
-    codes = {row.code for row in known.rows if row.name in names or row.name.startswith("finalist")}
-    taught = [_of_student(run, code, retrain) for code in sorted(codes)]
-    paces["student"] = _mean(taught)
+    settings = {"student": retrain}
     if "labels" in experiment.finals.controls:
-        labels = dataclasses.replace(retrain, distiller=spec("kdnas.distillers.from_labels:FromLabels"))
-        paces["labels"] = _mean([_of_student(run, code, labels) for code in sorted(codes)[:1]])
-    return paces
+        settings["labels"] = dataclasses.replace(retrain, distiller=spec("kdnas.distillers.from_labels:FromLabels"))
+    paces |= {name: _mean([_of_student(run, e, own) for e in finalists]) for name, own in settings.items()}
+    line = line_bytes(run.storage, METRICS)
+    return {name: pace._replace(line=line) for name, pace in paces.items()}
 
 
 def _long(recipe: Recipe) -> Recipe:
@@ -405,8 +464,8 @@ def _long(recipe: Recipe) -> Recipe:
     return dataclasses.replace(recipe, steps=max(recipe.steps, _WARM + _TIMED + _WATCHED))
 
 
-def _of_student(run: Run, code: str, settings: Retrain) -> Pace:
-    training = Trainings(run).training(run.space.parse(code), settings)
+def _of_student(run: Run, entry: Entry, settings: Retrain) -> Pace:
+    training = Trainings(run).training(entry.architecture, settings)
     return measured_pace(training, lambda: accuracy(_network(training), run.data.search, run.data))
 
 

@@ -5,11 +5,9 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-
 from kdnas.costs.budget import amount
 from kdnas.costs.latency import LatencyTable
-from kdnas.network import Network
+from kdnas.network import Network, without_weights
 from kdnas.randomness import python_rng
 from kdnas.ranking.order import ranked
 from kdnas.runs.entry import Entry
@@ -72,8 +70,7 @@ def training_free(
     spent = itertools.accumulate(len(evidence.images) * e.macs for e in sample)
     affordable = sum(macs <= _TRAINING_FREE_MACS for macs in spent)
     until = time.perf_counter() + seconds
-    with torch.device("meta"):  # these scorers draw weights of their own
-        networks = [Network(space.blueprint(e.architecture)) for e in sample]
+    networks = [without_weights(space.blueprint(e.architecture)) for e in sample]  # these scorers draw weights
     controls: dict[str, dict[str, Any]] = {}
     for name, scorer in zip(TRAINING_FREE, (Depth(), Nwot(), Synflow(), Zen()), strict=True):
         try:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from kdnas.data.base import Data
-from kdnas.network import Network
+from kdnas.network import Network, without_weights
 from kdnas.runs.checkpoint import load_tensors, save_tensors
 from kdnas.runs.files import current_folder, new_folder, plain, read_json, write_bytes, write_text
 from kdnas.runs.folder import (
@@ -192,8 +192,8 @@ def read_student(folder: str | Path) -> tuple[Network, Card]:
         card = dataclasses.replace(card, origin=located(card.origin, folder, top_of(folder)))
         check_modules(card.blueprint)
         with torch.random.fork_rng(devices=[]):
-            with torch.device("meta"):  # takes no memory, whatever the card says
-                numbers = sum(tensor.numel() for tensor in Network(card.blueprint).state_dict().values())
+            # Without weights it takes no memory, whatever the card says.
+            numbers = sum(tensor.numel() for tensor in without_weights(card.blueprint).state_dict().values())
             if numbers > (current / WEIGHTS).stat().st_size:
                 raise ValueError(f"its network has {numbers:,} numbers, and {WEIGHTS} is smaller")
             network = Network(card.blueprint)

@@ -13,7 +13,7 @@ from kdnas.data.feeding import Feed, Steps, num_decoders
 from kdnas.distillers.base import Batch, Distiller, Model, Step
 from kdnas.losses.base import Loss
 from kdnas.losses.objective import Objective, Share
-from kdnas.network import Network, load_strictly, recomputing, repeatable
+from kdnas.network import load_strictly, recomputing, repeatable, without_weights
 from kdnas.outputs import Moment
 from kdnas.randomness import seed_of
 from kdnas.ranks import team, tensors
@@ -275,8 +275,8 @@ def _strided_points(model: Model, distiller: Distiller) -> bool:
     """Whether there is a convolution of one point and a stride, whose weights' gradient oneDNN gets wrong."""
     modules: list[nn.Module] = [model, distiller]
     if isinstance(model, Supernet):
-        with torch.device("meta"):  # where a kernel is a choice, the bank holds the largest
-            modules.append(Network(model.space.blueprint(model.space.smallest)))
+        # Where a kernel is a choice, the bank holds the largest.
+        modules.append(without_weights(model.space.blueprint(model.space.smallest)))
     convolutions = [m for module in modules for m in module.modules() if isinstance(m, nn.Conv2d)]
     return any(m.kernel_size == (1, 1) and m.stride != (1, 1) for m in convolutions)
 

@@ -120,6 +120,14 @@ def test_more_finalists_later_train_only_what_is_new_and_as_they_would_have_alon
     assert all(both[key] == accuracy for key, accuracy in alone.items())
 
 
+def test_the_first_network_that_is_built_does_not_change_the_data(run):
+    """It is built without weights, on the meta device, on which data that are read only then would be garbage."""
+    first, architecture = Run(run.folder), run.ranking()[0].architecture
+    Trainings(first).training(architecture, by_params().retrain)
+    assert first.data.train.digest() == run.data.train.digest()
+    assert first.data.preprocessing == run.data.preprocessing and first.data.train.labels.device.type == "cpu"
+
+
 def test_a_finalist_s_training_is_a_retraining(run):
     exported = export(run, 1, deploy=False)
     settings, out = by_params().retrain, run.folder / "students" / "retrained"

@@ -11,7 +11,7 @@ import kdnas
 from kdnas.cli.commands import main
 from kdnas.jobs import plan as job
 from kdnas.jobs._plan_pruning import RehearsedPruning
-from kdnas.jobs.plan import Meter, Pace, Phase, Plan, Searching, text_of
+from kdnas.jobs.plan import Meter, More, Pace, Phase, Plan, Searching, likely_finalists, text_of
 from kdnas.ranking.loop import Uninformative
 from kdnas.settings import Finals, Recipe, Search
 from kdnas.specs import spec
@@ -31,6 +31,19 @@ def test_a_training_takes_its_steps_evaluations_comparisons_and_checkpoints():
     assert guarded.seconds(400) == 400 + 80 + (50 + 6) * 2
     counted = sum(Cadence.of(400, 50, guarded=True).compares(step) for step in range(1, 401))
     assert counted == 56
+
+
+def test_what_a_training_writes_grows_by_a_line_of_metrics():
+    # 400 steps have a line every second one, and no other where accuracies are measured.
+    assert PACE._replace(line=300).disk(400) == 200 * 300
+    assert PACE._replace(line=300).beyond(400, 6) == More(PACE.seconds(400) - PACE.seconds(6), (200 - 6) * 300)
+
+
+def test_likely_finalists_are_of_the_quarter_with_most_macs():
+    ranking = [SimpleNamespace(macs=(7 * number) % 64) for number in range(64)]
+    assert [entry.macs for entry in likely_finalists(ranking)] == [63, 59, 55, 51]
+    assert [entry.macs for entry in likely_finalists(ranking[:8])] == [49, 42]
+    assert [entry.macs for entry in likely_finalists(ranking[:3])] == [14]
 
 
 def _rehearsed(**changes):
@@ -75,6 +88,15 @@ def test_what_a_run_has_more_of_is_added_to_what_its_rehearsal_took():
     assert phases["finals"].seconds == 9 + 2 * 2 + 2 * 0.5
     assert phases["other"].seconds == 10
     assert {phase.name: phase for phase in _rehearsed().phases(2.0, 80)}["supernet"].seconds == 6 + 3 * 22
+
+
+def test_larger_finalists_than_those_of_the_rehearsal_write_larger_files():
+    paces = {name: pace._replace(line=100) for name, pace in _rehearsed().paces.items()}
+    phases = {phase.name: phase.disk for phase in _rehearsed(size=1.5, paces=paces).phases(1.0, 80)}
+    # A line per step beyond the rehearsal: 10 of the supernet; 1 of the teacher, and of each of four students.
+    assert phases == {
+        "teacher": 1100, "supernet": 2000, "search": 1000 + 2 * 76 * 300, "finals": 1900, "other": 1500
+    }  # fmt: skip
 
 
 def test_a_second_search_is_added_to_the_first():

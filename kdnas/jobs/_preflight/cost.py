@@ -2,9 +2,11 @@
 
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from kdnas.data.base import Data
 from kdnas.jobs._preflight.findings import Finding, notes
@@ -14,7 +16,8 @@ from kdnas.settings import Recipe
 from kdnas.space import SearchSpace
 from kdnas.teachers.base import Teacher
 
-_TIMED = 8  # images in the batch by which a step's time is estimated
+_TIMED = 8  # images of the smallest batch by which a step's time is estimated
+_ENOUGH = 0.1  # seconds of a batch that say what a longer one takes
 _SUBNETS = 4
 _RATES = {"sgd": (1e-5, 5.0), "adamw": (1e-7, 0.1)}
 
@@ -69,29 +72,36 @@ def finals_finding(space: SearchSpace, trainings: float, recipe: Recipe, teacher
 
 def training_seconds(network: Network, recipe: Recipe, teacher: Teacher, data: Data) -> float:
     """Rough seconds of a training under a teacher, from one batch of each."""
-    pixels = data.search.take(torch.arange(min(_TIMED, len(data.search)))).to(default_device())
-    teacher = teacher.to(default_device())
-    teacher(pixels[:1])
-    began = time.perf_counter()
-    teacher(pixels)
-    each = (time.perf_counter() - began) / len(pixels)
-    return _training_seconds(network.to(default_device()), recipe, each)
+    device = default_device()
+    pixels = data.search.take(torch.arange(min(recipe.batch_size, len(data.search)))).to(device)
+    teacher = teacher.to(device)
+    return _training_seconds(network.to(device), recipe, image_seconds(teacher, pixels))
 
 
 def _training_seconds(network: Network, recipe: Recipe, teacher_seconds: float, subnets: int = 1) -> float:
     # A backward pass takes about twice as long as a forward pass.
-    student = 3 * _forward_seconds(network) * subnets
+    device = next(network.parameters()).device
+    images = torch.zeros(1, *network.blueprint.image, device=device).expand(recipe.batch_size, -1, -1, -1)
+    with modes(network), torch.no_grad():
+        student = 3 * image_seconds(network, images) * subnets
     return recipe.steps * recipe.batch_size * (teacher_seconds + student)
 
 
-def _forward_seconds(network: Network) -> float:
-    device = next(network.parameters()).device
-    images = torch.zeros(_TIMED, *network.blueprint.image, device=device)
-    with modes(network), torch.no_grad():
-        network(images[:1])
+def image_seconds(call: Callable[[Tensor], object], images: Tensor) -> float:
+    """Seconds that a forward pass takes for an image of a batch.
+
+    A few images say it of a network that takes long for them; of one that does not, most of it would be the call itself
+    and not the image, so that four times as many are timed, and so on up to all of them.
+    """
+    call(images[:1])
+    count = min(_TIMED, len(images))
+    while True:
         began = time.perf_counter()
-        network(images)
-    return (time.perf_counter() - began) / _TIMED
+        call(images[:count])
+        seconds = time.perf_counter() - began
+        if count == len(images) or seconds > _ENOUGH:
+            return seconds / count
+        count = min(len(images), 4 * count)
 
 
 def duration(seconds: float) -> str:
