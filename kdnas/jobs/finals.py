@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import itertools
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -182,8 +183,7 @@ def _held(job: "_Finals", *, deploy: bool) -> dict[str, Any]:
     ]
     storage.finish("finals", search=job.number, winner=contest.best.name, rows=rows)
     say(f"finals: {contest.best.name} is the best of {len(contest.rows)} on the search part; next: its controls")
-    student = _Network("student", contest.architecture, retrain, "finalist")
-    networks = [student, *job.controls(contest, contests.get("random"))]
+    student, *_ = networks = job.networks(contests)
     trained = job.seeds(networks)
     results = job.measure(networks, trained)
     folder = storage.path(STUDENTS, "student")
@@ -258,10 +258,10 @@ class _Contest:
 
     @property
     def index(self) -> int:
-        """That of the best network that was trained whole; of equal ones the first."""
-        rows = self.rows
-        whole = [i for i, row in enumerate(rows) if row.step == row.steps and row.accuracy is not None]
-        return max(whole, key=lambda i: rows[i].accuracy or 0.0)
+        """That of the best network that was trained whole, of equal ones the first; or of the only one that is left."""
+        if len(self.alive) == 1:
+            return self.alive[0]
+        return max(sorted(self.alive), key=lambda i: self.curves[i][-1].accuracy or 0.0)
 
     @property
     def best(self) -> TrainingRow:
@@ -273,8 +273,9 @@ class _Contest:
 
     @property
     def steps(self) -> int:
-        """Of all trainings together."""
-        return sum(row.step for row in self.rows)
+        """Of all trainings together, those that go on taken whole."""
+        stopped = (curve[-1].step for index, curve in enumerate(self.curves) if index not in self.alive)
+        return sum(stopped) + len(self.alive) * self.rungs[-1]
 
 
 class _Grades(TypedDict):
@@ -353,7 +354,8 @@ class _Finals:
         contests = {role: _Contest(role, own, steps[-compared(len(own)) :]) for role, own in entrants.items()}
         for rung in steps:
             jobs = {role: contest.jobs(rung, self.retrain) for role, contest in contests.items()}
-            rows = iter(self.trainings.train_all([job for listed in jobs.values() for job in listed]))
+            ahead = self._ahead(contests) if rung == steps[-1] else []
+            rows = iter(self.trainings.train_all([*itertools.chain.from_iterable(jobs.values()), *ahead]))
             for role, listed in jobs.items():
                 if listed:
                     contests[role].compare([next(rows) for _ in listed], self.settings.pruner)
@@ -376,6 +378,18 @@ class _Finals:
         if fitting < count:
             say(f"finals: {limit:g} s are enough for {fitting} of {count} finalists, each of {each:.0f} s when whole")
         return fitting
+
+    def _ahead(self, contests: Mapping[str, _Contest]) -> list[Job]:
+        """What is trained after the contests, where that is known and a worker would have nothing to do meanwhile."""
+        if self.workers == 1 or any(len(contest.alive) > 1 for contest in contests.values()):
+            return []
+        return [Job(network.role, network.architecture, network.settings) for network in self.networks(contests)]
+
+    def networks(self, contests: Mapping[str, _Contest]) -> list[_Network]:
+        """The student and its controls."""
+        contest = contests["finalist"]
+        student = _Network("student", contest.architecture, self.retrain, "finalist")
+        return [student, *self.controls(contest, contests.get("random"))]
 
     def controls(self, contest: _Contest, drawn: _Contest | None) -> Iterator[_Network]:
         """The networks of the controls that the settings name, as far as there are any.

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -118,6 +119,29 @@ def test_more_finalists_later_train_only_what_is_new_and_as_they_would_have_alon
 
     both, alone = marked(run.folder), marked(tmp_path / "alone")
     assert all(both[key] == accuracy for key, accuracy in alone.items())
+
+
+@pytest.mark.parametrize(("workers", "last"), [(1, ["finalist"]), (2, ["finalist", "finalist", "control"])])
+def test_controls_are_trained_beside_the_last_finalist_where_a_worker_is_free(run, workers, last):
+    batches = []
+
+    def train_all(jobs):
+        batches.append([each.role for each in jobs])
+        codes = [run.space.code(each.architecture) for each in jobs]
+        return [
+            TrainingRow(code, code, "", 0, each.step or 8, 8, accuracy=1 / (1 + order.index(code)))
+            for code, each in zip(codes, jobs, strict=True)
+        ]
+
+    trainings = SimpleNamespace(train_all=train_all, workers=SimpleNamespace(count=workers))
+    own = job._Finals(run, Finals(finalists=4, controls=("labels",)), by_params().retrain, trainings)
+    architectures = [entry.architecture for entry in run.ranking()[:4]]
+    order = [run.space.code(architecture) for architecture in architectures]
+    contests = own.contests(architectures)
+    assert batches == [["finalist"] * 4, ["finalist"] * 2, last]
+    contest = contests["finalist"]
+    assert contest.index == 0 and contest.steps == 2 * 2 + 4 + 8
+    assert [network.name for network in own.networks(contests)] == ["student", "control"]
 
 
 def test_the_first_network_that_is_built_does_not_change_the_data(run):
