@@ -166,26 +166,27 @@ def _append(handle: IO[bytes], line: bytes) -> None:
     os.fsync(handle.fileno())
 
 
-def agree(facts: Row, place: Path, growing: str = "") -> None:
-    """Write what all rows share, or compare it with what is there.
+def agree(facts: Row, place: Path) -> None:
+    """Add what all rows share to what is there of it, such as a setting that came later or another teacher.
 
     Args:
         facts: plain values.
         place: the JSON file.
-        growing: name of the fact that is a dictionary to which later rows may add.
 
     Raises:
         SystemExit: the rows that are there were made another way.
     """
-    fresh = json.loads(json.dumps(facts))
-    if place.exists():
-        there = read_json(place, dict, "It is written anew where it is missing.")
-        there.pop("format", None)  # of the file, which `write_json` adds
-        if growing:
-            fresh[growing] = there[growing] | fresh[growing]
-            there[growing] = {**fresh[growing], **there[growing]}
-        for name in {**there, **fresh}:
-            if there.get(name) != fresh.get(name):
-                raise SystemExit(f"{place} has another {name}: {there.get(name)}, now {fresh.get(name)}. Other --rows?")
-    if growing or not place.exists():
-        write_json(place, fresh)
+    there = read_json(place, dict, "It is written anew where it is missing.") if place.exists() else {}
+    there.pop("format", None)  # of the file, which `write_json` adds
+    merged = _merged(there, json.loads(json.dumps(facts)), place, "")
+    if merged != there:
+        write_json(place, merged)
+
+
+def _merged(old: object, new: object, place: Path, name: str) -> object:
+    if isinstance(old, dict) and isinstance(new, dict):
+        own = {key: _merged(old.get(key, new[key]), new[key], place, f"{name}.{key}".strip(".")) for key in new}
+        return {**old, **own}
+    if old != new:
+        raise SystemExit(f"{place} has another {name}: {old}, now {new}. Other --rows?")
+    return old

@@ -3,12 +3,15 @@
 import copy
 import dataclasses
 import math
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from typing import final
 
 import torch
 from peers import Contestant, Facts, plain
 from torch import Tensor
 
+from kdnas.architecture import Architecture
 from kdnas.conversion.convert import convert
 from kdnas.conversion.importance import Importance, channel_importance, sort_by_importance
 from kdnas.conversion.reconstruction import Reconstruction
@@ -20,17 +23,23 @@ from kdnas.costs.check import BudgetCheck, Infeasible
 from kdnas.costs.count import cost
 from kdnas.costs.latency import LatencyTable
 from kdnas.data.base import Data, Images
+from kdnas.distillers.base import Batch, Distiller, Model, Step
 from kdnas.distillers.from_teacher import FromTeacher
 from kdnas.distillers.sandwich import Sandwich
+from kdnas.distillers.single_path import SinglePath
 from kdnas.evaluation import accuracy
 from kdnas.jobs._trials import mixture
+from kdnas.losses.response.soft_targets import SoftTargets
 from kdnas.network import Network, calibrate
 from kdnas.randomness import python_rng, torch_rng
 from kdnas.runs.entry import Entry
 from kdnas.searchers.evolution import Evolution
+from kdnas.searchers.random_search import RandomSearch
 from kdnas.settings import Prune, Recipe
 from kdnas.space import Blueprint
 from kdnas.spaces.converted import Converted
+from kdnas.specs import spec
+from kdnas.supernet import Supernet
 from kdnas.teachers.base import Frozen, Teacher
 from kdnas.training.loop import Training
 
@@ -112,18 +121,62 @@ def finalists(network: Network, teacher: Teacher, data: Data, budget: float, see
     return cut.network(best), Facts(inherited=True, images=seen, source=cut.source)
 
 
+@final
+class _Paths(SinglePath):
+    """Single paths out of a list."""
+
+    def __init__(self, paths: Sequence[Architecture]) -> None:
+        # Twice the mixture of half labels and half teacher: the learning rate is halved for it.
+        super().__init__(terms=((1.0, spec(SoftTargets, temperature=4.0)),))
+        self._paths = paths
+
+    def losses(self, model: Model, batch: Batch, step: Step) -> Iterator[tuple[str, Tensor]]:
+        assert isinstance(model, Supernet)
+        path = step.rng("architectures").choice(self._paths)
+        yield from self.student_losses("path", model(batch.images, path), model, batch, step, path)
+
+
 def supernet(network: Network, teacher: Teacher, data: Data, budget: float, seed: int) -> tuple[Network, Facts]:
     """The converted network trained as a supernet for 350 steps by the sandwich rule, and its best subnet."""
+    recipe = Recipe(steps=350, batch_size=64, learning_rate=0.05, seed=seed)
+    return _of_supernet(network, teacher, data, budget, recipe, lambda _: Sandwich(), 2 + Sandwich().num_random)
+
+
+def near_supernet(network: Network, teacher: Teacher, data: Data, budget: float, seed: int) -> tuple[Network, Facts]:
+    """The same, trained for 700 steps where the student will be: one network of 0.7 to 1.5 times the budget a step."""
+
+    def paths(space: Converted) -> _Paths:
+        rng = python_rng("paths", seed)
+        search = RandomSearch(space=space, admits=BudgetCheck(space, Budget(macs=1.5 * budget)).admits, rng=rng)
+        near = []
+        while len(near) < 200:
+            near += [a for a in search.ask(64) if cost(space.blueprint(a)).macs >= 0.7 * budget]
+        return _Paths(near)
+
+    recipe = Recipe(steps=700, batch_size=64, learning_rate=0.025, seed=seed)
+    return _of_supernet(network, teacher, data, budget, recipe, paths, 1)
+
+
+def _of_supernet(
+    network: Network,
+    teacher: Teacher,
+    data: Data,
+    budget: float,
+    recipe: Recipe,
+    distiller: Callable[[Converted], Distiller],
+    subnets: int,
+) -> tuple[Network, Facts]:
+    """The best subnet of a supernet that starts from the source, and trains so many subnets a step."""
     conversion = convert(plain(network), image=network.blueprint.image, needs_choices=False)
-    space, images = conversion.space, _images(data, data.train, "reconstruction", seed)
+    space, images = conversion.space, _images(data, data.train, "reconstruction", recipe.seed)
+    assert isinstance(space, Converted)
     sort_by_importance(conversion.supernet, partial(channel_importance, method="reconstruction", images=images))
     source = conversion.supernet.extract(space.largest).eval()
-    recipe = Recipe(steps=350, batch_size=64, learning_rate=0.05, seed=seed)
-    training = Training(conversion.supernet, Sandwich(), data, teacher, recipe)
+    training = Training(conversion.supernet, distiller(space), data, teacher, recipe)
     while not training.done:
         training.step()
-    check, rng = BudgetCheck(space, Budget(macs=budget)), python_rng("shares", seed)
-    search, best = _images(data, data.search, "shares", seed), (-math.inf, space.smallest)
+    check, rng = BudgetCheck(space, Budget(macs=budget)), python_rng("shares", recipe.seed)
+    search, best = _images(data, data.search, "shares", recipe.seed), (-math.inf, space.smallest)
     with torch.no_grad():
         target = source(search).logits.log_softmax(1)
     evolution = Evolution(space=space, admits=check.admits, rng=rng)
@@ -136,7 +189,6 @@ def supernet(network: Network, teacher: Teacher, data: Data, budget: float, seed
             best = score, proposal
     left = conversion.supernet.extract(best[1])
     calibrate(left, images.split(250))
-    subnets = 2 + Sandwich().num_random
     seen = recipe.steps * recipe.batch_size * (1 + subnets) + CANDIDATES * IMAGES
     return left.requires_grad_(True), Facts(inherited=True, images=seen, source=source)
 
@@ -188,5 +240,6 @@ OURS: dict[str, Contestant] = {
     "kdnas-equal": equal,
     "kdnas-fit": fit_alone,
     "kdnas-supernet": supernet,
+    "kdnas-supernet-near": near_supernet,
     "kdnas-factors": factors,
 }

@@ -412,7 +412,7 @@ def main() -> None:
     (options.out / "networks").mkdir(parents=True, exist_ok=True)
     with open_rows(options.rows[0], COLUMNS) as handle:
         worlds = {name: World.of(name, options.data, options.out) for name in options.teachers}
-        agree(shared_facts(worlds), options.rows[0].with_suffix(".json"), growing="teachers")
+        agree(shared_facts(worlds), options.rows[0].with_suffix(".json"))
         finished = {Task.of(row) for row in rows}
         wanted = [t for t in plan(names) if t.teacher in options.teachers and t.steps in options.steps]
         left = [task for task in wanted if task not in finished][: options.limit or None]

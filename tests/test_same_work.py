@@ -1,6 +1,7 @@
 """The tables of pruning in README and docs are those of the committed rows."""
 
 import csv
+import json
 import sys
 from pathlib import Path
 
@@ -67,6 +68,9 @@ def test_what_all_rows_share_agrees_with_itself_grows_and_differs(comparison, tm
     agree = sys.modules["common"].agree
     place = tmp_path / "facts.json"
     for name in ("first", "second", "first"):
-        agree({"steps": 3, "teachers": {name: 1.5}}, place, growing="teachers")
-    with pytest.raises(SystemExit, match="has another steps: 3, now 4"):
-        agree({"steps": 4, "teachers": {}}, place, growing="teachers")
+        agree({"recipe": {"steps": 3}, "teachers": {name: 1.5}}, place)
+    agree({"recipe": {"steps": 3, "later": "kept"}, "teachers": {}}, place)
+    facts = json.loads(place.read_text())
+    assert facts["recipe"] == {"steps": 3, "later": "kept"} and facts["teachers"] == {"first": 1.5, "second": 1.5}
+    with pytest.raises(SystemExit, match=r"has another recipe.steps: 3, now 4"):
+        agree({"recipe": {"steps": 4}}, place)
