@@ -142,6 +142,11 @@ def supernet(network: Network, teacher: Teacher, data: Data, budget: float, seed
     return _of_supernet(network, teacher, data, budget, recipe, lambda _: Sandwich(), 2 + Sandwich().num_random)
 
 
+def no_supernet(network: Network, teacher: Teacher, data: Data, budget: float, seed: int) -> tuple[Network, Facts]:
+    """The same without a step: the best subnet of the converted network as it is."""
+    return _of_supernet(network, teacher, data, budget, Recipe(steps=1, batch_size=64, seed=seed), None, 0)
+
+
 def near_supernet(network: Network, teacher: Teacher, data: Data, budget: float, seed: int) -> tuple[Network, Facts]:
     """The same, trained for 700 steps where the student will be: one network of 0.7 to 1.5 times the budget a step."""
 
@@ -163,18 +168,19 @@ def _of_supernet(
     data: Data,
     budget: float,
     recipe: Recipe,
-    distiller: Callable[[Converted], Distiller],
+    distiller: Callable[[Converted], Distiller] | None,
     subnets: int,
 ) -> tuple[Network, Facts]:
-    """The best subnet of a supernet that starts from the source, and trains so many subnets a step."""
+    """The best subnet of a supernet that starts from the source, and trains so many subnets a step, or none."""
     conversion = convert(plain(network), image=network.blueprint.image, needs_choices=False)
     space, images = conversion.space, _images(data, data.train, "reconstruction", recipe.seed)
     assert isinstance(space, Converted)
     sort_by_importance(conversion.supernet, partial(channel_importance, method="reconstruction", images=images))
     source = conversion.supernet.extract(space.largest).eval()
-    training = Training(conversion.supernet, distiller(space), data, teacher, recipe)
-    while not training.done:
-        training.step()
+    if distiller is not None:
+        training = Training(conversion.supernet, distiller(space), data, teacher, recipe)
+        while not training.done:
+            training.step()
     check, rng = BudgetCheck(space, Budget(macs=budget)), python_rng("shares", recipe.seed)
     search, best = _images(data, data.search, "shares", recipe.seed), (-math.inf, space.smallest)
     with torch.no_grad():
@@ -189,7 +195,8 @@ def _of_supernet(
             best = score, proposal
     left = conversion.supernet.extract(best[1])
     calibrate(left, images.split(250))
-    seen = recipe.steps * recipe.batch_size * (1 + subnets) + CANDIDATES * IMAGES
+    steps = 0 if distiller is None else recipe.steps
+    seen = steps * recipe.batch_size * (1 + subnets) + CANDIDATES * IMAGES
     return left.requires_grad_(True), Facts(inherited=True, images=seen, source=source)
 
 
@@ -239,6 +246,7 @@ OURS: dict[str, Contestant] = {
     "kdnas-run": finalists,
     "kdnas-equal": equal,
     "kdnas-fit": fit_alone,
+    "kdnas-no-supernet": no_supernet,
     "kdnas-supernet": supernet,
     "kdnas-supernet-near": near_supernet,
     "kdnas-factors": factors,
