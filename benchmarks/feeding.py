@@ -1,11 +1,11 @@
-"""How long the device waits for images, by the number of processes that decode them.
+"""How long the device waits for images, by the number of processes that decode them, and where decoded ones are stored.
 
 Usage: `python benchmarks/feeding.py [--decoders 0 1 2] [--images 512] [--side 500] [--size 96] [--batch-size 32]
 [--steps 40] [--device cpu]`. JPEG files of photographs' size are drawn once, in a temporary folder, and are larger in
 memory than the limit below which decoded images stay there. A ResNet (`--width`) is trained on them by the product's
 own loop. The share is the time from asking for a step's images to having them, of the whole time of the steps, the
-first few left out. The settings are measured in turn, three times over, and the median is printed. Run it on an idle
-machine.
+first few left out. Storing the decoded images (`--decoded` of the commands) is timed apart. The settings are measured
+in turn, three times over, and the median is printed. Run it on an idle machine.
 """
 
 import argparse
@@ -21,6 +21,7 @@ import torch
 from PIL import Image
 
 from kdnas.data.base import Data
+from kdnas.data.decoded import stored_in
 from kdnas.data.feeding import decoding
 from kdnas.data.files import FileImages
 from kdnas.distillers.from_labels import FromLabels
@@ -45,9 +46,12 @@ def drawn(folder, count, side):
     return files
 
 
-def waiting(data, blueprint, recipe, device, decoders):
-    """The share of the time that is waited for images, and the milliseconds of a step."""
-    with decoding(decoders):
+def waiting(data, blueprint, recipe, device, decoders, place):
+    """The share of the time that is waited for images, and the milliseconds of a step; decoded images are in a folder.
+
+    Files are decoded for every step where the folder is None.
+    """
+    with decoding(decoders), stored_in(place):
         training = Training(initialised(lambda: Network(blueprint), 0), FromLabels(), data, None, recipe, device)
     waits, load = [], type(training._feed).__call__
 
@@ -60,7 +64,7 @@ def waiting(data, blueprint, recipe, device, decoders):
     type(training._feed).__call__ = timed
     synchronize = torch.cuda.synchronize if training.device.type == "cuda" else lambda: None
     try:
-        with closing(training):
+        with closing(training), stored_in(place):
             for _ in range(_WARM):
                 training.step()
             waits.clear()
@@ -92,22 +96,29 @@ def main():
         data = Data(part, part, part, class_names=tuple("0123456789"), augmentation="crop_flip")
         blueprint = fitted_teacher(data.image, data.classes, 0, options.width)
         recipe = Recipe(steps=_WARM + options.steps, batch_size=options.batch_size)
-        rows = {number: [] for number in options.decoders}
+        place = Path(folder) / "decoded"
+        began = time.perf_counter()
+        with stored_in(place):
+            part.take(torch.arange(1))
+        storing = time.perf_counter() - began
+        rows = {(number, stored): [] for stored in (None, place) for number in options.decoders}
         for _ in range(_ROUNDS):
-            for number, measured in rows.items():
-                measured.append(waiting(data, blueprint, recipe, options.device, number))
+            for (number, stored), measured in rows.items():
+                measured.append(waiting(data, blueprint, recipe, options.device, number, stored))
     print(
         f"{options.images} JPEG files of {options.side} pixels as images of {options.size}, batches of "
         f"{options.batch_size}; {torch.get_num_threads()} threads compute on {options.device}, {os.cpu_count()} cores, "
-        f"load {os.getloadavg()[0]:.1f}"
+        f"load {os.getloadavg()[0]:.1f}; stored once in {storing:.1f} s"
     )
-    print("| decoders | waits | from, to | ms of a step |")
-    print("| --- | --- | --- | --- |")
-    for number, measured in rows.items():
+    print("| decoders | images | waits | from, to | ms of a step |")
+    print("| --- | --- | --- | --- | --- |")
+    for (number, stored), measured in rows.items():
+        images = "decoded each time" if stored is None else "stored"
         shares, seconds = zip(*measured, strict=True)
         spread = f"{100 * min(shares):.1f} to {100 * max(shares):.1f} %"
         print(
-            f"| {number} | {100 * statistics.median(shares):.1f} % | {spread} | {statistics.median(seconds):.0f} |",
+            f"| {number} | {images} | {100 * statistics.median(shares):.1f} % "
+            f"| {spread} | {statistics.median(seconds):.0f} |",
             flush=True,
         )
 
