@@ -16,6 +16,9 @@ PerProcess = Literal["nothing", "statistics", "architectures", "blocks"]
 """What each process of `torchrun` has for itself."""
 
 
+Precision = Literal["float32", "bfloat16", "float16"]
+
+
 @final
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
@@ -30,7 +33,7 @@ class Recipe:
         warmup: share of the steps in which the learning rate rises linearly, 0 to 1.
         floor: learning rate at the end of the cosine, as a share of the peak, 0 to 1 (BigNAS ends at 0.05).
         clip: largest Euclidean norm of the whole gradient; 0 for no clipping.
-        precision: `float32`, or `bfloat16` for autocast.
+        precision: `float32`, or `bfloat16` or `float16` for autocast; losses are scaled in float16.
         seed: random seed for initial weights, batch order, augmentation and sampling.
         per_process: what each process of `torchrun` has for itself: `nothing`, so that they compute what one would;
             `statistics`, of batch norm and of losses that compare samples; `architectures` and statistics; or `blocks`
@@ -52,7 +55,7 @@ class Recipe:
     warmup: Share = 0.05
     floor: Share = 0.0
     clip: Amount = 5.0
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Precision = "float32"
     seed: Seed = 0
     per_process: PerProcess = field(default="nothing", metadata=LATER)
     activations: Literal["kept", "recomputed"] = field(default="kept", metadata=LATER)
@@ -81,7 +84,7 @@ class RecipeOptions(TypedDict, total=False):
     warmup: float | None
     floor: float | None
     clip: float | None
-    precision: Literal["float32", "bfloat16"] | None
+    precision: Precision | None
     seed: int | None
     per_process: PerProcess | None
     activations: Literal["kept", "recomputed"] | None

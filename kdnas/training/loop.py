@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from dataclasses import asdict
 from functools import partial
 from typing import Any, final
 
@@ -22,6 +23,10 @@ from kdnas.supernet import Supernet
 from kdnas.teachers.base import Teacher, every_layer
 from kdnas.teachers.cache import TeacherCache
 from kdnas.training import shared
+from kdnas.training.scale import LossScale
+
+_HALVES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+_LEAST_SCALE = 2.0**-14  # a gradient that is infinite below this is no matter of the scale
 
 
 @final
@@ -39,10 +44,11 @@ class Training:
         is_shared: whether the processes that follow this one have its present state.
         is_new: whether no step was taken since it was made.
         schedule: how the distiller divides the training.
-        gradient_norm: Euclidean norm of the last step's whole gradient, before clipping.
+        gradient_norm: Euclidean norm of the whole gradient of the last step that was not left out, before clipping.
         conflict: cosine between the last watched step's gradient from its first loss (a sandwich's largest subnet) and
             from all others; None if there was one loss only, or one of the gradients was zero.
         shares: of the terms of the losses in the last step that was weighed, by name; empty where there are none.
+        scale: of the losses in float16; None in other precisions.
 
     Args:
         model: a supernet or a network.
@@ -101,6 +107,7 @@ class Training:
         self.gradient_norm = torch.zeros(())
         self.conflict: float | None = None
         self.shares: dict[str, Share] = {}
+        self.scale = LossScale() if recipe.precision == "float16" else None
 
     @property
     def done(self) -> bool:
@@ -165,7 +172,8 @@ class Training:
         generator = self.distiller.losses(self.model, batch, step)
         is_spread = shared.is_spread(self)
         reads_gradients = tensors.size() > 1 and shared.reads_gradients(self.distiller)
-        autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bfloat16")
+        half = _HALVES.get(self.recipe.precision)
+        autocast = torch.autocast(self.device.type, half or torch.bfloat16, enabled=half is not None)
         while True:
             with autocast:
                 yielded = next(generator, None)
@@ -173,7 +181,7 @@ class Training:
                 break
             name, loss = yielded
             losses.append((name, loss.detach()))
-            loss.backward()
+            (loss if self.scale is None else loss * self.scale.value).backward()
             if reads_gradients:
                 shared.average(self, losses[-1][1])
             if watch and len(losses) == 1:
@@ -193,10 +201,18 @@ class Training:
         return values
 
     def _optimize(self) -> None:
+        """The optimizer step; none where a scaled gradient is not finite, which a smaller scale may mend."""
         parameters = [p for g in self.optimizer.param_groups for p in g["params"] if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        self.gradient_norm = shared.whole_norm(self, norm)
-        if not torch.isfinite(self.gradient_norm):
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        if self.scale is not None:
+            torch._foreach_div_(gradients, self.scale.value)
+        norm = shared.whole_norm(self, torch.nn.utils.get_total_norm(gradients))
+        if self.scale is not None:
+            if not torch.isfinite(norm) and self.scale.value > _LEAST_SCALE:
+                return self.scale.left_out()
+            self.scale.step_taken()
+        self.gradient_norm = norm
+        if not torch.isfinite(norm):
             raise FloatingPointError(
                 f"the gradient is not finite at step {self.index}, though the losses are. Start again in another "
                 f"output folder with a lower learning rate (it was {self.rate(self.index):.3g}) or in float32."
@@ -221,7 +237,8 @@ class Training:
     def state(self) -> dict[str, Any]:
         """Weights, learnable parts, optimizer and step, of all processes."""
         shared.collect(self)
-        return {
+        scale = {} if self.scale is None else {"scale": asdict(self.scale)}
+        return scale | {
             "model": dict(self.model.state_dict()),
             "distiller": dict(self.distiller.state_dict()),
             "optimizer": self.optimizer.state_dict(),
@@ -240,6 +257,7 @@ class Training:
             load_strictly(self.distiller, state["distiller"], "the checkpoint's part of the distiller")
             self.optimizer.load_state_dict(state["optimizer"])
             self.index = int(state["index"])
+            self.scale = self.scale and LossScale(**state["scale"])
             if isinstance(self.model, Supernet):
                 self.model.uses = Counter(state["uses"])
             self.is_shared = False

@@ -13,6 +13,7 @@ from kdnas.randomness import initialised
 from kdnas.settings import Recipe
 from kdnas.tables import load_space
 from kdnas.training.loop import Training
+from kdnas.training.scale import LossScale
 from tests.toy import data
 
 SPACE = load_space("toy").fitted(classes=3, image_channels=3)
@@ -157,7 +158,7 @@ class Watching(Distiller):
         yield "labels", torch.nn.functional.cross_entropy(outputs.logits.float(), batch.labels)
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
 def test_the_recipes_precision_is_that_of_the_forward_pass_and_weights_stay_float32(precision):
     network = initialised(lambda: Network(SPACE.blueprint(SPACE.largest)), 0)
     loop = Training(network, Watching(), DATA, None, Recipe(steps=4, batch_size=4, precision=precision))
@@ -168,6 +169,61 @@ def test_the_recipes_precision_is_that_of_the_forward_pass_and_weights_stay_floa
     assert {p.dtype for p in network.parameters()} == {torch.float32}
     assert {p.grad.dtype for p in network.parameters()} == {torch.float32}
     assert not torch.is_autocast_enabled("cpu")
+
+
+class Tiny(Distiller):
+    """Trains on the labels by a small share of their loss, whose gradients float16 does not hold."""
+
+    factor = 1e-6
+
+    def losses(self, model, batch, step) -> Iterator[tuple[str, torch.Tensor]]:
+        yield "labels", self.factor * torch.nn.functional.cross_entropy(model(batch.images).logits, batch.labels)
+
+
+def half_training(precision="float16"):
+    network = initialised(lambda: Network(SPACE.blueprint(SPACE.largest)), 0)
+    recipe = Recipe(steps=8, batch_size=4, precision=precision, weight_decay=0.0)
+    return Training(network, Tiny(), DATA, None, recipe)
+
+
+def test_gradients_that_float16_does_not_hold_are_those_of_float32():
+    exact, half = (half_training(precision) for precision in ("float32", "float16"))
+    for loop in (exact, half):
+        loop.step()
+    assert float(half.gradient_norm) == pytest.approx(float(exact.gradient_norm), rel=0.01)
+    half.scale.value = 1.0
+    before = float(half.gradient_norm)
+    half.step()
+    assert float(half.gradient_norm) < 0.9 * before  # most of them are 0
+
+
+def test_a_step_whose_scaled_gradient_is_infinite_is_left_out_and_the_scale_halved():
+    loop = half_training()
+    loop.step()
+    norm, before, loop.scale.value = loop.gradient_norm, weights(loop), 2.0**60
+    loop.step()
+    assert loop.scale.value == 2.0**59 and loop.index == 2 and loop.gradient_norm is norm
+    assert all(torch.equal(weight, before[name]) for name, weight in weights(loop).items())
+    resumed = half_training()
+    resumed.load(loop.state())
+    assert resumed.scale == loop.scale
+    assert "scale" not in half_training("bfloat16").state()
+
+
+def test_a_gradient_that_no_scale_mends_is_an_error(monkeypatch):
+    loop = half_training()
+    monkeypatch.setattr(torch.nn.utils, "get_total_norm", lambda gradients: torch.tensor(float("inf")))
+    loop.scale.value = 2.0**-14
+    with pytest.raises(FloatingPointError, match="the gradient is not finite at step 0"):
+        loop.step()
+
+
+def test_the_scale_is_doubled_after_many_steps():
+    scale = LossScale(8.0, 1998)
+    scale.step_taken()
+    assert scale.value == 8.0
+    scale.step_taken()
+    assert scale == LossScale(16.0, 0)
 
 
 def test_bfloat16_computes_other_losses_than_float32_and_near_ones():
