@@ -9,8 +9,8 @@ from typing import Any, Literal, TypedDict, final, get_args, get_type_hints
 from kdnas.costs.budget import COUNTS, Budget
 from kdnas.space import SearchSpace
 from kdnas.specs import Spec, nearest, spec
-from kdnas.tables import LATER, shared_folder, structure, unstructure
-from kdnas.values import Amount, Count, Factor, Index, Rate, Sample, Seed, Share, Side, Size, check_fields, shown
+from kdnas.tables import shared_folder, structure, unstructure
+from kdnas.values import LATER, Amount, Count, Factor, Index, Rate, Sample, Seed, Share, Side, Size, check_fields, shown
 
 PerProcess = Literal["nothing", "statistics", "architectures", "blocks"]
 """What each process of `torchrun` has for itself."""

@@ -16,7 +16,7 @@ from kdnas.plain import printable, printable_content
 from kdnas.space import SearchSpace
 from kdnas.specs import Spec, algorithms, nearest, resolve
 from kdnas.trust import admit, trusting
-from kdnas.values import check_fields, shown
+from kdnas.values import LATER, check_fields, shown
 
 _MOST = 5  # mistakes that a message names
 _DEEPEST = 64  # levels of lists and tables
@@ -153,11 +153,6 @@ def _family(name: str) -> type[SearchSpace]:
     if not (isinstance(family, type) and issubclass(family, SearchSpace)):
         raise ValueError(f"family {name} is not a subclass of SearchSpace.")
     return family
-
-
-LATER = {"later": True}
-"""Metadata of a dataclass's field that was added later: at its default it is not written, so that what was written
-before, and digests of it, stay the same."""
 
 
 @functools.cache

@@ -15,6 +15,10 @@ from typing import Annotated, Any, Literal, Union, final, get_args, get_origin
 
 from kdnas.plain import printable
 
+LATER = {"later": True}
+"""Metadata of a dataclass's field that was added later: at its default it is not written, so that what was written
+before, and digests of it, stay the same."""
+
 
 @final
 @dataclass(frozen=True)

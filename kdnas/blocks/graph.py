@@ -58,6 +58,8 @@ class Shift(Scale):
 class Graph(nn.Module):
     """Operations on numbered tensors: 0 is the input, `i + 1` the output of node `i`; the last one is the output.
 
+    Of a head that reads outputs of earlier stages these are -1, -2 and so on.
+
     A map is `[batch, channels, height, width]`, a vector `[batch, channels]`.
 
     Args:
@@ -72,7 +74,8 @@ class Graph(nn.Module):
             - on positions: `max_pool` (kernel, stride, padding, rounding up), `avg_pool` (the same, whether zeros of
               the padding count), `pool` and `highest` (side; adaptive average and maximum), `mean` (over positions,
               a vector), `pad` (left, right, top, bottom; by zeros), `upsample` (a whole factor; 0 for the nearest
-              position, 1 for bilinear, 2 for bilinear with aligned corners), `flatten` (a map to a vector),
+              position, 1 for bilinear, 2 for bilinear with aligned corners), `resize` (to the size of a second map; the
+              last number of `upsample`), `flatten` (a map to a vector),
               `unflatten` (a vector to a map of one position);
             - on channels: `cat`, `slice` (first, count), `shuffle` (groups);
             - of each number: `times` and `plus` (a number), `relu`, `relu6`, `swish`, `hswish`, `sigmoid`, `hsigmoid`,
@@ -90,11 +93,12 @@ class Graph(nn.Module):
             if module is not None:
                 self.parts[str(index)] = module
 
-    def forward(self, x: Tensor) -> Tensor:
-        """The last node's output."""
+    def forward(self, *maps: Tensor) -> Tensor:
+        """The last node's output; the input comes last, after the outputs of earlier stages."""
+        *earlier, x = maps
         tensors = [x]
         for index, (operation, numbers, *values) in enumerate(self.nodes):
-            inputs = [tensors[number] for number in numbers]
+            inputs = [tensors[number] if number >= 0 else earlier[-1 - number] for number in numbers]
             if str(index) in self.parts:
                 tensors.append(self.parts[str(index)](*inputs))
             else:
@@ -135,6 +139,10 @@ class Graph(nn.Module):
         if operation == "upsample":
             mode, aligned = (("nearest", None), ("bilinear", False), ("bilinear", True))[values[1]]
             return F.interpolate(first, scale_factor=values[0], mode=mode, align_corners=aligned)
+        if operation == "resize":
+            mode, aligned = (("nearest", None), ("bilinear", False), ("bilinear", True))[values[0]]
+            size = (others[0].shape[2], others[0].shape[3])
+            return F.interpolate(first, size, mode=mode, align_corners=aligned)
         raise ValueError(f"a graph has no operation {operation!r}.")
 
     @staticmethod

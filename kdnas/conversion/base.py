@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from kdnas.costs.count import cost
+from kdnas.network import as_logits
 from kdnas.randomness import torch_rng
 from kdnas.spaces.converted import Converted
 from kdnas.spaces.vit import ViT
@@ -67,22 +68,28 @@ class Conversion:
 def compare(module: nn.Module, supernet: Supernet) -> float:
     """The largest difference between the logits of the source and of the largest subnet, on random images.
 
-    It is a share of the source's largest logit, or of 1 where that is below.
+    Maps of logits are enlarged to the images, and compared for images of another size too. It is a share of the
+    source's largest logit, or of 1 where that is below.
 
     Raises:
         ValueError: it is above 1e-5 of the source's largest logit, or above 1e-5 where that is below 1.
     """
     largest = supernet.space.largest
-    images = torch.randn(2, *supernet.space.blueprint(largest).image, generator=torch_rng("convert"))
-    with torch.no_grad():
-        source = module(images)
-        difference = float((source - supernet(images, largest).logits).abs().max())
-    if not bool(source.isfinite().all()):
-        raise ValueError("the network gives NaN or infinity on random images. Check its weights.")
-    difference /= max(1.0, float(source.abs().max()))
+    blueprint = supernet.space.blueprint(largest)
+    channels, height, width = blueprint.image
+    sizes = [(height, width), *([(height + 5, width + 18)] if blueprint.dense else [])]
+    difference = 0.0
+    for size in sizes:
+        images = torch.randn(2, channels, *size, generator=torch_rng("convert"))
+        with torch.no_grad():
+            source = as_logits(module(images), images, blueprint)
+            apart = float((source - supernet(images, largest).logits).abs().max())
+        if not bool(source.isfinite().all()):
+            raise ValueError("the network gives NaN or infinity on random images. Check its weights.")
+        difference = max(difference, apart / max(1.0, float(source.abs().max())))
     if not difference <= TOLERANCE:
         raise ValueError(
             f"the largest subnet differs from the source by {difference:.3g}. The source may be random or depend on "
-            "the batch in evaluation mode."
+            f"the batch{', or on the size of the images,' * blueprint.dense} in evaluation mode."
         )
     return difference

@@ -2,13 +2,13 @@
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from torch import nn
 
 from kdnas.conversion.base import Conversion, ModuleReport, compare
-from kdnas.conversion.channels import ACTIVATIONS, channel_groups
+from kdnas.conversion.channels import ACTIVATIONS, CONCATENATED, Operation, channel_groups
 from kdnas.conversion.importance import Importance, sort_by_importance
 from kdnas.conversion.reader import TracedOperation
 from kdnas.conversion.trace import trace
@@ -53,12 +53,18 @@ class _Segment:
 
 @dataclass(frozen=True)
 class _Chain:
-    """Stem, stages, head, and per stage how many of its segments may be used."""
+    """Stem, stages, head, per stage how many of its segments may be used, and the stages that the head reads."""
 
     stem: _Segment
     stages: list[list[_Segment]]
     depths: list[tuple[int, ...]]
     head: _Segment
+    reads: tuple[int, ...] = ()
+
+    @property
+    def tensors_read(self) -> list[int]:
+        """Numbers of the operations whose outputs the head reads, besides that before it."""
+        return [self.stages[stage][-1].end for stage in self.reads]
 
     def segments(self) -> Iterator[tuple[str, str, _Segment]]:
         """A segment's position, the prefix of its choices, and the segment, in order."""
@@ -70,13 +76,20 @@ class _Chain:
 
 
 def chain(
-    module: nn.Module, image: tuple[int, int, int], name: str, importance: Importance, divisor: int = 0
+    module: nn.Module,
+    image: tuple[int, int, int],
+    name: str,
+    importance: Importance,
+    divisor: int = 0,
+    *,
+    dense: bool = False,
 ) -> Conversion:
     """An elastic supernet from a network that can be traced.
 
     1. The network is traced to a graph of operations and cut wherever a single tensor carries everything on. What
        branches between two cuts, a residual block, stays together; so does a run of plain layers up to the next block
-       or pooling.
+       or pooling. The head of a network for every pixel may read maps of earlier stages; it begins where most cuts are
+       before it, and at the latest with the classifier.
     2. *Depth*: blocks at the end of a row of equal output shapes that add to their own input unchanged may be
        left out, the last first; of any other block that ends in a sum, the residual branch, so that its input or its
        projection remains. *Width*: channels that belong together (`kdnas.conversion.channels`) are narrowed together,
@@ -87,18 +100,19 @@ def chain(
 
     Args:
         module: in evaluation mode.
-        image: channels, height and width, which are equal.
+        image: channels, height and width, which are equal unless for `dense`.
         name: of the space.
         importance: by which channels are sorted.
         divisor: narrower widths are multiples of it; 0 for 8, and for 4 below 64 channels.
+        dense: whether the logits are maps.
 
     Raises:
         ValueError: see `kdnas.conversion.convert.convert`.
     """
-    traced = trace(module, image)
-    parts = _cut(traced)
+    traced = trace(module, image, dense=dense)
+    parts = _cut(traced, dense=dense)
     streams = _choose_widths(traced, parts, divisor)
-    space = _space(traced, parts, streams, name)
+    space = _space(traced, parts, streams, name, image[1:] if dense else ())
     supernet = Supernet(space).eval()
     layers = dict(space.blueprint(space.largest).named_layers())
     for position, _, segment in parts.segments():
@@ -121,21 +135,26 @@ def _without_effect(module: nn.Module, traced: list[TracedOperation]) -> Iterato
             yield ModuleReport(path, False, "no logit depends on it, so it is left out")
 
 
-def _space(traced: list[TracedOperation], parts: _Chain, streams: list[tuple[int, ...]], name: str) -> Converted:
+def _space(
+    traced: list[TracedOperation], parts: _Chain, streams: list[tuple[int, ...]], name: str, size: tuple[int, ...]
+) -> Converted:
     """The space of the parts; where the numbers of classes or channels cannot follow the data, they are fixed."""
+    whole_images = {} if size else {"resolutions": (traced[0].shape[2],)}
     space = Converted(
         name=name,
         source="kdnas convert",
         classes=traced[-1].shape[1],
         image_channels=traced[0].shape[1],
-        resolutions=(traced[0].shape[2],),
+        **whole_images,
         streams=tuple(streams),
         stem=_part(traced, parts.stem),
         stages=tuple(
             PartStage(parts=tuple(_part(traced, segment) for segment in stage), depths=depths)
             for stage, depths in zip(parts.stages, parts.depths, strict=True)
         ),
-        head=_part(traced, parts.head),
+        head=_part(traced, parts.head, parts.tensors_read),
+        reads=parts.reads,
+        size=size,
     )
     for width, own in ((CLASSES, "classes"), (CHANNELS, "image_channels")):
         sizes = {"classes": space.classes, "image_channels": space.image_channels}
@@ -145,23 +164,29 @@ def _space(traced: list[TracedOperation], parts: _Chain, streams: list[tuple[int
             logits = feature_shapes(other.blueprint(other.largest))["head"]
         except (RuntimeError, ValueError):
             logits = ()
-        if logits != (1, sizes["classes"]):
+        if logits[:2] != (1, sizes["classes"]):
             space = space.with_number(width, getattr(space, own))
     return space
 
 
-def _cut(traced: list[TracedOperation]) -> _Chain:
+def _cut(traced: list[TracedOperation], *, dense: bool = False) -> _Chain:
     """The network cut into stem, stages of equal output shape, and head."""
-    segments = _segments(traced)
-    head_start = _head_start(traced, segments)
+    if dense:
+        head_start, ends = _dense_head(traced)
+        segments = _segments(traced[:head_start], ends)
+    else:
+        ends, segments = set[int](), _segments(traced)
+        head_start = _head_start(traced, segments)
     body, head = [segment for segment in segments if segment.end < head_start], _Segment(head_start, len(traced) - 1)
     if not body:
-        raise ValueError("the network has no layer before its pooling, so there is nothing to convert.")
-    stem = body.pop(0) if not _branches(traced, body[0]) and len(body) > 1 else _Segment(1, 0)
+        before = "classifier" if dense else "pooling"
+        raise ValueError(f"the network has no layer before its {before}, so there is nothing to convert.")
+    has_stem = not _branches(traced, body[0]) and len(body) > 1 and body[0].end not in ends
+    stem = body.pop(0) if has_stem else _Segment(1, 0)
     stages: list[list[_Segment]] = []
     for segment in body:
         before = stages[-1][-1] if stages else stem
-        same = before.end > 0 and traced[segment.end].shape == traced[before.end].shape
+        same = before.end not in {0, *ends} and traced[segment.end].shape == traced[before.end].shape
         if stages and same:
             stages[-1].append(segment)
         else:
@@ -170,11 +195,33 @@ def _cut(traced: list[TracedOperation]) -> _Chain:
     for stage, options in zip(stages, depths, strict=True):
         for segment in stage[: options[0]]:
             segment.branch = _branch(traced, segment)
-    return _Chain(stem, stages, depths, head)
+    reads = tuple(index for index, stage in enumerate(stages) if stage[-1].end in ends)
+    return _Chain(stem, stages, depths, head, reads)
 
 
-def _segments(traced: list[TracedOperation]) -> list[_Segment]:
-    """Blocks that branch, and runs of plain layers, which pooling ends."""
+def _dense_head(traced: list[TracedOperation]) -> tuple[int, set[int]]:
+    """The number of the first operation of a head, and the numbers of those whose outputs it reads besides the last.
+
+    These are places where the chain before it can be cut, and maps that are finer than the one before the head: others
+    belong to a block. Of several numbers that leave as many cuts, the largest.
+    """
+    uses = [(tensor, number) for number, row in enumerate(traced) for tensor in row.operation.inputs]
+    nodes = {"": [row.operation for row in traced[1:]]}
+    groups = channel_groups(nodes, *traced[0].shape[1:3], output_fixed=_LOGITS)
+    classifiers = [index + 1 for group in groups if group.fixed == _LOGITS for _, index in group.writers]
+    best = (0, 1, set[int]())
+    for start in range(2, min(classifiers, default=len(traced) - 1) + 1):
+        crossed = {n for tensor, number in uses if number < start for n in range(tensor + 1, number)}
+        cuts = {n for n in range(1, start) if n not in crossed}
+        ends = {tensor for tensor, number in uses if number >= start and tensor < start - 1}
+        sides = [traced[tensor].shape[2:3] for tensor in (start - 1, *ends)]
+        if start - 1 in cuts and ends <= cuts and all(side > sides[0] > (1,) for side in sides[1:]):
+            best = max(best, (len(cuts), start, ends), key=lambda row: row[:2])
+    return best[1:]
+
+
+def _segments(traced: list[TracedOperation], ends: Container[int] = ()) -> list[_Segment]:
+    """Blocks that branch, and runs of plain layers, which pooling ends, and any operation among `ends`."""
     last_use = dict.fromkeys(range(len(traced)), 0)
     for number, source in enumerate(traced):
         for tensor in source.operation.inputs:
@@ -187,7 +234,10 @@ def _segments(traced: list[TracedOperation]) -> list[_Segment]:
         if open_until > number:
             continue
         plain, op = number == start, traced[number].operation.op
-        if plain and segments and not run and op in _ELEMENTWISE:
+        if segments and segments[-1].end in ends:
+            segments.append(_Segment(start, number))
+            run = plain
+        elif plain and segments and not run and op in _ELEMENTWISE:
             segments[-1].end = number  # the activation after a residual sum
         elif plain and segments and run:
             segments[-1].end = number
@@ -231,18 +281,21 @@ def _choose_widths(traced: list[TracedOperation], parts: _Chain, divisor: int) -
     _, channels, side, _ = traced[0].shape
     nodes = {"": [source.operation for source in traced[1:]]}
     for group in channel_groups(nodes, channels, side, input_fixed=_IMAGES, output_fixed=_LOGITS):
-        outputs, readers = ([index + 1 for _, index in places] for places in (group.outputs, group.readers))
+        outputs, readers = (
+            [index + 1 for (_, index), _ in places if not group.concatenated or _is_alone(nodes[""][index], group.size)]
+            for places in (group.written(), group.read())
+        )
         data = {_IMAGES: CHANNELS, _LOGITS: CLASSES}.get(group.fixed)
         if data is not None:
             _name_widths(traced, owners, outputs, readers, data)
         unit = math.lcm(divisor or (_UNIT if group.size >= _SMALL else _SMALL_UNIT), group.multiple)
         options = tuple(width for width in narrower(group.size, unit, _SHARES) if width >= min(_FLOOR, group.size))
-        reason = group.fixed
+        reason = group.fixed or CONCATENATED * group.concatenated
         if not reason and len(options) == 1:
             reason = f"{group.size} channels in steps of {unit}, at least {_FLOOR}, leave nothing to choose"
         if reason:
-            for number in outputs:
-                owners[number].reasons[number] = reason
+            for _, index in group.outputs:
+                owners[index + 1].reasons[index + 1] = reason
             continue
         inside = {owners[number].start for number in (*outputs, *readers)}
         widths = owners[outputs[0]].widths if len(inside) == 1 else streams
@@ -250,6 +303,11 @@ def _choose_widths(traced: list[TracedOperation], parts: _Chain, divisor: int) -
         widths.append(options)
         _name_widths(traced, owners, outputs, readers, name)
     return streams
+
+
+def _is_alone(operation: Operation, size: int) -> bool:
+    """Whether a node that has or reads a group of this size has or reads no other channels."""
+    return operation.values[0] == size or (operation.op in ("conv", "linear") and operation.values[1] == size)
 
 
 def _name_widths(
@@ -303,13 +361,16 @@ def _ancestors(traced: list[TracedOperation], number: int, start: int) -> set[in
     return {ancestor for ancestor in ancestors if ancestor >= start}
 
 
-def _part(traced: list[TracedOperation], segment: _Segment) -> Part:
+def _part(traced: list[TracedOperation], segment: _Segment, read: Sequence[int] = ()) -> Part:
+    """A segment as a part; of a head with the numbers of the operations whose outputs it reads."""
+    numbers = {tensor: -1 - place for place, tensor in enumerate(read)}
+    numbers |= {number: number - segment.start + 1 for number in range(segment.start - 1, segment.end + 1)}
     nodes = []
     for number in segment.numbers:
         operation = traced[number].operation
         inputs, outputs = segment.inputs.get(number), segment.outputs.get(number)
         op, tensors, values = operation.with_channels(inputs, outputs)
-        nodes.append(Node(op=op, inputs=tuple(tensor - segment.start + 1 for tensor in tensors), values=values))
+        nodes.append(Node(op=op, inputs=tuple(numbers[tensor] for tensor in tensors), values=values))
     branch = tuple(number - segment.start + 1 for number in segment.branch)
     return Part(nodes=tuple(nodes), widths=tuple(segment.widths), branch=branch)
 

@@ -1,7 +1,7 @@
 """Which channels of a network belong together: the one answer for conversion, which narrows them, and for removal."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, final
 
@@ -50,6 +50,13 @@ class Operation(NamedTuple):
             values[0] = outputs or values[0]
         return self._replace(values=tuple(values))
 
+    def without(self, inputs: int, outputs: int) -> "Operation":
+        """The same operation with so many fewer channels that it reads and has."""
+        if not inputs and not outputs:
+            return self
+        read, own = (self.values[0], self.values[1]) if self.op in ("conv", "linear") else (self.values[0],) * 2
+        return self.with_channels((read - inputs) if inputs else None, (own - outputs) if outputs else None)
+
 
 def operations(space: Converted) -> dict[str, tuple[Operation, ...]]:
     """The nodes of the largest network's layers, by position."""
@@ -76,6 +83,9 @@ class ChannelGroup:
         normalisations: norms, factors and summands of these channels.
         readers: convolutions and linear layers that mix these channels; they lose inputs.
         fixed: why the channels cannot change, or empty.
+        concatenated: whether some node has these channels beside others.
+        output_starts: the place of the first of these channels among those of each of `outputs`; empty for 0 in all.
+        reader_starts: the same among the inputs of each of `readers`.
     """
 
     size: int
@@ -84,11 +94,25 @@ class ChannelGroup:
     normalisations: tuple[Place, ...] = ()
     readers: tuple[Place, ...] = ()
     fixed: str = ""
+    concatenated: bool = False
+    output_starts: tuple[int, ...] = ()
+    reader_starts: tuple[int, ...] = ()
 
     @property
     def outputs(self) -> tuple[Place, ...]:
         """Nodes whose output has these channels as its own: writers and normalisations."""
         return (*self.writers, *self.normalisations)
+
+    def written(self) -> Iterator[tuple[Place, slice]]:
+        """Each of `outputs`, and where these channels are among its own."""
+        return self._slices(self.outputs, self.output_starts)
+
+    def read(self) -> Iterator[tuple[Place, slice]]:
+        """Each of `readers`, and where these channels are among its inputs."""
+        return self._slices(self.readers, self.reader_starts)
+
+    def _slices(self, places: Sequence[Place], starts: Sequence[int]) -> Iterator[tuple[Place, slice]]:
+        return ((p, slice(s, s + self.size)) for p, s in zip(places, starts or [0] * len(places), strict=True))
 
     @property
     def key(self) -> str:
@@ -105,37 +129,52 @@ def channel_groups(
     *,
     input_fixed: str = "they are the images'",
     output_fixed: str = "they are the logits",
+    reads: Sequence[str] = (),
 ) -> list[ChannelGroup]:
     """The groups of a chain of layers, in the order in which their channels are first computed.
 
     Channels continue through activations, batch norm, depthwise and grouped convolutions, pooling, and through sums
     and products: those of a residual stream are one group, from its first convolution to the convolutions that read
-    it. Group norm keeps whole groups of them, so that every group has the statistics it had. Fixed are the channels of
-    the chain's input and output, those that are concatenated, split, shuffled, flattened from several positions or
-    broadcast over others, those that a layer norm averages over, and those around a grouped convolution that changes
+    it. Group norm keeps whole groups of them, so that every group has the statistics it had. Concatenated channels stay
+    groups of their own, behind each other in what reads them. Fixed are the channels of the chain's input and output,
+    those that are split, shuffled, flattened from several positions or broadcast over others, those that a layer norm
+    averages over, those that are added to others behind each other, and those around a grouped convolution that changes
     their number.
 
     Args:
         layers: nodes by position, in order of execution.
         channels: of the chain's input.
-        side: height and width of the chain's input; 0 for a vector.
+        side: height or width of the chain's input; 0 for a vector.
         input_fixed: why the input's channels are fixed.
         output_fixed: why the output's channels are fixed.
+        reads: of the layer `head`: the stages, `stages.0` for example, whose outputs are its tensors -1, -2 and so on.
     """
     tensors = _Tensors()
     current = tensors.add(channels, side)
     tensors.fix(current, input_fixed)
+    ends: dict[str, int] = {}
     for position, nodes in layers.items():
-        numbers = [current]
+        numbers = {
+            0: current,
+            **{-1 - place: ends[stage] for place, stage in enumerate(reads if position == "head" else ())},
+        }
         for index, node in enumerate(nodes):
-            numbers.append(tensors.follow((position, index), node, [numbers[number] for number in node.inputs]))
-        current = numbers[-1]
+            numbers[index + 1] = tensors.follow((position, index), node, [numbers[number] for number in node.inputs])
+        current = numbers[len(nodes)]
+        ends[position.rpartition(".")[0]] = current
     tensors.fix(current, output_fixed)
     return tensors.groups()
 
 
+def groups_of(space: Converted) -> list[ChannelGroup]:
+    """The groups of the largest network; see `channel_groups`."""
+    whole = space.blueprint(space.largest)
+    reads = [f"stages.{stage}" for stage in whole.head.reads]
+    return channel_groups(operations(space), space.image_channels, whole.image[1], reads=reads)
+
+
+CONCATENATED = "its channels are concatenated with others"
 _FIXING = {
-    "cat": "its channels are concatenated with others",
     "slice": "its channels are split",
     "shuffle": "its channels are shuffled",
     "layer_norm": "a layer norm averages over its channels",
@@ -143,65 +182,93 @@ _FIXING = {
 
 
 class _Tensors:
-    """A union-find over a network's tensors: those of one set have the same channels."""
+    """A union-find over runs of channels: those of one set have the same channels. A tensor is one run or several."""
 
     def __init__(self) -> None:
         self.shapes: list[tuple[int, int]] = []
+        self.runs: list[tuple[int, ...]] = []  # by tensor, its runs in order
+        self.sizes: list[int] = []
         self.parents: list[int] = []
-        # The rest by tensor: of a set, those of its root count.
+        # The rest by run: of a set, those of its root count.
         self.multiples: dict[int, int] = {}
         self.reasons: dict[int, str] = {}
-        self.nodes: dict[str, list[tuple[int, Place]]] = {"writers": [], "normalisations": [], "readers": []}
+        self.concatenated: set[int] = set()
+        self.nodes: dict[str, list[tuple[int, Place, int]]] = {"writers": [], "normalisations": [], "readers": []}
 
-    def add(self, channels: int, side: int) -> int:
+    def add(self, channels: int, side: int, runs: tuple[int, ...] = ()) -> int:
+        """A tensor of these runs, or of a new one."""
+        if not runs:
+            runs = (len(self.sizes),)
+            self.sizes.append(channels)
+            self.parents.append(runs[0])
         self.shapes.append((channels, side))
-        self.parents.append(len(self.parents))
-        return self.parents[-1]
+        self.runs.append(runs)
+        return len(self.runs) - 1
 
-    def root(self, tensor: int) -> int:
-        while self.parents[tensor] != tensor:
-            tensor = self.parents[tensor]
-        return tensor
+    def root(self, run: int) -> int:
+        while self.parents[run] != run:
+            run = self.parents[run]
+        return run
 
     def fix(self, tensor: int, reason: str) -> None:
         """Fix the channels of a tensor; the first reason stands."""
-        self.reasons.setdefault(self.root(tensor), reason)
+        for run in self.runs[tensor]:
+            self.reasons.setdefault(self.root(run), reason)
 
     def require(self, tensor: int, multiple: int) -> None:
-        root = self.root(tensor)
-        self.multiples[root] = math.lcm(self.multiples.get(root, 1), multiple)
+        """Let the number of channels of each run be a multiple of this; a run that is none of it is fixed."""
+        runs = self.runs[tensor]
+        if any(self.sizes[run] % multiple for run in runs):
+            self.fix(tensor, CONCATENATED)
+            return
+        for root in map(self.root, runs):
+            self.multiples[root] = math.lcm(self.multiples.get(root, 1), multiple)
 
     def join(self, first: int, second: int) -> None:
-        """Unite two sets; where both have a reason, that of the first stands."""
-        parent, child = self.root(first), self.root(second)
-        if parent != child:
-            self.parents[child] = parent
-            self.require(parent, self.multiples.pop(child, 1))
-            if child in self.reasons:
-                self.fix(parent, self.reasons.pop(child))
+        """Unite the runs of two tensors, one by one; where both have a reason, that of the first stands."""
+        pairs = self.runs[first], self.runs[second]
+        if [self.sizes[run] for run in pairs[0]] != [self.sizes[run] for run in pairs[1]]:
+            for tensor in (first, second):
+                self.fix(tensor, "its channels are added to others that are concatenated")
+            return
+        for own, other in zip(*pairs, strict=True):
+            parent, child = self.root(own), self.root(other)
+            if parent != child:
+                self.parents[child] = parent
+                self.multiples[parent] = math.lcm(self.multiples.get(parent, 1), self.multiples.pop(child, 1))
+                if child in self.reasons:
+                    self.reasons.setdefault(parent, self.reasons.pop(child))
 
     def follow(self, place: Place, node: Operation, inputs: Sequence[int]) -> int:
-        """Add a node's output, joined with those of its inputs that have the same channels."""
-        source, output = inputs[0], self.add(*output_shape(node, [self.shapes[tensor] for tensor in inputs]))
+        """Add a node's output, whose channels are those of its inputs where it keeps them."""
+        channels, side = output_shape(node, [self.shapes[tensor] for tensor in inputs])
         if node.mixes:
-            self.nodes["readers"].append((source, place))
-        if node.op in ("conv", "linear"):
-            self.nodes["writers"].append((output, place))
-        elif node.normalises:
-            self.nodes["normalisations"].append((output, place))
-        if node.mixes:
+            self.note("readers", inputs[0], place)
+            output = self.add(channels, side)
+            self.note("writers", output, place)
             return output
+        if node.op == "cat":
+            runs = tuple(run for tensor in inputs for run in self.runs[tensor])
+            self.concatenated.update(runs)
+            return self.add(channels, side, runs)
         reason = _FIXING.get(node.op, "")
         if node.op == "conv" and not node.passes:
             reason = "a grouped convolution changes the number of channels"
-        elif node.op == "flatten" and self.shapes[source][1] > 1:
+        elif node.op == "flatten" and self.shapes[inputs[0]][1] > 1:
             reason = "its positions are flattened into channels"
+        sources = inputs[:1] if node.op == "resize" else inputs
+        like = [tensor for tensor in sources if self.shapes[tensor][0] == channels and not reason]
+        output = self.add(channels, side, self.runs[like[0]] if like else ())
+        if node.op == "conv":
+            self.note("writers", output, place)
+        elif node.normalises:
+            self.note("normalisations", output, place)
         if reason:
             for tensor in (*inputs, output):
                 self.fix(tensor, reason)
             return output
-        for tensor in inputs:
-            if self.shapes[tensor][0] == self.shapes[output][0]:
+        for tensor in sources:
+            if tensor in like:
                 self.join(tensor, output)
             else:
                 self.fix(tensor, "its channel is spread over others")
@@ -211,25 +278,46 @@ class _Tensors:
             self.require(output, node.values[1])
         return output
 
+    def note(self, role: str, tensor: int, place: Place) -> None:
+        """Note what a node is to each run of a tensor."""
+        start = 0
+        for run in self.runs[tensor]:
+            self.nodes[role].append((run, place, start))
+            start += self.sizes[run]
+
     def groups(self) -> list[ChannelGroup]:
-        """The sets, by their first tensor."""
-        roots = list(dict.fromkeys(map(self.root, range(len(self.parents)))))
-        nodes: dict[int, dict[str, tuple[Place, ...]]] = {root: {} for root in roots}
-        for role, places in self.nodes.items():
-            for tensor, place in places:
-                group = nodes[self.root(tensor)]
-                group[role] = (*group.get(role, ()), place)
-        return [
-            ChannelGroup(
-                self.shapes[root][0], self.multiples.get(root, 1), fixed=self.reasons.get(root, ""), **nodes[root]
+        """The sets, by their first run."""
+        concatenated = set(map(self.root, self.concatenated))
+        groups = []
+        for root in dict.fromkeys(map(self.root, range(len(self.parents)))):
+            rows = {
+                role: [(place, start) for run, place, start in entries if self.root(run) == root]
+                for role, entries in self.nodes.items()
+            }
+            outputs, readers = [*rows["writers"], *rows["normalisations"]], rows["readers"]
+            twice = any(len({place for place, _ in uses}) < len(uses) for uses in (outputs, readers))
+            fixed = self.reasons.get(root, "its channels are concatenated with themselves" if twice else "")
+            starts = [tuple(start for _, start in uses) for uses in (outputs, readers)]
+            places = {role: tuple(place for place, _ in uses) for role, uses in rows.items()}
+            groups.append(
+                ChannelGroup(
+                    self.sizes[root],
+                    self.multiples.get(root, 1),
+                    fixed=fixed,
+                    concatenated=root in concatenated,
+                    output_starts=starts[0] if any(starts[0]) else (),
+                    reader_starts=starts[1] if any(starts[1]) else (),
+                    **places,
+                )
             )
-            for root in roots
-        ]
+        return groups
 
 
 def output_shape(node: Operation, inputs: Sequence[tuple[int, int]]) -> tuple[int, int]:
     """Channels and side of a node's output, given those of its inputs; a vector's side is 0."""
     channels, side = max(count for count, _ in inputs), max(side for _, side in inputs)
+    if node.op == "resize":
+        return inputs[0][0], inputs[1][1] if len(inputs) > 1 else node.values[1]
     if node.op == "conv":
         _, channels, kernel, stride, padding, dilation, *_ = node.values
         return channels, (side + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1

@@ -6,6 +6,7 @@ from torch import nn
 
 from kdnas.conversion.base import Conversion
 from kdnas.conversion.chain import chain
+from kdnas.conversion.export import answers_pixels
 from kdnas.conversion.importance import Importance, channel_importance
 from kdnas.conversion.transformer import transformer
 
@@ -27,9 +28,10 @@ def convert(
     compared with the source.
 
     Args:
-        module: returns logits `[batch, classes]`; convolutions, batch norms, linear layers, pooling, sums, products,
+        module: returns logits `[batch, classes]`, or `[batch, classes, height, width]` for images of any size, also at
+            a stride; convolutions, batch norms, linear layers, pooling, sums, products,
             concatenations and the usual activations, without control flow on values; or a plain vision transformer.
-        image: channels, height and width, which are equal.
+        image: channels, height and width, which are equal unless the logits are maps.
         name: of the space.
         needs_choices: whether a network in which nothing is elastic is refused; scale factors need no choices.
         importance: by which the channels of a traced network are sorted, such as
@@ -38,12 +40,14 @@ def convert(
 
     Raises:
         ValueError: the network cannot be traced or has an unsupported operation, nothing in it is elastic, the images
-            are not square, or the largest subnet differs from the source.
+            are not square and the logits no maps, or the largest subnet differs from the source.
     """
-    if image[1] != image[2]:
-        raise ValueError(f"a search space's images must be square, got {image[1]} x {image[2]}. Resize them.")
     module = module.eval()
-    conversion = transformer(module, image, name, divisor) or chain(module, image, name, importance, divisor)
+    dense = answers_pixels(module, image)
+    if image[1] != image[2] and not dense:
+        raise ValueError(f"a search space's images must be square, got {image[1]} x {image[2]}. Resize them.")
+    conversion = None if dense else transformer(module, image, name, divisor)
+    conversion = conversion or chain(module, image, name, importance, divisor, dense=dense)
     if needs_choices and not any(row.elastic for row in conversion.report):
         raise ValueError(
             "nothing in the network can be made elastic: no block may be left out and no width narrowed. "

@@ -16,8 +16,24 @@ from kdnas.runtimes import silenced
 BATCH = 2
 
 
-def check_forward(module: nn.Module, image: tuple[int, int, int]) -> None:
-    """Refuse a network that does not map images of this size to logits, or has parts that cannot be traced."""
+def answers_pixels(module: nn.Module, image: tuple[int, int, int]) -> bool:
+    """Whether a network returns maps of logits; no where it fails, which `check_forward` tells."""
+    try:
+        with torch.no_grad():
+            logits = module(torch.zeros(BATCH, *image))
+    except Exception:
+        return False
+    return isinstance(logits, Tensor) and logits.dim() == 4 and logits[0, 0].numel() > 1
+
+
+def check_forward(module: nn.Module, image: tuple[int, int, int], *, dense: bool = False) -> None:
+    """Refuse a network that does not map images of this size to logits, or has parts that cannot be traced.
+
+    Args:
+        module: the network.
+        image: channels, height and width.
+        dense: whether the logits are maps.
+    """
     for name, part in module.named_modules():
         kind = _untraceable(part)
         if kind:
@@ -38,9 +54,10 @@ def check_forward(module: nn.Module, image: tuple[int, int, int]) -> None:
             f"the network does not take images of {' x '.join(map(str, image))} (channels, height, width): "
             f"{_place(error, module)}{_reason(error)}. The image size and the number of channels must be the network's."
         ) from error
-    if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != BATCH:
+    if not isinstance(logits, Tensor) or logits.dim() != (4 if dense else 2) or len(logits) != BATCH:
         what = f"a tensor {list(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
-        raise ValueError(f"the network must return one tensor of logits [batch, classes], it returns {what}.")
+        shape = f"[batch, classes{', height, width' * dense}]"
+        raise ValueError(f"the network must return one tensor of logits {shape}, it returns {what}.")
 
 
 _FIXES = {

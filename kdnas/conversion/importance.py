@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdnas.conversion.channels import ChannelGroup, Place, channel_groups, operations
+from kdnas.conversion.channels import ChannelGroup, Place, groups_of
 from kdnas.network import Network, image_batches
 from kdnas.spaces.converted import Converted
 from kdnas.supernet import Supernet
@@ -35,7 +35,7 @@ def channel_importance(
       regressed out, and $M = W W^\top$ the Gram matrix of its weights (kernel positions as further outputs), channel c
       gains $(R M R)_{cc} / R_{cc}$; of several readers, shares of their own total $\mathrm{tr}(M R_0)$ are added. The
       importance is the number of channels chosen later. Channels that say the same as others come last, which norms
-      cannot see.
+      cannot see. Of concatenated groups each is fitted by itself.
 
     Args:
         network: the largest subnet, in evaluation mode.
@@ -86,31 +86,27 @@ def sort_by_importance(supernet: Supernet, importance: Importance = channel_impo
     """
     space = supernet.space
     assert isinstance(space, Converted)
-    blueprint = space.blueprint(space.largest)
-    groups = [
-        group
-        for group in channel_groups(operations(space), space.image_channels, blueprint.image[1])
-        if not group.fixed and group.writers and group.readers
-    ]
-    layers = dict(blueprint.named_layers())
+    groups = [group for group in groups_of(space) if not group.fixed and group.writers and group.readers]
+    layers = dict(space.blueprint(space.largest).named_layers())
     orders: dict[str, Tensor] = {}
     network = supernet.extract(space.largest).eval()
     for group, values in zip(groups, importance(network, groups), strict=True):
         blocks = values.unflatten(0, (-1, group.multiple)).sum(1).argsort(descending=True, stable=True)
         order = (blocks[:, None] * group.multiple + torch.arange(group.multiple, device=blocks.device)).flatten()
         orders[group.key] = order
-        for places, dim in ((group.outputs, 0), (group.readers, 1)):
-            for position, index in places:
+        for places, dim in ((group.written(), 0), (group.read(), 1)):
+            for (position, index), where in places:
                 bank = supernet.bank_module(position, layers[position]).get_submodule(f"parts.{index}")
-                _permute(bank, order, dim)
+                _permute(bank, order, dim, where)
     return orders
 
 
 @torch.no_grad()
-def _permute(module: nn.Module, order: Tensor, dim: int) -> None:
+def _permute(module: nn.Module, order: Tensor, dim: int, where: slice) -> None:
     for tensor in (*module.parameters(), *module.buffers()):
         if tensor.dim() > dim:
-            tensor.copy_(tensor.index_select(dim, order.to(tensor.device)))
+            own = tensor.narrow(dim, where.start, len(order))
+            own.copy_(own.index_select(dim, order.to(tensor.device)))
 
 
 def _module(network: Network, place: Place) -> nn.Module:
@@ -118,9 +114,14 @@ def _module(network: Network, place: Place) -> nn.Module:
     return network.get_submodule(f"{position}.parts.{index}")
 
 
+def _weight(network: Network, place: Place) -> Tensor:
+    return _module(network, place).get_parameter("weight").detach()
+
+
 def _norm(network: Network, group: ChannelGroup) -> Tensor:
-    weights = [_module(network, place).get_parameter("weight").detach() for place in group.writers]
-    weights += [_module(network, place).get_parameter("weight").detach().transpose(0, 1) for place in group.readers]
+    writers = {*group.writers}
+    weights = [_weight(network, place)[where] for place, where in group.written() if place in writers]
+    weights += [_weight(network, place).transpose(0, 1)[where] for place, where in group.read()]
     squares = [weight.flatten(1).pow(2).sum(1) for weight in weights]
     return torch.stack([s / s.mean().clamp_min(torch.finfo(s.dtype).tiny) for s in squares]).sum(0)
 
@@ -128,14 +129,14 @@ def _norm(network: Network, group: ChannelGroup) -> Tensor:
 def _activation(network: Network, groups: Sequence[ChannelGroup], images: Tensor) -> list[Tensor]:
     sums = [images.new_zeros(group.size) for group in groups]
 
-    def observer(total: Tensor) -> Callable[..., None]:
+    def observer(total: Tensor, where: slice) -> Callable[..., None]:
         def add(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            total.add_(inputs[0].abs().transpose(0, 1).flatten(1).mean(1))
+            total.add_(inputs[0][:, where].abs().transpose(0, 1).flatten(1).mean(1))
 
         return add
 
-    readers = [(place, total) for group, total in zip(groups, sums, strict=True) for place in group.readers]
-    handles = [_module(network, place).register_forward_pre_hook(observer(total)) for place, total in readers]
+    readers = [(*use, total) for group, total in zip(groups, sums, strict=True) for use in group.read()]
+    handles = [_module(network, p).register_forward_pre_hook(observer(total, where)) for p, where, total in readers]
     try:
         network(images)
     finally:
@@ -145,7 +146,7 @@ def _activation(network: Network, groups: Sequence[ChannelGroup], images: Tensor
 
 
 def _reconstruction(network: Network, groups: Sequence[ChannelGroup], images: Tensor) -> list[Tensor]:
-    places = [place for group in groups for place in group.readers]
+    places = list(dict.fromkeys(place for group in groups for place in group.readers))
     sums = {place: _Sums() for place in places}
     handles = [_module(network, place).register_forward_pre_hook(sums[place].observe) for place in places]
     try:
@@ -154,7 +155,7 @@ def _reconstruction(network: Network, groups: Sequence[ChannelGroup], images: Te
     finally:
         for handle in handles:
             handle.remove()
-    return [_greedy(network, group, [sums[place].covariance() for place in group.readers]) for group in groups]
+    return [_greedy(network, group, [sums[p].covariance()[w, w] for p, w in group.read()]) for group in groups]
 
 
 class _Sums:
@@ -179,8 +180,8 @@ class _Sums:
 def _greedy(network: Network, group: ChannelGroup, covariances: Sequence[Tensor]) -> Tensor:
     """The number of channels chosen after each one."""
     left: list[tuple[Tensor, Tensor, float, float]] = []
-    for place, covariance in zip(group.readers, covariances, strict=True):
-        weights = _module(network, place).get_parameter("weight").detach().double().transpose(0, 1).flatten(1)
+    for (place, where), covariance in zip(group.read(), covariances, strict=True):
+        weights = _weight(network, place).double().transpose(0, 1)[where].flatten(1)
         gram = weights @ weights.T
         total = max(float((gram * covariance).sum()), torch.finfo(torch.float64).tiny)
         # What is chosen, or constant, leaves a variance of rounding errors, which must gain nothing.
@@ -206,8 +207,15 @@ def _gradient(network: Network, groups: Sequence[ChannelGroup], images: Tensor, 
     macs = [0.0] * len(groups)
     handles = []
 
-    def scale(factor: Tensor) -> Callable[..., tuple[Tensor]]:
-        return lambda module, inputs: (inputs[0] * factor.reshape(*factor.shape, *[1] * (inputs[0].dim() - 2)),)
+    def scale(factor: Tensor, where: slice) -> Callable[..., tuple[Tensor]]:
+        def own(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor]:
+            shaped = factor.reshape(*factor.shape, *[1] * (inputs[0].dim() - 2))
+            if factor.shape[1] == inputs[0].shape[1]:
+                return (inputs[0] * shaped,)
+            before, after = inputs[0][:, : where.start], inputs[0][:, where.stop :]
+            return (torch.cat([before, inputs[0][:, where] * shaped, after], 1),)
+
+        return own
 
     def count(index: int, dim: int) -> Callable[..., None]:
         def add(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -217,8 +225,8 @@ def _gradient(network: Network, groups: Sequence[ChannelGroup], images: Tensor, 
         return add
 
     for index, group in enumerate(groups):
-        for place in group.readers:
-            handles.append(_module(network, place).register_forward_pre_hook(scale(factors[index])))
+        for place, where in group.read():
+            handles.append(_module(network, place).register_forward_pre_hook(scale(factors[index], where)))
         for places, dim in ((group.writers, 0), (group.readers, 1)):
             handles += [_module(network, place).register_forward_hook(count(index, dim)) for place in places]
     try:

@@ -239,11 +239,16 @@ def _adaptive(op: str) -> Handler:
 
 
 def _upsample(mode: int) -> Handler:
-    """A resize by a whole factor: 0 for the nearest position, 1 for bilinear, 2 for bilinear with aligned corners."""
+    """A resize by a whole factor: 0 for the nearest position, 1 for bilinear, 2 for bilinear with aligned corners.
+
+    Of a network for every pixel it is noted with its size, whose origin `kdnas.conversion.trace` looks for.
+    """
 
     def handler(reader: Reader, x: View, size: Any, *rest: Any) -> View:
         number, (_, _, height, width) = reader.map(x), reader.output().shape
         side = reader.traced[number].shape[2]
+        if reader.dense and height == width:
+            return reader.whole(reader.emit("resize", (number,), (2 if mode and rest[0] else mode, height)))
         if height != width or height % side:
             raise reader.refusal(f"a resize from {side} x {side} to {height} x {width}, by no whole factor,")
         kind = 2 if mode and rest[0] else mode

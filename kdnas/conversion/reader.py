@@ -93,6 +93,7 @@ class Reader:
         image: channels, height and width.
         handlers: by the name of an operation of PyTorch, a function of this reader and the operation's arguments that
             returns the output: a view, or a list with views.
+        dense: whether the logits are maps.
     """
 
     def __init__(
@@ -101,8 +102,10 @@ class Reader:
         program: torch.export.ExportedProgram,
         image: tuple[int, int, int],
         handlers: Mapping[str, Callable[..., Any]],
+        *,
+        dense: bool = False,
     ) -> None:
-        self.program, self.image, self.handlers = program, image, handlers
+        self.program, self.image, self.handlers, self.dense = program, image, handlers, dense
         self.modules = dict(module.named_modules())
         self.traced = [TracedOperation(Operation("images", (), ()), "", (BATCH, *image))]
         self.values: dict[fx.Node, Any] = {}
@@ -126,7 +129,7 @@ class Reader:
                 outputs = [value for value in fx.node.map_arg(node.args[0], lambda n: self.values[n])]
         if len(outputs) != 1 or not isinstance(outputs[0], View):
             raise ValueError("the network must return one tensor of logits that depends on the images.")
-        return self._used(self.vector(outputs[0]))
+        return self._used(self.map(outputs[0]) if self.dense else self.vector(outputs[0]))
 
     def _read_inputs(self) -> None:
         """Parameters, buffers, constants and the images."""

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdnas.conversion.channels import Place, operations
-from kdnas.conversion.removal import Masks, Removal, counts_of
+from kdnas.conversion.removal import Masks, Removal, counts_of, joined
 from kdnas.network import Network, image_batches
 from kdnas.randomness import torch_rng
 
@@ -75,8 +75,10 @@ class Reconstruction:
         gone = self.removal.gone(counts_of(masks))
         with torch.no_grad():
             for (position, index), inputs in self._inputs.items():
-                mask = masks[self.removal.readers[position, index]].to(inputs.mean.device)
-                if position not in gone and not bool(mask.all()):
+                runs = self.removal.readers[position, index]
+                if position not in gone and not all(bool(masks[key].all()) for key, _ in runs):
+                    weight = self.state[f"{position}.parts.{index}.weight"]
+                    mask = joined(runs, masks, weight.shape[1]).to(inputs.mean.device)
                     module = left.get_submodule(f"{position}.parts.{index}")
                     self._fit(module, (position, index), inputs, mask, masks)
         return left
@@ -86,7 +88,7 @@ class Reconstruction:
         weight = self.state[f"{name}.weight"]
         whole = weight.flatten(1).to(inputs.mean.dtype)
         if place in self.removal.outputs:
-            whole = whole[masks[self.removal.outputs[place]].to(whole.device)]
+            whole = whole[joined(self.removal.outputs[place], masks, len(whole)).to(whole.device)]
         remaining = mask.repeat_interleave(whole.shape[1] // len(mask))
         rows = inputs.covariance[remaining]
         square = rows[:, remaining]

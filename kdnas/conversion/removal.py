@@ -1,11 +1,12 @@
 """Removal of channels and whole blocks from a converted network: units, savings, and the remaining network."""
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import final
 
+import torch
 from torch import Tensor
 
 from kdnas.conversion.channels import (
@@ -13,7 +14,7 @@ from kdnas.conversion.channels import (
     ChannelGroup,
     Place,
     branch_end,
-    channel_groups,
+    groups_of,
     operations,
 )
 from kdnas.costs.budget import Budget, Cost
@@ -49,6 +50,24 @@ class ResidualBlock:
 
 
 Unit = ChannelGroup | ResidualBlock
+Runs = tuple[tuple[str, slice], ...]
+"""Keys of groups, and where their channels are among those of a node."""
+
+
+def joined(runs: Runs, masks: Masks, count: int) -> Tensor:
+    """Which of a node's channels stay, `[count]`: those of groups as their masks say, and all others."""
+    mask = torch.ones(count, dtype=torch.bool)
+    for key, place in runs:
+        mask[place] = masks[key].cpu()
+    return mask
+
+
+def _runs(groups: Iterable[tuple[str, Iterable[tuple[Place, slice]]]]) -> dict[Place, Runs]:
+    runs: dict[Place, Runs] = {}
+    for key, places in groups:
+        for place, where in places:
+            runs[place] = (*runs.get(place, ()), (key, where))
+    return runs
 
 
 def floor_of(unit: Unit) -> int:
@@ -70,7 +89,7 @@ def counts_of(masks: Mapping[str, Tensor]) -> Counts:
 def units(space: Converted) -> tuple[Unit, ...]:
     """What can be removed: groups of channels (`channel_groups`) in the network's order, then residual blocks."""
     nodes = operations(space)
-    groups = channel_groups(nodes, space.image_channels, space.blueprint(space.largest).image[1])
+    groups = groups_of(space)
     free = [group for group in groups if not group.fixed and group.writers and group.readers]
     blocks = [
         ResidualBlock(position, end)
@@ -94,14 +113,14 @@ class Removal:
     units: tuple[Unit, ...]
 
     @cached_property
-    def outputs(self) -> dict[Place, str]:
-        """By node, the key of the group of its output channels."""
-        return {place: group.key for group in self._groups for place in group.outputs}
+    def outputs(self) -> dict[Place, Runs]:
+        """By node, the keys of the groups of its output channels, and where they are among them."""
+        return _runs((group.key, group.written()) for group in self._groups)
 
     @cached_property
-    def readers(self) -> dict[Place, str]:
-        """By node that mixes channels of a group, the key of that group."""
-        return {place: group.key for group in self._groups for place in group.readers}
+    def readers(self) -> dict[Place, Runs]:
+        """By node that mixes channels of groups, the keys of these, and where they are among its inputs."""
+        return _runs((group.key, group.read()) for group in self._groups)
 
     @cached_property
     def sizes(self) -> dict[str, int]:
@@ -119,17 +138,24 @@ class Removal:
     def blueprint(self, counts: Mapping[str, int]) -> Blueprint:
         """The network with this many channels of each group, by its key; a block with 0 is gone."""
         whole = self.space.blueprint(self.space.largest)
-        outputs, inputs = ({place: counts[key] for place, key in keys.items()} for keys in (self.outputs, self.readers))
         gone = self.gone(counts)
+
+        def fewer(runs: Runs) -> int:
+            return sum(self.sizes[key] - counts[key] for key, _ in runs)
+
         layers: dict[str, Layer] = {}
         for position, nodes in operations(self.space).items():
-            left = [n.with_channels(inputs.get((position, i)), outputs.get((position, i))) for i, n in enumerate(nodes)]
+            left = [
+                n.without(fewer(self.readers.get((position, i), ())), fewer(self.outputs.get((position, i), ())))
+                for i, n in enumerate(nodes)
+            ]
             if position in gone:
                 # The activation after the sum stays; its input is then the layer's input.
                 left = [nodes[-1]._replace(inputs=(0,))] if nodes[-1].op in ACTIVATIONS else []
             layers[position] = layer("kdnas.blocks.graph:Graph", nodes=tuple((n.op, n.inputs, *n.values) for n in left))
         stages = tuple(tuple(layers[f"stages.{i}.{j}"] for j in range(len(s))) for i, s in enumerate(whole.stages))
-        return Blueprint(layers["stem"], stages, layers["head"], whole.image)
+        head = replace(layers["head"], reads=whole.head.reads)
+        return replace(whole, stem=layers["stem"], stages=stages, head=head)
 
     def remaining(self, masks: Mapping[str, Tensor]) -> Blueprint:
         """The network of the channels and blocks that stay."""
@@ -203,16 +229,15 @@ class Removal:
 
     def network(self, state: Mapping[str, Tensor], masks: Masks) -> Network:
         """The network that is left, with its part of the whole network's weights."""
-        outputs, inputs = ({place: masks[key] for place, key in keys.items()} for keys in (self.outputs, self.readers))
         tensors: dict[str, Tensor] = {}
         for name, tensor in state.items():
             position, _, path = name.partition(".parts.")
             index, _, kind = path.partition(".")
             place = (position, int(index))
-            if place in outputs and tensor.dim():
-                tensor = tensor[outputs[place]]
-            if place in inputs and kind == "weight":
-                tensor = tensor[:, inputs[place]]
+            if place in self.outputs and tensor.dim():
+                tensor = tensor[joined(self.outputs[place], masks, len(tensor))]
+            if place in self.readers and kind == "weight":
+                tensor = tensor[:, joined(self.readers[place], masks, tensor.shape[1])]
             tensors[name] = tensor.clone()
         network = without_weights(self.remaining(masks))
         network.load_state_dict({name: tensors[name] for name in network.state_dict()}, assign=True)

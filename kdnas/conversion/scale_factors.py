@@ -98,7 +98,11 @@ class Factors(Distiller):
         check_value("rounds", rounds, Count)
         if penalty is not None and rounds > 1:
             raise ValueError(f"`rounds` belong to a penalty that grows, got {rounds} of the penalty {penalty:g}.")
-        single = [unit for unit in units(space) if isinstance(unit, ResidualBlock) or unit.multiple == 1]
+        single = [
+            unit
+            for unit in units(space)
+            if isinstance(unit, ResidualBlock) or (unit.multiple == 1 and not unit.concatenated)
+        ]
         self.units = tuple(unit for unit in single if blocks or not isinstance(unit, ResidualBlock))
         self.removal = Removal(space, self.units)
         if not self.units:

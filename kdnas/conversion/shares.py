@@ -14,7 +14,6 @@ from kdnas.conversion.channels import ChannelGroup
 from kdnas.conversion.removal import Counts, Masks, Removal, ResidualBlock, floor_of
 from kdnas.costs.check import Infeasible
 from kdnas.network import Network, batch_statistics, image_batches
-from kdnas.numerics import safe_normalize
 from kdnas.space import Blueprint
 from kdnas.statistics import apart
 
@@ -168,17 +167,13 @@ def divergence(own: Tensor, target: Tensor) -> Tensor:
     return F.kl_div(own.log_softmax(1), target, reduction="sum", log_target=True)
 
 
-def angle(own: Tensor, target: Tensor) -> Tensor:
-    r"""$\sum_n (1 - \cos(q_n, p_n))$ of two sets of vectors `[N, dims]`."""
-    return (1 - (safe_normalize(own, 1) * safe_normalize(target, 1)).sum(1)).sum()
-
-
 def agreement(
     network: Network,
     images: Tensor,
     target: Tensor,
     batch: int = 500,
-    distance: Callable[[Tensor, Tensor], Tensor] = divergence,
+    distance: Callable[..., Tensor] = divergence,
+    labels: Tensor | None = None,
 ) -> float:
     r"""How well a network agrees with its source: $-\frac1N \sum_n d(q_n, p_n)$, batch norms by batch.
 
@@ -187,11 +182,13 @@ def agreement(
         images: `[N, channels, height, width]`, normalised.
         target: what the source says of the images, as `distance` takes it: `[N, classes]` log probabilities.
         batch: largest number of images that share batch norm statistics; fewer where they are large.
-        distance: of outputs from the target, a sum over images; `divergence`, or `angle` of features.
+        distance: of outputs from the target, a sum over images; `divergence`, or `Task.divergence` with labels.
+        labels: `[N, ...]`, for a distance that takes them as its third argument.
     """
     total = torch.zeros((), dtype=torch.float64)
     count = max(math.ceil(len(images) / batch), len(image_batches(images)))
     with torch.no_grad(), batch_statistics(network):
-        for part, wanted in zip(images.tensor_split(count), target.tensor_split(count), strict=True):
-            total -= distance(network(part).logits.float(), wanted).double().cpu()
+        tensors = [images, target, *([] if labels is None else [labels])]
+        for part, *others in zip(*(tensor.tensor_split(count) for tensor in tensors), strict=True):
+            total -= distance(network(part).logits.float(), *others).double().cpu()
     return float(total) / len(images)

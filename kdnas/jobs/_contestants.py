@@ -19,7 +19,7 @@ from kdnas.jobs._arguments import load_settings
 from kdnas.jobs._unlabelled import pruned_without_labels, reads_classes, without_labels
 from kdnas.jobs.chain import chain
 from kdnas.jobs.grow import check_grown, grow
-from kdnas.jobs.prune import check_task, prune
+from kdnas.jobs.prune import prune
 from kdnas.network import Network, default_device
 from kdnas.randomness import initialised
 from kdnas.settings import Experiment, Finals, Grow, Prune, Recipe, Search
@@ -238,7 +238,6 @@ class PruneContestant(Contestant):
     def __init__(self, template: Prune, contest: Contest) -> None:
         if not contest.data.task.has_classes:
             template = pruned_without_labels(dataclasses.replace(template, data=contest.data_spec), ())
-        check_task(contest.data)
         self.template, self.contest = template, contest
 
     def step_seconds(self) -> float:

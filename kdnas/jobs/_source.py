@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from kdnas.conversion.convert import convert
+from kdnas.conversion.export import check_forward
 from kdnas.data.base import Data
-from kdnas.jobs.convert import Plain, load_source
+from kdnas.jobs.convert import LogitMaps, Plain, load_source
 from kdnas.network import Network
 from kdnas.preprocessing import Preprocessing
 from kdnas.randomness import initialised
@@ -46,7 +47,15 @@ def load(text: str, teacher: Teacher | None, data: Data, seed: int) -> Source:
     """
     module, preprocessing = _module(text, teacher, data, seed)
     fed_as(data, preprocessing)
+    if data.task.dense:
+        module = module if isinstance(module, Plain) else LogitMaps(module, data.classes)
+        check_forward(module, data.image, dense=True)
     conversion = convert(module, image=data.image, needs_choices=False)
+    if conversion.space.dense != data.task.dense:
+        raise ValueError(
+            f"the source {text} must answer for whole images, as the task {data.task.name} needs, got one for every "
+            "pixel."
+        )
     if conversion.space.classes != data.classes:
         raise ValueError(
             f"the source {text} has {conversion.space.classes} classes, the data {data.classes}. Use a network of this "
@@ -89,7 +98,8 @@ def fed_as(data: Data, preprocessing: Preprocessing) -> Data:
         texts = [" x ".join(map(str, size)) for size in sizes]
         raise ValueError(
             f"the network was trained on images of {texts[1]} (channels, height, width), the data has {texts[0]}. "
-            f"Load the data at that size (DATA,size={sizes[1][1]}), or name the size it was trained on (NAME@W,size=N)."
+            f"Load the data at that size (DATA,size={min(sizes[1][1:])}), or name the size it was trained on "
+            "(NAME@W,size=N)."
         )
     data = copy.copy(data)
     object.__setattr__(data, "preprocessing", preprocessing)

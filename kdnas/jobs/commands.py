@@ -321,7 +321,6 @@ def _cut(options: dict[str, Any]) -> Prune:
     from kdnas.data.base import Data
     from kdnas.jobs._arguments import as_budget, as_teacher, of_task, recipe_for
     from kdnas.jobs._unlabelled import data_of
-    from kdnas.jobs.prune import check_task
 
     allowed = (
         "data",
@@ -340,7 +339,6 @@ def _cut(options: dict[str, Any]) -> Prune:
     teacher = as_teacher(options["teacher"])
     data = data_of(options["data"], teacher, unlabelled=options["unlabelled"])
     loaded = of_task(data.build(Data), options["task"])
-    check_task(loaded)
     recipe = recipe_for(loaded, options["recipe"])
     rate = Prune.retrain.learning_rate if options["recipe"].get("learning_rate") is None else recipe.learning_rate
     settings = Prune(
@@ -1117,6 +1115,7 @@ def prune(
     out: str | Path,
     data: str | Spec | Data | Dataset[Any] | None = None,
     unlabelled: bool = False,
+    task: str | None = None,
     source: str = Prune.source,
     teacher: str | Spec | FitTeacher | nn.Module = "fit",
     budget: str | Sequence[str] | Budget = (),
@@ -1142,6 +1141,7 @@ def prune(
         out: the run folder.
         data: see `kdnas run --help`.
         unlabelled: learn the teacher's features and no labels, see `kdnas run --help`.
+        task: see `kdnas run --help`.
         source: the network to prune: teacher (its own), checkpoint:FOLDER, or as `kdnas convert` takes it.
         teacher: see `kdnas run --help`.
         budget: upper bounds on params, macs, latency and size, see `kdnas run --help`; repeatable.
@@ -1171,8 +1171,9 @@ def prune(
     options = locals()
     del decoded, decoders, device, insist, trust
 
+    from kdnas.data.base import Data as DataSet
     from kdnas.jobs import prune as job
-    from kdnas.jobs._arguments import as_budget, as_teacher, load_settings, with_overrides
+    from kdnas.jobs._arguments import as_budget, as_teacher, load_settings, of_task, with_overrides
     from kdnas.jobs._unlabelled import data_of
 
     if experiment is not None:
@@ -1204,6 +1205,8 @@ def prune(
     if penalty is not None:
         changes["penalty"] = penalty
     settings = dataclasses.replace(settings, **changes)
+    if task is not None:
+        of_task(settings.data.build(DataSet), task)
     return job.prune(_with_losses(settings, loss, unlabelled=unlabelled), Path(out))
 
 

@@ -18,6 +18,7 @@ from kdnas.runs.lock import hold
 from kdnas.specs import Spec
 from kdnas.tables import table_of
 from kdnas.teachers.base import Frozen
+from kdnas.teachers.stages import logits_of
 from kdnas.teachers.zoo import declared_size, load_weights, student_teacher, zoo_network
 from kdnas.values import Side, Size, check_value
 
@@ -37,6 +38,23 @@ class Plain(nn.Module):
         """Logits `[batch, classes]`."""
         network = self.network
         return chained([*network.stages, network.head], network.blueprint.head.reads, network.stem(x))
+
+
+class LogitMaps(nn.Module):
+    """A network for every pixel as a module that gives its logits alone, for the tracer.
+
+    Args:
+        network: returns them, alone or among other outputs (`kdnas.teachers.stages.logits_of`).
+        classes: number of classes.
+    """
+
+    def __init__(self, network: nn.Module, classes: int) -> None:
+        super().__init__()
+        self.network, self.classes = network, classes
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits `[batch, classes, height, width]`."""
+        return logits_of(self.network(x), self.classes, dense=True)
 
 
 class Source(NamedTuple):

@@ -15,7 +15,7 @@ from kdnas.conversion.importance import Importance, channel_importance, sort_by_
 from kdnas.conversion.reconstruction import Reconstruction
 from kdnas.conversion.removal import Counts, Removal, counts_of, units
 from kdnas.conversion.scale_factors import Factors
-from kdnas.conversion.shares import ShareSearch, agreement, angle, divergence, leading
+from kdnas.conversion.shares import ShareSearch, agreement, leading
 from kdnas.costs.budget import Budget, Cost
 from kdnas.costs.count import cost
 from kdnas.costs.latency import LatencyTable
@@ -23,6 +23,7 @@ from kdnas.costs.size import shipped_bytes
 from kdnas.data.base import Data, Images
 from kdnas.distillers.from_labels import FromLabels
 from kdnas.evaluation import accuracy, row_of, student_grades
+from kdnas.jobs._pictures import write_pictures
 from kdnas.jobs._preflight import preflight
 from kdnas.jobs._run import build_teacher, record_data
 from kdnas.jobs._source import Source, fed_as, load
@@ -125,19 +126,9 @@ def prune(settings: Prune, folder: Path, *, deploy: bool = True) -> dict[str, An
     return {"student": str(storage.path(STUDENTS, "student")), **rows["student"], "controls": controls}
 
 
-def check_task(data: Data) -> None:
-    """Raise a ValueError for a task whose networks are not cut down: those that answer for every pixel."""
-    if data.task.dense:
-        raise ValueError(
-            f"networks for the task {data.task.name} are searched in a space, and not cut down. Add --space, such as "
-            "--space elastic_segmenter."
-        )
-
-
 def begin(settings: Prune, storage: RunFolder) -> "Job":
     """Data, teacher and source; a named source that does not fit is refused before a teacher is trained."""
     data: Data = settings.data.build(Data)
-    check_task(data)
     seed = settings.recipe.seed
     source = None if settings.source == "teacher" else load(settings.source, None, data, seed)
     choice = settings.teacher
@@ -314,6 +305,9 @@ class Job:
         for name, result in results.items():
             self.storage.record_result({"name": name, **row_of(result)})
         hits = {name: student_grades(self.storage.path(STUDENTS, name), self.data).astype(float) for name in results}
+        write_pictures(
+            self.storage.folder, self.data, self.storage.path(STUDENTS, "student"), self.teacher, hits["student"]
+        )
         claims = {name: words for name, words in _CONTROLS.items() if name in hits}
         self.storage.record_controls(
             {
@@ -359,12 +353,9 @@ class Job:
 
     def _search(self, fitted: Reconstruction) -> ShareSearch:
         """Candidates within the budget; recorded scores are not computed again."""
-        images, _ = self._images(self.data.search, "shares")
+        images, labels = self._images(self.data.search, "shares")
         with torch.no_grad():
             target = torch.cat([fitted.source(batch).logits for batch in image_batches(images)])
-        distance = angle
-        if self.data.task.has_classes:
-            target, distance = target.log_softmax(1), divergence
         rows = self.storage.lines(CANDIDATES, _Candidate)
         known = {json.dumps(row["counts"], sort_keys=True): row["score"] for row in rows}
 
@@ -372,7 +363,8 @@ class Job:
             key = json.dumps(counts, sort_keys=True)
             if key not in known:
                 network = fitted.network(leading(fitted.removal, counts))
-                known[key] = agreement(network, images, target, distance=distance)
+                distance = self.data.task.divergence
+                known[key] = agreement(network, images, target, distance=distance, labels=labels)
                 self.storage.add(CANDIDATES, [{"counts": counts, "score": known[key]}])
             return known[key]
 

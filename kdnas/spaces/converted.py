@@ -1,11 +1,12 @@
 """A trained network as an elastic space; `kdnas convert` writes these tables."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Self, final
 
 from kdnas.architecture import Architecture, Choice, Value
 from kdnas.space import DepthOptions, Layer, Range, SearchSpace, layer
+from kdnas.values import LATER
 
 CLASSES, CHANNELS = "classes", "channels"
 UNIT = 8  # inner widths of a transformer other than the source's are multiples of it
@@ -79,6 +80,9 @@ class Converted(SearchSpace):
         stem: reads images.
         stages: the parts between stem and head.
         head: returns logits.
+        reads: the stages whose outputs are the head's tensors -1, -2 and so on.
+        size: height and width of the images that the costs of a network for every pixel are counted at; empty for
+            networks that answer for whole images.
 
     Reference: depth and inner width as in Cai et al., Once-for-All, ICLR 2020, section 3.3; the sharing of leading
         channels is the supernet's.
@@ -90,15 +94,28 @@ class Converted(SearchSpace):
     stem: Part
     stages: tuple[PartStage, ...]
     head: Part
+    reads: tuple[int, ...] = field(default=(), metadata=LATER)
+    size: tuple[int, ...] = field(default=(), metadata=LATER)
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if len(self.size) not in (0, 2):
+            raise ValueError(f"`size` must be height and width, or empty, got {self.size!r}.")
         ascending = Range(least=1, ascending=True)
         widths = {f"streams[{index}]": options for index, options in enumerate(self.streams)}
         for position, part in self._parts():
             widths |= {f"{position}.widths[{index}]": options for index, options in enumerate(part.widths)}
         for name, options in widths.items():
             ascending.check(name, options)
+
+    @property
+    def dense(self) -> bool:  # type: ignore[override]
+        """Whether its networks answer for every pixel."""
+        return bool(self.size)
+
+    def size_of(self, architecture: Architecture) -> tuple[int, int]:
+        """The data's, for networks for every pixel."""
+        return (self.size[0], self.size[1]) if self.dense else super().size_of(architecture)
 
     def _extreme(self, end: int) -> Architecture:
         # Every option costs more than the one before it: widths and depths are ascending, a branch adds to its block.
@@ -131,6 +148,8 @@ class Converted(SearchSpace):
                     f"the converted network {self._title} has {own} {what}, the data {number}, and its layers cannot "
                     f"follow. Use data with {own} {what}, or convert a network for {number}."
                 )
+        if self.dense:
+            return replace(self, classes=classes, image_channels=image_channels, size=size or self.size)
         return super().fitted(classes=classes, image_channels=image_channels, size=size)
 
     def with_number(self, name: str, number: int) -> Self:
@@ -162,7 +181,7 @@ class Converted(SearchSpace):
                 tuple(_layer(part, chosen.under(f"block{i}"), shared) for i, part in enumerate(stage.parts[:depth]))
             )
         stem, head = (_layer(getattr(self, name), architecture.under(name), shared) for name in ("stem", "head"))
-        return stem, tuple(stages), head
+        return stem, tuple(stages), replace(head, reads=self.reads)
 
 
 def _layer(part: Part, chosen: Architecture, shared: dict[Any, Value]) -> Layer:

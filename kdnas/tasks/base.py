@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, NamedTuple, TypeVar, final
 
 import numpy as np
+import torch.nn.functional as F
 from torch import Tensor
 
 from kdnas.specs import Spec
@@ -129,6 +130,23 @@ class Task(abc.ABC):
     def imitation(self, logits: Tensor, teacher: Tensor) -> Tensor:
         """The distance from a teacher's logits that a task has of its own, a scalar; `losses` say where it is used."""
         raise NotImplementedError
+
+    def divergence(self, logits: Tensor, target: Tensor, labels: Tensor) -> Tensor:
+        r"""How far a smaller network's logits are from those of its source: a sum over images, 0 for equal ones.
+
+        By it pruning chooses what it removes. Default: of classes $\mathrm{KL}(p \| q)$, p the source's, a mean over
+        positions where there are any; of values the squared difference, a mean over values and positions.
+
+        Args:
+            logits: of the smaller network.
+            target: of the source, of the same shape.
+            labels: of the images, for tasks that leave positions out.
+        """
+        del labels
+        if self.answers == "values":
+            return (logits - target).square().flatten(1).mean(1).sum()
+        values = F.kl_div(logits.log_softmax(1), target.log_softmax(1), reduction="sum", log_target=True)
+        return values / logits[0, 0].numel()
 
     @abc.abstractmethod
     def grades(self, logits: Tensor, labels: Tensor) -> Tensor:

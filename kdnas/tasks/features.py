@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kdnas.numerics import safe_normalize
 from kdnas.specs import Spec, spec
 from kdnas.tasks.base import Answers, Numbers, Task
 
@@ -36,6 +37,11 @@ class Features(Task):
     def losses(self) -> Mapping[str, Spec]:
         """Losses of classes become the cosine of features."""
         return dict.fromkeys(_OF_CLASSES, spec("kdnas.losses.response.cosine:Cosine", widths=self.widths))
+
+    def divergence(self, logits: Tensor, target: Tensor, labels: Tensor) -> Tensor:
+        """One minus the cosine of two vectors, a sum over images."""
+        del labels
+        return (1 - (safe_normalize(logits, 1) * safe_normalize(target, 1)).sum(1)).sum()
 
     def as_labels(self, labels: Any, count: int) -> Tensor:
         """The labels as they are: what is measured by them was read before."""

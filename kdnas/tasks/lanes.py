@@ -231,6 +231,11 @@ class Lanes(Task):
         pixels = (log_q.exp() * (log_q - log_p)).sum(1).mean()
         return pixels + EXISTENCE * F.binary_cross_entropy_with_logits(existence, target.sigmoid())
 
+    def divergence(self, logits: Tensor, target: Tensor, labels: Tensor) -> Tensor:
+        """The imitation less that of equal outputs, times the number of images."""
+        del labels
+        return (self.imitation(logits, target) - self.imitation(target, target)) * len(logits)
+
     def lanes_of(self, logits: Tensor, height: int = 0) -> Tensor:
         """The lanes that a network gives, in the form of labels, on the CPU; see above.
 

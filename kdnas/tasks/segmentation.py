@@ -119,6 +119,12 @@ class Segmentation(Task):
         divisor = counted.sum() if weight is None else (weight[labels.clamp(min=0)] * counted).sum()
         return losses.sum() / torch.where(divisor > 0, divisor, 1)
 
+    def divergence(self, logits: Tensor, target: Tensor, labels: Tensor) -> Tensor:
+        """KL of the classes, a mean over the pixels of an image that are not void, summed over images."""
+        log_q, log_p = (at_labels(each, labels).log_softmax(1) for each in (logits, target))
+        values, counted = (log_p.exp() * (log_p - log_q)).sum(1), labels != VOID
+        return ((values * counted).sum((1, 2)) / counted.sum((1, 2)).clamp_min(1)).sum()
+
     def grades(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The confusion matrix of each image, `[batch, class of the label, class of the network]`."""
         count, classes = logits.shape[:2]

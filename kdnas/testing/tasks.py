@@ -52,6 +52,14 @@ class TaskContract:
         np.testing.assert_allclose(np.asarray(task.quality(means.numpy())), values.numpy())
         assert all(math.isfinite(value) for value in values.tolist())
 
+    def test_outputs_do_not_diverge_from_themselves_and_divergences_of_images_add_up(self) -> None:
+        (own, labels), task = self._outputs(), self._task()
+        other = own.flip(0)
+        apart = float(task.divergence(own, other, labels))
+        assert abs(float(task.divergence(own, own, labels))) < 1e-5 * (1 + apart) and apart > 0
+        each = [float(task.divergence(own[i : i + 1], other[i : i + 1], labels[i : i + 1])) for i in range(len(labels))]
+        assert math.isclose(apart, sum(each), rel_tol=1e-4)
+
     def test_details_are_numbers_by_name(self) -> None:
         task = self._task()
         details = task.details(task.grades(*self._outputs()).double().mean(0).numpy(), self.data().class_names)

@@ -62,7 +62,12 @@ def test_a_grouped_convolution_keeps_whole_groups_and_a_depthwise_one_any_number
 @pytest.mark.parametrize(
     ("nodes", "reason"),
     [
-        ((conv(0, 3, 4), conv(0, 3, 4), node("cat", 1, 2), conv(3, 8, 8)), "concatenated"),
+        ((conv(0, 3, 4), node("cat", 1, 1), conv(2, 8, 8)), "concatenated with themselves"),
+        (
+            (conv(0, 3, 4), conv(0, 3, 4), node("cat", 1, 2), conv(0, 3, 8), node("add", 3, 4)),
+            "added to others that are",
+        ),
+        ((conv(0, 3, 4), conv(0, 3, 2), node("cat", 1, 2), conv(3, 6, 6, group=3)), "concatenated with others"),
         ((conv(0, 3, 4), conv(1, 4, 8, group=2)), "grouped convolution"),
         ((conv(0, 3, 8), conv(1, 8, 1), node("mul", 1, 2)), "spread over others"),
     ],
@@ -70,6 +75,31 @@ def test_a_grouped_convolution_keeps_whole_groups_and_a_depthwise_one_any_number
 def test_what_must_stay_is_fixed_and_says_why(nodes, reason):
     groups = channel_groups({"stem": nodes, "head": HEAD}, 3, 8)
     assert any(reason in group.fixed for group in groups)
+
+
+def test_concatenated_channels_are_groups_behind_each_other_in_what_reads_them():
+    nodes = (conv(0, 3, 4), conv(0, 3, 6), node("cat", 1, 2), norm(3, 10), node("relu", 4), conv(5, 10, 8))
+    first, second = (group for group in free({"stem": nodes, "head": HEAD}) if group.concatenated)
+    stem = "stem"
+    assert (first.size, first.writers, first.normalisations) == (4, ((stem, 0),), ((stem, 3),))
+    assert (second.size, second.writers, second.normalisations) == (6, ((stem, 1),), ((stem, 3),))
+    assert list(first.read()) == [((stem, 5), slice(0, 4))] and list(second.read()) == [((stem, 5), slice(4, 10))]
+    assert list(second.written()) == [((stem, 1), slice(0, 6)), ((stem, 3), slice(4, 10))]
+
+
+def test_a_head_reads_the_channels_of_earlier_stages():
+    head = (node("resize", 0, -1, values=(1,)), node("cat", 1, -1), conv(2, 20, 5))
+    layers = {
+        "stem": (conv(0, 3, 8),),
+        "stages.0.0": (conv(0, 8, 8, 3),),
+        "stages.1.0": (conv(0, 8, 12, 3, 2),),
+        "head": head,
+    }
+    groups = [g for g in channel_groups(layers, 3, 8, reads=["stages.0"]) if g.concatenated]
+    assert [(g.size, g.writers, list(g.read())[-1]) for g in groups] == [
+        (8, (("stages.0.0", 0),), (("head", 2), slice(12, 20))),
+        (12, (("stages.1.0", 0),), (("head", 2), slice(0, 12))),
+    ]
 
 
 @pytest.mark.parametrize(("side", "stride", "whole"), [(8, 1, False), (8, 2, False), (2, 2, True), (1, 1, True)])

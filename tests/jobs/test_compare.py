@@ -89,7 +89,6 @@ def test_a_system_that_does_not_fit_is_listed_with_the_reason(compared):
     ("name", "reason"),
     [
         ("adanas", "a grown ensemble answers for the whole image, the task segmentation has answers for every pixel"),
-        ("scale_factors", "networks for the task segmentation are searched in a space, and not cut down"),
         ("cream", "the distiller prioritized needs one answer for the whole image"),
     ],
 )

@@ -1,13 +1,21 @@
 """Segmentation from the command line: the whole chain under three levels of distillation, a kill, and refusals."""
 
+import json
+
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import kdnas
 from kdnas.cli.commands import main
+from kdnas.costs.count import cost
+from kdnas.data.masks import masks
 from kdnas.jobs._preflight.findings import Finding
 from kdnas.runs.folder import RunFolder
+from kdnas.settings import FitTeacher, Recipe
+from kdnas.students.folder import read_student
+from kdnas.teachers.zoo import student_teacher
 from tests.jobs.test_killed import same_weights
 from tests.killing import CHECKPOINT, drafts, killed, no_graph  # noqa: F401
 
@@ -73,14 +81,39 @@ def test_a_killed_run_ends_as_one_that_was_not(streets, tmp_path):
     assert "holistic_discriminator" in trained
 
 
-def test_networks_of_pixels_are_not_cut_down(streets, tmp_path):
-    data, words = f"masks:{streets}", "segmentation are searched in a space, and not cut down. Add --space"
-    with pytest.raises(ValueError, match=words):
-        kdnas.run(data=data, budget="macs=50%", out=tmp_path / "run")
-    with pytest.raises(ValueError, match=words):
-        kdnas.prune(data=data, budget="macs=50%", source="torchvision:resnet18", out=tmp_path / "run")
-    assert any(words in finding.text for finding in kdnas.doctor(data=data, budget="macs=50%"))
-    assert not (tmp_path / "run" / "teacher").exists()
+def test_a_teacher_of_pixels_is_cut_down(streets, tmp_path):
+    """Without a space: removals by the agreement of pixels, controls, pictures and the IoU of each class."""
+    options = {"steps": 3, "batch_size": 4, "num_evaluations": 3, "finalists": 1, "deploy": False, "insist": True}
+    teacher = FitTeacher(recipe=Recipe(steps=3, batch_size=4), width=8, blocks=1)
+    kdnas.run(data=f"masks:{streets}", teacher=teacher, budget="macs=50%", out=tmp_path / "run", **options)
+    storage = RunFolder(tmp_path / "run")
+    whole, left = (storage.phase("removal")[key]["macs"] for key in ("whole", "left"))
+    assert left <= whole / 2
+    rows = {row["name"]: row for row in storage.results()["rows"]}
+    assert {"teacher", "student", "control"} <= rows.keys() and "IoU car" in rows["student"]["measures"]
+    network, card = read_student(tmp_path / "run" / "students" / "student")
+    assert card.cost == cost(card.blueprint) and card.blueprint.image == (3, 11, 14) and card.blueprint.dense
+    assert network(torch.rand(2, 3, 9, 20)).logits.shape == (2, 2, 9, 20)
+    pictures = json.loads((tmp_path / "run" / "pictures.json").read_text())
+    assert len(pictures["images"]) == 4 and "What it sees" in (tmp_path / "run" / "report.html").read_text()
+    source, _ = read_student(tmp_path / "run" / "students" / "source")
+    built, images = student_teacher(str(tmp_path / "run" / "teacher"), 2), torch.rand(2, 3, 11, 14)
+    data = masks(str(streets))
+    with torch.no_grad():
+        torch.testing.assert_close(source(data.normalise(images)).logits, built(images).logits, rtol=1e-4, atol=1e-4)
+
+
+def test_a_source_for_whole_images_is_refused(streets, tmp_path):
+    with pytest.raises(
+        ValueError, match=r"one tensor of logits \[batch, classes, height, width\], it returns a tensor \[2, 2\]"
+    ):
+        kdnas.prune(data=f"masks:{streets}", budget="macs=50%", source=f"{__name__}:classifier", out=tmp_path / "run")
+    with pytest.raises(ValueError, match="`task` must be that of the data, segmentation, got 'lanes'"):
+        kdnas.prune(data=f"masks:{streets}", task="lanes", budget="macs=50%", out=tmp_path / "run")
+
+
+def classifier():
+    return torch.nn.Sequential(torch.nn.Conv2d(3, 2, 3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
 
 
 @pytest.mark.parametrize(

@@ -223,6 +223,17 @@ def test_void_pixels_and_classes_weigh_as_asked():
     assert float(Segmentation().loss(logits, torch.full_like(labels, VOID))) == 0
 
 
+def test_outputs_diverge_by_the_mean_over_pixels_that_are_not_void():
+    own, source = (torch.randn(2, 3, 2, 2, generator=torch_rng(seed)) for seed in (0, 1))
+    labels = torch.tensor([[[0, 1], [2, VOID]], [[VOID, VOID], [1, VOID]]])
+    p, q = source.softmax(1), own.softmax(1)
+    values = (p * (p / q).log()).sum(1)
+    expected = (values[0, 0].sum() + values[0, 1, 0]) / 3 + values[1, 1, 0]
+    torch.testing.assert_close(Segmentation().divergence(own, source, labels), expected)
+    void = torch.full_like(labels, VOID)
+    assert Segmentation().divergence(own, source, void) == 0
+
+
 def test_masks_follow_their_images():
     marked = torch.arange(1, 1 + 12 * 20).view(12, 20) / 255
     masks = torch.arange(12 * 20).view(12, 20)
