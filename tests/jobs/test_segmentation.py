@@ -81,11 +81,12 @@ def test_a_killed_run_ends_as_one_that_was_not(streets, tmp_path):
     assert "holistic_discriminator" in trained
 
 
-def test_a_teacher_of_pixels_is_cut_down(streets, tmp_path):
+def test_a_teacher_of_pixels_is_cut_down(streets, tmp_path, caplog):
     """Without a space: removals by the agreement of pixels, controls, pictures and the IoU of each class."""
     options = {"steps": 3, "batch_size": 4, "num_evaluations": 3, "finalists": 1, "deploy": False, "insist": True}
     teacher = FitTeacher(recipe=Recipe(steps=3, batch_size=4), width=8, blocks=1)
     kdnas.run(data=f"masks:{streets}", teacher=teacher, budget="macs=50%", out=tmp_path / "run", **options)
+    assert "before the training" in caplog.text and "resized from" not in caplog.text
     storage = RunFolder(tmp_path / "run")
     whole, left = (storage.phase("removal")[key]["macs"] for key in ("whole", "left"))
     assert left <= whole / 2

@@ -59,7 +59,7 @@ def preflight(
         sides = () if space.dense else space.resolutions
     else:
         sides = tuple(filter(None, [network.blueprint.image[1] if network else side]))
-    if sides:
+    if sides and not data.task.dense:  # networks for every pixel resize no images
         findings += size_findings(data, sides, decided=size_chosen or space is None)
     each = 0.0
     if isinstance(teacher, FitTeacher):
