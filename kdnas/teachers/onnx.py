@@ -15,6 +15,7 @@ from kdnas.outputs import Outputs
 from kdnas.plain import reason
 from kdnas.preprocessing import Preprocessing
 from kdnas.runs.files import parse_json
+from kdnas.runtimes import joined
 from kdnas.specs import nearest
 from kdnas.teachers.base import Frozen, Teacher
 from kdnas.teachers.feeding import Normalisation, fed
@@ -91,6 +92,9 @@ class Graph(nn.Module):
             if stage not in values:
                 raise ValueError(f"the graph {name} has no value {shown(stage)}.{nearest(stage, values)}")
         self.stages = tuple(stages) or _stages(model, self.input, self.logits, np.zeros(shape, np.float32), name)
+        # What it says of whole images comes as rows beside the maps; see `joined`.
+        second = model.graph.output[1:2] if dense else ()
+        self.rows = [output.name for output in second if len(output.type.tensor_type.shape.dim) == 2]
         node = _classifier(model, self.logits) if dense else None
         self.classified, self.is_turned = ("", False) if node is None else (node.input[0], node.op_type == "MatMul")
         more = [self.classified] if self.classified else []
@@ -106,9 +110,10 @@ class Graph(nn.Module):
 
     def forward(self, images: Tensor) -> Outputs:
         """Logits and features, on the images' device."""
-        names = [self.logits, *self.stages, *([self.classified] if self.classified else [])]
+        names = [self.logits, *self.stages, *([self.classified] if self.classified else []), *self.rows]
         values = self.session.run(names, {self.input: images.detach().cpu().float().numpy()})
         logits, *features = (torch.from_numpy(value).float().to(images.device) for value in values)
+        logits = joined((logits, features.pop())) if self.rows else logits
         classified = features.pop() if self.classified else None
         if classified is not None and classified.dim() == 4 and self.is_turned:
             classified = classified.movedim(-1, 1)
@@ -203,14 +208,23 @@ def _stages(model: Any, source: str, logits: str, images: np.ndarray, name: str)
 
 
 def _classifier(model: Any, logits: str) -> Any:
-    """The last convolution or product that the logits depend on; None where there is none."""
-    needed = {logits}
-    for node in reversed(model.graph.node):
-        if needed & set(node.output):
-            if node.op_type in ("Conv", "ConvTranspose", "MatMul"):
-                return node
-            needed |= set(node.input)
-    return None
+    """Of the last convolutions or products on the ways to the logits the deepest; None where there is none."""
+    nodes = {output: node for node in model.graph.node for output in node.output}
+
+    def before(values: Sequence[str], *, ends: bool) -> list[Any]:
+        """The nodes that values depend on; with `ends` none before a convolution or product."""
+        needed, chosen = set(values), []
+        for node in reversed(model.graph.node):
+            if needed & set(node.output):
+                chosen.append(node)
+                needed |= set() if ends and node.op_type in _MIXING else set(node.input)
+        return chosen
+
+    last = [node for node in before([logits], ends=True) if node.op_type in _MIXING and node.input[0] in nodes]
+    return max(last, key=lambda node: len(before(node.input[:1], ends=False)), default=None)
+
+
+_MIXING = ("Conv", "ConvTranspose", "MatMul")
 
 
 def _is_map(shape: Shape, images: Shape) -> bool:

@@ -152,6 +152,8 @@ def find_stages(module: nn.Module, images: Tensor, most: int = 6, classes: int |
 def find_classifier(module: nn.Module, images: Tensor, classes: int | None = None) -> str:
     """The submodule that classifies every position: the last layer with a weight that the maps of logits depend on.
 
+    Of several, of which each classifies a map of its own, it is that of the deepest map.
+
     Layers with one weight per channel, such as norms, are none; nor are those of auxiliary heads, on which the logits
     do not depend.
 
@@ -165,11 +167,13 @@ def find_classifier(module: nn.Module, images: Tensor, classes: int | None = Non
     """
     names = {part: name for name, part in module.named_modules() if _has_matrix(part)}
     outputs: dict[str, Tensor] = {}
+    maps: dict[str, Tensor] = {}
 
     def replace(part: nn.Module, inputs: tuple[Any, ...], output: Any) -> Tensor | None:
         outputs.pop(names[part], None)
         if not isinstance(output, Tensor) or _map_read(part, inputs) is None:
             return None
+        maps[names[part]] = inputs[0]
         # With a graph from here; a copy, as the next layer may work in place.
         outputs[names[part]] = output.detach().requires_grad_()
         return outputs[names[part]].clone()
@@ -177,11 +181,20 @@ def find_classifier(module: nn.Module, images: Tensor, classes: int | None = Non
     try:
         with hooked(names, after=replace), torch.enable_grad():
             logits = logits_of(run(module, images), classes, dense=True)
-            slopes = torch.autograd.grad(logits[:, :1].sum(), list(outputs.values()), allow_unused=True)
+            read = _behind(logits[:, :1], outputs)
+            order = {name: place for place, name in enumerate(outputs)}
+            depths = {name: max((order[other] for other in _behind(maps[name], outputs)), default=-1) for name in read}
+        return max(reversed(read), key=depths.__getitem__, default="")
     except (RuntimeError, ValueError):
         return ""
-    read = [name for name, slope in zip(outputs, slopes, strict=True) if slope is not None]
-    return read[-1] if read else ""
+
+
+def _behind(x: Tensor, leaves: Mapping[str, Tensor]) -> list[str]:
+    """The leaves of a graph, by name, that a tensor depends on."""
+    if not x.requires_grad:
+        return []
+    slopes = torch.autograd.grad(x.sum(), list(leaves.values()), allow_unused=True, retain_graph=True)
+    return [name for name, slope in zip(leaves, slopes, strict=True) if slope is not None]
 
 
 @contextmanager

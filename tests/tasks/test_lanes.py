@@ -45,7 +45,8 @@ from kdnas.students.source import load_source
 from kdnas.supernet import Supernet
 from kdnas.tasks.lanes import Lanes, counts, exists, in_slots, overlaps, points
 from kdnas.tasks.segmentation import Segmentation
-from kdnas.teachers.base import Frozen
+from kdnas.teachers.base import Frozen, made_for
+from kdnas.teachers.load import load_teacher
 from kdnas.testing import TaskContract
 from kdnas.training.loop import Training
 
@@ -421,6 +422,19 @@ def test_a_student_gives_maps_and_existence_in_every_form(supernet, folder):
         np.testing.assert_allclose(graph[1], existence.numpy(), atol=1e-4)
         torch.testing.assert_close(probe(images), joined((maps, existence)), atol=1e-4, rtol=1e-4)
         assert torch.equal(Lanes().lanes_of(joined((maps, existence))), Lanes().lanes_of(packed))
+
+
+def test_a_student_s_graph_teaches_maps_and_existence(folder):
+    text, own = f"onnx:{folder / 'student.onnx'},normalise=none", data().preprocessing
+    teacher = made_for(load_teacher(text), 9, own, Lanes().output_names, dense=True)
+    images = torch.rand(2, 3, *SIZE, generator=torch_rng("graph"))
+    network, _ = read_student(folder)
+    outputs, expected = teacher(images), network(data().normalise(images))
+    torch.testing.assert_close(outputs.logits[:, :5], expected.logits[:, :5], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        outputs.logits[..., 0, 0][:, 5:], expected.logits[:, 5:].mean((2, 3)), atol=1e-4, rtol=1e-4
+    )
+    torch.testing.assert_close(outputs.classified, expected.classified, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("output", ["probabilities", "coarse_logits"])

@@ -10,6 +10,7 @@ from torch import nn
 from torchvision import models
 
 import kdnas
+from kdnas.blocks.basic import enlarge
 from kdnas.data.base import prepare
 from kdnas.jobs._preflight.teacher import teacher_findings
 from kdnas.jobs._run import build_teacher
@@ -135,6 +136,23 @@ def test_a_user_s_network_shows_what_its_classifier_reads_unless_it_hides_it():
     assert hidden.classified is None and torch.equal(hidden.logits, outputs.logits)
     batches = replace_batch(as_frozen(Own(), "mine", 3, DATA, dense=True))(PIXELS)
     assert torch.equal(batches.classified, outputs.classified)
+
+
+class WithFiner(Own):
+    """The same, with the classes of a finer map, which are computed last."""
+
+    def __init__(self):
+        super().__init__()
+        self.finer = nn.Conv2d(8, 3, 1)
+
+    def forward(self, images):
+        fine = self.stages[0](images)
+        return enlarge(self.classifier(self.stages[1](fine)), fine) + self.finer(fine)
+
+
+def test_of_two_maps_that_are_classified_the_deeper_one_is_shown():
+    teacher = as_frozen(WithFiner(), "mine", 3, DATA, dense=True)
+    assert teacher.position_classifier == "classifier" and teacher(PIXELS).classified.shape == (2, 8, 6, 9)
 
 
 def replace_batch(teacher):
