@@ -95,14 +95,17 @@ class Comparison:
         for row in self.rows:
             task = Task.of(row)
             self.hits.setdefault(task.cell, {}).setdefault(task.contestant, {})[task.seed] = hits_of(row)
-        variances: dict[int, list[float]] = {}
+        variances: dict[tuple[int, str], list[float]] = {}
         for cell, contestants in self.hits.items():
             for name in contestants:
                 differences = self._differences(cell, name)
                 if name != self.best_peer(cell) and differences is not None and len(differences) > 1:
-                    variances.setdefault(cell[3], []).append(seed_variance(differences))
-        # Three seeds alone say little of it, and one says nothing: pooled over the cells of a length of training.
-        self.variances = {steps: max(0.0, float(np.mean(values))) for steps, values in variances.items()}
+                    variances.setdefault((cell[3], name), []).append(seed_variance(differences))
+        # Three seeds alone say little of it: pooled over a contestant's cells of a length of training.
+        self.variances = {key: max(0.0, float(np.mean(values))) for key, values in variances.items()}
+        # One seed says nothing: the mean over the contestants with several.
+        for steps in {steps for steps, _ in variances}:
+            self.variances[steps, ""] = float(np.mean([v for (s, _), v in self.variances.items() if s == steps]))
 
     def mean(self, cell: Cell, name: str) -> float:
         """Test accuracy, a mean over seeds."""
@@ -124,7 +127,8 @@ class Comparison:
         differences = self._differences(cell, name)
         if differences is None:
             return None
-        variance = 0.0 if name == self.best_peer(cell) else self.variances.get(cell[3], 0.0) / len(differences)
+        known = self.variances.get((cell[3], name), self.variances.get((cell[3], ""), 0.0))
+        variance = 0.0 if name == self.best_peer(cell) else known / len(differences)
         return Difference(differences.mean(0), variance)
 
 
@@ -201,9 +205,9 @@ def summary(rows: Sequence[Row], peers: Sequence[str], budget: str, steps: int) 
         steps: of the retraining.
     """
     own = "kdnas-prune" if budget == "latency" else "kdnas-run"
-    wanted = [row for row in rows if (row["budget"], int(row["steps"])) == (budget, steps)]
-    comparison = Comparison([*wanted, *returned(wanted)], peers)
-    cells = [c for c in comparison.hits if comparison.best_peer(c) and own in comparison.hits[c]]
+    comparison = Comparison([*rows, *returned(rows)], peers)  # the variance between seeds is that of all cells
+    cells = [c for c in comparison.hits if (c[1], c[3]) == (budget, steps)]
+    cells = [c for c in cells if comparison.best_peer(c) and own in comparison.hits[c]]
     cells.sort(key=lambda cell: (list(NAMES).index(cell[0]), cell[2]))
     heads = [f"{NAMES[cell[0]]}, {100 * cell[2]:g} %" for cell in cells]
     kind = "latency, " if budget == "latency" else ""

@@ -57,11 +57,19 @@ def test_the_share_of_the_training_is_checked(until):
         LeadingChannels(until=until)
 
 
-def test_constant_channels_stay_finite():
+@pytest.mark.parametrize("scale", [0.0, 1e-30, 1e-12])
+def test_a_stage_that_hardly_varies_counts_like_any_other(scale):
     student = torch.randn(4, 2, 3, 3, requires_grad=True)
+    value = LeadingChannels()(outputs(student), outputs(scale * torch.randn(4, 3, 3, 3)), LABELS)
+    value.backward()
+    assert value.item() == pytest.approx(1, rel=1e-5) and 0 < float(student.grad.norm()) < 1
+
+
+def test_two_stages_of_zeros_give_zero():
+    student = torch.zeros(4, 2, 3, 3, requires_grad=True)
     value = LeadingChannels()(outputs(student), outputs(torch.zeros(4, 3, 3, 3)), LABELS)
     value.backward()
-    assert value.isfinite() and student.grad.isfinite().all()
+    assert value.item() == 0 and student.grad.isfinite().all()
 
 
 def test_a_narrower_teacher_is_refused():

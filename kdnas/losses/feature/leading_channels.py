@@ -12,6 +12,7 @@ from kdnas.numerics import as_map, centre, safe_norm, same_positions
 from kdnas.outputs import Moment, Outputs
 
 _LEAST = 0.1  # of the mean deviation: channels that hardly vary must not count without bound
+_DEAD = 1e-3  # of the student's size: a stage of the teacher that varies less is not matched in its own units
 
 
 @final
@@ -25,9 +26,10 @@ class LeadingChannels(FeatureLoss):
     $w = \max(0, 1 - \tau / u)$
 
     with $\sigma_c$ the deviation of the teacher's channel over the batch and its positions, at least a tenth of the
-    mean deviation of the stage, and 1 where no channel varies; $C_p$ the student's channels; $P$ the number of pairs;
-    $\tau$ the share of the training that is done and $u$ the share after which the weight is 0 (`until`): at the end
-    labels and logits decide.
+    mean deviation of the stage; where that is less than a thousandth of the root mean square of the student's map, as
+    in a dead stage, it is the latter (held constant) instead, and 1 where both are 0; $C_p$ the student's channels;
+    $P$ the number of pairs; $\tau$ the share of the training that is done and $u$ the share after which the weight is
+    0 (`until`): at the end labels and logits decide.
 
     Shapes: student `[batch, C, h, w]`, teacher `[batch, at least C channels, h', w']`, pooled to the smaller height and
     width; tokens are laid out as a map.
@@ -90,6 +92,6 @@ class LeadingChannels(FeatureLoss):
         t = t[:, : s.shape[1]]
         values = centre(t.transpose(0, 1).flatten(1))
         deviation = safe_norm(values) / values.shape[1] ** 0.5
-        least = _LEAST * deviation.mean()
-        unit = torch.where(least > 0, deviation.maximum(least), 1.0)
+        mean, size = deviation.mean(), safe_norm(s.detach().flatten()) / s.numel() ** 0.5
+        unit = torch.where(mean > _DEAD * size, deviation.maximum(_LEAST * mean), torch.where(size > 0, size, 1.0))
         return ((s - t) / unit[None, :, None, None]).square().mean()
