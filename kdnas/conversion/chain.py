@@ -285,8 +285,8 @@ def _choose_widths(traced: list[TracedOperation], parts: _Chain, divisor: int) -
             [index + 1 for (_, index), _ in places if not group.concatenated or _is_alone(nodes[""][index], group.size)]
             for places in (group.written(), group.read())
         )
-        data = {_IMAGES: CHANNELS, _LOGITS: CLASSES}.get(group.fixed)
-        if data is not None:
+        data, size = {_IMAGES: (CHANNELS, channels), _LOGITS: (CLASSES, traced[-1].shape[1])}.get(group.fixed, ("", 0))
+        if group.size == size:  # classes that are concatenated cannot follow the data
             _name_widths(traced, owners, outputs, readers, data)
         unit = math.lcm(divisor or (_UNIT if group.size >= _SMALL else _SMALL_UNIT), group.multiple)
         options = tuple(width for width in narrower(group.size, unit, _SHARES) if width >= min(_FLOOR, group.size))
