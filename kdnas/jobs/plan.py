@@ -34,9 +34,9 @@ from kdnas.training.driver import CHECKPOINT_SECONDS, Cadence
 from kdnas.training.loop import Training
 
 STEPS, _EVALUATIONS = 6, 4  # of the rehearsal
-_WARM, _TIMED, _WATCHED = 2, 12, 3  # steps
+_WARM, _TIMED, _WATCHED, _WEIGHED = 2, 12, 3, 2  # steps
 _LIMIT = 20.0  # seconds that the steps of one training are timed
-_LIKELY = 4  # networks that are timed in the place of the finalists
+_LIKELY = 8  # networks that are timed in the place of the finalists, as far as _LIMIT allows
 _ENOUGH = 2.0  # seconds of a search from which longer ones are predicted
 _LEAST = 10  # steps of a training that is proposed
 _SEARCHING = 0.25  # share of the time that is proposed for the search
@@ -53,6 +53,7 @@ class Pace(NamedTuple):
         epoch: steps of an epoch.
         guarded: whether a guard watches the training.
         line: bytes of a line of the metrics.
+        weighed: what a step takes longer in which the shares of the loss terms are measured.
     """
 
     step: float
@@ -62,6 +63,7 @@ class Pace(NamedTuple):
     epoch: int
     guarded: bool
     line: int = 0
+    weighed: float = 0.0
 
     def seconds(self, steps: int) -> float:
         """Of a training of so many steps.
@@ -73,6 +75,7 @@ class Pace(NamedTuple):
         cadence = Cadence.of(steps, self.epoch, guarded=self.guarded)
         numbers = range(1, steps + 1)
         pure = steps * self.step + sum(map(cadence.compares, numbers)) * self.watched
+        pure += sum(map(cadence.weighs, numbers)) * self.weighed
         pure += sum(map(cadence.evaluates, numbers)) * self.evaluation
         return pure + (pure // CHECKPOINT_SECONDS + 1) * self.saving
 
@@ -427,7 +430,7 @@ def _searching(run: Run, short: Experiment, before: float, most: int) -> Searchi
 
 
 def likely_finalists(ranking: Sequence[Entry]) -> list[Entry]:
-    """Of the quarter of a ranking that has most MACs, the first and up to three more at equal distances."""
+    """Of the quarter of a ranking that has most MACs, the first and up to seven more at equal distances."""
     quarter = sorted(ranking, key=lambda entry: -entry.macs)[: max(1, len(ranking) // 4)]
     return quarter[:: -(-len(quarter) // _LIKELY)]
 
@@ -454,19 +457,26 @@ def _paces(run: Run, experiment: Experiment, finalists: Sequence[Entry]) -> dict
     settings = {"student": retrain}
     if "labels" in experiment.finals.controls:
         settings["labels"] = dataclasses.replace(retrain, distiller=spec("kdnas.distillers.from_labels:FromLabels"))
-    paces |= {name: _mean([_of_student(run, e, own) for e in finalists]) for name, own in settings.items()}
+    paces |= {name: _of_students(run, finalists, own) for name, own in settings.items()}
     line = line_bytes(run.storage, METRICS)
     return {name: pace._replace(line=line) for name, pace in paces.items()}
 
 
 def _long(recipe: Recipe) -> Recipe:
     """The recipe with as many steps as are timed, or more."""
-    return dataclasses.replace(recipe, steps=max(recipe.steps, _WARM + _TIMED + _WATCHED))
+    return dataclasses.replace(recipe, steps=max(recipe.steps, _WARM + _TIMED + _WATCHED + _WEIGHED))
 
 
-def _of_student(run: Run, entry: Entry, settings: Retrain) -> Pace:
-    training = Trainings(run).training(entry.architecture, settings)
-    return measured_pace(training, lambda: accuracy(_network(training), run.data.search, run.data))
+def _of_students(run: Run, entries: Sequence[Entry], settings: Retrain) -> Pace:
+    """The mean pace of the slower half: of equal MACs scores prefer networks with more layers, which are slower."""
+    paces, began = list[Pace](), time.perf_counter()
+    for entry in entries:
+        training = Trainings(run).training(entry.architecture, settings)
+        evaluate = lambda training=training: accuracy(_network(training), run.data.search, run.data)  # noqa: E731
+        paces.append(measured_pace(training, evaluate))
+        if len(paces) > 1 and time.perf_counter() - began > _LIMIT:
+            break
+    return slower_half(paces)
 
 
 def _network(training: Training) -> Network:
@@ -474,9 +484,14 @@ def _network(training: Training) -> Network:
     return training.model
 
 
-def _mean(paces: list[Pace]) -> Pace:
-    step, watched, evaluation, saving = (sum(values) / len(paces) for values in list(zip(*paces, strict=True))[:4])
-    return paces[0]._replace(step=step, watched=watched, evaluation=evaluation, saving=saving)
+def slower_half(paces: Sequence[Pace]) -> Pace:
+    """The mean of the slower half of some paces."""
+    slower = sorted(paces, key=lambda pace: -pace.step)[: (len(paces) + 1) // 2]
+    means = {
+        name: statistics.mean(getattr(pace, name) for pace in slower)
+        for name in ("step", "watched", "evaluation", "saving", "weighed")
+    }
+    return slower[0]._replace(**means)
 
 
 def measured_pace(training: Training, evaluate: Callable[[], object], *, guarded: bool = False) -> Pace:
@@ -489,11 +504,13 @@ def measured_pace(training: Training, evaluate: Callable[[], object], *, guarded
         steps.append(_timed(training.step))
     step = sum(steps) / len(steps)
     watched = sum(_timed(lambda: training.step(watch=True)) for _ in range(_WATCHED)) / _WATCHED - step
+    weighed = sum(_timed(lambda: training.step(weigh=True)) for _ in range(_WEIGHED)) / _WEIGHED - step
     _timed(evaluate)
     evaluation = _timed(evaluate)
     with tempfile.TemporaryDirectory(prefix="kdnas-") as folder:
         saving = _timed(lambda: save_state(Path(folder) / "state.safetensors", {"training": training.state()}))
-    return Pace(step, max(0.0, watched), evaluation, saving, training.epoch_steps, guarded)
+    extra = max(0.0, watched), evaluation, saving
+    return Pace(step, *extra, training.epoch_steps, guarded, weighed=max(0.0, weighed))
 
 
 def _timed(action: Callable[[], object]) -> float:

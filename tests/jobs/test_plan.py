@@ -11,7 +11,7 @@ import kdnas
 from kdnas.cli.commands import main
 from kdnas.jobs import plan as job
 from kdnas.jobs._plan_pruning import RehearsedPruning
-from kdnas.jobs.plan import Meter, More, Pace, Phase, Plan, Searching, likely_finalists, text_of
+from kdnas.jobs.plan import Meter, More, Pace, Phase, Plan, Searching, likely_finalists, slower_half, text_of
 from kdnas.ranking.loop import Uninformative
 from kdnas.settings import Finals, Recipe, Search
 from kdnas.specs import spec
@@ -33,6 +33,17 @@ def test_a_training_takes_its_steps_evaluations_comparisons_and_checkpoints():
     assert counted == 56
 
 
+def test_steps_in_which_the_loss_terms_are_weighed_take_longer():
+    # Every 50th of 400 steps.
+    assert PACE._replace(weighed=3.0, saving=0.0).seconds(400) == PACE._replace(saving=0.0).seconds(400) + 8 * 3.0
+
+
+def test_the_slower_half_of_networks_is_expected():
+    paces = [PACE._replace(step=step, evaluation=10 * step) for step in (1.0, 4.0, 2.0, 6.0, 3.0)]
+    assert slower_half(paces) == PACE._replace(step=13 / 3, evaluation=130 / 3)
+    assert slower_half(paces[:1]) == paces[0]
+
+
 def test_what_a_training_writes_grows_by_a_line_of_metrics():
     # 400 steps have a line every second one, and no other where accuracies are measured.
     assert PACE._replace(line=300).disk(400) == 200 * 300
@@ -41,7 +52,7 @@ def test_what_a_training_writes_grows_by_a_line_of_metrics():
 
 def test_likely_finalists_are_of_the_quarter_with_most_macs():
     ranking = [SimpleNamespace(macs=(7 * number) % 64) for number in range(64)]
-    assert [entry.macs for entry in likely_finalists(ranking)] == [63, 59, 55, 51]
+    assert [entry.macs for entry in likely_finalists(ranking)] == [63, 61, 59, 57, 55, 53, 51, 49]
     assert [entry.macs for entry in likely_finalists(ranking[:8])] == [49, 42]
     assert [entry.macs for entry in likely_finalists(ranking[:3])] == [14]
 
