@@ -34,7 +34,7 @@ from kdnas.training.driver import CHECKPOINT_SECONDS, Cadence
 from kdnas.training.loop import Training
 
 STEPS, _EVALUATIONS = 6, 4  # of the rehearsal
-_WARM, _TIMED, _WATCHED, _WEIGHED = 2, 12, 3, 2  # steps
+_WARM, _TIMED, _WATCHED, _WEIGHED = 2, 10, 3, 1  # steps
 _LIMIT = 20.0  # seconds that the steps of one training are timed
 _LIKELY = 8  # networks that are timed in the place of the finalists, as far as _LIMIT allows
 _ENOUGH = 2.0  # seconds of a search from which longer ones are predicted
