@@ -136,13 +136,10 @@ class Graph(nn.Module):
             return F.adaptive_max_pool2d(first, values[0])
         if operation == "pad":
             return F.pad(first, values)
-        if operation == "upsample":
-            mode, aligned = (("nearest", None), ("bilinear", False), ("bilinear", True))[values[1]]
-            return F.interpolate(first, scale_factor=values[0], mode=mode, align_corners=aligned)
-        if operation == "resize":
-            mode, aligned = (("nearest", None), ("bilinear", False), ("bilinear", True))[values[0]]
-            size = (others[0].shape[2], others[0].shape[3])
-            return F.interpolate(first, size, mode=mode, align_corners=aligned)
+        if operation in ("upsample", "resize"):
+            mode, aligned = (("nearest", None), ("bilinear", False), ("bilinear", True))[values[-1]]
+            size, factor = ((others[0].shape[2], others[0].shape[3]), None) if others else (None, values[0])
+            return F.interpolate(first, size, factor, mode, aligned)
         raise ValueError(f"a graph has no operation {operation!r}.")
 
     @staticmethod
