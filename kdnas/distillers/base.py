@@ -19,7 +19,7 @@ from kdnas.outputs import Moment, Outputs
 from kdnas.randomness import python_rng
 from kdnas.specs import Spec, spec
 from kdnas.supernet import Supernet
-from kdnas.tasks.base import Task
+from kdnas.tasks.base import HINTON, Task
 
 Model = Supernet | Network
 Parallel = Literal["no", "same", "any"]
@@ -170,7 +170,7 @@ class Distiller(nn.Module, abc.ABC):
 
     @final
     def suit(self, task: Task) -> None:
-        """Exchange its losses of classes for those that a task has in their place; called before `prepare`.
+        """Take the task's terms where none were named, and its losses in place of those of classes; before `prepare`.
 
         Other losses of logits see those of pixels alone, where some are of the whole image.
 
@@ -178,6 +178,9 @@ class Distiller(nn.Module, abc.ABC):
             ValueError: it needs logits of the whole image, and those of the task are of every pixel.
         """
         self.check_answers(task.dense)
+        for part in list(self.modules()):
+            if isinstance(part, ObjectiveDistiller) and part.by_task and task.distillation != HINTON:
+                part.objective = Objective(task.distillation)
         for module in list(self.modules()):
             for name, part in list(module.named_children()):
                 if isinstance(part, Loss):
@@ -228,12 +231,14 @@ class ObjectiveDistiller(Distiller):
     """A distiller whose students minimise an `Objective`. The teacher runs only if one of its losses uses it.
 
     Args:
-        terms: pairs of weight and loss.
+        terms: pairs of weight and loss; None for those of the task (`Task.distillation`).
         label_smoothing: of a cross-entropy with the labels, a further term of weight 1; None for the terms alone.
     """
 
-    def __init__(self, terms: tuple[tuple[float, Spec], ...], *, label_smoothing: float | None = None) -> None:
+    def __init__(self, terms: tuple[tuple[float, Spec], ...] | None, *, label_smoothing: float | None = None) -> None:
         super().__init__()
+        self.by_task = terms is None
+        terms = HINTON if terms is None else terms
         self.labels_only = label_smoothing is not None and not terms
         if label_smoothing is not None:
             labels = spec("kdnas.losses.response.cross_entropy:CrossEntropy", label_smoothing=label_smoothing)

@@ -7,12 +7,7 @@ from torch import Tensor
 
 from kdnas.distillers.base import Batch, Model, ObjectiveDistiller, Parallel, Step
 from kdnas.network import Network
-from kdnas.specs import Spec, spec
-
-HINTON = (
-    (0.1, spec("kdnas.losses.response.cross_entropy:CrossEntropy")),
-    (0.9, spec("kdnas.losses.response.soft_targets:SoftTargets")),
-)
+from kdnas.specs import Spec
 
 
 @final
@@ -20,8 +15,8 @@ class FromTeacher(ObjectiveDistiller):
     """A weighted sum of losses between student, teacher and labels, by the stages of the losses' schedules.
 
     Args:
-        terms: pairs of weight and loss; if none of them uses a teacher, none is needed. By default 0.1
-            cross-entropy and 0.9 soft targets at temperature 4.
+        terms: pairs of weight and loss; if none of them uses a teacher, none is needed. By default those of the task
+            (`Task.distillation`), for classes 0.1 cross-entropy and 0.9 soft targets at temperature 4.
 
     Reference: Hinton, Vinyals, Dean, Distilling the Knowledge in a Neural Network, 2015, section 2; the weights are
         those of RepDistiller and mdistiller.
@@ -30,7 +25,7 @@ class FromTeacher(ObjectiveDistiller):
     model_type: ClassVar[type[Network]] = Network
     parallel: ClassVar[Parallel] = "any"
 
-    def __init__(self, *, terms: tuple[tuple[float, Spec], ...] = HINTON) -> None:
+    def __init__(self, *, terms: tuple[tuple[float, Spec], ...] | None = None) -> None:
         super().__init__(terms)
 
     def losses(self, model: Model, batch: Batch, step: Step) -> Iterator[tuple[str, Tensor]]:

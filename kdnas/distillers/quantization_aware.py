@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from kdnas.blocks.basic import DropPath
 from kdnas.data.base import Data
 from kdnas.distillers.base import Batch, Model, ObjectiveDistiller, Step
-from kdnas.distillers.from_teacher import HINTON
 from kdnas.network import BATCH_NORMS, Network
 from kdnas.outputs import Outputs
 from kdnas.plain import reason
@@ -56,7 +55,7 @@ class QuantizationAware(ObjectiveDistiller):
     model_type: ClassVar[type[Network]] = Network
 
     def __init__(
-        self, *, terms: tuple[tuple[float, Spec], ...] = HINTON, begin: float = 0.1, freeze: float = 0.7
+        self, *, terms: tuple[tuple[float, Spec], ...] | None = None, begin: float = 0.1, freeze: float = 0.7
     ) -> None:
         super().__init__(terms)
         if not 0 <= begin <= freeze <= 1:

@@ -8,7 +8,7 @@ import numpy as np
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdnas.specs import Spec
+from kdnas.specs import Spec, spec
 
 Answers = Literal["classes", "values"]
 PIPELINES: Mapping[tuple[Answers, bool], str] = {
@@ -18,6 +18,11 @@ PIPELINES: Mapping[tuple[Answers, bool], str] = {
     ("values", True): "image-to-image",
 }
 """By what an output is, and whether there is one for every pixel: what hubs of models call a network's purpose."""
+HINTON = (
+    (0.1, spec("kdnas.losses.response.cross_entropy:CrossEntropy")),
+    (0.9, spec("kdnas.losses.response.soft_targets:SoftTargets")),
+)
+"""Weights and losses of classes under a teacher: those of RepDistiller and mdistiller."""
 
 Numbers = TypeVar("Numbers", Tensor, np.ndarray)
 
@@ -74,6 +79,14 @@ class Task(abc.ABC):
     def losses(self) -> Mapping[str, Spec]:
         """By the name of a loss of classes, the loss that distillers have in its place; none by default."""
         return {}
+
+    @property
+    def distillation(self) -> tuple[tuple[float, Spec], ...]:
+        """Weights and losses with which a single network learns from a teacher where nobody names any.
+
+        By default 0.1 cross-entropy and 0.9 soft targets at temperature 4, exchanged as `losses` says.
+        """
+        return HINTON
 
     @property
     def image_outputs(self) -> int:

@@ -7,12 +7,17 @@ import pytest
 
 from kdnas.distillers.base import Distiller
 from kdnas.distillers.conflict_free import ConflictFree
+from kdnas.distillers.from_teacher import FromTeacher
 from kdnas.distillers.prioritized import Prioritized
+from kdnas.losses.dense.pixel_wise import PixelWise
 from kdnas.network import Network
 from kdnas.randomness import initialised
 from kdnas.settings import Recipe
 from kdnas.specs import algorithms, resolve, spec
 from kdnas.supernet import Supernet
+from kdnas.tasks.base import HINTON
+from kdnas.tasks.classification import Classification
+from kdnas.tasks.segmentation import Segmentation
 from kdnas.teachers.base import Frozen
 from kdnas.training.loop import Training
 from tests.tasks.test_segmentation import shapes
@@ -57,3 +62,29 @@ def test_what_is_wrapped_is_refused_too():
 def test_a_bridge_runs_through_a_head_of_two_maps():
     trained = training("aggregation", DATA.fitted(segmenters()))
     assert math.isfinite(trained.step()["bridge"])
+
+
+def test_the_task_says_how_a_network_learns_from_a_teacher_where_nobody_does():
+    (labels, of_labels), (teacher, of_teacher) = zip(
+        (objective := training("from_teacher").distiller.objective).weights, objective.losses.values(), strict=True
+    )
+    assert (labels, teacher) == (1.0, 1.0) and isinstance(of_teacher, PixelWise)
+    assert not isinstance(of_labels, PixelWise)
+    named = FromTeacher(terms=HINTON)
+    named.suit(DATA.task)
+    assert named.objective.weights == (0.1, 0.9)
+
+
+def test_class_weights_reach_the_labels_at_their_full_weight():
+    weights = tuple(range(1, 1 + DATA.classes))
+    distiller = FromTeacher()
+    distiller.suit(Segmentation(class_weights=weights))
+    assert distiller.objective.weights[0] == 1.0
+    assert next(iter(distiller.objective.losses.values())).class_weights == weights
+
+
+def test_classes_are_learnt_as_ever():
+    distiller = FromTeacher()
+    before = distiller.objective
+    distiller.suit(Classification())
+    assert distiller.objective is before and before.weights == (0.1, 0.9)
