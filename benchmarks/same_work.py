@@ -5,6 +5,8 @@
     python benchmarks/same_work.py --summary     # the tables of README.md and docs/from_your_network.md
 
 Three teachers are trained here on CIFAR-10: kdnas's fitted ResNet and a MobileNetV2 at 16x16, a MobileNetV2 at 32x32.
+"resnet-2" is the ResNet trained once more by the same recipe on another processor, whose rounding gives other weights:
+its rows are more seeds of the ResNet's cells, where these decide something.
 Every contestant gets the traced teacher and a budget in MACs and returns a network, with weights of the teacher or
 fresh ones; peers.py says what each does. All are retrained by the same code: a seed fixes the batches and their
 augmentation, whoever trains. The loss is the mixture of labels and teacher that is best on the search part after a
@@ -75,6 +77,7 @@ SHORT, LONG = 700, 3000
 SEEDS = (0, 1, 2)
 SHARES = {"macs": (0.125, 0.25, 0.5), "latency": (0.75, 0.9)}  # widths alone reach about 0.6 of the ResNet's latency
 LATENCY_SEEDS = 1  # short trainings alone
+SECOND_SEEDS = (3, 4, 5)  # of the second ResNet: the smallest networks trained long, and latency
 RECIPE = Recipe(steps=LONG, batch_size=64, learning_rate=0.05)
 TEACHER_RECIPE = Recipe(steps=3000, batch_size=128, learning_rate=0.1)
 _SOFT = spec(SoftTargets, temperature=4.0)
@@ -148,6 +151,7 @@ def _mobilenet(size: int, stride: int, stages: tuple[tuple[int, int, int, int], 
 
 TEACHERS = {
     "resnet": lambda: fitted_teacher((3, 16, 16), 10, blocks=1),
+    "resnet-2": lambda: fitted_teacher((3, 16, 16), 10, blocks=1),
     "mobilenet": lambda: _mobilenet(16, 1, ((1, 16, 1, 1), (6, 24, 2, 2), (6, 40, 3, 2), (6, 64, 2, 1)), 256),
     "mobilenet32": lambda: _mobilenet(32, 2, ((1, 16, 1, 1), (6, 24, 2, 2), (6, 40, 3, 2), (6, 80, 3, 1)), 320),
 }
@@ -155,14 +159,18 @@ TEACHERS = {
 
 def plan(contestants: list[str]) -> Iterator[Task]:
     """All trainings: short before long, seed by seed, small budgets first, all contestants of a cell together."""
+    first = [name for name in TEACHERS if name != "resnet-2"]
+    known = [name for name in contestants if name in LATENCY]
     for steps in (SHORT, LONG):
-        for seed in SEEDS:
-            for share in SHARES["macs"]:
-                for teacher in TEACHERS:
-                    yield from (Task(teacher, "macs", share, name, seed, steps) for name in contestants)
-        known = [name for name in contestants if name in LATENCY and steps == SHORT]
-        for seed, share, teacher in itertools.product(range(LATENCY_SEEDS), SHARES["latency"], TEACHERS):
-            yield from (Task(teacher, "latency", share, name, seed, steps) for name in known)
+        for seed, share, teacher in itertools.product(SEEDS, SHARES["macs"], first):
+            yield from (Task(teacher, "macs", share, name, seed, steps) for name in contestants)
+        if steps == SHORT:
+            for seed, share, teacher in itertools.product(range(LATENCY_SEEDS), SHARES["latency"], first):
+                yield from (Task(teacher, "latency", share, name, seed, steps) for name in known)
+    for seed in SECOND_SEEDS:
+        yield from (Task("resnet-2", "macs", min(SHARES["macs"]), name, seed, LONG) for name in contestants)
+    for seed, share in itertools.product(SECOND_SEEDS, SHARES["latency"]):
+        yield from (Task("resnet-2", "latency", share, name, seed, SHORT) for name in known)
 
 
 @final
