@@ -74,3 +74,10 @@ def test_what_all_rows_share_agrees_with_itself_grows_and_differs(comparison, tm
     assert facts["recipe"] == {"steps": 3, "later": "kept"} and facts["teachers"] == {"first": 1.5, "second": 1.5}
     with pytest.raises(SystemExit, match=r"has another recipe.steps: 3, now 4"):
         agree({"recipe": {"steps": 4}}, place)
+
+
+def test_a_second_training_of_a_teacher_gives_more_seeds_of_its_cells(comparison):
+    row = {"teacher": "resnet", "budget": "macs", "share": "0.5", "contestant": "tp-local", "seed": "0", "steps": "700"}
+    first, second = (comparison.Task.of(row | {"teacher": name}) for name in ("resnet", "resnet-2"))
+    assert first.cell == second.cell and first.name != second.name
+    assert first.cell != comparison.Task.of(row | {"teacher": "mobilenet"}).cell
