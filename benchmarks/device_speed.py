@@ -2,9 +2,12 @@
 
     python benchmarks/device_speed.py                       # every section, on the GPU where there is one
     python benchmarks/device_speed.py step --ofa CHECKOUT   # beside the code of mit-han-lab/once-for-all
+    python benchmarks/device_speed.py step --alphanet CHECKOUT   # and of facebookresearch/AlphaNet; needs pyyaml
 
 `step`: forward and backward of the largest, the smallest and two random subnets of OFA-MobileNetV3, at one size, in
-the product's supernet, as four ordinary networks, and by OFA's own code on the very same subnets. `precision`: the same
+the product's supernet, as four ordinary networks, and by OFA's own code on the very same subnets; with a checkout of
+AlphaNet the same for its space. Other code is timed with its images contiguous, as it is used, and channels-last, as
+kdnas trains on a CPU. `precision`: the same
 step by number format, memory format, whether sums are repeatable (`kdnas.network.repeatable`) and activations are
 recomputed (`kdnas.network.recomputing`), with its peak memory on a GPU and how far its losses are from those of
 float32. `rate`: operations of the step a second beside those of a large matrix product. `ranking`: all codes of
@@ -25,6 +28,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -70,9 +74,12 @@ def medians(calls: dict[str, Call], rounds: int, device: torch.device) -> dict[s
     return {name: statistics.median(each[WARM:]) for name, each in seconds.items()}
 
 
-def space_of(side: int) -> SearchSpace:
-    """OFA-MobileNetV3 at one size."""
-    return space_from_table({**table_of(load_space("ofa_mbv3")), "resolutions": [side]})
+def space_of(side: int, name: str = "ofa_mbv3") -> SearchSpace:
+    """OFA-MobileNetV3, or another space, at one size and without dropout."""
+    table = table_of(load_space(name)) | {"resolutions": [side]}
+    table["stages"] = [stage | {"drop_path": 0.0} for stage in table["stages"]]
+    table["head"] = table["head"] | {"dropout": 0.0}
+    return space_from_table(table)
 
 
 def subnets(space: SearchSpace) -> list[Architecture]:
@@ -96,8 +103,9 @@ def step_of(run: Callable[[int], Tensor], labels: Tensor, zero: Callable[..., An
     return step
 
 
-def of_ofa(checkout: Path, chosen: Sequence[Architecture], device: torch.device) -> tuple[nn.Module, list[dict]]:
+def of_ofa(checkout: Path, chosen: Sequence[Architecture], side: int) -> tuple[nn.Module, list[dict[str, Any]]]:
     """The supernet of OFA's own code, and its settings of the same subnets."""
+    del side  # it takes images of any
     sys.path.insert(0, str(checkout))
     from ofa.imagenet_classification.elastic_nn.networks import OFAMobileNetV3
 
@@ -111,7 +119,34 @@ def of_ofa(checkout: Path, chosen: Sequence[Architecture], device: torch.device)
         }
         for a in map(dict, chosen)
     ]
-    return supernet.to(device).train(), settings
+    return supernet, settings
+
+
+def of_alphanet(checkout: Path, chosen: Sequence[Architecture], side: int) -> tuple[nn.Module, list[dict[str, Any]]]:
+    """The supernet of AlphaNet's own code by its own configuration, and its settings of the same subnets."""
+    import yaml
+
+    sys.path.insert(0, str(checkout))
+    from models.model_factory import create_model
+
+    config = yaml.safe_load((checkout / "configs" / "train_alphanet_models.yml").read_text(encoding="utf-8"))
+    parts = {
+        name: SimpleNamespace(**part) if isinstance(part, dict) else part
+        for name, part in config["supernet_config"].items()
+    }
+    args = SimpleNamespace(supernet_config=SimpleNamespace(**parts), arch="attentive_nas_dynamic_model")
+    stages = range(7)
+    settings = [
+        {
+            "resolution": side,
+            "width": [a["stem.width"], *(a[f"stage{i}.width"] for i in stages), a["head.width"]],
+            "depth": [a[f"stage{i}.depth"] for i in stages],
+            "kernel_size": [a[f"stage{i}.kernel"] for i in stages],
+            "expand_ratio": [a.get(f"stage{i}.expansion", parts[f"mb{i + 1}"].t[0]) for i in stages],
+        }
+        for a in map(dict, chosen)
+    ]
+    return create_model(args), settings
 
 
 def images_of(space: SearchSpace, batch: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -122,31 +157,44 @@ def images_of(space: SearchSpace, batch: int, device: torch.device) -> tuple[Ten
 
 
 def measure_step(options: argparse.Namespace, device: torch.device) -> None:
-    """Beside four networks and OFA's own code."""
-    space = space_of(options.side)
-    chosen, (images, labels) = subnets(space), images_of(space, options.batch, device)
-    if device.type == "cpu":  # as the product's training
-        images = images.contiguous(memory_format=torch.channels_last)
-    supernet = initialised(lambda: Supernet(space), 0).to(device).train()
-    networks = [supernet.extract(architecture).to(device).train() for architecture in chosen]
-    parts = nn.ModuleList(networks)
-    calls = {
-        "kdnas": step_of(lambda i: supernet(images, chosen[i]).logits, labels, supernet.zero_grad),
-        "four networks": step_of(lambda i: networks[i](images).logits, labels, parts.zero_grad),
+    """Beside four networks, and beside other code for the same space."""
+    others = {
+        "OFA's code": ("ofa_mbv3", of_ofa, options.ofa),
+        "AlphaNet's code": ("alphanet", of_alphanet, options.alphanet),
     }
-    if options.ofa:
-        theirs, settings = of_ofa(options.ofa, chosen, device)
+    for title, (name, make, checkout) in others.items():
+        if checkout is None and name != "ofa_mbv3":
+            continue
+        space = space_of(options.side, name)
+        chosen, (dense, labels) = subnets(space), images_of(space, options.batch, device)
+        last = dense.contiguous(memory_format=torch.channels_last)
+        images = last if device.type == "cpu" else dense  # as the product's training
+        supernet = initialised(lambda space=space: Supernet(space), 0).to(device).train()
+        networks = [supernet.extract(architecture).to(device).train() for architecture in chosen]
+        parts = nn.ModuleList(networks)
+        calls = {
+            "kdnas": step_of(_logits_of(supernet, chosen, images), labels, supernet.zero_grad),
+            "four networks": step_of(lambda i, own=networks, x=images: own[i](x).logits, labels, parts.zero_grad),
+        }
+        if checkout is not None:
+            theirs, settings = make(checkout, chosen, options.side)
+            theirs = theirs.to(device).train()
+            for form, inputs in {"contiguous": dense, "channels-last": last}.items():
 
-        def run(index: int) -> Tensor:
-            theirs.set_active_subnet(**settings[index])
-            return theirs(images)
+                def run(index: int, own: Any = theirs, active: Any = settings, inputs: Tensor = inputs) -> Tensor:
+                    own.set_active_subnet(**active[index])
+                    return own(inputs)
 
-        calls["OFA's code"] = step_of(run, labels, theirs.zero_grad)
-    with repeatable(device):
-        seconds = medians(calls, options.rounds, device)
-    print(f"step, {options.batch} images of {options.side}x{options.side}:")
-    for name, each in seconds.items():
-        print(f"  {name:<16}{1000 * each:>9.1f} ms; kdnas takes {seconds['kdnas'] / each:.2f} of it", flush=True)
+                calls[f"{title}, {form}"] = step_of(run, labels, theirs.zero_grad)
+        with repeatable(device):
+            seconds = medians(calls, options.rounds, device)
+        print(f"step of {name}, {options.batch} images of {options.side}x{options.side}:")
+        for way, each in seconds.items():
+            print(f"  {way:<30}{1000 * each:>9.1f} ms; kdnas takes {seconds['kdnas'] / each:.2f} of it", flush=True)
+
+
+def _logits_of(supernet: Supernet, chosen: Sequence[Architecture], images: Tensor) -> Callable[[int], Tensor]:
+    return lambda index: supernet(images, chosen[index]).logits
 
 
 def in_format(
@@ -332,6 +380,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sections", nargs="*", help=", ".join(SECTIONS))
     parser.add_argument("--ofa", type=Path, help="a checkout of mit-han-lab/once-for-all")
+    parser.add_argument("--alphanet", type=Path, help="a checkout of facebookresearch/AlphaNet")
     parser.add_argument("--side", type=int, default=224)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=15)
