@@ -138,18 +138,25 @@ _SUMS = (
 )
 
 
+_HANDED_OVER = {"macs": ("kdnas-run", "kdnas"), "latency": ("kdnas-prune", "kdnas-prune-whole")}
+"""By kind of budget, the search whose result is compared with equal shares, and the name of the better one."""
+
+
 def returned(rows: Sequence[Row]) -> list[Row]:
     """What `kdnas run` hands over, as rows of the contestant `kdnas`: the better of search and equal shares.
+
+    Under a budget on latency it is `kdnas prune` that hands over, as `kdnas-prune-whole`.
 
     `kdnas run` retrains equal shares whole beside the searched removal, and the better of both on the search part is
     the student; so costs are the sum of both. (Random removal, which it retrains as well, was never the better one.)
     """
     known = {Task.of(row): row for row in rows if not row["note"]}
     both = [(row, known.get(task._replace(contestant="kdnas-equal"))) for task, row in known.items()]
-    pairs = [(run, equal) for run, equal in both if run["contestant"] == "kdnas-run" and equal is not None]
+    pairs = [(run, equal) for run, equal in both if equal and run["contestant"] == _HANDED_OVER[run["budget"]][0]]
     return [
         max(pair, key=lambda row: float(row["search_accuracy"]))
-        | {"contestant": "kdnas", **{name: sum(float(row[name]) for row in pair) for name in _SUMS}}
+        | {"contestant": _HANDED_OVER[pair[0]["budget"]][1]}
+        | {name: sum(float(row[name]) for row in pair) for name in _SUMS}
         for pair in pairs
     ]
 
@@ -179,6 +186,7 @@ def tables(rows: Sequence[Row], peers: Sequence[str]) -> Iterator[str]:
 NAMES = {
     "kdnas": "**`kdnas run`** (three finalists, or equal shares)",
     "kdnas-run": "`kdnas run`, its three finalists alone",
+    "kdnas-prune-whole": "**`kdnas prune`** (its search, or equal shares)",
     "kdnas-prune": "`kdnas prune`, its search alone",
     "tp-group-norm": "Torch-Pruning, group norm, 400 steps",
     "tp-global": "Torch-Pruning, magnitude, global",

@@ -131,6 +131,7 @@ LATENCY: dict[str, UnderLatency] = {
     "tp-global": scaled(peers.magnitude_global),
     "equal-shares": scaled(peers.equal_by_norm),
     "kdnas-prune": ours.under_latency,
+    "kdnas-equal": scaled(ours.equal),
 }
 
 
