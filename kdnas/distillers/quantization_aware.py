@@ -54,10 +54,8 @@ class QuantizationAware(ObjectiveDistiller):
 
     model_type: ClassVar[type[Network]] = Network
 
-    def __init__(
-        self, *, terms: tuple[tuple[float, Spec], ...] | None = None, begin: float = 0.1, freeze: float = 0.7
-    ) -> None:
-        super().__init__(terms)
+    def __init__(self, *, terms: tuple[tuple[float, Spec], ...] = (), begin: float = 0.1, freeze: float = 0.7) -> None:
+        super().__init__(terms or None)
         if not 0 <= begin <= freeze <= 1:
             raise ValueError(f"0 <= begin <= freeze <= 1 must hold, got {begin=}, {freeze=}.")
         self.begin, self.freeze = begin, freeze
