@@ -2,7 +2,7 @@
 
     python benchmarks/device_speed.py                       # every section, on the GPU where there is one
     python benchmarks/device_speed.py step --ofa CHECKOUT   # beside the code of mit-han-lab/once-for-all
-    python benchmarks/device_speed.py step --alphanet CHECKOUT   # and of facebookresearch/AlphaNet; needs pyyaml
+    python benchmarks/device_speed.py step --alphanet CHECKOUT   # AttentiveNAS with AlphaNet over it; pyyaml
 
 `step`: forward and backward of the largest, the smallest and two random subnets of OFA-MobileNetV3, at one size, in
 the product's supernet, as four ordinary networks, and by OFA's own code on the very same subnets; with a checkout of
@@ -380,7 +380,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sections", nargs="*", help=", ".join(SECTIONS))
     parser.add_argument("--ofa", type=Path, help="a checkout of mit-han-lab/once-for-all")
-    parser.add_argument("--alphanet", type=Path, help="a checkout of facebookresearch/AlphaNet")
+    parser.add_argument(
+        "--alphanet",
+        type=Path,
+        help="a checkout of facebookresearch/AttentiveNAS with facebookresearch/AlphaNet laid over it",
+    )
     parser.add_argument("--side", type=int, default=224)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=15)
