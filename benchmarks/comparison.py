@@ -145,10 +145,9 @@ _HANDED_OVER = {"macs": ("kdnas-run", "kdnas"), "latency": ("kdnas-prune", "kdna
 def returned(rows: Sequence[Row]) -> list[Row]:
     """What `kdnas run` hands over, as rows of the contestant `kdnas`: the better of search and equal shares.
 
-    Under a budget on latency it is `kdnas prune` that hands over, as `kdnas-prune-whole`.
-
-    `kdnas run` retrains equal shares whole beside the searched removal, and the better of both on the search part is
-    the student; so costs are the sum of both. (Random removal, which it retrains as well, was never the better one.)
+    It retrains equal shares whole beside the searched removal, and the better of both on the search part is the
+    student; so costs are the sum of both. (Random removal, which it retrains as well, was never the better one.) Under
+    a budget on latency the same is said of `kdnas prune` with controls, as `kdnas-prune-whole`.
     """
     known = {Task.of(row): row for row in rows if not row["note"]}
     both = [(row, known.get(task._replace(contestant="kdnas-equal"))) for task, row in known.items()]

@@ -7,10 +7,10 @@
 `step`: forward and backward of the largest, the smallest and two random subnets of OFA-MobileNetV3, at one size, in
 the product's supernet, as four ordinary networks, and by OFA's own code on the very same subnets; with a checkout of
 AlphaNet the same for its space. Other code is timed with its images contiguous, as it is used, and channels-last, as
-kdnas trains on a CPU. `precision`: the same
-step by number format, memory format, whether sums are repeatable (`kdnas.network.repeatable`) and activations are
-recomputed (`kdnas.network.recomputing`), with its peak memory on a GPU and how far its losses are from those of
-float32. `rate`: operations of the step a second beside those of a large matrix product. `ranking`: all codes of
+kdnas trains on a CPU. `precision`: the same step by number format, memory format, whether sums are repeatable
+(`kdnas.network.repeatable`) and activations are recomputed (`kdnas.network.recomputing`), with its peak memory on a GPU
+and how far its losses are from those of float32. `rate`: operations of the step a second beside those of a large matrix
+product. `ranking`: all codes of
 NAS-Bench-Macro (or `--networks` of them) by RDM, with shared prefixes, one by one, and naively. `waiting`: how long the
 GPU has nothing to do in the product's own training loop.
 
@@ -173,7 +173,7 @@ def measure_step(options: argparse.Namespace, device: torch.device) -> None:
         networks = [supernet.extract(architecture).to(device).train() for architecture in chosen]
         parts = nn.ModuleList(networks)
         calls = {
-            "kdnas": step_of(_logits_of(supernet, chosen, images), labels, supernet.zero_grad),
+            "kdnas": step_of(in_format(supernet, chosen, images, torch.float32), labels, supernet.zero_grad),
             "four networks": step_of(lambda i, own=networks, x=images: own[i](x).logits, labels, parts.zero_grad),
         }
         if checkout is not None:
@@ -191,10 +191,6 @@ def measure_step(options: argparse.Namespace, device: torch.device) -> None:
         print(f"step of {name}, {options.batch} images of {options.side}x{options.side}:")
         for way, each in seconds.items():
             print(f"  {way:<30}{1000 * each:>9.1f} ms; kdnas takes {seconds['kdnas'] / each:.2f} of it", flush=True)
-
-
-def _logits_of(supernet: Supernet, chosen: Sequence[Architecture], images: Tensor) -> Callable[[int], Tensor]:
-    return lambda index: supernet(images, chosen[index]).logits
 
 
 def in_format(

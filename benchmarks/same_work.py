@@ -152,10 +152,10 @@ def _mobilenet(size: int, stride: int, stages: tuple[tuple[int, int, int, int], 
 
 TEACHERS = {
     "resnet": lambda: fitted_teacher((3, 16, 16), 10, blocks=1),
-    "resnet-2": lambda: fitted_teacher((3, 16, 16), 10, blocks=1),
     "mobilenet": lambda: _mobilenet(16, 1, ((1, 16, 1, 1), (6, 24, 2, 2), (6, 40, 3, 2), (6, 64, 2, 1)), 256),
     "mobilenet32": lambda: _mobilenet(32, 2, ((1, 16, 1, 1), (6, 24, 2, 2), (6, 40, 3, 2), (6, 80, 3, 1)), 320),
 }
+TEACHERS["resnet-2"] = TEACHERS["resnet"]
 
 
 def plan(contestants: list[str]) -> Iterator[Task]:
