@@ -108,7 +108,7 @@ def finalists(network: Network, teacher: Teacher, data: Data, budget: float, see
     search.run(2 * CANDIDATES, python_rng("shares", seed))
     tried = [candidate.counts for candidate in (*search.finalists(3), search.candidates[0])]
     recipe = Recipe(steps=70, batch_size=64, learning_rate=0.05, seed=seed)
-    distiller = mixture("half labels, half teacher", recipe.steps, features=True)
+    distiller = mixture("half labels, half teacher", recipe.steps, data.task, features=True)
     source = Frozen(cut.source, preprocessing=data.preprocessing)
     accuracies = []
     for counts in tried:

@@ -9,12 +9,11 @@ from kdnas.distillers.from_teacher import FromTeacher
 from kdnas.evaluation import accuracy
 from kdnas.jobs.retrain import prepare
 from kdnas.losses.feature.leading_channels import LeadingChannels
-from kdnas.losses.response.cross_entropy import CrossEntropy
-from kdnas.losses.response.soft_targets import SoftTargets
 from kdnas.runs.folder import RunFolder
 from kdnas.runs.steps import draft_of, forget_drafts
 from kdnas.settings import Retrain
 from kdnas.specs import Spec, spec
+from kdnas.tasks.base import Task
 from kdnas.training.driver import train_with_checkpoints
 
 SHARE = 10  # a trial has a tenth of the steps
@@ -41,17 +40,19 @@ def matching(steps: int) -> Spec:
     return spec(LeadingChannels, until=_MATCHED / steps) if steps > _MATCHED else spec(LeadingChannels)
 
 
-def mixture(name: str, steps: int, *, features: bool) -> Spec:
-    """The distiller of one of `MIXTURES`; temperature 4.
+def mixture(name: str, steps: int, task: Task, *, features: bool) -> Spec:
+    """The distiller of one of `MIXTURES` of the task's losses (`Task.distillation`), of which the first is the labels'.
 
     Args:
         name: a key of `MIXTURES`.
         steps: of the training.
+        task: of the data.
         features: whether the student's channels are the teacher's first ones and are matched too (`LeadingChannels`),
             in the first 1,000 steps.
     """
     labels, teacher = MIXTURES[name]
-    terms = [(labels, spec(CrossEntropy)), (teacher, spec(SoftTargets))]
+    own, *others = (loss for _, loss in task.distillation)
+    terms = [(labels, own), *((teacher, loss) for loss in others)]
     terms += [(LeadingChannels.weight, matching(steps))] * features
     return spec(FromTeacher, terms=tuple(term for term in terms if term[0]))
 

@@ -334,7 +334,9 @@ class Job:
         self, name: str, weights: Literal["fresh", "inherited"], mix: str = next(iter(MIXTURES))
     ) -> tuple[str, Variant]:
         """A way to train what a removal leaves, and its name."""
-        distiller = self.settings.distiller or mixture(mix, self.settings.retrain.steps, features=self.matches_features)
+        distiller = self.settings.distiller or mixture(
+            mix, self.settings.retrain.steps, self.data.task, features=self.matches_features
+        )
         settings = Retrain(distiller=distiller, recipe=self.settings.retrain, weights=weights)
         loss = "the given loss" if self.settings.distiller else mix
         words = f"{name.removeprefix(_REMOVAL)} removal, {loss}, {weights} weights"

@@ -82,7 +82,7 @@ class Task(abc.ABC):
 
     @property
     def distillation(self) -> tuple[tuple[float, Spec], ...]:
-        """Weights and losses with which a single network learns from a teacher where nobody names any.
+        """Weights and losses, first that of the labels, with which a network learns where nobody names any.
 
         By default 0.1 cross-entropy and 0.9 soft targets at temperature 4, exchanged as `losses` says.
         """
