@@ -133,7 +133,8 @@ def begin(settings: Prune, storage: RunFolder) -> "Job":
     source = None if settings.source == "teacher" else load(settings.source, None, data, seed)
     choice = settings.teacher
     if not storage.manifest["phases"]:
-        preflight(data, folder=storage.folder, teacher=choice, side=data.image[1], recipe=settings.recipe)
+        recipe = settings.retrain if settings.method == "shares" else settings.recipe
+        preflight(data, folder=storage.folder, teacher=choice, side=data.image[1], recipe=recipe)
         untrained = _untrained(choice, data, seed) if source is None and isinstance(choice, FitTeacher) else source
         if untrained is not None:
             _check_budget(settings, untrained)

@@ -671,6 +671,16 @@ def test_a_source_in_which_nothing_is_elastic_is_pruned_all_the_same(tmp_path):
     assert 0.5 * whole.macs < found["macs"] <= 0.6 * whole.macs
 
 
+@pytest.mark.parametrize(("method", "said"), [("shares", "3 steps of 16"), ("scale_factors", "6 steps of 16")])
+def test_the_training_that_is_announced_is_the_first_that_comes(tmp_path, caplog, method, said):
+    from tests.toy import pruned
+
+    caplog.set_level("INFO")
+    settings = dataclasses.replace(pruned(), method=method)
+    begin(settings, RunFolder.create(tmp_path / "run", settings.to_json(), 0))
+    assert f"training  {said}" in caplog.text
+
+
 def test_settings_that_make_no_sense_are_refused():
     from tests.toy import pruned
 
