@@ -77,22 +77,50 @@ def _images(data: Data, part: Images, purpose: str, seed: int) -> Tensor:
     return data.normalise(part.take(torch.randperm(len(part), generator=torch_rng(purpose, seed))[:IMAGES]))
 
 
-def prune(network: Network, teacher: Teacher, data: Data, budget: float, seed: int) -> tuple[Network, Facts]:
-    """`kdnas prune`: shares searched under the teacher, layers fitted by least squares, channels matched."""
+SearchOf = Callable[[_Cut], ShareSearch]
+
+
+def _by_macs(budget: float) -> SearchOf:
+    return lambda cut: ShareSearch(cut.removal, lambda blueprint: cost(blueprint).macs <= budget, cut.score)
+
+
+def _by_latency(network: Network, seconds: float, table: LatencyTable) -> SearchOf:
+    """Candidates' latencies are predicted by the table; the best ones are measured."""
+    table.calibrate([network.blueprint])
+
+    def admits(blueprint: Blueprint, times: float = 1.0) -> bool:
+        return times * table.seconds(blueprint) <= seconds
+
+    def measured(blueprint: Blueprint) -> float:
+        return table.measured(blueprint) / table.seconds(blueprint)
+
+    return lambda cut: ShareSearch(cut.removal, admits, cut.score, divisor=0, measured=measured)
+
+
+def _prune(network: Network, data: Data, search_of: SearchOf, seed: int) -> tuple[Network, Facts]:
     cut = _Cut(network, data, seed)
-    search = ShareSearch(cut.removal, lambda blueprint: cost(blueprint).macs <= budget, cut.score)
+    search = search_of(cut)
     search.run(CANDIDATES, python_rng("shares", seed))
     facts = Facts(inherited=True, images=IMAGES * (CANDIDATES + _FORWARDS), source=cut.source)
     return cut.network(search.best.counts), facts
 
 
+def _equal(network: Network, data: Data, search_of: SearchOf, seed: int) -> tuple[Network, Facts]:
+    cut = _Cut(network, data, seed)
+    counts = search_of(cut).equal_shares()
+    if counts is None:
+        raise Infeasible("no equal shares are within the budget")
+    return cut.network(counts), Facts(inherited=True, images=_FORWARDS * IMAGES, source=cut.source)
+
+
+def prune(network: Network, teacher: Teacher, data: Data, budget: float, seed: int) -> tuple[Network, Facts]:
+    """`kdnas prune`: shares searched under the teacher, layers fitted by least squares, channels matched."""
+    return _prune(network, data, _by_macs(budget), seed)
+
+
 def equal(network: Network, teacher: Teacher, data: Data, budget: float, seed: int) -> tuple[Network, Facts]:
     """The same without the search: equal shares."""
-    cut = _Cut(network, data, seed)
-    counts = ShareSearch(cut.removal, lambda blueprint: cost(blueprint).macs <= budget, cut.score).equal_shares()
-    if counts is None:
-        raise Infeasible(f"no equal shares cost at most {budget:.6g}")
-    return cut.network(counts), Facts(inherited=True, images=_FORWARDS * IMAGES, source=cut.source)
+    return _equal(network, data, _by_macs(budget), seed)
 
 
 def fit_alone(network: Network, teacher: Teacher, data: Data, budget: float, seed: int) -> tuple[Network, Facts]:
@@ -103,10 +131,16 @@ def fit_alone(network: Network, teacher: Teacher, data: Data, budget: float, see
 
 def finalists(network: Network, teacher: Teacher, data: Data, budget: float, seed: int) -> tuple[Network, Facts]:
     """`kdnas run` without a space: the best three of twice as many removals, and equal shares, in short trainings."""
+    return _finalists(network, data, _by_macs(budget), seed)
+
+
+def _finalists(network: Network, data: Data, search_of: SearchOf, seed: int) -> tuple[Network, Facts]:
     cut = _Cut(network, data, seed)
-    search = ShareSearch(cut.removal, lambda blueprint: cost(blueprint).macs <= budget, cut.score)
+    search = search_of(cut)
+    equal = search.equal_shares()
     search.run(2 * CANDIDATES, python_rng("shares", seed))
-    tried = [candidate.counts for candidate in (*search.finalists(3), search.candidates[0])]
+    best = [candidate.counts for candidate in search.finalists(3)]
+    tried = best if equal is None or equal in best else [*best, equal]
     recipe = Recipe(steps=70, batch_size=64, learning_rate=0.05, seed=seed)
     distiller = mixture("half labels, half teacher", recipe.steps, data.task, features=True)
     source = Frozen(cut.source, preprocessing=data.preprocessing)
@@ -116,9 +150,9 @@ def finalists(network: Network, teacher: Teacher, data: Data, budget: float, see
         while not training.done:
             training.step()
         accuracies.append(accuracy(training.model, data.search, data))
-    best = tried[max(range(len(tried)), key=accuracies.__getitem__)]
+    chosen = tried[max(range(len(tried)), key=accuracies.__getitem__)]
     seen = IMAGES * (2 * CANDIDATES + _FORWARDS) + len(tried) * (2 * recipe.steps * recipe.batch_size)
-    return cut.network(best), Facts(inherited=True, images=seen, source=cut.source)
+    return cut.network(chosen), Facts(inherited=True, images=seen, source=cut.source)
 
 
 @final
@@ -216,31 +250,26 @@ def factors(network: Network, teacher: Teacher, data: Data, budget: float, seed:
     return left, Facts(inherited=True, images=seen, source=cut.source)
 
 
-def under_latency(
-    network: Network, teacher: Teacher, data: Data, seconds: float, table: LatencyTable, seed: int
-) -> tuple[Network, Facts]:
-    """`kdnas prune --budget latency=...`: as `prune`, but a candidate's latency is predicted by the table."""
-    cut = _Cut(network, data, seed)
-
-    def search(bound: float) -> tuple[Network, float]:
-        def admits(blueprint: Blueprint) -> bool:
-            return table.seconds(blueprint) <= bound
-
-        found = ShareSearch(cut.removal, admits, cut.score, divisor=8)
-        found.run(CANDIDATES, python_rng("shares", seed))
-        left = cut.network(found.best.counts)
-        return left, table.whole(left.blueprint)
-
-    table.calibrate([network.blueprint])
-    bound = seconds
-    for _ in range(4):  # the table predicts; what is measured must be within the budget
-        left, measured = search(bound)
-        if measured <= seconds:
-            return left, Facts(inherited=True, images=IMAGES * (CANDIDATES + _FORWARDS), source=cut.source)
-        bound *= 0.98 * seconds / measured
-    raise Infeasible(f"no network was measured within {1e3 * seconds:.3g} ms")
+UnderLatency = Callable[[Network, Frozen, Data, float, LatencyTable, int], tuple[Network, Facts]]
+"""(the teacher's network, the teacher, data, seconds, table, seed) to the network to retrain."""
 
 
+def _under_latency(way: Callable[[Network, Data, SearchOf, int], tuple[Network, Facts]]) -> UnderLatency:
+    """The same under `--budget latency=...`."""
+
+    def under(
+        network: Network, teacher: Frozen, data: Data, seconds: float, table: LatencyTable, seed: int
+    ) -> tuple[Network, Facts]:
+        return way(network, data, _by_latency(network, seconds, table), seed)
+
+    return under
+
+
+UNDER_LATENCY: dict[str, UnderLatency] = {
+    "kdnas-prune": _under_latency(_prune),
+    "kdnas-run": _under_latency(_finalists),
+    "kdnas-equal": _under_latency(_equal),
+}
 OURS: dict[str, Contestant] = {
     "kdnas-prune": prune,
     "kdnas-run": finalists,

@@ -34,7 +34,7 @@ import math
 import os
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -94,11 +94,8 @@ COLUMNS = (
     *("search_accuracy_before", "search_accuracy", "test_accuracy", "test_hits", "torch"),
 )
 
-UnderLatency = Callable[[Network, Frozen, Data, float, LatencyTable, int], tuple[Network, Facts]]
-"""(the teacher's network, the teacher, data, seconds, table, seed) to the network to retrain."""
 
-
-def scaled(contestant: Contestant) -> UnderLatency:
+def scaled(contestant: Contestant) -> ours.UnderLatency:
     """A contestant that knows MACs only, with as many of them as the measured latency admits."""
 
     def under(
@@ -126,12 +123,11 @@ PEERS: dict[str, Contestant] = {
     "uniform": peers.uniform,
 }
 CONTROLS: dict[str, Contestant] = {"random": peers.random_removal, "equal-shares": peers.equal_by_norm}
-LATENCY: dict[str, UnderLatency] = {
+LATENCY: dict[str, ours.UnderLatency] = {
     "tp-local": scaled(peers.magnitude_local),
     "tp-global": scaled(peers.magnitude_global),
     "equal-shares": scaled(peers.equal_by_norm),
-    "kdnas-prune": ours.under_latency,
-    "kdnas-equal": scaled(ours.equal),
+    **ours.UNDER_LATENCY,
 }
 
 

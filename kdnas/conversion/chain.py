@@ -1,7 +1,6 @@
 """A traced network as a chain of parts, some of which may be left out or narrowed."""
 
 import dataclasses
-import math
 from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -19,7 +18,6 @@ from kdnas.supernet import Supernet
 _ELEMENTWISE = (*ACTIVATIONS, "dropout", "channel_dropout", "times", "plus")
 _HEADS = ("pool", "highest", "mean", "flatten")
 _SHARES = tuple(eighth / 8 for eighth in range(1, 8))  # of the source's width
-_UNIT, _SMALL_UNIT, _SMALL = 8, 4, 64  # widths are multiples of the unit; of the small one below 64 channels
 _FLOOR = 8  # channels that every elastic width keeps
 _IMAGES, _LOGITS = "they are the images'", "they are the logits"
 
@@ -288,7 +286,7 @@ def _choose_widths(traced: list[TracedOperation], parts: _Chain, divisor: int) -
         data, size = {_IMAGES: (CHANNELS, channels), _LOGITS: (CLASSES, traced[-1].shape[1])}.get(group.fixed, ("", 0))
         if group.size == size:  # classes that are concatenated cannot follow the data
             _name_widths(traced, owners, outputs, readers, data)
-        unit = math.lcm(divisor or (_UNIT if group.size >= _SMALL else _SMALL_UNIT), group.multiple)
+        unit = group.unit(divisor)
         options = tuple(width for width in narrower(group.size, unit, _SHARES) if width >= min(_FLOOR, group.size))
         reason = group.fixed or CONCATENATED * group.concatenated
         if not reason and len(options) == 1:

@@ -13,6 +13,7 @@ ACTIVATIONS = (
 )
 NORMALISATIONS = ("norm", "vector_norm", "group_norm", "layer_norm", "scale", "shift", "prelu")
 """Operations with weights per channel that mix no channels with trained weights; their first setting is the count."""
+_UNIT, _SMALL_UNIT, _SMALL = 8, 4, 64  # widths are multiples of the unit; of the small one below 64 channels
 Place = tuple[str, int]
 """A layer's position, as in `Blueprint.named_layers`, and the index of a node in its graph."""
 
@@ -97,6 +98,14 @@ class ChannelGroup:
     concatenated: bool = False
     output_starts: tuple[int, ...] = ()
     reader_starts: tuple[int, ...] = ()
+
+    def unit(self, divisor: int) -> int:
+        """What the number of channels that remain is a multiple of: `divisor`, and whole groups.
+
+        Args:
+            divisor: 0 for 8, and for 4 below 64 channels.
+        """
+        return math.lcm(divisor or (_UNIT if self.size >= _SMALL else _SMALL_UNIT), self.multiple)
 
     @property
     def outputs(self) -> tuple[Place, ...]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from kdnas.conversion.channels import ChannelGroup
 from kdnas.conversion.removal import Counts, Masks, Removal, ResidualBlock, floor_of
 from kdnas.costs.check import Infeasible
+from kdnas.costs.count import cost
 from kdnas.network import Network, batch_statistics, image_batches
 from kdnas.space import Blueprint
 from kdnas.statistics import apart
@@ -21,6 +22,8 @@ _SPREAD = 0.35  # standard deviation of the first tilts' logarithms; half of it 
 _PARENTS = 8
 _APART = 0.05
 _BISECTIONS = 14
+_MEASUREMENTS = 5  # of whole networks, for each candidate
+_MARGIN = 1.01  # by which a budget shrinks where a network is still over it
 _FLIP = 0.3  # probability that a child differs from its parent by a block too
 
 
@@ -50,18 +53,26 @@ class ShareSearch:
     0.35; from a third of the candidates on around one of the best eight, with half that deviation, and with probability
     0.3 one block more or less.
 
+    Where a cost is predicted, as a latency is from a table of layers, the prediction errs, and a search prefers the
+    networks that it flatters. So at the end the best few, and equal shares, are measured whole, and the common share
+    of each is fitted to what its network costs; they are the candidates that are left.
+
     Attributes:
         removal: of the network whose channels are sorted, the most important first.
-        admits: whether a network is within the budget.
+        admits: whether a network is within the budget, if it costs so many times of what is predicted (second
+            argument; without it, what is predicted).
         score: of counts; higher is better.
-        divisor: the number of channels is a multiple of it where the group has more than that.
-        candidates: all that were tried, in order.
+        divisor: the number of channels is a multiple of it where the group has more than that; 0 for 8, and for 4 in
+            groups below 64 channels.
+        measured: how many times of what is predicted a network costs; None where the costs are exact.
+        candidates: all that were tried, in order; after measuring, those that were measured.
     """
 
     removal: Removal
-    admits: Callable[[Blueprint], bool]
+    admits: Callable[..., bool]
     score: Callable[[Counts], float]
     divisor: int = 1
+    measured: Callable[[Blueprint], float] | None = None
     candidates: list[Candidate] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -82,30 +93,72 @@ class ShareSearch:
         sizes = self.removal.sizes
         return max(abs(first.counts[key] - second.counts[key]) / size for key, size in sizes.items())
 
-    def fit(self, tilts: Mapping[str, float], gone: frozenset[str] = frozenset()) -> Counts | None:
+    def fit(
+        self, tilts: Mapping[str, float], gone: frozenset[str] = frozenset(), times: float | None = None
+    ) -> Counts | None:
         """The counts of the largest common share within the budget; None where even the floors are over it.
 
         Args:
             tilts: by a group's key.
             gone: keys of the blocks that are removed.
+            times: what networks cost relative to what is predicted; None for the prediction.
         """
-        if not self.admits(self.removal.blueprint(self._counts(0.0, tilts, gone))):
+        more = () if times is None else (times,)
+
+        def admits(share: float) -> bool:
+            return self.admits(self.removal.blueprint(self._counts(share, tilts, gone)), *more)
+
+        if not admits(0.0):
             return None
         low, high = 0.0, 1 / min(tilts.values())
-        if self.admits(self.removal.blueprint(self._counts(high, tilts, gone))):
+        if admits(high):
             return self._counts(high, tilts, gone)
         for _ in range(_BISECTIONS):
             middle = (low + high) / 2
-            admitted = self.admits(self.removal.blueprint(self._counts(middle, tilts, gone)))
-            low, high = (middle, high) if admitted else (low, middle)
+            low, high = (middle, high) if admits(middle) else (low, middle)
         return self._counts(low, tilts, gone)
 
     def equal_shares(self) -> Counts | None:
         """Equal shares of all groups, every block; None where the budget is too small for any."""
-        return self.fit(self._equal())
+        return self.fit(self._equal()) if self.measured is None else self._fit_measured(self._equal(), frozenset())
+
+    def _fit_measured(self, tilts: Mapping[str, float], gone: frozenset[str]) -> Counts | None:
+        """The largest of a few counts whose network, measured, is within the budget; None where none is."""
+        assert self.measured is not None
+        kept: Counts | None = None
+        most, times, margin = -1, None, 1.0
+        for _ in range(_MEASUREMENTS):
+            counts = self.fit(tilts, gone, times)
+            if counts is None:
+                break
+            blueprint = self.removal.blueprint(counts)
+            times = self.measured(blueprint)
+            macs = cost(blueprint).macs
+            if not self.admits(blueprint, times):
+                margin *= _MARGIN
+                times *= margin
+            elif macs > most:
+                kept, most = counts, macs
+            else:  # what the measurement allows is no more than what is kept
+                break
+        return kept
+
+    def _measure(self, keep: int) -> None:
+        """Leave the best candidates alone, each as large as its measured cost admits, and scored again."""
+        candidates = []
+        best = self.finalists(keep)
+        for candidate in best if self.candidates[0] in best else [*best, self.candidates[0]]:
+            gone = frozenset(block.key for block in self.blocks if not candidate.counts[block.key])
+            if (counts := self._fit_measured(candidate.tilts, gone)) is not None:
+                candidates.append(candidate._replace(score=self.score(counts), counts=counts))
+        self.candidates = candidates
 
     def run(
-        self, count: int, rng: random.Random, watch: Callable[[int, float], None] = lambda done, best: None
+        self,
+        count: int,
+        rng: random.Random,
+        watch: Callable[[int, float], None] = lambda done, best: None,
+        keep: int = 5,
     ) -> None:
         """Try so many candidates.
 
@@ -113,6 +166,7 @@ class ShareSearch:
             count: of candidates that fit the budget, and of attempts at most four times as many.
             rng: of the tilts.
             watch: called after each candidate with their number and the best score.
+            keep: of the best candidates that are measured, where costs are predicted.
 
         Raises:
             Infeasible: no candidate was within the budget.
@@ -128,6 +182,8 @@ class ShareSearch:
             if (counts := self.fit(tilts, gone)) is not None:
                 self.candidates.append(Candidate(self.score(counts), counts, tilts))
                 watch(len(self.candidates), self.best.score)
+        if self.candidates and self.measured is not None:
+            self._measure(keep)
         if not self.candidates:
             raise Infeasible(
                 "no share of the channels is within the budget. Raise it, or start from a smaller network."
@@ -151,7 +207,7 @@ class ShareSearch:
     def _counts(self, share: float, tilts: Mapping[str, float], gone: set[str] | frozenset[str]) -> Counts:
         counts = {block.key: int(block.key not in gone) for block in self.blocks}
         for group in self.groups:
-            unit = group.multiple if group.size <= self.divisor else math.lcm(group.multiple, self.divisor)
+            unit = group.multiple if group.size <= self.divisor else group.unit(self.divisor)
             least = math.ceil(floor_of(group) / unit) * unit
             counts[group.key] = min(group.size, max(least, round(group.size * share * tilts[group.key] / unit) * unit))
         return counts

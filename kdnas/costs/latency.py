@@ -1,5 +1,6 @@
 """Latency of networks on a device: a table of layers, each measured once, and their sum."""
 
+import hashlib
 import json
 import platform
 import statistics
@@ -122,12 +123,12 @@ class NotMeasured(ValueError):
 class LatencyTable(LayerTable):
     r"""Seconds of one call of a network: $a + s \sum_l (t_l - t_0)$, with $t_l$ the seconds of layer l alone.
 
-    A time is the least of several calls: other processes on the machine only add to it. Every layer is timed in turn
-    with one reference convolution, call by call; its seconds are the ratio of the two times the seconds of the
-    convolution when the table was created. So a machine that slows down while the table grows does not make later
-    layers look slower. $t_0$ is the time of a call that does next to nothing (`least`), which a whole network has
-    once and not for every layer; in `eager` it has it for every layer, and $t_0$ is 0. Offset a and scale s are fitted
-    to whole networks (`calibrate`): layers in a network find their input in the cache.
+    Every layer is timed in turn with one reference convolution, call by call; its seconds are the median of the ratios
+    of the two, times the seconds of the convolution when the table was created. So a machine that slows down while the
+    table grows, or between two calls, does not make layers look slower. $t_0$ is the time of a call that does next to
+    nothing (`least`), which a whole network has once and not for every layer; in `eager` it has it for every layer,
+    and $t_0$ is 0. Offset a and scale s are fitted to whole networks (`calibrate`): layers in a network find their
+    input in the cache.
 
     Args:
         device: where to measure `eager` and `compile`; the other runtimes are measured on the CPU.
@@ -144,7 +145,7 @@ class LatencyTable(LayerTable):
 
     Reference: additive tables: Cai et al., ProxylessNAS, ICLR 2019, appendix B; Cai et al., Once for All, ICLR 2020,
         section 3.3 and appendix.
-    Differs: the least instead of the mean; relative to a reference timed beside it; offset and scale fitted to whole
+    Differs: the median of ratios to a reference timed beside it, instead of a mean; offset and scale fitted to whole
         networks.
     """
 
@@ -176,7 +177,7 @@ class LatencyTable(LayerTable):
         self._reference = nn.Conv2d(32, 32, 3, padding=1).to(self.device).eval()
         self._input = torch.zeros(1, 32, 32, 32, device=self.device)
         if self.base is None:
-            self.base = min(self._times(lambda: self._reference(self._input)))
+            self.base = statistics.median(self._times(lambda: self._reference(self._input)))
             self.write({"reference": self.base, **self._here})
 
     base: float | None
@@ -219,6 +220,14 @@ class LatencyTable(LayerTable):
         """Seconds of the whole network, measured now, relative to the reference as the table's layers are."""
         return self.timer(blueprint)()
 
+    def measured(self, blueprint: Blueprint) -> float:
+        """Seconds of the whole network, measured once and stored as a row."""
+        key = "network " + hashlib.sha256(json.dumps(blueprint.to_json()).encode()).hexdigest()[:32]
+        if key not in self.layers:
+            self.layers[key] = self.whole(blueprint)
+            self.write({"layer": key, "seconds": self.layers[key]})
+        return self.layers[key]
+
     def timer(self, blueprint: Blueprint) -> Callable[[], float]:
         """What measures the whole network each time it is called; the network is made for the runtime once."""
         return self._timer(build(blueprint.chain), ((1, *blueprint.image),))
@@ -226,7 +235,7 @@ class LatencyTable(LayerTable):
     def drift(self) -> float:
         """How much slower the reference runs now than when the table was created: 0.1 is 10 %."""
         assert self.base is not None
-        return min(self._times(lambda: self._reference(self._input))) / self.base - 1
+        return statistics.median(self._times(lambda: self._reference(self._input))) / self.base - 1
 
     def _alone(self, layer: Layer, shapes: Shapes) -> float:
         if self.target.table:
@@ -253,12 +262,13 @@ class LatencyTable(LayerTable):
             call = runner(self.target.runtime, module.to(self.device).eval(), inputs, self.threads)
 
         def measure() -> float:
-            seconds, reference = [], []
+            ratios = []
             with threads(self.threads):
                 for _ in range(_WARM + self.repeats):
-                    reference += self._times(lambda: self._reference(self._input), 1)
-                    seconds += self._times(call, 1)
-            return min(seconds[_WARM:]) / min(reference[_WARM:]) * base
+                    (reference,) = self._times(lambda: self._reference(self._input), 1)
+                    (seconds,) = self._times(call, 1)
+                    ratios.append(seconds / reference)
+            return statistics.median(ratios[_WARM:]) * base
 
         return measure
 

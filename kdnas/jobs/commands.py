@@ -203,8 +203,8 @@ def run(
             macs=25%, of the teacher's network or of the space's largest; repeatable. latency=5ms@onnxruntime,threads=2
             is on another target (eager, compile, onnxruntime, executorch), size=2MB@int8 of the graph in integers.
         latency_table: a JSON file that `kdnas latency` had measured on another device; the bound on latency is for it.
-        divisor: without --space, widths narrower than the teacher's are multiples of it; 0 for 8 under a budget on
-            latency, else 1. The widths of a space are those of its table.
+        divisor: without --space, widths narrower than the teacher's are multiples of it; 0 for 8, and for 4 below
+            64 channels, under a budget on latency, else 1. The widths of a space are those of its table.
         distiller: NAME or NAME,key=value from `kdnas list distillers`; none trains no supernet.
         loss: NAME or NAME=WEIGHT from `kdnas list losses`, perhaps with ,key=value, a distillation loss beside the
             labels; repeatable.
@@ -1148,7 +1148,7 @@ def prune(
         method: shares of each group of channels, searched under the source; or scale_factors, trained under the
             teacher.
         num_candidates: number of removals that are scored.
-        divisor: widths are multiples of it; 0 for 8 under a budget on latency, else 1.
+        divisor: widths are multiples of it; 0 for 8, and for 4 below 64 channels, under a budget on latency, else 1.
         loss: NAME or NAME=WEIGHT from `kdnas list losses`, beside the labels; repeatable; by default the mixture of
             labels and teacher is chosen by trials of a tenth of the steps.
         weights: initial weights of the retraining: inherited, fresh, or chosen by such a trial.

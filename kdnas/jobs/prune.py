@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import json
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypedDict
@@ -61,7 +62,6 @@ class _Candidate(TypedDict):
 _REMOVAL = "removal-"
 _CHOSEN, _EQUAL, _RANDOM = f"{_REMOVAL}chosen", f"{_REMOVAL}equal", f"{_REMOVAL}random"
 """Student folders of what the removals leave, not yet retrained; the controls have the names without `removal-`."""
-_DIVISOR = 8  # of widths under a budget on latency
 _CALIBRATION = 250  # images per batch
 _CONTROLS = {
     "control": ("the same network retrained without a teacher", "distillation did not help"),
@@ -371,18 +371,30 @@ class Job:
                 self.storage.add(CANDIDATES, [{"counts": counts, "score": known[key]}])
             return known[key]
 
-        divisor = self.settings.divisor or (1 if self.table is None else _DIVISOR)
-        search = ShareSearch(fitted.removal, self._admits, score, divisor)
+        divisor = self.settings.divisor or int(self.table is None)
+        search = ShareSearch(fitted.removal, self._admits, score, divisor, self._measured())
         count = self.settings.num_candidates if self.settings.method == "shares" else 1
         with progress("removal", count) as bar:
             rng = python_rng("shares", self.settings.recipe.seed)
             began = time.perf_counter()
-            search.run(count, rng, lambda done, best: bar.update(done, f"best {best:.4f}"))
+            keep = max(5, self.settings.finalists)
+            search.run(count, rng, lambda done, best: bar.update(done, f"best {best:.4f}"), keep)
             self.candidate = (time.perf_counter() - began) / len(search.candidates)
         return search
 
-    def _admits(self, blueprint: Blueprint) -> bool:
-        return self.budget.admits(cost(blueprint), **_measured(self.budget, self.table, blueprint))
+    def _admits(self, blueprint: Blueprint, times: float = 1.0) -> bool:
+        """Whether a network is within the budget, if its latency is so many times of what the table says."""
+        measured = _measured(self.budget, self.table, blueprint)
+        if self.table is not None:
+            measured["latency"] *= times
+        return self.budget.admits(cost(blueprint), **measured)
+
+    def _measured(self) -> Callable[[Blueprint], float] | None:
+        """How many times of what the table says a network takes; None where nothing can be measured."""
+        table = self.table
+        if table is None or table.target.table:
+            return None
+        return lambda blueprint: table.measured(blueprint) / table.seconds(blueprint)
 
     def _sorted(self, removal: str, importance: Importance, images: Tensor) -> Reconstruction:
         """The source with its channels in this order, stored for a removal, and its layers' inputs on the images."""

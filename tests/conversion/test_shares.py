@@ -79,6 +79,47 @@ def test_finalists_are_the_best_that_differ():
     assert len(found.finalists(1000)) < len(found.candidates)  # repetitions are left out
 
 
+def _slow(blueprint):
+    """A prediction that is the further below the truth the smaller the network is."""
+    return 1.0 + 0.3 * (1 - cost(blueprint).macs / WHOLE)
+
+
+def test_the_best_candidates_and_equal_shares_are_as_large_as_their_measured_cost_admits():
+    budget = 0.5 * WHOLE
+    predicted = lambda blueprint, times=1.0: times * cost(blueprint).macs <= budget  # noqa: E731
+    key = groups()[-1].key
+    found = ShareSearch(REMOVAL, predicted, lambda counts: counts[key], measured=_slow)
+    found.run(40, random.Random(0), keep=3)
+    assert 2 <= len(found.candidates) <= 4
+    tilts = [candidate.tilts for candidate in found.candidates]
+    assert dict.fromkeys((group.key for group in groups()), 1.0) in tilts
+    for candidate in found.candidates:
+        blueprint = REMOVAL.blueprint(candidate.counts)
+        real = _slow(blueprint) * cost(blueprint).macs
+        assert 0.85 * budget < real <= budget and candidate.score == candidate.counts[key]
+    equal = REMOVAL.blueprint(found.equal_shares())
+    assert 0.9 * budget < _slow(equal) * cost(equal).macs <= budget and cost(equal).macs < 0.9 * budget
+
+
+def test_a_prediction_that_is_too_high_leaves_no_capacity_unused():
+    predicted = lambda blueprint, times=1.0: times * cost(blueprint).macs <= 0.5 * WHOLE  # noqa: E731
+    found = ShareSearch(REMOVAL, predicted, lambda counts: 0.0, measured=lambda blueprint: 0.7)
+    found.run(10, random.Random(0))
+    for candidate in found.candidates:
+        macs = cost(REMOVAL.blueprint(candidate.counts)).macs
+        whole_widths = all(candidate.counts[group.key] == group.size for group in groups())  # without a block
+        assert macs <= 0.5 / 0.7 * WHOLE and (whole_widths or macs > 0.62 * WHOLE)
+    equal = REMOVAL.blueprint(found.equal_shares())
+    assert 0.62 * WHOLE < cost(equal).macs
+
+
+def test_networks_that_are_all_measured_over_the_budget_are_refused():
+    predicted = lambda blueprint, times=1.0: times * cost(blueprint).macs <= 0.5 * WHOLE  # noqa: E731
+    found = ShareSearch(REMOVAL, predicted, lambda counts: 0.0, measured=lambda blueprint: 1e3)
+    with pytest.raises(ValueError, match="no share of the channels is within the budget"):
+        found.run(5, random.Random(0))
+
+
 def test_a_budget_below_every_floor_is_refused():
     found = search(10)
     assert found.equal_shares() is None

@@ -131,6 +131,33 @@ def test_a_machine_that_slows_down_meanwhile_changes_nothing(clock):
     assert table.drift() == pytest.approx(1.0)
 
 
+def test_calls_that_were_disturbed_change_nothing(clock, monkeypatch):
+    table = LatencyTable(CPU, repeats=9)
+    calls = []
+
+    def times(call, repeats=None):
+        calls.append(call)
+        clock["slow"] = 5.0 if len(calls) % 8 < 3 else 1.0  # now a reference, now a layer
+        return LatencyTable._times(table, call, repeats)
+
+    monkeypatch.setattr(table, "_times", times)
+    blueprint = SPACE.blueprint(SPACE.largest)
+    params = sum(p.numel() for p in Network(blueprint).parameters())
+    assert table.seconds(blueprint) == pytest.approx(1e-3 * params)
+
+
+def test_a_whole_network_is_measured_once_and_stored(clock):
+    rows = []
+    table = LatencyTable(CPU, write=rows.append, repeats=2)
+    blueprint = SPACE.blueprint(SPACE.largest)
+    first, written = table.measured(blueprint), len(rows)
+    assert first == pytest.approx(table.whole(blueprint))
+    clock["slow"] = 7.0
+    again = LatencyTable(CPU, json.loads(json.dumps(rows)), write=rows.append, repeats=2)
+    assert table.measured(blueprint) == again.measured(blueprint) == first and len(rows) == written
+    assert again.measured(SPACE.blueprint(SPACE.smallest)) < first
+
+
 def test_the_scale_is_fitted_to_whole_networks_once(clock, monkeypatch):
     rows = []
     table = LatencyTable(CPU, write=rows.append, repeats=2)
