@@ -138,23 +138,18 @@ _SUMS = (
 )
 
 
-_HANDED_OVER = {"macs": ("kdnas-run", "kdnas"), "latency": ("kdnas-prune", "kdnas-prune-whole")}
-"""By kind of budget, the search whose result is compared with equal shares, and the name of the better one."""
-
-
 def returned(rows: Sequence[Row]) -> list[Row]:
     """What `kdnas run` hands over, as rows of the contestant `kdnas`: the better of search and equal shares.
 
     It retrains equal shares whole beside the searched removal, and the better of both on the search part is the
-    student; so costs are the sum of both. (Random removal, which it retrains as well, was never the better one.) Under
-    a budget on latency the same is said of `kdnas prune` with controls, as `kdnas-prune-whole`.
+    student; so costs are the sum of both. (Random removal, which it retrains as well, was never the better one.)
     """
     known = {Task.of(row): row for row in rows if not row["note"]}
     both = [(row, known.get(task._replace(contestant="kdnas-equal"))) for task, row in known.items()]
-    pairs = [(run, equal) for run, equal in both if equal and run["contestant"] == _HANDED_OVER[run["budget"]][0]]
+    pairs = [(run, equal) for run, equal in both if equal and run["contestant"] == "kdnas-run"]
     return [
         max(pair, key=lambda row: float(row["search_accuracy"]))
-        | {"contestant": _HANDED_OVER[pair[0]["budget"]][1]}
+        | {"contestant": "kdnas"}
         | {name: sum(float(row[name]) for row in pair) for name in _SUMS}
         for pair in pairs
     ]
@@ -185,7 +180,6 @@ def tables(rows: Sequence[Row], peers: Sequence[str]) -> Iterator[str]:
 NAMES = {
     "kdnas": "**`kdnas run`** (three finalists, or equal shares)",
     "kdnas-run": "`kdnas run`, its three finalists alone",
-    "kdnas-prune-whole": "**`kdnas prune`** (its search, or equal shares)",
     "kdnas-prune": "`kdnas prune`, its search alone",
     "tp-group-norm": "Torch-Pruning, group norm, 400 steps",
     "tp-global": "Torch-Pruning, magnitude, global",
@@ -211,10 +205,10 @@ def summary(rows: Sequence[Row], peers: Sequence[str], budget: str, steps: int) 
         budget: `macs` or `latency`.
         steps: of the retraining.
     """
-    own = "kdnas-prune" if budget == "latency" else "kdnas-run"
+    own = {"kdnas-run", "kdnas-prune"} if budget == "latency" else {"kdnas-run"}
     comparison = Comparison([*rows, *returned(rows)], peers)  # the variance between seeds is that of all cells
     cells = [c for c in comparison.hits if (c[1], c[3]) == (budget, steps)]
-    cells = [c for c in cells if comparison.best_peer(c) and own in comparison.hits[c]]
+    cells = [c for c in cells if comparison.best_peer(c) and own & comparison.hits[c].keys()]
     cells.sort(key=lambda cell: (list(NAMES).index(cell[0]), cell[2]))
     heads = [f"{NAMES[cell[0]]}, {100 * cell[2]:g} %" for cell in cells]
     kind = "latency, " if budget == "latency" else ""

@@ -16,12 +16,13 @@ from kdnas.conversion.removal import ResidualBlock, floor_of
 from kdnas.conversion.scale_factors import Factors
 from kdnas.costs.budget import Budget
 from kdnas.costs.count import cost
+from kdnas.costs.latency import LatencyTable
 from kdnas.data.base import Data
 from kdnas.distillers.base import Step
 from kdnas.jobs.prune import begin, prune
-from kdnas.network import Network
+from kdnas.network import Network, build
 from kdnas.outputs import Outputs
-from kdnas.runs.folder import RunFolder
+from kdnas.runs.folder import LATENCIES, RunFolder
 from kdnas.settings import FitTeacher, Recipe
 from kdnas.spaces.converted import Node, Part
 from kdnas.students.folder import read_student
@@ -679,6 +680,30 @@ def test_the_training_that_is_announced_is_the_first_that_comes(tmp_path, caplog
     settings = dataclasses.replace(pruned(), method=method)
     begin(settings, RunFolder.create(tmp_path / "run", settings.to_json(), 0))
     assert f"training  {said}" in caplog.text
+
+
+def test_what_a_removal_leaves_is_measured_within_its_latency(tmp_path, monkeypatch):
+    """Layers predict by their parameters, whole networks take a nanosecond for a multiply-accumulate."""
+    from tests.toy import pruned
+
+    def alone(table, layer, shapes):
+        return 1e-9 * sum(p.numel() for p in build(layer).parameters())
+
+    monkeypatch.setattr(LatencyTable, "_alone", alone)
+    monkeypatch.setattr(LatencyTable, "whole", lambda table, blueprint: 1e-9 * cost(blueprint).macs)
+    settings = dataclasses.replace(pruned(), budget=Budget.parse(["latency=50%"]))
+    storage = RunFolder.create(tmp_path / "run", settings.to_json(), 0)
+    begin(settings, storage).remove()
+    whole = cost(read_student(storage.path("students", "source"))[0].blueprint).macs
+    for name in ("removal-chosen", "removal-equal"):
+        macs = cost(read_student(storage.path("students", name))[0].blueprint).macs
+        assert 0.35 * whole < macs <= 0.5 * whole
+    rows = storage.lines(LATENCIES)
+    assert sum("network " in row.get("layer", "") for row in rows) >= 2
+    again = RunFolder.create(tmp_path / "run", settings.to_json(), 0)
+    monkeypatch.setattr(LatencyTable, "whole", None)  # what was measured is not measured again
+    begin(settings, again).remove()
+    assert len(storage.lines(LATENCIES)) == len(rows)
 
 
 def test_settings_that_make_no_sense_are_refused():
