@@ -8,6 +8,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any, final
 
 import numpy as np
@@ -138,6 +139,8 @@ class LatencyTable(LayerTable):
         repeats: timed calls of each layer.
         target: the runtime, its threads, and the batch; with a `table`, rows are those of another device, and nothing
             is measured.
+        beside: the network that whole networks are timed beside in place of the convolution, call by call: what slows
+            one down for a while slows down the other alike. None for the convolution.
 
     Raises:
         ValueError: the rows are from another device or number of threads, or damaged; the target's extra is not
@@ -156,6 +159,7 @@ class LatencyTable(LayerTable):
         write: Callable[[dict[str, Any]], None] = lambda row: None,
         repeats: int = REPEATS,
         target: Target = Target(),  # noqa: B008
+        beside: Blueprint | None = None,
     ) -> None:
         name = "" if target == Target() else str(target)
         super().__init__(lambda row: write(row | {"target": name} if name else row))
@@ -163,7 +167,7 @@ class LatencyTable(LayerTable):
         self.target, self.repeats = target, repeats
         self.threads = target.threads or torch.get_num_threads()
         self.device = device if target.runtime in ("eager", "compile") else torch.device("cpu")
-        self.base, self.call = None, None
+        self.base, self.call, self.beside = None, None, beside
         own = [{k: v for k, v in row.items() if k != "target"} for row in rows if row.get("target", "") == name]
         if target.table and not own:
             own = adopted(target.table)
@@ -222,15 +226,26 @@ class LatencyTable(LayerTable):
 
     def measured(self, blueprint: Blueprint) -> float:
         """Seconds of the whole network, measured once and stored as a row."""
-        key = "network " + hashlib.sha256(json.dumps(blueprint.to_json()).encode()).hexdigest()[:32]
-        if key not in self.layers:
-            self.layers[key] = self.whole(blueprint)
-            self.write({"layer": key, "seconds": self.layers[key]})
-        return self.layers[key]
+        return self._once(blueprint, self.whole)
 
     def timer(self, blueprint: Blueprint) -> Callable[[], float]:
         """What measures the whole network each time it is called; the network is made for the runtime once."""
-        return self._timer(build(blueprint.chain), ((1, *blueprint.image),))
+        module, shapes = build(blueprint.chain), ((1, *blueprint.image),)
+        return self._timer(module, shapes, None if self.beside is None else self._beside)
+
+    @cached_property
+    def _beside(self) -> tuple[Callable[[], Any], float]:
+        """A call of the network that whole networks are timed beside, and its seconds."""
+        assert self.beside is not None
+        module, shapes = build(self.beside.chain), ((1, *self.beside.image),)
+        return self._call(module, shapes), self._once(self.beside, lambda _: self._measure(module, shapes))
+
+    def _once(self, blueprint: Blueprint, measure: Callable[[Blueprint], float]) -> float:
+        key = "network " + hashlib.sha256(json.dumps(blueprint.to_json()).encode()).hexdigest()[:32]
+        if key not in self.layers:
+            self.layers[key] = measure(blueprint)
+            self.write({"layer": key, "seconds": self.layers[key]})
+        return self.layers[key]
 
     def drift(self) -> float:
         """How much slower the reference runs now than when the table was created: 0.1 is 10 %."""
@@ -254,23 +269,30 @@ class LatencyTable(LayerTable):
     def _measure(self, module: nn.Module, shapes: Shapes) -> float:
         return self._timer(module, shapes)()
 
-    def _timer(self, module: nn.Module, shapes: Shapes) -> Callable[[], float]:
+    def _timer(
+        self, module: nn.Module, shapes: Shapes, beside: tuple[Callable[[], Any], float] | None = None
+    ) -> Callable[[], float]:
+        """What measures a module, beside a call whose seconds are known: by default that of the reference."""
         assert self.base is not None
-        base, batch = self.base, self.target.batch
-        inputs = tuple(torch.zeros((shape[0] * batch, *shape[1:]), device=self.device) for shape in shapes)
-        with threads(self.threads):
-            call = runner(self.target.runtime, module.to(self.device).eval(), inputs, self.threads)
+        other, base = beside or ((lambda: self._reference(self._input)), self.base)
+        call = self._call(module, shapes)
 
         def measure() -> float:
             ratios = []
             with threads(self.threads):
                 for _ in range(_WARM + self.repeats):
-                    (reference,) = self._times(lambda: self._reference(self._input), 1)
+                    (reference,) = self._times(other, 1)
                     (seconds,) = self._times(call, 1)
                     ratios.append(seconds / reference)
             return statistics.median(ratios[_WARM:]) * base
 
         return measure
+
+    def _call(self, module: nn.Module, shapes: Shapes) -> Callable[[], Any]:
+        """A call of the module in the target's runtime."""
+        inputs = tuple(torch.zeros((shape[0] * self.target.batch, *shape[1:]), device=self.device) for shape in shapes)
+        with threads(self.threads):
+            return runner(self.target.runtime, module.to(self.device).eval(), inputs, self.threads)
 
     def _times(self, call: Callable[[], Any], repeats: int | None = None) -> list[float]:
         warm = _WARM if repeats is None else 0

@@ -147,7 +147,8 @@ def begin(settings: Prune, storage: RunFolder) -> "Job":
     if "latency" in settings.budget.names:
         rows = storage.lines(LATENCIES)
         target = settings.budget.target
-        table = LatencyTable(default_device(), rows, lambda row: storage.add(LATENCIES, [row]), target=target)
+        write = lambda row: storage.add(LATENCIES, [row])  # noqa: E731
+        table = LatencyTable(default_device(), rows, write, target=target, beside=whole)
         if not target.table:
             table.calibrate([whole])
     size = cost(whole)

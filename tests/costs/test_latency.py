@@ -158,6 +158,19 @@ def test_a_whole_network_is_measured_once_and_stored(clock):
     assert again.measured(SPACE.blueprint(SPACE.smallest)) < first
 
 
+def test_whole_networks_may_be_timed_beside_one_of_them(clock):
+    rows, source, small = [], SPACE.blueprint(SPACE.largest), SPACE.blueprint(SPACE.smallest)
+    table = LatencyTable(CPU, write=rows.append, repeats=2, beside=source)
+    seconds = [1e-3 * sum(p.numel() for p in Network(blueprint).parameters()) for blueprint in (source, small)]
+    assert [table.measured(blueprint) for blueprint in (source, small)] == pytest.approx(seconds)
+    clock["slow"] = 3.0
+    assert table.whole(small) == pytest.approx(seconds[1])
+    written = len(rows)
+    again = LatencyTable(CPU, json.loads(json.dumps(rows)), write=rows.append, repeats=2, beside=source)
+    again._reference = None  # the convolution is not asked again
+    assert again.whole(small) == pytest.approx(seconds[1]) and len(rows) == written
+
+
 def test_the_scale_is_fitted_to_whole_networks_once(clock, monkeypatch):
     rows = []
     table = LatencyTable(CPU, write=rows.append, repeats=2)
