@@ -9,7 +9,10 @@ the product's supernet, as four ordinary networks, and by OFA's own code on the 
 AlphaNet the same for its space. Other code is timed with its images contiguous, as it is used, and channels-last, as
 kdnas trains on a CPU. `precision`: the same step by number format, memory format, whether sums are repeatable
 (`kdnas.network.repeatable`) and activations are recomputed (`kdnas.network.recomputing`), with its peak memory on a GPU
-and how far its losses are from those of float32. `rate`: operations of the step a second beside those of a large matrix
+and how far its losses are from those of float32. `execution`: the largest and the smallest subnet in a step, and the
+smallest by itself, by eager and by compiled layers (`kdnas.compilation.compiling`), and what compiling takes: give it
+one core by TORCHINDUCTOR_COMPILE_THREADS=1, and no programs of an earlier run by TORCHINDUCTOR_FORCE_DISABLE_CACHES=1.
+`rate`: operations of the step a second beside those of a large matrix
 product. `ranking`: all codes of
 NAS-Bench-Macro (or `--networks` of them) by RDM, with shared prefixes, one by one, and naively. `waiting`: how long the
 GPU has nothing to do in the product's own training loop.
@@ -22,6 +25,7 @@ import argparse
 import contextlib
 import dataclasses
 import itertools
+import os
 import random
 import statistics
 import sys
@@ -38,6 +42,7 @@ from torch import Tensor, nn
 
 from kdnas import Supernet, load_space
 from kdnas.architecture import Architecture
+from kdnas.compilation import compiling
 from kdnas.costs.count import cost
 from kdnas.distillers.sandwich import Sandwich
 from kdnas.network import Network, recomputing, repeatable
@@ -88,13 +93,13 @@ def subnets(space: SearchSpace) -> list[Architecture]:
     return [space.largest, space.smallest, space.sample(rng), space.sample(rng)]
 
 
-def step_of(run: Callable[[int], Tensor], labels: Tensor, zero: Callable[..., Any]) -> Call:
-    """Forward and backward of four subnets; returns their losses."""
+def step_of(run: Callable[[int], Tensor], labels: Tensor, zero: Callable[..., Any], count: int = 4) -> Call:
+    """Forward and backward of so many subnets; returns their losses."""
 
     def step() -> list[float]:
         zero(set_to_none=True)
         losses = []
-        for index in range(4):
+        for index in range(count):
             loss = F.cross_entropy(run(index), labels)
             loss.backward()
             losses.append(loss.detach())
@@ -247,6 +252,46 @@ def measure_precision(options: argparse.Namespace, device: torch.device) -> None
         )
 
 
+def measure_execution(options: argparse.Namespace, device: torch.device) -> None:
+    """By eager and compiled layers; and the first call of these, which compiles them."""
+    from torch._dynamo.utils import counters
+
+    space = space_of(options.side)
+    dense, labels = images_of(space, options.batch, device)
+    images = dense.contiguous(memory_format=torch.channels_last) if device.type == "cpu" else dense
+    supernet = initialised(lambda: Supernet(space), 0).to(device).train()
+    student = supernet.extract(space.smallest).to(device).train()
+    ends = (space.largest, space.smallest)
+    steps = {
+        "student": step_of(lambda i: student(images).logits, labels, student.zero_grad, 1),
+        "supernet": step_of(lambda i: supernet(images, ends[i]).logits, labels, supernet.zero_grad, 2),
+    }
+    print(f"execution, {options.batch} images of {options.side}x{options.side}:")
+    for name, step in steps.items():
+
+        def compiled(step: Call = step) -> list[float]:
+            with compiling():
+                return step()
+
+        with repeatable(device):
+            torch._dynamo.reset()
+            state = {key: tensor.clone() for key, tensor in supernet.state_dict().items()}
+            before, began = counters["stats"]["unique_graphs"], sum(os.times()[:4])
+            compiled()
+            first = sum(os.times()[:4]) - began  # of the compiler's processes too
+            programs = counters["stats"]["unique_graphs"] - before
+            seconds = medians({"eager": step, "compiled": compiled}, options.rounds, device)
+            losses = step(), compiled()
+        supernet.load_state_dict(state)
+        away = max(abs(a - b) / a for a, b in zip(*losses, strict=True))
+        print(
+            f"  {name:<10} eager {1000 * seconds['eager']:>9.1f} ms, compiled {1000 * seconds['compiled']:>9.1f} ms, "
+            f"{seconds['eager'] / seconds['compiled']:.2f} times as fast, losses away by {away:.1e}; "
+            f"{programs} programs in {first:.0f} s of the processor's time",
+            flush=True,
+        )
+
+
 def measure_rate(options: argparse.Namespace, device: torch.device) -> None:
     """Operations a second of a step, three times those of its forward pass, beside a matrix product's."""
     space = space_of(options.side)
@@ -359,6 +404,7 @@ def measure_waiting(options: argparse.Namespace, device: torch.device) -> None:
 SECTIONS = {
     "step": measure_step,
     "precision": measure_precision,
+    "execution": measure_execution,
     "rate": measure_rate,
     "ranking": measure_ranking,
     "waiting": measure_waiting,

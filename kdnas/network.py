@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from kdnas.blocks.basic import AttentionMap, ClassifiedMap, enlarge, resize
+from kdnas.compilation import compiled
 from kdnas.outputs import Outputs
 from kdnas.plain import printable
 from kdnas.space import Blueprint, Layer
@@ -220,7 +221,8 @@ def is_repeated() -> bool:
 def called(layer: Callable[..., Any], *inputs: Tensor) -> Any:
     """A layer's output; inside of `recomputing` it is run again for the backward pass."""
     if not is_recomputing():
-        return layer(*inputs)
+        with compiled(layer) if isinstance(layer, nn.Module) else nullcontext():
+            return layer(*inputs)
 
     @contextmanager
     def again() -> Iterator[None]:

@@ -40,6 +40,10 @@ class Recipe:
             of block_wise, each with the whole batch.
         activations: `kept` for the backward pass, or `recomputed` there, which needs less memory and a second forward
             pass; results are the same bit for bit.
+        execution: `eager`, or `compiled` layers (torch.compile) of student, supernet and teacher in the steps.
+
+    Raises:
+        ValueError: a number out of range, or recomputed activations of compiled layers.
 
     Example:
         >>> recipe = Recipe(steps=100, learning_rate=0.1, warmup=0.1)
@@ -59,9 +63,12 @@ class Recipe:
     seed: Seed = 0
     per_process: PerProcess = field(default="nothing", metadata=LATER)
     activations: Literal["kept", "recomputed"] = field(default="kept", metadata=LATER)
+    execution: Literal["eager", "compiled"] = field(default="eager", metadata=LATER)
 
     def __post_init__(self) -> None:
         check_fields(self)
+        if self.execution == "compiled" and self.activations == "recomputed":
+            raise ValueError("`activations` must be kept where `execution` is compiled, got recomputed.")
 
     def rate(self, step: int, steps: int | None = None) -> float:
         """Linear warm-up, then a cosine down to the floor; a function of the step and the number of steps alone."""
@@ -88,6 +95,7 @@ class RecipeOptions(TypedDict, total=False):
     seed: int | None
     per_process: PerProcess | None
     activations: Literal["kept", "recomputed"] | None
+    execution: Literal["eager", "compiled"] | None
 
 
 @final

@@ -11,6 +11,7 @@ from torch.func import functional_call
 
 from kdnas.architecture import Architecture, Value
 from kdnas.blocks.basic import AttentionMap, DropPath
+from kdnas.compilation import compiled
 from kdnas.network import (
     BATCH_NORMS,
     Network,
@@ -184,8 +185,10 @@ class Supernet(nn.Module):
         if is_repeated():  # running statistics have seen this batch
             weights = {path: tensor if tensor.requires_grad else tensor.clone() for path, tensor in weights.items()}
         try:
-            # Layers have no tied weights, which `extract` could not copy; to look for them is a tenth of a GPU's step.
-            return functional_call(plan.module, weights, inputs, tie_weights=False)
+            with compiled(plan.module):
+                # Layers have no tied weights, which `extract` could not copy; to look for them is a tenth of a GPU's
+                # step.
+                return functional_call(plan.module, weights, inputs, tie_weights=False)
         except RuntimeError as error:
             shapes = " and ".join(str(tuple(x.shape)) for x in inputs)
             error.add_note(f"in layer {name}: {layer}, with an input of shape {shapes}")

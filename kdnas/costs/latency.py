@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from kdnas.architecture import Architecture, Choice, Value
+from kdnas.compilation import any_number
 from kdnas.costs.count import Shapes, layer_inputs
 from kdnas.costs.target import Target
 from kdnas.network import build
@@ -26,7 +27,6 @@ from kdnas.space import Blueprint, Layer, SearchSpace
 
 REPEATS = 15
 _SPREAD = 1.2  # of sums that an offset can be told from
-_UNLIMITED = 2**30
 _WARM = 2  # calls that are not timed: the first ones choose algorithms and fill caches
 
 
@@ -331,12 +331,8 @@ def runner(runtime: str, module: nn.Module, inputs: tuple[Tensor, ...], threads:
     if runtime == "eager":
         return lambda: module(*inputs)
     if runtime == "compile":
-        import torch._dynamo.config as dynamo  # takes seconds
-
         compiled = torch.compile(module, dynamic=False)
-        # Compiled now: of modules with the same code PyTorch leaves all beyond the eighth uncompiled, without an error.
-        limits = {"recompile_limit": _UNLIMITED, "accumulated_recompile_limit": _UNLIMITED}
-        with dynamo.patch(limits), torch.no_grad():
+        with any_number(), torch.no_grad():
             compiled(*inputs)
         return lambda: compiled(*inputs)
     if runtime == "onnxruntime":

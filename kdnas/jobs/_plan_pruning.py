@@ -109,12 +109,12 @@ class RehearsedPruning:
     @property
     def recipes(self) -> Mapping[str, Recipe]:
         """The recipes of the run by what they train."""
-        return _recipes(self.settings)
+        return recipes_of(self.settings)
 
     def phases(self, scale: float, evaluations: int) -> tuple[Phase, ...]:
         """Every phase of the run with this share of its steps, and so many candidates."""
         steps = {name: max(1, round(scale * recipe.steps)) for name, recipe in self.recipes.items()}
-        before = {name: recipe.steps for name, recipe in _recipes(self.short).items()}
+        before = {name: recipe.steps for name, recipe in recipes_of(self.short).items()}
         more = {
             "teacher": self._more("teacher", steps.get("teacher", 0), before.get("teacher", 0)),
             "trials": self._more("student", max(1, steps["students"] // SHARE), 1).times(self.trials),
@@ -147,7 +147,7 @@ def _shortened(settings: Prune) -> Prune:
     )
 
 
-def _recipes(settings: Prune) -> dict[str, Recipe]:
+def recipes_of(settings: Prune) -> dict[str, Recipe]:
     teacher = settings.teacher
     fit = {"teacher": teacher.recipe} if isinstance(teacher, FitTeacher) else {}
     return fit | {"students": settings.retrain}

@@ -211,10 +211,16 @@ def plan(settings: Experiment | Prune, folder: Path, *, deploy: bool, seconds: f
         seconds: the time that there is.
 
     Raises:
-        ValueError: as the phases; or no settings fit the time.
+        ValueError: as the phases; no settings fit the time; or layers are to be compiled.
     """
-    from kdnas.jobs._plan_pruning import RehearsedPruning
+    from kdnas.jobs._plan_pruning import RehearsedPruning, recipes_of
 
+    recipes = recipes_of(settings) if isinstance(settings, Prune) else _recipes(settings)
+    if any(recipe.execution == "compiled" for recipe in recipes.values()):
+        raise ValueError(
+            "`execution` must be eager in a plan, got compiled: layers are compiled in the first steps, which do not "
+            "tell the time of later ones."
+        )
     with rehearsal() as place:
         if isinstance(settings, Prune):
             rehearsed: Rehearsed = RehearsedPruning.of(settings, place, deploy=deploy)

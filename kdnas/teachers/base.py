@@ -4,6 +4,7 @@ import abc
 import copy
 import itertools
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from inspect import signature
 from typing import Any, Self, final
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from kdnas.blocks.basic import enlarge
+from kdnas.compilation import compiled
 from kdnas.data.base import Data, prepare
 from kdnas.losses.attention_layers import called_attention, find_attention
 from kdnas.network import Network, hooked
@@ -245,6 +247,7 @@ class Frozen(Teacher):
             recorded(self.module, self.stages, batch=len(images)) as outputs,
             called_attention(list(layers.values())) as maps,
             classified_map(self.module, self.position_classifier) as classified,
+            nullcontext() if isinstance(self.module, Network) else compiled(self.module),
         ):
             returned = self.module(images.to(self._dtype(), copy=True))  # it may write into them
         if isinstance(returned, Outputs) and not isinstance(self.module, Network):

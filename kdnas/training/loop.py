@@ -9,6 +9,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
+from kdnas.compilation import check_compiler, compiling
 from kdnas.data.base import Data
 from kdnas.data.feeding import Feed, Steps, num_decoders
 from kdnas.distillers.base import Batch, Distiller, Model, Step
@@ -61,7 +62,8 @@ class Training:
             of the images.
 
     Raises:
-        ValueError: the distiller is for another kind of model, or needs teacher layers that the cache does not store.
+        ValueError: the distiller is for another kind of model, or needs teacher layers that the cache does not store;
+            or layers are to be compiled, and there is no compiler.
     """
 
     def __init__(
@@ -77,6 +79,8 @@ class Training:
         distiller.check_model_type(type(model))
         distiller.suit(data.task)
         self.device = torch.device(device)
+        if recipe.execution == "compiled":
+            check_compiler(self.device)
         if distiller.every_layer and cache is not None:
             raise ValueError(
                 "this distiller needs every teacher layer, but the cache stores one feature map per stage; disable the "
@@ -153,7 +157,7 @@ class Training:
             # Images may be slow to read, and first steps in other ways; later ones take all processes equally long.
             team.meet("a step", careful=self.is_new)
             with tensors.sharing(recipe.per_process):
-                with recomputing(recipe.activations == "recomputed"):
+                with recomputing(recipe.activations == "recomputed"), compiling(recipe.execution == "compiled"):
                     values = self._backward(batch, step, watch)
                 self._optimize()
                 self.distiller.after(self.model, batch, step)

@@ -197,6 +197,8 @@ def check(distiller: Distiller, recipe: Recipe, num_images: int | None = None) -
             "`activations` must be kept with several processes, got recomputed: statistics of the whole batch would be "
             "exchanged in the backward pass."
         )
+    if recipe.execution == "compiled":
+        raise ValueError("`execution` must be eager with several processes, got compiled.")
     if recipe.per_process == "blocks":
         _check_spread(distiller, processes)
         return

@@ -222,6 +222,18 @@ def test_disk_is_what_a_phase_adds(tmp_path):
     assert phase.disk == 2000
 
 
+@pytest.mark.parametrize("kind", ["run", "pruning"])
+def test_layers_that_are_compiled_are_not_planned(tmp_path, kind):
+    recipe = Recipe(steps=3, execution="compiled")
+    whole = experiment()
+    settings = {
+        "run": dataclasses.replace(whole, retrain=dataclasses.replace(whole.retrain, recipe=recipe)),
+        "pruning": dataclasses.replace(pruned(), retrain=recipe),
+    }[kind]
+    with pytest.raises(ValueError, match="`execution` must be eager in a plan, got compiled"):
+        job.plan(settings, tmp_path / "run", deploy=False)
+
+
 def test_the_command_prints_the_plan(monkeypatch, capsys, tmp_path):
     seen = {}
 

@@ -196,6 +196,20 @@ def test_a_teacher_that_cannot_teach_is_refused_unless_one_insists(tmp_path, log
     assert [r.levelname for r in log.records] == ["INFO", "INFO", "WARNING"]
 
 
+@pytest.mark.parametrize("of", ["student", "finalists", "teacher"])
+def test_layers_cannot_be_compiled_without_a_compiler(tmp_path, monkeypatch, of):
+    monkeypatch.setenv("CXX", "no-compiler")
+    monkeypatch.setenv("CC", "no-compiler")
+    recipe = Recipe(steps=20, execution="compiled")
+    trained = {
+        "student": {"recipe": recipe},
+        "finalists": {"space": space(), "finals": (1.0, recipe)},
+        "teacher": {"teacher": FitTeacher(recipe=recipe)},
+    }[of]
+    with pytest.raises(ValueError, match="`execution` must be eager on this machine, got compiled"):
+        preflight(data(), folder=tmp_path, **trained)
+
+
 @pytest.mark.parametrize("name", ["in_order", "knowing"])
 def test_a_teacher_of_these_classes_passes(tmp_path, name):
     preflight(data(), folder=tmp_path, teacher=teacher(name))

@@ -178,6 +178,7 @@ def test_blocks_spread_over_processes_equal_those_of_one(monkeypatch):
     [
         (SinglePath(), {"batch_size": 9}, "`batch_size` must be a multiple of the number of processes, 2, got 9"),
         (SinglePath(), {"activations": "recomputed"}, "`activations` must be kept with several processes"),
+        (SinglePath(), {"execution": "compiled"}, "`execution` must be eager with several processes"),
         (Aggregation(), {}, "Aggregation trains in one process"),
         (Prioritized(), {"per_process": "architectures"}, "must be nothing or statistics with Prioritized"),
         (

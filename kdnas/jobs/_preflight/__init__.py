@@ -3,6 +3,7 @@
 import logging
 from pathlib import Path
 
+from kdnas.compilation import check_compiler
 from kdnas.data.base import Data
 from kdnas.jobs._preflight.cost import cost_findings, finals_finding, recipe_findings
 from kdnas.jobs._preflight.cost import duration as duration
@@ -12,7 +13,7 @@ from kdnas.jobs._preflight.findings import Finding, block
 from kdnas.jobs._preflight.machine import device_finding
 from kdnas.jobs._preflight.teacher import fitted_finding, teacher_findings
 from kdnas.jobs._run import insist_or_raise
-from kdnas.network import Network
+from kdnas.network import Network, default_device
 from kdnas.settings import FitTeacher, Recipe
 from kdnas.space import SearchSpace
 from kdnas.specs import Spec
@@ -52,8 +53,11 @@ def preflight(
     Raises:
         ValueError: unless inside of `insisting(True)`: the teacher fails, gives NaN, equal logits or probabilities, has
             other class names or an accuracy near chance, is fed another size than it says, or the student's images
-            would be resized by more than a factor of 2.
+            would be resized by more than a factor of 2. In any case: layers are to be compiled without a compiler.
     """
+    recipes = [recipe, finals and finals[1], teacher.recipe if isinstance(teacher, FitTeacher) else None]
+    if any(each is not None and each.execution == "compiled" for each in recipes):
+        check_compiler(default_device())
     findings = data_findings(data)
     if space:
         sides = () if space.dense else space.resolutions
