@@ -11,7 +11,7 @@ kdnas trains on a CPU. `precision`: the same step by number format, memory forma
 (`kdnas.network.repeatable`) and activations are recomputed (`kdnas.network.recomputing`), with its peak memory on a GPU
 and how far its losses are from those of float32. `execution`: the largest and the smallest subnet in a step, and the
 smallest by itself, by eager and by compiled layers (`kdnas.compilation.compiling`), and what compiling takes: give it
-one core by TORCHINDUCTOR_COMPILE_THREADS=1, and no programs of an earlier run by TORCHINDUCTOR_FORCE_DISABLE_CACHES=1.
+one core by TORCHINDUCTOR_COMPILE_THREADS=1, and no programs of an earlier run by an empty TORCHINDUCTOR_CACHE_DIR.
 `rate`: operations of the step a second beside those of a large matrix
 product. `ranking`: all codes of
 NAS-Bench-Macro (or `--networks` of them) by RDM, with shared prefixes, one by one, and naively. `waiting`: how long the
