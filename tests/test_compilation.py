@@ -91,10 +91,12 @@ def test_attention_maps_are_seen(backend):
     network, images = initialised(lambda: Network(blueprint), 0).eval(), torch.rand(1, *blueprint.image)
     expected = network(images)
     with compiling(backend=backend):
+        network(images)
+        count = backend.count
         outputs = network(images)
     assert len(outputs.attentions) == len(expected.attentions) > 0
     torch.testing.assert_close(outputs.attentions, expected.attentions)
-    assert backend.count > 0
+    assert backend.count == count > 0
 
 
 class Block(nn.Module):
@@ -121,14 +123,14 @@ def test_parts_around_a_hook_are_compiled_and_the_hook_sees_its_output(backend):
 def test_a_teacher_of_other_modules_shows_the_same(backend):
     network = nn.Sequential(nn.Sequential(ConvNormAct(3, 4), ConvNormAct(4, 4)), nn.Flatten(), nn.Linear(256, 3))
     teacher = Frozen(
-        network, preprocessing=Preprocessing(height=8, width=8, mean=(0.5,) * 3, std=(0.2,) * 3), stages=("0.0", "0")
+        network, preprocessing=Preprocessing(height=8, width=8, mean=(0.5,) * 3, std=(0.2,) * 3), stages=("0.0.0", "0")
     )
     pixels = torch.rand(4, 3, 8, 8)
     expected = teacher(pixels)
     with compiling(backend=backend):
-        outputs = teacher(pixels)
+        outputs = [teacher(pixels) for _ in range(2)][-1]
     torch.testing.assert_close(outputs, expected)
-    assert backend.count == 2 and len(outputs.features) == 2
+    assert backend.count == 1 and len(outputs.features) == 2
 
 
 @pytest.mark.slow
