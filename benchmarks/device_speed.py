@@ -12,8 +12,8 @@ kdnas trains on a CPU. `precision`: the same step by number format, memory forma
 and how far its losses are from those of float32. `execution`: the largest and the smallest subnet in a step, and the
 smallest by itself, by eager and by compiled layers (`kdnas.compilation.compiling`), and what compiling takes: give it
 one core by TORCHINDUCTOR_COMPILE_THREADS=1, and no programs of an earlier run by an empty TORCHINDUCTOR_CACHE_DIR.
-`rate`: operations of the step a second beside those of a large matrix
-product. `ranking`: all codes of
+`rate`: operations of the step a second beside those of a large matrix product, and what the step's time goes to.
+`ranking`: all codes of
 NAS-Bench-Macro (or `--networks` of them) by RDM, with shared prefixes, one by one, and naively. `waiting`: how long the
 GPU has nothing to do in the product's own training loop.
 
@@ -300,7 +300,13 @@ def measure_rate(options: argparse.Namespace, device: torch.device) -> None:
     macs = sum(cost(space.blueprint(architecture)).macs for architecture in chosen) * options.batch
     size = 8192 if device.type == "cuda" else 2048
     print(f"rate, {options.batch} images of {options.side}x{options.side}:")
-    for dtype, memory in ((torch.float32, torch.contiguous_format), (torch.bfloat16, torch.channels_last)):
+    dense = torch.contiguous_format if device.type == "cuda" else torch.channels_last  # as the product's training
+    inputs = images.clone(memory_format=dense)
+    step = step_of(in_format(supernet, chosen, inputs, torch.float32), labels, supernet.zero_grad)
+    step()
+    shares = time_by_kind(step)
+    print("  of a float32 step: " + ", ".join(f"{kind} {share:.0%}" for kind, share in shares.items()), flush=True)
+    for dtype, memory in ((torch.float32, dense), (torch.bfloat16, torch.channels_last)):
         inputs, a = images.clone(memory_format=memory), torch.randn(size, size, device=device, dtype=dtype)
 
         def product(a: Tensor = a) -> list[float]:
@@ -316,6 +322,35 @@ def measure_rate(options: argparse.Namespace, device: torch.device) -> None:
             f"{rates[1] / 1e12:.3f} TFLOP/s of a product of {size}: {rates[0] / rates[1]:.1%}",
             flush=True,
         )
+
+
+KINDS = {
+    "native_batch_norm": "batch norm",
+    "convolution": "convolution",
+    **dict.fromkeys(("threshold", "clamp_min", "relu", "hardswish", "hardsigmoid"), "activations"),
+    **dict.fromkeys(("mm", "addmm"), "linear layers"),
+}
+"""By a part of an operation's name, what it is of; the rest is of slices, gates, sums and calls."""
+
+
+def time_by_kind(step: Call) -> dict[str, float]:
+    """Shares of the processor's time, or the GPU's, of one step by kind of operation, the largest first."""
+    kinds = [torch.profiler.ProfilerActivity.CPU]
+    kinds += [torch.profiler.ProfilerActivity.CUDA] * torch.cuda.is_available()
+    with torch.profiler.profile(activities=kinds, record_shapes=True) as recorded:
+        step()
+    seconds: dict[str, float] = {}
+    for event in recorded.key_averages(group_by_input_shape=True):
+        kind = next((kind for part, kind in KINDS.items() if part in event.key.split("::")[-1]), "the rest")
+        if kind == "convolution":
+            weight = [shape for shape in event.input_shapes if len(shape) == 4][1:]
+            depthwise = bool(weight) and weight[-1][1] == 1
+            backward = ", backward" if "backward" in event.key else ""
+            kind = f"{'depthwise' if depthwise else 'dense'} convolutions{backward}"
+        own = event.self_device_time_total if torch.cuda.is_available() else event.self_cpu_time_total
+        seconds[kind] = seconds.get(kind, 0.0) + own
+    whole = sum(seconds.values())
+    return {kind: own / whole for kind, own in sorted(seconds.items(), key=lambda item: -item[1])}
 
 
 def measure_ranking(options: argparse.Namespace, device: torch.device) -> None:
