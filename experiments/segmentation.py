@@ -2,6 +2,7 @@
 
 python -m experiments.segmentation camvid_small.npz     # experiments/segmentation.md, about three hours of one thread
 python -m experiments.segmentation camvid_small.npz --only labels pixel-wise     # some of it
+python -m experiments.segmentation camvid_small.npz --only --page chain.md       # the chain alone
 python -m experiments.segmentation camvid_small.npz --steps 20 --page page.md    # a quick look
 
 Brostow, Fauqueur, Cipolla, Semantic Object Classes in Video, Pattern Recognition Letters 2009 (images and labels).
@@ -12,7 +13,7 @@ A teacher of the kind that `--teacher fit` trains learns the training images. On
 initial weights and batches (a seed fixes both) under the labels alone, and under the labels and each loss at its
 default weight; "+" adds a level to those before it. The critic of the holistic loss has a quarter of its default
 width: on maps of the images' size it would cost five times the student.
-Then the chain of `kdnas run`: supernet, ranking by similarity to the teacher, finalists, beside as many random
+Then the chain of `kdnas run`: supernet, ranking by the default score, finalists, beside as many random
 networks and the largest within the budget, each trained for as many steps. mIoU is on the test images, which chose
 nothing; intervals are over test images and seeds. Everything that is finished is kept in `--out`; the same command
 goes on after a kill, in the midst of a training too.
@@ -155,7 +156,6 @@ def searched(data: Spec, teacher: Spec, recipes: Mapping[str, Recipe], folder: P
     experiment = Experiment(
         train=Train(space=networks(), data=data, teacher=teacher, recipe=recipes["supernet"]),
         search=Search(
-            scorer=spec("kdnas.scorers.rdm:Rdm"),
             budget=Budget(macs=MACS),
             num_evaluations=EVALUATIONS,
             num_images=min(64, len(loaded.search)),
@@ -238,7 +238,7 @@ def _chain(run: Run) -> list[str]:
         "## The chain",
         "",
         f"`elastic_segmenter`, at most {MACS / 1e6:.0f} million MACs, {len(run.ranking())} candidates ranked by the "
-        "similarity of their features to the teacher's; every network trained for as many steps. One seed.",
+        "default score; every network trained for as many steps. One seed.",
         "",
         "| Network | mIoU | 95 % interval over images | Params | MACs |",
         "| --- | --- | --- | --- | --- |",
@@ -285,6 +285,9 @@ def main(arguments: list[str] | None = None) -> None:
             grades[method, seed] = own
             print(json.dumps(record), flush=True)
     run = None if options.no_chain else searched(data, teacher, recipes, folder / "chain")
+    if not records:  # the chain alone
+        options.page.write_text("\n".join([] if run is None else _chain(run)).lstrip() + "\n", encoding="utf-8")
+        return
     text = page(loaded, folder / "fresh", row, records, grades, run)
     options.page.write_text(text, encoding="utf-8")
 
