@@ -141,16 +141,15 @@ _SUMS = (
 def returned(rows: Sequence[Row]) -> list[Row]:
     """What `kdnas run` hands over, as rows of the contestant `kdnas`: the better of search and equal shares.
 
-    It retrains equal shares whole beside the searched removal, and the better of both on the search part is the
-    student; so costs are the sum of both. (Random removal, which it retrains as well, was never the better one.)
+    `kdnas run` retrains equal shares whole beside the searched removal, and the better of both on the search part is
+    the student; so costs are the sum of both. (Random removal, which it retrains as well, was never the better one.)
     """
     known = {Task.of(row): row for row in rows if not row["note"]}
     both = [(row, known.get(task._replace(contestant="kdnas-equal"))) for task, row in known.items()]
-    pairs = [(run, equal) for run, equal in both if equal and run["contestant"] == "kdnas-run"]
+    pairs = [(run, equal) for run, equal in both if run["contestant"] == "kdnas-run" and equal is not None]
     return [
         max(pair, key=lambda row: float(row["search_accuracy"]))
-        | {"contestant": "kdnas"}
-        | {name: sum(float(row[name]) for row in pair) for name in _SUMS}
+        | {"contestant": "kdnas", **{name: sum(float(row[name]) for row in pair) for name in _SUMS}}
         for pair in pairs
     ]
 

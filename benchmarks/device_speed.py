@@ -13,9 +13,8 @@ and how far its losses are from those of float32. `execution`: the largest and t
 smallest by itself, by eager and by compiled layers (`kdnas.compilation.compiling`), and what compiling takes: give it
 one core by TORCHINDUCTOR_COMPILE_THREADS=1, and no programs of an earlier run by an empty TORCHINDUCTOR_CACHE_DIR.
 `rate`: operations of the step a second beside those of a large matrix product, and what the step's time goes to.
-`ranking`: all codes of
-NAS-Bench-Macro (or `--networks` of them) by RDM, with shared prefixes, one by one, and naively. `waiting`: how long the
-GPU has nothing to do in the product's own training loop.
+`ranking`: all codes of NAS-Bench-Macro (or `--networks` of them) by RDM, with shared prefixes, one by one, and naively.
+`waiting`: how long the GPU has nothing to do in the product's own training loop.
 
 Ways are timed in turn, in one process, medians of `--rounds` after two that are left out. Ratios are of one run; give
 the device's name with them, which the first line prints. On a CPU one thread computes.
@@ -161,6 +160,11 @@ def images_of(space: SearchSpace, batch: int, device: torch.device) -> tuple[Ten
     return torch.randn(batch, *shape, generator=generator).to(device), (torch.arange(batch) % 10).to(device)
 
 
+def as_trained(images: Tensor) -> Tensor:
+    """The images in the memory format of the product's training: channels-last on a CPU."""
+    return images.contiguous(memory_format=torch.channels_last) if images.device.type == "cpu" else images
+
+
 def measure_step(options: argparse.Namespace, device: torch.device) -> None:
     """Beside four networks, and beside other code for the same space."""
     others = {
@@ -172,8 +176,7 @@ def measure_step(options: argparse.Namespace, device: torch.device) -> None:
             continue
         space = space_of(options.side, name)
         chosen, (dense, labels) = subnets(space), images_of(space, options.batch, device)
-        last = dense.contiguous(memory_format=torch.channels_last)
-        images = last if device.type == "cpu" else dense  # as the product's training
+        last, images = dense.contiguous(memory_format=torch.channels_last), as_trained(dense)
         supernet = initialised(lambda space=space: Supernet(space), 0).to(device).train()
         networks = [supernet.extract(architecture).to(device).train() for architecture in chosen]
         parts = nn.ModuleList(networks)
@@ -257,14 +260,14 @@ def measure_execution(options: argparse.Namespace, device: torch.device) -> None
     from torch._dynamo.utils import counters
 
     space = space_of(options.side)
-    dense, labels = images_of(space, options.batch, device)
-    images = dense.contiguous(memory_format=torch.channels_last) if device.type == "cpu" else dense
+    pixels, labels = images_of(space, options.batch, device)
+    images = as_trained(pixels)
     supernet = initialised(lambda: Supernet(space), 0).to(device).train()
     student = supernet.extract(space.smallest).to(device).train()
     ends = (space.largest, space.smallest)
     steps = {
         "student": step_of(lambda i: student(images).logits, labels, student.zero_grad, 1),
-        "supernet": step_of(lambda i: supernet(images, ends[i]).logits, labels, supernet.zero_grad, 2),
+        "supernet": step_of(in_format(supernet, ends, images, torch.float32), labels, supernet.zero_grad, 2),
     }
     print(f"execution, {options.batch} images of {options.side}x{options.side}:")
     for name, step in steps.items():
@@ -300,14 +303,9 @@ def measure_rate(options: argparse.Namespace, device: torch.device) -> None:
     macs = sum(cost(space.blueprint(architecture)).macs for architecture in chosen) * options.batch
     size = 8192 if device.type == "cuda" else 2048
     print(f"rate, {options.batch} images of {options.side}x{options.side}:")
-    dense = torch.contiguous_format if device.type == "cuda" else torch.channels_last  # as the product's training
-    inputs = images.clone(memory_format=dense)
-    step = step_of(in_format(supernet, chosen, inputs, torch.float32), labels, supernet.zero_grad)
-    step()
-    shares = time_by_kind(step)
-    print("  of a float32 step: " + ", ".join(f"{kind} {share:.0%}" for kind, share in shares.items()), flush=True)
-    for dtype, memory in ((torch.float32, dense), (torch.bfloat16, torch.channels_last)):
-        inputs, a = images.clone(memory_format=memory), torch.randn(size, size, device=device, dtype=dtype)
+    last = images.contiguous(memory_format=torch.channels_last)
+    for dtype, inputs in ((torch.float32, as_trained(images)), (torch.bfloat16, last)):
+        a = torch.randn(size, size, device=device, dtype=dtype)
 
         def product(a: Tensor = a) -> list[float]:
             return [float((a @ a)[0, 0])]
@@ -322,6 +320,8 @@ def measure_rate(options: argparse.Namespace, device: torch.device) -> None:
             f"{rates[1] / 1e12:.3f} TFLOP/s of a product of {size}: {rates[0] / rates[1]:.1%}",
             flush=True,
         )
+        if dtype == torch.float32:
+            print("    " + ", ".join(f"{kind} {share:.0%}" for kind, share in time_by_kind(step).items()), flush=True)
 
 
 KINDS = {

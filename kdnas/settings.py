@@ -461,9 +461,8 @@ class Prune:
         num_images: of `shares`: images of the train part that layers are reconstructed on, and of the search part that
             candidates are scored on.
         finalists: of `shares`: number of the best removals, apart from each other, that are tried in short trainings.
-        divisor: of `shares`: widths are multiples of it where the source's are larger; 0 for 8 (4
-            in groups below 64 channels) under a budget on latency, which is then measured on few different layers,
-            else 1.
+        divisor: of `shares`: widths are multiples of it where the source's are larger; 0 for 8, and for 4 in
+            groups below 64 channels, under a budget on latency, which is then measured on few different layers; else 1.
         controls: whether equal shares, random removal and the student without a teacher are trained whole too.
         penalty: weight of the scale factors' penalty; None increases it until the budget is met.
         rounds: in which a penalty that grows removes, with training in between.

@@ -208,6 +208,7 @@ class Job:
     Attributes:
         budget: in absolute numbers.
         table: of latencies, where they are bounded.
+        tried: number of candidates.
         candidate: seconds that a candidate took, with all that were drawn and not within the budget.
     """
 
@@ -219,6 +220,7 @@ class Job:
     source: Source
     budget: Budget
     table: LatencyTable | None
+    tried: int = 0
     candidate: float = 0.0
 
     @property
@@ -238,7 +240,7 @@ class Job:
         fitted = self._sorted(_EQUAL, order, images)
         search = self._search(fitted)
         chosen, equal = search.best.counts, search.equal_shares()
-        facts: dict[str, Any] = {"candidates": len(search.candidates)}
+        facts: dict[str, Any] = {"candidates": self.tried}
         if self.settings.method == "shares":
             network = self._write(_CHOSEN, fitted, chosen, images)
             for place, other in enumerate(search.finalists(self.settings.finalists)[1:], 2):
@@ -378,9 +380,12 @@ class Job:
         with progress("removal", count) as bar:
             rng = python_rng("shares", self.settings.recipe.seed)
             began = time.perf_counter()
-            keep = max(5, self.settings.finalists)
-            search.run(count, rng, lambda done, best: bar.update(done, f"best {best:.4f}"), keep)
-            self.candidate = (time.perf_counter() - began) / len(search.candidates)
+
+            def watch(done: int, best: float) -> None:
+                bar.update(done, f"best {best:.4f}")
+                self.tried, self.candidate = done, (time.perf_counter() - began) / done
+
+            search.run(count, rng, watch, keep=max(5, self.settings.finalists))
         return search
 
     def _admits(self, blueprint: Blueprint, times: float = 1.0) -> bool:

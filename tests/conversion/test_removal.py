@@ -693,7 +693,9 @@ def test_what_a_removal_leaves_is_measured_within_its_latency(tmp_path, monkeypa
     monkeypatch.setattr(LatencyTable, "whole", lambda table, blueprint: 1e-9 * cost(blueprint).macs)
     settings = dataclasses.replace(pruned(), budget=Budget.parse(["latency=50%"]))
     storage = RunFolder.create(tmp_path / "run", settings.to_json(), 0)
-    begin(settings, storage).remove()
+    job = begin(settings, storage)
+    job.remove()
+    assert storage.phase("removal")["candidates"] == job.tried == settings.num_candidates  # not those that are measured
     whole = cost(read_student(storage.path("students", "source"))[0].blueprint).macs
     for name in ("removal-chosen", "removal-equal"):
         macs = cost(read_student(storage.path("students", name))[0].blueprint).macs
