@@ -68,6 +68,11 @@ def compiling(enabled: bool = True, backend: str | Callable[..., Any] = "inducto
         _BACKEND.reset(token)
 
 
+def is_compiling() -> bool:
+    """Whether layers run as programs."""
+    return _BACKEND.get() is not None
+
+
 @contextmanager
 def any_number() -> Iterator[None]:
     """Inside, PyTorch compiles functions of the same code any number of times.

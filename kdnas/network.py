@@ -1,5 +1,6 @@
 """A blueprint as an ordinary PyTorch network."""
 
+import functools
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -12,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from kdnas.blocks.basic import AttentionMap, ClassifiedMap, enlarge, resize
 from kdnas.compilation import compiled
+from kdnas.depthwise import fast_depthwise
 from kdnas.outputs import Outputs
 from kdnas.plain import printable
 from kdnas.space import Blueprint, Layer
@@ -222,7 +224,7 @@ def called(layer: Callable[..., Any], *inputs: Tensor) -> Any:
     """A layer's output; inside of `recomputing` it is run again for the backward pass."""
     if not is_recomputing():
         with compiled(layer) if isinstance(layer, nn.Module) else nullcontext():
-            return layer(*inputs)
+            return _run(layer, *inputs)
 
     @contextmanager
     def again() -> Iterator[None]:
@@ -233,7 +235,13 @@ def called(layer: Callable[..., Any], *inputs: Tensor) -> Any:
         finally:
             _IS_REPEATED.reset(token)
 
-    return checkpoint(layer, *inputs, use_reentrant=False, context_fn=lambda: (nullcontext(), again()))
+    run = functools.partial(_run, layer)
+    return checkpoint(run, *inputs, use_reentrant=False, context_fn=lambda: (nullcontext(), again()))
+
+
+def _run(layer: Callable[..., Any], *inputs: Tensor) -> Any:
+    with fast_depthwise(layer, inputs[0]) if isinstance(layer, nn.Module) else nullcontext():
+        return layer(*inputs)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from torch.func import functional_call
 from kdnas.architecture import Architecture, Value
 from kdnas.blocks.basic import AttentionMap, DropPath
 from kdnas.compilation import compiled
+from kdnas.depthwise import fast_depthwise
 from kdnas.network import (
     BATCH_NORMS,
     Network,
@@ -185,7 +186,7 @@ class Supernet(nn.Module):
         if is_repeated():  # running statistics have seen this batch
             weights = {path: tensor if tensor.requires_grad else tensor.clone() for path, tensor in weights.items()}
         try:
-            with compiled(plan.module):
+            with compiled(plan.module), fast_depthwise(plan.module, inputs[0]):
                 # Layers have no tied weights, which `extract` could not copy; to look for them is a tenth of a GPU's
                 # step.
                 return functional_call(plan.module, weights, inputs, tie_weights=False)
