@@ -127,20 +127,22 @@ def prune(settings: Prune, folder: Path, *, deploy: bool = True) -> dict[str, An
 
 
 def begin(settings: Prune, storage: RunFolder) -> "Job":
-    """Data, teacher and source; a named source that does not fit is refused before a teacher is trained."""
+    """Data, teacher and source; what does not fit is refused before a teacher is trained or asked about images."""
     data: Data = settings.data.build(Data)
     seed = settings.recipe.seed
-    source = None if settings.source == "teacher" else load(settings.source, None, data, seed)
     choice = settings.teacher
+    teacher = None if isinstance(choice, FitTeacher) else build_teacher(choice, data)
+    is_named = settings.source != "teacher"
+    source = load(settings.source, teacher, data, seed) if is_named or teacher is not None else None
     if not storage.manifest["phases"]:
-        recipe = settings.retrain if settings.method == "shares" else settings.recipe
-        preflight(data, folder=storage.folder, teacher=choice, side=data.image[1], recipe=recipe)
         untrained = _untrained(choice, data, seed) if source is None and isinstance(choice, FitTeacher) else source
         if untrained is not None:
             _check_budget(settings, untrained)
+        recipe = settings.retrain if settings.method == "shares" else settings.recipe
+        preflight(data, folder=storage.folder, teacher=choice, side=data.image[1], recipe=recipe)
     record_data(storage, data)
     teacher_spec = fit_teacher(choice, data, storage) if isinstance(choice, FitTeacher) else choice
-    teacher = build_teacher(teacher_spec, data)
+    teacher = teacher or build_teacher(teacher_spec, data)
     source = source or load(settings.source, teacher, data, seed)
     whole = source.space.blueprint(source.space.largest)
     table = None

@@ -21,6 +21,8 @@ from kdnas.students.card import Card
 from kdnas.students.folder import write_student
 from kdnas.students.source import load_source
 from kdnas.tables import load_space
+from kdnas.teachers.load import load_teacher
+from tests import toy
 from tests.toy import alone, part, pruned
 
 STEPS = Recipe(steps=1, batch_size=16)
@@ -90,6 +92,16 @@ def test_a_pruned_student_has_the_size_of_the_data(tmp_path, log):
     assert re.search("student +images of 12 x 12, as the data", log.text)
     assert "trained here on images of 12 x 12" in log.text
     assert sizes(tmp_path / "run" / "students" / "student") == ({12}, False)
+
+
+def test_a_teacher_of_another_size_is_refused_before_it_is_asked_about_images(tmp_path, monkeypatch):
+    space = load_space("toy").fitted(classes=3, image_channels=3)
+    network = Network(space.blueprint(space.largest))
+    write_student(tmp_path / "teacher", network, Card.of(network, toy.data(), {}), deploy=False)
+    monkeypatch.setattr("kdnas.jobs.prune.preflight", lambda *_, **__: pytest.fail("the teacher was asked"))
+    settings = dataclasses.replace(pruned(), data=DATA, teacher=load_teacher(str(tmp_path / "teacher")))
+    with pytest.raises(ValueError, match="trained on images of 3 x 8 x 8 .*, the data has 3 x 12 x 12"):
+        prune(settings, tmp_path / "run")
 
 
 def test_the_graph_and_the_code_take_the_size_of_the_card(tmp_path, monkeypatch):
