@@ -124,12 +124,13 @@ class NotMeasured(ValueError):
 class LatencyTable(LayerTable):
     r"""Seconds of one call of a network: $a + s \sum_l (t_l - t_0)$, with $t_l$ the seconds of layer l alone.
 
-    Every layer is timed in turn with one reference convolution, call by call; its seconds are the median of the ratios
-    of the two, times the seconds of the convolution when the table was created. So a machine that slows down while the
-    table grows, or between two calls, does not make layers look slower. $t_0$ is the time of a call that does next to
-    nothing (`least`), which a whole network has once and not for every layer; in `eager` it has it for every layer,
-    and $t_0$ is 0. Offset a and scale s are fitted to whole networks (`calibrate`): layers in a network find their
-    input in the cache.
+    Every layer is timed in turn with one reference convolution, call by call; its seconds are the median of the
+    ratios of the two, times the seconds of the convolution when the table was created. So a machine that slows down
+    while the table grows, or between two calls, does not make layers look slower. Where one thread of a CPU
+    computes, only its own time counts, as other processes may have its core meanwhile. $t_0$ is the time of a call
+    that does next to nothing (`least`), which a whole network has once and not for every layer; in `eager` it has
+    it for every layer, and $t_0$ is 0. Offset a and scale s are fitted to whole networks (`calibrate`): layers in a
+    network find their input in the cache.
 
     Args:
         device: where to measure `eager` and `compile`; the other runtimes are measured on the CPU.

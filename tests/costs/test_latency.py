@@ -12,7 +12,7 @@ from kdnas.costs import latency, portable
 from kdnas.costs.budget import Budget, Cost
 from kdnas.costs.check import BudgetCheck
 from kdnas.costs.count import peak_activations, peak_memory
-from kdnas.costs.latency import LatencyTable
+from kdnas.costs.latency import LatencyTable, threads, timed
 from kdnas.network import Network
 from kdnas.runs.folder import LATENCIES, RunFolder
 from kdnas.settings import Compare, Grow, Prune, Search
@@ -100,7 +100,8 @@ def test_what_is_bounded_must_be_measured():
 def clock(monkeypatch):
     """Time that passes by a layer's parameters: 1 ms for each, twice that while the machine is slow."""
     now = {"seconds": 0.0, "slow": 1.0}
-    monkeypatch.setattr(time, "perf_counter", lambda: now["seconds"])
+    for name in ("perf_counter", "thread_time"):
+        monkeypatch.setattr(time, name, lambda: now["seconds"])
 
     def passes(module, *_):
         now["seconds"] += 1e-3 * now["slow"] * sum(p.numel() for p in module.parameters(recurse=False))
@@ -305,3 +306,10 @@ def test_every_module_is_compiled_however_many_of_one_class_there_are(monkeypatc
     for entry in entries:
         portable.call_of_module(entry, modules, compiles=True)()
     assert len(graphs) == 22
+
+
+@pytest.mark.parametrize(("number", "counts"), [(1, False), (2, True)])
+def test_time_without_the_core_counts_only_where_several_threads_compute(number, counts):
+    with threads(number):
+        seconds = timed(lambda: time.sleep(0.02), CPU, 3)
+    assert all((each > 0.015) == counts for each in seconds)

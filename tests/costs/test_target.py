@@ -89,7 +89,8 @@ def test_a_linear_fit_finds_offset_and_scale(offset, scale, sums):
 def fake(monkeypatch):
     """A runtime whose calls take 5 ms, and 1 ms more for each parameter."""
     now = [0.0]
-    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+    for name in ("perf_counter", "thread_time"):
+        monkeypatch.setattr(f"time.{name}", lambda: now[0])
 
     def runner(runtime, module, inputs, threads):
         seconds = 5e-3 + 1e-3 * len(inputs[0]) * sum(p.numel() for p in module.parameters())
