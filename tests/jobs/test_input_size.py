@@ -100,7 +100,7 @@ def test_a_teacher_of_another_size_is_refused_before_it_is_asked_about_images(tm
     write_student(tmp_path / "teacher", network, Card.of(network, toy.data(), {}), deploy=False)
     monkeypatch.setattr("kdnas.jobs.prune.preflight", lambda *_, **__: pytest.fail("the teacher was asked"))
     settings = dataclasses.replace(pruned(), data=DATA, teacher=load_teacher(str(tmp_path / "teacher")))
-    with pytest.raises(ValueError, match="trained on images of 3 x 8 x 8 .*, the data has 3 x 12 x 12"):
+    with pytest.raises(ValueError, match=r"trained on images of 3 x 8 x 8 .*, the data has 3 x 12 x 12"):
         prune(settings, tmp_path / "run")
 
 
