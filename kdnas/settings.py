@@ -282,6 +282,8 @@ class Finals:
     Attributes:
         finalists: number of the best networks, apart in their choices, that are trained.
         distance: two finalists differ in at least this share of their choices.
+        largest: whether the last of three or more finalists is the largest network within the budget, in place of
+            the next of the ranking.
         pruner: makes the Optuna pruner that stops finalists after a half of their steps, or after a quarter too where
             there are four or more.
         max_time: seconds for the finalists' trainings; there are fewer finalists where it is too short for all.
@@ -293,6 +295,7 @@ class Finals:
 
     finalists: Count = 3
     distance: Share = 0.2
+    largest: bool = True
     pruner: Spec = spec("optuna.pruners:SuccessiveHalvingPruner")
     max_time: Factor = 1e9
     seeds: Count = 1

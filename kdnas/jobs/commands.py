@@ -215,8 +215,8 @@ def run(
         pruner: stops evaluations early: successive_halving, hyperband, median and others of Optuna, or NAME,key=value.
         num_evaluations: number of distinct candidates to score.
         max_time: time of the search and its controls, in seconds or such as 20m.
-        finalists: number of the best networks, apart from each other, that are trained; the best of them on the search
-            part is the student.
+        finalists: number of the best networks, apart from each other, that are trained, of three or more the last one
+            the largest within the budget; the best of them on the search part is the student.
         controls: train all controls too: as many random networks, the largest within the budget, and place 1 for the
             whole cost; without --space all controls are trained in any case.
         workers: number of trainings side by side, each on one thread or one device; by default one per device, or per
@@ -730,7 +730,8 @@ def finals(
 
     Args:
         run: the run folder, with a finished search.
-        finalists: number of the best networks, apart in their choices, that are trained; by default the run's, 3.
+        finalists: number of the best networks, apart in their choices, that are trained, of three or more the last one
+            the largest within the budget; by default the run's, 3.
         pruner: stops finalists early: successive_halving, hyperband, median and others of Optuna, or NAME,key=value; by
             default the run's, successive_halving.
         controls: train all controls too: as many random networks, the largest within the budget, and place 1 for the

@@ -28,7 +28,7 @@ from kdnas.jobs.fit import teacher_result
 from kdnas.jobs.search import latency_table
 from kdnas.randomness import python_rng
 from kdnas.ranking.early_stopping import survivors
-from kdnas.ranking.order import finalists, ranked
+from kdnas.ranking.order import difference, finalists, ranked
 from kdnas.report import write_report
 from kdnas.runs.entry import CONTRAST, RANDOM, Entry
 from kdnas.runs.files import Damaged, current_folder
@@ -172,14 +172,13 @@ def shared_finals(run: Run, settings: Finals, retrain: Retrain, url: str, *, dep
 
 def _held(job: "_Finals", *, deploy: bool) -> dict[str, Any]:
     run, retrain, storage = job.run, job.retrain, job.run.storage
-    ranking = run.ranking()
-    places = finalists(ranking, job.settings.finalists, job.settings.distance)
-    job.announce(places)
-    contests = job.contests([entry.architecture for entry in places])
+    entrants = job.finalists(run.ranking())
+    job.announce(list(entrants))
+    contests = job.contests(list(entrants))
     contest = contests["finalist"]
     rows = [
-        {"place": 1 + ranking.index(entry), "score": entry.score, **dataclasses.asdict(row)}
-        for entry, row in zip(places, contest.rows, strict=False)
+        {**standing._asdict(), **dataclasses.asdict(row)}
+        for standing, row in zip(entrants.values(), contest.rows, strict=False)
     ]
     storage.finish("finals", search=job.number, winner=contest.best.name, rows=rows)
     say(f"finals: {contest.best.name} is the best of {len(contest.rows)} on the search part; next: its controls")
@@ -293,6 +292,13 @@ class _Grades(TypedDict):
     dtype: NotRequired[str]
 
 
+class _Standing(NamedTuple):
+    """Where a finalist stands in the ranking; the largest network may be none of those that were scored."""
+
+    place: int | None
+    score: float | None
+
+
 class _Network(NamedTuple):
     """A network of the closing table, its training, and what its students are named after."""
 
@@ -329,15 +335,29 @@ class _Finals:
         search = structure(self.run.storage.search(self.number)["settings"], Search)
         return BudgetCheck(self.run.space, search.budget, lambda: latency_table(self.run, search.budget.target))
 
-    def announce(self, places: Sequence[Entry]) -> None:
+    def finalists(self, ranking: Sequence[Entry]) -> dict[Architecture, _Standing]:
+        """The best of a ranking that are apart, and in the last of three or more places the largest within the budget.
+
+        Size chooses well where scores choose badly, at the cost of no further training; the search part decides.
+        """
+        settings = self.settings
+        standings = {e.architecture: _Standing(place, e.score) for place, e in enumerate(ranking, 1)}
+        chosen = [entry.architecture for entry in finalists(ranking, settings.finalists, settings.distance)]
+        if settings.largest and settings.finalists > 2:
+            largest, first = self._largest, chosen[: settings.finalists - 1]
+            if all(difference(largest, architecture) >= settings.distance for architecture in first):
+                chosen = [*first, largest]
+        return {architecture: standings.get(architecture, _Standing(None, None)) for architecture in chosen}
+
+    def announce(self, architectures: Sequence[Architecture]) -> None:
         """Log what is about to be trained, and roughly for how long."""
-        run, steps = self.run, self.retrain.recipe.steps
-        each = self.trainings.seconds_of(places[0].architecture, self.retrain)
-        apart = "" if len(places) == self.settings.finalists else f" (no more are apart in {run.folder})"
-        whole, controls = dataclasses.replace(self.settings, finalists=len(places)).trainings
+        run, steps, count = self.run, self.retrain.recipe.steps, len(architectures)
+        each = self.trainings.seconds_of(architectures[0], self.retrain)
+        apart = "" if count == self.settings.finalists else f" (no more are apart in {run.folder})"
+        whole, controls = dataclasses.replace(self.settings, finalists=count).trainings
         side = f", one after another; {self.workers} go side by side" if self.workers > 1 else ""
         say(
-            f"finals: {len(places)} finalists{apart} cost {whole:.1f} trainings of {steps:,} steps, roughly "
+            f"finals: {count} finalists{apart} cost {whole:.1f} trainings of {steps:,} steps, roughly "
             f"{duration(each * whole)}; seeds and controls {controls:.1f}, roughly {duration(each * controls)}{side}"
         )
 
@@ -402,7 +422,7 @@ class _Finals:
         others: dict[Control, Callable[[], tuple[Architecture | None, Retrain]]] = {
             "labels": lambda: (best, dataclasses.replace(self.retrain, distiller=spec(FromLabels))),
             "random": lambda: (drawn and drawn.architecture, self.retrain),
-            "largest": lambda: (largest_within(self.budget, self._largest_entry()), self.retrain),
+            "largest": lambda: (self._largest, self.retrain),
             "longer": lambda: (first if contest.steps > steps else None, with_length(self.retrain, contest.steps)),
             "contrast": lambda: (self._contrast(), self.retrain),
         }
@@ -429,9 +449,12 @@ class _Finals:
         number = self.run.storage.search(self.number).get("of", self.number)
         return self.run.storage.ranking(number)
 
-    def _largest_entry(self) -> Architecture:
+    @cached_property
+    def _largest(self) -> Architecture:
+        """The largest network within the budget."""
         entries = [e for e in self._searched if self.budget.admits(e.architecture)]
-        return max(entries or [self.run.ranking()[0]], key=lambda entry: entry.macs).architecture
+        largest = max(entries or [self.run.ranking()[0]], key=lambda entry: entry.macs)
+        return largest_within(self.budget, largest.architecture)
 
     def _contrast(self) -> Architecture | None:
         entries = ranked([e for e in self._searched if e.searcher == CONTRAST])

@@ -24,9 +24,9 @@ def finalists(run: RunContent) -> Iterator[Markup]:
     rows.sort(key=order)
     yield tag(
         "p",
-        "The best of the ranking that differ from all better ones in enough of their choices. Each was measured on the "
-        "search part; the pruner stopped some, and the best of those that were trained whole is the student. No test "
-        "image had a part in that.",
+        "The best of the ranking that differ from all better ones in enough of their choices, and of three or more, as "
+        "the last one, the largest within the budget. Each was measured on the search part; the pruner stopped some, "
+        "and the best of those that were trained whole is the student. No test image had a part in that.",
         class_="soft",
     )
     columns = [

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 import kdnas
 from kdnas.cli.commands import main
+from kdnas.costs.count import cost
 from kdnas.data.base import Data
 from kdnas.jobs import _trainings
 from kdnas.jobs import finals as job
@@ -93,6 +94,21 @@ def test_the_best_on_the_search_part_is_the_student_and_the_test_part_is_read_on
     of(run, Finals(controls=ALL, seeds=2))
     assert len(steps) == taken and SealedImages.reads == 1 + distinct
     assert (run.folder / "results.json").read_bytes() == before
+
+
+def test_the_last_of_three_finalists_is_the_largest_within_the_budget(run):
+    ranking = sorted(run.ranking(), key=lambda entry: entry.params)  # the smallest are the best
+    own = lambda **options: job._Finals(run, Finals(**options), by_params().retrain, Trainings(run))  # noqa: E731
+    plain = [*own(largest=False).finalists(ranking)]
+    *first, last = own().finalists(ranking)
+    assert first == plain[:2] and len(plain) == 3
+    macs = lambda architecture: cost(run.space.blueprint(architecture)).macs  # noqa: E731
+    assert macs(last) == max(macs(entry.architecture) for entry in ranking) and last != plain[2]
+    standing = own().finalists(ranking)[last]
+    assert standing == (len(ranking), ranking[-1].score) or standing == (None, None)
+    assert [*own(finalists=2).finalists(ranking)] == plain[:2]
+    by_size = ranking[::-1]
+    assert [*own().finalists(by_size)] == [*own(largest=False).finalists(by_size)]  # it is place 1
 
 
 def test_a_finalist_that_is_chosen_on_test_images_is_caught(run, monkeypatch):
