@@ -295,7 +295,7 @@ class Finals:
 
     finalists: Count = 3
     distance: Share = 0.2
-    largest: bool = True
+    largest: bool = field(default=True, metadata=LATER)
     pruner: Spec = spec("optuna.pruners:SuccessiveHalvingPruner")
     max_time: Factor = 1e9
     seeds: Count = 1
