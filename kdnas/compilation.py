@@ -6,7 +6,7 @@ import re
 import shutil
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from types import MethodType
@@ -94,14 +94,24 @@ def compiled(module: nn.Module) -> Iterator[None]:
     share a program. Single layers of PyTorch outside of a part run as they are.
     """
     backend = _BACKEND.get()
-    parts = [] if backend is None else list(_parts(module))
-    for part in parts:
-        vars(part)["forward"] = MethodType(_function(type(part).forward, backend), part)
+    parts = () if backend is None else _parts(module)
+    with forwards({part: _function(type(part).forward, backend) for part in parts}):
+        yield
+
+
+@contextmanager
+def forwards(functions: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
+    """Inside, each of these modules computes by a function of the module and its inputs in place of its `forward`.
+
+    The modules have no `forward` of their own, beside that of their class, before and afterwards.
+    """
+    for module, function in functions.items():
+        vars(module)["forward"] = MethodType(function, module)
     try:
         yield
     finally:
-        for part in parts:
-            del vars(part)["forward"]
+        for module in functions:
+            del vars(module)["forward"]
 
 
 def check_compiler(device: torch.device) -> None:

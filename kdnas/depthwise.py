@@ -2,14 +2,13 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import MethodType
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdnas.compilation import is_compiling
+from kdnas.compilation import forwards, is_compiling
 
 # With fewer channels each sum is shorter than the call of it, and PyTorch's own code is as fast.
 _CHANNELS = 16
@@ -73,17 +72,11 @@ def fast_depthwise(layer: nn.Module, x: Tensor) -> Iterator[None]:
         layer: with any modules inside.
         x: its input.
     """
-    convolutions = []
     is_plain = not is_compiling() and not torch.is_autocast_enabled("cpu")
-    if is_plain and torch.is_grad_enabled() and x.device.type == "cpu":
-        convolutions = [m for m in layer.modules() if type(m) is nn.Conv2d and _is_depthwise(m)]
-    for module in convolutions:
-        vars(module)["forward"] = MethodType(_forward, module)
-    try:
+    pays = is_plain and torch.is_grad_enabled() and x.device.type == "cpu"
+    modules = layer.modules() if pays else ()
+    with forwards({m: _forward for m in modules if type(m) is nn.Conv2d and _is_depthwise(m)}):
         yield
-    finally:
-        for module in convolutions:
-            del vars(module)["forward"]
 
 
 def _is_depthwise(module: nn.Conv2d) -> bool:

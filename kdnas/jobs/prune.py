@@ -132,12 +132,13 @@ def begin(settings: Prune, storage: RunFolder) -> "Job":
     seed = settings.recipe.seed
     choice = settings.teacher
     teacher = None if isinstance(choice, FitTeacher) else build_teacher(choice, data)
-    is_named = settings.source != "teacher"
-    source = load(settings.source, teacher, data, seed) if is_named or teacher is not None else None
+    is_fitted = settings.source == "teacher" and teacher is None
+    source = None if is_fitted else load(settings.source, teacher, data, seed)
     if not storage.manifest["phases"]:
-        untrained = _untrained(choice, data, seed) if source is None and isinstance(choice, FitTeacher) else source
-        if untrained is not None:
-            _check_budget(settings, untrained)
+        if source is not None:
+            _check_budget(settings, source)
+        elif isinstance(choice, FitTeacher):
+            _check_budget(settings, _untrained(choice, data, seed))
         recipe = settings.retrain if settings.method == "shares" else settings.recipe
         preflight(data, folder=storage.folder, teacher=choice, side=data.image[1], recipe=recipe)
     record_data(storage, data)
