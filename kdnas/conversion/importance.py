@@ -13,6 +13,7 @@ from kdnas.spaces.converted import Converted
 from kdnas.supernet import Supernet
 
 Importance = Callable[[Network, Sequence[ChannelGroup]], list[Tensor]]
+_BLOCK = 64
 
 
 def channel_importance(
@@ -179,27 +180,64 @@ class _Sums:
 
 def _greedy(network: Network, group: ChannelGroup, covariances: Sequence[Tensor]) -> Tensor:
     """The number of channels chosen after each one."""
-    left: list[tuple[Tensor, Tensor, float, float]] = []
+    fits = []
     for (place, where), covariance in zip(group.read(), covariances, strict=True):
         weights = _weight(network, place).double().transpose(0, 1)[where].flatten(1)
-        gram = weights @ weights.T
-        total = max(float((gram * covariance).sum()), torch.finfo(torch.float64).tiny)
-        # What is chosen, or constant, leaves a variance of rounding errors, which must gain nothing.
-        floor = max(1e-6 * float(covariance.diagonal().mean()), torch.finfo(torch.float64).tiny)
-        left.append((covariance.clone(), covariance @ gram @ covariance, total, floor))
-    importance = torch.full((group.size,), -1.0, dtype=torch.float64, device=left[0][0].device)
+        fits.append(_Fit(covariance, weights @ weights.T))
+    importance = covariances[0].new_full((group.size,), -1.0)
     for rank in reversed(range(group.size)):
-        gains = sum(gain.diagonal().clamp_min(0) / (rest.diagonal().clamp_min(0) + f) / t for rest, gain, t, f in left)
-        assert isinstance(gains, Tensor)
+        gains = torch.stack([fit.gains() for fit in fits]).sum(0)
         chosen = int(torch.where(importance < 0, gains, -1.0).argmax())
         importance[chosen] = rank
-        for rest, gain, _, floor in left:
-            # R <- R - r r' / rho, and with it R M R, of which column c is R M r.
-            row, column, rho = rest[chosen].clone(), gain[:, chosen].clone(), float(rest[chosen, chosen]) + floor
-            rest -= torch.outer(row, row) / rho
-            gain -= (torch.outer(column, row) + torch.outer(row, column)) / rho
-            gain += float(column[chosen]) / rho**2 * torch.outer(row, row)
+        for fit in fits:
+            fit.choose(chosen)
     return importance
+
+
+class _Fit:
+    r"""The least-squares fit of a reader's inputs by the channels chosen so far.
+
+    Choosing channel c takes $R \leftarrow R - r r^\top / \rho$ with r its column and $\rho = R_{cc}$, and with it
+    $G = R M R \leftarrow G - (s r^\top + r s^\top) / \rho$ with $s = G_{:c} - \tfrac{G_{cc}}{2 \rho} r$. The diagonals
+    are kept up to date; R and G themselves are after every `_BLOCK` channels, by products of matrices, and columns in
+    between are computed from the last R and G. Updates channel by channel would read and write both each time.
+
+    Args:
+        covariance: R before any is chosen, `[channels, channels]`, float64.
+        gram: M, `[channels, channels]`.
+    """
+
+    def __init__(self, covariance: Tensor, gram: Tensor) -> None:
+        tiny = torch.finfo(covariance.dtype).tiny
+        self.total = max(float((gram * covariance).sum()), tiny)
+        # What is chosen, or constant, leaves a variance of rounding errors, which must gain nothing.
+        self.floor = max(1e-6 * float(covariance.diagonal().mean()), tiny)
+        self.rest, self.gain = covariance.clone(), covariance @ gram @ covariance
+        self.rest_left, self.gain_left = self.rest.diagonal().clone(), self.gain.diagonal().clone()
+        self.rows, self.shifts = covariance.new_empty(2, _BLOCK, len(covariance))  # r and s over sqrt(rho)
+        self.count = 0  # of channels chosen since R and G were updated
+
+    def gains(self) -> Tensor:
+        """What each channel would gain, a share of the total, `[channels]`."""
+        return self.gain_left.clamp_min(0) / (self.rest_left.clamp_min(0) + self.floor) / self.total
+
+    def choose(self, channel: int) -> None:
+        """Regress a channel out of all others."""
+        if self.count == _BLOCK:
+            self.rest -= self.rows.T @ self.rows
+            both = self.rows.T @ self.shifts
+            self.gain -= both + both.T
+            self.count = 0
+        rows, shifts = self.rows[: self.count], self.shifts[: self.count]
+        own, shift = rows[:, channel], shifts[:, channel]
+        row = self.rest[channel] - own @ rows
+        column = self.gain[channel] - shift @ rows - own @ shifts
+        rho = float(row[channel]) + self.floor
+        shift = column - float(column[channel]) / (2 * rho) * row
+        self.rows[self.count], self.shifts[self.count] = row / rho**0.5, shift / rho**0.5
+        self.rest_left -= row.square() / rho
+        self.gain_left -= 2 * shift * row / rho
+        self.count += 1
 
 
 def _gradient(network: Network, groups: Sequence[ChannelGroup], images: Tensor, labels: Tensor | None) -> list[Tensor]:
