@@ -1118,7 +1118,7 @@ def prune(
     unlabelled: bool = False,
     task: str | None = None,
     source: str = Prune.source,
-    teacher: str | Spec | FitTeacher | nn.Module = "fit",
+    teacher: str | Spec | FitTeacher | nn.Module | None = None,
     budget: str | Sequence[str] | Budget = (),
     method: Literal["shares", "scale_factors"] = Prune.method,
     num_candidates: Count = Prune.num_candidates,
@@ -1144,7 +1144,7 @@ def prune(
         unlabelled: learn the teacher's features and no labels, see `kdnas run --help`.
         task: see `kdnas run --help`.
         source: the network to prune: teacher (its own), checkpoint:FOLDER, or as `kdnas convert` takes it.
-        teacher: see `kdnas run --help`.
+        teacher: see `kdnas run --help`; by default the source, or fit where none is named.
         budget: upper bounds on params, macs, latency and size, see `kdnas run --help`; repeatable.
         method: shares of each group of channels, searched under the source; or scale_factors, trained under the
             teacher.
@@ -1183,6 +1183,8 @@ def prune(
     elif data is None or not budget:
         raise ValueError("--data and --budget are missing. Give them, or an experiment that holds everything.")
     else:
+        if teacher is None:
+            teacher, source = ("fit", source) if source == Prune.source else (source, Prune.source)
         teacher_spec = as_teacher(teacher)
         settings = Prune(
             data=data_of(data, teacher_spec, unlabelled=unlabelled),

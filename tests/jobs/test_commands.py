@@ -17,6 +17,7 @@ from kdnas.data.datasets import from_dataset
 from kdnas.jobs._memory import keep
 from kdnas.network import default_device, on_device
 from kdnas.runs.folder import RunFolder
+from kdnas.settings import FitTeacher
 from kdnas.students.folder import read_student
 from tests.toy import Cnn, data
 
@@ -132,6 +133,25 @@ def test_a_pruning_s_experiment_takes_a_recipe_beside_it_and_nothing_else(tmp_pa
     with pytest.raises(ValueError, match="--experiment holds all settings, got --budget beside it"):
         kdnas.prune("scale_factors:small", out=tmp_path / "run", budget="macs=1", steps=1, penalty=0.1)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "teacher", "source"),
+    [
+        ({}, FitTeacher, "teacher"),
+        ({"source": "tests.toy:cnn"}, "tests.toy:cnn", "teacher"),
+        ({"source": "tests.toy:cnn", "teacher": "fit"}, FitTeacher, "tests.toy:cnn"),
+        ({"source": "tests.toy:narrow_cnn", "teacher": "tests.toy:cnn"}, "tests.toy:cnn", "tests.toy:narrow_cnn"),
+    ],
+)
+def test_a_source_without_a_teacher_is_its_own(tmp_path, monkeypatch, options, teacher, source):
+    monkeypatch.setattr("kdnas.jobs.prune.prune", lambda settings, folder: settings)
+    settings = kdnas.prune(data="digits", budget="macs=50%", out=tmp_path / "run", **options)
+    assert settings.source == source
+    if teacher is FitTeacher:
+        assert isinstance(settings.teacher, FitTeacher)
+    else:
+        assert settings.teacher["function"] == teacher
 
 
 def test_a_device_is_used_inside_and_refused_where_there_is_none():
