@@ -263,7 +263,13 @@ def _bound(name: str, bound: float | str) -> float:
 
 
 def amount(name: str, value: float) -> str:
-    """A cost as people read it: milliseconds, bytes, or a whole number."""
+    """A cost as people read it: milliseconds or seconds, bytes, or a whole number.
+
+    Example:
+        >>> amount("latency", 0.0051), amount("latency", 30.0), amount("macs", 1e6)
+        ('5.1 ms', '30 s', '1,000,000')
+    """
     if name == "latency":
-        return f"{1e3 * value:,.3g} ms"
+        number, unit = (value, "s") if value >= 1 else (1e3 * value, "ms")
+        return f"{number:,.0f} {unit}" if number >= 100 else f"{number:.3g} {unit}"
     return f"{value:,.0f} bytes" if name in ("memory", "size") else f"{value:,.0f}"

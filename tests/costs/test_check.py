@@ -56,7 +56,7 @@ def test_what_an_architecture_spends_in_words():
     plain = BudgetCheck(SPACE, Budget(macs=1))
     assert plain.describe(SPACE.smallest) == f"{sizes} and {spent.macs:,} macs"
     check = BudgetCheck(SPACE, Budget(memory=1e9, latency=9.0), Table)
-    expected = f"{sizes}, {spent.macs:,} macs, memory {memory:,} bytes and latency 4e+03 ms"
+    expected = f"{sizes}, {spent.macs:,} macs, memory {memory:,} bytes and latency 4 s"
     assert check.describe(SPACE.smallest) == expected
 
 

@@ -129,7 +129,9 @@ def test_a_warm_cost_builds_no_layer_again():
     ("name", "value", "text"),
     [
         ("latency", 0.0123456, "12.3 ms"),
-        ("latency", 1.5, "1.5e+03 ms"),
+        ("latency", 1.5, "1.5 s"),
+        ("latency", 0.9999, "1,000 ms"),
+        ("latency", 3600.0, "3,600 s"),
         ("memory", 1234567.4, "1,234,567 bytes"),
         ("params", 1234.6, "1,235"),
         ("macs", 5e6, "5,000,000"),
