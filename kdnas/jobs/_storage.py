@@ -28,6 +28,7 @@ from kdnas.searchers._optuna import quiet
 READS = ContextVar("reads", default=False)
 """Whether what is asked of a storage writes nothing."""
 _ANSWER = 10.0  # seconds in which a proxy answers
+_DRIVERS = {"postgresql": "psycopg", "mysql": "pymysql"}  # of databases, each named as the extra that installs it
 
 
 @contextlib.contextmanager
@@ -67,8 +68,8 @@ def opened(url: str) -> Iterator[BaseStorage]:
 def _database(parsed: URL, form: str) -> RDBStorage:
     """Optuna's storage in a relational database, whose tables are made where there are none."""
     shown = printable(parsed.set(query={}).render_as_string(hide_password=True))
-    if parsed.drivername == "postgresql":  # else the driver that SQLAlchemy takes depends on its version
-        parsed = parsed.set(drivername="postgresql+psycopg")
+    if parsed.drivername in _DRIVERS:  # else the driver that SQLAlchemy takes depends on its version
+        parsed = parsed.set(drivername=f"{parsed.drivername}+{_DRIVERS[parsed.drivername]}")
     url = parsed.render_as_string(hide_password=False)
     try:
         names = _tables(url)
@@ -81,7 +82,7 @@ def _database(parsed: URL, form: str) -> RDBStorage:
             storage = RDBStorage(url, engine_kwargs={"pool_pre_ping": True}, skip_compatibility_check=True)
     except ImportError as error:  # of Optuna, for SQLAlchemy's own
         driver = getattr(error.__cause__ or error, "name", None) or parsed.drivername
-        package = {"psycopg": "'kdnas[postgresql]'", "MySQLdb": "mysqlclient"}.get(driver, driver)
+        package = {name: f"'kdnas[{extra}]'" for extra, name in _DRIVERS.items()}.get(driver, driver)
         raise ValueError(f"the storage {shown} needs the package {driver}: pip install {package}") from None
     except NoSuchModuleError:
         raise ValueError(
