@@ -54,6 +54,11 @@ def final_measures(grades: Tensor, data: Data, name: str = "") -> dict[str, Any]
     return rows | ({"measures": details} if details else {})
 
 
+def measure_of(task: Task) -> dict[str, str]:
+    """The entry `measure` of a result whose `accuracy` is another measure than that; else empty."""
+    return {} if task.measure == Task.measure else {"measure": task.measure}
+
+
 def near_chance(grades: Tensor, data: Data, name: str) -> str:
     """A sentence on a network whose measure on the test part guessing could have; empty where it is higher."""
     chance = data.task.chance(grades, data.test.labels, data.class_names)

@@ -21,7 +21,10 @@ from kdnas.state import key_of, recall, record
 _ALGORITHMS = tuple(f"kdnas.{kind}" for kind in ("losses", "scorers", "searchers", "distillers", "spaces"))
 _BLOCKS = "kdnas.blocks"
 _MAKERS = {
-    "kdnas.data": ("digits", "folder", "cifar10", "cifar100", "strong", "hf", "parquet", "wds", "csv", "npz"),
+    "kdnas.data": (
+        *("digits", "folder", "cifar10", "cifar100", "strong", "hf", "parquet", "wds", "csv", "npz"),
+        *("masks", "culane", "tusimple", "roads"),
+    ),
     "kdnas.teachers": (  # without export_teacher: what torch.export wrote is a program
         *("hf_teacher", "onnx_teacher", "own_teacher", "several_teachers"),
         *("streamed_teacher", "student_teacher", "zoo_teacher"),

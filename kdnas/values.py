@@ -173,6 +173,8 @@ Rate = Annotated[float, Range(least=0, below=1)]
 """The probability of dropping something."""
 Side = Annotated[int, Range(least=0, most=_MOST_SIZE)]
 """The height and width of images, or 0 for a default; or another size that may be 0."""
+Level = Annotated[int, Range(least=0, most=65535)]
+"""A value of a pixel."""
 Count = Annotated[int, Range(least=1, most=2**40)]
 """A number of steps, images or candidates."""
 Sample = Annotated[int, Range(least=3, most=2**40)]

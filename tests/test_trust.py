@@ -19,7 +19,7 @@ from torch import nn
 from kdnas import trust
 from kdnas.cli.commands import main
 from kdnas.data.cifar import cifar10
-from kdnas.data.load import load_data
+from kdnas.data.load import LOADERS, load_data
 from kdnas.jobs._run import Run
 from kdnas.plain import show, show_everything
 from kdnas.runs.folder import RunFolder
@@ -92,8 +92,10 @@ def test_every_algorithm_and_what_people_type_is_kdnass_own():
     for kind in ("losses", "scorers", "searchers", "distillers", "spaces"):
         for path in algorithms(f"kdnas.{kind}").values():
             assert is_own(path), path
-    for text in ("digits", "strong:digits", "folder:x", "cifar10:x", "cifar100:x"):
-        admit(load_data(text).to_json(), text)
+    for name, (_, more) in LOADERS.items():
+        text = f"{name}:4" if more == "COUNT" else f"{name}:x" if more else name
+        for each in (text, f"strong:{text}"):
+            admit(load_data(each).to_json(), each)
     assert is_own("kdnas.losses:SoftTargets") and is_own("kdnas.data:digits") and is_own("optuna.pruners:MedianPruner")
 
 

@@ -20,6 +20,7 @@ from kdnas import settings, trust
 from kdnas.cli import commands
 from kdnas.cli.commands import COMMANDS, main, parser, sub_parsers
 from kdnas.costs.budget import Budget
+from kdnas.data.load import LOADERS
 from kdnas.preprocessing import Preprocessing
 from kdnas.settings import Experiment
 from kdnas.space import SearchSpace
@@ -209,7 +210,8 @@ def test_every_number_of_every_table_is_one(path):
 
 EXAMPLES = {str: "nowhere", int: 3, Preprocessing: Preprocessing(height=8, width=8, mean=(0.5,), std=(0.25,))}
 KINDS = ("losses", "scorers", "searchers", "distillers")
-MAKERS = [f"{module}:{name}" for module, names in trust._MAKERS.items() for name in names]
+MAKERS = [f"{module}:{name}" for module, names in trust._MAKERS.items() for name in names if name not in LOADERS]
+MAKERS += [f"{loader.__module__}:{name}" for name, (loader, _) in LOADERS.items()]
 
 
 def test_every_number_of_every_algorithm_and_every_maker_is_one():

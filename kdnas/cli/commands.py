@@ -90,7 +90,7 @@ COMMANDS = {
     ),
     "export": Command(
         jobs.export,
-        lambda v: f"place {v['place']} of {v['run']}",
+        texts.exporting,
         texts.exported,
         lambda result, _: f"kdnas retrain {result['student']}" if "place" in result else "",
         texts.unchanged,

@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, final
 
 import torch
@@ -30,6 +31,8 @@ _LABELLED: ContextVar[bool] = ContextVar("labelled", default=True)
 _MOST_SIDE = 8192
 _MOST_NAMED = 280  # letters of what is wrong with single files, in a message
 _SPLIT = "a fifth of each class is for test, a tenth of the rest for search"
+_SPLIT_TRAIN = "a tenth of train is for search"
+_SPLIT_OUTER = f"{_SPLIT_TRAIN}, validation is for test"
 
 
 def assembled(
@@ -134,6 +137,16 @@ def role_of(name: str) -> str | None:
     return roles[0] if len(roles) == 1 else None
 
 
+def check_roles(root: Path, roles: Mapping[Path, str | None], what: str = "part") -> None:
+    """Raise a ValueError where several folders or files stand for one part."""
+    for role in PARTS:
+        several = [path.name for path in roles if roles[path] == role]
+        if len(several) > 1:
+            raise ValueError(
+                f"{root} must have one {role} {what}, got {' and '.join(several)}. Rename or move the others."
+            )
+
+
 def all_files(files: Files) -> list[Source]:
     """The pictures of all classes."""
     return [file for name in sorted(files) for file in files[name]]
@@ -184,13 +197,12 @@ def split(
         cut = max(1, len(shuffled) // 10)
         search += shuffled[:cut]
         train += shuffled[cut:]
-    note = _SPLIT if outer is None else "a tenth of train is for search"
-    note += "" if outer is None or "test" in parts else ", validation is for test"
+    note = _SPLIT if outer is None else _SPLIT_TRAIN if "test" in parts else _SPLIT_OUTER
     return {"train": train, "search": search, "test": test}, note
 
 
-def split_images(parts: Mapping[str, Sequence[Image]], seed: int) -> dict[str, list[Image]]:
-    """The three parts, as `assembled` says, without regard to classes.
+def split_images(parts: Mapping[str, Sequence[Image]], seed: int) -> tuple[dict[str, list[Image]], str]:
+    """The three parts, as `assembled` says, without regard to classes, and how they were cut off, in words.
 
     Args:
         parts: images by `train`, and perhaps `validation` and `test`.
@@ -203,7 +215,7 @@ def split_images(parts: Mapping[str, Sequence[Image]], seed: int) -> dict[str, l
         raise ValueError(f"there must be images to train with, got parts {', '.join(parts) or 'none'}. Add train.")
     train, outer = list(parts["train"]), parts.get("test") or parts.get("validation")
     if parts.get("test") and parts.get("validation"):
-        return {"train": train, "search": list(parts["validation"]), "test": list(parts["test"])}
+        return {"train": train, "search": list(parts["validation"]), "test": list(parts["test"])}, ""
     order = torch.randperm(len(train), generator=torch_rng(seed, "masks")).tolist()
     shuffled = [train[i] for i in order]
     cut = 0 if outer else max(1, len(shuffled) // 5)
@@ -211,7 +223,8 @@ def split_images(parts: Mapping[str, Sequence[Image]], seed: int) -> dict[str, l
     few = max(1, len(rest) // 10)
     if len(rest) <= few:
         raise ValueError(f"there must be at least 4 images to train, search and test, got {len(train)}.")
-    return {"train": rest[few:], "search": rest[:few], "test": test}
+    note = _SPLIT.replace(" of each class", "") if not outer else _SPLIT_TRAIN if parts.get("test") else _SPLIT_OUTER
+    return {"train": rest[few:], "search": rest[:few], "test": test}, note
 
 
 def _median_side(files: Sequence[Source], seed: int, most: int = 200) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kdnas.data.assembly import NO_CLASS, PARTS, Files, Layout, assembled, needs_labels, role_of
+from kdnas.data.assembly import NO_CLASS, Files, Layout, assembled, check_roles, needs_labels, role_of
 from kdnas.data.base import Data
 from kdnas.data.files import SUFFIXES
 from kdnas.values import Seed, Side
@@ -84,8 +84,11 @@ def _layout(root: Path, merge: bool) -> Layout:
             "images as train/CLASS/image.jpg, or give the folder whose sub-folders are the classes; images without "
             "classes need --unlabelled."
         )
-    roles = [{role_of(part.name): part for part in _folders(folder)} for folder in inside]
-    if roles and all("train" in each and None not in each for each in roles):
+    below = [{part: role_of(part.name) for part in _folders(folder)} for folder in inside]
+    if below and all("train" in each.values() and None not in each.values() for each in below):
+        for folder, each in zip(inside, below, strict=True):
+            check_roles(folder, each)
+        roles = [{role: part for part, role in each.items()} for each in below]
         return _classes_above_parts(root, inside, roles, merge)
     _check_nesting(root, inside, merge)
     files = _by_class(inside)
@@ -93,12 +96,7 @@ def _layout(root: Path, merge: bool) -> Layout:
 
 
 def _parts_above_classes(root: Path, inside: Sequence[Path], parts: Mapping[Path, str], merge: bool) -> Layout:
-    for role in PARTS:
-        several = [folder.name for folder in parts if parts[folder] == role]
-        if len(several) > 1:
-            raise ValueError(
-                f"{root} must have one {role} part, got {' and '.join(several)}. Rename or move the others."
-            )
+    check_roles(root, parts)
     others = [folder for folder in inside if folder not in parts]
     flat = next((folder for folder in others if role_of(folder.name) and _image_files(folder)), None)
     if flat is not None:

@@ -13,7 +13,7 @@ from kdnas.data.files import FileImages, each_of, opened
 from kdnas.plain import reason
 from kdnas.runs.files import parse_json
 from kdnas.tasks.lanes import NONE, Lanes, in_slots
-from kdnas.values import Seed, Side, real, shown
+from kdnas.values import Count, Seed, Side, real, shown
 
 _MOST = 1e6  # pixels from the edge
 _MOST_BYTES = 2**30  # of decoded images that are held in memory
@@ -35,7 +35,7 @@ class _Image(NamedTuple):
     lines: list[np.ndarray] | None = None
 
 
-def culane(path: str, height: Side = 0, width: Side = 0, lanes: int = 4, seed: Seed = 0) -> Data:
+def culane(path: str, height: Side = 0, width: Side = 0, lanes: Count = 4, seed: Seed = 0) -> Data:
     """Images and lanes in the folders of CULane.
 
     `list/train.txt`, `list/val.txt` and `list/test.txt` (or `train_gt.txt` and so on) name an image on each line, below
@@ -67,13 +67,13 @@ def culane(path: str, height: Side = 0, width: Side = 0, lanes: int = 4, seed: S
 _PARTS = {"train": "train", "validation": "val", "test": "test"}
 
 
-def tusimple(path: str, height: Side = 0, width: Side = 0, lanes: int = 6, seed: Seed = 0) -> Data:
+def tusimple(path: str, height: Side = 0, width: Side = 0, lanes: Count = 6, seed: Seed = 0) -> Data:
     """Images and lanes in the folders of TuSimple.
 
     `label_data_*.json` (also `train*.json`, `val*.json`) and `test_label.json`, in the folder or in its `train_set` and
-    `test_set`, have an object on each line: `raw_file`, an image in one of these folders, `h_samples`, rows, and
-    `lanes`, of each lane a column for each row, negative for none. A lane of fewer than two points is none. The parts
-    are those of `masks`.
+    `test_set`, have an object on each line: `raw_file`, an image in the same folder, in that of its part, or in another
+    of these; `h_samples`, rows; and `lanes`, of each lane a column for each row, negative for none. A lane of fewer
+    than two points is none. The parts are those of `masks`.
 
     Args:
         path: the folder.
@@ -91,7 +91,7 @@ def tusimple(path: str, height: Side = 0, width: Side = 0, lanes: int = 6, seed:
         for file in sorted(folder.glob("*.json")):
             role = "train" if file.stem.startswith("label_data") else role_of(file.stem)
             if role is not None and not file.stem.startswith("test_tasks"):
-                parts.setdefault(role, []).extend(_labelled(file, root))
+                parts.setdefault(role, []).extend(_labelled(file, root, role))
     if "train" not in parts:
         raise ValueError(f"{root} must hold label_data_*.json, it has none. Use TuSimple's folders.")
     return _data(parts, (height, width), lanes, seed, "TuSimple")
@@ -110,7 +110,7 @@ def _first(files: Sequence[Path]) -> Path | None:
 
 def _data(parts: Mapping[str, list[_Image]], size: tuple[int, int], lanes: int, seed: int, name: str) -> Data:
     """The data of images with their lanes."""
-    task, roles = Lanes(lanes=lanes), split_images(parts, seed)
+    task, (roles, cut) = Lanes(lanes=lanes), split_images(parts, seed)
     own = _size(roles["train"][0].file)
     height, width = size[0] or own[0], size[1] or own[1]
     loaded: dict[str, Any] = {}
@@ -122,7 +122,7 @@ def _data(parts: Mapping[str, list[_Image]], size: tuple[int, int], lanes: int, 
         **loaded,
         class_names=task.output_names,
         augmentation="crop_flip",
-        source=f"{name}; {sum(map(len, roles.values())):,} images",
+        source="; ".join(filter(None, (name, f"{sum(map(len, roles.values())):,} images", cut))),
         task=task,
     )
 
@@ -220,8 +220,10 @@ def _is_lane(points: np.ndarray) -> bool:
     return len(np.unique(points[:, 1])) > 1
 
 
-def _labelled(file: Path, root: Path) -> Iterator[_Image]:
-    """The images of one of TuSimple's files."""
+def _labelled(file: Path, root: Path, role: str) -> Iterator[_Image]:
+    """The images of one of TuSimple's files, from its own folder, that of its part, or another one."""
+    part = root / ("test_set" if role == "test" else "train_set")
+    folders = [*dict.fromkeys((file.parent, part, *(root / folder for folder in _TUSIMPLE)))]
     for number, line in enumerate(_text(file).splitlines(), 1):
         where = f"line {number} of {file}"
         if not line.strip():
@@ -243,13 +245,13 @@ def _labelled(file: Path, root: Path) -> Iterator[_Image]:
                 raise ValueError(f"{where} has a lane of {len(columns)} columns for {len(rows)} rows. {_AGAIN}")
             points = [pair for pair in zip(columns, rows, strict=True) if pair[0] >= 0]
             lanes.append(np.array(points, np.float64).reshape(-1, 2))
-        image = _first_below(root, name, where)
+        image = _first_below(root, folders, name, where)
         yield _Image(image, where, [lane for lane in lanes if _is_lane(lane)])
 
 
-def _first_below(root: Path, name: str, where: str) -> Path:
-    """The image of a name in one of TuSimple's folders."""
-    images = [_below(root / folder, name, where) for folder in _TUSIMPLE]
+def _first_below(root: Path, folders: Sequence[Path], name: str, where: str) -> Path:
+    """The image of a name in the first of these folders that has it."""
+    images = [_below(folder, name, where) for folder in folders]
     image = next((path for path in images if _exists(path)), None)
     if image is None:
         raise ValueError(f"{where} names {shown(name)}, but there is no {images[0]}. {_AGAIN}")

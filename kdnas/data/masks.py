@@ -11,12 +11,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from kdnas.data.assembly import role_of, split_images
+from kdnas.data.assembly import check_roles, role_of, split_images
 from kdnas.data.base import Data, TensorImages
 from kdnas.data.files import SUFFIXES, each_of, opened, pixels_of
 from kdnas.plain import reason
 from kdnas.tasks.segmentation import MOST, VOID, Segmentation
-from kdnas.values import Seed, Side
+from kdnas.values import Level, Seed, Side
 
 CLASSES = "classes.txt"
 _IMAGES = ("images", "image", "img", "imgs", "jpegimages", "leftimg8bit")
@@ -50,7 +50,7 @@ class _Classes(NamedTuple):
 
 
 def masks(
-    path: str, height: Side = 0, width: Side = 0, void: int = 255, seed: Seed = 0, weighted: bool = False
+    path: str, height: Side = 0, width: Side = 0, void: Level = 255, seed: Seed = 0, weighted: bool = False
 ) -> Data:
     """Images and masks in folders, of VOC, or of Cityscapes, for segmentation.
 
@@ -64,7 +64,8 @@ def masks(
     The parts are those of `folder`: without some of them a fifth of the images is for test, a tenth of the rest for
     search. A mask is a PNG whose pixels are class numbers (also in a palette), or colours. Classes and colours are the
     lines of `classes.txt`: `NAME` in the order of the numbers, or `NAME R G B`; a line whose name is `void` says which
-    number or colour is void. Without that file classes are named by their numbers.
+    number or colour is void. Without that file classes are named by their numbers. A test part of Cityscapes without
+    labels, as it is published, is left out.
 
     Args:
         path: the folder.
@@ -76,16 +77,20 @@ def masks(
         weighted: weigh each class in the loss by the square root of the ratio of the median class's pixels to its own.
 
     Raises:
-        ValueError: no such layout, an image without mask or the other way round, two images with one mask, a mask of
-            another size than its image or with a number or colour that is no class, or void alone, images of several
-            sizes, a class without a training pixel, or a file that cannot be read.
+        ValueError: no such layout, two folders or lists of one part, an image without mask or the other way round, two
+            images with one mask, a mask of another size than its image or with a number or colour that is no class, or
+            void alone, images of several sizes, a class without a training pixel, one class alone, or a file that
+            cannot be read.
     """
     root = Path(path)
     if not root.is_dir():
         raise ValueError(f"there is no folder {root}. Use a folder that holds images/ and masks/.")
     pairs, recognised = _pairs(root)
-    parts = split_images(pairs, seed)
-    classes = _classes(root, recognised, [mask for _, mask in parts["train"]], void)
+    classes = _classes(root, recognised, void)
+    note = ""
+    if recognised == "Cityscapes" and not any(_is_labelled(mask, classes) for _, mask in pairs.get("test", ())):
+        note = "the test part, which has no labels, is left out" if pairs.pop("test", ()) else ""
+    parts, cut = split_images(pairs, seed)
     loaded = {role: _Part.read(files, classes, (height, width)) for role, files in parts.items()}
     shapes = {tuple(part.images.shape[1:3]) for part in loaded.values()}
     if len(shapes) > 1:
@@ -94,7 +99,8 @@ def masks(
         )
     names = classes.names or tuple(str(i) for i in range(1 + max(int(part.masks.max()) for part in loaded.values())))
     for part in loaded.values():
-        part.check(" Cityscapes publishes no labels of its test part." if recognised == "Cityscapes" else "")
+        part.check()
+    _check_names(names, loaded["train"].masks)
     weights = _weights(loaded["train"].masks, len(names)) if weighted else ()
     task = Segmentation(class_weights=weights)
     return Data(
@@ -104,7 +110,7 @@ def masks(
         },
         class_names=names,
         augmentation="crop_flip",
-        source=f"{recognised}; {sum(map(len, parts.values()))} images with masks",
+        source="; ".join(filter(None, (recognised, f"{sum(map(len, parts.values()))} images with masks", note, cut))),
         task=task,
     )
 
@@ -133,11 +139,29 @@ class _Part(NamedTuple):
             torch.from_numpy(np.stack(images)), torch.from_numpy(np.stack(masks_)), tuple(mask for _, mask in pairs)
         )
 
-    def check(self, note: str) -> None:
-        """Raise a ValueError, with the file and a note, for a mask of void alone."""
+    def check(self) -> None:
+        """Raise a ValueError, with the file, for a mask of void alone."""
         for file, mask in zip(self.files, self.masks, strict=True):
             if bool((mask == VOID).all()):
-                raise ValueError(f"{file} is void alone. Remove it and its image.{note}")
+                raise ValueError(f"{file} is void alone. Remove it and its image.")
+
+
+def _check_names(names: Sequence[str], masks_: Tensor) -> None:
+    """Raise a ValueError for fewer than two classes, or one without a training pixel, that says how to name others."""
+    there = {*masks_.unique().tolist()} - {VOID}
+    if len(there) < 2:
+        only = names[int(min(there))]
+        raise ValueError(
+            f"masks must show at least 2 classes, the training masks show {only!r} and void alone. Where a void "
+            f"number, such as 255, is a class, name the classes in {CLASSES} by their colours: NAME 255 255 255."
+        )
+    absent = next((name for number, name in enumerate(names) if number not in there), None)
+    if absent is not None:
+        raise ValueError(
+            f"every class must have training pixels, {absent!r} has none. Add images that show it, or name the classes "
+            f"that there are in {CLASSES}: a line each in the order of their numbers, and `void` for a number that is "
+            "none."
+        )
 
 
 def _decoded(image: Path, mask: Path, classes: _Classes, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
@@ -157,6 +181,13 @@ def _decoded(image: Path, mask: Path, classes: _Classes, size: tuple[int, int]) 
         pixels = np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC))
         numbers = np.asarray(Image.fromarray(numbers).resize((width, height), Image.Resampling.NEAREST))
     return pixels, numbers.astype(np.int16)
+
+
+def _is_labelled(mask: Path, classes: _Classes) -> bool:
+    """Whether a mask has a pixel that is not void."""
+    with opened(mask) as picture:
+        picture.load()
+        return bool((_numbers(picture, classes, mask) != VOID).any())
 
 
 def _numbers(picture: Image.Image, classes: _Classes, file: Path) -> np.ndarray:
@@ -202,7 +233,7 @@ def _of_colours(pixels: np.ndarray, classes: _Classes, file: Path) -> np.ndarray
     return result
 
 
-def _classes(root: Path, recognised: str, files: Sequence[Path], void: int) -> _Classes:
+def _classes(root: Path, recognised: str, void: int) -> _Classes:
     """What the pixels of masks mean."""
     text = root / CLASSES
     if text.is_file():
@@ -259,28 +290,33 @@ def _pairs(root: Path) -> tuple[dict[str, list[tuple[Path, Path]]], str]:
     if images is not None and targets is not None:
         lists = root / "ImageSets" / "Segmentation"
         if lists.is_dir():
-            return {role: list(_of_list(file, images, targets)) for role, file in _lists(lists)}, "VOC"
+            return {role: list(_of_list(file, images, targets)) for file, role in _lists(lists).items()}, "VOC"
         layout = "Cityscapes" if targets.name.lower() == "gtfine" else "images and masks"
-        inside = {
-            role: folder for folder in sorted(images.iterdir()) if folder.is_dir() and (role := role_of(folder.name))
-        }
+        inside = _roles(images)
         if not inside:
             return {"train": list(_matched(images, targets))}, layout
-        return {role: list(_matched(folder, targets / folder.name)) for role, folder in inside.items()}, layout
-    parts = {role: folder for folder in folders.values() if (role := role_of(folder.name))}
-    if "train" not in parts:
+        return {role: list(_matched(folder, targets / folder.name)) for folder, role in inside.items()}, layout
+    parts = _roles(root)
+    if "train" not in parts.values():
         raise ValueError(
             f"{root} must hold images/ and masks/, VOC's JPEGImages and SegmentationClass, or Cityscapes' leftImg8bit "
             f"and gtFine, got {', '.join(folders) or 'no folders'}."
         )
-    return {role: [*chain(*_pairs(folder)[0].values())] for role, folder in parts.items()}, "images and masks"
+    return {role: [*chain(*_pairs(folder)[0].values())] for folder, role in parts.items()}, "images and masks"
 
 
-def _lists(folder: Path) -> Iterator[tuple[str, Path]]:
-    for file in sorted(folder.glob("*.txt")):
-        role = role_of(file.stem)
-        if role:
-            yield role, file
+def _roles(root: Path) -> dict[Path, str]:
+    """The folders inside that are parts; each part is one."""
+    roles = {folder: role for folder in sorted(root.iterdir()) if folder.is_dir() and (role := role_of(folder.name))}
+    check_roles(root, roles)
+    return roles
+
+
+def _lists(folder: Path) -> dict[Path, str]:
+    """VOC's lists of parts; each part has one."""
+    lists = {file: role for file in sorted(folder.glob("*.txt")) if (role := role_of(file.stem))}
+    check_roles(folder, lists, "list")
+    return lists
 
 
 def _of_list(file: Path, images: Path, targets: Path) -> Iterator[tuple[Path, Path]]:

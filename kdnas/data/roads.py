@@ -17,7 +17,7 @@ _LINE = 0.025  # width of a line in the masks: small images have few pixels
 _NEAREST = 0.12  # depth from which lanes are drawn: 0 is the horizon, 1 the lower edge
 
 
-def roads(count: Count, height: Size = 64, width: Size = 160, lanes: int = 4, seed: Seed = 0) -> Data:
+def roads(count: Count, height: Size = 64, width: Size = 160, lanes: Count = 4, seed: Seed = 0) -> Data:
     """Drawn roads seen from a car: of so many images a fifth is for test and a tenth for search.
 
     A road has a horizon, a vanishing point and a curvature, lines that are solid or broken, white or yellow and faded,

@@ -13,6 +13,7 @@ import torch
 
 from kdnas.data.base import Data, changes
 from kdnas.distillers.base import Distiller
+from kdnas.evaluation import measure_of
 from kdnas.network import Network, default_device, load_strictly
 from kdnas.randomness import initialised, torch_rng
 from kdnas.ranking.order import ranked
@@ -280,7 +281,7 @@ def record_data(storage: RunFolder, data: Data) -> None:
     """Write the fingerprint of a new run's data and whether its user insists, or warn of data that have changed."""
     additions = {} if "data" in storage.manifest else {"data": data.fingerprint}
     additions |= {"insists": True} if _INSISTS.get() else {}
-    additions |= {"measure": data.task.measure} if data.task.measure != Task.measure else {}
+    additions |= measure_of(data.task)
     compare_data(storage, data)
     if not additions.items() <= storage.manifest.items():
         storage.manifest |= additions
@@ -300,7 +301,8 @@ def report_changes(fingerprint: Mapping[str, str] | None, data: Data, whose: str
     if difference:
         _log.warning(
             f"the data of {whose} have changed: {difference}. Images that it learnt from may be in another part now, "
-            "so that accuracies on search and test images are too high. Begin anew for figures that can be compared."
+            f"so that {data.task.measures} on search and test images are too high. Begin anew for figures that can be "
+            "compared."
         )
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from kdnas.runs.folder import CARD
 from kdnas.specs import resolve
 
 Values = dict[str, Any]
@@ -25,12 +26,20 @@ def beside(values: Values, name: str, ending: str) -> str:
 
 
 def lines(result: Values, _: Values) -> str:
-    """A name and a value per line."""
+    """A name and a value per line; `accuracy` has the name of the task's measure."""
+    measure = str(result.get("measure", "accuracy"))
 
     def text(value: Any) -> str:
         return f"{value:,}" if isinstance(value, int) else f"{value:.4f}" if isinstance(value, float) else str(value)
 
-    return "\n".join(f"{name:<16} {text(value)}" for name, value in result.items())
+    shown = {name.replace("accuracy", measure): value for name, value in result.items() if name != "measure"}
+    return "\n".join(f"{name:<16} {text(value)}" for name, value in shown.items())
+
+
+def exporting(values: Values) -> str:
+    """The first line of `kdnas export`: a place of a run, or a student folder."""
+    folder = values["run"]
+    return folder if (Path(folder) / CARD).is_file() else f"place {values['place']} of {folder}"
 
 
 def exported(result: Values, values: Values) -> str:

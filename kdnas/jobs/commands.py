@@ -229,7 +229,8 @@ def run(
         decoded: a folder in which decoded images are stored and read from again. No result depends on it.
         device: such as cpu or cuda:1 (default: a GPU where there is one).
         **recipe: optimizer settings of teacher, supernet and student. `steps` is by default 30 epochs, at least 300 and
-            at most 20,000; `batch_size` 128, or all training images where there are fewer.
+            at most 20,000; `batch_size` 128, 16 of images with masks or lanes, or all training images where there are
+            fewer.
 
     Example:
         >>> import tempfile
@@ -529,7 +530,8 @@ def fit(
         decoded: a folder in which decoded images are stored and read from again. No result depends on it.
         device: such as cpu or cuda:1 (default: a GPU where there is one).
         **recipe: optimizer settings. `steps` is by default 30 epochs, at least 300 and at most 20,000; `batch_size`
-            128, or all training images where there are fewer; `learning_rate` 0.1, and 0.01 for trained weights.
+            128, 16 of images with masks or lanes, or all training images where there are fewer; `learning_rate` 0.1,
+            and 0.01 for trained weights.
 
     Example:
         >>> import tempfile

@@ -9,7 +9,7 @@ import torch
 from kdnas.architecture import Architecture
 from kdnas.costs.count import cost
 from kdnas.data.base import Data
-from kdnas.evaluation import accuracy
+from kdnas.evaluation import accuracy, measure_of
 from kdnas.jobs._run import Run
 from kdnas.network import Network, calibrate
 from kdnas.randomness import initialised, torch_rng
@@ -82,6 +82,7 @@ def export(
         "params": entry.params,
         "macs": entry.macs,
         "search_accuracy": search_accuracy,
+        **measure_of(run.data.task),
         "checks": checks,
         "forms": dict(read_student(folder)[1].forms),
     }

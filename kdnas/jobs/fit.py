@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from kdnas.data.base import Data, prepare
 from kdnas.distillers.base import Batch, Distiller, Parallel, Step
 from kdnas.distillers.from_teacher import FromTeacher
-from kdnas.evaluation import accuracy, teacher_accuracy, teacher_row
+from kdnas.evaluation import accuracy, measure_of, teacher_accuracy, teacher_row
 from kdnas.jobs._preflight import judge_fitted, preflight
 from kdnas.jobs._run import build_teacher, fitted_spec, insisting, record_data
 from kdnas.losses.base import Loss
@@ -160,7 +160,7 @@ def fit(settings: Fit, folder: Path) -> dict[str, Any]:
             storage.finish("teacher", **storage.require("teacher", "kdnas fit"), **_accuracies(row))
     elif storage.phase("teacher") is None:
         _fine_tune(settings, data, storage)
-    return {"teacher": str(folder), **storage.require("teacher", "kdnas fit")}
+    return {"teacher": str(folder), **storage.require("teacher", "kdnas fit"), **measure_of(data.task)}
 
 
 def _check_network(network: str, data: Data) -> None:

@@ -325,7 +325,8 @@ class _Predictions:
             "gaussian_process",
             groups=features.groups,
             score=scores,
-            unit="accuracy",
+            # Other measures than shares of the images may be negative.
+            unit="accuracy" if all(0 <= accuracy <= 1 for accuracy in accuracies) else "any",
             falls_back=falls_back,
         )
 
@@ -420,8 +421,9 @@ class _Predictions:
         trained = {result.architecture for result in results}
         left = [e.architecture for e in self.entries if e.architecture not in trained]
         gain = float(self._gains(left, results)[0].max()) if left else 0.0
+        measures = self.run.data.task.measures
         sentence = (
-            f"{len(trained)} trained networks, {length.steps:,} steps each where trained here: accuracies predicted by "
+            f"{len(trained)} trained networks, {length.steps:,} steps each where trained here: {measures} predicted by "
             f"the others have tau {predictor.tau:.2f} with the measured ones and an error of "
             f"{100 * predictor.error:.2f} points; the score's tau is {predictor.score_tau or 0.0:.2f}."
         )
@@ -444,8 +446,8 @@ def beliefs_of(run: Run, architectures: Sequence[Architecture]) -> dict[str, Any
         architectures: the network, then others.
 
     Returns:
-        `results`, `falls_back`, `accuracy`, `low` and `high` of the first network, and `changes`: of every other one
-        the predicted difference of accuracy with the ends of its 90 % interval.
+        `results`, `measure`, `falls_back`, `accuracy`, `low` and `high` of the first network, and `changes`: of every
+        other one the predicted difference of accuracy, or of the task's measure, with the ends of its 90 % interval.
     """
     searches = run.storage.manifest["searches"]
     if not searches or "of" not in searches[-1]:
@@ -458,6 +460,7 @@ def beliefs_of(run: Run, architectures: Sequence[Architecture]) -> dict[str, Any
     changes = predictor.compare(features.values, scores)
     return {
         "results": len(results),
+        "measure": run.data.task.measure,
         "falls_back": predictor.falls_back,
         "tau": kendall(predictor.left_out, [r.accuracy for r in results]),
         **{name: float(value[0]) for name, value in zip(("accuracy", "low", "high"), own, strict=True)},

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from kdnas.data.base import Data
+from kdnas.evaluation import measure_of
 from kdnas.runs.lock import hold
 from kdnas.specs import Spec
 from kdnas.students.folder import read_student
@@ -37,4 +38,5 @@ def quantize_student(
     hold(out)
     loaded: Data = data_of(student, card, data).build(Data)
     images = calibration_images(loaded.train, num_images, seed)
-    return {"graph": str(out), **quantize(student, out, images, loaded.test, most, loaded.task)}
+    result = quantize(student, out, images, loaded.test, most, loaded.task)
+    return {"graph": str(out), **result, **measure_of(loaded.task)}

@@ -10,7 +10,7 @@ from typing import Any, final
 
 from kdnas.data.base import Data
 from kdnas.distillers.base import Distiller
-from kdnas.evaluation import accuracy, final_measures, graded
+from kdnas.evaluation import accuracy, final_measures, graded, measure_of
 from kdnas.jobs._run import build_teacher, check_model_type, other_classes, report_changes
 from kdnas.jobs._source import fed_as
 from kdnas.network import Network, default_device
@@ -67,7 +67,8 @@ def retrain(
     draft = draft_of(out, prepared.identity)
     seconds = train_with_checkpoints(prepared.training, phase, draft, run_around(out), watch)
     measures = final_measures(graded(network, loaded.test, loaded), loaded, f"the student {out.name}")
-    origin = {**card.origin, "retrained": unstructure(settings), "test_accuracy": measures["accuracy"]}
+    before = {name: value for name, value in card.origin.items() if name not in ("training", "steps")}
+    origin = {**before, "retrained": unstructure(settings), "test_accuracy": measures["accuracy"]}
     origin |= {"seconds": seconds, FINGERPRINT: loaded.fingerprint}
     card = dataclasses.replace(card, preprocessing=input_of(network, loaded), origin=origin)
     trained = network.cpu().eval()
@@ -75,7 +76,8 @@ def retrain(
     checks = write_student(out, trained, card, deploy=deploy, more=extras)
     forget_drafts(out)
     costs = card.cost._asdict()
-    return {"student": str(out), **measures, **costs, "seconds": seconds, "checks": checks}
+    result = {"student": str(out), **measures, **costs, "seconds": seconds, "checks": checks}
+    return result | measure_of(loaded.task)
 
 
 @final

@@ -165,7 +165,7 @@ def why_table(explanation: Mapping[str, Any]) -> str:
         )
     believed = explanation.get("trainings")
     if believed:
-        text = "accuracy on the search part, as {results} trainings predict it: {accuracy:.2%} [{low:.2%}, {high:.2%}]"
+        text = "{measure} on the search part, as {results} trainings predict it: {accuracy:.2%} [{low:.2%}, {high:.2%}]"
         lines += ["", text.format(**believed)]
     width = max((len(c["choice"]) for c in explanation["choices"]), default=6)
     code = max((len(c["code"]) for c in explanation["choices"]), default=4)
@@ -173,7 +173,7 @@ def why_table(explanation: Mapping[str, Any]) -> str:
         "",
         "what changing one choice does, best first",
         f"{'choice':<{width}}  {'from':>9}  {'to':>9}  {'score':>9}{'params':>14}{'MACs':>16}"
-        f"{'accuracy, points' if believed else '':>{26 if believed else 0}}  {'code':<{code}}",
+        f"{believed['measure'] + ', points' if believed else '':>{26 if believed else 0}}  {'code':<{code}}",
     ]
     for c in explanation["choices"]:
         lines.append(

@@ -132,14 +132,21 @@ class RunContent:
             # A growth's are the sum of its members', which have lines of their own.
             if seconds is not None and name != "grow":
                 phases[name] = (seconds, True)
+        chosen = {row.get("name") for row in map(mapping, listed(self.phase("finals").get("rows")))}
         for name, lines in self.metrics.items():
             seconds, total = finite(lines[-1].get("seconds")), finite(lines[-1].get("total"))
             if name not in phases and seconds is not None:
-                phases[name] = (seconds, total is not None and lines[-1]["step"] + 1 >= total)
+                phases[name] = (seconds, name in chosen or (total is not None and (steps_of(lines[-1]) or 0) >= total))
         scored = [finite(row.get("seconds")) or 0.0 for ranking in self.rankings for row in ranking.rows]
         if "search" not in phases and scored:
             phases["search"] = (sum(scored), False)
         return phases
+
+
+def steps_of(line: JsonObject) -> float | None:
+    """How many steps were taken by a line of `metrics.jsonl`, which counts a training's steps from 0; or None."""
+    step = finite(line.get("step"))
+    return step + 1 if step is not None and finite(line.get("total")) is not None else step
 
 
 def mapping(value: Any) -> JsonObject:

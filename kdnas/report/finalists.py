@@ -7,7 +7,7 @@ from markupsafe import Markup
 
 from kdnas.report.charts import curves
 from kdnas.report.content import RunContent, mapping
-from kdnas.report.markup import Column, accuracy, decimal, duration, finite, table, tag, text, whole
+from kdnas.report.markup import Column, accuracy, decimal, duration, finite, table, tag, text, title, whole
 from kdnas.report.names import phase_name
 
 
@@ -36,7 +36,7 @@ def finalists(run: RunContent) -> Iterator[Markup]:
         Column("Score", decimal),
         Column("Steps", whole),
         Column("of", whole),
-        Column(f"{run.measure[0].upper()}{run.measure[1:]} on the search part", accuracy),
+        Column(f"{title(run.measure)} on the search part", accuracy),
         Column("Time", duration),
     ]
     keys = ("place", "code", "score", "step", "steps", "accuracy", "seconds")

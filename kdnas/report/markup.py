@@ -60,8 +60,8 @@ def text(value: Any) -> str:
 
 
 def title(words: str) -> str:
-    """The words with a capital first letter."""
-    return words[:1].upper() + words[1:]
+    """The words with a capital first letter, unless their first word has capitals of its own, as mIoU and k-NN."""
+    return words[:1].upper() + words[1:] if words.partition(" ")[0].islower() else words
 
 
 def whole(value: Any) -> str:

@@ -10,7 +10,7 @@ from markupsafe import Markup
 from kdnas.report.candidates import front, ranking, students
 from kdnas.report.charts import bars, curves
 from kdnas.report.comparison import write_comparison
-from kdnas.report.content import RunContent, mapping
+from kdnas.report.content import RunContent, mapping, steps_of
 from kdnas.report.explained import explanation
 from kdnas.report.finalists import finalists
 from kdnas.report.markup import (
@@ -113,7 +113,7 @@ def _training(run: RunContent) -> Iterator[Markup]:
         total = finite(last.get("total"))
         end = total or lines[-1]["step"]
         rates = [r for r in (finite(line.get("lr")) for line in lines) if r is not None]
-        words = f"Step {whole(last.get('step'))}" + (f" of {whole(total)}" if total else "")
+        words = f"Step {whole(steps_of(last))}" + (f" of {whole(total)}" if total else "")
         words += f" after {duration(last.get('seconds'))}" if finite(last.get("seconds")) is not None else ""
         words += f"; learning rate {max(rates):.3g} at most, {rates[-1]:.3g} at the end" if rates else ""
         yield tag("p", words + ".", class_="soft")
@@ -186,7 +186,7 @@ def _time(run: RunContent) -> Iterator[Markup]:
     rows = []
     for phase, (seconds, _) in phases.items():
         record = run.phase(phase)
-        steps = record.get("steps") or run.metrics.get(phase, [{}])[-1].get("step")
+        steps = record.get("steps") or steps_of(run.metrics.get(phase, [{}])[-1])
         share = seconds / total if total else None
         rows.append((names[phase], seconds, share, steps, *(record.get(k) for k in ("accuracy", "params", "macs"))))
     rows.append(("All", total, 1.0, None, None, None, None))

@@ -75,17 +75,17 @@ def quantize(
     except Exception as error:  # for an unsupported operator the library may raise anything
         raise ValueError(f"{graph} cannot be quantised by ONNX Runtime: {reason(error)}.") from error
     comparison = _compare(ours, theirs, test, task)
-    _check_loss(comparison, most)
+    _check_loss(comparison, most, task.measure)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(out, lambda path: write_bytes(path, integers))
     return comparison | {"bytes": float(len(integers)), "float bytes": float(len(content))}
 
 
-def _check_loss(comparison: dict[str, float], most: float) -> None:
+def _check_loss(comparison: dict[str, float], most: float, measure: str) -> None:
     loss = comparison["float accuracy"] - comparison["accuracy"]
     if loss > most:
         raise ValueError(
-            f"in int8 the student loses {loss:.2%} of accuracy (relative error of the logits "
+            f"in int8 the student loses {loss:.2%} of {measure} (relative error of the logits "
             f"{comparison['error']:.3f}), more than {most:.2%}. Calibrate on more images (--num-images), or accept "
             "more (--most)."
         )
@@ -109,7 +109,7 @@ def write_integers(path: Path, graph: bytes, data: Data) -> dict[str, float]:
     integers = integers_of(graph, calibration_images(data.train))
     ours, theirs = _logits(integers, data.search), _logits(graph, data.search)
     comparison = _compare(ours, theirs, data.search, data.task)
-    _check_loss(comparison, MOST_LOST)
+    _check_loss(comparison, MOST_LOST, data.task.measure)
     write_bytes(path, integers)
     return comparison
 

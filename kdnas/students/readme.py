@@ -36,7 +36,6 @@ student = load("{WEIGHTS}")
 LOGITS = student(images)  # [batch, channels, height, width] in [0, 1]
 ```
 """
-_ACCURACIES = {"test_accuracy": "test part", "search_accuracy": "search part, before retraining"}
 
 
 def readme_text(card: Card, controls: Mapping[str, Any]) -> str:
@@ -48,9 +47,11 @@ def readme_text(card: Card, controls: Mapping[str, Any]) -> str:
     """
     p, origin = card.preprocessing, card.origin
     size = f"{len(p.mean)} x {p.height} x {p.width}{' or any other size' if card.blueprint.dense else ''}"
+    # Of a run's own trainings it is that of the student, of others that of the subnet it was.
+    searched = "search part" if "training" in origin else "search part, before retraining"
     accuracies = [
         f"| {_cell(card.measure)} on the {words} | {origin[key]:.2%} |"
-        for key, words in _ACCURACIES.items()
+        for key, words in (("test_accuracy", "test part"), ("search_accuracy", searched))
         if _number(origin, key)
     ]
     classes = ", ".join(_cell(name) for name in card.class_names[:_MOST_CLASSES])

@@ -55,7 +55,7 @@ class Task(abc.ABC):
         follows: whether a label moves with the image under augmentation; then `moved` says how.
         dense: whether a network answers for every pixel, by a space of dense blueprints.
         answers: what an output is: a class's logit, or a value.
-        images_at_once: number of images that are evaluated together.
+        images_at_once: number of images that are evaluated together, and by default at most trained on in a step.
         compares: whether grades compare images with each other, so that all of a part are graded together.
         has_classes: whether outputs are the data's classes, or whatever they name; if not, they are a teacher's
             features, and a teacher is asked for these instead of classes.
@@ -69,6 +69,11 @@ class Task(abc.ABC):
     images_at_once: ClassVar[int] = 500
     compares: ClassVar[bool] = False
     has_classes: ClassVar[bool] = True
+
+    @property
+    def measures(self) -> str:
+        """Several values of the measure, in words."""
+        return "accuracies" if self.measure == Task.measure else f"values of {self.measure}"
 
     @property
     def pipeline(self) -> str:

@@ -93,6 +93,10 @@ def test_hidden_files_and_folders_are_no_images_and_no_classes(tmp_path):
             ["train/cat", "train/dog", "training/cat", "training/dog"],
             "must have one train part, got train and training",
         ),
+        (
+            ["cat/train_a", "cat/train_b", "cat/test", "dog/train", "dog/test"],
+            "cat must have one train part, got train_a and train_b",
+        ),
         (["fold1/cat", "fold1/dog", "fold2/cat", "fold2/dog"], r"fold2\) hold folders and no images \(cat, dog\)"),
         (["animal/cat", "animal/dog", "plant/elm", "plant/oak"], r"no images \(cat, dog, elm, oak\).*merge=true"),
         (["val/cat", "val/dog", "test/cat", "test/dog"], "no training part"),

@@ -94,6 +94,18 @@ def test_tusimple(json_folder):
     assert load_data(f"tusimple:{json_folder},lanes=4").build().train.labels.shape == (4, 4, HEIGHT)
 
 
+def test_an_image_is_that_beside_its_labels_where_both_parts_have_one_of_its_name(json_folder):
+    for number, brightness in (("train_set", 10), ("test_set", 200)):
+        path = json_folder / number / "clips" / "same.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (WIDTH, HEIGHT), (brightness,) * 3).save(path)
+    for file in ("test_label.json", "test_set/test_label.json"):
+        (json_folder / "test_label.json").unlink(missing_ok=True)
+        (json_folder / file).write_text(record("clips/same.png"))
+        data = tusimple(str(json_folder))
+        assert len(data.test) == 1 and float(data.test.take(torch.tensor([0])).mean() * 255) == pytest.approx(200)
+
+
 def test_images_that_do_not_fit_into_memory_are_decoded_later(lines_folder, monkeypatch):
     small = culane(str(lines_folder))
     monkeypatch.setattr("kdnas.data.lanes._MOST_BYTES", 1)

@@ -1,5 +1,7 @@
 """Images with masks: three layouts, colours and numbers, void, and what is refused with its file."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -95,6 +97,10 @@ def test_voc(tmp_path):
     assert data.classes == 21 and data.class_names[15] == "person"
     assert data.test.truths(torch.tensor([0]))[0, :3, 0].tolist() == [VOID] * 3
     assert data.test.truths(torch.tensor([0]))[0, 15, 4] == 15
+    (lists / "train_aug.txt").write_text("2007_1\n")
+    with pytest.raises(ValueError, match=r"must have one train list, got train.txt and train_aug.txt"):
+        masks(str(tmp_path))
+    (lists / "train_aug.txt").unlink()
     (lists / "train.txt").write_text("2007_1\nmissing\n")
     with pytest.raises(ValueError, match=r"names missing, but there is no .*missing.jpg"):
         masks(str(tmp_path))
@@ -112,6 +118,42 @@ def test_cityscapes(tmp_path):
     data = masks(str(tmp_path))
     assert data.classes == 19 and data.class_names[0] == "road" and data.class_names[18] == "bicycle"
     assert data.train.truths(torch.tensor([0]))[0, :, 0].tolist() == [*range(19), VOID]
+
+
+def test_cityscapes_as_it_is_published_has_no_labels_of_its_test_part(tmp_path):
+    for role, count in (("train", 4), ("val", 2), ("test", 3)):
+        for number in range(count):
+            stem = tmp_path / "{}" / role / "ulm" / f"ulm_{number}_{{}}.png"
+            values = np.zeros((2, 4)) if role == "test" else np.array([[7, 8, 3, 0]] * 2)
+            picture(Path(str(stem).format("leftImg8bit", "leftImg8bit")), (2, 4))
+            mask(Path(str(stem).format("gtFine", "gtFine_labelIds")), values)
+    (tmp_path / "classes.txt").write_text("void\n" * 7 + "road\nsidewalk\n")
+    data = masks(str(tmp_path))
+    assert [len(part) for part in (data.train, data.search, data.test)] == [3, 1, 2]
+    assert data.source.endswith("left out; a tenth of train is for search, validation is for test")
+
+
+def test_black_and_white_masks_have_two_colours(tmp_path):
+    plain(tmp_path)
+    for file in (tmp_path / "masks").iterdir():
+        mask(file, 255 * (both() == 1))
+    with pytest.raises(
+        ValueError, match=r"at least 2 classes, the training masks show '0' and void alone.*255 255 255"
+    ):
+        masks(str(tmp_path))
+    (tmp_path / "classes.txt").write_text("back 0 0 0\nfront 255 255 255\n")
+    labels = masks(str(tmp_path)).train.truths(torch.tensor([0]))[0]
+    assert torch.equal(labels, torch.from_numpy(both() == 1).to(labels.dtype))
+
+
+@pytest.mark.parametrize("place", ["images/{}", "{}/images"])
+def test_each_part_is_one_folder(tmp_path, place):
+    for role in ("train_a", "train_b", "val"):
+        for kind in ("images", "masks"):
+            folder = tmp_path / place.format(role).replace("images", kind)
+            picture(folder / "0.png") if kind == "images" else mask(folder / "0.png", both())
+    with pytest.raises(ValueError, match="must have one train part, got train_a and train_b"):
+        masks(str(tmp_path))
 
 
 def test_images_of_other_sizes_are_resized_where_asked(tmp_path):
@@ -218,7 +260,7 @@ def _break(root, how):
         ("no image", r"3.jpg cannot be read"),
         ("no text", r"classes.txt cannot be read as UTF-8 text"),
         ("colours", r"3.png must hold class numbers in one channel, got the mode RGB"),
-        ("absent class", r"every class must have training pixels, 'never' has none"),
+        ("absent class", r"training pixels, 'never' has none. .* in classes.txt: a line each in the order"),
         ("colour", r"png has the colour \(0, 0, 0\) at row 0, column 0"),
     ],
 )

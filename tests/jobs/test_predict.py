@@ -90,6 +90,12 @@ def test_the_first_trainings_are_apart_and_the_others_are_ranked_better_than_by_
     assert "90 % interval" in str(Ranking(entries))
 
 
+def test_a_measure_may_be_negative(run, trainings, monkeypatch):
+    monkeypatch.setitem(globals(), "truth", lambda architecture, steps, plain=truth: plain(architecture, steps) - 2)
+    entries = predict(run, WIDE, 6, quality=False)
+    assert all(-2 < entry.score < -1 for entry in entries)
+
+
 def test_the_same_call_and_other_budgets_train_nothing_again(run, trainings):
     first = predict(run, WIDE, 8, quality=False)
     files = [p.read_text() for p in (run.folder / "ranking.jsonl", run.folder / "run.json")]

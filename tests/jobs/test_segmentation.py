@@ -1,6 +1,8 @@
 """Segmentation from the command line: the whole chain under three levels of distillation, a kill, and refusals."""
 
+import dataclasses
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +13,10 @@ import kdnas
 from kdnas.cli.commands import main
 from kdnas.costs.count import cost
 from kdnas.data.masks import masks
+from kdnas.jobs._arguments import recipe_for
+from kdnas.jobs._preflight.data import size_findings
 from kdnas.jobs._preflight.findings import Finding
+from kdnas.jobs._texts import lines
 from kdnas.runs.folder import RunFolder
 from kdnas.settings import FitTeacher, Recipe
 from kdnas.students.folder import read_student
@@ -102,6 +107,20 @@ def test_a_teacher_of_pixels_is_cut_down(streets, tmp_path, caplog):
     data = masks(str(streets))
     with torch.no_grad():
         torch.testing.assert_close(source(data.normalise(images)).logits, built(images).logits, rtol=1e-4, atol=1e-4)
+
+
+def test_networks_for_every_pixel_resize_no_images_which_the_doctor_says_too(streets):
+    data = dataclasses.replace(masks(str(streets)), source="")
+    assert size_findings(data, (32, 224), decided=False) == []
+    assert recipe_for(data, {}).batch_size == len(data.train) < data.task.images_at_once
+    larger = SimpleNamespace(train=range(500), task=data.task)
+    assert recipe_for(larger, {}).batch_size == 16 and recipe_for(larger, {"batch_size": 40}).batch_size == 40
+
+
+def test_what_is_printed_has_the_name_of_the_measure():
+    result = {"student": "s", "search_accuracy": 0.25, "accuracy": 0.5, "measure": "mIoU", "params": 1200}
+    assert lines(result, {}).split() == ["student", "s", "search_mIoU", "0.2500", "mIoU", "0.5000", "params", "1,200"]
+    assert "accuracy         0.5000" in lines({"accuracy": 0.5}, {})
 
 
 def test_a_source_for_whole_images_is_refused(streets, tmp_path):

@@ -673,6 +673,25 @@ def test_numbers_as_people_read_them():
     assert tag("i", Markup("<b>")) == "<i><b></i>"
 
 
+def test_steps_are_those_that_were_taken_and_a_finalist_that_was_stopped_has_ended(tmp_path):
+    rows = [{"name": name, "step": step, "steps": 8} for name, step in (("finalist-1", 8), ("finalist-2", 4))]
+    finals = {"finals": {"winner": "finalist-1", "rows": rows}}
+    lines = [
+        {"phase": name, "step": step, "total": 8, "seconds": 2.0, "losses": {"student": 1.0}}
+        for name, step in (("finalist-1", 7), ("finalist-2", 3), ("control-1", 5))
+    ]
+    write_lines(tmp_path / "metrics.jsonl", lines)
+    for phases in ({}, finals):
+        write(tmp_path / "run.json", {"job": {}, "phases": phases, "searches": []})
+        page = read(tmp_path)
+        ended = bool(phases)
+        assert ("Finalist 2 (so far)" not in page) == ended and "Finalist 1 (so far)" not in page
+        assert "(so far)" in page  # the control
+        assert all(f"Step {count} of 8" in page for count in (8, 4, 6))
+        time = page[page.index('id="time"') :]
+        assert all(f">{count}</td>" in time for count in (8, 4, 6)) and ">7</td>" not in time
+
+
 def test_the_finalists_stand_with_their_curves_the_student_first_and_what_it_loses_leads(tmp_path):
     rows = [
         {"name": "finalist-1", "place": 1, "code": "010", "score": 0.9, "step": 50, "steps": 100, "accuracy": 0.91},

@@ -68,7 +68,7 @@ def test_titles_and_intervals_are_those_of_the_measure(runs, tmp_path):
         content["rows"][1] |= {"interval": [0.9234, 0.9876]}
         write(results, content)
     page = write_side_by_side([tmp_path / "one", tmp_path / "two"], tmp_path / "runs.html").read_text()
-    assert "MIoU against cost" in page and "Test mIoU" in page and "mIoU on the search part" in page
+    assert "mIoU against cost" in page and "Test mIoU" in page and "mIoU on the search part" in page
     assert "92.3 % to 98.8 %" in page and "(bootstrap)" in page and "Wilson" not in page
     page = write_side_by_side([runs[0], tmp_path / "one"], tmp_path / "runs.html").read_text()
     assert "The runs were measured by accuracy or mIoU, so that their students cannot be compared" in page
@@ -80,7 +80,7 @@ def test_a_comparison_has_the_titles_of_its_measure(tmp_path):
     assert "Accuracy against cost" in write_report(tmp_path).read_text()
     write(path, json.loads(path.read_text()) | {"measure": "mIoU"})
     page = write_report(tmp_path).read_text()
-    assert "MIoU against cost" in page and "Test mIoU" in page and "ccuracy against" not in page
+    assert "mIoU against cost" in page and "Test mIoU" in page and "ccuracy against" not in page
 
 
 def test_an_unfinished_run_is_compared_as_far_as_it_is(runs, tmp_path):

@@ -59,11 +59,8 @@ def preflight(
     if any(each is not None and each.execution == "compiled" for each in recipes):
         check_compiler(default_device())
     findings = data_findings(data)
-    if space:
-        sides = () if space.dense else space.resolutions
-    else:
-        sides = tuple(filter(None, [network.blueprint.image[1] if network else side]))
-    if sides and not data.task.dense:  # networks for every pixel resize no images
+    sides = space.resolutions if space else tuple(filter(None, [network.blueprint.image[1] if network else side]))
+    if sides:
         findings += size_findings(data, sides, decided=size_chosen or space is None)
     each = 0.0
     if isinstance(teacher, FitTeacher):

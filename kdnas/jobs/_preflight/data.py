@@ -82,7 +82,9 @@ def _absent(part: Images, data: Data) -> list[str]:
 
 
 def size_findings(data: Data, sides: Sequence[int], *, decided: bool) -> list[Finding]:
-    """The size of the student's images, and how far it is from the data's."""
+    """The size of the student's images, and how far it is from the data's; networks for every pixel resize none."""
+    if data.task.dense:
+        return []
     own = data.image[1]
     near = min(sides, key=lambda side: max(side / own, own / side))
     shown = f"{near} x {near}" if len(sides) == 1 else f"{sides[0]} x {sides[0]} to {sides[-1]} x {sides[-1]}"
@@ -110,7 +112,7 @@ def every_image(data: Data) -> list[Finding]:
     whole = sum(len(part) for part in (data.train, data.search, data.test))
     findings = [Finding("images", f"{count:,} of {whole:,} were read")]
     pairs = (("test", "train"), ("search", "train"), ("test", "search"))
-    findings += faults("data", filter(None, (_doubles(prints, *pair) for pair in pairs)))
+    findings += faults("data", filter(None, (_doubles(prints, *pair, data.task.measures) for pair in pairs)))
     findings += notes("data", *_repeated(data, prints["train"]), _blank(prints), *_similar(prints), _uneven(data))
     channels = data.channels
     findings += notes("data", *_colours(prints, channels), *(_apart(prints, n, channels) for n in ("search", "test")))
@@ -145,13 +147,13 @@ def _prints(part: Images) -> _Prints:
     return _Prints(digests, torch.cat(thumbs), torch.cat(ranges), part.labels[order[: len(digests)]])
 
 
-def _doubles(prints: dict[str, _Prints], name: str, other: str) -> str:
+def _doubles(prints: dict[str, _Prints], name: str, other: str, measures: str) -> str:
     """A sentence on images of a part that are in another part too."""
     known = {*prints[other].digests} - {b""}
     count = sum(digest in known for digest in prints[name].digests)
     if not count:
         return ""
-    words = {"train": "training images too, so that accuracies on them are too high"}.get(
+    words = {"train": f"training images too, so that {measures} on them are too high"}.get(
         other, "search images too, by which the student is chosen"
     )
     return f"{count} of {len(prints[name].digests)} {name} images are {words}. Remove them from one of the two parts."
@@ -282,19 +284,20 @@ def _random_labels(data: Data, prints: dict[str, _Prints], name: str) -> str:
 def stride_findings(space: SearchSpace) -> list[Finding]:
     """A note where the largest network's feature maps are one pixel before its last stages."""
     network = initialised(lambda: Network(space.blueprint(space.largest)), 0).eval()
-    side = space.resolutions[-1]
+    image = network.blueprint.image
+    size, fix = f"{image[1]} x {image[2]}", "larger images" if space.dense else "a larger --size"
     try:
         with torch.no_grad():
-            features = network(torch.zeros(2, *network.blueprint.image)).features
+            features = network(torch.zeros(2, *image)).features
     except RuntimeError as error:
         reason = str(error).partition("\n")[0]
-        return faults("student", [f"The student fails on images of {side} x {side} ({reason}). Use a larger --size."])
+        return faults("student", [f"The student fails on images of {size} ({reason}). Use {fix}."])
     maps = [feature for feature in features if feature.dim() == 4]
     single = next((i for i, map_ in enumerate(maps, 1) if map_.shape[2:].numel() == 1), len(maps))
     if single >= len(maps):
         return []
     return notes(
         "student",
-        f"images of {side} x {side} are one pixel after stage {single} of {len(maps)}, below the network's stride. Use "
-        "a larger --size, or a space for small images.",
+        f"images of {size} are one pixel after stage {single} of {len(maps)}, below the network's stride. Use {fix}, "
+        "or a space for small images.",
     )
