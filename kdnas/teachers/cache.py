@@ -30,6 +30,7 @@ _PART = ".part{}.json"  # what one process has written
 _TOP = "top."
 _PROBE = 64  # images by which the size is estimated
 _SHARD = 256  # images per file
+_MOST_OPEN = 16384  # files, each mapped into memory, of which a Linux process has 65,530 unless the machine is set up
 _REMOVE = "Remove the folder: it is written again."
 
 
@@ -70,7 +71,7 @@ class TeacherCache:
     the KL divergence below 1e-3 at temperature 1: at most 300 bytes per image, or all logits of a flatter distribution.
     At higher temperatures the differences between the logits that are not stored count for more, and are lost.
 
-    A file stores 256 images of one view. Every read compares the image's index and a checksum of its pixels with
+    A file stores 256 images of one view, and is mapped into memory, not read into it. Every read compares the image's index and a checksum of its pixels with
     those stored; a file's SHA-256 is checked when it is first opened.
 
     Args:
@@ -130,6 +131,8 @@ class TeacherCache:
     def _shard(self, view: int, shard: int) -> dict[str, Tensor]:
         name = _file(view, shard)
         if name not in self._shards:
+            if len(self._shards) >= _MOST_OPEN:
+                del self._shards[next(iter(self._shards))]
             path = self.folder / name
             if name not in self._index["files"] or not path.is_file() or _digest(path) != self._index["files"][name]:
                 raise ValueError(f"{name} of the teacher cache {self.folder} is missing or was changed. {_REMOVE}")

@@ -46,6 +46,17 @@ def test_cached_outputs_are_the_teacher_s_on_the_same_augmented_pixels(tmp_path)
             torch.testing.assert_close(mine, theirs)
 
 
+def test_no_more_files_are_open_than_a_process_can_map(tmp_path, monkeypatch):
+    cache, ids = written(tmp_path), torch.tensor([299, 0])  # of both files of a view
+    whole = [cache.outputs(ids, view, DATA.view(ids, 3, view)).logits for view in range(2)]
+    assert len(cache._shards) == 4
+    monkeypatch.setattr("kdnas.teachers.cache._MOST_OPEN", 2)
+    fewer = TeacherCache(tmp_path / "cache", teacher(), DATA, seed=3, views=2)
+    for view in (0, 1, 0):
+        torch.testing.assert_close(fewer.outputs(ids, view, DATA.view(ids, 3, view)).logits, whole[view])
+        assert len(fewer._shards) == 2
+
+
 def test_of_pixels_the_map_that_is_classified_is_stored_too(tmp_path):
     data, taught = shapes(), initialised(frozen_segmenter, 0)
     cache, ids = written(tmp_path, data, taught=taught), torch.tensor([3, 0])
