@@ -5,7 +5,8 @@
 Three ways to score the same candidates with the same scorer, on one thread, in one process:
   shared      depth first over common prefixes, as every search does it;
   one by one  each subnet through the supernet, evidence and teacher outputs kept (cached batches);
-  naive       per candidate: the network rebuilt, the data opened, the teacher run, batch norm re-estimated.
+  naive       per candidate: the network rebuilt, the data opened, the teacher run, batch norm re-estimated; in
+              contiguous memory, as images come.
 The last two are timed on a random part, and given per candidate. Weights are random: times do not depend on them.
 """
 
@@ -22,7 +23,7 @@ import torch
 from kdnas import Supernet, load_space
 from kdnas.architecture import Architecture
 from kdnas.data import Data, TensorImages
-from kdnas.network import Network, calibrate
+from kdnas.network import Network, calibrate, channels_last
 from kdnas.preprocessing import Preprocessing
 from kdnas.randomness import torch_rng
 from kdnas.scorers import Evidence, Rdm
@@ -44,7 +45,7 @@ def synthetic(count: int, side: int) -> Data:
 def evidence_of(data: Data, teacher: Frozen, count: int) -> Evidence:
     """The first images of the search part and the teacher's outputs on them."""
     pixels = data.search.take(torch.arange(count))
-    return Evidence(pixels, data.normalise(pixels), data.search.labels[:count], teacher(pixels))
+    return Evidence(pixels, channels_last(data.normalise(pixels)), data.search.labels[:count], teacher(pixels))
 
 
 def peak_bytes(supernet: Supernet, networks: list[Architecture], scorer: Rdm, evidence: Evidence) -> int:
@@ -81,7 +82,7 @@ def score_naively(supernet: Supernet, architecture: Architecture, scorer: Rdm, d
     device = evidence.images.device
     network = supernet.extract(architecture).to(device)
     calibrate(network, [data.normalise(data.train.take(torch.arange(256)).to(device))])
-    scorer.score(network, evidence)
+    scorer.score(network, dataclasses.replace(evidence, images=evidence.images.contiguous()))
 
 
 def main() -> None:

@@ -45,7 +45,7 @@ from kdnas.distillers.sandwich import Sandwich
 from kdnas.distillers.single_path import SinglePath
 from kdnas.evaluation import accuracy
 from kdnas.losses.response.soft_targets import SoftTargets
-from kdnas.network import default_device, repeatable
+from kdnas.network import channels_last, default_device, repeatable
 from kdnas.randomness import initialised, torch_rng
 from kdnas.ranking.quality import BenchmarkRow, canonical_rows, read_table
 from kdnas.runs.files import write_json
@@ -144,7 +144,9 @@ def evidence_of(supernet: Supernet, data: Data, teacher: Teacher) -> Evidence:
     device = next(supernet.parameters()).device
     chosen = torch.randperm(len(data.search), generator=torch_rng("evidence", 0))[:IMAGES]
     pixels, labels = data.search.take(chosen).to(device), data.search.labels[chosen].to(device)
-    return Evidence(pixels, data.normalise(pixels), labels, teacher(pixels), teacher, data, supernet=supernet)
+    return Evidence(
+        pixels, channels_last(data.normalise(pixels)), labels, teacher(pixels), teacher, data, supernet=supernet
+    )
 
 
 def scores_of(supernet: Supernet, codes: Sequence[str], evidence: Evidence, kind: str) -> dict[str, Any]:

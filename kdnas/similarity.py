@@ -35,7 +35,7 @@ def dissimilarity(feature: Tensor | Sequence[Tensor]) -> Tensor:
 
 
 def _directions(feature: Tensor) -> Tensor:
-    return safe_normalize(centre(widen(feature).flatten(1)))
+    return standard(widen(feature).flatten(1))
 
 
 def _as_dissimilarity(correlations: Tensor) -> Tensor:
@@ -52,7 +52,12 @@ def upper(matrix: Tensor) -> Tensor:
 
 def pearson(x: Tensor, y: Tensor, dim: int = -1) -> Tensor:
     """Pearson correlation along `dim`; 0, with gradient 0, where either side is constant."""
-    return (safe_normalize(centre(x, dim), dim) * safe_normalize(centre(y, dim), dim)).sum(dim)
+    return (standard(x, dim) * standard(y, dim)).sum(dim)
+
+
+def standard(x: Tensor, dim: int = -1) -> Tensor:
+    """Each vector along `dim` minus its mean, at norm 1: Pearson correlation is the scalar product of two of them."""
+    return safe_normalize(centre(x, dim), dim)
 
 
 def ranks(x: Tensor) -> Tensor:

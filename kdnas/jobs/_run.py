@@ -14,7 +14,7 @@ import torch
 from kdnas.data.base import Data, changes
 from kdnas.distillers.base import Distiller
 from kdnas.evaluation import measure_of
-from kdnas.network import Network, default_device, load_strictly
+from kdnas.network import Network, channels_last, default_device, load_strictly
 from kdnas.randomness import initialised, torch_rng
 from kdnas.ranking.order import ranked
 from kdnas.ranking.table import Ranking
@@ -196,7 +196,7 @@ class Run:
         rater = self.distiller if distiller and isinstance(distiller.build(Distiller), BlockRater) else None
         return Evidence(
             pixels,
-            self.data.normalise(pixels),
+            channels_last(self.data.normalise(pixels)),
             part.truths(chosen).to(self.device),
             self.teacher.to(self.device)(pixels),
             self.teacher,

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from kdnas.scorers.base import Evidence, OutputScorer, Score
-from kdnas.similarity import dissimilarity, pearson, triangle
+from kdnas.similarity import dissimilarity, standard, triangle
 from kdnas.specs import check_literals
 from kdnas.values import Amount
 
@@ -36,10 +36,7 @@ class Rdm(OutputScorer):
     def digest(self, stage: int, feature: Tensor, evidence: Evidence) -> Any:
         """Correlation of this stage with every teacher stage, `[teacher stages]`."""
         del stage
-        teacher = self._teacher(evidence)
-        if teacher.shape[1] < 2:  # fewer than 3 images leave nothing to correlate
-            return teacher.sum(1) * 0
-        return pearson(self._triangle(feature)[None], teacher)
+        return (self._triangle(feature) * self._teacher(evidence)).sum(1)
 
     def judge(self, logits: Tensor, digests: Sequence[Any], evidence: Evidence) -> Score:
         """The mean over teacher stages of the best correlation."""
@@ -52,7 +49,9 @@ class Rdm(OutputScorer):
         return Score(value, {"similarity": similarity, "accuracy": accuracy, **parts})
 
     def _triangle(self, feature: Tensor) -> Tensor:
-        return triangle(dissimilarity(feature), self.compare)
+        entries = triangle(dissimilarity(feature), self.compare)
+        # Fewer than 3 images leave nothing to correlate.
+        return standard(entries) if len(entries) > 1 else entries * 0
 
     def _teacher(self, evidence: Evidence) -> Tensor:
         stages = (*evidence.teacher.features, evidence.teacher.logits)

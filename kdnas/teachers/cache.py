@@ -71,8 +71,8 @@ class TeacherCache:
     the KL divergence below 1e-3 at temperature 1: at most 300 bytes per image, or all logits of a flatter distribution.
     At higher temperatures the differences between the logits that are not stored count for more, and are lost.
 
-    A file stores 256 images of one view, and is mapped into memory, not read into it. Every read compares the image's index and a checksum of its pixels with
-    those stored; a file's SHA-256 is checked when it is first opened.
+    A file stores 256 images of one view, and is mapped into memory, not read into it. Every read compares the image's
+    index and a checksum of its pixels with those stored; a file's SHA-256 is checked when it is opened.
 
     Args:
         folder: the cache's folder, as `open_cache` writes it.
