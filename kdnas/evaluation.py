@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from kdnas.costs.count import counted_macs
-from kdnas.data.base import Data, Images
+from kdnas.data.base import Data, Images, normalise
 from kdnas.network import default_device, modes
 from kdnas.outputs import Outputs
+from kdnas.preprocessing import Preprocessing
 from kdnas.randomness import torch_rng
 from kdnas.statistics import mean_interval
 from kdnas.students.folder import read_student
@@ -143,12 +144,20 @@ def accuracy(network: nn.Module, part: Images, data: Data) -> float:
     return quality_of(data.task, graded(network, part, data))
 
 
-def graded(network: nn.Module, part: Images, data: Data) -> Tensor:
-    """The grades of a network on each image of a part, `[count, ...]`; the network keeps its mode."""
+def graded(network: nn.Module, part: Images, data: Data, preprocessing: Preprocessing | None = None) -> Tensor:
+    """The grades of a network on each image of a part, `[count, ...]`; the network keeps its mode.
+
+    Args:
+        network: returns logits or `Outputs`.
+        part: of the data.
+        data: its task grades.
+        preprocessing: by which images are normalised; by default the data's.
+    """
+    preprocessing = preprocessing or data.preprocessing
     device = next(network.parameters()).device
 
     def give(pixels: Tensor, _: Tensor) -> Tensor:
-        outputs = network(data.normalise(pixels.to(device)))
+        outputs = network(normalise(pixels.to(device), preprocessing))
         return outputs.logits if isinstance(outputs, Outputs) else outputs
 
     with modes(network), torch.no_grad():
@@ -156,6 +165,6 @@ def graded(network: nn.Module, part: Images, data: Data) -> Tensor:
 
 
 def student_grades(folder: Path, data: Data) -> np.ndarray:
-    """The grades of the network of a student folder on each test image, `[images, ...]`."""
-    network, _ = read_student(folder)
-    return graded(network.to(default_device()), data.test, data).numpy()
+    """The grades of a student folder's network on each test image, `[images, ...]`, normalised as its card says."""
+    network, card = read_student(folder)
+    return graded(network.to(default_device()), data.test, data, card.preprocessing).numpy()

@@ -408,6 +408,8 @@ def _current(train: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 Removal = Literal["shares", "scale_factors"]
+InitialWeights = Literal["chosen", "inherited", "fresh"]
+"""Initial weights of what a removal leaves: of the source, random, or of these what a trial chooses."""
 
 
 @final
@@ -497,7 +499,7 @@ class Prune:
     recipe: Recipe = Recipe(steps=400, learning_rate=0.02)
     retrain: Recipe = Recipe(learning_rate=0.05)
     distiller: Spec | None = None
-    weights: Literal["chosen", "inherited", "fresh"] = "chosen"
+    weights: InitialWeights = "chosen"
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -13,6 +13,7 @@ from kdnas.runs.folder import RunFolder
 from kdnas.settings import Experiment, FitTeacher, Prune, Recipe, Retrain, Search, Train
 from kdnas.specs import spec
 from kdnas.tables import load_space
+from kdnas.teachers.base import Frozen
 from kdnas.teachers.load import load_teacher
 
 
@@ -59,6 +60,12 @@ def cnn() -> nn.Module:
 def steady_cnn() -> nn.Module:
     """The same weights every time."""
     return initialised(Cnn, 0)
+
+
+def far_cnn() -> Frozen:
+    """It normalises images otherwise than the data."""
+    own = dataclasses.replace(data().preprocessing, mean=(0.1, 0.2, 0.3), std=(2.0, 2.0, 2.0))
+    return Frozen(steady_cnn(), preprocessing=own)
 
 
 def narrow_cnn() -> nn.Module:
@@ -155,15 +162,17 @@ class SealedImages(TensorImages):
 
     Attributes:
         run: the folder of the run; without one they are sealed for ever.
+        phase: in which it records its choice.
         reads: how often they were read since.
     """
 
     run: Path | None = None
+    phase = "finals"
     reads = 0
 
     def take(self, indices: torch.Tensor) -> torch.Tensor:
         if len(indices) > 1:
-            chosen = self.run is not None and RunFolder(self.run).phase("finals")
+            chosen = self.run is not None and RunFolder(self.run).phase(self.phase)
             assert chosen, "the test part was read before the choice"
             SealedImages.reads += 1
         return super().take(indices)

@@ -277,7 +277,7 @@ class PruneContestant(Contestant):
             **_student(student, contest.data),
             "evaluations": 1,
             "without teacher": rows["control"]["accuracy"] if "control" in rows else None,
-            "random": rows["random"]["accuracy"],
+            "random": rows["random"]["accuracy"] if "random" in rows else None,  # None where it is the student
             "said": [],
         }
 

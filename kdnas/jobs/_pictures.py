@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from kdnas.data.base import Data
+from kdnas.data.base import Data, normalise
 from kdnas.network import default_device
 from kdnas.runs.files import write_json
 from kdnas.runs.folder import PICTURES
@@ -42,9 +42,9 @@ def write_pictures(folder: Path, data: Data, student: Path, teacher: Teacher, gr
     places = np.unique(np.linspace(0, len(order) - 1, min(_NUM_IMAGES, len(order))).round().astype(int))
     indices = torch.from_numpy(order[places])
     pixels, labels = data.test.take(indices), data.test.truths(indices)
-    device, (network, _) = default_device(), read_student(student)
+    device, (network, card) = default_device(), read_student(student)
     with torch.no_grad():
-        logits = network.to(device)(data.normalise(pixels.to(device))).logits.cpu()
+        logits = network.to(device)(normalise(pixels.to(device), card.preprocessing)).logits.cpu()
         taught = teacher.to(device)(pixels.to(device), labels.to(device)).logits.cpu()
     answer, target = (data.task.pixel_classes(each, labels) for each in (logits, taught))
     if answer is None or target is None:

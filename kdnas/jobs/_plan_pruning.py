@@ -10,7 +10,7 @@ from kdnas.distillers.from_labels import FromLabels
 from kdnas.evaluation import accuracy
 from kdnas.jobs._rehearsal import short_recipe, short_teacher
 from kdnas.jobs._trials import SHARE, Variant
-from kdnas.jobs.fit import member_training, teacher_result
+from kdnas.jobs.fit import member_training
 from kdnas.jobs.plan import STEPS, Meter, More, Pace, Phase, line_bytes, longer, measured_pace, size_of
 from kdnas.jobs.prune import CANDIDATES, Job, begin
 from kdnas.jobs.retrain import Prepared, prepare
@@ -41,7 +41,6 @@ def pruning_phases(settings: Prune, folder: Path, *, deploy: bool) -> tuple[dict
     job = phase("other", lambda: begin(settings, storage))
     phase("search", job.remove)
     variants = phase("trials", job.decide)
-    storage.record_result(teacher_result(storage, job.teacher, job.data))
     phase("finals", lambda: job.train(variants, deploy=deploy))
     other, seconds = measured["other"], (storage.phase("teacher") or {}).get("seconds", 0.0)
     disk = size_of(storage.path(TEACHER))

@@ -84,7 +84,10 @@ class Run:
         """What was asked for."""
         job = self.storage.manifest["job"]
         if isinstance(job, dict) and "train" not in job:
-            raise ValueError(f"{self.folder} is no run of `kdnas run` or `kdnas train`. Name such a run.")
+            raise ValueError(
+                f"{self.folder} has no supernet and no ranking: it is no run of `kdnas train`, or of `kdnas run` with "
+                "--space. Name such a run."
+            )
         try:
             return Experiment.from_json(job)
         except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -1,6 +1,7 @@
 """Short trainings that decide how a student is trained: compared on the search part, never on test."""
 
 import dataclasses
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -15,6 +16,8 @@ from kdnas.settings import Retrain
 from kdnas.specs import Spec, spec
 from kdnas.tasks.base import Task
 from kdnas.training.driver import train_with_checkpoints
+
+say = logging.getLogger(__name__).info
 
 SHARE = 10  # a trial has a tenth of the steps
 _MATCHED = 1000  # steps after which the source's channels are not matched any more; see `LeadingChannels`
@@ -83,5 +86,6 @@ def _trial(storage: RunFolder, name: str, variant: Variant, data: Spec) -> float
         seconds = train_with_checkpoints(prepared.training, phase, draft, None)
         measured = accuracy(prepared.network, prepared.data.search, prepared.data)
         storage.finish(phase, accuracy=measured, steps=short.steps, seconds=seconds)
+        say(f"{phase}: {prepared.data.task.measure} {measured:.2%} on the search part")
         forget_drafts(storage.path("trial"))
     return float(storage.require(phase, "kdnas prune")["accuracy"])

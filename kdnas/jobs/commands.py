@@ -17,7 +17,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, Unpack, get_args
 
 from kdnas.plain import show
-from kdnas.settings import Compare, Control, Finals, FitTeacher, Grow, Prune, Recipe, RecipeOptions, Retrain, Search
+from kdnas.settings import (
+    Compare,
+    Control,
+    Finals,
+    FitTeacher,
+    Grow,
+    InitialWeights,
+    Prune,
+    Recipe,
+    RecipeOptions,
+    Retrain,
+    Search,
+)
 from kdnas.trust import trusting
 from kdnas.values import (
     Amount,
@@ -208,7 +220,8 @@ def run(
         distiller: NAME or NAME,key=value from `kdnas list distillers`; none trains no supernet.
         loss: NAME or NAME=WEIGHT from `kdnas list losses`, perhaps with ,key=value, a distillation loss beside the
             labels; repeatable.
-        weights: a safetensors file with the supernet's initial weights, as `kdnas convert` writes it.
+        weights: a safetensors file with the supernet's initial weights, as `kdnas convert` writes it; without --space
+            the student's initial weights: inherited, fresh, or chosen by a short trial, the default.
         scorer: NAME or NAME,key=value from `kdnas list scorers`.
         searcher: NAME or NAME,key=value from `kdnas list searchers`.
         contrast: a second scorer; the search is run under it too, and the two rankings are compared.
@@ -335,6 +348,7 @@ def _cut(options: dict[str, Any]) -> Prune:
         "finalists",
         "controls",
         "deploy",
+        *(["weights"] if options["weights"] in get_args(InitialWeights) else []),
     )
     _refuse_options(run, options, *allowed, beside="--space")
     teacher = as_teacher(options["teacher"])
@@ -349,6 +363,7 @@ def _cut(options: dict[str, Any]) -> Prune:
         num_candidates=options["num_evaluations"],
         divisor=options["divisor"],
         finalists=options["finalists"],
+        weights=options["weights"] or Prune.weights,
         retrain=dataclasses.replace(recipe, learning_rate=rate),
     )
     return _with_losses(settings, options["loss"], unlabelled=options["unlabelled"])

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from kdnas.conversion.importance import Importance, channel_importance, sort_by_importance
 from kdnas.conversion.reconstruction import Reconstruction
-from kdnas.conversion.removal import Counts, Removal, counts_of, units
+from kdnas.conversion.removal import Counts, Masks, Removal, counts_of, units
 from kdnas.conversion.scale_factors import Factors
 from kdnas.conversion.shares import ShareSearch, agreement, leading
 from kdnas.costs.budget import Budget, Cost
@@ -23,7 +23,7 @@ from kdnas.costs.latency import LatencyTable
 from kdnas.costs.size import shipped_bytes
 from kdnas.data.base import Data, Images
 from kdnas.distillers.from_labels import FromLabels
-from kdnas.evaluation import accuracy, row_of, student_grades
+from kdnas.evaluation import accuracy, final_measures, row_of, student_grades
 from kdnas.jobs._pictures import write_pictures
 from kdnas.jobs._preflight import preflight
 from kdnas.jobs._run import build_teacher, record_data
@@ -64,6 +64,7 @@ _CHOSEN, _EQUAL, _RANDOM = f"{_REMOVAL}chosen", f"{_REMOVAL}equal", f"{_REMOVAL}
 """Student folders of what the removals leave, not yet retrained; the controls have the names without `removal-`."""
 _CALIBRATION = 250  # images per batch
 _CONTROLS = {
+    "trained": ("what the trials chose, retrained alike", "the trials chose better than the search part did"),
     "control": ("the same network retrained without a teacher", "distillation did not help"),
     "equal": ("equal shares of all channels, retrained alike", "the search chose no better than equal shares"),
     "random": (
@@ -95,7 +96,7 @@ def prune(settings: Prune, folder: Path, *, deploy: bool = True) -> dict[str, An
 
     The folder holds `students/student`, a student folder per control and per removal before it was retrained
     (`removal-chosen`, `removal-equal`, `removal-random`), the source with its channels in order (`source`,
-    `source-random`), and a report.
+    `source-random`), and a report. Only after the choice is the test part read, once for each network.
 
     Args:
         settings: all settings.
@@ -118,8 +119,6 @@ def prune(settings: Prune, folder: Path, *, deploy: bool = True) -> dict[str, An
     if storage.phase("removal") is None:
         job.remove()
     variants = job.decide()
-    if all(row["name"] != "teacher" for row in storage.results()["rows"]):
-        storage.record_result(teacher_result(storage, job.teacher, job.data))
     rows = job.train(variants, deploy=deploy)
     write_report(storage.folder)
     controls = {name: rows[name] for name in _CONTROLS if name in rows}
@@ -242,24 +241,22 @@ class Job:
         order = partial(channel_importance, method="reconstruction", images=images, labels=labels)
         fitted = self._sorted(_EQUAL, order, images)
         search = self._search(fitted)
-        chosen, equal = search.best.counts, search.equal_shares()
-        facts: dict[str, Any] = {"candidates": self.tried}
+        equal = search.equal_shares()
+        networks = {} if equal is None else {_EQUAL: self._write(_EQUAL, fitted, equal, images)}
         if self.settings.method == "shares":
-            network = self._write(_CHOSEN, fitted, chosen, images)
-            for place, other in enumerate(search.finalists(self.settings.finalists)[1:], 2):
-                self._write(f"{_CHOSEN}-{place}", fitted, other.counts, images)
+            chosen, facts = search.best.counts, {"candidates": self.tried}
+            others = [c.counts for c in search.finalists(self.settings.finalists + 1) if c.counts != equal]
+            for name, counts in zip(self._searched, others, strict=False):
+                networks[name] = self._write(name, fitted, counts, images)
+            network = networks[_EQUAL if chosen == equal else _CHOSEN]
         else:
             network, chosen, facts = self._remove_by_factors(fitted.source, images)
-        left = cost(network.blueprint)
-        if equal is not None and (equal != chosen or self.settings.method == "scale_factors"):
-            self._write(_EQUAL, fitted, equal, images)
+        left, whole = cost(network.blueprint), cost(fitted.source.blueprint)
         rng = torch_rng("random removal", self.settings.recipe.seed)
         order = lambda network, groups: [torch.rand(g.size, generator=rng) for g in groups]  # noqa: E731
         fitted = self._sorted(_RANDOM, order, images)
-        values = {unit.key: torch.rand(unit.size, generator=rng) for unit in fitted.removal.units}
-        masks = fitted.removal.within(Budget(macs=left.macs), values, {key: v >= 0 for key, v in values.items()})
-        self._write(_RANDOM, fitted, counts_of(masks), images)
-        whole = cost(fitted.source.blueprint)
+        if (masks := self._at_random(fitted.removal, left, rng)) is not None:
+            self._write(_RANDOM, fitted, counts_of(masks), images)
         facts |= {"accuracy": accuracy(network.to(default_device()), self.data.search, self.data)}
         self.storage.finish("removal", whole=whole._asdict(), left=left._asdict(), counts=chosen, **facts)
         say(f"prune: {left.params:,} params and {left.macs:,} MACs are left of {whole.macs:,}: {chosen}")
@@ -269,8 +266,7 @@ class Job:
         settings, storage = self.settings, self.storage
         inherited = "fresh" if settings.weights == "fresh" else "inherited"
         _, *others = MIXTURES
-        chosen = [_CHOSEN, *(f"{_CHOSEN}-{place}" for place in range(2, settings.finalists + 1))]
-        removals = [name for name in (*chosen, _EQUAL, _RANDOM) if storage.path(STUDENTS, name).exists()]
+        removals = [name for name in (*self._searched, _EQUAL, _RANDOM) if storage.path(STUDENTS, name).exists()]
         tried = dict(self.variant(name, inherited) for name in removals)
         best = compare(storage, tried, settings.data)
         name = tried[best].student.name
@@ -300,42 +296,64 @@ class Job:
         """Retrain the student and its controls; the student is the best on the search part."""
         rows = {name: self._retrained(name, variant) for name, variant in variants.items()}
         best = max(rows, key=lambda name: rows[name]["search_accuracy"])
+        removals = {name: variant.student.name.removeprefix(_REMOVAL) for name, variant in variants.items()}
+        if self.storage.phase("choice") is None:
+            reached = {removals[name]: row["search_accuracy"] for name, row in rows.items()}
+            self.storage.finish("choice", removal=removals[best], reached=reached)
+            texts = ", ".join(f"{name} removal {value:.2%}" for name, value in reached.items())
+            measure = self.data.task.measure
+            say(f"prune: retrained, {measure} on the search part: {texts}; the student is of {removals[best]} removal")
         if self.settings.controls and self.data.task.has_classes:  # features alone have no student without a teacher
             labels = dataclasses.replace(variants[best].settings, distiller=spec(FromLabels))
             rows["control"] = self._retrained("control", variants[best]._replace(settings=labels))
-        folder = self.storage.path(STUDENTS, "student")
+        results = self._measured_on_test(rows, best)
         if self.storage.phase("student") is None:
             network, card = read_student(self.storage.path(STUDENTS, best))
-            write_student(folder, network, card, deploy=deploy)
-            self.storage.finish("student", **rows[best], chosen=best)
-        results = {"student": rows[best], **{name: row for name, row in rows.items() if name != best}}
-        for name, result in results.items():
-            self.storage.record_result({"name": name, **row_of(result)})
-        hits = {name: student_grades(self.storage.path(STUDENTS, name), self.data).astype(float) for name in results}
-        write_pictures(
-            self.storage.folder, self.data, self.storage.path(STUDENTS, "student"), self.teacher, hits["student"]
-        )
-        claims = {name: words for name, words in _CONTROLS.items() if name in hits}
-        self.storage.record_controls(
+            origin = {**card.origin, "test_accuracy": results["student"]["accuracy"]}
+            card = dataclasses.replace(card, origin=origin)
+            write_student(self.storage.path(STUDENTS, "student"), network, card, deploy=deploy)
+            self.storage.finish("student", **results["student"], chosen=best)
+        return results
+
+    def _measured_on_test(self, rows: dict[str, dict[str, Any]], best: str) -> dict[str, dict[str, Any]]:
+        """Read the test part, after the choice, and record the closing table and what it says of the controls."""
+        storage, task = self.storage, self.data.task
+        if all(row["name"] != "teacher" for row in storage.results()["rows"]):
+            storage.record_result(teacher_result(storage, self.teacher, self.data))
+        results, hits = dict[str, dict[str, Any]](), {}
+        for row in (best, *(name for name in rows if name != best)):
+            folder, name = storage.path(STUDENTS, row), "student" if row == best else row
+            grades = student_grades(folder, self.data)
+            measures = final_measures(torch.from_numpy(grades), self.data, f"the student {row}")
+            results[name], hits[name] = {**rows[row], **measures}, grades.astype(float)[None]
+            storage.record_result({"name": name, **row_of(results[name])})
+        write_pictures(storage.folder, self.data, storage.path(STUDENTS, best), self.teacher, hits["student"][0])
+        storage.record_controls(
             {
-                name: compare_accuracy(
-                    "student", hits["student"][None], hits[name][None], *words, **self.data.task.claims
+                "distillation" if name == "control" else name: compare_accuracy(
+                    "student", hits["student"], hits[name], *words, **task.claims
                 )
-                for name, words in claims.items()
+                for name, words in _CONTROLS.items()
+                if name in hits
             }
         )
         return results
 
     def _retrained(self, name: str, variant: Variant) -> dict[str, Any]:
+        """Retrain a network, and measure it on the search part."""
         if self.storage.phase(name) is None:
             student, settings, teacher = variant
             out = self.storage.path(STUDENTS, name)
-            result = retrain(student, settings, out, phase=name, data=self.settings.data, teacher=teacher, deploy=False)
-            network, _ = read_student(out)
-            row = row_of(result)
-            row["search_accuracy"] = accuracy(network.to(default_device()), self.data.search, self.data)
+            options = {"phase": name, "data": self.settings.data, "teacher": teacher}
+            row = row_of(retrain(student, settings, out, part="search", deploy=False, **options))
+            row["search_accuracy"] = row.pop("accuracy")
             self.storage.finish(name, **row)
         return self.storage.require(name, "kdnas prune")
+
+    @property
+    def _searched(self) -> list[str]:
+        """Student folders of the best removals of a search, without equal shares, which are a candidate anyway."""
+        return [_CHOSEN, *(f"{_CHOSEN}-{place}" for place in range(2, self.settings.finalists + 1))]
 
     def variant(
         self, name: str, weights: Literal["fresh", "inherited"], mix: str = next(iter(MIXTURES))
@@ -390,6 +408,34 @@ class Job:
 
             search.run(count, rng, watch, keep=max(5, self.settings.finalists))
         return search
+
+    def _at_random(self, removal: Removal, left: Cost, rng: torch.Generator) -> Masks | None:
+        """What stays where random channels and blocks go, within the budget, at the cost of what the search left.
+
+        None where so little is within the budget that no network is left.
+        """
+        values = {unit.key: torch.rand(unit.size, generator=rng) for unit in removal.units}
+        whole = {key: value >= 0 for key, value in values.items()}
+        bounds = {name: float(bound) for name, bound in left._asdict().items() if name in self.budget.names}
+        bounds = bounds or {"macs": float(left.macs)}
+        while True:
+            try:
+                masks = removal.within(Budget(**bounds), values, whole)
+            except ValueError:
+                return None
+            excess = self._excess(removal.remaining(masks))
+            if excess <= 0:
+                return masks
+            # Latency and bytes do not follow from counts: less is kept until they are met too.
+            bounds = {name: bound / (1.02 * (1 + excess)) for name, bound in bounds.items()}
+
+    def _excess(self, blueprint: Blueprint) -> float:
+        """The largest relative overshoot of a network, whose latency is measured whole where that can be done."""
+        table = self.table if self._measured() is not None else None
+        costs = _measured(self.budget, None if table else self.table, blueprint)
+        if table is not None:
+            costs["latency"] = table.measured(blueprint)
+        return self.budget.excess(cost(blueprint), **costs)
 
     def _admits(self, blueprint: Blueprint, times: float = 1.0) -> bool:
         """Whether a network is within the budget, if its latency is so many times of what the table says."""

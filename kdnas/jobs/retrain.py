@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, final
+from typing import Any, Literal, final
 
 from kdnas.data.base import Data
 from kdnas.distillers.base import Distiller
@@ -39,6 +39,7 @@ def retrain(
     phase: str = "retrain",
     data: Spec | None = None,
     teacher: TeacherChoice = CardTeacher(),
+    part: Literal["search", "test"] = "test",
     deploy: bool = True,
 ) -> dict[str, Any]:
     """Train a student folder's network and write the result to another folder; the same call resumes.
@@ -50,10 +51,11 @@ def retrain(
         phase: the name under which a run records its metrics.
         data: the data; by default what the card names.
         teacher: the teacher; by default what the card names.
+        part: on which the new student is measured; search where one of several is still to be chosen.
         deploy: whether to write and compare every form of the new student.
 
     Returns:
-        Accuracy on the test part, params, MACs, seconds, and the folder.
+        Accuracy on that part, params, MACs, seconds, and the folder.
 
     Raises:
         ValueError: no student there, no data named, other classes, or the result's self-check fails.
@@ -66,9 +68,13 @@ def retrain(
     watch = lambda: {"accuracy": accuracy(network, loaded.search, loaded)}  # noqa: E731
     draft = draft_of(out, prepared.identity)
     seconds = train_with_checkpoints(prepared.training, phase, draft, run_around(out), watch)
-    measures = final_measures(graded(network, loaded.test, loaded), loaded, f"the student {out.name}")
-    before = {name: value for name, value in card.origin.items() if name not in ("training", "steps")}
-    origin = {**before, "retrained": unstructure(settings), "test_accuracy": measures["accuracy"]}
+    if part == "test":
+        measures = final_measures(graded(network, loaded.test, loaded), loaded, f"the student {out.name}")
+    else:
+        measures = {"accuracy": accuracy(network, loaded.search, loaded)}
+    before = {name: value for name, value in card.origin.items() if name not in ("training", "steps", "test_accuracy")}
+    origin = {**before, "retrained": unstructure(settings)}
+    origin |= {"test_accuracy": measures["accuracy"]} if part == "test" else {}
     origin |= {"seconds": seconds, FINGERPRINT: loaded.fingerprint}
     card = dataclasses.replace(card, preprocessing=input_of(network, loaded), origin=origin)
     trained = network.cpu().eval()

@@ -8,7 +8,7 @@ _NETWORKS = {
     "largest": "Control: largest network within the budget, distilled",
     "longer": "Control: place 1, for as many steps as all finalists",
     "contrast": "Control: best subnet under the other score, distilled",
-    "trained": "The searched removal, distilled",
+    "trained": "What short trials chose, distilled",
     "equal": "Control: equal shares of all channels, distilled",
     "random": "Control: random removal to the same cost, distilled",
     "grown": "Ensemble",

@@ -50,7 +50,7 @@ def result(run: RunContent) -> Iterator[Markup]:
         seeds = len(listed(mapping(rows.get("student")).get("seeds")))
         words = (_SEEDS if seeds > 1 else _SEED).format(seeds=seeds, measure=run.measure)
         yield tag("p", words, class_="soft")
-    for words in (_removal(run.phase("removal")), _members(run.phase("grow"))):
+    for words in (_removal(run.phase("removal")), _chosen(run.phase("choice")), _members(run.phase("grow"))):
         if words:
             yield tag("p", words)
     tiles = list(_tiles(rows, sum(seconds for seconds, _ in run.seconds().values()), run.measure))
@@ -99,15 +99,24 @@ def _removal(removal: JsonObject) -> str:
     if not (before and after):
         return ""
     how = (
-        f"{whole(removal.get('zeros'))} of {whole(removal.get('factors'))} scale factors became exactly 0. "
+        f"{whole(removal.get('zeros'))} of {whole(removal.get('factors'))} scale factors became exactly 0. What is left"
         if "zeros" in removal
-        else f"{whole(removal.get('candidates'))} removals were scored under the network itself. "
+        else f"{whole(removal.get('candidates'))} removals were scored under the network itself. The best of them"
     )
     return (
-        f"{how}It shrinks from {whole(before.get('params'))} params and {whole(before.get('macs'))} MACs to "
-        f"{whole(after.get('params'))} params and {whole(after.get('macs'))} MACs, and reaches "
+        f"{how} has {whole(after.get('params'))} params and {whole(after.get('macs'))} MACs of "
+        f"{whole(before.get('params'))} params and {whole(before.get('macs'))} MACs, and reaches "
         f"{accuracy(removal.get('accuracy'))} of the search part before it is retrained."
     )
+
+
+def _chosen(choice: JsonObject) -> str:
+    """Which removal a pruning's student is of, in words."""
+    reached = mapping(choice.get("reached"))
+    if not reached:
+        return ""
+    texts = ", ".join(f"{name} {accuracy(value)}" for name, value in reached.items())
+    return f"The student is of {choice.get('removal')} removal, the best on the search part when retrained: {texts}."
 
 
 def _members(growth: JsonObject) -> str:

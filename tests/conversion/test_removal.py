@@ -1,6 +1,7 @@
 """Scale factors: exact zeros, exact removal, budgets met, and expensive layers first."""
 
 import dataclasses
+import itertools
 import json
 import types
 
@@ -17,18 +18,24 @@ from kdnas.conversion.scale_factors import Factors
 from kdnas.costs.budget import Budget
 from kdnas.costs.count import cost
 from kdnas.costs.latency import LatencyTable
+from kdnas.costs.size import shipped_bytes
 from kdnas.data.base import Data
 from kdnas.distillers.base import Step
+from kdnas.distillers.from_labels import FromLabels
+from kdnas.evaluation import accuracy
+from kdnas.jobs._run import insisting
 from kdnas.jobs.prune import begin, prune
 from kdnas.network import Network, build
 from kdnas.outputs import Outputs
 from kdnas.runs.folder import LATENCIES, RunFolder
 from kdnas.settings import FitTeacher, Recipe
 from kdnas.spaces.converted import Node, Part
+from kdnas.specs import spec
 from kdnas.students.folder import read_student
+from kdnas.teachers.load import load_teacher
 from kdnas.training.loop import Training
 from tests.killing import no_graph  # noqa: F401
-from tests.toy import Cnn, data, files_with, narrow_cnn
+from tests.toy import Cnn, SealedImages, data, files_with, narrow_cnn, pruned
 
 
 def norm_conv(inputs, outputs, kernel=3, stride=1, groups=1):
@@ -573,10 +580,92 @@ def test_one_command_prunes_retrains_and_puts_the_controls_beside(run, capsys):
     assert json.loads(capsys.readouterr().out)["accuracy"] == rows["student"]["accuracy"]
 
 
+def _begun(folder, **changes):
+    settings = dataclasses.replace(pruned(), **changes)
+    storage = RunFolder.create(folder, settings.to_json(), 0)
+    return begin(settings, storage), storage
+
+
+@pytest.mark.parametrize("finalists", [1, 3])
+def test_equal_shares_are_a_candidate_of_their_own_where_the_search_ranks_them_first(tmp_path, monkeypatch, finalists):
+    scores = itertools.count(0, -1)  # equal shares are tried first
+    monkeypatch.setattr("kdnas.jobs.prune.agreement", lambda *_, **__: float(next(scores)))
+    job, storage = _begun(tmp_path / "run", finalists=finalists)
+    job.remove()
+    folders = sorted(path for path in storage.path("students").glob("removal-*"))
+    left = [read_student(path)[0].blueprint for path in folders]
+    assert len(folders) == finalists + 2 and len(set(left)) == len(left)
+    monkeypatch.setattr("kdnas.jobs.prune.compare", lambda _, tried, __: next(n for n in tried if "chosen" in n))
+    variants = job.decide()
+    assert {name: variant.student.name for name, variant in variants.items()} == {
+        "trained": "removal-chosen",
+        "equal": "removal-equal",
+        "random": "removal-random",
+    }
+
+
+@pytest.mark.parametrize("bound", ["params=25%", "size=40%", "latency=50%"])
+def test_what_random_removal_leaves_is_within_the_budget_whatever_is_bounded(tmp_path, monkeypatch, bound):
+    """The search prefers networks of many multiply-accumulates; at as many, random channels have more parameters."""
+
+    def alone(table, layer, shapes):
+        return 1e-9 * sum(p.numel() for p in build(layer).parameters())
+
+    monkeypatch.setattr(LatencyTable, "_alone", alone)
+    monkeypatch.setattr(LatencyTable, "whole", lambda table, blueprint: 1e-9 * cost(blueprint).params)
+    monkeypatch.setattr("kdnas.jobs.prune.agreement", lambda network, *_, **__: float(cost(network.blueprint).macs))
+    job, storage = _begun(tmp_path / "run", budget=Budget.parse(bound))
+    job.remove()
+    blueprints = [read_student(storage.path("students", name))[0].blueprint for name in ("source", "removal-random")]
+    size = bound.startswith("size")
+    whole, left = (shipped_bytes(each, "fp32") if size else cost(each).params for each in blueprints)
+    assert left <= float(bound.partition("=")[2].rstrip("%")) / 100 * whole
+
+
+def test_the_test_part_is_read_after_the_choice_and_the_choice_is_said(tmp_path, monkeypatch, caplog):
+    caplog.set_level("INFO")
+    monkeypatch.setattr(SealedImages, "run", tmp_path / "run")
+    monkeypatch.setattr(SealedImages, "phase", "choice")
+    monkeypatch.setattr(SealedImages, "reads", 0)
+    settings = dataclasses.replace(pruned(), data=spec("tests.toy:sealed"), budget=Budget(macs="50%"))
+    settings = dataclasses.replace(settings, teacher=load_teacher("tests.toy:steady_cnn"))
+    with insisting(True):  # the teacher has random weights
+        result = prune(settings, tmp_path / "run")
+    storage = RunFolder(tmp_path / "run")
+    rows = storage.results()["rows"]
+    assert SealedImages.reads == len(rows)
+    choice = storage.phase("choice")
+    reached = max(choice["reached"].values())
+    assert choice["reached"][choice["removal"]] == reached == result["search_accuracy"]
+    assert f"the student is of {choice['removal']} removal" in caplog.text
+    for name, value in choice["reached"].items():
+        assert f"{name} removal {value:.2%}" in caplog.text
+    trials = [name for name in storage.manifest["phases"] if name.startswith("trial: ")]
+    assert trials and all(f"{name}: accuracy" in caplog.text for name in trials)
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert f"The student is of {choice['removal']} removal" in page
+    claim = storage.results()["controls"]["distillation"]
+    assert claim["sentence"] in (tmp_path / "run" / "students" / "student" / "README.md").read_text()
+
+
+def test_a_student_with_fresh_weights_is_measured_as_it_was_trained(tmp_path):
+    """Its images are normalised as the data's, those of the source otherwise."""
+    settings = dataclasses.replace(pruned(), weights="fresh", controls=False, budget=Budget(macs="80%"))
+    recipe = Recipe(steps=80, batch_size=16, learning_rate=0.1)
+    settings = dataclasses.replace(settings, distiller=spec(FromLabels), retrain=recipe)
+    settings = dataclasses.replace(settings, teacher=load_teacher("tests.toy:far_cnn"))
+    with insisting(True):
+        result = prune(settings, tmp_path / "run")
+    own = settings.data.build(Data)
+    network, card = read_student(tmp_path / "run" / "students" / "student")
+    assert card.preprocessing == own.preprocessing
+    assert result["search_accuracy"] == accuracy(network, own.search, own)
+    assert result["accuracy"] == accuracy(network, own.test, own) > 0.4
+
+
 def test_its_student_is_retrained_and_quantized_by_what_its_card_and_run_say(run, monkeypatch, tmp_path):
     from kdnas.jobs.retrain import retrain, settings_of
     from kdnas.students.trust import source_of
-    from tests.toy import pruned
 
     student = run / "students" / "student"
     settings = settings_of(student)
@@ -589,8 +678,6 @@ def test_its_student_is_retrained_and_quantized_by_what_its_card_and_run_say(run
 
 
 def test_a_source_or_budget_that_does_not_fit_is_refused_before_anything_is_trained(run, tmp_path):
-    from tests.toy import pruned
-
     with pytest.raises(ValueError, match="no_such"):
         prune(dataclasses.replace(pruned(), source="tests.toy:no_such"), tmp_path / "source")
     assert not (tmp_path / "source" / "teacher").exists()
@@ -615,8 +702,6 @@ def test_a_source_or_budget_that_does_not_fit_is_refused_before_anything_is_trai
     ],
 )
 def test_a_budget_is_refused_before_the_teacher_that_is_cut_down_is_trained(tmp_path, changes, message):
-    from tests.toy import pruned
-
     with pytest.raises(ValueError, match=message):
         prune(dataclasses.replace(pruned(), **changes), tmp_path / "run")
     assert not (tmp_path / "run" / "teacher").exists()
@@ -636,8 +721,6 @@ def test_a_seed_decides_the_weights_of_a_source_that_has_none():
 
 
 def test_a_source_of_other_classes_is_refused(tmp_path):
-    from tests.toy import pruned
-
     with pytest.raises(ValueError, match="other_classes has 7 classes, the data 3"):
         prune(dataclasses.replace(pruned(), source="tests.toy:other_classes"), tmp_path / "run")
 
@@ -662,8 +745,6 @@ def test_factors_choose_and_the_source_gives_the_weights_unless_they_are_as_publ
 
 
 def test_a_source_in_which_nothing_is_elastic_is_pruned_all_the_same(tmp_path):
-    from tests.toy import pruned
-
     space = convert(narrow_cnn().eval(), image=(3, 8, 8), needs_choices=False).space
     assert space.count() == 1
     whole = cost(space.blueprint(space.largest))
@@ -674,8 +755,6 @@ def test_a_source_in_which_nothing_is_elastic_is_pruned_all_the_same(tmp_path):
 
 @pytest.mark.parametrize(("method", "said"), [("shares", "3 steps of 16"), ("scale_factors", "6 steps of 16")])
 def test_the_training_that_is_announced_is_the_first_that_comes(tmp_path, caplog, method, said):
-    from tests.toy import pruned
-
     caplog.set_level("INFO")
     settings = dataclasses.replace(pruned(), method=method)
     begin(settings, RunFolder.create(tmp_path / "run", settings.to_json(), 0))
@@ -684,7 +763,6 @@ def test_the_training_that_is_announced_is_the_first_that_comes(tmp_path, caplog
 
 def test_what_a_removal_leaves_is_measured_within_its_latency(tmp_path, monkeypatch):
     """Layers predict by their parameters, whole networks take a nanosecond for a multiply-accumulate."""
-    from tests.toy import pruned
 
     def alone(table, layer, shapes):
         return 1e-9 * sum(p.numel() for p in build(layer).parameters())
@@ -709,8 +787,6 @@ def test_what_a_removal_leaves_is_measured_within_its_latency(tmp_path, monkeypa
 
 
 def test_settings_that_make_no_sense_are_refused():
-    from tests.toy import pruned
-
     with pytest.raises(ValueError, match="`penalty` must be at least 0"):
         dataclasses.replace(pruned(), penalty=-1.0)
     with pytest.raises(ValueError, match="got neither"):

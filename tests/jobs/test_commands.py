@@ -205,6 +205,16 @@ def test_without_a_space_the_teachers_own_network_is_cut_down_from_its_trained_w
             kdnas.run(data=data(), teacher=teacher, budget="macs=50%", out=tmp_path / "other", **{option: value})
 
 
+def test_without_a_space_the_weights_are_the_students(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr("kdnas.jobs.prune.prune", lambda settings, folder, **_: asked.append(settings.weights))
+    for weights in (None, "inherited", "fresh", "chosen"):
+        RunFolder.create(tmp_path / str(weights), {"prune": {}}, 0)
+        options = {"data": data(), "teacher": Cnn(), "budget": "macs=50%", "out": tmp_path / str(weights)}
+        kdnas.run(**options, **({"weights": weights} if weights else {}))
+    assert asked == ["chosen", "inherited", "fresh", "chosen"]
+
+
 def test_a_share_is_of_the_space_s_largest_network(tmp_path):
     largest = cost(SPACE.blueprint(SPACE.largest)).macs
     run = kdnas.run(data=data(), teacher=Cnn(), space=SPACE, budget="macs=60%", out=tmp_path / "run", **SHORT)
@@ -215,5 +225,8 @@ def test_a_share_is_of_the_space_s_largest_network(tmp_path):
 
 def test_a_run_of_another_command_is_not_searched(tmp_path):
     RunFolder.create(tmp_path / "pruned", {"prune": {}}, 0)
-    with pytest.raises(ValueError, match="pruned is no run of `kdnas run` or `kdnas train`"):
+    with pytest.raises(
+        ValueError,
+        match="pruned has no supernet and no ranking: it is no run of `kdnas train`, or of `kdnas run` with --space",
+    ):
         kdnas.search(tmp_path / "pruned")
