@@ -116,7 +116,7 @@ def test_a_pruning(tmp_path, pruned, place, call):
     killed([*PRUNE, str(folder)], place, **call)
     assert not (folder / "students" / "student").exists()
     main([*PRUNE, str(folder)])
-    for name in ("removal-chosen", "removal-random", "student", "control", "random"):
+    for name in ("removal-chosen", "removal-equal", "removal-random", "student", "control", "trained"):
         same_students(folder / "students" / name, pruned / "students" / name)
     same_results(folder, pruned)
     assert RunFolder(folder).phase("removal") == RunFolder(pruned).phase("removal") is not None
@@ -162,7 +162,7 @@ def test_a_pruning_by_shares(tmp_path, shared, place, call):
         assert len({json.dumps(row["counts"]) for row in RunFolder(place_of).lines("removals.jsonl")}) == len(
             RunFolder(place_of).lines("removals.jsonl")
         )
-    for name in ("removal-chosen", "removal-random", "source", "student", "control"):
+    for name in ("removal-equal", "removal-random", "source", "student", "control", "trained"):
         same_students(folder / "students" / name, shared / "students" / name)
     same_results(folder, shared)
     trials = [
