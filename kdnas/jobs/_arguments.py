@@ -99,15 +99,20 @@ def with_overrides(recipe: Recipe, options: Mapping[str, Any]) -> Recipe:
 
 
 def recipe_for(data: Data, options: Mapping[str, Any]) -> Recipe:
-    """The recipe of a whole chain on this data: 30 epochs, at least 300 and at most 20,000 steps, and the options.
+    """The recipe of a whole chain on this data: 30 epochs, at least 300 and at most 20,000 steps, and the options."""
+    options = batch_for(data, options)
+    steps = min(20_000, max(300, 30 * len(data.train) // options["batch_size"]))
+    return with_overrides(Recipe(steps=steps), options)
 
-    Batches have 128 images, or as many as the task evaluates together, where these are fewer: images with an answer for
-    every pixel take that much more memory each.
+
+def batch_for(data: Data, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a recipe with a batch size, where they have none.
+
+    It is 128 images, or as many as the task evaluates together, where these are fewer: images with an answer for every
+    pixel take that much more memory each.
     """
-    batch_size = options.get("batch_size")
-    batch_size = min(128, data.task.images_at_once, len(data.train)) if batch_size is None else batch_size
-    steps = min(20_000, max(300, 30 * len(data.train) // batch_size))
-    return with_overrides(Recipe(steps=steps, batch_size=batch_size), options)
+    given = {name: value for name, value in options.items() if value is not None}
+    return {"batch_size": min(128, data.task.images_at_once, len(data.train)), **given}
 
 
 def as_run(run: str | Path | Run, *, teacher: object = None, data: object = None, writes: bool = False) -> Run:

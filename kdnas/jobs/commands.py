@@ -1179,7 +1179,8 @@ def prune(
             that computes nothing, where images are decoded from files. No result depends on it.
         decoded: a folder in which decoded images are stored and read from again. No result depends on it.
         device: such as cpu or cuda:1 (default: a GPU where there is one).
-        **recipe: optimizer settings of all trainings; by default 400 steps at 0.02 with factors, 1000 steps else.
+        **recipe: optimizer settings of all trainings; by default 400 steps at 0.02 with factors, 1000 steps else, and
+            batches as of `kdnas run`.
 
     Example:
         >>> prune(data="digits", budget="memory=5MB", out="runs/pruned")
@@ -1191,7 +1192,7 @@ def prune(
 
     from kdnas.data.base import Data as DataSet
     from kdnas.jobs import prune as job
-    from kdnas.jobs._arguments import as_budget, as_teacher, load_settings, of_task, with_overrides
+    from kdnas.jobs._arguments import as_budget, as_teacher, batch_for, load_settings, of_task, with_overrides
     from kdnas.jobs._unlabelled import data_of
 
     if experiment is not None:
@@ -1215,6 +1216,7 @@ def prune(
             rounds=rounds,
             weights=weights,
         )
+        recipe = batch_for(settings.data.build(DataSet), recipe)
     changes: dict[str, Any] = {
         "recipe": with_overrides(settings.recipe, recipe),
         "retrain": with_overrides(settings.retrain, recipe),

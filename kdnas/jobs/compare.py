@@ -296,7 +296,8 @@ class _Comparison:
         if name in state.plans:
             return True
         left, each = self.seconds_left, state.step_seconds[name]
-        say(f"compare: {name}, {index + 1} of {count}, {left:.0f} s left for all")
+        spare = f"{left:.0f} s left for all" if left > 0 else f"{-left:.0f} s over the time"
+        say(f"compare: {name}, {index + 1} of {count}, {spare}")
         try:
             state.plans[name] = contestant(name, contest).plan(left / (count - index), each, state.retrain_steps)
             self.save()

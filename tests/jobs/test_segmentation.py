@@ -127,9 +127,24 @@ def test_a_source_for_whole_images_is_refused(streets, tmp_path):
     with pytest.raises(
         ValueError, match=r"one tensor of logits \[batch, classes, height, width\], it returns a tensor \[2, 2\]"
     ):
-        kdnas.prune(data=f"masks:{streets}", budget="macs=50%", source=f"{__name__}:classifier", out=tmp_path / "run")
+        kdnas.prune(
+            data=f"masks:{streets}",
+            budget="macs=50%",
+            source=f"{__name__}:classifier",
+            teacher="fit",
+            out=tmp_path / "run",
+        )
     with pytest.raises(ValueError, match="`task` must be that of the data, segmentation, got 'lanes'"):
         kdnas.prune(data=f"masks:{streets}", task="lanes", budget="macs=50%", out=tmp_path / "run")
+
+
+def test_images_with_masks_are_pruned_in_the_batches_of_their_task(streets, tmp_path, monkeypatch):
+    monkeypatch.setattr("kdnas.jobs.prune.prune", lambda settings, folder: settings)
+    options = {"data": f"masks:{streets}", "budget": "macs=50%", "out": tmp_path / "run"}
+    settings, named = kdnas.prune(**options), kdnas.prune(**options, batch_size=5)
+    most = min(16, len(masks(str(streets)).train))
+    for each, size in ((settings, most), (named, 5)):
+        assert {each.recipe.batch_size, each.retrain.batch_size, each.teacher.recipe.batch_size} == {size}
 
 
 def classifier():
