@@ -1195,6 +1195,7 @@ def prune(
     from kdnas.jobs._arguments import as_budget, as_teacher, batch_for, load_settings, of_task, with_overrides
     from kdnas.jobs._unlabelled import data_of
 
+    overrides: Mapping[str, Any] = recipe
     if experiment is not None:
         _refuse_options(prune, options, "penalty", "recipe")
         settings = load_settings(experiment, Prune)
@@ -1216,13 +1217,13 @@ def prune(
             rounds=rounds,
             weights=weights,
         )
-        recipe = batch_for(settings.data.build(DataSet), recipe)
+        overrides = batch_for(settings.data.build(DataSet), recipe)
     changes: dict[str, Any] = {
-        "recipe": with_overrides(settings.recipe, recipe),
-        "retrain": with_overrides(settings.retrain, recipe),
+        "recipe": with_overrides(settings.recipe, overrides),
+        "retrain": with_overrides(settings.retrain, overrides),
     }
     if isinstance(settings.teacher, FitTeacher):
-        fit = with_overrides(settings.teacher.recipe, recipe)
+        fit = with_overrides(settings.teacher.recipe, overrides)
         changes["teacher"] = dataclasses.replace(settings.teacher, recipe=fit)
     if penalty is not None:
         changes["penalty"] = penalty
