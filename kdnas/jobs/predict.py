@@ -450,9 +450,10 @@ def beliefs_of(run: Run, architectures: Sequence[Architecture]) -> dict[str, Any
         other one the predicted difference of accuracy, or of the task's measure, with the ends of its 90 % interval.
     """
     searches = run.storage.manifest["searches"]
-    if not searches or "of" not in searches[-1]:
+    of = next((search["of"] for search in reversed(searches) if "of" in search), None)
+    if of is None:
         return None
-    job = _Predictions(run, searches[-1]["of"], Trainings(run))
+    job = _Predictions(run, of, Trainings(run))
     results = job.results(job.known_length)
     predictor = job.fitted(results)
     features, scores = job._known(architectures, results)

@@ -12,7 +12,8 @@ from kdnas.costs.count import cost
 from kdnas.jobs._run import Run
 from kdnas.jobs.predict import predict
 from kdnas.jobs.rank_check import rank_check
-from kdnas.jobs.why import neighbours
+from kdnas.jobs.search import search
+from kdnas.jobs.why import neighbours, why
 from kdnas.network import batch_statistics
 from kdnas.runs.files import FORMAT, read_json
 from kdnas.scorers.accuracy import Accuracy
@@ -167,8 +168,6 @@ def test_why_refuses_a_code_of_another_space(storage, capsys):
 
 
 def test_the_scorer_of_why_is_named_in_its_result(storage):
-    from kdnas.jobs.why import why
-
     assert why(Run(storage), "110110", scorer=spec(Accuracy))["scorer"] == "accuracy"
 
 
@@ -196,3 +195,6 @@ def test_trainings_say_what_each_choice_is_worth(storage, tmp_path, capsys):
     main(["why", str(run.folder), best.code])
     shown = capsys.readouterr().out
     assert f"as 36 trainings predict it: {believed['accuracy']:.2%} [" in shown and "accuracy, points" in shown
+    plain = dataclasses.replace(settings, num_evaluations=4, scorer=spec(Accuracy))
+    search(run, plain)  # a later search without trainings forgets none
+    assert why(Run(run.folder), best.code)["trainings"] == believed
