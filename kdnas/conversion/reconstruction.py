@@ -17,10 +17,17 @@ _POSITIONS = 40_000  # samples per layer: enough for a covariance of some thousa
 
 
 class _Inputs(NamedTuple):
-    """Mean `[k]` and covariance `[k, k]` of a layer's inputs, k = channels times kernel positions."""
+    """What is fitted to: of a layer's inputs, k = channels times kernel positions, and of its outputs.
+
+    Attributes:
+        mean: of the inputs, `[k]`.
+        covariance: of the inputs, `[k, k]`.
+        cross: covariance of inputs and outputs, `[k, outputs]`.
+    """
 
     mean: Tensor
     covariance: Tensor
+    cross: Tensor
 
 
 @final
@@ -67,7 +74,7 @@ class Reconstruction:
         finally:
             for handle in handles:
                 handle.remove()
-        self._inputs = {place: _statistics(samples.pop(place)) for place in places}
+        self._inputs = {place: _statistics(samples.pop(place), self._weight(place)) for place in places}
 
     def network(self, masks: Masks) -> Network:
         """The network that the masks leave, fitted."""
@@ -77,28 +84,35 @@ class Reconstruction:
             for (position, index), inputs in self._inputs.items():
                 runs = self.removal.readers[position, index]
                 if position not in gone and not all(bool(masks[key].all()) for key, _ in runs):
-                    weight = self.state[f"{position}.parts.{index}.weight"]
-                    mask = joined(runs, masks, weight.shape[1]).to(inputs.mean.device)
+                    mask = joined(runs, masks, self._weight((position, index)).shape[1]).to(inputs.mean.device)
                     module = left.get_submodule(f"{position}.parts.{index}")
                     self._fit(module, (position, index), inputs, mask, masks)
         return left
 
     def _fit(self, module: nn.Module, place: Place, inputs: _Inputs, mask: Tensor, masks: Masks) -> None:
-        name = "{}.parts.{}".format(*place)
-        weight = self.state[f"{name}.weight"]
-        whole = weight.flatten(1).to(inputs.mean.dtype)
+        weight = self._weight(place)
+        whole, cross = weight.flatten(1).to(inputs.mean.dtype), inputs.cross
         if place in self.removal.outputs:
-            whole = whole[joined(self.removal.outputs[place], masks, len(whole)).to(whole.device)]
+            outputs = joined(self.removal.outputs[place], masks, len(whole)).to(whole.device)
+            whole, cross = whole[outputs], cross[:, outputs]
         remaining = mask.repeat_interleave(whole.shape[1] // len(mask))
-        rows = inputs.covariance[remaining]
-        square = rows[:, remaining]
+        square = inputs.covariance[remaining][:, remaining]
         ridge = _RIDGE * square.diagonal().mean().clamp_min(torch.finfo(square.dtype).tiny)
-        square = square + ridge * torch.eye(len(square), dtype=square.dtype, device=square.device)
-        fitted = torch.linalg.solve(square, rows @ whole.T + ridge * whole[:, remaining].T).T
+        square.diagonal().add_(ridge)
+        fitted = _solved(square, cross[remaining] + ridge * whole[:, remaining].T).T
         module.get_parameter("weight").copy_(fitted.reshape(module.get_parameter("weight").shape))
         if getattr(module, "bias", None) is not None:
             change = whole @ inputs.mean - fitted @ inputs.mean[remaining]
             module.get_parameter("bias").add_(change.to(weight.dtype))
+
+    def _weight(self, place: Place) -> Tensor:
+        return self.state["{}.parts.{}.weight".format(*place)]
+
+
+def _solved(square: Tensor, right: Tensor) -> Tensor:
+    """`square^-1 right` of a symmetric matrix, which is positive definite up to rounding."""
+    factor, failed = torch.linalg.cholesky_ex(square)  # half of the operations of an elimination
+    return torch.linalg.solve(square, right) if failed else torch.cholesky_solve(right, factor)
 
 
 def _observer(samples: list[Tensor], count: int) -> Callable[..., None]:
@@ -108,10 +122,13 @@ def _observer(samples: list[Tensor], count: int) -> Callable[..., None]:
     return measure
 
 
-def _statistics(samples: Sequence[Tensor]) -> _Inputs:
-    values = torch.cat(list(samples)).double()
-    covariance = torch.cov(values.T, correction=0).reshape(values.shape[1], -1)
-    return _Inputs(values.mean(0).float(), covariance.float())
+def _statistics(samples: Sequence[Tensor], weight: Tensor) -> _Inputs:
+    values = torch.cat(list(samples)).float()
+    mean = values.double().mean(0)
+    values -= mean.float()
+    # Of centred values, so that single precision is far below the ridge; in double it takes most of a pruning's start.
+    covariance = values.T @ values / len(values)
+    return _Inputs(mean.float(), covariance, covariance @ weight.flatten(1).T.to(covariance))
 
 
 def _samples(module: nn.Module, x: Tensor, count: int, batch: int) -> Tensor:

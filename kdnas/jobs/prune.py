@@ -32,7 +32,7 @@ from kdnas.jobs._trials import MIXTURES, Variant, compare, mixture
 from kdnas.jobs.chain import say
 from kdnas.jobs.fit import fit_teacher, teacher_result
 from kdnas.jobs.retrain import retrain
-from kdnas.network import Network, calibrate, default_device, image_batches
+from kdnas.network import Network, calibrate, channels_last, default_device, image_batches
 from kdnas.randomness import initialised, python_rng, torch_rng
 from kdnas.report import write_report
 from kdnas.runs.folder import LATENCIES, STUDENTS, RunFolder
@@ -463,7 +463,8 @@ class Job:
         """Normalised images and labels of a part."""
         rng = torch_rng(purpose, self.settings.recipe.seed)
         chosen = torch.randperm(len(part), generator=rng)[: self.settings.num_images]
-        return self.data.normalise(part.take(chosen).to(default_device())), part.truths(chosen).to(default_device())
+        pixels = part.take(chosen).to(default_device())
+        return channels_last(self.data.normalise(pixels)), part.truths(chosen).to(default_device())
 
     def _write(self, name: str, fitted: Reconstruction, counts: Counts, images: Tensor) -> Network:
         """Write what counts leave, and return it."""
