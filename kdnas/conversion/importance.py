@@ -13,7 +13,7 @@ from kdnas.spaces.converted import Converted
 from kdnas.supernet import Supernet
 
 Importance = Callable[[Network, Sequence[ChannelGroup]], list[Tensor]]
-_BLOCK = 64
+_BLOCK = 64  # channels that are chosen between two updates of a fit's matrices
 
 
 def channel_importance(

@@ -30,9 +30,6 @@ NO_CLASS = ""
 _LABELLED: ContextVar[bool] = ContextVar("labelled", default=True)
 _MOST_SIDE = 8192
 _MOST_NAMED = 280  # letters of what is wrong with single files, in a message
-_SPLIT = "a fifth of each class is for test, a tenth of the rest for search"
-_SPLIT_TRAIN = "a tenth of train is for search"
-_SPLIT_OUTER = f"{_SPLIT_TRAIN}, validation is for test"
 
 
 def assembled(
@@ -197,8 +194,8 @@ def split(
         cut = max(1, len(shuffled) // 10)
         search += shuffled[:cut]
         train += shuffled[cut:]
-    note = _SPLIT if outer is None else _SPLIT_TRAIN if "test" in parts else _SPLIT_OUTER
-    return {"train": train, "search": search, "test": test}, note
+    how = _how(" of each class", has_outer=outer is not None, has_test="test" in parts)
+    return {"train": train, "search": search, "test": test}, how
 
 
 def split_images(parts: Mapping[str, Sequence[Image]], seed: int) -> tuple[dict[str, list[Image]], str]:
@@ -223,8 +220,15 @@ def split_images(parts: Mapping[str, Sequence[Image]], seed: int) -> tuple[dict[
     few = max(1, len(rest) // 10)
     if len(rest) <= few:
         raise ValueError(f"there must be at least 4 images to train, search and test, got {len(train)}.")
-    note = _SPLIT.replace(" of each class", "") if not outer else _SPLIT_TRAIN if parts.get("test") else _SPLIT_OUTER
-    return {"train": rest[few:], "search": rest[:few], "test": test}, note
+    how = _how("", has_outer=bool(outer), has_test=bool(parts.get("test")))
+    return {"train": rest[few:], "search": rest[:few], "test": test}, how
+
+
+def _how(of: str, *, has_outer: bool, has_test: bool) -> str:
+    """How parts were cut off, in words."""
+    if not has_outer:
+        return f"a fifth{of} is for test, a tenth of the rest for search"
+    return "a tenth of train is for search" + ("" if has_test else ", validation is for test")
 
 
 def _median_side(files: Sequence[Source], seed: int, most: int = 200) -> int:

@@ -88,8 +88,10 @@ def masks(
     pairs, recognised = _pairs(root)
     classes = _classes(root, recognised, void)
     note = ""
-    if recognised == "Cityscapes" and not any(_is_labelled(mask, classes) for _, mask in pairs.get("test", ())):
-        note = "the test part, which has no labels, is left out" if pairs.pop("test", ()) else ""
+    if recognised == "Cityscapes" and pairs.get("test"):
+        if not any(_is_labelled(mask, classes) for _, mask in pairs["test"]):
+            del pairs["test"]
+            note = "the test part, which has no labels, is left out"
     parts, cut = split_images(pairs, seed)
     loaded = {role: _Part.read(files, classes, (height, width)) for role, files in parts.items()}
     shapes = {tuple(part.images.shape[1:3]) for part in loaded.values()}

@@ -1,13 +1,13 @@
 """Short trainings that decide how a student is trained: compared on the search part, never on test."""
 
 import dataclasses
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from kdnas.distillers.from_teacher import FromTeacher
 from kdnas.evaluation import accuracy
+from kdnas.jobs.chain import say
 from kdnas.jobs.retrain import prepare
 from kdnas.losses.feature.leading_channels import LeadingChannels
 from kdnas.runs.folder import RunFolder
@@ -16,8 +16,6 @@ from kdnas.settings import Retrain
 from kdnas.specs import Spec, spec
 from kdnas.tasks.base import Task
 from kdnas.training.driver import train_with_checkpoints
-
-say = logging.getLogger(__name__).info
 
 SHARE = 10  # a trial has a tenth of the steps
 _MATCHED = 1000  # steps after which the source's channels are not matched any more; see `LeadingChannels`

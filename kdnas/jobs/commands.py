@@ -1217,7 +1217,7 @@ def prune(
             rounds=rounds,
             weights=weights,
         )
-        overrides = batch_for(settings.data.build(DataSet), recipe)
+        overrides = batch_for(of_task(settings.data.build(DataSet), task), recipe)
     changes: dict[str, Any] = {
         "recipe": with_overrides(settings.recipe, overrides),
         "retrain": with_overrides(settings.retrain, overrides),
@@ -1228,8 +1228,6 @@ def prune(
     if penalty is not None:
         changes["penalty"] = penalty
     settings = dataclasses.replace(settings, **changes)
-    if task is not None:
-        of_task(settings.data.build(DataSet), task)
     return job.prune(_with_losses(settings, loss, unlabelled=unlabelled), Path(out))
 
 

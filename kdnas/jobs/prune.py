@@ -431,18 +431,18 @@ class Job:
 
     def _excess(self, blueprint: Blueprint) -> float:
         """The largest relative overshoot of a network, whose latency is measured whole where that can be done."""
-        table = self.table if self._measured() is not None else None
-        costs = _measured(self.budget, None if table else self.table, blueprint)
-        if table is not None:
-            costs["latency"] = table.measured(blueprint)
-        return self.budget.excess(cost(blueprint), **costs)
+        measured = self._measured()
+        times = 1.0 if measured is None else measured(blueprint)
+        return self.budget.excess(cost(blueprint), **self._costs(blueprint, times))
 
     def _admits(self, blueprint: Blueprint, times: float = 1.0) -> bool:
         """Whether a network is within the budget, if its latency is so many times of what the table says."""
-        measured = _measured(self.budget, self.table, blueprint)
-        if self.table is not None:
-            measured["latency"] *= times
-        return self.budget.admits(cost(blueprint), **measured)
+        return self.budget.admits(cost(blueprint), **self._costs(blueprint, times))
+
+    def _costs(self, blueprint: Blueprint, times: float) -> dict[str, float]:
+        """Latency and size, where they are bounded, if the latency is so many times of what the table says."""
+        costs = _measured(self.budget, self.table, blueprint)
+        return costs if self.table is None else costs | {"latency": times * costs["latency"]}
 
     def _measured(self) -> Callable[[Blueprint], float] | None:
         """How many times of what the table says a network takes; None where nothing can be measured."""
