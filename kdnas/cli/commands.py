@@ -39,7 +39,7 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
-    "demo": Command(jobs.demo, lambda v: f"scikit-learn's digits into {v['out']} (two to three minutes)"),
+    "demo": Command(jobs.demo, lambda v: f"scikit-learn's digits into {v['out']} (two to four minutes)"),
     "run": Command(jobs.run, texts.into("data")),
     "doctor": Command(
         jobs.doctor,

@@ -139,7 +139,7 @@ def _like(
 
 @_computes
 def demo(*, out: str | Path = Path("runs/demo"), device: str | None = None) -> Run:
-    """Run the whole chain on scikit-learn's digits, in two to three minutes on two CPU cores.
+    """Run the whole chain on scikit-learn's digits, in two to four minutes on two CPU cores.
 
     Args:
         out: the run folder.
