@@ -4,6 +4,8 @@ import ast
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
+from types import MappingProxyType
 from typing import Any, Literal, TypedDict, final, get_args, get_type_hints
 
 from kdnas.costs.budget import COUNTS, Budget
@@ -610,11 +612,12 @@ class Compare:
         return unstructure(self) | {"budget": self.budget.bounds()}
 
 
-def systems() -> dict[str, str]:
+@cache  # Python 3.11 cannot parse code in two threads at once
+def systems() -> Mapping[str, str]:
     """The systems that can be compared: experiments whose file has a line `SYSTEM = "..."`; no file is run."""
     texts = {}
     for path in sorted(shared_folder("experiments").glob("*.py")):
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
             if isinstance(node, ast.Assign) and [getattr(t, "id", "") for t in node.targets] == [_MARK]:
                 texts[path.stem] = str(ast.literal_eval(node.value))
-    return texts
+    return MappingProxyType(texts)

@@ -321,7 +321,7 @@ def _read_state(settings: Compare, data: Data, folder: Path) -> ComparisonState:
     if folder.is_file() or (folder.is_dir() and not (folder / COMPARISON).exists() and _foreign(folder)):
         raise ValueError(f"{folder} holds something else. Give --out a new or an empty folder.")
     hold(folder, inside=True)
-    content: dict[str, Any] = {"systems": systems()}
+    content: dict[str, Any] = {"systems": dict(systems())}
     if (folder / COMPARISON).exists():
         content = read_comparison(folder)
         known, pairs = moved(located(content["settings"], folder, folder), settings.to_json())
