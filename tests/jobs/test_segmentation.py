@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision import models
 
 import kdnas
 from kdnas.cli.commands import main
@@ -55,12 +56,11 @@ def streets(tmp_path_factory):
     return root
 
 
-def arguments(root, out, *more):
+def arguments(root, out, *more, teacher="fit,width=4,blocks=1"):
     space = ["--space", str(root / "space.toml"), "--budget", "macs=2e9", "--budget", "latency=30s"]
-    teacher = ["--teacher", "fit,width=4,blocks=1", "--insist"]
     short = ["--steps", "3", "--batch-size", "4", "--num-evaluations", "2", "--finalists", "1"]
     task = ["run", "--task", "segmentation", "--data", f"masks:{root}"]
-    return [*task, *teacher, *space, *short, *LOSSES, *more, "--out", str(out)]
+    return [*task, "--teacher", teacher, "--insist", *space, *short, *LOSSES, *more, "--out", str(out)]
 
 
 @pytest.mark.slow  # it starts a process of its own
@@ -84,6 +84,19 @@ def test_a_killed_run_ends_as_one_that_was_not(streets, tmp_path):
     same_weights(folder / "students" / "student", whole / "students" / "student")
     trained = {name for line in RunFolder(folder).lines("metrics.jsonl") for name in line.get("losses", {})}
     assert "holistic_discriminator" in trained
+
+
+@pytest.mark.slow  # 42 million parameters
+def test_a_segmenter_of_torchvision_teaches_the_whole_chain(streets, tmp_path):
+    """deeplabv3_resnet50 from a checkpoint of two classes, with the classifier beside it in its training."""
+    make, options = models.segmentation.deeplabv3_resnet50, {"weights": None, "weights_backbone": None}
+    torch.save(make(**options, num_classes=2, aux_loss=True).state_dict(), tmp_path / "w.pth")
+    teacher = f"torchvision:deeplabv3_resnet50@{tmp_path / 'w.pth'},size=32"
+    main(arguments(streets, tmp_path / "run", teacher=teacher))
+    storage = RunFolder(tmp_path / "run")
+    rows = {row["name"]: row for row in storage.results()["rows"]}
+    assert rows["teacher"]["params"] > 39e6 > 100 * rows["student"]["params"]
+    assert {"IoU road", "IoU car", "pixel accuracy"} <= rows["student"]["measures"].keys()
 
 
 def test_a_teacher_of_pixels_is_cut_down(streets, tmp_path, caplog):
