@@ -9,8 +9,10 @@ from torch import nn
 
 from kdnas.costs.budget import Budget
 from kdnas.data.base import Data, TensorImages
+from kdnas.data.roads import roads
 from kdnas.distillers.from_labels import FromLabels
 from kdnas.jobs._preflight import preflight
+from kdnas.jobs._preflight.data import data_findings
 from kdnas.jobs._retrain import retrain_with
 from kdnas.jobs._run import Run, insisting
 from kdnas.jobs.chain import chain
@@ -170,6 +172,11 @@ def test_the_block_shows_data_student_teacher_device_and_time(tmp_path, log):
     ):
         assert words in text, text
     assert "balanced" not in text
+
+
+def test_answers_for_the_whole_image_are_no_classes():
+    text = data_findings(roads(10, height=16, width=32, lanes=2))[0].text
+    assert text.endswith("3 classes (background, lane 1, lane 2) and 2 answers for the whole image")
 
 
 @pytest.mark.parametrize(

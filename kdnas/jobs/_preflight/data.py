@@ -33,9 +33,12 @@ def data_findings(data: Data) -> list[Finding]:
     """What a look at the labels and at a few images says."""
     parts = {"train": data.train, "search": data.search, "test": data.test}
     counts = ", ".join(f"{name} {len(part):,}" for name, part in parts.items())
-    names = ", ".join(data.class_names[:5]) + (", ..." if data.classes > 5 else "")
+    maps = data.classes - data.task.image_outputs
+    names = ", ".join(data.class_names[:maps][:5]) + (", ..." if maps > 5 else "")
     channels, height, width = data.image
-    outputs = f"{data.classes} classes ({names})"
+    outputs = f"{maps} classes ({names})"
+    if data.task.image_outputs:
+        outputs += f" and {data.task.image_outputs} answers for the whole image"
     if not data.task.has_classes:
         outputs = f"no labels are learnt, but {data.classes} features of the teacher; measured by {data.task.measure}"
     text = f"{counts} images of {channels} x {height} x {width}; {outputs}"
