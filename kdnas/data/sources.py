@@ -356,7 +356,8 @@ def npz(path: str, seed: Seed = 0) -> Data:
         seed: random seed of the split.
 
     Raises:
-        ValueError: no such file, a damaged or too large one, other names, or arrays that are no images or labels.
+        ValueError: no such file, a damaged or too large one, other names, two arrays for one part, or arrays that are
+            no images or labels.
     """
     file = _existing(path)
     try:
@@ -368,8 +369,12 @@ def npz(path: str, seed: Seed = 0) -> Data:
     for name, array in arrays.items():
         words = set(re.split(r"[^a-z]+", name.lower()))
         kind = "images" if words & {"images", "image", "x"} else "labels" if words & {"labels", "label", "y"} else ""
-        if kind:
-            found.setdefault(role_of(name) or "train", {})[kind] = array
+        if not kind:
+            continue
+        pair = found.setdefault(role_of(name) or "train", {})
+        if kind in pair:
+            raise ValueError(f"{path} has several arrays of {kind} for one part, {name} among them. Keep one of them.")
+        pair[kind] = array
     if not needs_labels() and not any("labels" in pair for pair in found.values()):
         found = {role: {**pair, "labels": np.zeros(len(pair["images"]), int)} for role, pair in found.items()}
         names = (NO_CLASS,)

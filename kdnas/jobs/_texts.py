@@ -4,7 +4,7 @@ Nothing here imports torch before a result is there.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +26,24 @@ def beside(values: Values, name: str, ending: str) -> str:
 
 
 def lines(result: Values, _: Values) -> str:
-    """A name and a value per line; `accuracy` has the name of the task's measure."""
+    """A name and a value per line, those of a table within indented; `accuracy` has the name of the task's measure."""
     measure = str(result.get("measure", "accuracy"))
-
-    def text(value: Any) -> str:
-        return f"{value:,}" if isinstance(value, int) else f"{value:.4f}" if isinstance(value, float) else str(value)
-
     shown = {name.replace("accuracy", measure): value for name, value in result.items() if name != "measure"}
-    return "\n".join(f"{name:<16} {text(value)}" for name, value in shown.items())
+    return "\n".join(_rows(shown))
+
+
+def _rows(values: Values) -> Iterator[str]:
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from (name, *(f"  {row}" for row in _rows(value)))
+        else:
+            yield f"{name:<16} {_text(value)}"
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_text, value))
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
 def exporting(values: Values) -> str:

@@ -165,6 +165,7 @@ def broken(root):
     write_tar(root / "y-train.tar", range(4))
     write_tar(root / "y-more.tar", range(4))
     np.savez(root / "names.npz", a=np.zeros(3))
+    np.savez(root / "two.npz", x_test=np.zeros(1), test_images=np.zeros(1))
     np.savez(root / "objects.npz", images=np.array([{}], object), labels=np.zeros(1))
     (root / "torn.npz").write_bytes(b"PK")
     return root
@@ -193,6 +194,7 @@ def broken(root):
         ("wds:torn.tar", r"cannot be read as an uncompressed tar .*Write it again"),
         ("wds:y-*.tar", r"either all files of .* or none, y-more.tar has not"),
         ("npz:names.npz", r"must have arrays images and labels.*it has a\."),
+        ("npz:two.npz", r"several arrays of images for one part, test_images among them\. Keep one"),
         ("npz:objects.npz", r"cannot be read as arrays"),
         ("npz:torn.npz", r"cannot be read as arrays"),
         ("csv:", r"csv must have a path"),

@@ -145,6 +145,8 @@ def test_what_is_printed_has_the_name_of_the_measure():
     result = {"student": "s", "search_accuracy": 0.25, "accuracy": 0.5, "measure": "mIoU", "params": 1200}
     assert lines(result, {}).split() == ["student", "s", "search_mIoU", "0.2500", "mIoU", "0.5000", "params", "1,200"]
     assert "accuracy         0.5000" in lines({"accuracy": 0.5}, {})
+    nested = lines({"interval": [0.1, 0.25], "measures": {"IoU car": 0.5}}, {}).splitlines()
+    assert nested == ["interval         0.1000, 0.2500", "measures", "  IoU car          0.5000"]
 
 
 def test_a_source_for_whole_images_is_refused(streets, tmp_path):
