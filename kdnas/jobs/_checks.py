@@ -2,23 +2,28 @@
 
 import random
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 
 from kdnas.costs.budget import Budget, amount
 from kdnas.costs.check import BudgetCheck, Infeasible, check_feasible
 from kdnas.costs.latency import LatencyTable, check_runtime
+from kdnas.data.base import Data
 from kdnas.distillers.base import Distiller
 from kdnas.distillers.block_wise import BlockWise
-from kdnas.jobs._run import build_scorer, check_model_type, initial_supernet
+from kdnas.jobs._run import build_scorer, build_teacher, check_model_type, initial_supernet
+from kdnas.jobs.fit import untrained
 from kdnas.network import Network, default_device
-from kdnas.randomness import python_rng
+from kdnas.randomness import initialised, python_rng
 from kdnas.ranking.early_stopping import EarlyStopping
 from kdnas.runs.folder import OtherSettings, RunFolder
 from kdnas.searchers.base import Searcher
-from kdnas.settings import Experiment, Search
+from kdnas.settings import Experiment, FitTeacher, Recipe, Search
 from kdnas.space import SearchSpace
 from kdnas.specs import Spec
 from kdnas.supernet import Supernet
+from kdnas.teachers.base import Teacher
+from kdnas.training.loop import Training
 from kdnas.training.shared import check as check_shared
 
 
@@ -48,6 +53,29 @@ def check_experiment(experiment: Experiment, space: SearchSpace) -> None:
             _check_budget(space, settings)
     if train.weights:
         initial_supernet(train, space)
+
+
+def check_losses(experiment: Experiment, data: Data, space: SearchSpace) -> None:
+    """Refuse losses that do not fit the networks: the supernet's where a teacher is trained before it, and finalists'.
+
+    A training of each is prepared with a batch, which makes the parts that depend on both networks; no step is taken.
+
+    Raises:
+        ValueError: as `Training`, or the distiller's `prepare`.
+    """
+    train, retrain, device = experiment.train, experiment.retrain, default_device()
+    trained = train.teacher if isinstance(train.teacher, FitTeacher) else None
+    pairs: list[tuple[Callable[[], Supernet | Network], Spec, Recipe]] = []
+    if trained is not None and train.distiller is not None:
+        pairs.append((lambda: initial_supernet(train, space), train.distiller, train.recipe))
+    largest = space.blueprint(space.largest)
+    pairs.append((lambda: initialised(lambda: Network(largest), 0), retrain.distiller, retrain.recipe))
+    teacher: Teacher | None = None
+    for make, source, recipe in pairs:
+        distiller = source.build(Distiller)
+        if teacher is None and distiller.uses_teacher:
+            teacher = untrained(trained, data, 0) if trained else build_teacher(train.teacher, data)
+        Training(make(), distiller, data, teacher if distiller.uses_teacher else None, recipe, device)
 
 
 def check_search(settings: Search, space: SearchSpace, distiller: Spec | None) -> None:

@@ -27,7 +27,7 @@ from kdnas.specs import Spec, spec
 from kdnas.students.card import FINGERPRINT, Card
 from kdnas.students.folder import write_student
 from kdnas.tables import unstructure
-from kdnas.teachers.base import Teacher
+from kdnas.teachers.base import Frozen, Teacher
 from kdnas.teachers.fitted import fitted_teacher
 from kdnas.teachers.stages import logits_of, run
 from kdnas.teachers.zoo import is_segmenter, load_weights, student_teacher, whole, write_zoo_teacher, zoo_network
@@ -98,6 +98,12 @@ def _fit_member(
     storage.finish(phase, seconds=seconds, **facts)
     checkpoint.unlink(missing_ok=True)
     return storage.require(phase, "kdnas train")
+
+
+def untrained(settings: FitTeacher, data: Data, seed: int) -> Frozen:
+    """A teacher as it will be, with fresh weights: to see what fits it before it is trained."""
+    blueprint = fitted_teacher(data.image, data.classes, settings.blocks, settings.width, dense=data.task.dense)
+    return Frozen(initialised(lambda: Network(blueprint), seed), preprocessing=data.preprocessing)
 
 
 def member_training(settings: FitTeacher, data: Data, member: int = 1, losses: Losses = ()) -> Training:

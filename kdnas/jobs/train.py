@@ -5,7 +5,7 @@ from pathlib import Path
 from kdnas.data.base import Data
 from kdnas.distillers.base import Distiller
 from kdnas.evaluation import health
-from kdnas.jobs._checks import check_experiment, open_run
+from kdnas.jobs._checks import check_experiment, check_losses, open_run
 from kdnas.jobs._preflight import preflight
 from kdnas.jobs._run import Run, initial_supernet, record_data
 from kdnas.jobs.fit import fit_teacher
@@ -32,7 +32,7 @@ def train(experiment: Experiment, folder: Path, *, size_chosen: bool = False) ->
     Raises:
         Infeasible: no network is within the budget of a search; nothing is written or trained.
         ValueError: the folder holds something else, the data or the teacher do not fit; or, before anything is
-            written, what `check_experiment` and `preflight` refuse.
+            written, what `check_experiment`, `preflight` and `check_losses` refuse.
     """
     data: Data | None = None
     if not (folder / MANIFEST).exists() or RunFolder(folder).is_blank:
@@ -49,6 +49,7 @@ def train(experiment: Experiment, folder: Path, *, size_chosen: bool = False) ->
             finals=(sum(experiment.finals.trainings), experiment.retrain.recipe),
             size_chosen=size_chosen,
         )
+        check_losses(experiment, loaded, space)
     storage = open_run(folder, experiment)
     run = Run(storage.folder)
     if data is not None:

@@ -110,6 +110,16 @@ def test_a_segmenter_of_torchvision_teaches_the_whole_chain(streets, tmp_path):
     assert {"IoU road", "IoU car", "pixel accuracy"} <= rows["student"]["measures"].keys()
 
 
+def test_losses_that_do_not_fit_are_refused_before_the_teacher_is_trained(streets, tmp_path):
+    space, teacher = str(streets / "space.toml"), FitTeacher(recipe=Recipe(steps=3), width=4, blocks=1)
+    for loss, message in (("self_attention", "at least 2 stages of the student, got 1"), ("hint,pairs=0-9", "pair")):
+        with pytest.raises(ValueError, match=message):
+            kdnas.run(
+                data=f"masks:{streets}", teacher=teacher, space=space, loss=[loss], out=tmp_path / "run", insist=True
+            )
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_teacher_of_pixels_is_cut_down(streets, tmp_path, caplog):
     """Without a space: removals by the agreement of pixels, controls, pictures and the IoU of each class."""
     options = {"steps": 3, "batch_size": 4, "num_evaluations": 3, "finalists": 1, "deploy": False, "insist": True}
