@@ -150,8 +150,11 @@ def one_run(
     return {"method": method, "seed": seed, "mIoU": value, "seconds": round(time.process_time() - began, 1)}, grades
 
 
-def searched(data: Spec, teacher: Spec, recipes: Mapping[str, Recipe], folder: Path) -> Run:
-    """The chain: elastic segmenters ranked by their similarity to the teacher, finalists, and their controls."""
+def searched(data: Spec, teacher: Spec, recipes: Mapping[str, Recipe], seeds: int, folder: Path) -> Run:
+    """The chain: elastic segmenters ranked by their similarity to the teacher, finalists, and their controls.
+
+    The student that is chosen with the first seed, and the network of each control, are trained with all seeds.
+    """
     loaded: Data = data.build(Data)
     experiment = Experiment(
         train=Train(space=networks(), data=data, teacher=teacher, recipe=recipes["supernet"]),
@@ -161,7 +164,7 @@ def searched(data: Spec, teacher: Spec, recipes: Mapping[str, Recipe], folder: P
             num_images=min(64, len(loaded.search)),
         ),
         retrain=Retrain(recipe=recipes["student"]),
-        finals=Finals(finalists=3, controls=("labels", "random", "largest")),
+        finals=Finals(finalists=3, controls=("labels", "random", "largest"), seeds=seeds),
     )
     with insisting(True):
         return chain(experiment, folder, deploy=False)
@@ -238,16 +241,18 @@ def _chain(run: Run) -> list[str]:
         "## The chain",
         "",
         f"`elastic_segmenter`, at most {MACS / 1e6:.0f} million MACs, {len(run.ranking())} candidates ranked by the "
-        "default score; every network trained for as many steps. One seed.",
+        "default score; every network trained for as many steps.",
         "",
-        "| Network | mIoU | 95 % interval over images | Params | MACs |",
-        "| --- | --- | --- | --- | --- |",
+        "| Network | mIoU | each seed | 95 % interval | Params | MACs |",
+        "| --- | --- | --- | --- | --- | --- |",
     ]
     for row in results["rows"]:
         low, high = (100 * bound for bound in row["interval"])
         macs = f"{row['macs']:,}" if row.get("macs") else "–"
+        each = ", ".join(f"{100 * seed:.2f}" for seed in row.get("seeds", []))
         lines.append(
-            f"| {row['name']} | {100 * row['accuracy']:.2f} | {low:.2f} to {high:.2f} | {row['params']:,} | {macs} |"
+            f"| {row['name']} | {100 * row['accuracy']:.2f} | {each} | {low:.2f} to {high:.2f} | {row['params']:,} | "
+            f"{macs} |"
         )
     sentences = [control["sentence"] for control in results["controls"].values()]
     return [*lines, "", *(f"- {sentence}" for sentence in sentences)]
@@ -284,7 +289,7 @@ def main(arguments: list[str] | None = None) -> None:
             records.append(record)
             grades[method, seed] = own
             print(json.dumps(record), flush=True)
-    run = None if options.no_chain else searched(data, teacher, recipes, folder / "chain")
+    run = None if options.no_chain else searched(data, teacher, recipes, options.seeds, folder / "chain")
     if not records:  # the chain alone
         options.page.write_text("\n".join([] if run is None else _chain(run)).lstrip() + "\n", encoding="utf-8")
         return
