@@ -64,9 +64,9 @@ def check_losses(experiment: Experiment, data: Data, space: SearchSpace) -> None
         ValueError: as `Training`, or the distiller's `prepare`.
     """
     train, retrain, device = experiment.train, experiment.retrain, default_device()
-    trained = train.teacher if isinstance(train.teacher, FitTeacher) else None
+    choice = train.teacher
     pairs: list[tuple[Callable[[], Supernet | Network], Spec, Recipe]] = []
-    if trained is not None and train.distiller is not None:
+    if isinstance(choice, FitTeacher) and train.distiller is not None:
         pairs.append((lambda: initial_supernet(train, space), train.distiller, train.recipe))
     largest = space.blueprint(space.largest)
     pairs.append((lambda: initialised(lambda: Network(largest), 0), retrain.distiller, retrain.recipe))
@@ -74,7 +74,7 @@ def check_losses(experiment: Experiment, data: Data, space: SearchSpace) -> None
     for make, source, recipe in pairs:
         distiller = source.build(Distiller)
         if teacher is None and distiller.uses_teacher:
-            teacher = untrained(trained, data, 0) if trained else build_teacher(train.teacher, data)
+            teacher = untrained(choice, data, 0) if isinstance(choice, FitTeacher) else build_teacher(choice, data)
         Training(make(), distiller, data, teacher if distiller.uses_teacher else None, recipe, device)
 
 
