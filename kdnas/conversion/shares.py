@@ -85,6 +85,11 @@ class ShareSearch:
         """The candidate of the highest score."""
         return max(self.candidates, key=lambda candidate: candidate.score)
 
+    @property
+    def least(self) -> Counts:
+        """The smallest network: the floor of every group, without all blocks that may go."""
+        return self._counts(0.0, self._equal(), {block.key for block in self.blocks})
+
     def finalists(self, count: int) -> list[Candidate]:
         """The best candidates, each next one apart from those before it: some share differs by a twentieth or more."""
         return apart(sorted(self.candidates, key=lambda c: -c.score), count, self._distance, _APART)

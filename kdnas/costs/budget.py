@@ -273,3 +273,14 @@ def amount(name: str, value: float) -> str:
         number, unit = (value, "s") if value >= 1 else (1e3 * value, "ms")
         return f"{number:,.0f} {unit}" if number >= 100 else f"{number:.3g} {unit}"
     return f"{value:,.0f} bytes" if name in ("memory", "size") else f"{value:,.0f}"
+
+
+def described(costs: Mapping[str, float]) -> str:
+    """Costs by name, as people read them.
+
+    Example:
+        >>> described({"params": 1500, "macs": 20_000, "latency": 0.002})
+        '1,500 params, 20,000 macs and latency 2 ms'
+    """
+    texts = [f"{amount(n, v)} {n}" if n in COUNTS else f"{n} {amount(n, v)}" for n, v in costs.items()]
+    return " and ".join(filter(None, (", ".join(texts[:-1]), texts[-1])))

@@ -9,7 +9,7 @@ from functools import lru_cache
 from typing import final
 
 from kdnas.architecture import Architecture, Choice, Value
-from kdnas.costs.budget import Budget, amount
+from kdnas.costs.budget import Budget, described
 from kdnas.costs.count import cost, peak_memory
 from kdnas.costs.latency import LatencyTable, NotMeasured
 from kdnas.costs.size import check_format, shipped_bytes
@@ -89,9 +89,7 @@ class BudgetCheck:
 
     def describe(self, architecture: Architecture) -> str:
         """All counted and measured costs as text."""
-        costs = {**cost(self.space.blueprint(architecture))._asdict(), **self.measured(architecture)}
-        texts = [f"{amount(n, v)} {n}" if n in ("params", "macs") else f"{n} {amount(n, v)}" for n, v in costs.items()]
-        return f"{', '.join(texts[:-1])} and {texts[-1]}"
+        return described({**cost(self.space.blueprint(architecture))._asdict(), **self.measured(architecture)})
 
 
 class Infeasible(ValueError):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from kdnas.costs.budget import Budget, amount
 from kdnas.costs.check import BudgetCheck, Infeasible, check_feasible
-from kdnas.costs.latency import LatencyTable, check_runtime
+from kdnas.costs.latency import LatencyTable
 from kdnas.data.base import Data
 from kdnas.distillers.base import Distiller
 from kdnas.distillers.block_wise import BlockWise
@@ -50,7 +50,7 @@ def check_experiment(experiment: Experiment, space: SearchSpace) -> None:
     for settings in (experiment.search, experiment.second):
         if settings is not None:
             check_search(settings, space, train.distiller)
-            _check_budget(space, settings)
+            check_budget(space, settings)
     if train.weights:
         initial_supernet(train, space)
 
@@ -96,22 +96,27 @@ def check_search(settings: Search, space: SearchSpace, distiller: Spec | None) -
         EarlyStopping(settings.pruner, scorers[0])
 
 
-def _check_budget(space: SearchSpace, settings: Search) -> None:
-    """Refuse a budget that no network meets; of latency, one below half of the smallest network's."""
+def check_budget(space: SearchSpace, settings: Search) -> None:
+    """Refuse a budget that no network meets; of latency, one below half of the smallest network's.
+
+    Raises:
+        Infeasible: the message has the nearest network and its costs.
+    """
     budget = settings.budget
     counted = Budget.from_json({**budget.to_json(), "latency": None})
     check_feasible(BudgetCheck(space, counted), python_rng(settings.seed, "feasible"), seconds=settings.max_time)
-    if budget.latency is not None:
+    if "latency" in budget.names:
         table, smallest = LatencyTable(default_device(), target=budget.target), space.blueprint(space.smallest)
-        seconds = table.seconds(smallest) if budget.target.table else table.whole(smallest)
-        if seconds > 2 * budget.latency:
+        measure = table.seconds if budget.target.table else table.whole
+        seconds, bound = measure(smallest), budget.latency
+        if bound is None:
+            bound = dict(budget.shares)["latency"] * measure(space.blueprint(space.largest))
+        if seconds > 2 * bound:
             raise Infeasible(
                 f"infeasible: the smallest network {space.code(space.smallest)} takes {amount('latency', seconds)}, "
-                f"more than twice the bound of {amount('latency', budget.latency)}. Raise the budget or use a space "
+                f"more than twice the bound of {amount('latency', bound)}. Raise the budget or use a space "
                 "with smaller networks."
             )
-    elif "latency" in budget.names:
-        check_runtime(budget.target)
 
 
 def open_run(folder: Path, experiment: Experiment) -> RunFolder:

@@ -912,6 +912,7 @@ def convert(
     classes: Size = 1000,
     channels: Size | None = None,
     divisor: Side = 0,
+    budget: str | Sequence[str] | Budget = (),
     trust: bool = False,
     device: str | None = None,
 ) -> Any:
@@ -924,13 +925,17 @@ def convert(
         classes: number of classes of a zoo's network with @WEIGHTS.
         channels: number of image channels (default: the network's own, else 3).
         divisor: widths narrower than the source's are multiples of it; 0 for 8, and for 4 below 64 channels.
+        budget: upper bounds of a later search, see `kdnas run --help`; repeatable. Where no subnet is within them,
+            nothing is written.
         trust: run code that files name, though it is none of kdnas's algorithms.
         device: such as cpu or cuda:1 (default: a GPU where there is one).
     """
     del device, trust
+    from kdnas.jobs._arguments import as_budget
     from kdnas.jobs.convert import convert_source
 
-    return convert_source(source, Path(out), size=size, classes=classes, channels=channels, divisor=divisor)
+    options = {"size": size, "classes": classes, "channels": channels, "divisor": divisor}
+    return convert_source(source, Path(out), **options, budget=as_budget(budget))
 
 
 @_computes

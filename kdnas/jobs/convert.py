@@ -10,11 +10,14 @@ from torch import Tensor, nn
 from kdnas.blocks.basic import chained
 from kdnas.conversion.base import Conversion
 from kdnas.conversion.convert import convert
+from kdnas.costs.budget import Budget
+from kdnas.jobs._checks import check_budget
 from kdnas.network import Network
 from kdnas.preprocessing import Preprocessing
 from kdnas.runs.checkpoint import save_tensors
 from kdnas.runs.files import new_folder, write_text
 from kdnas.runs.lock import hold
+from kdnas.settings import Search
 from kdnas.specs import Spec
 from kdnas.tables import table_of
 from kdnas.teachers.base import Frozen
@@ -117,6 +120,7 @@ def convert_source(
     classes: int = 1000,
     channels: int | None = None,
     divisor: int = 0,
+    budget: Budget = Budget(),
 ) -> Conversion:
     """Convert a network and write its space, its weights and the report into a folder, whole or not at all.
 
@@ -130,8 +134,10 @@ def convert_source(
         classes: of a zoo's network.
         channels: of the images; by default the network's own, or 3.
         divisor: narrower widths are multiples of it; 0 for 8, and for 4 below 64 channels.
+        budget: of a later search in the space.
 
     Raises:
+        Infeasible: no subnet is within the budget; nothing is written.
         ValueError: the folder is not empty, or the network cannot be loaded or converted.
     """
     hold(out)
@@ -143,6 +149,7 @@ def convert_source(
     source = load_source(text, size=size or 0, classes=classes)
     image = _image(source, size, channels)
     conversion = convert(source.module, image=image, name=_name(text), divisor=divisor)
+    check_budget(conversion.space, Search(budget=budget))
     with new_folder(out) as new:
         write_text(new / SPACE, _toml(table_of(conversion.space)))
         save_tensors(new / WEIGHTS, conversion.supernet.state_dict())

@@ -17,7 +17,8 @@ from kdnas.conversion.reconstruction import Reconstruction
 from kdnas.conversion.removal import Counts, Masks, Removal, counts_of, units
 from kdnas.conversion.scale_factors import Factors
 from kdnas.conversion.shares import ShareSearch, agreement, leading
-from kdnas.costs.budget import Budget, Cost
+from kdnas.costs.budget import Budget, Cost, described
+from kdnas.costs.check import Infeasible
 from kdnas.costs.count import cost
 from kdnas.costs.latency import LatencyTable
 from kdnas.costs.size import shipped_bytes
@@ -131,33 +132,20 @@ def begin(settings: Prune, storage: RunFolder) -> "Job":
     seed = settings.recipe.seed
     choice = settings.teacher
     teacher = None if isinstance(choice, FitTeacher) else build_teacher(choice, data)
-    is_fitted = settings.source == "teacher" and teacher is None
-    source = None if is_fitted else load(settings.source, teacher, data, seed)
+    is_fitted = settings.source == "teacher" and isinstance(choice, FitTeacher)
+    source = _untrained(choice, data, seed) if is_fitted else load(settings.source, teacher, data, seed)
+    whole = source.space.blueprint(source.space.largest)
+    table = _latencies(settings.budget, storage, whole)
+    budget = settings.budget.of(_spent(settings.budget, table, whole))
     if not storage.manifest["phases"]:
-        if source is not None:
-            _check_budget(settings, source)
-        elif isinstance(choice, FitTeacher):
-            _check_budget(settings, _untrained(choice, data, seed))
+        _check_budget(settings, source, budget, table)
         recipe = settings.retrain if settings.method == "shares" else settings.recipe
-        preflight(data, folder=storage.folder, teacher=choice, side=data.image[1], recipe=recipe)
+        options = {"teacher": choice, "side": data.image[1], "recipe": recipe, "budget": budget}
+        preflight(data, folder=storage.folder, **options)
     record_data(storage, data)
     teacher_spec = fit_teacher(choice, data, storage) if isinstance(choice, FitTeacher) else choice
     teacher = teacher or build_teacher(teacher_spec, data)
-    source = source or load(settings.source, teacher, data, seed)
-    whole = source.space.blueprint(source.space.largest)
-    table = None
-    if "latency" in settings.budget.names:
-        rows = storage.lines(LATENCIES)
-        target = settings.budget.target
-        write = lambda row: storage.add(LATENCIES, [row])  # noqa: E731
-        table = LatencyTable(default_device(), rows, write, target=target, beside=whole)
-        if not target.table:
-            table.calibrate([whole])
-    size = cost(whole)
-    measured = _measured(settings.budget, table, whole)
-    budget = settings.budget.of({**size._asdict(), **measured})
-    if budget.admits(size, **measured):
-        raise _nothing_to_remove(size, budget)
+    source = load(settings.source, teacher, data, seed) if is_fitted else source
     return Job(settings, storage, fed_as(data, source.preprocessing), teacher_spec, teacher, source, budget, table)
 
 
@@ -168,39 +156,52 @@ def _untrained(choice: FitTeacher, data: Data, seed: int) -> Source:
     return load("teacher", teacher if choice.members == choice.snapshots == 1 else None, data, seed)
 
 
-def _check_budget(settings: Prune, source: Source) -> None:
-    """Refuse bounds on params and MACs that the whole network meets, or no share of its channels."""
+def _latencies(budget: Budget, storage: RunFolder, whole: Blueprint) -> LatencyTable | None:
+    """The table of the run's latencies, fitted to the whole network; None where they are not bounded."""
+    if "latency" not in budget.names:
+        return None
+    write = lambda row: storage.add(LATENCIES, [row])  # noqa: E731
+    table = LatencyTable(default_device(), storage.lines(LATENCIES), write, target=budget.target, beside=whole)
+    if not budget.target.table:
+        table.calibrate([whole])
+    return table
+
+
+def _check_budget(settings: Prune, source: Source, budget: Budget, table: LatencyTable | None) -> None:
+    """Refuse a budget that the whole network meets, or not even the smallest one that a removal leaves."""
     whole = source.space.blueprint(source.space.largest)
-    size, measured = cost(whole), _measured(settings.budget, None, whole)
-    budget = Budget.from_json({**settings.budget.to_json(), "latency": None}).of({**size._asdict(), **measured})
-    if budget.names == settings.budget.names and budget.admits(size, **measured):
-        raise _nothing_to_remove(size, budget)
-    divisor = settings.divisor or 1
-    removal = Removal(source.space, units(source.space))
-
-    def admits(blueprint: Blueprint) -> bool:
-        return budget.admits(cost(blueprint), **_measured(budget, None, blueprint))
-
-    search = ShareSearch(removal, admits, lambda counts: 0.0, divisor)
-    tilts, blocks = {group.key: 1.0 for group in search.groups}, frozenset(block.key for block in search.blocks)
-    if search.fit(tilts, blocks) is None:
+    if budget.admits(cost(whole), **_measured(budget, table, whole)):
         raise ValueError(
-            f"no share of the channels is within the budget ({budget}), also without all blocks that may go. Raise it, "
-            "or start from a smaller network."
+            f"the network has {described(_spent(budget, table, whole))}, within {budget}, so there is nothing to "
+            "remove. Lower the budget, or begin with a larger network."
         )
+    removal = Removal(source.space, units(source.space))
+    search = ShareSearch(removal, lambda blueprint: True, lambda counts: 0.0, _divisor(settings, table))
+    smallest = removal.blueprint(search.least)
+    spent = _spent(budget, table, smallest)
+    if table is not None and not table.target.table:  # what is handed over is measured whole too
+        spent["latency"] = max(spent["latency"], table.measured(smallest))
+    if any(spent[name] > bound for name, bound in budget.bounds().items()):
+        raise Infeasible(
+            f"infeasible: the smallest network that a removal leaves has {described(spent)}, not within {budget}. "
+            "Raise the budget, or begin with a smaller network."
+        )
+
+
+def _divisor(settings: Prune, table: LatencyTable | None) -> int:
+    """The divisor of the search's widths; see `Prune.divisor`."""
+    return settings.divisor or int(table is None)
+
+
+def _spent(budget: Budget, table: LatencyTable | None, blueprint: Blueprint) -> dict[str, float]:
+    """All costs of a network that are counted, or bounded."""
+    return {**cost(blueprint)._asdict(), **_measured(budget, table, blueprint)}
 
 
 def _measured(budget: Budget, table: LatencyTable | None, blueprint: Blueprint) -> dict[str, float]:
     """Latency and size of a network, where they are bounded and can be known."""
     measured = {} if table is None else {"latency": table.seconds(blueprint)}
     return measured | ({"size": shipped_bytes(blueprint, budget.format)} if "size" in budget.names else {})
-
-
-def _nothing_to_remove(size: Cost, budget: Budget) -> ValueError:
-    return ValueError(
-        f"the network has {size.params:,} params and {size.macs:,} MACs, within {budget}, so there is nothing to "
-        "remove. Lower the budget, or begin with a larger network."
-    )
 
 
 @dataclasses.dataclass
@@ -395,7 +396,7 @@ class Job:
                 self.storage.add(CANDIDATES, [{"counts": counts, "score": known[key]}])
             return known[key]
 
-        divisor = self.settings.divisor or int(self.table is None)
+        divisor = _divisor(self.settings, self.table)
         search = ShareSearch(fitted.removal, self._admits, score, divisor, self._measured())
         count = self.settings.num_candidates if self.settings.method == "shares" else 1
         with progress("removal", count) as bar:

@@ -684,7 +684,7 @@ def test_a_source_or_budget_that_does_not_fit_is_refused_before_anything_is_trai
     teacher = f"checkpoint:{run / 'teacher'}"
     whole = read_student(run / "teacher")[1].cost
     for macs, message in (
-        (10, "no share of the channels is within the budget"),
+        (10, r"infeasible: the smallest network that a removal leaves has [\d,]+ params and [\d,]+ macs, not within"),
         (whole.macs, "so there is nothing to remove"),
     ):
         settings = dataclasses.replace(pruned(), source=teacher, budget=Budget(macs=macs))
@@ -693,18 +693,46 @@ def test_a_source_or_budget_that_does_not_fit_is_refused_before_anything_is_trai
         assert not (tmp_path / str(macs) / "factors.safetensors").exists()
 
 
+_SMALLEST = r"infeasible: the smallest network that a removal leaves has "
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"budget": Budget(macs=10)}, "no share of the channels is within the budget"),
+        ({"budget": Budget(macs=10)}, _SMALLEST + r"[\d,]+ params and [\d,]+ macs, not within macs <= 10\."),
+        ({"budget": Budget(params="0.1%")}, _SMALLEST),
+        ({"budget": Budget(size="100 B")}, _SMALLEST + r"[\d,]+ params, [\d,]+ macs and size [\d,]+ bytes"),
         ({"budget": Budget(macs=10**9)}, "so there is nothing to remove"),
+        ({"budget": Budget(latency="1%")}, _SMALLEST + r"[\d,]+ params, [\d,]+ macs and latency \d"),
+        ({"budget": Budget(latency="1 us")}, _SMALLEST),
+        ({"budget": Budget(latency="1000 s")}, "so there is nothing to remove"),
         ({"teacher": FitTeacher(members=2, recipe=Recipe(steps=1))}, "the teacher must be one network"),
     ],
 )
-def test_a_budget_is_refused_before_the_teacher_that_is_cut_down_is_trained(tmp_path, changes, message):
+def test_a_budget_is_refused_before_the_teacher_that_is_cut_down_is_trained(tmp_path, monkeypatch, changes, message):
+    monkeypatch.setattr(LatencyTable, "_alone", lambda table, layer, shapes: 1e-3)
+    monkeypatch.setattr(LatencyTable, "whole", lambda table, blueprint: 1e-9 * cost(blueprint).macs)
     with pytest.raises(ValueError, match=message):
         prune(dataclasses.replace(pruned(), **changes), tmp_path / "run")
     assert not (tmp_path / "run" / "teacher").exists()
+
+
+def test_a_latency_that_is_predicted_but_not_measured_is_refused(tmp_path, monkeypatch):
+    """Layers predict by their parameters; whole networks are measured above a second, however small they are."""
+    monkeypatch.setattr(
+        LatencyTable, "_alone", lambda table, layer, shapes: sum(p.numel() for p in build(layer).parameters())
+    )
+    monkeypatch.setattr(LatencyTable, "whole", lambda table, blueprint: 1.0 + 1e-9 * cost(blueprint).macs)
+    with pytest.raises(ValueError, match=_SMALLEST + r"[\d,]+ params, [\d,]+ macs and latency 1 s, not within"):
+        prune(dataclasses.replace(pruned(), budget=Budget(latency="500 ms")), tmp_path / "run")
+    assert not (tmp_path / "run" / "teacher").exists()
+
+
+def test_latencies_that_were_measured_before_the_teacher_was_trained_are_those_of_the_trained_one(tmp_path):
+    job, storage = _begun(tmp_path / "run", budget=Budget(latency="90%"))
+    rows = len(storage.lines("latency.jsonl"))
+    job.table.seconds(job.source.space.blueprint(job.source.space.largest))
+    assert len(storage.lines("latency.jsonl")) == rows
 
 
 def test_a_seed_decides_the_weights_of_a_source_that_has_none():

@@ -448,6 +448,25 @@ def test_the_command_writes_a_space_and_weights_to_start_from(tmp_path, capsys, 
         convert_source("tests.conversion.test_trace:source", out, size=16)
 
 
+@pytest.mark.parametrize(
+    ("bounds", "words"),
+    [
+        (["macs=0.5%"], r"params and [\d,]+ macs"),
+        (["macs=50%", "params=10"], r"params and [\d,]+ macs"),
+        (["size=100B"], r"params, [\d,]+ macs and size [\d,]+ bytes"),
+        (["latency=1us"], r"takes [\d.]+ ms, more than twice the bound of 0.001 ms"),
+    ],
+)
+def test_a_budget_that_no_subnet_meets_is_refused_with_the_smallest_costs(tmp_path, capsys, bounds, words):
+    command = ["convert", "tests.conversion.test_trace:source", "--out", str(tmp_path / "converted"), "--size", "16"]
+    with pytest.raises(SystemExit):
+        main([*command, *(text for bound in bounds for text in ("--budget", bound))])
+    assert re.search(rf"infeasible: .*{words}.*\. Raise the budget", capsys.readouterr().err)
+    assert not (tmp_path / "converted").exists()
+    main([*command, "--budget", "macs=90%"])
+    assert (tmp_path / "converted" / SPACE).exists()
+
+
 def test_a_zoo_s_network_is_filled_from_a_file(tmp_path):
     torch.manual_seed(3)
     module = models.get_model("squeezenet1_1", weights=None, num_classes=4)

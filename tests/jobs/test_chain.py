@@ -195,7 +195,9 @@ def test_an_infeasible_budget_names_the_nearest(searched, capsys):
     assert "infeasible" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("bound", [{"macs": 100}, {"latency": 1e-9}, {"memory": 10, "latency": 9.0}])
+@pytest.mark.parametrize(
+    "bound", [{"macs": 100}, {"latency": 1e-9}, {"latency": "0.1%"}, {"memory": 10, "latency": 9.0}, {"params": "0.1%"}]
+)
 def test_an_infeasible_budget_is_refused_before_anything_is_written_or_trained(bound, tmp_path):
     base = experiment()
     impossible = dataclasses.replace(base.search, budget=Budget(**bound))
