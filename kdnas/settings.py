@@ -465,6 +465,7 @@ class Prune:
         method: `shares` searches how many channels each group keeps, and which blocks, under the source; nothing is
             trained. `scale_factors` trains a factor per channel and block under the teacher.
         num_candidates: of `shares`: number of removals that are tried.
+        max_time: of `shares`: seconds in which they are tried; at least one is.
         num_images: of `shares`: images of the train part that layers are reconstructed on, and of the search part that
             candidates are scored on.
         finalists: of `shares`: number of the best removals, apart from each other, that are tried in short trainings.
@@ -490,6 +491,7 @@ class Prune:
     teacher: Spec | FitTeacher = FitTeacher()
     method: Removal = "shares"
     num_candidates: Count = 100
+    max_time: Factor = field(default=1e9, metadata=LATER)
     num_images: Sample = 1000
     finalists: Count = 1
     divisor: Side = 0
@@ -506,6 +508,18 @@ class Prune:
     def __post_init__(self) -> None:
         check_fields(self)
         self.budget.only((*COUNTS, "latency", "size") if self.method == "shares" else COUNTS, "a pruning", shares=True)
+
+    @property
+    def trainings(self) -> float:
+        """Whole trainings that the trials, the student and its controls cost at most; a trial has a tenth of the steps.
+
+        Example:
+            >>> Prune(data=Spec("a:b"), budget=Budget(macs=1e6), controls=False).trainings
+            1.6
+        """
+        removals = self.finalists + 2  # with equal shares and random channels
+        trials = removals + 2 * (self.distiller is None) + (self.weights == "chosen")
+        return round(0.1 * trials + 1 + 3 * self.controls, 1)
 
     def to_json(self) -> dict[str, Any]:
         """What must be equal for a pruning to be resumed."""

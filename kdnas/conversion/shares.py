@@ -2,6 +2,7 @@
 
 import math
 import random
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple, final
@@ -164,6 +165,7 @@ class ShareSearch:
         rng: random.Random,
         watch: Callable[[int, float], None] = lambda done, best: None,
         keep: int = 5,
+        seconds: float = math.inf,
     ) -> None:
         """Try so many candidates.
 
@@ -172,14 +174,16 @@ class ShareSearch:
             rng: of the tilts.
             watch: called after each candidate with their number and the best score.
             keep: of the best candidates that are measured, where costs are predicted.
+            seconds: time after which no further candidate is begun; one is tried in any case.
 
         Raises:
             Infeasible: no candidate was within the budget.
         """
-        equal = self._equal()
+        began, equal = time.perf_counter(), self._equal()
         planned = [(equal, frozenset[str]()), *((equal, frozenset({block.key})) for block in self.blocks)]
         for attempt in range(max(4 * count, len(planned) + 1)):
-            if len(self.candidates) >= count:
+            late = self.candidates and time.perf_counter() - began >= seconds
+            if late or len(self.candidates) >= count:
                 break
             if attempt == len(planned) and not self.candidates:  # a budget that asks for several blocks less
                 planned.append((equal, frozenset(block.key for block in self.blocks)))

@@ -126,9 +126,8 @@ class RehearsedPruning:
     def searching(self, evaluations: int) -> Phase:
         """The search of so many candidates."""
         phase, more = self.measured["search"], evaluations - self.few
-        return dataclasses.replace(
-            phase, seconds=phase.seconds + more * self.candidate, disk=phase.disk + more * self.line
-        )
+        seconds = min(phase.seconds + more * self.candidate, max(phase.seconds, self.settings.max_time))
+        return dataclasses.replace(phase, seconds=seconds, disk=phase.disk + more * self.line)
 
     def _more(self, name: str, steps: int, before: int) -> More:
         """What one training takes more than in the rehearsal."""
@@ -141,6 +140,7 @@ def _shortened(settings: Prune) -> Prune:
         settings,
         teacher=short_teacher(teacher, STEPS) if isinstance(teacher, FitTeacher) else teacher,
         num_candidates=min(_CANDIDATES, settings.num_candidates),
+        max_time=Prune.max_time,
         recipe=short_recipe(settings.recipe, STEPS),
         retrain=short_recipe(settings.retrain, STEPS),
     )

@@ -333,7 +333,7 @@ def _cut(options: dict[str, Any]) -> Prune:
         ValueError: an option of supernet or search is not at its default.
     """
     from kdnas.data.base import Data
-    from kdnas.jobs._arguments import as_budget, as_teacher, of_task, recipe_for
+    from kdnas.jobs._arguments import as_budget, as_seconds, as_teacher, of_task, recipe_for
     from kdnas.jobs._unlabelled import data_of
 
     allowed = (
@@ -345,6 +345,7 @@ def _cut(options: dict[str, Any]) -> Prune:
         "divisor",
         "loss",
         "num_evaluations",
+        "max_time",
         "finalists",
         "controls",
         "deploy",
@@ -361,6 +362,7 @@ def _cut(options: dict[str, Any]) -> Prune:
         budget=as_budget(options["budget"]),
         teacher=dataclasses.replace(teacher, recipe=recipe) if isinstance(teacher, FitTeacher) else teacher,
         num_candidates=options["num_evaluations"],
+        max_time=as_seconds(options["max_time"]),
         divisor=options["divisor"],
         finalists=options["finalists"],
         weights=options["weights"] or Prune.weights,
@@ -1144,6 +1146,7 @@ def prune(
     budget: str | Sequence[str] | Budget = (),
     method: Literal["shares", "scale_factors"] = Prune.method,
     num_candidates: Count = Prune.num_candidates,
+    max_time: Seconds = Prune.max_time,
     divisor: Side = Prune.divisor,
     loss: str | Sequence[str] = (),
     weights: Literal["chosen", "inherited", "fresh"] = Prune.weights,
@@ -1171,6 +1174,7 @@ def prune(
         method: shares of each group of channels, searched under the source; or scale_factors, trained under the
             teacher.
         num_candidates: number of removals that are scored.
+        max_time: time in which they are scored, in seconds or such as 5m; at least one is.
         divisor: widths are multiples of it; 0 for 8, and for 4 below 64 channels, under a budget on latency, else 1.
         loss: NAME or NAME=WEIGHT from `kdnas list losses`, beside the labels; repeatable; by default the mixture of
             labels and teacher is chosen by trials of a tenth of the steps.
@@ -1197,7 +1201,15 @@ def prune(
 
     from kdnas.data.base import Data as DataSet
     from kdnas.jobs import prune as job
-    from kdnas.jobs._arguments import as_budget, as_teacher, batch_for, load_settings, of_task, with_overrides
+    from kdnas.jobs._arguments import (
+        as_budget,
+        as_seconds,
+        as_teacher,
+        batch_for,
+        load_settings,
+        of_task,
+        with_overrides,
+    )
     from kdnas.jobs._unlabelled import data_of
 
     overrides: Mapping[str, Any] = recipe
@@ -1217,6 +1229,7 @@ def prune(
             teacher=teacher_spec,
             method=method,
             num_candidates=num_candidates,
+            max_time=as_seconds(max_time),
             divisor=divisor,
             controls=controls,
             rounds=rounds,

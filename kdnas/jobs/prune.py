@@ -26,14 +26,14 @@ from kdnas.data.base import Data, Images
 from kdnas.distillers.from_labels import FromLabels
 from kdnas.evaluation import accuracy, final_measures, row_of, student_grades
 from kdnas.jobs._pictures import write_pictures
-from kdnas.jobs._preflight import preflight
+from kdnas.jobs._preflight import image_seconds, preflight
 from kdnas.jobs._run import build_teacher, record_data
 from kdnas.jobs._source import Source, fed_as, load
 from kdnas.jobs._trials import MIXTURES, Variant, compare, mixture
 from kdnas.jobs.chain import say
 from kdnas.jobs.fit import fit_teacher, teacher_result
 from kdnas.jobs.retrain import retrain
-from kdnas.network import Network, calibrate, channels_last, default_device, image_batches
+from kdnas.network import Network, calibrate, channels_last, default_device, image_batches, modes
 from kdnas.randomness import initialised, python_rng, torch_rng
 from kdnas.report import write_report
 from kdnas.runs.folder import LATENCIES, STUDENTS, RunFolder
@@ -64,6 +64,7 @@ _REMOVAL = "removal-"
 _CHOSEN, _EQUAL, _RANDOM = f"{_REMOVAL}chosen", f"{_REMOVAL}equal", f"{_REMOVAL}random"
 """Student folders of what the removals leave, not yet retrained; the controls have the names without `removal-`."""
 _CALIBRATION = 250  # images per batch
+_REHEARSED = 32  # images by which the seconds of a candidate are estimated, and positions that layers are fitted to
 _CONTROLS = {
     "trained": ("what the trials chose, retrained alike", "the trials chose better than the search part did"),
     "control": ("the same network retrained without a teacher", "distillation did not help"),
@@ -139,9 +140,18 @@ def begin(settings: Prune, storage: RunFolder) -> "Job":
     budget = settings.budget.of(_spent(settings.budget, table, whole))
     if not storage.manifest["phases"]:
         _check_budget(settings, source, budget, table)
+        options: dict[str, Any] = {
+            "teacher": choice,
+            "budget": budget,
+            "finals": (settings.trainings, settings.retrain),
+        }
+        if settings.method == "shares":
+            network, seconds = _rehearsed(settings, source, budget, table, data)
+            options["search"] = settings.num_candidates, min(seconds, settings.max_time)
+        else:
+            network = initialised(lambda: Network(whole), seed)
         recipe = settings.retrain if settings.method == "shares" else settings.recipe
-        options = {"teacher": choice, "side": data.image[1], "recipe": recipe, "budget": budget}
-        preflight(data, folder=storage.folder, **options)
+        preflight(data, folder=storage.folder, network=network, recipe=recipe, **options)
     record_data(storage, data)
     teacher_spec = fit_teacher(choice, data, storage) if isinstance(choice, FitTeacher) else choice
     teacher = teacher or build_teacher(teacher_spec, data)
@@ -186,6 +196,28 @@ def _check_budget(settings: Prune, source: Source, budget: Budget, table: Latenc
             f"infeasible: the smallest network that a removal leaves has {described(spent)}, not within {budget}. "
             "Raise the budget, or begin with a smaller network."
         )
+
+
+def _rehearsed(
+    settings: Prune, source: Source, budget: Budget, table: LatencyTable | None, data: Data
+) -> tuple[Network, float]:
+    """A student of equal shares, where the budget admits any, and rough seconds of all candidates of the search."""
+    device, space = default_device(), source.space
+    pixels, _ = data.search.sample(min(_REHEARSED, len(data.search)), torch_rng("rehearsal"))
+    images = data.normalise(pixels.to(device))
+    fitted = Reconstruction(
+        Removal(space, units(space)), source.supernet.to(device).extract(space.largest).eval(), images, _REHEARSED
+    )
+    admits = lambda blueprint: budget.admits(cost(blueprint), **_measured(budget, table, blueprint))  # noqa: E731
+    search = ShareSearch(fitted.removal, admits, lambda counts: 0.0, _divisor(settings, table))
+    if table is not None:
+        search.equal_shares()  # measures the layers, once
+    began = time.perf_counter()
+    network = fitted.network(leading(fitted.removal, search.equal_shares() or search.least))
+    seconds = time.perf_counter() - began
+    with torch.no_grad(), modes(network):
+        seconds += min(settings.num_images, len(data.search)) * image_seconds(network, images)
+    return network, settings.num_candidates * seconds
 
 
 def _divisor(settings: Prune, table: LatencyTable | None) -> int:
@@ -238,10 +270,11 @@ class Job:
 
     def remove(self) -> None:
         """Write the networks that the removals leave, and the source in the order of each one's channels."""
+        began = time.perf_counter()
         images, labels = self._images(self.data.train, "reconstruction")
         order = partial(channel_importance, method="reconstruction", images=images, labels=labels)
         fitted = self._sorted(_EQUAL, order, images)
-        search = self._search(fitted)
+        search = self._search(fitted, self.settings.max_time - (time.perf_counter() - began))
         equal = search.equal_shares()
         networks = {} if equal is None else {_EQUAL: self._write(_EQUAL, fitted, equal, images)}
         if self.settings.method == "shares":
@@ -379,8 +412,8 @@ class Job:
             return "source-factors"
         return "source-random" if removal == _RANDOM else "source"
 
-    def _search(self, fitted: Reconstruction) -> ShareSearch:
-        """Candidates within the budget; recorded scores are not computed again."""
+    def _search(self, fitted: Reconstruction, seconds: float) -> ShareSearch:
+        """Candidates within the budget, begun within so many seconds; recorded scores are not computed again."""
         images, labels = self._images(self.data.search, "shares")
         with torch.no_grad():
             target = torch.cat([fitted.source(batch).logits for batch in image_batches(images)])
@@ -407,7 +440,9 @@ class Job:
                 bar.update(done, f"best {best:.4f}")
                 self.tried, self.candidate = done, (time.perf_counter() - began) / done
 
-            search.run(count, rng, watch, keep=max(5, self.settings.finalists))
+            search.run(count, rng, watch, keep=max(5, self.settings.finalists), seconds=seconds)
+        if self.tried < count:
+            say(f"prune: {self.tried} of {count} removals were tried within {self.settings.max_time:g} s")
         return search
 
     def _at_random(self, removal: Removal, left: Cost, rng: torch.Generator) -> Masks | None:

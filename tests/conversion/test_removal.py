@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import re
 import types
 
 import pytest
@@ -786,7 +787,25 @@ def test_the_training_that_is_announced_is_the_first_that_comes(tmp_path, caplog
     caplog.set_level("INFO")
     settings = dataclasses.replace(pruned(), method=method)
     begin(settings, RunFolder.create(tmp_path / "run", settings.to_json(), 0))
-    assert f"training  {said}" in caplog.text
+    assert re.search(rf"training +{said} images, roughly \d+ s; ", caplog.text)
+    assert bool(re.search(r"search +6 candidates, roughly \d+ s\n", caplog.text)) is (method == "shares")
+    assert re.search(r"finalists +with their controls 4.6 trainings of 3 steps, roughly \d+ s at most", caplog.text)
+
+
+def test_a_search_of_removals_ends_with_its_time_and_says_so(tmp_path, caplog):
+    caplog.set_level("INFO")
+    job, storage = _begun(tmp_path / "run", max_time=1e-9)
+    assert re.search(r"search +6 candidates, roughly 1 s\n", caplog.text)  # never 0
+    job.remove()
+    assert storage.phase("removal")["candidates"] == len(storage.lines("removals.jsonl")) == 1
+    assert "1 of 6 removals were tried within 1e-09 s" in caplog.text
+
+
+def test_the_seconds_of_a_search_of_removals_are_announced_by_those_of_a_candidate(tmp_path, monkeypatch, caplog):
+    caplog.set_level("INFO")
+    monkeypatch.setattr("kdnas.jobs.prune.image_seconds", lambda call, images: 10.0)
+    _begun(tmp_path / "run", num_images=20)
+    assert re.search(r"search +6 candidates, roughly 20 min\n", caplog.text)  # 6 candidates, 20 images of 10 s each
 
 
 def test_what_a_removal_leaves_is_measured_within_its_latency(tmp_path, monkeypatch):

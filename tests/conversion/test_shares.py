@@ -120,6 +120,14 @@ def test_networks_that_are_all_measured_over_the_budget_are_refused():
         found.run(5, random.Random(0))
 
 
+def test_a_search_that_has_no_time_tries_one_candidate():
+    found = search(0.5 * WHOLE)
+    found.run(20, random.Random(0), seconds=0.0)
+    assert len(found.candidates) == 1
+    found.run(20, random.Random(0), seconds=1e9)
+    assert len(found.candidates) == 20
+
+
 def test_a_budget_below_every_floor_is_refused():
     found = search(10)
     assert found.equal_shares() is None

@@ -5,8 +5,9 @@ from pathlib import Path
 
 from kdnas.compilation import check_compiler
 from kdnas.data.base import Data
-from kdnas.jobs._preflight.cost import cost_findings, finals_finding, recipe_findings
+from kdnas.jobs._preflight.cost import cost_findings, finals_finding, largest_network, recipe_findings
 from kdnas.jobs._preflight.cost import duration as duration
+from kdnas.jobs._preflight.cost import image_seconds as image_seconds
 from kdnas.jobs._preflight.cost import training_seconds as training_seconds
 from kdnas.jobs._preflight.data import data_findings, size_findings
 from kdnas.jobs._preflight.findings import Finding, block
@@ -28,9 +29,9 @@ def preflight(
     teacher: Spec | FitTeacher | None = None,
     space: SearchSpace | None = None,
     network: Network | None = None,
-    side: int = 0,
     recipe: Recipe | None = None,
     budget: object = None,
+    search: tuple[int, float] | None = None,
     finals: tuple[float, Recipe] | None = None,
     size_chosen: bool = False,
 ) -> None:
@@ -43,10 +44,10 @@ def preflight(
         folder: where the results go.
         teacher: its spec, a `FitTeacher`, or None without one.
         space: the search space, fitted to the data.
-        network: what is trained, where it is a single network.
-        side: of the student's images, where neither space nor network says it.
+        network: what is trained, where it is a single network; with `finals` a student of the size that is trained.
         recipe: of the training.
         budget: of the search, which some network meets.
+        search: number of candidates, and rough seconds of all.
         finals: number of whole trainings that the finalists and their controls cost, and their recipe.
         size_chosen: whether a person decided the size of the student's images.
 
@@ -59,7 +60,7 @@ def preflight(
     if any(each is not None and each.execution == "compiled" for each in recipes):
         check_compiler(default_device())
     findings = data_findings(data)
-    sides = space.resolutions if space else tuple(filter(None, [network.blueprint.image[1] if network else side]))
+    sides = space.resolutions if space else (network.blueprint.image[1],) if network else ()
     if sides:
         findings += size_findings(data, sides, decided=size_chosen or space is None)
     each = 0.0
@@ -73,8 +74,10 @@ def preflight(
     findings.append(device_finding())
     if recipe is not None:
         findings += cost_findings(space, network, recipe, each, folder) + recipe_findings(recipe, data)
-    if finals is not None and space is not None:
-        findings.append(finals_finding(space, *finals, each))
+    if search is not None:
+        findings.append(Finding("search", f"{search[0]:,} candidates, roughly {duration(search[1])}"))
+    if finals is not None and (student := largest_network(space) if space else network) is not None:
+        findings.append(finals_finding(student, *finals, each))
     _log.info(f"before the training\n{block(findings)}")
     insist_or_raise([finding.text for finding in findings if finding.kind == "fault"])
 

@@ -27,7 +27,7 @@ def cost_findings(
 ) -> list[Finding]:
     """Steps, a rough time, and what is written, beside what the disk has left."""
     line = f"{recipe.steps:,} steps of {recipe.batch_size} images"
-    trained = network or (None if space is None else initialised(lambda: Network(space.blueprint(space.largest)), 0))
+    trained = network or (None if space is None else largest_network(space))
     if trained is None:
         return [Finding("training", line)]
     subnets = 1 if space is None else _SUBNETS  # of a supernet about four subnets run in each step
@@ -60,14 +60,18 @@ def recipe_findings(recipe: Recipe, data: Data) -> list[Finding]:
     )
 
 
-def finals_finding(space: SearchSpace, trainings: float, recipe: Recipe, teacher_seconds: float) -> Finding:
-    """What the finalists and their controls cost, with the largest network's time."""
-    network = initialised(lambda: Network(space.blueprint(space.largest)), 0)
+def finals_finding(network: Network, trainings: float, recipe: Recipe, teacher_seconds: float) -> Finding:
+    """What all trainings of students cost, controls and trials among them, with the time of a large one."""
     seconds = trainings * _training_seconds(network, recipe, teacher_seconds)
     return Finding(
         "finalists",
         f"with their controls {trainings:.1f} trainings of {recipe.steps:,} steps, roughly {duration(seconds)} at most",
     )
+
+
+def largest_network(space: SearchSpace) -> Network:
+    """The space's largest network with fresh weights."""
+    return initialised(lambda: Network(space.blueprint(space.largest)), 0)
 
 
 def training_seconds(network: Network, recipe: Recipe, teacher: Teacher, data: Data) -> float:
