@@ -1,5 +1,6 @@
 """The commands as functions: objects in place of texts, what a run remembers of them, devices, and quiet."""
 
+import dataclasses
 import json
 import logging
 from pathlib import Path
@@ -152,6 +153,17 @@ def test_a_source_without_a_teacher_is_its_own(tmp_path, monkeypatch, options, t
         assert isinstance(settings.teacher, FitTeacher)
     else:
         assert settings.teacher["function"] == teacher
+
+
+def test_a_pruning_s_search_has_the_time_that_a_person_gives_it(tmp_path, monkeypatch):
+    known = []
+    monkeypatch.setattr("kdnas.jobs.prune.prune", lambda settings, folder, **_: known.append(settings))
+    for number, command in enumerate((kdnas.prune, kdnas.run)):
+        folder = tmp_path / str(number)
+        RunFolder.create(folder, {"prune": {}}, 0)
+        command(data=data(), teacher=Cnn(), budget="macs=50%", out=folder, max_time="5m")
+    assert [settings.max_time for settings in known] == [300, 300]
+    assert "max_time" not in dataclasses.replace(known[0], max_time=1e9).to_json()["prune"]  # as in runs of before
 
 
 def test_a_device_is_used_inside_and_refused_where_there_is_none():

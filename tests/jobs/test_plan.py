@@ -280,6 +280,8 @@ def test_a_pruning_has_more_steps_candidates_and_trials_than_its_rehearsal():
     )
     phases = {phase.name: phase for phase in rehearsed.phases(1.0, 54)}
     assert phases["search"].seconds == pytest.approx(5 + 50 * 0.1) and phases["search"].disk == 1000 + 50 * 80
+    limited = dataclasses.replace(rehearsed, settings=dataclasses.replace(whole, max_time=7.0))
+    assert limited.searching(54).seconds == 7 and limited.searching(8).seconds == pytest.approx(5 + 4 * 0.1)
     assert phases["trials"].seconds == 5 + 6 * (20 - 1)  # a tenth of the steps
     assert phases["finals"].seconds == 5 + 3 * 200 + 0.5 * 200
     assert phases["teacher"].seconds == phases["other"].seconds == 5
