@@ -31,7 +31,7 @@ from kdnas.jobs._run import build_teacher, record_data
 from kdnas.jobs._source import Source, fed_as, load
 from kdnas.jobs._trials import MIXTURES, Variant, compare, mixture
 from kdnas.jobs.chain import say
-from kdnas.jobs.fit import fit_teacher, teacher_result
+from kdnas.jobs.fit import fit_teacher, teacher_result, untrained
 from kdnas.jobs.retrain import retrain
 from kdnas.network import Network, calibrate, channels_last, default_device, image_batches, modes
 from kdnas.randomness import initialised, python_rng, torch_rng
@@ -46,8 +46,7 @@ from kdnas.students.card import Card
 from kdnas.students.folder import read_student, write_student
 from kdnas.tables import unstructure
 from kdnas.teachers import student_teacher
-from kdnas.teachers.base import Frozen, Teacher
-from kdnas.teachers.fitted import fitted_teacher
+from kdnas.teachers.base import Teacher
 from kdnas.training.driver import train_with_checkpoints
 from kdnas.training.loop import Training
 
@@ -134,7 +133,10 @@ def begin(settings: Prune, storage: RunFolder) -> "Job":
     choice = settings.teacher
     teacher = None if isinstance(choice, FitTeacher) else build_teacher(choice, data)
     is_fitted = settings.source == "teacher" and isinstance(choice, FitTeacher)
-    source = _untrained(choice, data, seed) if is_fitted else load(settings.source, teacher, data, seed)
+    known = teacher
+    if isinstance(choice, FitTeacher) and choice.members == choice.snapshots == 1:
+        known = untrained(choice, data, seed)
+    source = load(settings.source, known, data, seed)
     whole = source.space.blueprint(source.space.largest)
     table = _latencies(settings.budget, storage, whole)
     budget = settings.budget.of(_spent(settings.budget, table, whole))
@@ -157,13 +159,6 @@ def begin(settings: Prune, storage: RunFolder) -> "Job":
     teacher = teacher or build_teacher(teacher_spec, data)
     source = load(settings.source, teacher, data, seed) if is_fitted else source
     return Job(settings, storage, fed_as(data, source.preprocessing), teacher_spec, teacher, source, budget, table)
-
-
-def _untrained(choice: FitTeacher, data: Data, seed: int) -> Source:
-    """The source that a fitted teacher will be, with fresh weights."""
-    blueprint = fitted_teacher(data.image, data.classes, choice.blocks, choice.width, dense=data.task.dense)
-    teacher = Frozen(initialised(lambda: Network(blueprint), seed), preprocessing=data.preprocessing)
-    return load("teacher", teacher if choice.members == choice.snapshots == 1 else None, data, seed)
 
 
 def _latencies(budget: Budget, storage: RunFolder, whole: Blueprint) -> LatencyTable | None:
