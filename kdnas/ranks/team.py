@@ -12,6 +12,7 @@ from datetime import timedelta
 from importlib.metadata import version
 from typing import Any, final
 
+from kdnas.ranks import pulse
 from kdnas.runs.files import plain
 
 _VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -39,6 +40,7 @@ class Team:
         rank: number of this process; 0 leads.
         size: number of processes.
         tensors: the group in which tensors are exchanged.
+        pulse: of this process and the others.
         inside: whether a call of all processes is under way.
         per_process: what each process has for itself; see `Recipe.per_process`.
         notes: what this process has done in the call, which must be the same in all.
@@ -46,8 +48,9 @@ class Team:
             first time may be slow, and one that exchanges something else is found at once.
     """
 
-    def __init__(self, rank: int, size: int, tensors: Any) -> None:
+    def __init__(self, rank: int, size: int, tensors: Any, store: Any) -> None:
         self.rank, self.size, self.tensors = rank, size, tensors
+        self.pulse = pulse.Pulse(rank, size, store, self._break_off)
         self.inside, self.per_process = False, "nothing"
         self.notes: dict[str, Any] = {}
         self.is_careful = False
@@ -92,6 +95,7 @@ class Team:
 
         for other in range(1, self.size):
             self._releases(other)
+        self.pulse.stop()
         if self._loss is None:
             dist.destroy_process_group()
 
@@ -163,7 +167,8 @@ class Team:
             except Unreachable as failure:
                 timed = any(word in str(failure).lower() for word in ("timed out", "timeout"))
                 missing[other] = "does not answer" if timed else "has ended"
-        problem = _problem(states, missing, status["notes"].get("step"))
+        silence = self._silence() if missing else ""
+        problem = silence or _problem(states, missing, status["notes"].get("step"))
         for other in states:
             if other:
                 with contextlib.suppress(Unreachable):
@@ -179,8 +184,22 @@ class Team:
             # The leader releases the others: whom a letter does not reach has ended.
             others = [0] if self.rank else [other for other in range(1, self.size) if not self._releases(other)]
             whom = " and ".join(map(str, others or [1]))
-            self._loss = Lost(f"process {whom} of {self.size} has ended. {_AGAIN}")
+            self._loss = Lost(self._silence() or f"process {whom} of {self.size} has ended. {_AGAIN}")
             raise self._loss from error
+
+    def _silence(self) -> str:
+        """A sentence on processes that give no sign of life; empty if all do."""
+        whom = " and ".join(map(str, self.pulse.silent()))
+        seconds = round(pulse.BEAT * pulse.SILENCE)
+        return f"process {whom} of {self.size} was not heard of for {seconds} seconds. {_AGAIN}" if whom else ""
+
+    def _break_off(self) -> None:
+        """End whatever this process waits for: one time limit that is exceeded closes all connections of the group."""
+        import torch
+        import torch.distributed as dist
+
+        with contextlib.suppress(RuntimeError):
+            dist.irecv(torch.empty(1, dtype=torch.uint8), int(not self.rank), tag=1).wait(timedelta(milliseconds=1))  # type: ignore[union-attr]
 
     def _releases(self, other: int) -> bool:
         try:
@@ -331,25 +350,24 @@ def joined() -> Iterator[bool]:
             yield True
     finally:
         _TEAM.clear()
-        if not team.rank:
-            team.end()
+        team.pulse.stop() if team.rank else team.end()
 
 
 def _team() -> Team:
     import torch
     import torch.distributed as dist
 
-    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    store, rank, size = next(dist.rendezvous("env://"))
     local = int(os.environ.get("LOCAL_RANK", rank))
     backend = "gloo"
     if torch.cuda.is_available() and torch.cuda.device_count() > local:
         torch.cuda.set_device(local)
         backend = "cpu:gloo,cuda:nccl"
-    dist.init_process_group("gloo")
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=size)
     tensors = dist.new_group(backend=backend, timeout=PATIENCE)
     for name in (*_VARIABLES, "LOCAL_RANK"):
         os.environ.pop(name, None)
-    return Team(rank, size, tensors)
+    return Team(rank, size, tensors, dist.PrefixStore("pulse", store.clone()))
 
 
 def _same_versions() -> None:
