@@ -24,6 +24,7 @@ from kdnas.data.feeding import asked
 from kdnas.jobs._memory import IN_MEMORY
 from kdnas.jobs._run import Run
 from kdnas.network import default_device
+from kdnas.ranks.team import number
 from kdnas.runs.lock import command, hold
 from kdnas.values import WorkerCount, check_value
 
@@ -37,10 +38,11 @@ Message = dict[str, Any]
 def default_workers(run: Run) -> int:
     """How many trainings of a run go side by side: one per device, or per thread that torch would use on a CPU.
 
-    One where the run's teacher or data are objects of this process, which no other process has.
+    One where the processes of `torchrun` share every training, and where the run's teacher or data are objects of this
+    process, which no other process has.
     """
     device = default_device()
-    if IN_MEMORY in json.dumps(run.storage.manifest["job"]):
+    if number() > 1 or IN_MEMORY in json.dumps(run.storage.manifest["job"]):
         return 1
     if device.type == "cpu":
         return torch.get_num_threads()

@@ -49,6 +49,7 @@ from kdnas.teachers import student_teacher
 from kdnas.teachers.base import Teacher
 from kdnas.training.driver import train_with_checkpoints
 from kdnas.training.loop import Training
+from kdnas.training.shared import check_batch
 
 FACTORS = "factors.safetensors"
 CANDIDATES = "removals.jsonl"
@@ -115,6 +116,7 @@ def prune(settings: Prune, folder: Path, *, deploy: bool = True) -> dict[str, An
         Search for Better Students to Learn Distilled Knowledge, ECAI 2020 (arXiv 2001.11612).
     Differs: shares of all groups are searched together under the whole network's divergence from the source.
     """
+    check_batch(settings.retrain)
     storage = RunFolder.create(folder, settings.to_json(), settings.recipe.seed)
     job = begin(settings, storage)
     if storage.phase("removal") is None:

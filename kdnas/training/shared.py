@@ -202,12 +202,7 @@ def check(distiller: Distiller, recipe: Recipe, num_images: int | None = None) -
     if recipe.per_process == "blocks":
         _check_spread(distiller, processes)
         return
-    batch = recipe.batch_size if num_images is None else min(recipe.batch_size, num_images)
-    if batch % processes:
-        raise ValueError(
-            f"`batch_size` must be a multiple of the number of processes, {processes}, got {batch}: each has an equal "
-            "part."
-        )
+    check_batch(recipe, num_images)
     distillers = [module for module in distiller.modules() if isinstance(module, Distiller)]
     alone = next((type(each).__name__ for each in distillers if each.parallel == "no"), None)
     if alone:
@@ -228,6 +223,22 @@ def check(distiller: Distiller, recipe: Recipe, num_images: int | None = None) -
         raise ValueError(
             f"`per_process` must be nothing or statistics with {same}, in which all samples of a step decide on "
             "architectures, got architectures."
+        )
+
+
+def check_batch(recipe: Recipe, num_images: int | None = None) -> None:
+    """Raise a ValueError where a batch has no equal part for each of the processes that there are.
+
+    Args:
+        recipe: of the training.
+        num_images: of the train part, where it is known.
+    """
+    processes = team.number()
+    batch = recipe.batch_size if num_images is None else min(recipe.batch_size, num_images)
+    if recipe.per_process != "blocks" and batch % processes:
+        raise ValueError(
+            f"`batch_size` must be a multiple of the number of processes, {processes}, got {batch}: each has an equal "
+            "part."
         )
 
 

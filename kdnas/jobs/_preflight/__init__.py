@@ -18,6 +18,7 @@ from kdnas.network import Network, default_device
 from kdnas.settings import FitTeacher, Recipe
 from kdnas.space import SearchSpace
 from kdnas.specs import Spec
+from kdnas.training.shared import check_batch
 
 _log = logging.getLogger(__name__)
 
@@ -54,30 +55,33 @@ def preflight(
     Raises:
         ValueError: unless inside of `insisting(True)`: the teacher fails, gives NaN, equal logits or probabilities, has
             other class names or an accuracy near chance, is fed another size than it says, or the student's images
-            would be resized by more than a factor of 2. In any case: layers are to be compiled without a compiler.
+            would be resized by more than a factor of 2. In any case: layers are to be compiled without a compiler, or a
+            batch has no equal part for each process.
     """
-    recipes = [recipe, finals and finals[1], teacher.recipe if isinstance(teacher, FitTeacher) else None]
-    if any(each is not None and each.execution == "compiled" for each in recipes):
-        check_compiler(default_device())
+    for each in (recipe, finals and finals[1], teacher.recipe if isinstance(teacher, FitTeacher) else None):
+        if each is not None:
+            check_batch(each, len(data.train))
+            if each.execution == "compiled":
+                check_compiler(default_device())
     findings = data_findings(data)
     sides = space.resolutions if space else (network.blueprint.image[1],) if network else ()
     if sides:
         findings += size_findings(data, sides, decided=size_chosen or space is None)
-    each = 0.0
+    seconds = 0.0
     if isinstance(teacher, FitTeacher):
         findings.append(fitted_finding(teacher, data))
     elif teacher is not None:
-        of_teacher, each = teacher_findings(teacher, data)
+        of_teacher, seconds = teacher_findings(teacher, data)
         findings += of_teacher
     if budget is not None and str(budget):
         findings.append(Finding("budget", f"{budget}; there are networks within it"))
     findings.append(device_finding())
     if recipe is not None:
-        findings += cost_findings(space, network, recipe, each, folder) + recipe_findings(recipe, data)
+        findings += cost_findings(space, network, recipe, seconds, folder) + recipe_findings(recipe, data)
     if search is not None:
         findings.append(Finding("search", f"{search[0]:,} candidates, roughly {duration(search[1])}"))
     if finals is not None and (student := largest_network(space) if space else network) is not None:
-        findings.append(finals_finding(student, *finals, each))
+        findings.append(finals_finding(student, *finals, seconds))
     _log.info(f"before the training\n{block(findings)}")
     insist_or_raise([finding.text for finding in findings if finding.kind == "fault"])
 
