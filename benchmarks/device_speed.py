@@ -15,6 +15,8 @@ one core by TORCHINDUCTOR_COMPILE_THREADS=1, and no programs of an earlier run b
 `rate`: operations of the step a second beside those of a large matrix product, and what the step's time goes to.
 `ranking`: all codes of NAS-Bench-Macro (or `--networks` of them) by RDM, with shared prefixes, one by one, and naively.
 `waiting`: how long the GPU has nothing to do in the product's own training loop.
+`start`: how long a new process takes to import torch, to import a job, and to print the first preflight line of
+`kdnas run`; on an idle machine, at most five rounds.
 
 Ways are timed in turn, in one process, medians of `--rounds` after two that are left out. Ratios are of one run; give
 the device's name with them, which the first line prints. On a CPU one thread computes.
@@ -27,9 +29,12 @@ import itertools
 import os
 import random
 import statistics
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -436,6 +441,35 @@ def measure_waiting(options: argparse.Namespace, device: torch.device) -> None:
         )
 
 
+def measure_start(options: argparse.Namespace, device: torch.device) -> None:
+    """How long processes take that import torch or a job and end, and a run until the first line of its preflight."""
+    jobs = ("chain", "compare", "finals", "prune", "retrain", "search", "train")
+    modules = ["torch", *(f"kdnas.jobs.{name}" for name in jobs)]
+    run = ["-m", "kdnas", "run", "--data", "digits", "--space", "digits", "--budget", "macs=6e5", "--out"]
+
+    def imports(module: str) -> list[float]:
+        subprocess.run([sys.executable, "-c", f"import {module}"], check=True)
+        return []
+
+    def preflight() -> list[float]:
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            subprocess.Popen([sys.executable, *run, f"{folder}/run"], stderr=subprocess.PIPE, text=True) as process,
+        ):
+            assert process.stderr is not None
+            if not any(line.startswith("before the training") for line in process.stderr):
+                raise SystemExit(f"{' '.join(run)} printed no preflight")
+            process.kill()
+        return []
+
+    calls = {module: partial(imports, module) for module in modules} | {"preflight": preflight}
+    seconds = medians(calls, min(options.rounds, 5), device)
+    for module in modules[1:]:
+        print(f"start: {module} {seconds[module]:.2f} s, {seconds[module] - seconds['torch']:.2f} more than torch")
+    after = seconds["preflight"] - max(seconds[module] for module in modules)
+    print(f"start: first preflight line {seconds['preflight']:.2f} s, {after:.2f} after the largest import", flush=True)
+
+
 SECTIONS = {
     "step": measure_step,
     "precision": measure_precision,
@@ -443,11 +477,12 @@ SECTIONS = {
     "rate": measure_rate,
     "ranking": measure_ranking,
     "waiting": measure_waiting,
+    "start": measure_start,
 }
 
 
 def sections(options: argparse.Namespace, device: torch.device) -> Iterator[str]:
-    """Those asked for; the last one needs a GPU."""
+    """Those asked for; `waiting` needs a GPU."""
     chosen = options.sections or list(SECTIONS)
     yield from (name for name in chosen if name != "waiting" or device.type == "cuda")
 
