@@ -11,7 +11,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, NoReturn, Union, get_args, get_origin
 
-from kdnas.plain import printable, show
+from kdnas.plain import printable, show, silence
 from kdnas.settings import Recipe
 from kdnas.specs import Spec
 from kdnas.values import hints_of, real, whole
@@ -41,7 +41,10 @@ class Parser(argparse.ArgumentParser):
         return super()._get_values(action, arg_strings)
 
     def _print_message(self, message: str, file: Any = None) -> None:
-        show(message.rstrip("\n"), file)
+        try:
+            show(message.rstrip("\n"), file)
+        except BrokenPipeError:  # whoever reads the help has enough
+            silence()
 
     def error(self, message: str) -> NoReturn:
         """End with the message and the nearest known name."""

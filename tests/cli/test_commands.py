@@ -307,10 +307,11 @@ def test_a_working_folder_that_was_removed_is_no_error_where_none_is_needed(tmp_
     assert "hint" in capsys.readouterr().out
 
 
-def test_a_reader_that_has_enough_is_no_error():
+@pytest.mark.parametrize("words", [["list", "spaces"], ["list", "--help"]])
+def test_a_reader_that_has_enough_is_no_error(words):
     reader, writer = os.pipe()
     os.close(reader)  # before the first line, so that writing fails whenever it comes
-    command = [sys.executable, "-m", "kdnas", "list", "spaces"]
+    command = [sys.executable, "-m", "kdnas", *words]
     done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
     os.close(writer)
     assert (done.returncode, done.stderr) == (0, "")
