@@ -5,6 +5,7 @@ import shutil
 from types import SimpleNamespace
 
 import pytest
+import torch
 from torch import nn
 
 from kdnas.jobs import _workers
@@ -94,6 +95,14 @@ def test_objects_of_this_process_are_trained_here(tmp_path):
         assert default_workers(run) == check_workers(run, None) == 1
     with pytest.raises(ValueError, match="`workers` must be 1 where the teacher or the data are objects"):
         check_workers(run, 2)
+
+
+def test_trainings_that_the_processes_of_torchrun_share_go_one_after_another(tmp_path, monkeypatch):
+    run = run_of(tmp_path)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    assert default_workers(run) == 2
+    monkeypatch.setattr("kdnas.jobs._workers.number", lambda: 2)
+    assert default_workers(run) == 1
 
 
 @pytest.mark.slow
