@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 from kdnas.costs.budget import Cost
 from kdnas.network import build
 from kdnas.space import Blueprint, Layer
+from kdnas.specs import Spec
 
 Shapes = tuple[tuple[int, ...], ...]
 """Of the inputs of a layer; several for a head that reads several stages."""
@@ -83,8 +84,62 @@ def counted_macs() -> Iterator[Callable[[], int]]:
         yield lambda: counter.get_total_flops() // 2
 
 
+_Counts = tuple[Cost, tuple[int, ...]]
+"""The cost of a layer, and the shape of its output."""
+
+
 @functools.cache
-def _measure(layer: Layer, shapes: Shapes) -> tuple[Cost, tuple[int, ...]]:
+def _measure(layer: Layer, shapes: Shapes) -> _Counts:
+    if layer.make.make == _GRAPH:
+        with contextlib.suppress(ValueError):  # the whole layer's has its name
+            return _of_nodes(dict(layer.make.arguments)["nodes"], shapes)
+    return _run(layer, shapes)
+
+
+def _of_nodes(nodes: tuple[tuple[Any, ...], ...], shapes: Shapes) -> _Counts:
+    """A graph's, node by node: a search of widths asks for so many graphs that making their modules takes long."""
+    *earlier, first = shapes
+    outputs, costs = [first], []
+    for operation, numbers, *values in nodes:
+        inputs = tuple(outputs[number] if number >= 0 else earlier[-1 - number] for number in numbers)
+        counts = _by_hand(operation, tuple(values), inputs)
+        if counts is None:
+            reads = (*range(-1, -len(inputs), -1), 0)
+            counts = _run(Layer(Spec(_GRAPH, (("nodes", ((operation, reads, *values),)),))), inputs)
+        costs.append(counts[0])
+        outputs.append(counts[1])
+    return sum_costs(costs), outputs[-1]
+
+
+def _by_hand(operation: str, values: tuple[Any, ...], shapes: Shapes) -> _Counts | None:
+    """The counts of the usual operations of `Graph`; None for others, and where the inputs do not fit."""
+    (batch, channels, *sides), *others = shapes
+    if operation in _SAME and not others:
+        return Cost(0, 0), shapes[0]
+    if operation in ("add", "mul") and others == [shapes[0]]:
+        return Cost(0, 0), shapes[0]
+    if operation == "norm" and channels == values[0] and len(sides) == 2:
+        return Cost(2 * channels, 0), shapes[0]
+    if operation == "linear" and channels == values[0] and not sides:
+        weights = channels * values[1]
+        return Cost(weights + bool(values[2]) * values[1], batch * weights), (batch, values[1])
+    if operation == "conv" and channels == values[0] and len(sides) == 2:
+        _, outputs, kernel, stride, padding, dilation, group, bias, *across = values
+        wide = across or (kernel, padding, dilation)
+        places = [
+            (side + 2 * pad - reach * (size - 1) - 1) // stride + 1
+            for side, (size, pad, reach) in zip(sides, ((kernel, padding, dilation), wide), strict=True)
+        ]
+        is_whole = not group or channels % group == 0 == outputs % (channels // group)
+        if min(places) > 0 and is_whole:
+            weights = outputs * (group or channels) * kernel * wide[0]
+            macs = batch * weights * math.prod(places)
+            return Cost(weights + bool(bias) * outputs, macs), (batch, outputs, *places)
+    return None
+
+
+@functools.cache
+def _run(layer: Layer, shapes: Shapes) -> _Counts:
     with torch.device("meta"):
         module = build(layer).eval()
         try:
@@ -99,6 +154,11 @@ def _measure(layer: Layer, shapes: Shapes) -> tuple[Cost, tuple[int, ...]]:
     return Cost(sum(p.numel() for p in module.parameters()), macs()), tuple(output.shape)
 
 
+_GRAPH = "kdnas.blocks.graph:Graph"
+_SAME = frozenset(
+    "relu relu6 swish hswish gelu tanh_gelu sigmoid hsigmoid tanh mish softplus elu leaky_relu clamp dropout "
+    "channel_dropout drop_path identity times plus".split()
+)
 _ALIKE = {
     getattr(torch.ops.aten, name).default
     for base in ("relu", "hardtanh", "hardswish", "hardsigmoid", "silu", "gelu", "sigmoid", "tanh", "leaky_relu", "elu")

@@ -9,7 +9,7 @@ import torch
 
 from kdnas.blocks.mbconv import MBConv
 from kdnas.costs.budget import Budget, Cost, amount
-from kdnas.costs.count import _ALIKE, cost, feature_shapes, layer_costs, sum_costs
+from kdnas.costs.count import _ALIKE, _SAME, _measure, _of_nodes, _run, cost, feature_shapes, layer_costs, sum_costs
 from kdnas.network import Network
 from kdnas.space import Blueprint, layer
 from kdnas.spaces.toy import Toy
@@ -41,6 +41,45 @@ def test_costs_add_up_and_parameters_are_the_networks():
     assert sum_costs(layer_costs(largest).values()) == cost(largest)
     assert sum_costs([]) == Cost(0, 0)
     assert cost(largest).params == sum(p.numel() for p in Network(largest).parameters())
+
+
+_MAP, _VECTOR = (2, 8, 9, 7), (2, 8)
+
+
+@pytest.mark.parametrize(
+    ("node", "shapes"),
+    [
+        (("conv", (0,), 8, 12, 3, 1, 1, 1, 0, 0), (_MAP,)),
+        (("conv", (0,), 8, 12, 3, 2, 0, 1, 0, 1), (_MAP,)),
+        (("conv", (0,), 8, 16, 3, 2, 2, 2, 4, 1), (_MAP,)),
+        (("conv", (0,), 8, 8, 5, 1, 2, 1, 1, 0), (_MAP,)),
+        (("conv", (0,), 8, 6, 1, 1, 0, 1, 0, 0, 7, 3, 1), (_MAP,)),
+        (("norm", (0,), 8, 1e-5, 0.1), (_MAP,)),
+        (("linear", (0,), 8, 3, 1), (_VECTOR,)),
+        (("linear", (0,), 8, 3, 0), (_VECTOR,)),
+        (("times", (0,), 2.0), (_MAP,)),
+        (("clamp", (0,), 0.0, 6.0), (_MAP,)),
+        *(((name, (0,)), (_MAP,)) for name in sorted(_SAME - {"times", "plus", "clamp", "elu", "leaky_relu"})),
+        (("add", (-1, 0)), (_MAP, _MAP)),
+        (("mul", (-1, 0)), (_MAP, (2, 8, 1, 1))),
+        (("cat", (-1, 0)), (_MAP, (2, 3, 9, 7))),
+        (("slice", (0,), 2, 3), (_MAP,)),
+        (("max_pool", (0,), 3, 2, 1), (_MAP,)),
+        (("mean", (0,)), (_MAP,)),
+    ],
+    ids=str,
+)
+def test_a_graph_s_nodes_cost_what_is_counted_when_the_whole_graph_runs(node, shapes):
+    nodes = (node, ("relu", (1,)), ("add", (1, 2)))
+    graph = layer("kdnas.blocks.graph:Graph", nodes=nodes)
+    assert _of_nodes(nodes, shapes) == _run.__wrapped__(graph, shapes) == _measure.__wrapped__(graph, shapes)
+
+
+@pytest.mark.parametrize("node", [("conv", (0,), 4, 6, 3, 1, 0, 1, 0, 0), ("linear", (0,), 9, 2, 0)])
+def test_a_graph_that_cannot_compute_on_its_inputs_is_refused_by_its_name(node):
+    graph = layer("kdnas.blocks.graph:Graph", nodes=(("relu", (0,)), node))
+    with pytest.raises(ValueError, match=r"the layer .*relu.* must compute on inputs of shape"):
+        _measure(graph, ((1, 8, 2, 2),))
 
 
 def test_shapes_are_those_of_the_networks_features():
