@@ -5,6 +5,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from typing import Any, NamedTuple
 
 from kdnas.cli.parser import Parser, add_command
@@ -165,8 +166,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if unknown:
         own.error(f"unrecognized arguments: {' '.join(unknown)}")
     if options.version:
-        from importlib.metadata import version
-
         show(version("kdnas"))
         return
     if options.command is None:
