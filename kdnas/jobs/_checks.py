@@ -11,10 +11,11 @@ from kdnas.costs.latency import LatencyTable
 from kdnas.data.base import Data
 from kdnas.distillers.base import Distiller
 from kdnas.distillers.block_wise import BlockWise
+from kdnas.jobs._preflight import largest_network
 from kdnas.jobs._run import build_scorer, build_teacher, check_model_type, initial_supernet
 from kdnas.jobs.fit import untrained
 from kdnas.network import Network, default_device
-from kdnas.randomness import initialised, python_rng
+from kdnas.randomness import python_rng
 from kdnas.ranking.early_stopping import EarlyStopping
 from kdnas.runs.folder import OtherSettings, RunFolder
 from kdnas.searchers.base import Searcher
@@ -68,8 +69,7 @@ def check_losses(experiment: Experiment, data: Data, space: SearchSpace) -> None
     pairs: list[tuple[Callable[[], Supernet | Network], Spec, Recipe]] = []
     if isinstance(choice, FitTeacher) and train.distiller is not None:
         pairs.append((lambda: initial_supernet(train, space), train.distiller, train.recipe))
-    largest = space.blueprint(space.largest)
-    pairs.append((lambda: initialised(lambda: Network(largest), 0), retrain.distiller, retrain.recipe))
+    pairs.append((lambda: largest_network(space), retrain.distiller, retrain.recipe))
     teacher: Teacher | None = None
     for make, source, recipe in pairs:
         distiller = source.build(Distiller)

@@ -102,8 +102,12 @@ def _fit_member(
 
 def untrained(settings: FitTeacher, data: Data, seed: int) -> Frozen:
     """A teacher as it will be, with fresh weights: to see what fits it before it is trained."""
+    return Frozen(_fresh(settings, data, seed), preprocessing=data.preprocessing)
+
+
+def _fresh(settings: FitTeacher, data: Data, seed: int) -> Network:
     blueprint = fitted_teacher(data.image, data.classes, settings.blocks, settings.width, dense=data.task.dense)
-    return Frozen(initialised(lambda: Network(blueprint), seed), preprocessing=data.preprocessing)
+    return initialised(lambda: Network(blueprint), seed)
 
 
 def member_training(settings: FitTeacher, data: Data, member: int = 1, losses: Losses = ()) -> Training:
@@ -112,8 +116,7 @@ def member_training(settings: FitTeacher, data: Data, member: int = 1, losses: L
     The losses are beside that of the labels, and use no teacher.
     """
     recipe = dataclasses.replace(settings.recipe, seed=settings.recipe.seed + member - 1)
-    blueprint = fitted_teacher(data.image, data.classes, settings.blocks, settings.width, dense=data.task.dense)
-    network = initialised(lambda: Network(blueprint), recipe.seed)
+    network = _fresh(settings, data, recipe.seed)
     distiller = FromTeacher(terms=(_SMOOTHED, *losses)) if losses else _Labels()
     return Training(network, distiller, data, None, recipe, default_device())
 

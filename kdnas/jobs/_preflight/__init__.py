@@ -5,9 +5,10 @@ from pathlib import Path
 
 from kdnas.compilation import check_compiler
 from kdnas.data.base import Data
-from kdnas.jobs._preflight.cost import cost_findings, finals_finding, largest_network, recipe_findings
+from kdnas.jobs._preflight.cost import cost_findings, finals_finding, recipe_findings
 from kdnas.jobs._preflight.cost import duration as duration
 from kdnas.jobs._preflight.cost import image_seconds as image_seconds
+from kdnas.jobs._preflight.cost import largest_network as largest_network
 from kdnas.jobs._preflight.cost import training_seconds as training_seconds
 from kdnas.jobs._preflight.data import data_findings, size_findings
 from kdnas.jobs._preflight.findings import Finding, block
